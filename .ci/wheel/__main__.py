@@ -1,0 +1,3 @@
+from flowrra import main
+
+raise SystemExit(main())
