@@ -1,0 +1,47 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test check format bench build clean
+
+help:  ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# The stamp is newer than pyproject.toml unless what it asks for has changed since.
+$(VENV)/test: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[test]'
+	@touch $@
+
+$(VENV)/bench: $(VENV)/test
+	$(BIN)/pip install --quiet --editable '.[bench]'
+	@touch $@
+
+setup: $(VENV)/test  ## Make .venv with what the tests need
+
+test: setup  ## Run the tests
+	$(BIN)/pytest
+
+check: setup  ## Format, lint, types, tests: what must pass before a commit
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy --strict
+	$(BIN)/pyright
+	$(BIN)/pytest
+
+format: setup  ## Format the code and mend what lint can mend
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+bench: $(VENV)/bench  ## Run the benchmarks
+	$(BIN)/python -m benchmarks
+
+build: setup  ## Build the sdist, and the wheel from it, into dist/
+	rm -rf dist
+	$(BIN)/python -m hatchling build -t sdist
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist dist/flowrra-*.tar.gz
+
+clean:  ## Remove what was made: .venv, caches, dist
+	rm -rf $(VENV) .cache dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
