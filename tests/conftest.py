@@ -1,0 +1,47 @@
+"""Runs `async def` tests, each on a new event loop in debug mode.
+
+No plugin: a test needs a loop and nothing else. What a loop would only log (an exception
+nobody fetched, a task destroyed while pending) fails the test.
+"""
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+
+def run_in_loop(test: Callable[..., Awaitable[None]], *args: Any, **kwargs: Any) -> None:
+    complaints: list[dict[str, Any]] = []
+
+    async def watched() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: complaints.append(context))
+        await test(*args, **kwargs)
+
+    asyncio.run(watched(), debug=True)
+    assert not complaints, f"the event loop complained: {complaints}"
+
+
+def looped(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    @functools.wraps(test)
+    def in_loop(*args: Any, **kwargs: Any) -> None:
+        run_in_loop(test, *args, **kwargs)
+
+    return in_loop
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    test = pyfuncitem.obj
+    given = getattr(test, "hypothesis", None)
+    if given and inspect.iscoroutinefunction(given.inner_test):
+        # Each example gets a loop of its own; hypothesis itself stays synchronous.
+        given.inner_test = looped(given.inner_test)
+    if not inspect.iscoroutinefunction(test):
+        return None
+    names = inspect.signature(test).parameters
+    run_in_loop(test, **{name: pyfuncitem.funcargs[name] for name in names})
+    return True
