@@ -20,5 +20,5 @@ class WheelLayout(BuildHookInterface):  # type: ignore[type-arg]  # its paramete
         build_data["force_include"] |= {
             "flowrra.py": "flowrra/__init__.py",
             ".ci/wheel/__main__.py": "flowrra/__main__.py",
-            "flowrra_extras/py.typed": "flowrra/py.typed",  # any empty file will do
+            ".ci/wheel/py.typed": "flowrra/py.typed",
         }
