@@ -8,9 +8,17 @@ import asyncio
 import functools
 import inspect
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+from hypothesis.configuration import set_hypothesis_home_dir
+
+set_hypothesis_home_dir(Path(__file__).parent.parent / ".cache" / "hypothesis")
+# A loop in debug mode on a busy machine is slow; the time limit of the whole test is enough.
+settings.register_profile("flowrra", settings.default, deadline=None)
+settings.load_profile("flowrra")
 
 
 def run_in_loop(test: Callable[..., Awaitable[None]], *args: Any, **kwargs: Any) -> None:

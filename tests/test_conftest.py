@@ -1,7 +1,6 @@
 """The runner of `async def` tests: what it must run, and what it must not let pass."""
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,7 @@ SUITE = """
 import asyncio
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import Phase, given, settings, strategies as st
 
 async def failing():
     await asyncio.sleep(0)
@@ -21,7 +20,7 @@ async def test_passes(tmp_path):
     await asyncio.sleep(0)
     assert tmp_path.is_dir()
 
-@settings(max_examples=3)
+@settings(max_examples=3, phases=[Phase.generate])
 @given(number=st.integers())
 async def test_passes_under_hypothesis(number):
     await asyncio.sleep(0)
@@ -30,7 +29,7 @@ async def test_passes_under_hypothesis(number):
 async def test_fails():
     await failing()
 
-@settings(max_examples=3)
+@settings(max_examples=3, phases=[Phase.generate])
 @given(number=st.integers())
 async def test_fails_under_hypothesis(number):
     await failing()
@@ -47,7 +46,7 @@ async def test_the_loop_is_in_debug_mode() -> None:
 
 
 def test_failures_are_failures(pytester: pytest.Pytester) -> None:
-    pytester.makeconftest(Path(__file__).with_name("conftest.py").read_text())
+    pytester.makeconftest("from tests.conftest import pytest_pyfunc_call")
     pytester.makepyfile(SUITE)
     result = pytester.runpytest("-p", "no:cacheprovider")
     result.assert_outcomes(passed=2, failed=3)
