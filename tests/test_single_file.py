@@ -1,0 +1,102 @@
+"""The file alone: copied into an empty folder or into a package, with nothing installed.
+
+The trap is `__main__`: run as a program, the file must import itself under its own name,
+or a user's module that imports it would meet a second registry and a second set of classes.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import source_layout as layout
+
+CORE = Path(__file__).parent.parent / "flowrra.py"
+VERSION = layout.source_version(CORE.read_text())
+
+# No site-packages, no user's site, no PYTHON* variables; the current folder stays importable.
+BARE = (sys.executable, "-S", "-s", "-E")
+
+# Runs what is said below as `__main__`, then loads a user's module, and counts the classes.
+ONE_REGISTRY = """
+import gc, importlib, runpy, sys
+way, program, library = sys.argv[1:]
+sys.argv = [program, "--version"]
+try:
+    if way == "script":
+        runpy.run_path(program, run_name="__main__")
+    else:
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+except SystemExit as stop:
+    assert not stop.code, stop.code
+user = importlib.import_module("user")
+assert user.Flowrra is sys.modules[library].Flowrra
+classes = [x for x in gc.get_objects() if isinstance(x, type) and x.__name__ == "Flowrra"]
+assert classes == [user.Flowrra], [(c, c.__module__) for c in classes]
+print("one registry")
+"""
+
+
+def run(*command: str, cwd: Path) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Path:
+    shutil.copy(CORE, tmp_path)
+    (tmp_path / "user.py").write_text("from flowrra import Flowrra\n")
+    return tmp_path
+
+
+@pytest.fixture
+def vendored(tmp_path: Path) -> Path:
+    vendor = tmp_path / "pkg" / "_vendor"
+    vendor.mkdir(parents=True)
+    for package in (vendor.parent, vendor):
+        (package / "__init__.py").touch()
+    shutil.copy(CORE, vendor)
+    (tmp_path / "user.py").write_text("from pkg._vendor.flowrra import Flowrra\n")
+    return tmp_path
+
+
+def test_alone_it_runs_as_a_script(alone: Path) -> None:
+    # -I takes even the script's own folder off sys.path.
+    output = run(sys.executable, "-I", "-S", "flowrra.py", "--version", cwd=alone)
+    assert VERSION
+    assert VERSION in output
+
+
+def test_alone_it_runs_from_another_folder(
+    alone: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    output = run(sys.executable, "-I", "-S", str(alone / "flowrra.py"), "--version", cwd=elsewhere)
+    assert str(VERSION) in output
+
+
+def test_alone_it_runs_as_a_module(alone: Path) -> None:
+    assert str(VERSION) in run(*BARE, "-m", "flowrra", "--version", cwd=alone)
+
+
+def test_vendored_it_runs_as_a_module(vendored: Path) -> None:
+    assert str(VERSION) in run(*BARE, "-m", "pkg._vendor.flowrra", "--version", cwd=vendored)
+
+
+def test_alone_the_demo_runs(alone: Path) -> None:
+    assert run(sys.executable, "-I", "-S", "flowrra.py", "demo", cwd=alone)
+
+
+@pytest.mark.parametrize(("way", "program"), [("script", "flowrra.py"), ("module", "flowrra")])
+def test_alone_there_is_one_registry(alone: Path, way: str, program: str) -> None:
+    output = run(*BARE, "-c", ONE_REGISTRY, way, program, "flowrra", cwd=alone)
+    assert output.endswith("one registry\n")
+
+
+def test_vendored_there_is_one_registry(vendored: Path) -> None:
+    name = "pkg._vendor.flowrra"
+    output = run(*BARE, "-c", ONE_REGISTRY, "module", name, name, cwd=vendored)
+    assert output.endswith("one registry\n")
