@@ -1,0 +1,59 @@
+"""What a user must not write. Every line marked `# E:` is an error, and no other is."""
+
+from flowrra import Flowrra, Task, TaskId, result_of
+
+app = Flowrra.from_urls()
+
+
+@app.task
+async def add(left: int, right: int) -> int:
+    return left + right
+
+
+@app.task(max_retries=5)
+def describe(name: str, *, loud: bool = False) -> str:
+    return name.upper() if loud else name
+
+
+async def the_app_submits() -> None:
+    await app.submit(add, 1, "2")  # E: wrong type
+    await app.submit(add, 1)  # E: missing argument
+    await app.submit(add, 1, 2, 3)  # E: too many arguments
+    await app.submit(add, 1, 2, third=3)  # E: unknown keyword
+    await app.submit(describe, "a", loud="yes")  # E: wrong type of a keyword
+    await app.submit(describe, "a", True)  # E: keyword-only
+    await app.submit(len, "a")  # E: not a task
+
+
+async def the_task_submits() -> None:
+    await add.submit(1, "2")  # E: wrong type
+    await add.submit(1)  # E: missing argument
+    await describe.submit("a", quiet=True)  # E: unknown keyword
+
+
+async def options_keep_the_signature() -> None:
+    await add.options(priority=5).submit(1, "2")  # E: wrong type
+    await describe.options(delay=1.0).submit()  # E: missing argument
+    add.options(priority="high")  # E: wrong type of an option
+    add.options(colour="red")  # E: unknown option
+
+
+async def results_have_the_type_of_the_task() -> None:
+    wrong: str = (await app.wait_for_result(await app.submit(add, 1, 2))).result  # E: it is an int
+    task_id: TaskId[str] = await app.submit(add, 1, 2)  # E: it is a TaskId[int]
+    print(wrong, task_id)
+
+
+async def results_are_arguments() -> None:
+    name = await describe.submit("a")
+    await add.submit(result_of(name), 1)  # E: a str is no int
+    await app.submit(add, 1, result_of(name))  # E: a str is no int
+    result_of("an id")  # E: a plain str does not remember its type
+
+
+async def passes_a_task_on(task: Task[[int, int], int]) -> None:
+    await task.submit(1, 2)
+
+
+async def hands_over_a_task() -> None:
+    await passes_a_task_on(describe)  # E: another signature
