@@ -232,6 +232,20 @@ def check(tmp_path: Path) -> Check:
     return check_page
 
 
+# Short sleeps: a signal that comes just before a long one would have to wait for its end.
+LASTING = """
+<!-- runs: until "ready" -->
+```python
+import sys, time
+try:
+    print("ready")
+    while True:
+        time.sleep(0.01)
+except KeyboardInterrupt:
+    {}
+```
+"""
+
 GOOD_PAGES = {
     "python runs": "```python\nimport flowrra\n```\n",
     "output": "```python\nprint(1)\nprint(2)\n```\nSays:\n```text\n1\n2\n```\n",
@@ -242,7 +256,7 @@ GOOD_PAGES = {
     "console": "<!-- runs -->\n```console\n$ echo a\na\n$ echo b\nb\n```\n",
     "file": "<!-- file: a.py -->\n```python\nx = 1\n```\n```python\nfrom a import x\n```\n",
     "file and runs": "<!-- file: a.sh -->\n<!-- runs -->\n\n```bash\ntest -f a.sh\n```\n",
-    "until": '<!-- runs: until "ready" -->\n```bash\necho ready\nsleep 60\n```\n',
+    "until": LASTING.format("print('bye')"),
     "other comments": "<!-- TODO -->\n```python\n```\n",
 }
 
@@ -254,13 +268,8 @@ BAD_PAGES = {
     "console prints another thing": "<!-- runs -->\n```console\n$ echo a\nb\n```\n",
     "file of a later block": "```python\nimport a\n```\n<!-- file: a.py -->\n```python\n```\n",
     "never ready": '<!-- runs: until "ready" -->\n```bash\necho no\n```\n',
-    "dies at Ctrl-C": (
-        '<!-- runs: until "ready" -->\n```python\n'
-        "import signal\nprint('ready')\nsignal.pause()\n```\n"
-    ),
-    "fails at Ctrl-C": (
-        '<!-- runs: until "ready" -->\n```bash\ntrap "exit 3" INT\necho ready\nsleep 60\n```\n'
-    ),
+    "dies at Ctrl-C": LASTING.format("raise"),
+    "fails at Ctrl-C": LASTING.format("sys.exit(3)"),
 }
 
 
