@@ -1,0 +1,5658 @@
+"""Flowrra: a task queue for Python in one file, without dependencies and without a server.
+
+    import asyncio
+    from flowrra import Flowrra
+
+    app = Flowrra.from_urls()                     # in memory; "sqlite:///jobs.db" keeps jobs on disk
+
+    @app.task(max_retries=5)
+    async def send_email(to: str, subject: str) -> str:
+        return f"sent to {to}"
+
+    async def main() -> None:
+        async with app:
+            task_id = await app.submit(send_email, "user@example.com", "Hello")
+            print((await app.wait_for_result(task_id, timeout=10.0)).result)
+
+    asyncio.run(main())
+
+Promises
+    Nothing is lost: when `await submit()` has returned on a durable broker the job is on disk, and a
+    killed worker loses none. A job runs at least once, never "exactly once"; its end is written once.
+    Safe: what comes out of a store is neither unpickled nor evaluated. Typed: `mypy --strict` rejects a
+    wrong argument to a task. Flat: a job's cost does not grow with the backlog or the history.
+
+The map (each section uses earlier ones only)
+    1. Errors
+    2. Models
+    3. Codec
+    4. Clock and retry policy
+    5. Protocols
+    6. Memory broker
+    7. SQLite store
+    8. SQLite broker
+    9. Tasks
+    10. Executors
+    11. Worker
+    12. App
+    13. Command line
+
+To vendor it, copy this one file; to upgrade, copy the newer one over it. A store written by an older
+version is migrated when it is opened, and one written by a newer version is refused.
+"""
+
+from __future__ import annotations
+
+# `python -m flowrra` would load this file a second time, as `__main__`, beside the `flowrra` that the
+# user's program imports: two registries, two sets of classes. So it hands over to the importable one.
+if __name__ == "__main__":
+    import importlib
+    import os
+    import sys
+
+    if __spec__ is None:  # run as a file; -I and -P leave its folder out of the search path
+        sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+        _own_name = os.path.splitext(os.path.basename(__file__))[0]
+    else:
+        _own_name = __spec__.name
+    sys.exit(importlib.import_module(_own_name).main())
+
+import asyncio
+import collections
+import contextlib
+import contextvars
+import dataclasses
+import datetime as dt
+import enum
+import heapq
+import importlib
+import inspect
+import itertools
+import json
+import logging
+import math
+import os
+import queue as thread_queue
+import random
+import signal
+import sys
+import threading
+import time
+import traceback as tracebacks
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+
+if TYPE_CHECKING:
+    import argparse
+    import sqlite3
+    import subprocess
+    from types import FrameType, TracebackType
+
+__version__ = "0.2.0"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+logger = logging.getLogger("flowrra")
+
+
+# ---------------------------------------------------------------------------
+# 1. Errors
+#
+# One tree. A message says what was wrong, with the value, and what to do.
+# ---------------------------------------------------------------------------
+
+
+class FlowrraError(Exception):
+    """The root of every error that Flowrra raises."""
+
+
+class ConfigError(FlowrraError, ValueError):
+    """An option, a URL or a registration that cannot work."""
+
+
+class TaskNotFoundError(FlowrraError, LookupError):
+    """A task that is not registered, or a task id that the store does not know."""
+
+
+class TaskTimeoutError(FlowrraError, TimeoutError):
+    """A result did not come in time, or an attempt took longer than its `timeout`."""
+
+
+class ExecutorNotRunningError(FlowrraError, RuntimeError):
+    """The app, or what should run the call, has been stopped."""
+
+
+class SerializationError(FlowrraError, TypeError):
+    """A value that cannot be kept as JSON, or a stored text that cannot be read back."""
+
+
+class BackendError(FlowrraError):
+    """The store of results failed."""
+
+
+class BrokerError(BackendError):
+    """The store of jobs failed."""
+
+
+class QueueFullError(BrokerError):
+    """The queue already holds `max_queue_size` jobs."""
+
+
+class ProcessDiedError(FlowrraError):
+    """The process that ran a CPU-bound attempt ended under it."""
+
+
+class RemoteError(FlowrraError):
+    """An exception of a CPU-bound task, as its process told it: the names of its types, text, traceback."""
+
+    def __init__(self, text: str, kinds: Sequence[str], traceback: str, delay: float | None) -> None:
+        super().__init__(text)
+        self.kinds = frozenset(kinds)
+        self.traceback = traceback
+        self.delay = delay
+
+
+class Retry(FlowrraError):  # noqa: N818 (raised as a request, read as a sentence: raise Retry(delay=5))
+    """Raise it inside a task to be run again.
+
+    It uses up a retry as any failure does. `delay` (seconds, 0 or more) replaces the policy's delay.
+    """
+
+    def __init__(self, reason: str = "the task asked to be retried", *, delay: float | None = None):
+        super().__init__(reason)
+        self.delay = None if delay is None else _seconds("delay", delay)
+
+
+def _seconds(name: str, value: object, *, least: float = 0.0) -> float:
+    """`value` as a finite number of seconds, at least `least`; a timedelta will do."""
+    if isinstance(value, dt.timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"{name} must be a finite number of seconds, not {value!r}")
+    if value < least:
+        raise ConfigError(f"{name} must be at least {least:g} s, not {value!r}")
+    return float(value)
+
+
+def _whole(name: str, value: object, *, least: int | None = None) -> int:
+    """`value` as an int (a bool is none), at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{name} must be an int, not {value!r}")
+    if least is not None and value < least:
+        raise ConfigError(f"{name} must be at least {least}, not {value!r}")
+    return value
+
+
+# ---------------------------------------------------------------------------
+# 2. Models
+#
+# What a job is and which moves it may make. Every change of state, in every
+# broker, is one entry of TRANSITIONS. Nothing here does I/O or reads a clock.
+# Moments are seconds since the epoch inside, aware UTC datetimes for people.
+# ---------------------------------------------------------------------------
+
+
+class TaskStatus(enum.StrEnum):
+    """Where a job stands."""
+
+    SCHEDULED = "scheduled"  # not due yet
+    BLOCKED = "blocked"  # waits for its parents
+    PENDING = "pending"  # ready to run
+    RUNNING = "running"
+    RETRYING = "retrying"  # failed, and due again later
+    SUCCESS = "success"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the job has come to its end."""
+        return self in FINISHED
+
+
+_S = TaskStatus
+FINISHED = frozenset((_S.SUCCESS, _S.FAILED, _S.CANCELLED))
+UNFINISHED = frozenset(_S) - FINISHED
+
+TRANSITIONS: Mapping[TaskStatus, frozenset[TaskStatus]] = {
+    _S.SCHEDULED: frozenset((_S.PENDING, _S.CANCELLED)),
+    _S.BLOCKED: frozenset((_S.PENDING, _S.SCHEDULED, _S.CANCELLED)),
+    _S.PENDING: frozenset((_S.RUNNING, _S.CANCELLED)),
+    # A release goes back to PENDING, or to SCHEDULED when it is to wait; a rescue to PENDING.
+    _S.RUNNING: FINISHED | {_S.RETRYING, _S.PENDING, _S.SCHEDULED},
+    _S.RETRYING: frozenset((_S.PENDING, _S.CANCELLED)),
+    _S.SUCCESS: frozenset(),
+    _S.FAILED: frozenset((_S.PENDING,)),  # requeued by hand
+    _S.CANCELLED: frozenset((_S.PENDING,)),  # requeued by hand
+}
+
+
+def sources(target: TaskStatus) -> frozenset[TaskStatus]:
+    """The states from which `target` may be reached."""
+    return frozenset(status for status, targets in TRANSITIONS.items() if target in targets)
+
+
+REQUEUABLE = sources(TaskStatus.PENDING) & FINISHED
+MAX_CRASHES = 3  # a job that was running in so many crashes of its worker is FAILED
+MAX_LEASE = 3600.0  # seconds; a stored lease that is longer comes from another boot of the machine
+HISTORY_LIMIT = 20  # earlier attempts kept with a job
+
+
+class TaskId(str, Generic[R]):
+    """A job's id: a `str` that remembers, for the type checker, what the job returns."""
+
+    __slots__ = ()
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One try at a job. `outcome` is running, success, failure, crash, release or cancel."""
+
+    number: int
+    worker: str
+    started: float
+    ended: float | None
+    outcome: str
+    error: str | None = None
+    traceback: str | None = None
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a running job says it is."""
+
+    done: float
+    total: float | None = None
+    note: str | None = None
+
+
+def _moment(seconds: float | None) -> dt.datetime | None:
+    return None if seconds is None else dt.datetime.fromtimestamp(seconds, dt.UTC)
+
+
+class _Moments:
+    """The times of a job as aware UTC datetimes."""
+
+    __slots__ = ()
+    submitted: float
+    started: float | None
+    finished: float | None
+
+    @property
+    def submitted_at(self) -> dt.datetime:
+        """When the job was accepted."""
+        return dt.datetime.fromtimestamp(self.submitted, dt.UTC)
+
+    @property
+    def started_at(self) -> dt.datetime | None:
+        """When its latest attempt began."""
+        return _moment(self.started)
+
+    @property
+    def finished_at(self) -> dt.datetime | None:
+        """When it came to its end."""
+        return _moment(self.finished)
+
+
+@dataclass(slots=True)
+class Job(_Moments):
+    """One submission of a task, from birth to result.
+
+    `due` is the moment a waiting job becomes ready. `seq` is the order of submission. `attempt` only
+    grows, and is the fencing token; `failures` use up retries, `crashes` do not. `payload` is the
+    stored text of the arguments, where the broker keeps text. `overrides` are the task options that
+    this submission changed.
+    """
+
+    id: str
+    task: str
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    queue: str = "default"
+    priority: int = 0
+    payload: str | None = None
+    due: float | None = None
+    expires: float | None = None
+    unique: str | None = None
+    parents: tuple[str, ...] = ()
+    overrides: Mapping[str, Any] | None = None
+    status: TaskStatus = TaskStatus.PENDING
+    submitted: float = 0.0
+    seq: int = 0
+    attempt: int = 0
+    failures: int = 0
+    crashes: int = 0
+    worker: str | None = None
+    started: float | None = None
+    finished: float | None = None
+    purge_at: float | None = None
+    result: Any = None
+    error: str | None = None
+    traceback: str | None = None
+    progress: Progress | None = None
+    history: tuple[Attempt, ...] = ()
+    cancel_requested: bool = False
+
+    @property
+    def due_at(self) -> dt.datetime | None:
+        """When a waiting job becomes ready."""
+        return _moment(self.due)
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """Every attempt that is still recorded, the latest last."""
+        latest = self.latest_attempt(_ENDINGS.get(self.status))
+        return self.history if latest is None else (*self.history, latest)
+
+    def latest_attempt(self, outcome: str | None) -> Attempt | None:
+        """The attempt that `started` tells of, as ended with `outcome`; None if it is in the history."""
+        if outcome is None or self.started is None or self.worker is None:
+            return None
+        return Attempt(self.attempt, self.worker, self.started, self.finished, outcome, self.error, self.traceback)
+
+
+_ENDINGS = {
+    _S.RUNNING: "running",
+    _S.SUCCESS: "success",
+    _S.FAILED: "failure",
+    _S.CANCELLED: "cancel",
+}
+
+
+@dataclass(slots=True)
+class TaskResult(_Moments, Generic[R]):
+    """What became of a job: `result` if it succeeded, else `error` and perhaps `traceback`.
+
+    `result` is typed as what the task returns; it is None unless `is_success`.
+    """
+
+    task_id: str
+    task: str
+    status: TaskStatus
+    result: R
+    error: str | None = None
+    traceback: str | None = None
+    attempts: int = 0
+    submitted: float = 0.0
+    started: float | None = None
+    finished: float | None = None
+    progress: Progress | None = None
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the job succeeded."""
+        return self.status is TaskStatus.SUCCESS
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the job has come to its end."""
+        return self.status in FINISHED
+
+
+def result_from(job: Job) -> TaskResult[Any]:
+    """The result as it stands in `job`."""
+    return TaskResult(
+        job.id,
+        job.task,
+        job.status,
+        job.result,
+        job.error,
+        job.traceback,
+        job.attempt,
+        job.submitted,
+        job.started,
+        job.finished,
+        job.progress,
+    )
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What an attempt came to. Made by the five constructors, so that no wrong mixture can be written.
+
+    `attempt` is the fencing token: it is read from the job when the outcome is made. `keep` is for how
+    many seconds the finished job is retained (None: as the broker is configured). `text` is the encoded
+    result, for brokers that keep text.
+    """
+
+    job: Job
+    attempt: int
+    status: TaskStatus
+    ending: str
+    result: Any = None
+    error: str | None = None
+    traceback: str | None = None
+    due: float | None = None
+    keep: float | None = None
+    text: str | None = None
+
+    @classmethod
+    def succeed(cls, job: Job, result: Any, keep: float | None = None) -> Outcome:
+        """The task returned `result`."""
+        return cls(job, job.attempt, _S.SUCCESS, "success", result, None, None, None, keep)
+
+    @classmethod
+    def fail(cls, job: Job, error: str, traceback: str | None = None) -> Outcome:
+        """The attempt failed and there is none left."""
+        return cls(job, job.attempt, _S.FAILED, "failure", None, error, traceback)
+
+    @classmethod
+    def retry_at(cls, job: Job, due: float, error: str, traceback: str | None = None) -> Outcome:
+        """The attempt failed; the next one is due at `due`. It counts as a failure."""
+        return cls(job, job.attempt, _S.RETRYING, "failure", None, error, traceback, due)
+
+    @classmethod
+    def release(cls, job: Job, reason: str, due: float | None = None) -> Outcome:
+        """Handed back unfinished, to run at once or from `due` on. It costs the job nothing."""
+        status = _S.PENDING if due is None else _S.SCHEDULED
+        return cls(job, job.attempt, status, "release", None, reason, None, due)
+
+    @classmethod
+    def cancel(cls, job: Job, reason: str) -> Outcome:
+        """The attempt was cancelled."""
+        return cls(job, job.attempt, _S.CANCELLED, "cancel", None, reason)
+
+
+@dataclass(slots=True, kw_only=True)
+class JobFilter:
+    """Which jobs to look for; what is None does not matter. `ahead_of`: the ready jobs before that one."""
+
+    ids: Sequence[str] | None = None
+    status: frozenset[TaskStatus] | None = None
+    task: str | None = None
+    queue: str | None = None
+    worker: str | None = None
+    ahead_of: Job | None = None
+
+    def matches(self, job: Job) -> bool:
+        """Whether `job` is one of them."""
+        ahead = self.ahead_of
+        return (
+            (self.ids is None or job.id in self.ids)
+            and (self.status is None or job.status in self.status)
+            and (self.task is None or job.task == self.task)
+            and (self.queue is None or job.queue == self.queue)
+            and (self.worker is None or job.worker == self.worker)
+            and (
+                ahead is None
+                or (
+                    (job.status is _S.PENDING and job.queue == ahead.queue)
+                    and (job.priority, job.seq) < (ahead.priority, ahead.seq)
+                )
+            )
+        )
+
+
+@dataclass(slots=True)
+class WorkerInfo:
+    """A worker as the store shows it. `queues` maps its queues to their capacities."""
+
+    id: str
+    host: str = ""
+    pid: int = 0
+    queues: Mapping[str, int] = field(default_factory=dict)
+    tasks: Sequence[str] = ()
+    started: float = 0.0
+    seen: float = 0.0
+    running: int = 0
+    version: str = __version__
+
+
+@dataclass(slots=True)
+class Notices:
+    """What a heartbeat brings back.
+
+    `cancelled`: ids of this worker's jobs that someone wants to end. `lapsed`: the lease had run out,
+    so that nothing claimed before is this worker's any more. `paused`: queues not to claim from.
+    `suspects`: jobs that were in a crash wait for a worker that runs nothing else. `lost_workers`:
+    workers found dead, whose jobs this call has put back.
+    """
+
+    cancelled: Sequence[str] = ()
+    lapsed: bool = False
+    paused: Collection[str] = ()
+    suspects: bool = False
+    lost_workers: Sequence[str] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class BrokerConfig:
+    """Where jobs wait. `timeout` (s): how long a call may wait for a store that is locked or away.
+
+    `max_queue_size` bounds the ready jobs of each queue of the memory broker; `when_full` says what
+    `submit` does then: "raise" a QueueFullError, or "wait" for room.
+    """
+
+    url: str = "memory://"
+    timeout: float = 30.0
+    max_queue_size: int | None = None
+    when_full: str = "raise"
+
+    def __post_init__(self) -> None:
+        _seconds("timeout", self.timeout)
+        if self.max_queue_size is not None:
+            _whole("max_queue_size", self.max_queue_size, least=1)
+        if self.when_full not in ("raise", "wait"):
+            raise ConfigError(f"when_full must be 'raise' or 'wait', not {self.when_full!r}")
+
+
+@dataclass(slots=True, kw_only=True)
+class BackendConfig:
+    """Where results are kept (None: in the broker), and for how many seconds.
+
+    `max_results` bounds the finished jobs that are kept in memory.
+    """
+
+    url: str | None = None
+    result_ttl: float = 86_400.0
+    failed_ttl: float = 604_800.0
+    max_results: int = 10_000
+
+    def __post_init__(self) -> None:
+        _seconds("result_ttl", self.result_ttl)
+        _seconds("failed_ttl", self.failed_ttl)
+        _whole("max_results", self.max_results, least=1)
+
+
+@dataclass(slots=True, kw_only=True)
+class ExecutorConfig:
+    """What a worker may do at once, and how long it holds on.
+
+    `io_workers` and `cpu_workers` are the capacities of the queues `default` and `cpu`; `queues` names
+    others, and then only those named are served. `lease`: seconds after which a silent worker counts as
+    dead; `heartbeat`: seconds between renewals; `drain`: seconds that a stop waits for running jobs.
+    """
+
+    io_workers: int = 20
+    cpu_workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    queues: Mapping[str, int] | None = None
+    lease: float = 10.0
+    heartbeat: float = 3.0
+    drain: float = 30.0
+
+    def __post_init__(self) -> None:
+        _whole("io_workers", self.io_workers, least=1)
+        _whole("cpu_workers", self.cpu_workers, least=1)
+        for name, capacity in (self.queues or {}).items():
+            _whole(f"the capacity of queue {name!r}", capacity, least=1)
+        _seconds("drain", self.drain)
+        if _seconds("lease", self.lease) > MAX_LEASE:
+            raise ConfigError(f"lease must be at most {MAX_LEASE:g} s, not {self.lease!r}")
+        if _seconds("heartbeat", self.heartbeat, least=0.01) * 2 > self.lease:
+            raise ConfigError(f"lease ({self.lease:g} s) must be at least twice heartbeat ({self.heartbeat:g} s)")
+
+
+@dataclass(slots=True, kw_only=True)
+class Config:
+    """All of it. `Config.from_env("FLOWRRA_")` reads, say, FLOWRRA_EXECUTOR_IO_WORKERS=50."""
+
+    broker: BrokerConfig = field(default_factory=BrokerConfig)
+    backend: BackendConfig = field(default_factory=BackendConfig)
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+
+    @classmethod
+    def from_env(cls, prefix: str = "FLOWRRA_", environ: Mapping[str, str] | None = None) -> Config:
+        """Read PREFIX + SECTION + _ + OPTION variables; PREFIX + BROKER and BACKEND are URLs alone.
+
+        A variable under one of the three sections that names no option is a ConfigError, as is a text
+        that is no number where a number belongs.
+        """
+        env = os.environ if environ is None else environ
+        config = cls()
+        for section in ("broker", "backend", "executor"):
+            part = getattr(config, section)
+            start = f"{prefix}{section.upper()}"
+            changes = {
+                name[len(start) + 1 :].lower(): text for name, text in env.items() if name.startswith(start + "_")
+            }
+            if start in env:
+                changes["url"] = env[start]
+            setattr(config, section, _replace_from_texts(part, start, changes))
+        return config
+
+
+def _replace_from_texts(part: Any, start: str, texts: Mapping[str, str]) -> Any:
+    """A copy of the config section `part` with the options in `texts`, read by the type of the option."""
+    known = {option.name: str(option.type) for option in dataclasses.fields(part)}
+    values: dict[str, Any] = {}
+    for name, text in texts.items():
+        if name not in known:
+            raise ConfigError(f"{start}_{name.upper()} names no option; there are {', '.join(sorted(known))}")
+        values[name] = _from_text(f"{start}_{name.upper()}", known[name], text)
+    return dataclasses.replace(part, **values)
+
+
+def _from_text(name: str, kind: str, text: str) -> Any:
+    """`text` as an option of type `kind`, as it comes from the environment or the command line."""
+    try:
+        if "Mapping" in kind:
+            pairs = (item.rpartition(":") for item in text.split(",") if item.strip())
+            return {queue.strip(): int(capacity) for queue, _, capacity in pairs}
+        if "int" in kind:
+            return int(text)
+        return float(text) if "float" in kind else text
+    except ValueError:
+        raise ConfigError(f"{name}={text!r} cannot be read as {kind.removeprefix('Mapping')}") from None
+
+
+# ---------------------------------------------------------------------------
+# 3. Codec
+#
+# Arguments and results as JSON text. A value comes back equal, or is refused
+# when it goes in; reading a text never imports or calls what the text names.
+# Knows nothing of jobs and brokers.
+#
+# What JSON lacks is an object with the key "$": {"$": "tuple", "v": [1, 2]}.
+# A dictionary with that key, or with keys that are not strings, is kept as a
+# list of pairs, so nothing a user writes can look like a tag. Floats may be
+# NaN or infinite, ints have up to 4,300 digits (Python's own limit), lone
+# surrogates survive, and nesting ends at MAX_DEPTH, which also stops cycles.
+# An enum that is a str or an int is kept as that; another one is refused,
+# since reading it back would import a module that the store names. A
+# dataclass goes in as the dictionary of its fields and comes back as one.
+# ---------------------------------------------------------------------------
+
+MAX_DEPTH = 100
+_TAG = "$"
+_dump = json.JSONEncoder(ensure_ascii=True, allow_nan=False, check_circular=False, separators=(",", ":")).encode
+
+
+class ResultOf(Generic[R]):
+    """Stands in the arguments for the result of the job `task_id`; see `result_of`."""
+
+    __slots__ = ("task_id",)
+
+    def __init__(self, task_id: str) -> None:
+        self.task_id = task_id
+
+    def __repr__(self) -> str:
+        return f"result_of({str(self.task_id)!r})"
+
+
+def result_of(task_id: TaskId[R]) -> R:
+    """A placeholder to pass as an argument: the job waits for that one and gets its result here.
+
+    It may stand inside lists, tuples and dictionaries. The parent must be in the same broker.
+    """
+    if not isinstance(task_id, str):
+        raise ConfigError(f"result_of() takes the id that submit() returned, not {task_id!r}")
+    return cast("R", ResultOf(task_id))
+
+
+def encode(value: Any, name: str = "value") -> str:
+    """`value` as JSON text in ASCII.
+
+    Raises:
+        SerializationError: with the path of the part that cannot be kept, as `name[2]['key']`.
+    """
+    try:
+        return _dump(_pack(value, 0))
+    except _Unfit as unfit:
+        raise SerializationError(f"{name}{unfit.path} {unfit.why}") from None
+    except ValueError as error:  # an int with more digits than Python turns into text
+        raise SerializationError(f"{name} holds a number that cannot be kept: {error}") from None
+
+
+def decode(text: str) -> Any:
+    """The value that `encode` made `text` of; SerializationError if it is not such a text."""
+    try:
+        return _load(text)
+    except SerializationError:
+        raise
+    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as error:
+        shown = text if len(text) <= 80 else text[:77] + "..."
+        raise SerializationError(f"stored text cannot be read ({error}): {shown!r}") from None
+
+
+class _Unfit(Exception):  # noqa: N818 (never leaves this section)
+    """A value that cannot be kept; the path grows as it passes the containers around the value."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+        self.path = ""
+
+
+def _pack(value: Any, depth: int) -> Any:
+    """`value` in terms of what JSON has."""
+    packer = _PACKERS.get(type(value))
+    if packer is None:
+        packer = _pack_other
+    return packer(value, depth)
+
+
+def _pack_each(items: Iterable[tuple[Any, Any]], depth: int) -> Iterator[Any]:
+    """The second of each pair, packed; the first one names it in an error's path."""
+    if depth >= MAX_DEPTH:
+        raise _Unfit(f"is nested more than {MAX_DEPTH} levels deep, or contains itself")
+    for key, item in items:
+        try:
+            yield _pack(item, depth + 1)
+        except _Unfit as unfit:
+            unfit.path = f"[{key!r}]{unfit.path}" if len(unfit.path) < 80 else unfit.path
+            raise
+
+
+_SCALARS = frozenset((type(None), bool, int, str))  # JSON has them as they are
+
+
+def _pack_plain(value: Any, depth: int) -> Any:
+    return value
+
+
+def _pack_float(value: float, depth: int) -> Any:
+    return value if math.isfinite(value) else _tagged("float", repr(value))
+
+
+def _pack_list(value: Iterable[Any], depth: int) -> list[Any]:
+    items = list(value)
+    if _SCALARS.issuperset(map(type, items)):
+        return items
+    return list(_pack_each(enumerate(items), depth))
+
+
+def _pack_dict(value: Mapping[Any, Any], depth: int) -> Any:
+    if _TAG in value or not all(type(key) is str for key in value):
+        keys = _pack_each(((key, key) for key in value), depth)
+        return _tagged("dict", [list(pair) for pair in zip(keys, _pack_each(value.items(), depth), strict=True)])
+    return dict(zip(value, _pack_each(value.items(), depth), strict=True))
+
+
+def _tagged(tag: str, value: Any) -> dict[str, Any]:
+    return {_TAG: tag, "v": value}
+
+
+def _packer(tag: str, simplify: Callable[[Any], Any]) -> Callable[[Any, int], Any]:
+    return lambda value, depth: _tagged(tag, simplify(value))
+
+
+def _collection_packer(tag: str) -> Callable[[Any, int], Any]:
+    return lambda value, depth: _tagged(tag, _pack_list(value, depth))
+
+
+def _base64(value: bytes) -> str:
+    import base64
+
+    return base64.b64encode(value).decode()
+
+
+_PACKERS: Mapping[type, Callable[[Any, int], Any]] = {
+    **dict.fromkeys(_SCALARS, _pack_plain),
+    float: _pack_float,
+    list: _pack_list,
+    dict: _pack_dict,
+    tuple: _collection_packer("tuple"),
+    set: _collection_packer("set"),
+    frozenset: _collection_packer("frozenset"),
+    bytes: _packer("bytes", _base64),
+    dt.datetime: _packer("datetime", dt.datetime.isoformat),
+    dt.date: _packer("date", dt.date.isoformat),
+    dt.time: _packer("time", dt.time.isoformat),
+    dt.timedelta: _packer("timedelta", lambda value: [value.days, value.seconds, value.microseconds]),
+    ResultOf: _packer("result_of", lambda value: str(value.task_id)),
+}
+
+
+_KIN: tuple[tuple[type, Callable[[Any], Any]], ...] = (
+    (str, str.__str__),
+    (int, int),
+    (float, float),
+    (dict, dict),
+    (tuple, tuple),
+    (list, list),
+)
+
+
+def _pack_other(value: Any, depth: int) -> Any:
+    """A value whose type is not in the table: a known type of a module not imported here, or a kin."""
+    kind = type(value)
+    if (kind.__module__, kind.__name__) in (("decimal", "Decimal"), ("uuid", "UUID")):
+        return _tagged(kind.__name__.lower(), str(value))
+    if dataclasses.is_dataclass(kind):
+        return _pack_dict({f.name: getattr(value, f.name) for f in dataclasses.fields(kind)}, depth)
+    if isinstance(value, enum.Enum) and not isinstance(value, str | int):
+        raise _Unfit(f"is the enum member {value}: pass its .name or .value")
+    for base, simple in _KIN:
+        if isinstance(value, base):
+            return _pack(simple(value), depth)
+    raise _Unfit(
+        f"is a {kind.__module__}.{kind.__qualname__}, which cannot be kept as JSON: "
+        "pass plain data, such as a number, a string, a list or an id"
+    )
+
+
+def _unpack(found: dict[str, Any]) -> Any:
+    """What a JSON object stands for; called for the inner ones first."""
+    tag = found.get(_TAG)
+    if tag is None:
+        return found
+    unpacker = _UNPACKERS.get(tag)
+    if unpacker is None or len(found) != 2:
+        raise SerializationError(f"stored text has the tag {tag!r}, which this version does not know")
+    return unpacker(found["v"])
+
+
+_load = json.JSONDecoder(object_hook=_unpack).decode
+
+
+def _bytes(text: str) -> bytes:
+    import base64
+
+    return base64.b64decode(text, validate=True)
+
+
+def _decimal(text: str) -> Any:
+    import decimal
+
+    return decimal.Decimal(text)
+
+
+def _uuid(text: str) -> Any:
+    import uuid
+
+    return uuid.UUID(text)
+
+
+_UNPACKERS: Mapping[str, Callable[[Any], Any]] = {
+    "float": float,
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
+    "dict": dict,
+    "bytes": _bytes,
+    "datetime": dt.datetime.fromisoformat,
+    "date": dt.date.fromisoformat,
+    "time": dt.time.fromisoformat,
+    "timedelta": lambda parts: dt.timedelta(*parts),
+    "decimal": _decimal,
+    "uuid": _uuid,
+    "result_of": ResultOf,
+}
+
+NO_ARGUMENTS = "[[],{}]"
+
+
+def encode_arguments(job: Job) -> str:
+    """The text of the job's arguments; SerializationError names the one that cannot be kept."""
+    if job.payload is not None:
+        return job.payload
+    if not job.args and not job.kwargs:
+        return NO_ARGUMENTS
+    name = f"an argument of {job.task}: "
+    return f"[{encode(list(job.args), name + 'args')},{encode(dict(job.kwargs), name + 'kwargs')}]"
+
+
+def decode_arguments(job: Job) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """The job's arguments, read from its payload where it has one."""
+    if job.payload is None:
+        return job.args, job.kwargs
+    if job.payload == NO_ARGUMENTS:
+        return (), {}
+    args, kwargs = decode(job.payload)
+    return args, kwargs
+
+
+def encode_value(outcome: Outcome) -> str:
+    """The text of what a successful attempt returned."""
+    return encode(outcome.result, f"the result of {outcome.job.task} ")
+
+
+def encode_result(result: TaskResult[Any]) -> str:
+    """A result as text, for backends that keep text."""
+    return encode([getattr(result, f.name) for f in dataclasses.fields(result)], f"result of {result.task}")
+
+
+def decode_result(text: str) -> TaskResult[Any]:
+    """The result that `encode_result` made `text` of."""
+    values = decode(text)
+    result = TaskResult[Any](*values)
+    result.status = TaskStatus(result.status)
+    result.progress = Progress(**values[-1]) if values[-1] else None
+    return result
+
+
+# ---------------------------------------------------------------------------
+# 4. Clock and retry policy
+#
+# The one place where time is read, so that a test can put a manual clock in
+# its stead; and the rule for when a failed attempt is tried again.
+# ---------------------------------------------------------------------------
+
+
+class Clock:
+    """The wall clock, for due times and records, and one that never jumps, for leases and waits."""
+
+    def time(self) -> float:
+        """Seconds since the epoch, as this host believes."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Seconds since the boot: the same for all processes of a host; halts while it is suspended."""
+        return time.monotonic()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOptions:
+    """The options of a task.
+
+    Delay before retry n: min(max_delay, retry_delay * backoff**(n - 1)) seconds; `jitter` draws it
+    evenly from 0 to that ("full jitter"). `retry_on` and `no_retry_on` are exception types. `timeout`:
+    seconds for one attempt. A lower `priority` runs first. `queue` None means `cpu` for a CPU-bound
+    task and `default` for others. `result_ttl`: seconds to keep the result (None: as configured).
+    """
+
+    max_retries: int = 3
+    retry_delay: float = 1.0
+    backoff: float = 2.0
+    max_delay: float = 3600.0
+    jitter: bool = False
+    retry_on: tuple[type[BaseException], ...] = (Exception,)
+    no_retry_on: tuple[type[BaseException], ...] = ()
+    timeout: float | None = None
+    queue: str | None = None
+    priority: int = 0
+    cpu_bound: bool = False
+    result_ttl: float | None = None
+
+    def __post_init__(self) -> None:
+        _whole("max_retries", self.max_retries, least=0)
+        _whole("priority", self.priority)
+        _seconds("retry_delay", self.retry_delay)
+        _seconds("max_delay", self.max_delay)
+        _seconds("backoff", self.backoff)
+        if self.timeout is not None:
+            _seconds("timeout", self.timeout, least=0.001)
+        if self.result_ttl is not None:
+            _seconds("result_ttl", self.result_ttl)
+        if self.queue is not None:
+            check_queue(self.queue)
+        for name in ("retry_on", "no_retry_on"):
+            _check_exception_types(name, getattr(self, name))
+
+    @property
+    def line(self) -> str:
+        """The queue that the task's jobs go to."""
+        return self.queue or ("cpu" if self.cpu_bound else "default")
+
+
+def check_queue(name: object) -> str:
+    """`name` as the name of a queue: text without commas, colons and blanks at its ends."""
+    if not isinstance(name, str) or not name or name != name.strip() or set(name) & {",", ":"}:
+        raise ConfigError(f"a queue's name is text without ',' and ':', not {name!r}")
+    return name
+
+
+def _check_exception_types(name: str, types: object) -> None:
+    for kind in types if isinstance(types, tuple) else (types,):
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            raise ConfigError(f"{name} takes exception types, not {kind!r}")
+
+
+def is_retryable(options: TaskOptions, error: BaseException) -> bool:
+    """Whether `error` may be answered with another attempt."""
+    if _is_kind(error, options.no_retry_on):
+        return False
+    return _is_kind(error, (*options.retry_on, Retry, ProcessDiedError, TaskTimeoutError))
+
+
+def _is_kind(error: BaseException, types: tuple[type[BaseException], ...]) -> bool:
+    """isinstance(), also for an exception of another process, of which the types' names are known."""
+    if isinstance(error, RemoteError):
+        return any(kind_name(kind) in error.kinds for kind in types)
+    return isinstance(error, types)
+
+
+def kind_name(kind: type) -> str:
+    """A type as module and qualified name."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def retry_delay(options: TaskOptions, retry: int, draw: Callable[[], float] = random.random) -> float:
+    """Seconds to wait before retry number `retry` (1 is the first); `draw` gives numbers in [0, 1)."""
+    try:
+        delay = options.retry_delay * options.backoff ** (retry - 1)
+    except OverflowError:
+        delay = options.max_delay
+    delay = min(options.max_delay, delay)
+    return delay * draw() if options.jitter else delay
+
+
+# ---------------------------------------------------------------------------
+# 5. Protocols
+#
+# What a store must do. A Backend keeps results; a Broker is a Backend that
+# also holds the jobs. Brokers carry out and hold no policy: what an attempt
+# came to, the worker judges. Only the models above cross this seam.
+# ---------------------------------------------------------------------------
+
+
+class Backend:
+    """Keeps the results of finished jobs. A subclass needs `record` and `get`; the rest has defaults."""
+
+    async def open(self) -> None:
+        """Get ready to be used on the running loop. Called once before anything else."""
+
+    async def close(self) -> None:
+        """Give everything back. Callers that still wait get a BackendError."""
+
+    async def record(self, results: Sequence[TaskResult[Any]]) -> None:
+        """Keep finished results; one that is there already is replaced."""
+        raise NotImplementedError
+
+    async def get(self, task_ids: Sequence[str]) -> list[TaskResult[Any] | None]:
+        """The results, in the order of the ids; None for an id that is not known (yet)."""
+        raise NotImplementedError
+
+    async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
+        """The finished result of `task_id`.
+
+        This default looks again and again; brokers are told. Cancelling it leaves nothing behind.
+
+        Raises:
+            TaskTimeoutError: it is not finished after `timeout` seconds (None: wait for ever).
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                for pause in itertools.chain((0.01, 0.02, 0.05), itertools.repeat(0.1)):
+                    (result,) = await self.get([task_id])
+                    if result is not None and result.is_finished:
+                        return result
+                    await asyncio.sleep(pause)
+        except TimeoutError:
+            raise timed_out(task_id, timeout) from None
+        raise AssertionError("the pauses never end")
+
+
+def timed_out(task_id: str, timeout: float | None) -> TaskTimeoutError:
+    """The error for a result that did not come within `timeout` seconds."""
+    return TaskTimeoutError(f"job {task_id} has not finished within {timeout:g} s; it goes on all the same")
+
+
+def unknown_job(task_id: str) -> TaskNotFoundError:
+    """The error for an id that the store does not hold."""
+    return TaskNotFoundError(f"no job {str(task_id)!r} is known here: never submitted, or purged after its retention")
+
+
+class Broker(Backend):
+    """Holds jobs on their way. It is also the backend unless another one is configured.
+
+    `now` is the caller's wall clock in seconds since the epoch; leases run on the store's own clock.
+    Every change is guarded: a late or doubled call changes nothing and is told so.
+    """
+
+    retention = BackendConfig()
+    keeps_text = False  # whether arguments and results are kept as text
+    pulse = math.inf  # seconds between heartbeats, where the store has its own reason for more of them
+
+    def twin(self) -> Broker | None:
+        """Another handle on the same store, for another thread's loop; None if there cannot be one."""
+        return None
+
+    async def push(self, jobs: Sequence[Job], *, now: float) -> list[str]:
+        """Take in new jobs, all or none, and return their ids.
+
+        A job whose id is there already, or whose `unique` key an unfinished job has, changes nothing and
+        gets the old id. A job with `parents` is BLOCKED until all have succeeded, CANCELLED if one ended
+        otherwise. Cancelling the call leaves it open whether the jobs are in.
+
+        Raises:
+            TaskNotFoundError: a parent is not known.
+            SerializationError: an argument cannot be kept.
+            BrokerError: the store failed; nothing was written.
+        """
+        raise NotImplementedError
+
+    def push_in(self, connection: Any, jobs: Sequence[Job], *, now: float) -> list[str]:
+        """Take in jobs through the caller's own `connection`, inside the transaction it is in."""
+        raise ConfigError(f"{type(self).__name__} cannot enqueue inside a caller's transaction: use a SQL broker")
+
+    async def claim(self, queue: str, *, limit: int, worker: str, now: float) -> list[Job]:
+        """Take up to `limit` ready jobs of `queue` under the worker's lease, in order; each is RUNNING.
+
+        Promotes what has come due, cancels what has expired before its first attempt, and puts back the
+        jobs of workers whose lease ran out. A job with `crashes` is given out alone, only to a worker that
+        runs nothing, and while it runs that worker gets nothing else. Without a lease (no heartbeat yet, or
+        lapsed) or from a paused queue: nothing.
+        """
+        raise NotImplementedError
+
+    async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
+        """Write down what attempts came to. False: that attempt no longer holds its job; nothing written."""
+        raise NotImplementedError
+
+    async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
+        """Register the worker or extend its lease to `lease` seconds from here; 0 takes its leave.
+
+        At a leave, what it still holds is released.
+        """
+        raise NotImplementedError
+
+    async def report(self, progress: Mapping[str, Progress]) -> None:
+        """Keep how far running jobs are, by id."""
+        raise NotImplementedError
+
+    async def wait_ready(self, queues: Sequence[str], timeout: float) -> None:
+        """Return when a claim from `queues` may find something, or after `timeout` seconds.
+
+        A hint: it may come early or late. With no queues: when a heartbeat may bring news.
+        """
+        raise NotImplementedError
+
+    async def cancel(self, task_id: str, *, now: float) -> bool:
+        """End a job: at once if it waits, by its worker if it runs. False: finished already, or unknown."""
+        raise NotImplementedError
+
+    async def find(self, which: JobFilter, *, limit: int = 100, after: int | None = None) -> list[Job]:
+        """Jobs, the latest submitted first; `after` is the `seq` of the last one of the page before."""
+        raise NotImplementedError
+
+    async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
+        """How many jobs there are, by queue and state."""
+        raise NotImplementedError
+
+    async def workers(self) -> list[WorkerInfo]:
+        """The workers whose lease holds."""
+        raise NotImplementedError
+
+    async def paused(self) -> set[str]:
+        """The queues that are paused."""
+        raise NotImplementedError
+
+    async def requeue(self, task_ids: Sequence[str], *, now: float) -> list[bool]:
+        """Make FAILED and CANCELLED jobs ready again, with their failures and crashes forgotten."""
+        raise NotImplementedError
+
+    async def purge(self, before: float, limit: int) -> int:
+        """Delete up to `limit` finished jobs whose retention ended before `before`; how many went."""
+        raise NotImplementedError
+
+    async def set_queue(self, queue: str, *, paused: bool) -> None:
+        """Stop or resume handing out the jobs of `queue`. Running ones go on."""
+        raise NotImplementedError
+
+
+def purge_moment(job: Job, retention: BackendConfig, keep: float | None, now: float) -> float:
+    """The moment from which the job that has just finished may be purged."""
+    if keep is not None:
+        return now + keep
+    return now + (retention.result_ttl if job.status is TaskStatus.SUCCESS else retention.failed_ttl)
+
+
+# ---------------------------------------------------------------------------
+# 6. Memory broker
+#
+# Jobs in this process: a heap for each queue, a future for each waiter. The
+# caller's arguments and results are kept as they are, not copied. Everything
+# happens on one loop, so that a method without an await is a transaction.
+# ---------------------------------------------------------------------------
+
+
+class MemoryBroker(Broker):
+    """Jobs in the memory of this process; gone when it ends. For one event loop.
+
+    Leases run on the monotonic side of `clock`, due times on its wall side.
+    """
+
+    def __init__(
+        self,
+        config: BrokerConfig | None = None,
+        retention: BackendConfig | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.config = config or BrokerConfig()
+        self.retention = retention or BackendConfig()
+        self._clock = clock or Clock()
+        self._jobs: dict[str, Job] = {}
+        self._ready: dict[str, list[tuple[int, int, str]]] = collections.defaultdict(list)
+        self._depth: collections.Counter[str] = collections.Counter()  # for max_queue_size only
+        self._waiting: list[tuple[float, int, str]] = []
+        self._finished: collections.deque[Job] = collections.deque()
+        self._unique: dict[str, str] = {}
+        self._children: dict[str, list[str]] = {}
+        self._workers: dict[str, tuple[WorkerInfo, float]] = {}
+        self._paused: set[str] = set()
+        self._sequence = itertools.count(1)
+        self._suspects = False  # whether a ready job may have been in a crash
+        self._cancelling: set[str] = set()  # running jobs that someone wants to end
+        self._result_waiters: dict[str, list[asyncio.Future[None]]] = {}
+        self._ready_waiters: dict[asyncio.Future[None], Sequence[str]] = {}
+        self._room_waiters: collections.deque[asyncio.Future[None]] = collections.deque()
+
+    async def close(self) -> None:
+        waiters = [*self._ready_waiters, *self._room_waiters, *itertools.chain(*self._result_waiters.values())]
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_exception(BrokerError("the broker was closed while this call was waiting"))
+
+    # Taking in ---------------------------------------------------------------------------------
+
+    async def push(self, jobs: Sequence[Job], *, now: float) -> list[str]:
+        if self.config.max_queue_size is not None:
+            await self._make_room(jobs, self.config.max_queue_size)
+        for job in jobs:
+            self._check_parents(job)
+        return [self._take_in(job, now) for job in jobs]
+
+    async def _make_room(self, jobs: Sequence[Job], size: int) -> None:
+        while (queue := self._full_queue(jobs, size)) is not None:
+            if self.config.when_full == "raise":
+                raise QueueFullError(
+                    f"queue {queue!r} is full (max_queue_size={size}): try again later, "
+                    "raise the limit, or configure when_full='wait'"
+                )
+            waiter = asyncio.get_running_loop().create_future()
+            self._room_waiters.append(waiter)
+            await waiter
+
+    def _full_queue(self, jobs: Sequence[Job], size: int) -> str | None:
+        """A queue that has no room for these jobs; more jobs than a queue ever holds fit into an empty one."""
+        for queue, more in collections.Counter(job.queue for job in jobs).items():
+            if self._depth[queue] and self._depth[queue] + more > size:
+                return queue
+        return None
+
+    def _check_parents(self, job: Job) -> None:
+        for parent in job.parents:
+            if parent not in self._jobs:
+                raise unknown_job(parent)
+
+    def _take_in(self, job: Job, now: float) -> str:
+        if job.id in self._jobs:
+            return job.id
+        if job.unique is not None:
+            old = self._unique.setdefault(job.unique, job.id)
+            if old != job.id:
+                return old
+        job.submitted = now
+        job.seq = next(self._sequence)
+        self._jobs[job.id] = job
+        if job.parents:
+            self._await_parents(job, now)
+        else:
+            self._make_ready(job, now)
+        return job.id
+
+    def _await_parents(self, job: Job, now: float) -> None:
+        job.status = TaskStatus.BLOCKED
+        for parent in map(self._jobs.get, dict.fromkeys(job.parents)):
+            if parent is None:
+                continue  # purged since: it had succeeded, or this job would have been cancelled
+            if parent.status not in FINISHED:
+                self._children.setdefault(parent.id, []).append(job.id)
+            elif parent.status is not TaskStatus.SUCCESS:
+                self._finish(job, TaskStatus.CANCELLED, now, error=orphaned(parent.id, parent.status))
+                return
+        self._unblock(job, now)
+
+    def _unblock(self, job: Job, now: float) -> None:
+        parents = map(self._jobs.get, job.parents)
+        if all(parent is None or parent.status is TaskStatus.SUCCESS for parent in parents):
+            self._make_ready(job, now)
+
+    def _make_ready(self, job: Job, now: float) -> None:
+        """Put a job where it waits: on its queue's heap, or among those that are not due yet."""
+        if job.due is not None and job.due > now:
+            if job.status is not TaskStatus.RETRYING:
+                job.status = TaskStatus.SCHEDULED
+            heapq.heappush(self._waiting, (job.due, job.seq, job.id))
+        else:
+            job.status = TaskStatus.PENDING
+            job.due = None
+            heapq.heappush(self._ready[job.queue], (job.priority, job.seq, job.id))
+            if self.config.max_queue_size is not None:
+                self._depth[job.queue] += 1
+        if self._ready_waiters:
+            self._wake_ready(job.queue)
+
+    # Handing out -------------------------------------------------------------------------------
+
+    async def claim(self, queue: str, *, limit: int, worker: str, now: float) -> list[Job]:
+        self._rescue_lapsed(now, but=worker)
+        if self._waiting and self._waiting[0][0] <= now:
+            self._promote(now)
+        heap = self._ready[queue]
+        if not heap or queue in self._paused or worker not in self._workers:
+            return []
+        if self._suspects:
+            return self._claim_carefully(heap, limit, worker, now)
+        return self._take(heap, limit, worker, now)
+
+    def _take(self, heap: list[tuple[int, int, str]], limit: int, worker: str, now: float) -> list[Job]:
+        jobs: list[Job] = []
+        while heap and len(jobs) < limit:
+            job = self._jobs.get(heapq.heappop(heap)[2])
+            if job is None or job.status is not TaskStatus.PENDING:
+                continue  # cancelled on the heap, or requeued and on it twice
+            if job.expires is not None and job.expires <= now and job.attempt == 0:
+                self._finish(job, TaskStatus.CANCELLED, now, error=EXPIRED)
+                continue
+            job.status = TaskStatus.RUNNING
+            job.attempt += 1
+            job.worker = worker
+            job.started = now
+            jobs.append(job)
+            if self.config.max_queue_size is not None:
+                self._leave_queue(job.queue)
+        return jobs
+
+    def _claim_carefully(self, heap: list[tuple[int, int, str]], limit: int, worker: str, now: float) -> list[Job]:
+        """Claim while there may be suspects: one alone for an idle worker, else only jobs without crashes."""
+        held = self._held_by(worker)
+        if any(job.crashes for job in held):
+            return []
+        pending = {entry: job for entry in sorted(heap) if (job := self._pending(entry)) is not None}
+        suspects = [entry for entry, job in pending.items() if job.crashes]
+        self._suspects = bool(suspects)
+        chosen = suspects[:1] if suspects and not held else [e for e in pending if e not in suspects][:limit]
+        heap[:] = [entry for entry in pending if entry not in chosen]
+        return self._take(chosen, limit, worker, now)
+
+    def _pending(self, entry: tuple[int, int, str]) -> Job | None:
+        job = self._jobs.get(entry[2])
+        return job if job is not None and job.status is TaskStatus.PENDING else None
+
+    def _leave_queue(self, queue: str) -> None:
+        self._depth[queue] -= 1
+        while self._room_waiters:
+            waiter = self._room_waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _promote(self, now: float) -> None:
+        while self._waiting and self._waiting[0][0] <= now:
+            due, _, task_id = heapq.heappop(self._waiting)
+            job = self._jobs.get(task_id)
+            if job and job.due == due and job.status in (TaskStatus.SCHEDULED, TaskStatus.RETRYING):
+                self._make_ready(job, now)
+
+    def _rescue_lapsed(self, now: float, but: str) -> list[str]:
+        clock = self._clock.monotonic()
+        lapsed = [name for name, (_, until) in self._workers.items() if until <= clock and name != but]
+        for name in lapsed:
+            del self._workers[name]
+            self._rescue(name, now)
+        return lapsed
+
+    def _rescue(self, worker: str, now: float) -> None:
+        """Put back what a dead worker was running. The object that it may still hold is left to it."""
+        for job in self._held_by(worker):
+            self._suspects = True
+            job = self._jobs[job.id] = dataclasses.replace(job, crashes=job.crashes + 1)
+            self._cancelling.discard(job.id)
+            if job.cancel_requested:
+                self._finish(job, TaskStatus.CANCELLED, now, error=CANCELLED)
+            elif job.crashes >= MAX_CRASHES:
+                self._finish(job, TaskStatus.FAILED, now, error=KILLED)
+            else:
+                self._put_back(job, now, "crash", WORKER_LOST, None, due=None)
+
+    def _held_by(self, worker: str) -> list[Job]:
+        return [job for job in self._jobs.values() if job.status is TaskStatus.RUNNING and job.worker == worker]
+
+    # Writing down ------------------------------------------------------------------------------
+
+    async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
+        return [self._settle_one(outcome, now) for outcome in outcomes]
+
+    def _settle_one(self, outcome: Outcome, now: float) -> bool:
+        job = self._jobs.get(outcome.job.id)
+        if job is None or job.status is not TaskStatus.RUNNING or job.attempt != outcome.attempt:
+            return False
+        if outcome.status in FINISHED:
+            self._finish(job, outcome.status, now, outcome.result, outcome.error, outcome.traceback, outcome.keep)
+            return True
+        job.failures += outcome.ending == "failure"
+        job.status = outcome.status
+        self._put_back(job, now, outcome.ending, outcome.error, outcome.traceback, outcome.due)
+        return True
+
+    def _finish(
+        self,
+        job: Job,
+        status: TaskStatus,
+        now: float,
+        result: Any = None,
+        error: str | None = None,
+        traceback: str | None = None,
+        keep: float | None = None,
+    ) -> None:
+        """The one place where a job comes to its end."""
+        if job.status is TaskStatus.PENDING and self.config.max_queue_size is not None:
+            self._leave_queue(job.queue)
+        job.status = status
+        job.finished = now
+        job.result = result
+        job.error = error
+        job.traceback = traceback
+        job.purge_at = purge_moment(job, self.retention, keep, now)
+        self._finished.append(job)
+        if len(self._finished) > self.retention.max_results:
+            self._forget(self._finished.popleft())
+        if job.unique is not None:
+            self._unique.pop(job.unique, None)
+        if self._cancelling:
+            self._cancelling.discard(job.id)
+        if self._result_waiters:
+            self._wake_results(job.id)
+        if self._children:
+            self._tell_children(job, now)
+
+    def _put_back(
+        self, job: Job, now: float, ending: str, error: str | None, traceback: str | None, due: float | None
+    ) -> None:
+        """Let a job that ran wait again, with the attempt in its history."""
+        job.error, job.traceback, job.finished = error, traceback, now
+        self._archive(job, ending)
+        job.due = due
+        self._make_ready(job, now)
+
+    def _archive(self, job: Job, ending: str) -> None:
+        """Move the latest attempt into the history."""
+        latest = job.latest_attempt(ending)
+        if latest is not None:
+            job.history = (*job.history[1 - HISTORY_LIMIT :], latest)
+        job.worker = job.started = job.finished = job.purge_at = job.progress = None
+
+    def _tell_children(self, parent: Job, now: float) -> None:
+        for child in map(self._jobs.get, self._children.pop(parent.id, ())):
+            if child is None or child.status is not TaskStatus.BLOCKED:
+                continue
+            if parent.status is TaskStatus.SUCCESS:
+                self._unblock(child, now)
+            else:
+                self._finish(child, TaskStatus.CANCELLED, now, error=orphaned(parent.id, parent.status))
+
+    def _forget(self, job: Job) -> None:
+        if self._jobs.get(job.id) is job and job.status in FINISHED:
+            del self._jobs[job.id]
+
+    # Workers and waiting -----------------------------------------------------------------------
+
+    async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
+        if lease <= 0:
+            return self._take_leave(worker.id, now)
+        lost = self._rescue_lapsed(now, but=worker.id)
+        lapsed = worker.id not in self._workers and worker.seen > 0
+        worker.seen = now
+        self._workers[worker.id] = (worker, self._clock.monotonic() + lease)
+        return Notices(
+            cancelled=[task_id for task_id in self._cancelling if self._jobs[task_id].worker == worker.id],
+            lapsed=lapsed,
+            paused=frozenset(self._paused),
+            suspects=self._suspects and any(self._suspects_in(worker.queues)),
+            lost_workers=lost,
+        )
+
+    def _suspects_in(self, queues: Iterable[str]) -> Iterator[bool]:
+        pending = (self._pending(entry) for queue in queues for entry in self._ready[queue])
+        return (job is not None and job.crashes > 0 for job in pending)
+
+    def _take_leave(self, worker: str, now: float) -> Notices:
+        self._workers.pop(worker, None)
+        for job in self._held_by(worker):
+            job = self._jobs[job.id] = dataclasses.replace(job, status=TaskStatus.PENDING)
+            self._put_back(job, now, "release", LEFT, None, due=None)
+        return Notices()
+
+    async def report(self, progress: Mapping[str, Progress]) -> None:
+        for task_id, reported in progress.items():
+            job = self._jobs.get(task_id)
+            if job is not None and job.status is TaskStatus.RUNNING:
+                job.progress = reported
+
+    async def wait_ready(self, queues: Sequence[str], timeout: float) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._ready_waiters[waiter] = queues
+        if self._waiting and queues:
+            timeout = min(timeout, self._waiting[0][0] - self._clock.time())
+        timer = asyncio.get_running_loop().call_later(max(0.0, timeout), _resolve, waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._ready_waiters.pop(waiter, None)
+
+    def _wake_ready(self, queue: str | None) -> None:
+        """Wake those who wait for `queue`; None: those who wait for news."""
+        for waiter, queues in self._ready_waiters.items():
+            if (queue in queues if queue is not None else not queues) and not waiter.done():
+                waiter.set_result(None)
+
+    def _wake_results(self, task_id: str) -> None:
+        for waiter in self._result_waiters.pop(task_id, ()):
+            _resolve(waiter)
+
+    # Looking -----------------------------------------------------------------------------------
+
+    async def get(self, task_ids: Sequence[str]) -> list[TaskResult[Any] | None]:
+        jobs = map(self._jobs.get, task_ids)
+        return [None if job is None else result_from(job) for job in jobs]
+
+    async def record(self, results: Sequence[TaskResult[Any]]) -> None:
+        for result in results:
+            job = Job(result.task_id, result.task, status=result.status, submitted=result.submitted)
+            job.attempt, job.started, job.progress = result.attempts, result.started, result.progress
+            self._jobs[job.id] = job
+            self._finish(job, result.status, result.finished or 0.0, result.result, result.error, result.traceback)
+
+    async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
+        job = self._jobs.get(task_id)
+        if job is None:
+            raise unknown_job(task_id)
+        if job.status not in FINISHED:
+            await self._wait_finished(task_id, timeout)
+            job = self._jobs.get(task_id) or job
+        return result_from(job)
+
+    async def _wait_finished(self, task_id: str, timeout: float | None) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._result_waiters.setdefault(task_id, []).append(waiter)
+        try:
+            async with asyncio.timeout(timeout):
+                await waiter
+        except TimeoutError:
+            raise timed_out(task_id, timeout) from None
+        finally:
+            waiters = self._result_waiters.get(task_id)
+            if waiters and waiter in waiters:
+                waiters.remove(waiter)
+
+    async def find(self, which: JobFilter, *, limit: int = 100, after: int | None = None) -> list[Job]:
+        jobs = map(self._jobs.get, which.ids) if which.ids is not None else reversed(self._jobs.values())
+        found = (job for job in jobs if job and which.matches(job) and (after is None or job.seq < after))
+        return [dataclasses.replace(job) for job in itertools.islice(found, limit)]
+
+    async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
+        which = which or JobFilter()
+        return dict(collections.Counter((j.queue, j.status) for j in self._jobs.values() if which.matches(j)))
+
+    async def workers(self) -> list[WorkerInfo]:
+        clock = self._clock.monotonic()
+        return [info for info, until in self._workers.values() if until > clock]
+
+    async def paused(self) -> set[str]:
+        return set(self._paused)
+
+    # By hand -----------------------------------------------------------------------------------
+
+    async def cancel(self, task_id: str, *, now: float) -> bool:
+        job = self._jobs.get(task_id)
+        if job is None or job.status in FINISHED:
+            return False
+        if job.status is TaskStatus.RUNNING:
+            job.cancel_requested = True
+            self._cancelling.add(task_id)
+            self._wake_ready(None)
+        else:
+            self._finish(job, TaskStatus.CANCELLED, now, error=CANCELLED)
+        return True
+
+    async def requeue(self, task_ids: Sequence[str], *, now: float) -> list[bool]:
+        return [self._requeue_one(self._jobs.get(task_id), now) for task_id in task_ids]
+
+    def _requeue_one(self, job: Job | None, now: float) -> bool:
+        if job is None or job.status not in REQUEUABLE:
+            return False
+        if job.unique is not None and self._unique.setdefault(job.unique, job.id) != job.id:
+            return False  # an unfinished job has the key now
+        self._finished.remove(job)
+        self._archive(job, _ENDINGS[job.status])
+        job.failures = job.crashes = 0
+        job.error = job.traceback = None
+        job.cancel_requested = False
+        if job.parents:
+            self._await_parents(job, now)
+        else:
+            self._make_ready(job, now)
+        return True
+
+    async def purge(self, before: float, limit: int) -> int:
+        due = (job for job in self._finished if job.purge_at is not None and job.purge_at < before)
+        gone = {job.id: job for job in itertools.islice(due, limit)}
+        self._finished = collections.deque(job for job in self._finished if job.id not in gone)
+        for job in gone.values():
+            self._forget(job)
+        return len(gone)
+
+    async def set_queue(self, queue: str, *, paused: bool) -> None:
+        check_queue(queue)
+        if paused:
+            self._paused.add(queue)
+        else:
+            self._paused.discard(queue)
+            self._wake_ready(queue)
+        self._wake_ready(None)
+
+
+EXPIRED = "it expired before its first attempt began"
+CANCELLED = "it was cancelled"
+KILLED = f"killed its worker {MAX_CRASHES} times"
+WORKER_LOST = "its worker died or lost its lease"
+LEFT = "its worker left without settling it"
+
+
+def orphaned(parent: str, status: TaskStatus) -> str:
+    """The reason of a job that is cancelled because its parent did not succeed."""
+    return f"its parent {parent} ended as {status}"
+
+
+def _resolve(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+# ---------------------------------------------------------------------------
+# 7. SQLite store
+#
+# Every SQL statement, on one connection, for whichever thread holds it. Knows
+# nothing of loops and threads. What happens for each job is one statement for
+# the whole group over a JSON text, for two reasons, both measured: sqlite3
+# gives up the GIL for a statement, not for a row; and 1,000 rows of
+# executemany take 10.0 us each, as one INSERT ... FROM json_each 4.2 us.
+# ---------------------------------------------------------------------------
+
+
+def _quoted(statuses: Iterable[TaskStatus]) -> str:
+    """States as an SQL list, in their own order, so that a query's text equals its partial index's."""
+    return "(" + ", ".join(f"'{status}'" for status in TaskStatus if status in set(statuses)) + ")"
+
+
+_DUE_LATER = _quoted((TaskStatus.SCHEDULED, TaskStatus.RETRYING))
+_NOT_BEGUN = _quoted((TaskStatus.SCHEDULED, TaskStatus.BLOCKED, TaskStatus.PENDING))
+_FINISHED = _quoted(FINISHED)
+_UNFINISHED = _quoted(UNFINISHED)
+_REQUEUABLE = _quoted(REQUEUABLE)
+_AT_REST = _quoted(UNFINISHED - {TaskStatus.RUNNING})
+
+_SCHEMA = f"""
+CREATE TABLE flowrra_job (
+    seq INTEGER PRIMARY KEY,  -- the order of submission
+    id TEXT NOT NULL UNIQUE,
+    task TEXT NOT NULL,
+    queue TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    status TEXT NOT NULL CHECK (status IN {_quoted(TaskStatus)}),
+    payload TEXT NOT NULL,
+    submitted REAL NOT NULL,
+    due REAL,
+    expires REAL,
+    unique_key TEXT,
+    parents TEXT,
+    overrides TEXT,
+    attempt INTEGER NOT NULL DEFAULT 0,
+    failures INTEGER NOT NULL DEFAULT 0,
+    crashes INTEGER NOT NULL DEFAULT 0,
+    cancel_requested INTEGER NOT NULL DEFAULT 0,
+    worker TEXT,
+    started REAL,
+    finished REAL,
+    purge_at REAL,
+    result TEXT,
+    error TEXT,
+    traceback TEXT,
+    progress TEXT,
+    history TEXT,
+    CHECK (status != 'running' OR (attempt > 0 AND worker IS NOT NULL AND started IS NOT NULL)),
+    CHECK ((status IN {_FINISHED}) = (finished IS NOT NULL)),
+    CHECK (status NOT IN {_DUE_LATER} OR due IS NOT NULL)
+);
+-- Waiting jobs stay out of the line by their status: with `due` in this index every claim sorts the
+-- backlog (8,000 jobs/s instead of 60,000). Suspects have a line of their own.
+CREATE INDEX flowrra_ready ON flowrra_job (queue, priority, seq) WHERE status = 'pending' AND crashes = 0;
+CREATE INDEX flowrra_suspect ON flowrra_job (queue, priority, seq) WHERE status = 'pending' AND crashes > 0;
+CREATE INDEX flowrra_due ON flowrra_job (due) WHERE status IN {_DUE_LATER};
+CREATE INDEX flowrra_expiring ON flowrra_job (expires)
+    WHERE expires IS NOT NULL AND attempt = 0 AND status IN {_NOT_BEGUN};
+CREATE INDEX flowrra_running ON flowrra_job (worker, crashes) WHERE status = 'running';
+CREATE INDEX flowrra_cancelling ON flowrra_job (worker) WHERE status = 'running' AND cancel_requested = 1;
+CREATE INDEX flowrra_purge ON flowrra_job (purge_at) WHERE purge_at IS NOT NULL;
+CREATE UNIQUE INDEX flowrra_unique ON flowrra_job (unique_key)
+    WHERE unique_key IS NOT NULL AND status IN {_UNFINISHED};
+CREATE TABLE flowrra_dependency (  -- parents that a blocked job still waits for
+    parent TEXT NOT NULL,
+    child INTEGER NOT NULL,
+    PRIMARY KEY (parent, child)
+) WITHOUT ROWID;
+CREATE INDEX flowrra_child ON flowrra_dependency (child);
+CREATE TABLE flowrra_worker (
+    id TEXT PRIMARY KEY,
+    host TEXT NOT NULL,
+    home TEXT NOT NULL,  -- where its pid means something: boot and pid namespace
+    pid INTEGER NOT NULL,
+    birth TEXT NOT NULL,  -- when the process began, since pids are used again
+    queues TEXT NOT NULL,
+    tasks TEXT NOT NULL,
+    started REAL NOT NULL,
+    seen REAL NOT NULL,
+    running INTEGER NOT NULL,
+    version TEXT NOT NULL,
+    lease REAL NOT NULL  -- on the monotonic clock of this boot
+);
+CREATE TABLE flowrra_listener (  -- loopback ports of those who want to be told
+    port INTEGER PRIMARY KEY,
+    kinds TEXT NOT NULL,
+    home TEXT NOT NULL,
+    pid INTEGER NOT NULL,
+    birth TEXT NOT NULL
+);
+CREATE TABLE flowrra_paused (queue TEXT PRIMARY KEY);
+"""
+
+# Entry n takes a store from schema n to n + 1. The version lives in a table of our own, since the file
+# may be the user's application database, whose `user_version` is the application's.
+_MIGRATIONS = (_SCHEMA,)
+
+_ARCHIVE = f"""history = CASE WHEN started IS NULL THEN history ELSE json_insert(
+        CASE WHEN coalesce(json_array_length(history), 0) < {HISTORY_LIMIT} THEN coalesce(history, '[]')
+             ELSE json_remove(history, '$[0]') END,
+        '$[#]', json_array(attempt, worker, started, :now, :ending, :error, :traceback)) END,
+    worker = NULL, started = NULL, finished = NULL, purge_at = NULL, progress = NULL"""
+
+_INSERT_ALIKE = """
+    INSERT INTO flowrra_job (id, payload, task, queue, priority, status, submitted, due, expires, overrides)
+    SELECT key, value, ?, ?, ?, ?, ?, ?, ?, ? FROM json_each(?) WHERE true ON CONFLICT DO NOTHING"""
+_INSERT_ONE = """
+    INSERT INTO flowrra_job (id, payload, task, queue, priority, status, submitted, due, expires, overrides,
+        unique_key, parents)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
+
+_READY = """
+    SELECT seq, id, task, payload, queue, priority, submitted, attempt, failures, crashes, overrides, parents
+    FROM flowrra_job WHERE status = 'pending' AND crashes = 0 AND queue = :queue
+    ORDER BY priority, seq LIMIT :limit"""
+_SUSPECT = _READY.replace("crashes = 0", "crashes > 0")
+_START = """
+    UPDATE flowrra_job SET status = 'running', attempt = attempt + 1, worker = ?, started = ?
+    WHERE seq IN (SELECT value FROM json_each(?))"""
+
+_SUCCEED = """
+    UPDATE flowrra_job SET status = 'success', result = v.value, finished = ?, purge_at = ?,
+        error = NULL, traceback = NULL
+    FROM json_each(?) AS v
+    WHERE seq = CAST(v.key AS INTEGER) AND status = 'running' AND attempt = ?"""
+_END = """
+    UPDATE flowrra_job SET status = :status, error = :error, traceback = :traceback, finished = :now,
+        purge_at = :purge_at, failures = failures + :failed
+    WHERE id = :id AND status = 'running' AND attempt = :attempt"""
+_AGAIN = f"""
+    UPDATE flowrra_job SET status = :status, error = :error, traceback = :traceback, due = :due,
+        failures = failures + :failed, {_ARCHIVE}
+    WHERE id = :id AND status = 'running' AND attempt = :attempt"""
+
+_RESCUE = f"""
+    UPDATE flowrra_job SET status = 'pending', crashes = crashes + :crashed, due = NULL,
+        error = :error, traceback = NULL, {_ARCHIVE}
+    WHERE status = 'running' AND worker = :worker RETURNING id, crashes, cancel_requested"""
+_BURY = f"""
+    UPDATE flowrra_job SET status = :status, error = :error, finished = :now, purge_at = :purge_at
+    WHERE id = :id AND status IN {_AT_REST}"""
+_REQUEUE = f"""
+    UPDATE OR IGNORE flowrra_job SET status = 'pending', failures = 0, crashes = 0, cancel_requested = 0,
+        due = NULL, {_ARCHIVE}, error = NULL, traceback = NULL
+    WHERE id = :id AND status = :status"""
+
+_RECORD = """
+    INSERT OR REPLACE INTO flowrra_job (id, task, status, payload, queue, priority, submitted, attempt, started,
+        finished, purge_at, error, traceback, result)
+    VALUES (?, ?, ?, ?, '', 0, ?, ?, ?, ?, ?, ?, ?, ?)"""
+
+_JOB_COLUMNS = (
+    "seq, id, task, payload, queue, priority, status, submitted, due, expires, unique_key, parents, overrides, "
+    "attempt, failures, crashes, cancel_requested, worker, started, finished, purge_at, result, error, "
+    "traceback, progress, history"
+)
+_RESULT_COLUMNS = "id, task, status, result, error, traceback, attempt, submitted, started, finished, progress"
+
+
+@dataclass(frozen=True, slots=True)
+class _Home:
+    """Where this process lives, so that another one can tell whether it is still alive."""
+
+    name: str
+    pid: int
+    birth: str
+
+    @classmethod
+    def here(cls) -> _Home:
+        return cls(_home_name(), os.getpid(), _birth_of(os.getpid()) or "")
+
+
+def _home_name() -> str:
+    """The boot and the pid namespace; without them (no Linux) the host's name must do."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        import platform
+
+        return platform.node()
+
+
+def _birth_of(pid: int) -> str | None:
+    """When the process began, "" where the system does not tell, None if there is no such process."""
+    if os.name != "posix":
+        return ""  # os.kill(pid, 0) would end the process on Windows; its lease will run out
+    try:
+        with open(f"/proc/{pid}/stat", encoding="latin-1") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]  # state; starttime, field 22 of proc(5)
+    except OSError:
+        pass
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "" if not os.path.exists("/proc/self/stat") else None
+
+
+class SQLiteStore:
+    """The jobs in one SQLite file. One caller at a time; each method runs inside `transaction`."""
+
+    def __init__(self, connection: sqlite3.Connection, retention: BackendConfig, clock: Clock) -> None:
+        self._db = connection
+        self._retention = retention
+        self._clock = clock
+        self._home = _Home.here()
+        self.news: dict[str, list[str]] = {}  # what the transaction changed, for those who listen
+
+    # Taking in ---------------------------------------------------------------------------------
+
+    def push(self, jobs: Sequence[Job], *, now: float) -> list[str]:
+        alike: dict[tuple[Any, ...], dict[str, str]] = {}
+        ids = []
+        for job in jobs:
+            if job.parents or job.unique is not None:
+                ids.append(self._push_one(job, now))
+                continue
+            status, due = _first_status(job, now)
+            kin = (job.task, job.queue, job.priority, status, now, due, job.expires, _text(job.overrides))
+            alike.setdefault(kin, {}).setdefault(job.id, cast("str", job.payload))
+            ids.append(job.id)
+        for kin, payloads in alike.items():
+            text = ",".join([f"{_json_key(task_id)}:{payload}" for task_id, payload in payloads.items()])
+            self._db.execute(_INSERT_ALIKE, (*kin, f"{{{text}}}"))
+        self.news.setdefault("j", [])
+        return ids
+
+    def _push_one(self, job: Job, now: float) -> str:
+        status, due = _first_status(job, now)
+        parents = list(dict.fromkeys(job.parents))
+        row: tuple[Any, ...] = (job.id, job.payload, job.task, job.queue, job.priority, status, now, due, job.expires)
+        row += (_text(job.overrides), job.unique, json.dumps(parents) if parents else None)
+        if self._db.execute(_INSERT_ONE, row).rowcount == 0:
+            return self._holder(job)
+        if parents:
+            self._await_parents(job.id, parents, now)
+        return job.id
+
+    def _holder(self, job: Job) -> str:
+        """The id of the job that was there first: the same one, or the unfinished one with its key."""
+        unfinished = f"SELECT id FROM flowrra_job WHERE unique_key = ? AND status IN {_UNFINISHED}"
+        found = self._db.execute("SELECT id FROM flowrra_job WHERE id = ?", (job.id,)).fetchone()
+        found = found or self._db.execute(unfinished, (job.unique,)).fetchone()
+        return str(found[0])
+
+    def _await_parents(self, task_id: str, parents: Sequence[str], now: float) -> None:
+        """Block the job until its parents have succeeded; cancel it if one has ended otherwise."""
+        (child,) = self._db.execute("SELECT seq FROM flowrra_job WHERE id = ?", (task_id,)).fetchone()
+        self._db.execute("UPDATE flowrra_job SET status = 'blocked' WHERE seq = ?", (child,))
+        for parent in parents:
+            found = self._db.execute("SELECT status FROM flowrra_job WHERE id = ?", (parent,)).fetchone()
+            if found is None:
+                raise unknown_job(parent)
+            if found[0] not in FINISHED:
+                self._db.execute("INSERT INTO flowrra_dependency VALUES (?, ?)", (parent, child))
+            elif found[0] != TaskStatus.SUCCESS:
+                self._bury([task_id], TaskStatus.CANCELLED, orphaned(parent, found[0]), now)
+                return
+        self._unblock([child], now)
+
+    def _unblock(self, children: Iterable[int], now: float) -> None:
+        for child in children:
+            self._db.execute(
+                """UPDATE flowrra_job SET status = CASE WHEN due > :now THEN 'scheduled' ELSE 'pending' END
+                WHERE seq = :seq AND status = 'blocked'
+                    AND NOT EXISTS (SELECT 1 FROM flowrra_dependency WHERE child = :seq)""",
+                {"seq": child, "now": now},
+            )
+        self.news.setdefault("j", [])
+
+    # Handing out -------------------------------------------------------------------------------
+
+    def claim(self, queue: str, *, limit: int, worker: str, now: float) -> list[Job]:
+        if not self._may_claim(queue, worker):
+            return []
+        self._rescue_lapsed(now, but=worker)
+        self._promote(now)
+        self._expire(now)
+        rows = self._select_suspect(queue, worker)
+        if rows is None:
+            rows = self._db.execute(_READY, {"queue": queue, "limit": limit}).fetchall()
+        if rows:
+            self._db.execute(_START, (worker, now, f"[{','.join([str(row[0]) for row in rows])}]"))
+        return [_claimed_job(row, worker, now) for row in rows]
+
+    def _may_claim(self, queue: str, worker: str) -> bool:
+        may = """SELECT EXISTS (SELECT 1 FROM flowrra_worker WHERE id = ?)
+            AND NOT EXISTS (SELECT 1 FROM flowrra_paused WHERE queue = ?)"""
+        return bool(self._db.execute(may, (worker, queue)).fetchone()[0])
+
+    def _select_suspect(self, queue: str, worker: str) -> list[Any] | None:
+        """A suspect for a worker that runs nothing; [] while the worker runs one; None: no suspect now."""
+        held = "SELECT crashes FROM flowrra_job WHERE status = 'running' AND worker = ? ORDER BY crashes DESC LIMIT 1"
+        running = self._db.execute(held, (worker,)).fetchone()
+        if running is not None:
+            return [] if running[0] > 0 else None
+        return self._db.execute(_SUSPECT, {"queue": queue, "limit": 1}).fetchall() or None
+
+    def _promote(self, now: float) -> None:
+        self._db.execute(
+            f"UPDATE flowrra_job SET status = 'pending', due = NULL WHERE status IN {_DUE_LATER} AND due <= ?", (now,)
+        )
+
+    def _expire(self, now: float) -> None:
+        expired = f"""SELECT id FROM flowrra_job
+            WHERE expires IS NOT NULL AND attempt = 0 AND status IN {_NOT_BEGUN} AND expires <= ?"""
+        self._bury([row[0] for row in self._db.execute(expired, (now,))], TaskStatus.CANCELLED, EXPIRED, now)
+
+    def next_due(self) -> float | None:
+        """The earliest moment at which a waiting job becomes ready."""
+        row = self._db.execute(f"SELECT min(due) FROM flowrra_job WHERE status IN {_DUE_LATER}").fetchone()
+        return cast("float | None", row[0])
+
+    # Writing down ------------------------------------------------------------------------------
+
+    def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
+        written = self._settle_successes(outcomes, now)
+        done = [o.job.id for o, ok in zip(outcomes, written, strict=True) if ok]
+        for index, outcome in enumerate(outcomes):
+            if outcome.status is not TaskStatus.SUCCESS:
+                written[index] = self._settle_one(outcome, now)
+        if done:
+            self._parents_succeeded(done, now)
+        finished = [o.job.id for o, ok in zip(outcomes, written, strict=True) if ok and o.status in FINISHED]
+        self.news.setdefault("r", []).extend(finished)
+        return written
+
+    def _settle_successes(self, outcomes: Sequence[Outcome], now: float) -> list[bool]:
+        """Write the successes, one statement for all that share an attempt number and a retention."""
+        alike: dict[tuple[int, float | None], dict[int, int]] = {}
+        written = [False] * len(outcomes)
+        for index, outcome in enumerate(outcomes):
+            if outcome.status is TaskStatus.SUCCESS:
+                alike.setdefault((outcome.attempt, outcome.keep), {}).setdefault(outcome.job.seq, index)
+        for kin, indices in alike.items():
+            if self._succeed(kin, {seq: cast("str", outcomes[index].text) for seq, index in indices.items()}, now):
+                for index in indices.values():
+                    written[index] = True
+            else:
+                for seq, index in indices.items():
+                    written[index] = self._succeed(kin, {seq: cast("str", outcomes[index].text)}, now)
+        return written
+
+    def _succeed(self, kin: tuple[int, float | None], results: Mapping[int, str], now: float) -> bool:
+        """All of them or none: an attempt that lost its lease sends the caller back to single steps."""
+        attempt, keep = kin
+        text = ",".join([f'"{seq}":[{result}]' for seq, result in results.items()])
+        purge_at = now + (self._retention.result_ttl if keep is None else keep)
+        self._db.execute("SAVEPOINT succeed")
+        changed = self._db.execute(_SUCCEED, (now, purge_at, f"{{{text}}}", attempt)).rowcount
+        if changed != len(results):
+            self._db.execute("ROLLBACK TO succeed")
+        self._db.execute("RELEASE succeed")
+        return changed == len(results)
+
+    def _settle_one(self, outcome: Outcome, now: float) -> bool:
+        ends = outcome.status in FINISHED
+        values = {
+            "id": outcome.job.id,
+            "attempt": outcome.attempt,
+            "status": outcome.status,
+            "ending": outcome.ending,
+            "error": outcome.error,
+            "traceback": outcome.traceback,
+            "failed": outcome.ending == "failure",
+            "due": outcome.due,
+            "now": now,
+            "purge_at": now + (self._retention.failed_ttl if outcome.keep is None else outcome.keep),
+        }
+        if self._db.execute(_END if ends else _AGAIN, values).rowcount == 0:
+            return False
+        if ends:
+            self._cancel_children(outcome.job.id, outcome.status, now)
+        else:
+            self.news.setdefault("j", [])
+        return True
+
+    def _parents_succeeded(self, parents: Sequence[str], now: float) -> None:
+        if not self._db.execute("SELECT EXISTS (SELECT 1 FROM flowrra_dependency)").fetchone()[0]:
+            return
+        freed = """DELETE FROM flowrra_dependency WHERE parent IN (SELECT value FROM json_each(?)) RETURNING child"""
+        self._unblock([row[0] for row in self._db.execute(freed, (json.dumps(list(parents)),)).fetchall()], now)
+
+    def _cancel_children(self, parent: str, status: TaskStatus, now: float) -> None:
+        children = """SELECT id FROM flowrra_job WHERE seq IN
+            (SELECT child FROM flowrra_dependency WHERE parent = ?)"""
+        ids = [row[0] for row in self._db.execute(children, (parent,)).fetchall()]
+        self._bury(ids, TaskStatus.CANCELLED, orphaned(parent, status), now)
+
+    def _bury(self, task_ids: Iterable[str], status: TaskStatus, reason: str, now: float) -> list[str]:
+        """End jobs that are not running, and cancel what waits for them; the ids that were ended."""
+        ended = []
+        values = {"status": status, "error": reason, "now": now, "purge_at": now + self._retention.failed_ttl}
+        for task_id in task_ids:
+            if self._db.execute(_BURY, {**values, "id": task_id}).rowcount:
+                ended.append(task_id)
+                gone = "DELETE FROM flowrra_dependency WHERE child = (SELECT seq FROM flowrra_job WHERE id = ?)"
+                self._db.execute(gone, (task_id,))
+                self._cancel_children(task_id, status, now)
+        if ended:
+            self.news.setdefault("r", []).extend(ended)
+        return ended
+
+    # Workers -----------------------------------------------------------------------------------
+
+    def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
+        if lease <= 0:
+            self._put_back(worker.id, now, crashed=False)
+            return Notices()
+        lost = self._rescue_lapsed(now, but=worker.id) + self._rescue_dead(now)
+        until = self._clock.monotonic() + lease
+        renewed = self._db.execute(
+            "UPDATE flowrra_worker SET lease = ?, seen = ?, running = ?, queues = ?, tasks = ? WHERE id = ?",
+            (until, now, worker.running, json.dumps(dict(worker.queues)), json.dumps(list(worker.tasks)), worker.id),
+        )
+        if renewed.rowcount == 0:
+            self._register(worker, until, now)
+        return self._notices(worker, lapsed=renewed.rowcount == 0 and worker.seen > 0, lost=lost)
+
+    def _register(self, worker: WorkerInfo, until: float, now: float) -> None:
+        home = self._home
+        row: tuple[Any, ...] = (
+            worker.id,
+            worker.host,
+            home.name,
+            worker.pid,
+            home.birth,
+            json.dumps(dict(worker.queues)),
+        )
+        row += (json.dumps(list(worker.tasks)), worker.started, now, worker.running, worker.version, until)
+        self._db.execute(f"INSERT INTO flowrra_worker VALUES ({', '.join('?' * len(row))})", row)
+
+    def _notices(self, worker: WorkerInfo, *, lapsed: bool, lost: list[str]) -> Notices:
+        cancelled = "SELECT id FROM flowrra_job WHERE status = 'running' AND cancel_requested = 1 AND worker = ?"
+        suspects = """SELECT EXISTS (SELECT 1 FROM flowrra_job WHERE status = 'pending' AND crashes > 0
+            AND queue IN (SELECT value FROM json_each(?)))"""
+        return Notices(
+            cancelled=[row[0] for row in self._db.execute(cancelled, (worker.id,))],
+            lapsed=lapsed,
+            paused=self.paused(),
+            suspects=bool(self._db.execute(suspects, (json.dumps(list(worker.queues)),)).fetchone()[0]),
+            lost_workers=lost,
+        )
+
+    def _rescue_lapsed(self, now: float, but: str) -> list[str]:
+        """Put back the jobs of workers whose lease ran out, or is of an earlier boot: too long to be true."""
+        clock = self._clock.monotonic()
+        lapsed = "SELECT id FROM flowrra_worker WHERE (lease <= ? OR lease > ?) AND id != ?"
+        return self._rescue(self._db.execute(lapsed, (clock, clock + MAX_LEASE, but)).fetchall(), now)
+
+    def _rescue_dead(self, now: float) -> list[str]:
+        """Put back the jobs of workers on this host whose process is gone, without waiting for the lease."""
+        here = self._home
+        workers = self._db.execute("SELECT id, pid, birth FROM flowrra_worker WHERE home = ?", (here.name,)).fetchall()
+        dead = [row for row in workers if row[1] != here.pid and _birth_of(row[1]) != row[2]]
+        if os.path.exists("/proc/sys/kernel/random/boot_id"):  # a reboot: no process of before is alive
+            boot = here.name.partition(" ")[0]
+            dead += self._db.execute("SELECT id FROM flowrra_worker WHERE home NOT LIKE ? || ' %'", (boot,)).fetchall()
+        return self._rescue(dead, now)
+
+    def rescue_dead(self, now: float) -> None:
+        """What whoever opens the store does first: put back the dead's jobs, drop their ports."""
+        self._rescue_dead(now)
+        here = self._home
+        ports = self._db.execute("SELECT port, home, pid, birth FROM flowrra_listener").fetchall()
+        dead = [port for port, home, pid, birth in ports if home != here.name or _birth_of(pid) != birth]
+        for port in dead:
+            self._db.execute("DELETE FROM flowrra_listener WHERE port = ?", (port,))
+
+    def _rescue(self, workers: Iterable[Sequence[Any]], now: float) -> list[str]:
+        ids = [row[0] for row in workers]
+        for worker in ids:
+            self._put_back(worker, now, crashed=True)
+        return ids
+
+    def _put_back(self, worker: str, now: float, *, crashed: bool) -> None:
+        """Make what a gone worker was running ready again, or end it where that is its due."""
+        ending, error = ("crash", WORKER_LOST) if crashed else ("release", LEFT)
+        values = {"worker": worker, "now": now, "ending": ending, "error": error}
+        rows = self._db.execute(_RESCUE, {**values, "crashed": crashed, "traceback": None}).fetchall()
+        self._db.execute("DELETE FROM flowrra_worker WHERE id = ?", (worker,))
+        self._bury([row[0] for row in rows if row[2]], TaskStatus.CANCELLED, CANCELLED, now)
+        self._bury([row[0] for row in rows if row[1] >= MAX_CRASHES], TaskStatus.FAILED, KILLED, now)
+        self.news.setdefault("j", [])
+
+    def record(self, results: Sequence[TaskResult[Any]]) -> None:
+        for result in results:
+            ttl = self._retention.result_ttl if result.is_success else self._retention.failed_ttl
+            row: tuple[Any, ...] = (
+                result.task_id,
+                result.task,
+                result.status,
+                NO_ARGUMENTS,
+                result.submitted,
+                result.attempts,
+            )
+            row += (result.started, result.finished, (result.finished or 0.0) + ttl, result.error, result.traceback)
+            text = f"[{encode(result.result)}]" if result.is_success else None
+            self._db.execute(_RECORD, (*row, text))
+        self.news.setdefault("r", []).extend(result.task_id for result in results)
+
+    def report(self, progress: Mapping[str, Progress]) -> None:
+        for task_id, reported in progress.items():
+            text = json.dumps([reported.done, reported.total, reported.note])
+            update = "UPDATE flowrra_job SET progress = ? WHERE id = ? AND status = 'running'"
+            self._db.execute(update, (text, task_id))
+
+    # By hand -----------------------------------------------------------------------------------
+
+    def cancel(self, task_id: str, *, now: float) -> bool:
+        if self._bury([task_id], TaskStatus.CANCELLED, CANCELLED, now):
+            return True
+        running = "UPDATE flowrra_job SET cancel_requested = 1 WHERE id = ? AND status = 'running'"
+        self.news.setdefault("n", [])
+        return self._db.execute(running, (task_id,)).rowcount > 0
+
+    def requeue(self, task_ids: Sequence[str], *, now: float) -> list[bool]:
+        self.news.setdefault("j", [])
+        return [self._requeue_one(task_id, now) for task_id in task_ids]
+
+    def _requeue_one(self, task_id: str, now: float) -> bool:
+        found = self._db.execute(
+            f"SELECT status, error, traceback, parents FROM flowrra_job WHERE id = ? AND status IN {_REQUEUABLE}",
+            (task_id,),
+        ).fetchone()
+        if found is None:
+            return False
+        status, error, traceback, parents = found
+        values = {"id": task_id, "status": status, "now": now, "error": error, "traceback": traceback}
+        if not self._db.execute(_REQUEUE, {**values, "ending": _ENDINGS[TaskStatus(status)]}).rowcount:
+            return False  # an unfinished job has its unique key now
+        if parents:
+            self._await_parents(task_id, self._known(json.loads(parents)), now)
+        return True
+
+    def _known(self, task_ids: Sequence[str]) -> list[str]:
+        known = "SELECT id FROM flowrra_job WHERE id IN (SELECT value FROM json_each(?))"
+        return [row[0] for row in self._db.execute(known, (json.dumps(task_ids),))]
+
+    def purge(self, before: float, limit: int) -> int:
+        oldest = "SELECT seq FROM flowrra_job WHERE purge_at IS NOT NULL AND purge_at < ? ORDER BY purge_at LIMIT ?"
+        return self._db.execute(f"DELETE FROM flowrra_job WHERE seq IN ({oldest})", (before, limit)).rowcount
+
+    def set_queue(self, queue: str, *, paused: bool) -> None:
+        change = (
+            "INSERT OR IGNORE INTO flowrra_paused VALUES (?)"
+            if paused
+            else "DELETE FROM flowrra_paused WHERE queue = ?"
+        )
+        self._db.execute(change, (queue,))
+        self.news.update(j=[], n=[])
+
+    # Looking -----------------------------------------------------------------------------------
+
+    def get(self, task_ids: Sequence[str]) -> list[TaskResult[Any] | None]:
+        query = f"SELECT {_RESULT_COLUMNS} FROM flowrra_job WHERE id IN (SELECT value FROM json_each(?))"
+        rows = self._db.execute(query, (json.dumps(task_ids),)).fetchall()
+        found = {row[0]: _result_of_row(row) for row in rows}
+        return [found.get(task_id) for task_id in task_ids]
+
+    def find(self, which: JobFilter, *, limit: int, after: int | None) -> list[Job]:
+        where, values = _where(which)
+        if after is not None:
+            where, values = f"{where} AND seq < ?", [*values, after]
+        query = f"SELECT {_JOB_COLUMNS} FROM flowrra_job WHERE {where} ORDER BY seq DESC LIMIT ?"
+        return [_job_of_row(row) for row in self._db.execute(query, (*values, limit))]
+
+    def counts(self, which: JobFilter) -> dict[tuple[str, TaskStatus], int]:
+        where, values = _where(which)
+        query = f"SELECT queue, status, count(*) FROM flowrra_job WHERE {where} GROUP BY queue, status"
+        return {(queue, TaskStatus(status)): count for queue, status, count in self._db.execute(query, values)}
+
+    def workers(self) -> list[WorkerInfo]:
+        query = """SELECT id, host, pid, queues, tasks, started, seen, running, version FROM flowrra_worker
+            WHERE lease > ? ORDER BY started"""
+        rows = self._db.execute(query, (self._clock.monotonic(),)).fetchall()
+        return [_worker_of_row(*row) for row in rows]
+
+    def paused(self) -> set[str]:
+        return {row[0] for row in self._db.execute("SELECT queue FROM flowrra_paused")}
+
+    # Those who listen --------------------------------------------------------------------------
+
+    def listen(self, port: int, kinds: str) -> None:
+        """Have news of these kinds sent to a loopback port: j jobs, r results, n notices."""
+        home = self._home
+        row = (port, kinds, home.name, home.pid, home.birth)
+        self._db.execute("INSERT OR REPLACE INTO flowrra_listener VALUES (?, ?, ?, ?, ?)", row)
+
+    def unlisten(self, port: int) -> None:
+        self._db.execute("DELETE FROM flowrra_listener WHERE port = ?", (port,))
+
+    def listeners(self) -> list[tuple[int, str]]:
+        """Ports and the kinds of news that they want."""
+        return self._db.execute("SELECT port, kinds FROM flowrra_listener").fetchall()
+
+
+def _first_status(job: Job, now: float) -> tuple[TaskStatus, float | None]:
+    if job.due is not None and job.due > now:
+        return TaskStatus.SCHEDULED, job.due
+    return TaskStatus.PENDING, None
+
+
+def _json_key(text: str) -> str:
+    return f'"{text}"' if text.isalnum() and text.isascii() else json.dumps(text)
+
+
+def _text(value: Mapping[str, Any] | None) -> str | None:
+    return json.dumps(value, sort_keys=True) if value else None
+
+
+def _parsed(text: str | None, default: Any) -> Any:
+    return default if text is None else json.loads(text)
+
+
+def _claimed_job(row: Sequence[Any], worker: str, now: float) -> Job:
+    seq, task_id, task, payload, queue, priority, submitted, attempt, failures, crashes, overrides, parents = row
+    return Job(
+        id=task_id,
+        task=task,
+        queue=queue,
+        priority=priority,
+        payload=payload,
+        parents=tuple(_parsed(parents, ())),
+        overrides=_parsed(overrides, None),
+        status=TaskStatus.RUNNING,
+        submitted=submitted,
+        seq=seq,
+        attempt=attempt + 1,
+        failures=failures,
+        crashes=crashes,
+        worker=worker,
+        started=now,
+    )
+
+
+def _job_of_row(row: Sequence[Any]) -> Job:
+    names = _JOB_COLUMNS.split(", ")
+    values = dict(zip(names, row, strict=True))
+    values["unique"] = values.pop("unique_key")
+    values["status"] = TaskStatus(values["status"])
+    values["cancel_requested"] = bool(values["cancel_requested"])
+    values["parents"] = tuple(_parsed(values["parents"], ()))
+    values["overrides"] = _parsed(values["overrides"], None)
+    values["history"] = tuple(Attempt(*entry) for entry in _parsed(values["history"], ()))
+    values["progress"] = _progress_of(values["progress"])
+    values["result"] = _stored_result(values["result"])
+    return Job(**values)
+
+
+def _result_of_row(row: Sequence[Any]) -> TaskResult[Any]:
+    task_id, task, status, result, error, traceback, attempt, submitted, started, finished, progress = row
+    return TaskResult(
+        task_id,
+        task,
+        TaskStatus(status),
+        _stored_result(result),
+        error,
+        traceback,
+        attempt,
+        submitted,
+        started,
+        finished,
+        _progress_of(progress),
+    )
+
+
+def _worker_of_row(
+    worker: str, host: str, pid: int, queues: str, tasks: str, started: float, seen: float, running: int, version: str
+) -> WorkerInfo:
+    return WorkerInfo(worker, host, pid, json.loads(queues), json.loads(tasks), started, seen, running, version)
+
+
+def _stored_result(text: str | None) -> Any:
+    """A result is kept as a list of one, so that json_each hands its text over as it is."""
+    return None if text is None or text == "[null]" else decode(text)[0]
+
+
+def _progress_of(text: str | None) -> Progress | None:
+    return None if text is None else Progress(*json.loads(text))
+
+
+def _where(which: JobFilter) -> tuple[str, list[Any]]:
+    """A filter as the text of a WHERE clause and its values."""
+    terms: list[tuple[str, list[Any]]] = []
+    if which.ids is not None:
+        terms.append(("id IN (SELECT value FROM json_each(?))", [json.dumps(list(which.ids))]))
+    if which.status is not None:
+        terms.append((f"status IN {_quoted(which.status)}", []))
+    for column, value in (("task", which.task), ("queue", which.queue), ("worker", which.worker)):
+        if value is not None:
+            terms.append((f"{column} = ?", [value]))
+    if which.ahead_of is not None:
+        job = which.ahead_of
+        place = "status = 'pending' AND queue = ? AND (priority, seq) < (?, ?)"
+        terms.append((place, [job.queue, job.priority, job.seq]))
+    clause = " AND ".join(term for term, _ in terms) or "true"
+    return clause, [value for _, values in terms for value in values]
+
+
+# ---------------------------------------------------------------------------
+# 8. SQLite broker
+#
+# Puts the store to work on an event loop: one writer thread that commits all
+# waiting operations as one group, reads that never wait for a writer, and
+# loopback datagrams that wake whoever waits in another process. The only
+# section that knows of SQLite's locks and error messages.
+# ---------------------------------------------------------------------------
+
+_LOOK_EVERY = 0.25  # seconds between looks at data_version, should a datagram have been lost
+_DATAGRAM_LIMIT = 32_000  # bytes of ids in one datagram; more than that, and the listener looks itself
+
+
+@dataclass(slots=True, eq=False)
+class _Operation:
+    """One call of a store method. Those of one `merging` method run as a single call on all their items."""
+
+    method: str
+    args: tuple[Any, ...]
+    options: Mapping[str, Any]
+    merging: bool = False
+    durable: bool = False
+    future: asyncio.Future[Any] | None = None
+    result: Any = None
+    error: Exception | None = None
+
+
+class _SQLiteFile:
+    """A write connection with its transactions. Used by one thread at a time, under `lock`."""
+
+    def __init__(self, path: str | None, synchronous: str, timeout: float) -> None:
+        self.path = path
+        self.lock = threading.Lock()
+        self._synchronous = synchronous
+        self._durable: bool | None = None
+        self._timeout = timeout
+        self._pid = os.getpid()
+
+    def open(self, retention: BackendConfig, clock: Clock) -> None:
+        self.connection = _connect(self.path)
+        self.store = SQLiteStore(self.connection, retention, clock)
+        try:
+            self._wait_for_lock("PRAGMA journal_mode=WAL", time.monotonic() + self._timeout)
+            self.connection.execute("PRAGMA synchronous=FULL")
+            self.transact(lambda: self._migrate(clock.time()), durable=True, patience=self._timeout)
+        except BaseException:
+            self.connection.close()
+            raise
+
+    def _migrate(self, now: float) -> None:
+        db = self.connection
+        db.execute("CREATE TABLE IF NOT EXISTS flowrra_meta (schema INTEGER NOT NULL)")
+        (version,) = db.execute("SELECT coalesce(max(schema), 0) FROM flowrra_meta").fetchone()
+        if version > len(_MIGRATIONS):
+            raise BrokerError(
+                f"{self.path} has schema {version}, and flowrra {__version__} knows none above {len(_MIGRATIONS)}: upgrade it"
+            )
+        for script in _MIGRATIONS[version:]:
+            for statement in _statements(script):
+                db.execute(statement)
+        if version < len(_MIGRATIONS):
+            db.execute("DELETE FROM flowrra_meta")
+            db.execute("INSERT INTO flowrra_meta VALUES (?)", (len(_MIGRATIONS),))
+        self.store.rescue_dead(now)
+
+    def transact(self, work: Callable[[], T], *, durable: bool, patience: float) -> T:
+        """Run `work` inside one transaction, waiting up to `patience` seconds for other processes' locks.
+
+        A commit that is not `durable` is not synced to disk on its own (claims, leases): a power cut may
+        undo it, a killed process not.
+        """
+        if os.getpid() != self._pid:
+            raise BrokerError("this process was forked after the broker was opened: open the app in the child")
+        if durable != self._durable:
+            level = self._synchronous if durable else "NORMAL"
+            self.connection.execute(f"PRAGMA synchronous={level}")
+            self._durable = durable
+        self._wait_for_lock("BEGIN IMMEDIATE", time.monotonic() + patience)
+        try:
+            done = work()
+            self.connection.execute("COMMIT")
+        except BaseException:
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+            raise
+        return done
+
+    def _wait_for_lock(self, statement: str, deadline: float) -> None:
+        pause = 0.0002
+        while True:
+            try:
+                self.connection.execute(statement)
+            except Exception as error:
+                if not _is_busy(error) or time.monotonic() >= deadline:
+                    raise
+            else:
+                return
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(pause * 1.5, 0.01)
+
+    def run_group(self, group: Sequence[_Operation], patience: float) -> dict[str, list[str]]:
+        """Run the operations as one transaction and return the news. If one fails, each runs on its own."""
+        try:
+            return self._run_together(group, patience)
+        except Exception as error:
+            if len(group) == 1 or _is_busy(error):
+                for operation in group:
+                    operation.error = error
+                return {}
+        news: dict[str, list[str]] = {}
+        for operation in group:
+            for kind, ids in self.run_group([operation], patience).items():
+                news.setdefault(kind, []).extend(ids)
+        return news
+
+    def _run_together(self, group: Sequence[_Operation], patience: float) -> dict[str, list[str]]:
+        self.store.news = {}
+        durable = any(operation.durable for operation in group)
+        self.transact(lambda: self._run_each(group), durable=durable, patience=patience)
+        return self.store.news
+
+    def _run_each(self, group: Sequence[_Operation]) -> None:
+        merged: dict[str, list[_Operation]] = {}
+        for operation in group:
+            if operation.merging:
+                merged.setdefault(operation.method, []).append(operation)
+        for operations in merged.values():
+            self._run_merged(operations)
+        for operation in group:
+            if not operation.merging:
+                method = getattr(self.store, operation.method)
+                operation.result = method(*operation.args, **operation.options)
+
+    def _run_merged(self, operations: Sequence[_Operation]) -> None:
+        first = operations[0]
+        items = list(itertools.chain.from_iterable(operation.args[0] for operation in operations))
+        results = iter(getattr(self.store, first.method)(items, **first.options))
+        for operation in operations:
+            operation.result = list(itertools.islice(results, len(operation.args[0])))
+
+
+class SQLiteBroker(Broker):
+    """Jobs in a SQLite file that many processes of one host share; without `path`, private and in memory.
+
+    `synchronous="normal"` lets a power cut undo the last moments before it; "full" does not. With
+    `in_place` every call runs on the calling thread, which is for a loop that does nothing else.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        config: BrokerConfig | None = None,
+        retention: BackendConfig | None = None,
+        clock: Clock | None = None,
+        *,
+        synchronous: str = "full",
+        in_place: bool = False,
+    ) -> None:
+        if synchronous.lower() not in ("full", "normal"):
+            raise ConfigError(f"synchronous must be 'full' or 'normal', not {synchronous!r}")
+        self.path = None if path is None else os.path.abspath(path)
+        self.config = config or BrokerConfig()
+        self.retention = retention or BackendConfig()
+        self._clock = clock or Clock()
+        self._synchronous = synchronous
+        self._in_place = in_place
+        self._file: _SQLiteFile | None = None
+        self._writer: threading.Thread | None = None
+
+    keeps_text = True
+    pulse = 1.0  # each heartbeat looks for dead processes; they are to be noticed within 2 s
+
+    def twin(self) -> SQLiteBroker | None:
+        if self.path is None:
+            return None
+        options: dict[str, Any] = {"synchronous": self._synchronous, "in_place": True}
+        return SQLiteBroker(self.path, self.config, self.retention, self._clock, **options)
+
+    # Opening and closing -----------------------------------------------------------------------
+
+    async def open(self) -> None:
+        file = _SQLiteFile(self.path, self._synchronous, self.config.timeout)
+        self._loop = asyncio.get_running_loop()
+        self._inbox: thread_queue.SimpleQueue[_Operation | None] = thread_queue.SimpleQueue()
+        self._pending = 0  # operations handed to the writer and not answered yet
+        self._grouping = False  # whether the last group held more than one operation
+        self._wrote_here = False  # whether this turn of the loop has written in place already
+        self._here_again = 0.0  # after a slow disk: not before this moment
+        self._ear: asyncio.DatagramTransport | None = None
+        self._ear_kinds = ""
+        self._mouth: Any = None
+        self._heard = collections.Counter[str]()
+        self._claimed_at: dict[str, int] = {}
+        self._ready_waiters: dict[asyncio.Future[None], str] = {}
+        self._result_waiters: dict[str, list[asyncio.Future[None]]] = {}
+        self._look_timer: asyncio.TimerHandle | None = None
+        self._data_version = 0
+        with self._translated():
+            await asyncio.to_thread(file.open, self.retention, self._clock)
+            self._reader = file.connection if self.path is None else _connect(self.path, read_only=True)
+        self._reading = SQLiteStore(self._reader, self.retention, self._clock)
+        self._file = file
+
+    async def close(self) -> None:
+        file, self._file = self._file, None
+        if file is None:
+            return
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+        if self._writer is not None:
+            self._inbox.put(None)
+            await asyncio.to_thread(self._writer.join)
+            self._writer = None
+        await asyncio.sleep(0)  # the writer's last answers are on the loop by now
+        self._stop_listening(file)
+        closed = BrokerError("the broker was closed while this call was waiting")
+        for waiter in (*self._ready_waiters, *itertools.chain(*self._result_waiters.values())):
+            if not waiter.done():
+                waiter.set_exception(closed)
+        self._reader.close()
+        file.connection.close()
+
+    def _stop_listening(self, file: _SQLiteFile) -> None:
+        if self._mouth is not None:
+            self._mouth.close()
+            self._mouth = None
+        if self._ear is not None:
+            port = self._ear.get_extra_info("sockname")[1]
+            self._ear.close()
+            self._ear = None
+            with contextlib.suppress(Exception):  # a store that is gone has no list of listeners either
+                file.transact(lambda: file.store.unlisten(port), durable=False, patience=0.1)
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            translated = _explain_sqlite(error, self.path, self.config.timeout)
+            if translated is error:
+                raise
+            raise translated from error
+
+    def _opened(self) -> _SQLiteFile:
+        if self._file is None:
+            raise BrokerError(f"the broker on {self.path or 'sqlite://'} is not open")
+        return self._file
+
+    # Writing -----------------------------------------------------------------------------------
+
+    async def _run(self, operation: _Operation, *, lone: bool = False) -> Any:
+        """Have a store method run in the next group, or here and now if nobody else is writing.
+
+        `lone`: the caller does nothing else meanwhile, so that two thread hops (60 us) can be saved.
+        Cancelling leaves it open whether the operation was done.
+        """
+        file = self._opened()
+        if (self._in_place or (lone and self._pending == 0)) and self._run_here(file, operation):
+            return self._finished(operation)
+        operation.future = self._loop.create_future()
+        self._pending += 1
+        if self._writer is None:
+            self._writer = threading.Thread(target=self._write, args=(file,), name="flowrra-sqlite", daemon=True)
+            self._writer.start()
+        self._inbox.put(operation)
+        await operation.future
+        return self._finished(operation)
+
+    def _run_here(self, file: _SQLiteFile, operation: _Operation) -> bool:
+        """Run it on this thread; False if somebody else holds a lock."""
+        if not file.lock.acquire(blocking=self._in_place):
+            return False
+        try:
+            news = file.run_group([operation], self.config.timeout if self._in_place else 0.0)
+            self._publish(file, news)
+        finally:
+            file.lock.release()
+        if operation.error is not None and not self._in_place and _is_busy(operation.error):
+            operation.error = None
+            return False
+        self._hear(news)
+        return True
+
+    def _finished(self, operation: _Operation) -> Any:
+        if operation.error is not None:
+            with self._translated():
+                raise operation.error
+        return operation.result
+
+    def _write(self, file: _SQLiteFile) -> None:
+        """The writer thread: take what has gathered, commit it as one group, answer the group."""
+        ending = False
+        while not ending:
+            group = [self._inbox.get()]
+            while not self._inbox.empty():
+                group.append(self._inbox.get())
+            ending = None in group
+            operations = [operation for operation in group if operation is not None]
+            with file.lock:
+                news = file.run_group(operations, self.config.timeout) if operations else {}
+                self._publish(file, news)
+            try:
+                self._loop.call_soon_threadsafe(self._answer, operations, news)
+            except RuntimeError:  # the loop was closed without closing the broker
+                return
+
+    def _answer(self, operations: Sequence[_Operation], news: Mapping[str, list[str]]) -> None:
+        self._pending -= len(operations)
+        self._grouping = len(operations) > 1
+        for operation in operations:
+            if operation.future is not None and not operation.future.done():
+                operation.future.set_result(None)
+        self._hear(news)
+
+    # News --------------------------------------------------------------------------------------
+
+    def _publish(self, file: _SQLiteFile, news: Mapping[str, list[str]]) -> None:
+        """Send what changed to the ports that want it. Lost datagrams are made good by `_look`."""
+        if not news:
+            return
+        own = None if self._ear is None else self._ear.get_extra_info("sockname")[1]
+        for port, kinds in file.store.listeners():
+            for kind, ids in news.items():
+                if kind in kinds and port != own:
+                    self._send(port, kind, ids)
+
+    def _send(self, port: int, kind: str, ids: Sequence[str]) -> None:
+        import socket
+
+        if self._mouth is None:
+            self._mouth = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self._mouth.setblocking(False)
+        text = json.dumps([kind, *ids])
+        with contextlib.suppress(OSError):
+            self._mouth.sendto((text if len(text) < _DATAGRAM_LIMIT else f'["{kind}*"]').encode(), ("127.0.0.1", port))
+
+    async def _listen(self, kind: str) -> None:
+        """Make sure that other processes tell this one of news of `kind`."""
+        if kind in self._ear_kinds or self.path is None:
+            return
+        self._ear_kinds += kind
+        if self._ear is None:
+            self._ear, _ = await self._loop.create_datagram_endpoint(
+                lambda: _Ear(self._hear_datagram), local_addr=("127.0.0.1", 0)
+            )
+        port = self._ear.get_extra_info("sockname")[1]
+        await self._run(_Operation("listen", (port, self._ear_kinds), {}))
+
+    def _hear_datagram(self, data: bytes) -> None:
+        kind, ids, known = "", [], False
+        try:
+            kind, *ids = cast("list[str]", json.loads(data))
+            known = kind in ("j", "n", "r") and all(isinstance(task_id, str) for task_id in ids)
+        except (ValueError, TypeError):
+            pass
+        if known:
+            self._hear({kind: ids})
+        else:
+            self._look_now()  # too much for one datagram, or not one of ours
+
+    def _hear(self, news: Mapping[str, Sequence[str]]) -> None:
+        for kind, ids in news.items():
+            self._heard[kind] += 1
+            for task_id in ids if self._result_waiters else ():
+                for waiter in self._result_waiters.pop(task_id, ()):
+                    _resolve(waiter)
+            for waiter, wanted in self._ready_waiters.items():
+                if wanted == kind:
+                    _resolve(waiter)
+
+    def _keep_looking(self) -> None:
+        if self._look_timer is None and self.path is not None:
+            self._look_timer = self._loop.call_later(_LOOK_EVERY, self._look)
+
+    def _look(self) -> None:
+        """See by data_version whether anything was committed (2.6 us), as long as somebody waits."""
+        self._look_timer = None
+        (version,) = self._reader.execute("PRAGMA data_version").fetchone()
+        if version != self._data_version:
+            self._data_version = version
+            self._look_now()
+        if self._ready_waiters or self._result_waiters:
+            self._keep_looking()
+
+    def _look_now(self) -> None:
+        """Take it that anything may have happened."""
+        waited = list(self._result_waiters)
+        results = self._peek(lambda store: store.get(waited)) if waited else []
+        self._hear({"j": [], "n": [], "r": [r.task_id for r in results if r is not None and r.is_finished]})
+
+    async def wait_ready(self, queues: Sequence[str], timeout: float) -> None:
+        kind = "j" if queues else "n"
+        await self._listen(kind)
+        if any(self._claimed_at.get(queue, -1) != self._heard[kind] for queue in queues or ("",)):
+            return
+        waiter = self._loop.create_future()
+        self._ready_waiters[waiter] = kind
+        self._keep_looking()
+        due = self._peek(lambda store: store.next_due()) if queues else None
+        if due is not None:
+            timeout = min(timeout, due - self._clock.time())
+        timer = self._loop.call_later(max(0.0, timeout), _resolve, waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._ready_waiters.pop(waiter, None)
+
+    async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._wait_finished(task_id)
+        except TimeoutError:
+            raise timed_out(task_id, timeout) from None
+
+    async def _wait_finished(self, task_id: str) -> TaskResult[Any]:
+        while True:
+            (result,) = await self.get([task_id])
+            if result is None:
+                raise unknown_job(task_id)
+            if result.is_finished:
+                return result
+            await self._wait_news_of(task_id)
+
+    async def _wait_news_of(self, task_id: str) -> None:
+        waiter = self._loop.create_future()
+        self._result_waiters.setdefault(task_id, []).append(waiter)
+        try:
+            await self._listen("r")
+            self._keep_looking()
+            (result,) = await self.get([task_id])  # it may have ended before we were listening
+            if result is not None and not result.is_finished:
+                await waiter
+        finally:
+            waiters = self._result_waiters.get(task_id, [])
+            if waiter in waiters:
+                waiters.remove(waiter)
+            if not waiters:
+                self._result_waiters.pop(task_id, None)
+
+    # The protocol ------------------------------------------------------------------------------
+
+    async def push(self, jobs: Sequence[Job], *, now: float) -> list[str]:
+        for job in jobs:
+            job.payload = encode_arguments(job)
+        operation = _Operation("push", (jobs,), {"now": now}, merging=True, durable=True)
+        if len(jobs) > 1 or self._wrote_here or self._grouping or self._loop.time() < self._here_again:
+            return cast("list[str]", await self._run(operation))
+        return await self._push_alone(operation)
+
+    async def _push_alone(self, operation: _Operation) -> list[str]:
+        """Push for what seems to be the only submitter: in place, if the disk is fast enough for that.
+
+        A second submitter in the same turn of the loop finds `_wrote_here` and starts a group.
+        """
+        self._wrote_here = True
+        self._loop.call_soon(self._turn_ends)
+        began = self._loop.time()
+        ids = cast("list[str]", await self._run(operation, lone=True))
+        if operation.future is None:
+            if self._loop.time() - began > 0.005:
+                self._here_again = self._loop.time() + 1.0
+            await asyncio.sleep(0)
+        return ids
+
+    def _turn_ends(self) -> None:
+        self._wrote_here = False
+
+    def push_in(self, connection: Any, jobs: Sequence[Job], *, now: float) -> list[str]:
+        self._opened()
+        files = {row[1]: row[2] for row in connection.execute("PRAGMA database_list")}
+        if self.path is None or not files.get("main") or not os.path.samefile(files["main"], self.path):
+            raise ConfigError(
+                f"the connection is on {files.get('main') or 'a private database'}, the jobs in {self.path}"
+            )
+        for job in jobs:
+            job.payload = encode_arguments(job)
+        with self._translated():
+            if not connection.in_transaction:
+                connection.execute("BEGIN IMMEDIATE")
+            ids = SQLiteStore(connection, self.retention, self._clock).push(jobs, now=now)
+        self._keep_looking()  # nothing tells us of the caller's commit; workers look on their own
+        return ids
+
+    async def claim(self, queue: str, *, limit: int, worker: str, now: float) -> list[Job]:
+        fresh = self._claimed_at.get(queue) != self._heard["j"]
+        self._claimed_at[queue] = self._heard["j"]
+        operation = _Operation("claim", (queue,), {"limit": limit, "worker": worker, "now": now})
+        return cast("list[Job]", await self._run(operation, lone=fresh and limit <= 100))
+
+    async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
+        outcomes = [_with_text(outcome) for outcome in outcomes]
+        operation = _Operation("settle", (outcomes,), {"now": now}, merging=True, durable=True)
+        return cast("list[bool]", await self._run(operation))
+
+    async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
+        self._claimed_at[""] = self._heard["n"]
+        operation = _Operation("heartbeat", (worker,), {"lease": lease, "now": now})
+        notices = cast("Notices", await self._run(operation, lone=True))
+        worker.seen = now
+        return notices
+
+    async def report(self, progress: Mapping[str, Progress]) -> None:
+        await self._run(_Operation("report", (progress,), {}))
+
+    async def cancel(self, task_id: str, *, now: float) -> bool:
+        return cast("bool", await self._run(_Operation("cancel", (task_id,), {"now": now}, durable=True)))
+
+    async def requeue(self, task_ids: Sequence[str], *, now: float) -> list[bool]:
+        operation = _Operation("requeue", (task_ids,), {"now": now}, durable=True)
+        return cast("list[bool]", await self._run(operation))
+
+    async def purge(self, before: float, limit: int) -> int:
+        return cast("int", await self._run(_Operation("purge", (before, limit), {})))
+
+    async def set_queue(self, queue: str, *, paused: bool) -> None:
+        await self._run(_Operation("set_queue", (check_queue(queue),), {"paused": paused}, durable=True))
+
+    async def record(self, results: Sequence[TaskResult[Any]]) -> None:
+        await self._run(_Operation("record", (results,), {}, durable=True))
+
+    async def get(self, task_ids: Sequence[str]) -> list[TaskResult[Any] | None]:
+        if len(task_ids) <= 100:
+            self._opened()
+            with self._translated():  # by key, from the page cache: 10 us, and a reader never waits
+                return self._peek(lambda store: store.get(task_ids))
+        return await self._look_up(lambda store: store.get(task_ids))
+
+    async def find(self, which: JobFilter, *, limit: int = 100, after: int | None = None) -> list[Job]:
+        return await self._look_up(lambda store: store.find(which, limit=limit, after=after))
+
+    async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
+        return await self._look_up(lambda store: store.counts(which or JobFilter()))
+
+    async def workers(self) -> list[WorkerInfo]:
+        return await self._look_up(lambda store: store.workers())
+
+    async def paused(self) -> set[str]:
+        return await self._look_up(lambda store: store.paused())
+
+    def _peek(self, look: Callable[[SQLiteStore], T]) -> T:
+        """Read what is quickly read, on this thread."""
+        if self.path is not None:
+            return look(self._reading)
+        with self._opened().lock:  # a private database has but one connection
+            return look(self._reading)
+
+    async def _look_up(self, look: Callable[[SQLiteStore], T]) -> T:
+        """Read what may take long, in a thread with a connection of its own."""
+        file = self._opened()
+        with self._translated():
+            return await asyncio.to_thread(self._look_apart, file, look)
+
+    def _look_apart(self, file: _SQLiteFile, look: Callable[[SQLiteStore], T]) -> T:
+        if self.path is None:
+            return self._peek(look)
+        with contextlib.closing(_connect(self.path, read_only=True)) as connection:
+            return look(SQLiteStore(connection, self.retention, self._clock))
+
+
+class _Ear(asyncio.DatagramProtocol):
+    """Passes on what comes to a port; an error on a datagram concerns nobody."""
+
+    def __init__(self, hear: Callable[[bytes], None]) -> None:
+        self._hear = hear
+
+    def datagram_received(self, data: bytes, addr: object) -> None:
+        self._hear(data)
+
+
+def _with_text(outcome: Outcome) -> Outcome:
+    """The outcome with its result as text too."""
+    if outcome.status is not TaskStatus.SUCCESS or outcome.text is not None:
+        return outcome
+    return dataclasses.replace(outcome, text=encode_value(outcome))
+
+
+def _connect(path: str | None, *, read_only: bool = False) -> sqlite3.Connection:
+    import sqlite3
+
+    if sqlite3.sqlite_version_info < (3, 35):
+        raise ConfigError(f"SQLite {sqlite3.sqlite_version} is too old: Flowrra needs 3.35 or later")
+    connection = sqlite3.connect(path or ":memory:", timeout=0, isolation_level=None, check_same_thread=False)
+    if read_only:
+        connection.execute("PRAGMA busy_timeout=5000")  # a reader waits only while a log is recovered
+        connection.execute("PRAGMA query_only=1")
+    return connection
+
+
+def _statements(script: str) -> Iterator[str]:
+    import sqlite3
+
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+def _is_busy(error: Exception) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary code; extended ones are above it
+    return code in (5, 6)  # SQLITE_BUSY, SQLITE_LOCKED
+
+
+_SQLITE_REASONS = {
+    5: "has been locked by another process for {timeout:g} s: is something holding a transaction open?",
+    6: "has been locked by another connection for {timeout:g} s: is something holding a transaction open?",
+    8: "cannot be written: make the file and its folder writable for this user",
+    10: "cannot be read or written ({error}): look at the disk and its mount",
+    11: "is damaged ({error}): restore a backup, or use another file",
+    13: "is on a full disk: nothing of this call was written; make room and try again",
+    14: "cannot be opened: does its folder exist, and may this user write there?",
+    26: "is not a SQLite database: choose another file",
+}
+
+
+def _explain_sqlite(error: Exception, path: str | None, timeout: float) -> Exception:
+    """What a sqlite3 error means for the user; other errors as they are."""
+    import sqlite3
+
+    if not isinstance(error, sqlite3.Error):
+        return error
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    reason = _SQLITE_REASONS.get(code, "failed: {error}")
+    return BrokerError(f"{path or 'sqlite://'} " + reason.format(error=error, timeout=timeout))
+
+
+# ---------------------------------------------------------------------------
+# 9. Tasks
+#
+# What users declare and call: a function with its options, one submission of
+# it, and what a running job knows of itself. Arguments are checked against
+# the signature here, so that a wrong call fails in the caller.
+# ---------------------------------------------------------------------------
+
+
+class Submitter:
+    """What a task needs of its app: a way to hand in jobs."""
+
+    async def submit_jobs(self, jobs: Sequence[Job]) -> list[str]:
+        """Push the jobs; their ids."""
+        raise NotImplementedError
+
+    def new_id(self) -> str:
+        """An id that no other job has."""
+        raise NotImplementedError
+
+    def now(self) -> float:
+        """The app's wall clock."""
+        raise NotImplementedError
+
+
+class Task(Generic[P, R]):
+    """A registered function with its options. Calling it runs the function here and now."""
+
+    def __init__(self, app: Submitter, function: Callable[..., Any], name: str, options: TaskOptions) -> None:
+        self.app = app
+        self.function = function
+        self.name = name
+        self.settings = options
+        self.queue = options.line
+        self.is_async = inspect.iscoroutinefunction(function)
+        self.signature = inspect.signature(function)
+        self._least, self._most = _positional_range(self.signature)
+        self.__doc__ = function.__doc__
+        self.__wrapped__ = function
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<task {self.name}>"
+
+    async def submit(self, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]:
+        """Submit one job; see `Flowrra.submit`."""
+        job = self.make_job(args, kwargs)
+        (task_id,) = await self.app.submit_jobs((job,))
+        return TaskId(task_id)
+
+    def options(
+        self,
+        *,
+        priority: int | None = None,
+        queue: str | None = None,
+        delay: float | dt.timedelta | None = None,
+        run_at: dt.datetime | None = None,
+        expires: float | dt.timedelta | dt.datetime | None = None,
+        unique: str | None = None,
+        task_id: str | None = None,
+        timeout: float | None = None,
+        max_retries: int | None = None,
+        retry_delay: float | None = None,
+        backoff: float | None = None,
+        max_delay: float | None = None,
+        jitter: bool | None = None,
+        result_ttl: float | None = None,
+    ) -> Submission[P, R]:
+        """The task with options for what is submitted through the returned object.
+
+        Args:
+            priority: a lower number runs first.
+            queue: the line to wait in.
+            delay: seconds from the submission before which it does not run.
+            run_at: the same as a moment; a naive one is the machine's local time.
+            expires: seconds or moment after which a job that has not begun is cancelled.
+            unique: while an unfinished job has this key, submitting returns that job's id.
+            task_id: the id to use; submitting it again changes nothing.
+            timeout, max_retries, retry_delay, backoff, max_delay, jitter, result_ttl: in the task's stead.
+
+        Raises:
+            ConfigError: an option is out of range.
+        """
+        if delay is not None and run_at is not None:
+            raise ConfigError("give delay= or run_at=, not both")
+        overrides = {
+            "timeout": timeout,
+            "max_retries": max_retries,
+            "retry_delay": retry_delay,
+            "backoff": backoff,
+            "max_delay": max_delay,
+            "jitter": jitter,
+            "result_ttl": result_ttl,
+        }
+        overrides = {name: value for name, value in overrides.items() if value is not None}
+        dataclasses.replace(self.settings, **overrides)  # type: ignore[arg-type]  # checks them
+        return Submission(
+            self,
+            priority=self.settings.priority if priority is None else _whole("priority", priority),
+            queue=self.queue if queue is None else check_queue(queue),
+            delay=None if delay is None else _seconds("delay", delay),
+            run_at=None if run_at is None else _timestamp("run_at", run_at),
+            expires=_expiry(expires),
+            unique=_key("unique", unique),
+            task_id=_key("task_id", task_id),
+            overrides=overrides or None,
+        )
+
+    def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Raise the TypeError that calling the function with these arguments would raise."""
+        if not kwargs and self._least <= len(args) <= self._most:
+            return
+        try:
+            self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self.name}{self.signature}: {error}") from None
+
+    def make_job(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Job:
+        """A job of this task, checked and ready to be pushed."""
+        self.check(args, kwargs)
+        return Job(
+            self.app.new_id(),
+            self.name,
+            tuple(args),
+            kwargs,
+            self.queue,
+            self.settings.priority,
+            parents=parents_in(args, kwargs),
+        )
+
+
+def _positional_range(signature: inspect.Signature) -> tuple[int, float]:
+    """How many arguments may be given if all are positional; (1, 0) if that never suffices."""
+    least, most = 0, 0.0
+    for parameter in signature.parameters.values():
+        required = parameter.default is parameter.empty
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            if required:
+                return 1, 0
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            most = math.inf
+        elif parameter.kind is not parameter.VAR_KEYWORD:
+            least += required
+            most += 1
+    return least, most
+
+
+def parents_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, ...]:
+    """The ids of the jobs whose results stand in the arguments."""
+    if not kwargs and _SCALARS.issuperset(map(type, args)):
+        return ()
+    found: dict[str, None] = {}
+    _collect_parents([*args, *kwargs.values()], found, 0)
+    return tuple(found)
+
+
+def _collect_parents(values: Iterable[Any], found: dict[str, None], depth: int) -> None:
+    for value in values if depth <= MAX_DEPTH else ():
+        if isinstance(value, ResultOf):
+            found[str(value.task_id)] = None
+        elif isinstance(value, list | tuple):
+            _collect_parents(value, found, depth + 1)
+        elif isinstance(value, dict):
+            _collect_parents(value.values(), found, depth + 1)
+
+
+def put_results(value: Any, results: Mapping[str, Any]) -> Any:
+    """`value` with each placeholder in it replaced by the result it stands for."""
+    if isinstance(value, ResultOf):
+        return results[value.task_id]
+    if isinstance(value, list | tuple):
+        return type(value)([put_results(item, results) for item in value])
+    if isinstance(value, dict):
+        return {key: put_results(item, results) for key, item in value.items()}
+    return value
+
+
+def _timestamp(name: str, moment: object) -> float:
+    if not isinstance(moment, dt.datetime):
+        raise ConfigError(f"{name} must be a datetime, not {moment!r}")
+    return moment.timestamp()
+
+
+def _expiry(expires: float | dt.timedelta | dt.datetime | None) -> float | dt.datetime | None:
+    if expires is None or isinstance(expires, dt.datetime):
+        return expires
+    return _seconds("expires", expires)
+
+
+def _key(name: str, key: object) -> str | None:
+    if key is not None and not (isinstance(key, str) and 0 < len(key) <= 255):
+        raise ConfigError(f"{name} must be a text of 1 to 255 characters, not {key!r}")
+    return key
+
+
+@dataclass(frozen=True, slots=True)
+class Submission(Generic[P, R]):
+    """A task with options for submitting; made by `Task.options`."""
+
+    task: Task[P, R]
+    priority: int
+    queue: str
+    delay: float | None
+    run_at: float | None
+    expires: float | dt.datetime | None
+    unique: str | None
+    task_id: str | None
+    overrides: Mapping[str, Any] | None
+
+    async def submit(self, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]:
+        """Submit one job with these options; see `Flowrra.submit`."""
+        job = self.make_job(args, kwargs)
+        (task_id,) = await self.task.app.submit_jobs((job,))
+        return TaskId(task_id)
+
+    def make_job(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Job:
+        """A job of the task with these options, ready to be pushed."""
+        job = self.task.make_job(args, kwargs)
+        now = self.task.app.now()
+        job.id = self.task_id or job.id
+        job.priority, job.queue, job.unique, job.overrides = self.priority, self.queue, self.unique, self.overrides
+        job.due = self.run_at if self.delay is None else now + self.delay
+        if isinstance(self.expires, dt.datetime):
+            job.expires = self.expires.timestamp()
+        elif self.expires is not None:
+            job.expires = now + self.expires
+        return job
+
+
+class Registry(Mapping[str, Task[..., Any]]):
+    """The tasks of an app by name. `on_new` is called with each task that is added."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, Task[..., Any]] = {}
+        self.on_new: Callable[[Task[..., Any]], None] = lambda task: None
+
+    def __getitem__(self, name: str) -> Task[..., Any]:
+        return self._tasks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tasks)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def add(self, task: Task[..., Any]) -> None:
+        """Register a task; ConfigError if its name is taken by another function."""
+        old = self._tasks.get(task.name)
+        if old is not None and not _is_same_source(old.function, task.function):
+            raise ConfigError(
+                f"two tasks are called {task.name!r}: {_place(old.function)} and {_place(task.function)}; give one a name="
+            )
+        if task.settings.cpu_bound:
+            _check_importable(task)
+        self._tasks[task.name] = task
+        self.on_new(task)
+
+
+def _is_same_source(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Whether they are one function, perhaps defined again by a reload of its module."""
+    return one is other or _place(one) == _place(other)
+
+
+def _place(function: Callable[..., Any]) -> str:
+    code = getattr(function, "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
+
+
+def _check_importable(task: Task[..., Any]) -> None:
+    """A process finds a task by module and name only; what it cannot find so is refused at once."""
+    qualname = getattr(task.function, "__qualname__", "<unknown>")
+    if "<" in qualname:
+        raise ConfigError(
+            f"the CPU-bound task {task.name!r} is {qualname}, which another process cannot import: "
+            "define it with def at the top level of a module"
+        )
+
+
+def task_name(function: Callable[..., Any]) -> str:
+    """The default name: module and qualified name. A script's module is called as when it is imported."""
+    name = getattr(function, "__qualname__", None)
+    if not callable(function) or name is None:
+        raise ConfigError(f"a task must be a function, not {function!r}")
+    return f"{_module_of(function)}.{name}"
+
+
+def _module_of(function: Callable[..., Any]) -> str:
+    if function.__module__ not in ("__main__", MAIN_IN_CHILD):
+        return function.__module__
+    main = sys.modules["__main__"]
+    if getattr(main, "__spec__", None) is not None:
+        return cast("str", main.__spec__.name).removesuffix(".__main__")  # type: ignore[union-attr]
+    return os.path.splitext(os.path.basename(getattr(main, "__file__", "__main__")))[0]
+
+
+MAIN_IN_CHILD = "__flowrra_main__"  # how the program's main script is called in a process of the executor
+
+
+class JobContext:
+    """What a running job may know of itself and do; see `current_job`."""
+
+    def __init__(
+        self,
+        job: Job,
+        report: Callable[[str, Progress], None],
+        lend: Callable[[int], None],
+        state: Any = None,
+    ) -> None:
+        self.id = job.id
+        self.task = job.task
+        self.queue = job.queue
+        self.attempt = job.attempt
+        self.failures = job.failures
+        self.state = state
+        self._report = report
+        self._lend = lend
+
+    def progress(self, done: float, total: float | None = None, note: str | None = None) -> None:
+        """Say how far the job is. Cheap: what came last is written twice a second at the most."""
+        self._report(self.id, Progress(done, total, note))
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While the job waits for another one, its slot is lent to others. On the loop's thread only."""
+        self._lend(1)
+        try:
+            yield
+        finally:
+            self._lend(-1)
+
+
+_current: contextvars.ContextVar[JobContext | None] = contextvars.ContextVar("flowrra_job", default=None)
+_in_child: contextvars.ContextVar[bool] = contextvars.ContextVar("flowrra_child", default=False)
+
+
+def current_job() -> JobContext:
+    """The job that is running here: its id, attempt, progress(), and state of the app's lifespan.
+
+    Raises:
+        FlowrraError: the caller does not run in a job.
+    """
+    context = _current.get()
+    if context is None:
+        raise FlowrraError("current_job() was called outside of a job")
+    return context
+
+
+# ---------------------------------------------------------------------------
+# 10. Executors
+#
+# How a function is run: on the loop, in a thread, or in a process that can be
+# killed. Knows functions and payloads, nothing of brokers and retries.
+# ---------------------------------------------------------------------------
+
+
+def _kinds_of(error: BaseException) -> list[str]:
+    return [kind_name(kind) for kind in type(error).__mro__]
+
+
+class _Lane:
+    """A thread that runs one call after the other for the loop. It is a daemon, since no thread can be ended."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._inbox: thread_queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None]
+        self._inbox = thread_queue.SimpleQueue()
+        threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    def call(self, function: Callable[[], Any]) -> asyncio.Future[tuple[Any, BaseException | None]]:
+        """Run it in the thread; the future brings what it returned and what it raised."""
+        future: asyncio.Future[tuple[Any, BaseException | None]] = self._loop.create_future()
+        self._inbox.put((function, future))
+        return future
+
+    def stop(self) -> None:
+        """End the thread as soon as its call returns."""
+        self._inbox.put(None)
+
+    def _work(self) -> None:
+        while (item := self._inbox.get()) is not None:
+            function, future = item
+            try:
+                answer: tuple[Any, BaseException | None] = (function(), None)
+            except BaseException as error:
+                answer = (None, error)
+            try:
+                self._loop.call_soon_threadsafe(_answer_call, future, answer)
+            except RuntimeError:  # the loop is closed; nobody waits any more
+                return
+            del item, function, future, answer
+
+
+def _answer_call(future: asyncio.Future[Any], answer: tuple[Any, BaseException | None]) -> None:
+    if not future.done():
+        future.set_result(answer)
+
+
+class ThreadExecutor:
+    """Runs plain functions in threads, as many as are asked for at once."""
+
+    def __init__(self) -> None:
+        self._idle: list[_Lane] = []
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """What `function` returns or raises. If cancelled, the thread is left to end; its result is dropped."""
+        lane = self._idle.pop() if self._idle else _Lane("flowrra-thread")
+        context = contextvars.copy_context()
+        try:
+            result, error = await lane.call(lambda: context.run(function))
+        except asyncio.CancelledError:
+            lane.stop()
+            raise
+        self._idle.append(lane)
+        if error is not None:
+            raise error
+        return cast("T", result)
+
+    def close(self) -> None:
+        """End the idle threads."""
+        while self._idle:
+            self._idle.pop().stop()
+
+
+@dataclass(frozen=True, slots=True)
+class CpuCall:
+    """A call of a CPU-bound task, in terms that another process understands."""
+
+    module: str
+    file: str | None
+    qualname: str
+    payload: str
+    job: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, task: Task[..., Any], job: Job, payload: str) -> CpuCall:
+        """The call of `task` for `job` with the encoded arguments `payload`."""
+        module, file = task.function.__module__, None
+        if module == "__main__":
+            main = sys.modules["__main__"]
+            file = getattr(main, "__file__", None)
+            if getattr(main, "__spec__", None) is not None:
+                module, file = _module_of(task.function), None
+        known = ("id", "task", "queue", "attempt", "failures")
+        return cls(module, file, task.function.__qualname__, payload, {name: getattr(job, name) for name in known})
+
+
+class _ProcessSlot:
+    """One process that runs one call at a time, started when needed, and the thread that talks to it."""
+
+    def __init__(self) -> None:
+        self.lane = _Lane("flowrra-process")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def run(self, call: CpuCall | None, report: Callable[[Progress], None]) -> str:
+        """The encoded result. Blocks; runs in the lane. A None call only starts the process."""
+        if self._process is None or self._process.poll() is not None:
+            self._process = _start_process()
+        process = self._process
+        try:
+            _write_frame(process.stdin, dataclasses.asdict(call) if call else None)
+            while True:
+                kind, *parts = _read_frame(process.stdout)
+                if kind == "result":
+                    return cast("str", parts[0])
+                if kind == "error":
+                    raise RemoteError(*parts)
+                report(Progress(*parts))
+        except (EOFError, OSError):
+            raise ProcessDiedError(f"the process of the task {_how_it_ended(process)}") from None
+
+    def start(self) -> None:
+        """Start the process ahead of its first call. Runs in the lane."""
+        self.run(None, lambda progress: None)
+
+    def kill(self) -> None:
+        """End the process, and with it the call."""
+        if self._process is not None:
+            self._process.kill()
+
+    def close(self) -> None:
+        """End the process and the thread; the slot must be idle or killed."""
+        self.kill()
+        self.lane.call(self._reap)
+        self.lane.stop()
+
+    def _reap(self) -> None:
+        if self._process is not None:
+            self._process.communicate()
+
+
+def _start_process() -> subprocess.Popen[bytes]:
+    import subprocess
+
+    return subprocess.Popen(python(f"serve_calls({sys.argv!r})"), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def python(call: str) -> list[str]:
+    """A command that runs `call` on this module in another interpreter, which finds modules as this one does."""
+    start = f"import importlib, sys; sys.path[:] = {sys.path!r}; "
+    return [sys.executable, "-c", f"{start}sys.exit(importlib.import_module({__name__!r}).{call})"]
+
+
+def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
+    process.communicate()
+    code = process.returncode
+    if code < 0:
+        return f"was ended by {signal.Signals(-code).name}"
+    return f"exited with status {code}"
+
+
+def _write_frame(pipe: Any, message: Any) -> None:
+    data = json.dumps(message).encode()
+    pipe.write(len(data).to_bytes(4, "big") + data)
+    pipe.flush()
+
+
+def _read_frame(pipe: Any) -> Any:
+    size = pipe.read(4)
+    data = pipe.read(int.from_bytes(size, "big"))
+    if len(size) < 4 or len(data) < int.from_bytes(size, "big"):
+        raise EOFError
+    return json.loads(data)
+
+
+class ProcessExecutor:
+    """Runs CPU-bound tasks in up to `size` processes, one call in each."""
+
+    def __init__(self, size: int) -> None:
+        self._idle: list[_ProcessSlot] = []
+        self._free = asyncio.Semaphore(size)
+        self._size = size
+        self._busy: set[_ProcessSlot] = set()
+
+    def warm_up(self) -> None:
+        """Start all processes now, so that the first jobs need not wait for them."""
+        for _ in range(self._size):
+            slot = _ProcessSlot()
+            slot.lane.call(slot.start)
+            self._idle.append(slot)
+
+    async def run(self, call: CpuCall, report: Callable[[Progress], None]) -> Any:
+        """The result of the call. If cancelled, its process is killed.
+
+        Raises:
+            RemoteError: the task raised an exception.
+            ProcessDiedError: its process ended.
+        """
+        loop = asyncio.get_running_loop()
+        async with self._free:
+            slot = self._idle.pop() if self._idle else _ProcessSlot()
+            self._busy.add(slot)
+            answer = slot.lane.call(lambda: slot.run(call, lambda progress: _call_soon(loop, report, progress)))
+            try:
+                result, error = await answer
+            except asyncio.CancelledError:
+                slot.close()
+                raise
+            else:
+                self._idle.append(slot)
+            finally:
+                self._busy.discard(slot)
+        if error is not None:
+            raise error
+        return decode(result)
+
+    def close(self) -> None:
+        """End all processes."""
+        for slot in (*self._idle, *self._busy):
+            slot.close()
+        self._idle.clear()
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[..., Any], *args: Any) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed; nobody waits any more
+        loop.call_soon_threadsafe(function, *args)
+
+
+def serve_calls(argv: list[str]) -> None:
+    """The main function of an executor's process: run calls from stdin until it closes.
+
+    A thread reads, so that the process ends with its parent also in the middle of a call. What tasks
+    print goes to stderr, as stdout carries the answers.
+    """
+    _in_child.set(True)
+    sys.argv[:] = argv
+    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the worker, which ends this process itself
+        signal.signal(number, signal.SIG_IGN)
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    calls: thread_queue.SimpleQueue[dict[str, Any] | None] = thread_queue.SimpleQueue()
+    threading.Thread(target=_read_calls, args=(calls,), daemon=True).start()
+    while True:
+        call = calls.get()
+        _write_frame(answers, _perform_call(call, answers) if call else ["result", "null"])
+
+
+def _read_calls(calls: thread_queue.SimpleQueue[dict[str, Any] | None]) -> None:
+    pipe = os.fdopen(0, "rb")
+    try:
+        while True:
+            calls.put(_read_frame(pipe))
+    except (EOFError, OSError):
+        os._exit(0)  # the parent is gone or has no more use for this process
+
+
+def _perform_call(call: Mapping[str, Any], answers: Any) -> list[Any]:
+    try:
+        return ["result", _run_call(CpuCall(**call), answers)]
+    except BaseException as error:
+        traceback = "".join(tracebacks.format_exception(error))
+        return ["error", describe(error), _kinds_of(error), traceback, getattr(error, "delay", None)]
+
+
+def _run_call(call: CpuCall, answers: Any) -> str:
+    function = _find_function(call.module, call.file, call.qualname)
+    args, kwargs = decode(call.payload)
+    job = Job(**call.job)
+    _current.set(
+        JobContext(
+            job, lambda _, told: _write_frame(answers, ["progress", told.done, told.total, told.note]), _refuse_to_wait
+        )
+    )
+    result: Any = function(*args, **kwargs)
+    if inspect.iscoroutine(result):
+        result = asyncio.run(result)
+    return encode(result, f"the result of {job.task} ")
+
+
+def _refuse_to_wait(slots: int) -> None:
+    raise FlowrraError("a CPU-bound task cannot wait for another job: its process would stand still; use result_of()")
+
+
+def _find_function(module: str, file: str | None, qualname: str) -> Callable[..., Any]:
+    found: Any = _load_main(file) if module == "__main__" and file else importlib.import_module(module)
+    for name in qualname.split("."):
+        found = getattr(found, name)
+    return cast("Callable[..., Any]", found.function if isinstance(found, Task) else found)
+
+
+def _load_main(file: str) -> Any:
+    """The program's main script as a module under another name, so that its main guard stays shut."""
+    if MAIN_IN_CHILD not in sys.modules:
+        import runpy
+        import types
+
+        module = types.ModuleType(MAIN_IN_CHILD)
+        module.__file__ = file
+        module.__dict__.update(runpy.run_path(file, run_name=MAIN_IN_CHILD))
+        sys.modules[MAIN_IN_CHILD] = sys.modules["__main__"] = module
+    return sys.modules[MAIN_IN_CHILD]
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line: its type, and what it says."""
+    if isinstance(error, RemoteError):
+        return str(error)
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+# ---------------------------------------------------------------------------
+# 11. Worker
+#
+# Claims jobs, runs them, settles them. An attempt passes through named steps:
+# resolve, arguments, execute, judge, post, settle, announce. Every task and
+# thread started here is ended by stop(). Knows no store, only a Broker.
+# ---------------------------------------------------------------------------
+
+UNKNOWN_TASK_DELAY = 15.0  # seconds for which a job of an unknown task is handed back
+_IDLE_WAIT = 5.0  # seconds after which an idle queue is looked at in any case
+_PURGE_EVERY = 60.0
+_PURGE_LIMIT = 500  # jobs deleted in one step
+_REPORT_EVERY = 0.5
+_TRACEBACK_LIMIT = 20_000  # characters
+
+Middleware = Callable[[Job, Callable[[Job], Awaitable[Any]]], Awaitable[Any]]
+
+EVENTS = frozenset(
+    ("start", "success", "failure", "retry", "cancel", "release", "worker_lost", "worker_start", "worker_stop")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What a hook is told: which event, on which worker, and the job with its outcome where there is one."""
+
+    name: str
+    worker: str
+    job: Job | None = None
+    result: Any = None
+    error: str | None = None
+
+
+class Hooks:
+    """The functions to call on events. A hook that raises is logged and changes nothing."""
+
+    def __init__(self) -> None:
+        self._hooks: dict[str, list[Callable[[Event], Any]]] = {}
+
+    def add(self, name: str, hook: Callable[[Event], Any]) -> None:
+        """Call `hook`, a plain or an async function, on each event of that name."""
+        if name not in EVENTS:
+            raise ConfigError(f"there is no event {name!r}, only {', '.join(sorted(EVENTS))}")
+        self._hooks.setdefault(name, []).append(hook)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._hooks
+
+    async def fire(self, event: Event) -> None:
+        """Call the hooks of an event, one after the other."""
+        for hook in self._hooks.get(event.name, ()):
+            try:
+                answer = hook(event)
+                if inspect.isawaitable(answer):
+                    await answer
+            except Exception:
+                logger.exception("a hook of the event %r failed", event.name)
+
+
+class _Run:
+    """One attempt on its way through the worker."""
+
+    __slots__ = ("ending", "job", "line", "options", "runner", "settled")
+
+    def __init__(self, job: Job, line: _Line, runner: asyncio.Task[None]) -> None:
+        self.job = job
+        self.line = line
+        self.runner = runner
+        self.options: TaskOptions | None = None
+        self.ending: str | None = None  # why the worker ends it: cancel, release or lapsed
+        self.settled: asyncio.Future[None] | None = None
+
+    def end(self, why: str) -> None:
+        """Have the attempt stopped."""
+        if self.ending is None:
+            self.ending = why
+            self.runner.cancel()
+
+
+class _Line:
+    """A queue as a worker serves it: so many slots, and resident runners that take turns claiming."""
+
+    def __init__(self, queue: str, capacity: int) -> None:
+        self.queue = queue
+        self.capacity = capacity
+        self.busy = 0
+        self.lent = 0
+        self.backlog: collections.deque[Job] = collections.deque()
+        self.runners: set[asyncio.Task[None]] = set()
+        self.asleep: collections.deque[asyncio.Future[None]] = collections.deque()
+        self.claimer: asyncio.Task[Any] | None = None
+        self.failures = 0  # of claims, in a row
+
+    def wake(self, count: int) -> int:
+        """Wake up to `count` sleeping runners; how many more would have been wanted."""
+        while count and self.asleep:
+            waiter = self.asleep.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                count -= 1
+        return count
+
+
+def judge(
+    job: Job, options: TaskOptions, error: BaseException, now: float, draw: Callable[[], float] = random.random
+) -> Outcome:
+    """What an attempt that raised `error` comes to: another one later, or the end."""
+    text = describe(error)
+    traceback = getattr(error, "traceback", None) or "".join(tracebacks.format_exception(error))
+    traceback = traceback[-_TRACEBACK_LIMIT:]
+    if job.failures >= options.max_retries or not is_retryable(options, error):
+        return Outcome.fail(job, text, traceback)
+    delay = getattr(error, "delay", None) if isinstance(error, Retry | RemoteError) else None
+    if delay is None:
+        delay = retry_delay(options, job.failures + 1, draw)
+    return Outcome.retry_at(job, now + delay, text, traceback)
+
+
+def options_of(job: Job, task: Task[..., Any]) -> TaskOptions:
+    """The options that hold for this job."""
+    return dataclasses.replace(task.settings, **job.overrides) if job.overrides else task.settings
+
+
+class Worker:
+    """A running consumer of one app's jobs. `start` and `stop` it on one loop."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        registry: Registry,
+        config: ExecutorConfig,
+        *,
+        backend: Backend | None = None,
+        clock: Clock,
+        hooks: Hooks,
+        middleware: Sequence[Middleware] = (),
+        state: Any = None,
+    ) -> None:
+        import socket
+
+        self.broker = broker
+        self.registry = registry
+        self.config = config
+        self.info = WorkerInfo(f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}", socket.gethostname())
+        self.info.pid = os.getpid()
+        self._backend = backend
+        self._clock = clock
+        self._hooks = hooks
+        self._middleware = list(middleware)
+        self._state = state
+        self._lines: dict[str, _Line] = {}
+        self._running: dict[str, _Run] = {}
+        self._outcomes: list[tuple[_Run, Outcome]] = []
+        self._events: collections.deque[Event] = collections.deque()
+        self._progress: dict[str, Progress] = {}
+        self._unknown: set[str] = set()
+        self._draining = False
+        self._hurried = False
+        self._settling = False
+        self._gone = False
+
+    # Starting and stopping ---------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Register with the broker and begin to claim."""
+        self._loop = asyncio.get_running_loop()
+        self._has_outcomes = asyncio.Event()
+        self._has_events = asyncio.Event()
+        self._has_progress = asyncio.Event()
+        self._all_settled = asyncio.Event()
+        self._may_claim = asyncio.Event()
+        self._may_claim.set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._threads = ThreadExecutor()
+        self._processes = ProcessExecutor(self.config.cpu_workers)
+        self.info.started = self._clock.time()
+        self._plan()
+        self.heed(await self.broker.heartbeat(self.info, lease=self.config.lease, now=self._clock.time()))
+        resident = [self._settle_outcomes, self._announce_events, self._write_progress, self._purge]
+        twin = self.broker.twin()
+        if twin is None:
+            resident.append(lambda: beat(self, self.broker))
+        self._residents = [asyncio.create_task(self._supervise(work)) for work in resident]
+        self._keeper = _Keeper(self, twin)
+        self._keeper.start()
+        for line in self._lines.values():
+            self._staff(line, 1)
+        if any(task.settings.cpu_bound and task.queue in self._lines for task in self.registry.values()):
+            self._processes.warm_up()
+        self._emit(Event("worker_start", self.info.id))
+
+    def _plan(self) -> None:
+        for queue, capacity in (self.config.queues or {"default": self.config.io_workers}).items():
+            self._lines[check_queue(queue)] = _Line(queue, capacity)
+        for task in self.registry.values() if self.config.queues is None else ():
+            self._lines.setdefault(task.queue, _Line(task.queue, self._capacity_for(task)))
+        self._describe()
+
+    def _capacity_for(self, task: Task[..., Any]) -> int:
+        return self.config.cpu_workers if task.settings.cpu_bound else self.config.io_workers
+
+    def _describe(self) -> None:
+        self.info.queues = {line.queue: line.capacity for line in self._lines.values()}
+        self.info.tasks = sorted(self.registry)
+
+    def welcome(self, task: Task[..., Any]) -> None:
+        """Serve a task that was registered after the start, and its queue."""
+        if self.config.queues is None and task.queue not in self._lines and not self._draining:
+            line = self._lines[task.queue] = _Line(task.queue, self._capacity_for(task))
+            self._staff(line, 1)
+        self._unknown.discard(task.name)
+        self._describe()
+
+    async def stop(self, drain: float) -> None:
+        """Stop claiming, let what runs finish for up to `drain` seconds, release the rest, take leave."""
+        self._draining = True
+        self._may_claim.set()
+        for line in self._lines.values():
+            self._dismiss(line)
+        if not await self._wait_idle(drain):
+            self._hurried = False
+            self._idle.clear()
+            for run in list(self._running.values()):
+                run.end("release")
+            if not await self._wait_idle(2.0):
+                self._abandon()
+        await self._flush()
+        self._emit(Event("worker_stop", self.info.id))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._fire_all(), 5.0)
+        await self._leave()
+
+    def _dismiss(self, line: _Line) -> None:
+        """Send the waiting runners home and hand back what has been claimed but not begun."""
+        line.wake(len(line.asleep))
+        if line.claimer is not None:
+            line.claimer.cancel()
+        while line.backlog:
+            job = line.backlog.popleft()
+            run = _Run(job, line, cast("asyncio.Task[None]", asyncio.current_task()))
+            self._post(run, Outcome.release(job, "the worker stopped before it began"))
+
+    def hurry(self) -> None:
+        """Wait no longer for running jobs."""
+        self._hurried = True
+        self._idle.set()
+
+    async def _wait_idle(self, seconds: float) -> bool:
+        """Whether nothing runs any more, at the latest after so many seconds."""
+        try:
+            async with asyncio.timeout(None if seconds == math.inf else seconds):
+                if self._running and not self._hurried:
+                    await self._idle.wait()
+        except TimeoutError:
+            pass
+        return not self._running
+
+    def _abandon(self) -> None:
+        """Give up the jobs that will not let themselves be cancelled; what they still do is refused."""
+        for run in list(self._running.values()):
+            self._post(run, Outcome.release(run.job, "the worker stopped; the job did not let itself be cancelled"))
+
+    async def _flush(self) -> None:
+        """Have the last outcomes written; if the broker is away, their jobs will be rescued instead."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5.0):
+                while self._outcomes or self._settling:
+                    self._all_settled.clear()
+                    await self._all_settled.wait()
+
+    async def _leave(self) -> None:
+        self._gone = True
+        self._keeper.stop()
+        runners = [runner for line in self._lines.values() for runner in line.runners]
+        for owned in (*self._residents, *runners):
+            owned.cancel()
+        await asyncio.wait([*self._residents, *runners], timeout=1.0)
+        self._threads.close()
+        self._processes.close()
+        try:
+            await asyncio.wait_for(self.broker.heartbeat(self.info, lease=0, now=self._clock.time()), 5.0)
+        except (TimeoutError, BrokerError) as error:
+            logger.warning("worker %s could not take leave of the broker: %s", self.info.id, error)
+        await asyncio.to_thread(self._keeper.join)
+
+    async def _supervise(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Keep a resident loop alive: an exception is logged, and the loop begins again after a while."""
+        failures = 0
+        while True:
+            try:
+                await work()
+            except Exception as error:
+                failures += 1
+                self._complain(error, failures)
+                await asyncio.sleep(_backoff(failures))
+
+    def _complain(self, error: Exception, failures: int) -> None:
+        if isinstance(error, BackendError):
+            logger.error("worker %s: %s (failure %d in a row; trying again)", self.info.id, error, failures)
+        else:
+            logger.error("worker %s: unexpected error; going on", self.info.id, exc_info=error)
+
+    # Claiming ----------------------------------------------------------------------------------
+
+    def _staff(self, line: _Line, count: int) -> None:
+        """Get `count` runners to work, sleeping ones or new ones, as far as the line has slots."""
+        count = line.wake(count)
+        while count > 0 and len(line.runners) < line.capacity + line.lent:
+            runner = self._loop.create_task(self._serve(line), context=contextvars.Context())
+            line.runners.add(runner)
+            runner.add_done_callback(line.runners.discard)
+            count -= 1
+
+    async def _serve(self, line: _Line) -> None:
+        """A resident runner: one job after the other, without a task for each.
+
+        A job that leaves a context variable changed, or a cancellation pending, takes its runner with it,
+        so that nothing leaks into the next job.
+        """
+        runner = cast("asyncio.Task[None]", asyncio.current_task())
+        while (job := await self._next(line)) is not None:
+            run = _Run(job, line, runner)
+            context = JobContext(job, self._report, line_lender(self, line), self._state)
+            _current.set(context)
+            before = contextvars.copy_context()
+            await self._run(run)
+            if runner.cancelling() or not _is_same_context(before, contextvars.copy_context()):
+                break
+        line.runners.discard(runner)
+        if not self._draining:
+            self._staff(line, 1)
+
+    async def _next(self, line: _Line) -> Job | None:
+        """The next job for a runner of this line; None if the runner is to go home."""
+        while not self._draining:
+            if line.backlog:
+                job = line.backlog.popleft()
+                line.busy += 1
+                if line.backlog:
+                    self._staff(line, 2)
+                return job
+            if line.claimer is not None or line.busy >= line.capacity:
+                if len(line.runners) > line.capacity + line.lent:
+                    return None
+                await self._sleep(line)
+            else:
+                await self._claim(line)
+        return None
+
+    async def _sleep(self, line: _Line) -> None:
+        waiter = self._loop.create_future()
+        line.asleep.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter in line.asleep:
+                line.asleep.remove(waiter)
+
+    async def _claim(self, line: _Line) -> None:
+        """Fill the backlog with jobs for the free slots, or wait until there may be some."""
+        line.claimer = asyncio.current_task()
+        try:
+            await self._may_claim.wait()
+            free = line.capacity - line.busy
+            claim = self.broker.claim(line.queue, limit=free, worker=self.info.id, now=self._clock.time())
+            jobs = await claim
+            if jobs and jobs[0].crashes:
+                self._may_claim.clear()  # a suspect runs alone; opened again when it is settled
+            line.backlog.extend(jobs)
+            line.failures = 0
+            if not jobs:
+                await self.broker.wait_ready((line.queue,), _IDLE_WAIT)
+        except asyncio.CancelledError:
+            if not self._draining or self._gone:
+                raise
+        except Exception as error:
+            line.failures += 1
+            self._complain(error, line.failures)
+            await asyncio.sleep(_backoff(line.failures))
+        finally:
+            line.claimer = None
+        await asyncio.sleep(0)  # a store that never makes us wait must not keep the loop from others
+
+    # One attempt -------------------------------------------------------------------------------
+
+    async def _run(self, run: _Run) -> None:
+        """Take one attempt through its steps. Never raises for what the job did."""
+        job = run.job
+        self._running[job.id] = run
+        self._idle.clear()
+        try:
+            outcome = await self._attempt(run)
+        finally:
+            self._running.pop(job.id, None)
+            run.line.busy -= 1
+            if not self._running:
+                self._became_idle()
+        if outcome is not None:
+            self._post(run, outcome)
+        if job.crashes:
+            await self._settle_suspect(run)
+
+    def _became_idle(self) -> None:
+        self._idle.set()
+        if not self._outcomes and not self._settling:
+            self._may_claim.set()
+
+    async def _settle_suspect(self, run: _Run) -> None:
+        """Let nobody claim before the suspect's end is written."""
+        run.settled = self._loop.create_future()
+        if any(waiting is run for waiting, _ in self._outcomes):
+            await run.settled
+        self._may_claim.set()
+
+    async def _attempt(self, run: _Run) -> Outcome | None:
+        job = run.job
+        task = self.registry.get(job.task)
+        if task is None:
+            return self._hand_back_unknown(job)
+        options = run.options = options_of(job, task)
+        if "start" in self._hooks:
+            self._emit(Event("start", self.info.id, job))
+        try:
+            args, kwargs = await self._arguments(job)
+            if self._middleware:
+                result = await self._through_middleware(run, task, args, kwargs)
+            else:
+                result = await self._execute(run, task, args, kwargs)
+            outcome = Outcome.succeed(job, result, options.result_ttl)
+            if self.broker.keeps_text:
+                outcome.text = encode_value(outcome)
+        except BaseException as error:
+            return self._judge(run, options, error)
+        return outcome
+
+    def _hand_back_unknown(self, job: Job) -> Outcome:
+        if job.task not in self._unknown:
+            self._unknown.add(job.task)
+            logger.warning(
+                "worker %s does not know the task %r: its jobs are handed back for %g s at a time until a worker does",
+                self.info.id, job.task, UNKNOWN_TASK_DELAY, extra=_fields(job),
+            )  # fmt: skip
+        return Outcome.release(job, f"no task {job.task!r} in this worker", self._clock.time() + UNKNOWN_TASK_DELAY)
+
+    async def _arguments(self, job: Job) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        args, kwargs = decode_arguments(job)
+        if not job.parents:
+            return args, kwargs
+        results = await self._parent_results(job)
+        return put_results(args, results), put_results(kwargs, results)
+
+    async def _parent_results(self, job: Job) -> dict[str, Any]:
+        found = await self.broker.get(job.parents)
+        for parent, result in zip(job.parents, found, strict=True):
+            if result is None:
+                raise TaskNotFoundError(f"the result of its parent {parent} has been purged: raise result_ttl")
+        return {result.task_id: result.result for result in found if result is not None}
+
+    async def _through_middleware(
+        self, run: _Run, task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        async def innermost(job: Job) -> Any:
+            return await self._execute(run, task, args, kwargs)
+
+        call: Callable[[Job], Awaitable[Any]] = innermost
+        for middleware in reversed(self._middleware):
+            call = _wrapped(middleware, call)
+        return await call(run.job)
+
+    async def _execute(self, run: _Run, task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run the function where it belongs, within the attempt's time."""
+        timeout = cast("TaskOptions", run.options).timeout
+        if timeout is None:
+            return await self._call(run, task, args, kwargs)
+        limit = asyncio.timeout(timeout)
+        try:
+            async with limit:
+                return await self._call(run, task, args, kwargs)
+        except TimeoutError:
+            if limit.expired():
+                raise TaskTimeoutError(f"the attempt took longer than its timeout of {timeout:g} s") from None
+            raise
+
+    def _call(self, run: _Run, task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Awaitable[Any]:
+        if task.settings.cpu_bound:
+            payload = run.job.payload
+            if payload is None or run.job.parents:
+                payload = encode_arguments(Job(run.job.id, task.name, tuple(args), kwargs))
+            call = CpuCall.of(task, run.job, payload)
+            return self._processes.run(call, lambda progress: self._report(run.job.id, progress))
+        if task.is_async:
+            return cast("Awaitable[Any]", task.function(*args, **kwargs))
+        return self._threads.run(lambda: task.function(*args, **kwargs))
+
+    def _judge(self, run: _Run, options: TaskOptions, error: BaseException) -> Outcome | None:
+        """The outcome of an attempt that did not return; None if it is not ours to tell any more."""
+        if isinstance(error, asyncio.CancelledError):
+            if run.ending is None and run.runner.cancelling():
+                raise error  # the whole loop is being torn down
+            ended = self._ended(run)
+            if ended is not None or run.ending == "lapsed":
+                return ended
+        return judge(run.job, options, error, self._clock.time())
+
+    def _ended(self, run: _Run) -> Outcome | None:
+        while run.ending and run.runner.cancelling():
+            run.runner.uncancel()
+        if run.ending == "cancel":
+            return Outcome.cancel(run.job, CANCELLED)
+        if run.ending == "release":
+            return Outcome.release(run.job, "the worker stopped")
+        return None
+
+    # Settling ----------------------------------------------------------------------------------
+
+    def _post(self, run: _Run, outcome: Outcome) -> None:
+        self._outcomes.append((run, outcome))
+        self._has_outcomes.set()
+
+    async def _settle_outcomes(self) -> None:
+        """Write outcomes in groups: what gathers while one group is on its way is the next."""
+        while True:
+            await self._has_outcomes.wait()
+            self._has_outcomes.clear()
+            batch, self._outcomes = self._outcomes, []
+            self._settling = True
+            try:
+                await self._settle(batch)
+            finally:
+                self._settling = False
+            if not self._outcomes:
+                self._all_settled.set()
+                if not self._running:
+                    self._may_claim.set()
+
+    async def _settle(self, batch: Sequence[tuple[_Run, Outcome]]) -> None:
+        """Have the broker take the batch; an outcome that it cannot take fails alone."""
+        try:
+            written = await self._insist([outcome for _, outcome in batch])
+        except Exception as error:
+            await self._settle_apart(batch, error)
+            return
+        if self._backend is not None:
+            await self._record(self._backend, [o for (_, o), ok in zip(batch, written, strict=True) if ok])
+        for (run, outcome), ok in zip(batch, written, strict=True):
+            if run.settled is not None:
+                _resolve(run.settled)
+            self._announce(run, outcome, ok)
+
+    async def _insist(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        """Settle, again and again as long as the broker fails."""
+        failures = 0
+        while True:
+            try:
+                return await self.broker.settle(outcomes, now=self._clock.time())
+            except BrokerError as error:
+                failures += 1
+                self._complain(error, failures)
+                await asyncio.sleep(_backoff(failures))
+
+    async def _settle_apart(self, batch: Sequence[tuple[_Run, Outcome]], error: Exception) -> None:
+        logger.error("worker %s: a group of outcomes was refused", self.info.id, exc_info=error)
+        for run, outcome in batch:
+            if len(batch) > 1:
+                await self._settle([(run, outcome)])
+            elif outcome.ending != "failure":
+                await self._settle([(run, Outcome.fail(run.job, f"its outcome was refused: {describe(error)}"))])
+
+    async def _record(self, backend: Backend, outcomes: Sequence[Outcome]) -> None:
+        """Keep results in the separate backend too. The broker has them already, so none can be lost."""
+        results = [_result_of(outcome, self._clock.time()) for outcome in outcomes if outcome.status in FINISHED]
+        try:
+            if results:
+                await backend.record(results)
+        except Exception as error:
+            logger.error("the result backend did not take %d results: %s", len(results), describe(error))
+
+    def _announce(self, run: _Run, outcome: Outcome, written: bool) -> None:
+        if not written:
+            logger.warning(
+                "job %s: its lease was lost, so this attempt changes nothing", run.job.id, extra=_fields(run.job)
+            )
+            return
+        name = "retry" if outcome.status is TaskStatus.RETRYING else outcome.ending
+        level = logging.WARNING if outcome.ending == "failure" else logging.INFO
+        if logger.isEnabledFor(level):
+            seconds = self._clock.time() - (run.job.started or 0.0)
+            extra = {**_fields(run.job), "duration": seconds}
+            logger.log(level, "job %s (%s) attempt %d: %s after %.3f s%s", run.job.id, run.job.task, outcome.attempt,
+                       name, seconds, f": {outcome.error}" if outcome.error else "", extra=extra)  # fmt: skip
+        if name in self._hooks:
+            self._emit(Event(name, self.info.id, run.job, outcome.result, outcome.error))
+
+    def _emit(self, event: Event) -> None:
+        if event.name in self._hooks:
+            self._events.append(event)
+            self._has_events.set()
+
+    async def _announce_events(self) -> None:
+        while True:
+            await self._has_events.wait()
+            self._has_events.clear()
+            await self._fire_all()
+
+    async def _fire_all(self) -> None:
+        while self._events:
+            await self._hooks.fire(self._events.popleft())
+
+    # Housekeeping ------------------------------------------------------------------------------
+
+    def heed(self, notices: Notices) -> None:
+        """Act on what a heartbeat brought. On the loop's thread."""
+        for task_id in notices.cancelled:
+            if task_id in self._running:
+                self._running[task_id].end("cancel")
+        if notices.lapsed:
+            logger.error("worker %s lost its lease: what it was running is dropped and runs again", self.info.id)
+            for run in list(self._running.values()):
+                run.end("lapsed")
+        if notices.suspects and self._running:
+            self._may_claim.clear()  # until nothing runs, so that a suspect gets its turn alone
+        for worker in notices.lost_workers:
+            logger.warning("worker %s is gone; its jobs are ready again", worker)
+            self._emit(Event("worker_lost", worker))
+
+    def running(self) -> list[Job]:
+        """The jobs that run here now."""
+        return [run.job for run in list(self._running.values())]
+
+    def _report(self, task_id: str, progress: Progress) -> None:
+        """Note progress; from any thread."""
+        self._progress[task_id] = progress
+        _call_soon(self._loop, self._has_progress.set)
+
+    async def _write_progress(self) -> None:
+        while True:
+            await self._has_progress.wait()
+            self._has_progress.clear()
+            reported, self._progress = self._progress, {}
+            await self.broker.report(reported)
+            await asyncio.sleep(_REPORT_EVERY)
+
+    async def _purge(self) -> None:
+        while True:
+            count = await self.broker.purge(self._clock.time(), _PURGE_LIMIT)
+            await asyncio.sleep(_PURGE_EVERY if count < _PURGE_LIMIT else 0.01)
+
+    def lend(self, line: _Line, slots: int) -> None:
+        """Lend a slot of a job that waits (1), or take it back (-1)."""
+        line.lent += slots
+        line.busy -= slots
+        if slots > 0:
+            self._staff(line, 1)
+
+
+def line_lender(worker: Worker, line: _Line) -> Callable[[int], None]:
+    """The function with which a job on this line lends its slot."""
+    return lambda slots: worker.lend(line, slots)
+
+
+def _wrapped(middleware: Middleware, call: Callable[[Job], Awaitable[Any]]) -> Callable[[Job], Awaitable[Any]]:
+    return lambda job: middleware(job, call)
+
+
+def _is_same_context(before: contextvars.Context, after: contextvars.Context) -> bool:
+    try:
+        return before == after  # 0.1 us when nothing was set: the two share their tree
+    except Exception:  # a variable's value that refuses to be compared
+        return False
+
+
+def _backoff(failures: int) -> float:
+    return min(10.0, 0.1 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0)
+
+
+def _fields(job: Job) -> dict[str, Any]:
+    """What log records carry beside their text."""
+    return {"job_id": job.id, "task": job.task, "attempt": job.attempt}
+
+
+def _result_of(outcome: Outcome, now: float) -> TaskResult[Any]:
+    job = outcome.job
+    return TaskResult(
+        job.id,
+        job.task,
+        outcome.status,
+        outcome.result,
+        outcome.error,
+        outcome.traceback,
+        outcome.attempt,
+        job.submitted,
+        job.started,
+        now,
+        job.progress,
+    )
+
+
+async def beat(worker: Worker, broker: Broker) -> None:
+    """Extend the worker's lease again and again through `broker`, on whichever loop this runs."""
+    interval = min(worker.config.heartbeat, broker.pulse)
+    while True:
+        await broker.wait_ready((), interval)
+        worker.info.running = len(worker.running())
+        notices = await broker.heartbeat(worker.info, lease=worker.config.lease, now=worker._clock.time())
+        if notices.cancelled or notices.lapsed or notices.suspects or notices.lost_workers:
+            _call_soon(worker._loop, worker.heed, notices)
+
+
+class _Keeper(threading.Thread):
+    """Keeps the lease, through a twin of the broker, and watches the loop, whatever tasks do to it."""
+
+    def __init__(self, worker: Worker, twin: Broker | None) -> None:
+        super().__init__(name="flowrra-keeper", daemon=True)
+        self._worker = worker
+        self._twin = twin
+        self._watched = threading.get_ident()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended = threading.Event()
+        self._main: asyncio.Task[None] | None = None
+
+    def run(self) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            asyncio.run(self._keep())
+
+    def stop(self) -> None:
+        """Ask the thread to end; from another thread."""
+        self._ended.set()
+        if self._loop is not None and self._main is not None:
+            _call_soon(self._loop, self._main.cancel)
+
+    async def _keep(self) -> None:
+        self._main = asyncio.current_task()
+        self._loop = asyncio.get_running_loop()
+        if self._ended.is_set():
+            return
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch())
+            if self._twin is not None:
+                group.create_task(self._worker._supervise(self._beat))
+
+    async def _beat(self) -> None:
+        twin = cast("Broker", self._twin)
+        await twin.open()
+        try:
+            await beat(self._worker, twin)
+        finally:
+            await twin.close()
+
+    async def _watch(self) -> None:
+        """Report a loop that has not turned for a second, once, with what blocks it."""
+        reported = False
+        while True:
+            turned = threading.Event()
+            _call_soon(self._worker._loop, turned.set)
+            await asyncio.sleep(1.0)
+            if not turned.is_set() and not reported:
+                self._report_blocked()
+            reported = not turned.is_set()
+
+    def _report_blocked(self) -> None:
+        frame = sys._current_frames().get(self._watched)
+        stack = "".join(tracebacks.format_stack(frame)) if frame else "(its thread is gone)"
+        jobs = ", ".join(f"{job.id} ({job.task})" for job in self._worker.running()) or "none"
+        logger.warning("the event loop has been blocked for more than 1 s; jobs running: %s\n%s", jobs, stack)
+
+
+# ---------------------------------------------------------------------------
+# 12. App
+#
+# The object that users hold: registers tasks, submits jobs, waits for results,
+# and runs a worker inside itself if it is started. Which class a URL stands
+# for is decided here and nowhere else.
+# ---------------------------------------------------------------------------
+
+BrokerFactory = Callable[[str, Config, Clock], Broker]
+
+
+def _memory_from_url(url: str, config: Config, clock: Clock) -> Broker:
+    if url not in ("memory://", "memory"):
+        raise ConfigError(f"the memory broker's URL is memory:// and no more, not {url!r}")
+    return MemoryBroker(config.broker, config.backend, clock)
+
+
+def _sqlite_from_url(url: str, config: Config, clock: Clock) -> Broker:
+    import urllib.parse
+
+    parts = urllib.parse.urlsplit(url)
+    if parts.netloc:
+        raise ConfigError(
+            f"{url!r} has {parts.netloc!r} as its host; a file is sqlite:///name.db or sqlite:////folder/name.db"
+        )
+    options = dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True))
+    synchronous = options.pop("synchronous", "full")
+    if options:
+        raise ConfigError(f"{url!r} has the unknown option {min(options)!r}; there is synchronous=full|normal")
+    path = urllib.parse.unquote(parts.path)[1:] or None
+    return SQLiteBroker(path, config.broker, config.backend, clock, synchronous=synchronous)
+
+
+_SCHEMES: Mapping[str, BrokerFactory] = {"memory": _memory_from_url, "sqlite": _sqlite_from_url}
+
+
+def broker_from_url(url: str, config: Config, clock: Clock) -> Broker:
+    """The broker that a URL stands for; third parties add schemes by the entry points `flowrra.brokers`.
+
+    Raises:
+        ConfigError: no such scheme, a URL that the scheme cannot read, or a driver that is not installed.
+    """
+    if not isinstance(url, str) or not url:
+        raise ConfigError(f"a broker is given as a URL such as sqlite:///jobs.db, not {url!r}")
+    scheme = url.partition(":")[0].lower()
+    factory = _SCHEMES.get(scheme) or _installed_scheme(scheme)
+    if factory is None:
+        raise ConfigError(
+            f"nothing here serves the scheme {scheme!r} of {url!r}; there are memory:// and sqlite:///file.db"
+        )
+    return factory(url, config, clock)
+
+
+def _installed_scheme(scheme: str) -> BrokerFactory | None:
+    from importlib import metadata
+
+    for point in metadata.entry_points(group="flowrra.brokers", name=scheme):
+        try:
+            return cast("BrokerFactory", point.load())
+        except ImportError as error:
+            owner = point.dist.name if point.dist else point.value
+            raise ConfigError(
+                f"{scheme}:// is served by {owner}, which cannot be imported ({error}): install what it needs"
+            ) from error
+    return None
+
+
+class _Ids:
+    """Job ids: short, in order of their making, and unique without asking anybody (72 random bits a process)."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._pid = 0
+
+    def __call__(self) -> str:
+        if os.getpid() != self._pid:  # a forked child must not go on counting where its parent does
+            self._pid = os.getpid()
+            self._prefix = f"{int(self._clock.time()):08x}{os.urandom(9).hex()}"
+            self._numbers = itertools.count()
+        return f"{self._prefix}{next(self._numbers):06x}"
+
+
+class _TaskMaker(Protocol):
+    """What `app.task(...)` returns: the decorator."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+
+class Flowrra(Submitter):
+    """An app: its tasks, and the way to its jobs.
+
+    `async with app:` starts a worker inside this process, and drains and stops it at the end;
+    `async with app.client():` only submits and waits, as does calling `submit` without either.
+    """
+
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        broker: Broker | None = None,
+        backend: Backend | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.config = config or Config()
+        self.clock = clock or Clock()
+        self.registry = Registry()
+        self.broker = broker or broker_from_url(self.config.broker.url, self.config, self.clock)
+        url = self.config.backend.url
+        self.backend = backend or (broker_from_url(url, self.config, self.clock) if url is not None else None)
+        self.state: Any = None
+        self.sync = SyncFace(self)
+        self.new_id = _Ids(self.clock)  # type: ignore[method-assign]
+        self._hooks = Hooks()
+        self._middleware: list[Middleware] = []
+        self._lifespan: Callable[[Flowrra], contextlib.AbstractAsyncContextManager[Any]] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopped = False
+        self._worker: Worker | None = None
+        self._cleanup = contextlib.AsyncExitStack()
+        self.registry.on_new = self._welcome
+
+    @classmethod
+    def from_urls(cls, broker: str = "memory://", backend: str | None = None) -> Flowrra:
+        """An app on a broker and, if results are to be kept elsewhere, a backend, each given by its URL.
+
+        memory:// (in this process), sqlite:///relative.db, sqlite:////absolute.db, sqlite:// (private, in
+        memory). With ?synchronous=normal a power cut may undo what a SQLite broker has acknowledged last.
+        """
+        return cls(Config(broker=BrokerConfig(url=broker), backend=BackendConfig(url=backend)))
+
+    # Declaring ---------------------------------------------------------------------------------
+
+    @overload
+    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+    @overload
+    def task(
+        self,
+        *,
+        name: str | None = None,
+        max_retries: int = 3,
+        retry_delay: float = 1.0,
+        backoff: float = 2.0,
+        max_delay: float = 3600.0,
+        jitter: bool = False,
+        retry_on: type[BaseException] | tuple[type[BaseException], ...] = (Exception,),
+        no_retry_on: type[BaseException] | tuple[type[BaseException], ...] = (),
+        timeout: float | None = None,
+        queue: str | None = None,
+        priority: int = 0,
+        cpu_bound: bool = False,
+        result_ttl: float | None = None,
+    ) -> _TaskMaker: ...
+
+    def task(self, function: Any = None, **options: Any) -> Any:
+        """Register a function as a task, by `@app.task` or `@app.task(...)`; see `TaskOptions`.
+
+        `async def` runs on the loop, `def` in a thread, and with `cpu_bound=True` either in a process.
+
+        Raises:
+            ConfigError: an option is out of range, the name is taken, or a CPU-bound function is one that
+                another process cannot import (a lambda, a closure).
+        """
+        if function is not None:
+            return self._register(function, None, TaskOptions())
+        name = options.pop("name", None)
+        for kind in ("retry_on", "no_retry_on"):
+            if isinstance(options.get(kind), type):
+                options[kind] = (options[kind],)
+        try:
+            checked = TaskOptions(**options)
+        except TypeError as error:
+            raise ConfigError(f"@app.task: {error}") from None
+        return lambda function: self._register(function, name, checked)
+
+    def _register(self, function: Callable[..., Any], name: str | None, options: TaskOptions) -> Task[..., Any]:
+        default = task_name(function)
+        task: Task[..., Any] = Task(self, function, _key("name", name) or default, options)
+        self.registry.add(task)
+        return task
+
+    def _welcome(self, task: Task[..., Any]) -> None:
+        if self._worker is not None and self._loop is not None:
+            _call_soon(self._loop, self._worker.welcome, task)
+
+    def middleware(self, function: Middleware) -> Middleware:
+        """Wrap the running of every job: `async def mw(job, call_next): return await call_next(job)`.
+
+        The one registered first is the outermost. What it raises or returns counts as the task's.
+        """
+        self._middleware.append(function)
+        return function
+
+    def on(self, name: str) -> Callable[[Callable[[Event], T]], Callable[[Event], T]]:
+        """Register a plain or async function to be called with each `Event` of that name.
+
+        start, success, failure, retry, cancel, release, worker_lost, worker_start, worker_stop. They run
+        on the worker's loop after the fact is written down; one that raises is logged.
+        """
+
+        def register(hook: Callable[[Event], T]) -> Callable[[Event], T]:
+            self._hooks.add(name, hook)
+            return hook
+
+        return register
+
+    def lifespan(self, function: Callable[[Flowrra], contextlib.AbstractAsyncContextManager[T]]) -> Any:
+        """Enter `function(app)` before the worker starts and leave it after it has stopped.
+
+        What it yields is `app.state`, and `current_job().state` inside tasks (not in CPU-bound ones).
+        """
+        self._lifespan = function
+        return function
+
+    # Starting and stopping ---------------------------------------------------------------------
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a worker runs inside this app."""
+        return self._worker is not None
+
+    @property
+    def worker(self) -> WorkerInfo | None:
+        """The worker that runs inside this app."""
+        return None if self._worker is None else self._worker.info
+
+    async def start(self) -> None:
+        """Open the stores and start a worker on the running loop. A second call changes nothing."""
+        if self._worker is not None:
+            return
+        await self._open()
+        if self._lifespan is not None:
+            self.state = await self._cleanup.enter_async_context(self._lifespan(self))
+        worker = Worker(
+            self.broker,
+            self.registry,
+            self.config.executor,
+            backend=self.backend,
+            clock=self.clock,
+            hooks=self._hooks,
+            middleware=self._middleware,
+            state=self.state,
+        )
+        await worker.start()
+        self._worker = worker
+
+    async def stop(self, wait: bool = True, timeout: float | None = 30.0) -> None:
+        """Drain and stop the worker and close the stores. A second call waits for the first.
+
+        Args:
+            wait: False stops at once; running jobs are handed back, to run again.
+            timeout: seconds that running jobs get to finish (None: as long as they take).
+        """
+        if self._loop is None:
+            self._stopped = True
+            return
+        async with self._stop_lock:
+            if self._worker is not None:
+                drain = 0.0 if not wait else math.inf if timeout is None else _seconds("timeout", timeout)
+                await self._worker.stop(drain)
+                self._worker = None
+            self._stopped = True
+            await self._close()
+
+    def hurry(self) -> None:
+        """Make a stop that is under way wait no longer for running jobs."""
+        if self._worker is not None:
+            self._worker.hurry()
+
+    async def __aenter__(self) -> Flowrra:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop(timeout=self.config.executor.drain)
+
+    @contextlib.asynccontextmanager
+    async def client(self) -> AsyncIterator[Flowrra]:
+        """Open the stores to submit and wait, without a worker; close them at the end."""
+        await self._open()
+        try:
+            yield self
+        finally:
+            await self._close()
+
+    async def _open(self) -> None:
+        """Open the stores on the running loop; where they are open on a loop that has ended, anew."""
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        if _in_child.get():
+            raise ConfigError(
+                "the app is being started by a process that was made for a CPU-bound task: "
+                "put the start of your program under `if __name__ == '__main__':`"
+            )
+        await asyncio.to_thread(self.sync.close)
+        if self._loop is not None and not self._loop.is_closed():
+            raise ConfigError("the app is open on another event loop, in another thread: use app.sync there")
+        self._stop_lock = asyncio.Lock()
+        await self.broker.open()
+        if self.backend is not None:
+            await self.backend.open()
+        self._loop = loop
+        self._stopped = False
+
+    async def _close(self) -> None:
+        if self._loop is None:
+            return
+        self._loop = None
+        await self._cleanup.aclose()
+        await self.broker.close()
+        if self.backend is not None:
+            await self.backend.close()
+
+    async def _ready(self) -> None:
+        """Make sure that the stores are open here."""
+        if self._loop is not asyncio.get_running_loop():
+            if self._stopped:
+                raise ExecutorNotRunningError(
+                    "the app has been stopped: start() it again, or use `async with app.client()`"
+                )
+            await self._open()
+
+    # Submitting --------------------------------------------------------------------------------
+
+    @overload
+    async def submit(self, task: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]: ...
+    @overload
+    async def submit(self, task: Task[..., R], /, *args: Any, priority: int, **kwargs: Any) -> TaskId[R]: ...
+
+    async def submit(self, task: Any, /, *args: Any, **kwargs: Any) -> TaskId[Any]:
+        """Submit one job and return its id; on a durable broker it is on disk by then.
+
+        `priority=` is an option (a lower number runs first), unless the task has a parameter of that name.
+        If the call is cancelled, the job may have been taken or not.
+
+        Raises:
+            TaskNotFoundError: `task` is not a task of this app.
+            TypeError: the arguments do not fit the task's signature.
+            SerializationError: an argument cannot be kept.
+            QueueFullError: the queue is full, and `when_full` is "raise".
+            ExecutorNotRunningError: the app has been stopped.
+            BrokerError: the store failed; the job was not taken.
+        """
+        if type(task) is not Task or self.registry.get(task.name) is not task:
+            raise _not_a_task(task)
+        job = _job_for(task, args, kwargs) if kwargs else task.make_job(args, kwargs)
+        (task_id,) = await self.submit_jobs((job,))
+        return TaskId(task_id)
+
+    async def submit_many(self, task: Task[..., R] | Submission[..., R], rows: Iterable[Any]) -> list[TaskId[R]]:
+        """Submit a job for each row, all or none: a tuple of arguments, or a dictionary of named ones."""
+        jobs = []
+        for number, row in enumerate(rows):
+            if isinstance(row, tuple | list):
+                jobs.append(task.make_job(row, {}))
+            elif isinstance(row, Mapping):
+                jobs.append(task.make_job((), row))
+            else:
+                raise TypeError(f"row {number} is {row!r}: a row is a tuple of arguments, such as ({row!r},)")
+        return [TaskId(task_id) for task_id in await self.submit_jobs(jobs)] if jobs else []
+
+    async def submit_in(self, connection: Any, task: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]:
+        """Submit one job through the caller's own connection to the broker's database.
+
+        The job is there if the caller's transaction commits, and never was if it rolls back. A worker
+        notices it within 0.25 s of the commit.
+
+        Raises:
+            ConfigError: the broker has no SQL database, or the connection is to another one.
+        """
+        await self._ready()
+        (task_id,) = self.broker.push_in(connection, [_job_for(task, args, kwargs)], now=self.now())
+        return TaskId(task_id)
+
+    async def submit_jobs(self, jobs: Sequence[Job]) -> list[str]:
+        """Push jobs that a task has made."""
+        if self._loop is not asyncio.get_running_loop():
+            await self._ready()
+        if self.config.broker.max_queue_size is not None and (context := _current.get()) is not None:
+            with context.waiting():
+                return await self.broker.push(jobs, now=self.clock.time())
+        return await self.broker.push(jobs, now=self.clock.time())
+
+    def now(self) -> float:
+        """The wall clock, in seconds since the epoch."""
+        return self.clock.time()
+
+    # Results and jobs --------------------------------------------------------------------------
+
+    async def wait_for_result(self, task_id: TaskId[R] | str, timeout: float | None = None) -> TaskResult[R]:
+        """The result of a job, when it has come to its end.
+
+        Inside a job, the slot is lent to other jobs meanwhile. Cancelling the call changes nothing.
+
+        Raises:
+            TaskNotFoundError: no such job.
+            TaskTimeoutError: it has not ended within `timeout` seconds.
+        """
+        if timeout is not None:
+            _seconds("timeout", timeout)
+        context = _current.get()
+        with context.waiting() if context is not None else contextlib.nullcontext():
+            if self._loop is not asyncio.get_running_loop():
+                await self._ready()
+            result = await self.broker.wait_for(task_id, timeout)
+            return result if self.backend is None else await self._kept(result)
+
+    async def _kept(self, result: TaskResult[Any]) -> TaskResult[Any]:
+        """The result as the separate backend has it; the broker's own if it does not (yet)."""
+        (kept,) = await cast("Backend", self.backend).get([result.task_id])
+        return kept if kept is not None and kept.attempts == result.attempts else result
+
+    async def get_result(self, task_id: TaskId[R] | str) -> TaskResult[R] | None:
+        """A job's result as it stands, finished or not; None for an unknown id."""
+        await self._ready()
+        (result,) = await self.broker.get([task_id])
+        if result is None and self.backend is not None:
+            (result,) = await self.backend.get([task_id])
+            return result
+        return result if result is None or self.backend is None else await self._kept(result)
+
+    async def cancel(self, task_id: str) -> bool:
+        """End a job: at once if it waits, by its worker if it runs. False: it is finished, or unknown."""
+        await self._ready()
+        return await self.broker.cancel(task_id, now=self.now())
+
+    async def requeue(self, task_id: str) -> bool:
+        """Let a failed or cancelled job run again, its failures forgotten. False: it is neither."""
+        await self._ready()
+        return (await self.broker.requeue([task_id], now=self.now()))[0]
+
+    async def jobs(
+        self,
+        *,
+        status: TaskStatus | Iterable[TaskStatus] | None = None,
+        task: str | None = None,
+        queue: str | None = None,
+        limit: int = 100,
+        after: int | None = None,
+    ) -> list[Job]:
+        """Jobs, the latest submitted first; `after` is the `seq` of the last one of the page before."""
+        await self._ready()
+        wanted = {status} if isinstance(status, TaskStatus) else status
+        which = JobFilter(status=None if wanted is None else frozenset(wanted), task=task, queue=queue)
+        return await self.broker.find(which, limit=_whole("limit", limit, least=1), after=after)
+
+    async def get_job(self, task_id: str) -> Job:
+        """A job with its attempts; TaskNotFoundError for an unknown id."""
+        await self._ready()
+        found = await self.broker.find(JobFilter(ids=[task_id]), limit=1)
+        if not found:
+            raise unknown_job(task_id)
+        return found[0]
+
+    async def explain(self, task_id: str) -> str:
+        """One sentence on where a job stands and, if it does not run, why."""
+        job = await self.get_job(task_id)
+        if job.status is TaskStatus.PENDING:
+            return f"It is ready, but {await self._why_waiting(job)}."
+        if job.status is TaskStatus.BLOCKED:
+            return f"It is blocked by {await self._blockers(job)}."
+        return _explain_at_rest(job, self.now())
+
+    async def _blockers(self, job: Job) -> str:
+        parents = await self.broker.get(job.parents)
+        open_ones = [p for p in parents if p is not None and not p.is_finished]
+        return " and ".join(f"its parent {p.task_id} ({p.task}), which is {p.status}" for p in open_ones)
+
+    async def _why_waiting(self, job: Job) -> str:
+        if job.queue in await self.broker.paused():
+            return f"its queue {job.queue} is paused"
+        workers = await self.broker.workers()
+        serving = [worker for worker in workers if job.queue in worker.queues]
+        if not serving:
+            return f"no live worker serves the queue {job.queue} ({len(workers)} alive)"
+        if not any(job.task in worker.tasks for worker in serving):
+            return f"no live worker that serves the queue {job.queue} knows the task {job.task}"
+        if job.crashes:
+            return f"it was running in {job.crashes} crash(es), so it waits for a worker that runs nothing else"
+        ahead = sum((await self.broker.counts(JobFilter(ahead_of=job))).values())
+        return f"{ahead} job(s) are ahead of it in the queue {job.queue}"
+
+
+def _not_a_task(thing: object) -> TaskNotFoundError:
+    if isinstance(thing, Task):
+        return TaskNotFoundError(f"the task {thing.name!r} belongs to another app, or was registered anew since")
+    return TaskNotFoundError(
+        f"{thing!r} is not a task: decorate the function with @app.task and submit what that returns"
+    )
+
+
+def _job_for(task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Job:
+    """A job for a call of `app.submit`, where `priority` may be an option."""
+    if "priority" not in kwargs or _takes(task.signature, "priority"):
+        return task.make_job(args, kwargs)
+    own = {name: value for name, value in kwargs.items() if name != "priority"}
+    return task.options(priority=kwargs["priority"]).make_job(args, own)
+
+
+def _takes(signature: inspect.Signature, name: str) -> bool:
+    kinds = [p.kind for p in signature.parameters.values()]
+    return name in signature.parameters or inspect.Parameter.VAR_KEYWORD in kinds
+
+
+def _explain_at_rest(job: Job, now: float) -> str:
+    """The sentence for a job that is not ready: due later, running, or finished."""
+    match job.status:
+        case TaskStatus.SCHEDULED:
+            return f"It is due in {duration((job.due or now) - now)}{f': {job.error}' if job.error else ''}."
+        case TaskStatus.RETRYING:
+            return (
+                f"It failed {job.failures} time(s) and is due again in {duration((job.due or now) - now)}: {job.error}."
+            )
+        case TaskStatus.RUNNING:
+            ending = ", and has been asked to end" if job.cancel_requested else ""
+            return f"It has been running on {job.worker} for {duration(now - (job.started or now))}{ending}."
+        case TaskStatus.SUCCESS:
+            return f"It succeeded {duration(now - (job.finished or now))} ago."
+        case _:
+            return f"It is {job.status}, {duration(now - (job.finished or now))} ago: {job.error}."
+
+
+def duration(seconds: float) -> str:
+    """A length of time as people say it: 0.25 s, 42 s, 4 m 10 s, 3 h 5 m, 2 d 1 h."""
+    if seconds < 10:
+        return f"{max(0.0, seconds):.2g} s"
+    for size, unit, small, small_unit in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m"), (60, "m", 1, "s")):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit} {int(seconds % size // small)} {small_unit}"
+    return f"{seconds:.0f} s"
+
+
+class SyncFace:
+    """The app for plain code: the same calls, blocking. For web views and scripts without a loop.
+
+    The calls run on the loop that the app is open on, or on one in a thread of its own, until `close`.
+    """
+
+    def __init__(self, app: Flowrra) -> None:
+        self._app = app
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    @overload
+    def submit(self, task: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]: ...
+    @overload
+    def submit(self, task: Task[..., R], /, *args: Any, priority: int, **kwargs: Any) -> TaskId[R]: ...
+
+    def submit(self, task: Any, /, *args: Any, **kwargs: Any) -> TaskId[Any]:
+        """See `Flowrra.submit`."""
+        return self._run(self._app.submit(task, *args, **kwargs))
+
+    def submit_many(self, task: Task[..., R] | Submission[..., R], rows: Iterable[Any]) -> list[TaskId[R]]:
+        """See `Flowrra.submit_many`."""
+        return self._run(self._app.submit_many(task, rows))
+
+    def wait_for_result(self, task_id: TaskId[R] | str, timeout: float | None = None) -> TaskResult[R]:
+        """See `Flowrra.wait_for_result`."""
+        return self._run(self._app.wait_for_result(task_id, timeout))
+
+    def get_result(self, task_id: TaskId[R] | str) -> TaskResult[R] | None:
+        """See `Flowrra.get_result`."""
+        return self._run(self._app.get_result(task_id))
+
+    def cancel(self, task_id: str) -> bool:
+        """See `Flowrra.cancel`."""
+        return self._run(self._app.cancel(task_id))
+
+    def requeue(self, task_id: str) -> bool:
+        """See `Flowrra.requeue`."""
+        return self._run(self._app.requeue(task_id))
+
+    def jobs(self, **which: Any) -> list[Job]:
+        """See `Flowrra.jobs`."""
+        return self._run(self._app.jobs(**which))
+
+    def explain(self, task_id: str) -> str:
+        """See `Flowrra.explain`."""
+        return self._run(self._app.explain(task_id))
+
+    def close(self) -> None:
+        """Close the stores and end the thread, if these calls have opened and started them."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+            if thread is None or self._loop is None:
+                return
+            asyncio.run_coroutine_threadsafe(self._app._close(), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            thread.join()
+            self._loop.close()
+
+    def _run(self, call: Coroutine[Any, Any, T]) -> T:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run_coroutine_threadsafe(call, self._where()).result()
+        call.close()
+        raise FlowrraError("app.sync would block the event loop that is running here: await the call on the app itself")
+
+    def _where(self) -> asyncio.AbstractEventLoop:
+        """The loop to call on: the app's, or one in a thread that is started now."""
+        with self._lock:
+            if self._app._loop is not None and not self._app._loop.is_closed():
+                return self._app._loop
+            if self._thread is None or self._loop is None:
+                import atexit
+
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="flowrra-sync", daemon=True)
+                self._thread.start()
+                atexit.register(self.close)
+            return self._loop
+
+
+# ---------------------------------------------------------------------------
+# 13. Command line
+#
+# `python -m flowrra ...`: runs workers, shows and steers jobs. Everything here
+# goes through the app; exit status 0 is success, 1 a failure that the output
+# names, 2 a wrong call.
+# ---------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return cast("int", arguments.command(arguments))
+    except FlowrraError as error:
+        print(f"flowrra: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="flowrra", description="A task queue in one file.", epilog=_EPILOG,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"flowrra {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        return sub
+
+    _add_worker(add("worker", _worker_command, "run the jobs of an app"))
+    enqueue = add("enqueue", _enqueue_command, "submit one job")
+    enqueue.add_argument("app", help="module:app")
+    enqueue.add_argument("task", help="the task's name, or its last part if that is clear")
+    enqueue.add_argument(
+        "--arg", action="append", default=[], metavar="JSON", help="an argument, as JSON; NAME=JSON names it"
+    )
+    enqueue.add_argument("--wait", action="store_true", help="wait for the result and print it")
+    status = add("status", _status_command, "show queues and workers")
+    jobs = add("jobs", _jobs_command, "list jobs, the latest first")
+    jobs.add_argument("--state", type=TaskStatus, choices=list(TaskStatus), metavar="STATE", help=", ".join(TaskStatus))
+    jobs.add_argument("--task")
+    jobs.add_argument("--queue")
+    jobs.add_argument("--limit", type=int, default=50, help="50 if not given")
+    show = add("show", _show_command, "show one job with its attempts and traceback")
+    for sub in (status, jobs, show):
+        sub.add_argument("--json", action="store_true", help="print JSON")
+    explain = add("explain", _explain_command, "say in a sentence why a job is not running")
+    cancel = add("cancel", _cancel_command, "end a waiting or running job")
+    requeue = add("requeue", _requeue_command, "run a failed or cancelled job again")
+    for sub in (show, explain, cancel, requeue):
+        sub.add_argument("id")
+    purge = add("purge", _purge_command, "delete finished jobs past their retention")
+    pause = add("pause", _pause_command, "hand out no more jobs of a queue")
+    resume = add("resume", _resume_command, "hand out the jobs of a paused queue again")
+    for sub in (pause, resume):
+        sub.add_argument("queue")
+    for sub in (status, jobs, show, explain, cancel, requeue, purge, pause, resume):
+        sub.add_argument("where", nargs="?", metavar="module:app", help="the app whose broker to ask")
+        sub.add_argument("--broker", metavar="URL", help="the broker to ask")
+    add("demo", _demo_command, "see it work: a worker, some hundred jobs, a crash and its rescue")
+    return parser
+
+
+_EPILOG = """\
+examples:
+  flowrra demo                                    needs nothing else
+  flowrra worker shop.jobs:app                    run the jobs of `app` in shop/jobs.py
+  flowrra status --broker sqlite:///jobs.db       look at a store
+  flowrra explain ID shop.jobs:app                why does that job not run?
+FLOWRRA_APP and FLOWRRA_BROKER stand in for module:app and --broker."""
+
+
+def _add_worker(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("app", nargs="?", help="module:app (or FLOWRRA_APP)")
+    sub.add_argument("--concurrency", type=int, metavar="N", help="jobs at once of each queue but cpu")
+    sub.add_argument("--queues", metavar="default:50,cpu:2", help="serve these only, each with its capacity")
+    sub.add_argument("--processes", type=int, default=1, metavar="N", help="worker processes (1)")
+    sub.add_argument("--drain", type=float, metavar="S", help="seconds that running jobs get at a stop (30)")
+    sub.add_argument("--reload", action="store_true", help="start anew when a source file changes")
+    levels = ["debug", "info", "warning", "error"]
+    sub.add_argument("--log-level", default="info", choices=levels, metavar="LEVEL", help=f"{', '.join(levels)} (info)")
+    sub.add_argument("--log-format", default="text", choices=["text", "json"], help="text, or a JSON object a line")
+
+
+# Finding the app -------------------------------------------------------------------------------
+
+
+def load_app(target: str) -> Flowrra:
+    """The app that `module:app` names, with the working directory on the search path.
+
+    Raises:
+        ConfigError: there is none there. What the module itself raises comes as it is.
+    """
+    module_name, _, attribute = target.partition(":")
+    if not module_name or not attribute:
+        raise ConfigError(f"an app is given as module:app, such as shop.jobs:app, not {target!r}")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise ConfigError(f"there is no module {error.name!r} in {os.getcwd()} or on the search path") from None
+    for name in attribute.split("."):
+        found = getattr(found, name, None)
+    if not isinstance(found, Flowrra):
+        raise ConfigError(f"{attribute!r} in the module {module_name} is {found!r}, not a Flowrra app")
+    return found
+
+
+def _app_for(arguments: argparse.Namespace) -> Flowrra:
+    """The app, or one without tasks on the broker, that a command is to look at."""
+    if arguments.broker:
+        return Flowrra.from_urls(arguments.broker)
+    target = arguments.where or os.environ.get("FLOWRRA_APP")
+    if target:
+        return load_app(target)
+    if "FLOWRRA_BROKER" in os.environ:
+        return Flowrra.from_urls(os.environ["FLOWRRA_BROKER"])
+    raise ConfigError("say which store: module:app, --broker URL, FLOWRRA_APP or FLOWRRA_BROKER")
+
+
+def _ask(arguments: argparse.Namespace, question: Callable[[Flowrra], Awaitable[T]]) -> T:
+    """Open the store, ask, close it."""
+    app = _app_for(arguments)
+
+    async def ask() -> T:
+        async with app.client():
+            return await question(app)
+
+    return asyncio.run(ask())
+
+
+# Workers ---------------------------------------------------------------------------------------
+
+
+def _worker_command(arguments: argparse.Namespace) -> int:
+    target = arguments.app or os.environ.get("FLOWRRA_APP")
+    if not target:
+        raise ConfigError("say which app: flowrra worker module:app (or set FLOWRRA_APP)")
+    _whole("--processes", arguments.processes, least=1)
+    _log_to_stderr(arguments.log_level, arguments.log_format)
+    if arguments.processes > 1 or arguments.reload:
+        return _Supervisor(arguments, target).run()
+    try:
+        app = load_app(target)
+    except FlowrraError:
+        raise
+    except Exception:
+        logger.exception("loading %s failed", target)
+        return 1
+    _configure(app, arguments)
+    return asyncio.run(_work(app))
+
+
+def _configure(app: Flowrra, arguments: argparse.Namespace) -> None:
+    changes: dict[str, Any] = {}
+    if arguments.concurrency is not None:
+        changes["io_workers"] = arguments.concurrency
+    if arguments.queues is not None:
+        changes["queues"] = _from_text("--queues", "Mapping of queue:capacity", arguments.queues)
+    if arguments.drain is not None:
+        changes["drain"] = arguments.drain
+    app.config.executor = dataclasses.replace(app.config.executor, **changes)
+
+
+async def _work(app: Flowrra) -> int:
+    """Run a worker until a signal says stop; a second signal waits for no job."""
+    if isinstance(app.broker, MemoryBroker):
+        raise ConfigError(
+            "memory:// lives in one process, so no other can send jobs to this worker: use sqlite:///jobs.db"
+        )
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(app.hurry if told.is_set() else told.set)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, on_signal) for number in numbers]
+    try:
+        await app.start()
+        queues = ", ".join(f"{name}:{capacity}" for name, capacity in cast("WorkerInfo", app.worker).queues.items())
+        logger.info("worker ready: pid %d, %d task(s), queues %s", os.getpid(), len(app.registry), queues)
+        await told.wait()
+        logger.info("stopping: running jobs get up to %g s", app.config.executor.drain)
+        await app.stop(timeout=app.config.executor.drain)
+        logger.info("worker stopped")
+    finally:
+        await app.stop(wait=False)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    return 0
+
+
+class _JsonLines(logging.Formatter):
+    """A log record as one JSON object a line, with what it carries beside its text."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
+        line["message"] = record.getMessage()
+        for name in ("job_id", "task", "attempt", "duration"):
+            if hasattr(record, name):
+                line[name] = getattr(record, name)
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def _log_to_stderr(level: str, form: str) -> None:
+    handler = logging.StreamHandler()
+    text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
+    handler.setFormatter(_JsonLines() if form == "json" else text)
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+class _Supervisor:
+    """Keeps worker processes alive, and starts them anew when a source file has changed."""
+
+    def __init__(self, arguments: argparse.Namespace, target: str) -> None:
+        options = ["worker", target, "--log-level", arguments.log_level, "--log-format", arguments.log_format]
+        for name in ("concurrency", "queues", "drain"):
+            if getattr(arguments, name) is not None:
+                options += [f"--{name}", str(getattr(arguments, name))]
+        self._command = python(f"main({options!r})")
+        self._count = arguments.processes
+        self._reload = arguments.reload
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._signals = 0
+
+    def run(self) -> int:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        failures = 0
+        seen = self._sources()
+        while not self._signals:
+            failures = failures + 1 if self._replace_dead() else 0
+            time.sleep(min(5.0, 0.2 * 2**failures) if failures else 0.2)
+            if self._reload and (now := self._sources()) != seen:
+                seen = now
+                logger.info("a source file has changed: starting anew")
+                self._pass_on(signal.SIGTERM)
+                self._wait()
+        return max((abs(code) for code in self._wait()), default=0)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals += 1
+        self._pass_on(signal.SIGTERM)
+
+    def _pass_on(self, number: int) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def _wait(self) -> list[int]:
+        return [process.wait() for process in self._processes]
+
+    def _replace_dead(self) -> bool:
+        """Bring the number of processes up to the mark; whether one had died on its own."""
+        import subprocess
+
+        dead = [process for process in self._processes if process.poll() is not None]
+        for process in dead:
+            self._processes.remove(process)
+            logger.error("worker process %d ended with status %d", process.pid, process.returncode)
+        while len(self._processes) < self._count and not self._signals:
+            self._processes.append(subprocess.Popen(self._command, start_new_session=True))
+        return any(process.returncode != 0 for process in dead)
+
+    def _sources(self) -> dict[str, float]:
+        if not self._reload:
+            return {}
+        found = (os.path.join(folder, name) for folder, _, names in os.walk(".") for name in names)
+        return {path: os.stat(path).st_mtime for path in found if path.endswith(".py")}
+
+
+# Jobs ------------------------------------------------------------------------------------------
+
+
+def _enqueue_command(arguments: argparse.Namespace) -> int:
+    app = load_app(arguments.app)
+    task = _find_task(app, arguments.task)
+    args, kwargs = _read_arguments(arguments.arg)
+    return asyncio.run(_enqueue(app, task, args, kwargs, wait=arguments.wait))
+
+
+async def _enqueue(app: Flowrra, task: Task[..., Any], args: list[Any], kwargs: dict[str, Any], *, wait: bool) -> int:
+    async with app.client():
+        try:
+            task_id = await app.submit(task, *args, **kwargs)
+        except TypeError as error:
+            raise ConfigError(str(error)) from None
+        print(task_id, flush=True)
+        if not wait:
+            return 0
+        result: TaskResult[Any] = await app.wait_for_result(task_id)
+    print(_shown(result.result) if result.is_success else f"{result.status}: {result.error}")
+    return 0 if result.is_success else 1
+
+
+def _find_task(app: Flowrra, name: str) -> Task[..., Any]:
+    found = [task for full, task in app.registry.items() if full == name or full.endswith(f".{name}")]
+    if len(found) != 1:
+        known = ", ".join(sorted(app.registry)) or "none at all"
+        raise TaskNotFoundError(f"{name!r} names {len(found)} tasks of this app; it has {known}")
+    return found[0]
+
+
+def _read_arguments(texts: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        named = bool(equals) and name.isidentifier()
+        try:
+            parsed = json.loads(value if named else text)
+        except ValueError:
+            raise ConfigError(f"--arg {text!r} is not JSON; a string needs its quotes: --arg '\"text\"'") from None
+        if named:
+            kwargs[name] = parsed
+        else:
+            args.append(parsed)
+    return args, kwargs
+
+
+def _shown(value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError):
+        return repr(value)
+
+
+def _status_command(arguments: argparse.Namespace) -> int:
+    counts, workers, paused = _ask(arguments, _look_around)
+    if arguments.json:
+        queues: dict[str, dict[str, int]] = {}
+        for (queue, status), count in counts.items():
+            queues.setdefault(queue, {})[status] = count
+        print(
+            json.dumps(
+                {"queues": queues, "paused": sorted(paused), "workers": [dataclasses.asdict(w) for w in workers]}
+            )
+        )
+        return 0
+    names = sorted({queue for queue, _ in counts} | paused)
+    rows = [
+        [name, *(str(counts.get((name, status), 0)) for status in TaskStatus), "paused" * (name in paused)]
+        for name in names
+    ]
+    _print_table(["QUEUE", *(status.upper() for status in TaskStatus), ""], rows)
+    print()
+    _print_table(["WORKER", "PID", "RUNNING", "QUEUES", "UP"], [_worker_row(worker) for worker in workers])
+    return 0
+
+
+async def _look_around(app: Flowrra) -> tuple[dict[tuple[str, TaskStatus], int], list[WorkerInfo], set[str]]:
+    return await app.broker.counts(), await app.broker.workers(), await app.broker.paused()
+
+
+def _worker_row(worker: WorkerInfo) -> list[str]:
+    queues = ",".join(f"{queue}:{capacity}" for queue, capacity in worker.queues.items())
+    return [worker.id, str(worker.pid), str(worker.running), queues, duration(time.time() - worker.started)]
+
+
+def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _jobs_command(arguments: argparse.Namespace) -> int:
+    which = {"status": arguments.state, "task": arguments.task, "queue": arguments.queue, "limit": arguments.limit}
+    jobs = _ask(arguments, lambda app: app.jobs(**which))
+    if arguments.json:
+        for job in jobs:
+            print(json.dumps(_job_as_json(job)))
+        return 0
+    rows = [
+        [job.id, job.task, job.queue, job.status, str(job.attempt), _age(job), _first_line(job.error)] for job in jobs
+    ]
+    _print_table(["ID", "TASK", "QUEUE", "STATE", "ATTEMPT", "AGE", "ERROR"], rows)
+    return 0
+
+
+def _age(job: Job) -> str:
+    return duration(time.time() - job.submitted)
+
+
+def _first_line(text: str | None) -> str:
+    line = (text or "").partition("\n")[0]
+    return line if len(line) <= 60 else f"{line[:57]}..."
+
+
+def _job_as_json(job: Job) -> dict[str, Any]:
+    """A job in plain JSON; times in ISO format, arguments and result as stored text."""
+    shown: dict[str, Any] = {
+        name: getattr(job, name) for name in ("id", "task", "queue", "priority", "status", "unique")
+    }
+    shown |= {"parents": list(job.parents), "attempt": job.attempt, "failures": job.failures, "crashes": job.crashes}
+    for name in ("submitted_at", "due_at", "started_at", "finished_at"):
+        moment = getattr(job, name)
+        shown[name] = None if moment is None else moment.isoformat()
+    shown |= {"worker": job.worker, "error": job.error, "traceback": job.traceback}
+    shown["arguments"] = json.loads(encode_arguments(job))
+    shown["result"] = json.loads(encode(job.result))
+    shown["progress"] = None if job.progress is None else dataclasses.asdict(job.progress)
+    shown["attempts"] = [dataclasses.asdict(attempt) for attempt in job.attempts]
+    return shown
+
+
+def _show_command(arguments: argparse.Namespace) -> int:
+    job = _ask(arguments, lambda app: app.get_job(arguments.id))
+    if arguments.json:
+        print(json.dumps(_job_as_json(job)))
+        return 0
+    shown = _job_as_json(job)
+    for name in (
+        "id",
+        "task",
+        "status",
+        "queue",
+        "priority",
+        "submitted_at",
+        "due_at",
+        "started_at",
+        "finished_at",
+        "error",
+    ):
+        if shown[name] is not None:
+            print(f"{name.removesuffix('_at'):10} {shown[name]}")
+    print(f"{'arguments':10} {json.dumps(shown['arguments'])}")
+    if job.status is TaskStatus.SUCCESS:
+        print(f"{'result':10} {_shown(job.result)}")
+    rows = [_attempt_row(attempt) for attempt in job.attempts]
+    if rows:
+        print()
+        _print_table(["ATTEMPT", "OUTCOME", "WORKER", "TOOK", "ERROR"], rows)
+    if job.traceback:
+        print(f"\n{job.traceback.rstrip()}")
+    return 0
+
+
+def _attempt_row(attempt: Attempt) -> list[str]:
+    took = "" if attempt.ended is None else duration(attempt.ended - attempt.started)
+    return [str(attempt.number), attempt.outcome, attempt.worker, took, _first_line(attempt.error)]
+
+
+def _explain_command(arguments: argparse.Namespace) -> int:
+    print(_ask(arguments, lambda app: app.explain(arguments.id)))
+    return 0
+
+
+def _cancel_command(arguments: argparse.Namespace) -> int:
+    return _change(arguments, lambda app: app.cancel(arguments.id), "cancelled")
+
+
+def _requeue_command(arguments: argparse.Namespace) -> int:
+    return _change(arguments, lambda app: app.requeue(arguments.id), "requeued")
+
+
+def _change(arguments: argparse.Namespace, change: Callable[[Flowrra], Awaitable[bool]], done: str) -> int:
+    """Change one job and say what came of it; 1 if it is not in a state for that."""
+
+    async def change_and_look(app: Flowrra) -> tuple[bool, Job]:
+        return await change(app), await app.get_job(arguments.id)
+
+    changed, job = _ask(arguments, change_and_look)
+    if not changed:
+        print(f"flowrra: job {job.id} is {job.status}, so it cannot be {done}", file=sys.stderr)
+        return 1
+    print(f"{done}: {job.id}" + (" (its worker has been told)" if job.status is TaskStatus.RUNNING else ""))
+    return 0
+
+
+def _purge_command(arguments: argparse.Namespace) -> int:
+    async def purge(app: Flowrra) -> int:
+        total = 0
+        while count := await app.broker.purge(app.now(), 1000):
+            total += count
+        return total
+
+    print(f"purged: {_ask(arguments, purge)} job(s)")
+    return 0
+
+
+def _pause_command(arguments: argparse.Namespace) -> int:
+    _ask(arguments, lambda app: app.broker.set_queue(arguments.queue, paused=True))
+    print(f"paused: {arguments.queue}")
+    return 0
+
+
+def _resume_command(arguments: argparse.Namespace) -> int:
+    _ask(arguments, lambda app: app.broker.set_queue(arguments.queue, paused=False))
+    print(f"resumed: {arguments.queue}")
+    return 0
+
+
+# The demonstration -----------------------------------------------------------------------------
+
+_DEMO = """\
+import asyncio, os, sys
+from {module} import Flowrra, current_job
+
+app = Flowrra.from_urls(os.environ["FLOWRRA_DEMO"])
+
+@app.task
+async def fetch(number: int) -> int:
+    await asyncio.sleep(0.05)
+    return number
+
+@app.task(retry_delay=0.2)
+def flaky(number: int) -> int:
+    if current_job().failures == 0:
+        raise ConnectionError("the first try always fails")
+    return number
+
+@app.task(cpu_bound=True)
+def crunch(number: int) -> int:
+    return sum(i * i for i in range(number))
+
+@app.task(max_retries=0)
+def hopeless() -> None:
+    raise ValueError("this one is meant to fail")
+"""
+
+
+def _demo_command(arguments: argparse.Namespace) -> int:
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="flowrra-demo-") as folder:
+        with open(os.path.join(folder, "flowrra_demo.py"), "w", encoding="utf-8") as file:
+            file.write(_DEMO.format(module=__name__))
+        sys.path.insert(0, folder)
+        os.environ["FLOWRRA_DEMO"] = f"sqlite:///{folder}/demo.db"
+        try:
+            return asyncio.run(_Demo().run())
+        finally:
+            sys.path.remove(folder)
+
+
+class _Demo:
+    """A worker process with some hundred jobs; it is killed in the middle, and another one takes over."""
+
+    def __init__(self) -> None:
+        self._demo = importlib.import_module("flowrra_demo")
+        self._app: Flowrra = self._demo.app
+        self._began = time.monotonic()
+
+    async def run(self) -> int:
+        async with self._app.client():
+            submitted = await self._submit()
+            print(f"submitted {submitted} jobs to {self._app.config.broker.url}")
+            first = self._start_worker()
+            try:
+                await self._until(lambda finished: finished >= submitted // 3, submitted)
+            finally:
+                first.kill()
+                first.wait()
+            print(f"\nkilled worker {first.pid} with kill -9; starting another")
+            second = self._start_worker()
+            try:
+                await self._until(lambda finished: finished == submitted, submitted)
+            finally:
+                second.terminate()
+                second.wait()
+            return await self._summary(submitted)
+
+    async def _submit(self) -> int:
+        demo, rows = self._demo, [(number,) for number in range(250)]
+        ids = await self._app.submit_many(demo.fetch, rows)
+        ids += await self._app.submit_many(demo.flaky, rows[:50])
+        ids += await self._app.submit_many(demo.crunch, [(200_000,)] * 20)
+        ids.append(await self._app.submit(demo.hopeless))
+        return len(ids)
+
+    def _start_worker(self) -> subprocess.Popen[bytes]:
+        import subprocess
+
+        command = python("main(['worker', 'flowrra_demo:app', '--log-level', 'error'])")
+        return subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+
+    async def _until(self, reached: Callable[[int], bool], total: int) -> None:
+        async with asyncio.timeout(60.0):
+            while True:
+                finished = await self._finished()
+                if sys.stdout.isatty():
+                    print(f"\r  {finished}/{total} finished", end="", flush=True)
+                if reached(finished):
+                    return
+                await asyncio.sleep(0.05)
+
+    async def _finished(self) -> int:
+        counts = await self._app.broker.counts()
+        return sum(count for (_, status), count in counts.items() if status in FINISHED)
+
+    async def _summary(self, submitted: int) -> int:
+        jobs = await self._app.jobs(limit=submitted)
+        count = collections.Counter(job.status for job in jobs)
+        seconds = time.monotonic() - self._began
+        print(
+            f"\n{submitted} jobs in {seconds:.1f} s: {count[TaskStatus.SUCCESS]} succeeded, {count[TaskStatus.FAILED]} failed"
+        )
+        print(f"  {sum(job.failures > 0 for job in jobs)} failed at first and were retried, as they were made to")
+        print(f"  {sum(job.crashes > 0 for job in jobs)} were running when the worker was killed, and ran again")
+        expected = submitted - 1 == count[TaskStatus.SUCCESS] and count[TaskStatus.FAILED] == 1
+        print("as it should be" if expected else "that is NOT as it should be: please report it")
+        return 0 if expected else 1
