@@ -356,22 +356,14 @@ class Job(_Moments):
     @property
     def attempts(self) -> tuple[Attempt, ...]:
         """Every attempt that is still recorded, the latest last."""
-        latest = self.latest_attempt(_ENDINGS.get(self.status))
+        latest = self.latest_attempt(_ENDING_OF.get(self.status, ""))
         return self.history if latest is None else (*self.history, latest)
 
-    def latest_attempt(self, outcome: str | None) -> Attempt | None:
+    def latest_attempt(self, outcome: str) -> Attempt | None:
         """The attempt that `started` tells of, as ended with `outcome`; None if it is in the history."""
-        if outcome is None or self.started is None or self.worker is None:
+        if self.started is None or self.worker is None:
             return None
         return Attempt(self.attempt, self.worker, self.started, self.finished, outcome, self.error, self.traceback)
-
-
-_ENDINGS = {
-    RUNNING: "running",
-    SUCCESS: "success",
-    FAILED: "failure",
-    CANCELLED: "cancel",
-}
 
 
 @dataclass(slots=True)
@@ -433,7 +425,6 @@ class Outcome:
     job: Job
     attempt: int
     status: TaskStatus
-    ending: str
     result: Any = None
     error: str | None = None
     traceback: str | None = None
@@ -441,31 +432,46 @@ class Outcome:
     keep: float | None = None
     text: str | None = None
 
+    @property
+    def ending(self) -> str:
+        """How the attempt ended: success, failure, release or cancel."""
+        return _ENDING_OF[self.status]
+
     @classmethod
     def succeed(cls, job: Job, result: Any, keep: float | None = None) -> Outcome:
         """The task returned `result`."""
-        return cls(job, job.attempt, SUCCESS, "success", result, None, None, None, keep)
+        return cls(job, job.attempt, SUCCESS, result, None, None, None, keep)
 
     @classmethod
     def fail(cls, job: Job, error: str, traceback: str | None = None) -> Outcome:
         """The attempt failed and there is none left."""
-        return cls(job, job.attempt, FAILED, "failure", None, error, traceback)
+        return cls(job, job.attempt, FAILED, None, error, traceback)
 
     @classmethod
     def retry_at(cls, job: Job, due: float, error: str, traceback: str | None = None) -> Outcome:
         """The attempt failed; the next one is due at `due`. It counts as a failure."""
-        return cls(job, job.attempt, RETRYING, "failure", None, error, traceback, due)
+        return cls(job, job.attempt, RETRYING, None, error, traceback, due)
 
     @classmethod
     def release(cls, job: Job, reason: str, due: float | None = None) -> Outcome:
         """Handed back unfinished, to run at once or from `due` on. It costs the job nothing."""
-        status = PENDING if due is None else SCHEDULED
-        return cls(job, job.attempt, status, "release", None, reason, None, due)
+        return cls(job, job.attempt, PENDING if due is None else SCHEDULED, None, reason, None, due)
 
     @classmethod
     def cancel(cls, job: Job, reason: str) -> Outcome:
         """The attempt was cancelled."""
-        return cls(job, job.attempt, CANCELLED, "cancel", None, reason)
+        return cls(job, job.attempt, CANCELLED, None, reason)
+
+
+_ENDING_OF: Mapping[TaskStatus, str] = {
+    SUCCESS: "success",
+    FAILED: "failure",
+    RETRYING: "failure",
+    PENDING: "release",
+    SCHEDULED: "release",
+    CANCELLED: "cancel",
+    RUNNING: "running",
+}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -562,6 +568,10 @@ class BackendConfig:
     result_ttl: float = 86_400.0
     failed_ttl: float = 604_800.0
     max_results: int = 10_000
+
+    def ttl(self, status: TaskStatus) -> float:
+        """For how many seconds a job that has ended so is kept."""
+        return self.result_ttl if status is SUCCESS else self.failed_ttl
 
     def __post_init__(self) -> None:
         _seconds("result_ttl", self.result_ttl)
@@ -1185,13 +1195,6 @@ class Broker(Backend):
         raise NotImplementedError
 
 
-def purge_moment(job: Job, retention: BackendConfig, keep: float | None, now: float) -> float:
-    """The moment from which the job that has just finished may be purged."""
-    if keep is not None:
-        return now + keep
-    return now + (retention.result_ttl if job.status is SUCCESS else retention.failed_ttl)
-
-
 # ---------------------------------------------------------------------------
 # 6. Memory broker
 #
@@ -1439,7 +1442,7 @@ class MemoryBroker(Broker):
         job.result = result
         job.error = error
         job.traceback = traceback
-        job.purge_at = purge_moment(job, self.retention, keep, now)
+        job.purge_at = now + (keep if keep is not None else self.retention.ttl(status))
         self._finished.append(job)
         if len(self._finished) > self.retention.max_results:
             self._forget(self._finished.popleft())
@@ -1612,7 +1615,7 @@ class MemoryBroker(Broker):
         if job.unique is not None and self._unique.setdefault(job.unique, job.id) != job.id:
             return False  # an unfinished job has the key now
         self._finished.remove(job)
-        self._archive(job, _ENDINGS[job.status])
+        self._archive(job, _ENDING_OF[job.status])
         job.failures = job.crashes = 0
         job.error = job.traceback = None
         job.cancel_requested = False
@@ -2152,7 +2155,7 @@ class SQLiteStore:
 
     def record(self, results: Sequence[TaskResult[Any]]) -> None:
         for result in results:
-            ttl = self._retention.result_ttl if result.is_success else self._retention.failed_ttl
+            ttl = self._retention.ttl(result.status)
             row: tuple[Any, ...] = (
                 result.task_id,
                 result.task,
@@ -2194,7 +2197,7 @@ class SQLiteStore:
             return False
         status, error, traceback, parents = found
         values = {"id": task_id, "status": status, "now": now, "error": error, "traceback": traceback}
-        if not self._db.execute(_REQUEUE, {**values, "ending": _ENDINGS[TaskStatus(status)]}).rowcount:
+        if not self._db.execute(_REQUEUE, {**values, "ending": _ENDING_OF[TaskStatus(status)]}).rowcount:
             return False  # an unfinished job has its unique key now
         if parents:
             self._await_parents(task_id, self._known(json.loads(parents)), now)
@@ -3005,7 +3008,7 @@ def _explain_sqlite(error: Exception, path: str | None, timeout: float) -> Excep
 class Submitter:
     """What a task needs of its app: a way to hand in jobs."""
 
-    async def submit_jobs(self, jobs: Sequence[Job]) -> list[str]:
+    def submit_jobs(self, jobs: Sequence[Job]) -> Awaitable[list[str]]:
         """Push the jobs; their ids."""
         raise NotImplementedError
 
@@ -3027,6 +3030,7 @@ class Task(Generic[P, R]):
         self.name = name
         self.settings = options
         self.queue = options.line
+        self.priority = options.priority
         self.is_async = inspect.iscoroutinefunction(function)
         self.signature = inspect.signature(function)
         self._least, self._most = _positional_range(self.signature)
@@ -3093,7 +3097,7 @@ class Task(Generic[P, R]):
         dataclasses.replace(self.settings, **overrides)  # type: ignore[arg-type]  # checks them
         return Submission(
             self,
-            priority=self.settings.priority if priority is None else _whole("priority", priority),
+            priority=self.priority if priority is None else _whole("priority", priority),
             queue=self.queue if queue is None else check_queue(queue),
             delay=None if delay is None else _seconds("delay", delay),
             run_at=None if run_at is None else _timestamp("run_at", run_at),
@@ -3114,7 +3118,7 @@ class Task(Generic[P, R]):
         """A job of this task, checked and ready to be pushed."""
         if kwargs or not self._least <= len(args) <= self._most:
             self.check(args, kwargs)
-        job = Job(self.app.new_id(), self.name, tuple(args), kwargs, self.queue, self.settings.priority)
+        job = Job(self.app.new_id(), self.name, tuple(args), kwargs, self.queue, self.priority)
         if args or kwargs:
             job.parents = parents_in(args, kwargs)
         return job
@@ -3218,29 +3222,16 @@ class Submission(Generic[P, R]):
         return job
 
 
-class Registry(Mapping[str, Task[..., Any]]):
+class Registry(dict[str, Task[..., Any]]):
     """The tasks of an app by name. `on_new` is called with each task that is added."""
 
     def __init__(self) -> None:
-        self._tasks: dict[str, Task[..., Any]] = {}
+        super().__init__()
         self.on_new: Callable[[Task[..., Any]], None] = lambda task: None
-
-    def __getitem__(self, name: str) -> Task[..., Any]:
-        return self._tasks[name]
-
-    def find(self, name: str) -> Task[..., Any] | None:
-        """The task of that name, if there is one; Mapping.get() takes four times as long."""
-        return self._tasks.get(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tasks)
-
-    def __len__(self) -> int:
-        return len(self._tasks)
 
     def add(self, task: Task[..., Any]) -> None:
         """Register a task; ConfigError if its name is taken by another function."""
-        old = self._tasks.get(task.name)
+        old = self.get(task.name)
         if old is not None and not _is_same_source(old.function, task.function):
             raise ConfigError(
                 f"two tasks are called {task.name!r}, at {_place(old.function)} and {_place(task.function)}: "
@@ -3248,7 +3239,7 @@ class Registry(Mapping[str, Task[..., Any]]):
             )
         if task.settings.cpu_bound:
             _check_importable(task)
-        self._tasks[task.name] = task
+        self[task.name] = task
         self.on_new(task)
 
 
@@ -3295,35 +3286,35 @@ MAIN_IN_CHILD = "__flowrra_main__"  # how the program's main script is called in
 class JobContext:
     """What a running job may know of itself and do; see `current_job`."""
 
-    __slots__ = ("_job",)
+    __slots__ = ("job",)
 
     def __init__(self, job: Job) -> None:
-        self._job = job
+        self.job = job
 
     @property
     def id(self) -> str:
         """The job's id."""
-        return self._job.id
+        return self.job.id
 
     @property
     def task(self) -> str:
         """The task's name."""
-        return self._job.task
+        return self.job.task
 
     @property
     def queue(self) -> str:
         """The queue that it came from."""
-        return self._job.queue
+        return self.job.queue
 
     @property
     def attempt(self) -> int:
         """The number of this attempt, from 1 on; it also counts attempts that did not fail."""
-        return self._job.attempt
+        return self.job.attempt
 
     @property
     def failures(self) -> int:
         """How many attempts have failed before this one."""
-        return self._job.failures
+        return self.job.failures
 
     @property
     def state(self) -> Any:
@@ -3755,10 +3746,10 @@ class Hooks:
 class _Run(JobContext):
     """One attempt on its way through the worker; what `current_job()` gives inside it."""
 
-    __slots__ = ("ending", "job", "line", "runner", "settled", "worker")
+    __slots__ = ("ending", "line", "runner", "settled", "worker")
 
     def __init__(self, job: Job, worker: Worker, line: _Line, runner: asyncio.Task[None]) -> None:
-        self._job = self.job = job
+        self.job = job
         self.worker = worker
         self.line = line
         self.runner = runner
@@ -3788,20 +3779,18 @@ class _Line:
     def __init__(self, queue: str, capacity: int) -> None:
         self.queue = queue
         self.capacity = capacity
-        self.busy = 0
-        self.lent = 0
+        self.running: dict[str, _Run] = {}
+        self.lent = 0  # slots of jobs that wait for others
         self.backlog: collections.deque[Job] = collections.deque()
         self.runners: set[asyncio.Task[None]] = set()
         self.asleep: collections.deque[asyncio.Future[None]] = collections.deque()
         self.claimer: asyncio.Task[Any] | None = None
         self.failures = 0  # of claims, in a row
 
-    def take(self) -> Job | None:
-        """A job from the backlog, with a slot for it."""
-        if not self.backlog:
-            return None
-        self.busy += 1
-        return self.backlog.popleft()
+    @property
+    def free(self) -> int:
+        """How many more jobs may run."""
+        return self.capacity + self.lent - len(self.running)
 
     def wake(self, count: int) -> int:
         """Wake up to `count` sleeping runners; how many more would have been wanted."""
@@ -3861,7 +3850,6 @@ class Worker:
         self._middleware = list(middleware)
         self.state = state
         self._lines: dict[str, _Line] = {}
-        self._running: dict[str, _Run] = {}
         self._outcomes: list[tuple[_Run, Outcome]] = []
         self._events: collections.deque[Event] = collections.deque()
         self._progress: dict[str, Progress] = {}
@@ -3933,7 +3921,7 @@ class Worker:
         if not await self._wait_idle(drain):
             self._hurried = False
             self._idle.clear()
-            for run in list(self._running.values()):
+            for run in self.runs():
                 run.end("release")
             if not await self._wait_idle(2.0):
                 self._abandon()
@@ -3962,15 +3950,15 @@ class Worker:
         """Whether nothing runs any more, at the latest after so many seconds."""
         try:
             async with asyncio.timeout(None if seconds == math.inf else seconds):
-                if self._running and not self._hurried:
+                if self.is_busy and not self._hurried:
                     await self._idle.wait()
         except TimeoutError:
             pass
-        return not self._running
+        return not self.is_busy
 
     def _abandon(self) -> None:
         """Give up the jobs that will not let themselves be cancelled; what they still do is refused."""
-        for run in list(self._running.values()):
+        for run in self.runs():
             self._post(run, Outcome.release(run.job, "the worker stopped; the job did not let itself be cancelled"))
 
     async def _flush(self) -> None:
@@ -4031,13 +4019,20 @@ class Worker:
         so that nothing leaks into the next job.
         """
         runner = cast("asyncio.Task[None]", asyncio.current_task())
-        while (job := line.take() or await self._next(line)) is not None:
+        while (job := line.backlog.popleft() if line.backlog else await self._next(line)) is not None:
             if line.backlog:
                 self._staff(line, 2)
             run = _Run(job, self, line, runner)
+            line.running[job.id] = run
             _current.set(run)
             before = contextvars.copy_context()
-            await self._run(run)
+            try:
+                outcome = await self._attempt(run)
+            finally:
+                line.running.pop(job.id, None)
+            self._post(run, outcome)
+            if job.crashes or self._watched:
+                await self._ended_under_watch(run)
             if runner.cancelling() or not _is_same_context(before, contextvars.copy_context()):
                 break
         line.runners.discard(runner)
@@ -4047,9 +4042,9 @@ class Worker:
     async def _next(self, line: _Line) -> Job | None:
         """The next job for a runner of this line; None if the runner is to go home."""
         while not self._draining:
-            if (job := line.take()) is not None:
-                return job
-            if line.claimer is not None or line.busy >= line.capacity:
+            if line.backlog:
+                return line.backlog.popleft()
+            if line.claimer is not None or line.free <= 0:
                 if len(line.runners) > line.capacity + line.lent:
                     return None
                 await self._sleep(line)
@@ -4071,9 +4066,8 @@ class Worker:
         line.claimer = asyncio.current_task()
         try:
             await self._may_claim.wait()
-            free = line.capacity - line.busy
-            claim = self.broker.claim(line.queue, limit=free, worker=self.info.id, now=self._clock.time())
-            jobs = await claim
+            now = self._clock.time()
+            jobs = await self.broker.claim(line.queue, limit=max(1, line.free), worker=self.info.id, now=now)
             if jobs and jobs[0].crashes:
                 self._may_claim.clear()  # a suspect runs alone; opened again when it is settled
                 self._watched = True
@@ -4094,37 +4088,26 @@ class Worker:
 
     # One attempt -------------------------------------------------------------------------------
 
-    async def _run(self, run: _Run) -> None:
-        """Take one attempt through its steps. Never raises for what the job did."""
-        job = run.job
-        self._running[job.id] = run
-        try:
-            outcome = await self._attempt(run)
-        finally:
-            del self._running[job.id]
-            run.line.busy -= 1
-        if outcome is not None:
-            self._post(run, outcome)
-        if job.crashes:
-            await self._settle_suspect(run)
-        if self._watched and not self._running:
-            self._became_idle()
-
-    def _became_idle(self) -> None:
-        self._idle.set()
-        if not self._outcomes and not self._settling:
+    async def _ended_under_watch(self, run: _Run) -> None:
+        """After a suspect nobody claims before its end is written; and somebody may wait until nothing runs."""
+        if run.job.crashes:
+            run.settled = self._loop.create_future()
+            if any(waiting is run for waiting, _ in self._outcomes):
+                await run.settled
             self._may_claim.set()
+        if not self.is_busy:
+            self._idle.set()
+            if not self._outcomes and not self._settling:
+                self._may_claim.set()
 
-    async def _settle_suspect(self, run: _Run) -> None:
-        """Let nobody claim before the suspect's end is written."""
-        run.settled = self._loop.create_future()
-        if any(waiting is run for waiting, _ in self._outcomes):
-            await run.settled
-        self._may_claim.set()
+    @property
+    def is_busy(self) -> bool:
+        """Whether any job runs here."""
+        return any(line.running for line in self._lines.values())
 
     async def _attempt(self, run: _Run) -> Outcome | None:
         job = run.job
-        task = self.registry.find(job.task)
+        task = self.registry.get(job.task)
         if task is None:
             return self._hand_back_unknown(job)
         options = task.settings if job.overrides is None else options_of(job, task)
@@ -4219,9 +4202,11 @@ class Worker:
 
     # Settling ----------------------------------------------------------------------------------
 
-    def _post(self, run: _Run, outcome: Outcome) -> None:
-        self._outcomes.append((run, outcome))
-        self._has_outcomes.set()
+    def _post(self, run: _Run, outcome: Outcome | None) -> None:
+        """Hand an outcome over to be settled; None if there is nothing to tell any more."""
+        if outcome is not None:
+            self._outcomes.append((run, outcome))
+            self._has_outcomes.set()
 
     async def _settle_outcomes(self) -> None:
         """Write outcomes in groups: what gathers while one group is on its way is the next."""
@@ -4236,7 +4221,7 @@ class Worker:
                 self._settling = False
             if not self._outcomes:
                 self._all_settled.set()
-                if not self._running:
+                if not self.is_busy:
                     self._may_claim.set()
 
     async def _settle(self, batch: Sequence[tuple[_Run, Outcome]]) -> None:
@@ -4318,23 +4303,24 @@ class Worker:
 
     def heed(self, notices: Notices) -> None:
         """Act on what a heartbeat brought. On the loop's thread."""
-        for task_id in notices.cancelled:
-            if task_id in self._running:
-                self._running[task_id].end("cancel")
+        runs = self.runs()
+        for run in runs:
+            if run.job.id in notices.cancelled:
+                run.end("cancel")
         if notices.lapsed:
             logger.error("worker %s lost its lease: what it was running is dropped and runs again", self.info.id)
-            for run in list(self._running.values()):
+            for run in runs:
                 run.end("lapsed")
-        if notices.suspects and self._running:
+        if notices.suspects and runs:
             self._may_claim.clear()  # until nothing runs, so that a suspect gets its turn alone
             self._watched = True
         for worker in notices.lost_workers:
             logger.warning("worker %s is gone; its jobs are ready again", worker)
             self._emit(Event("worker_lost", worker))
 
-    def running(self) -> list[Job]:
-        """The jobs that run here now."""
-        return [run.job for run in list(self._running.values())]
+    def runs(self) -> list[_Run]:
+        """The attempts that are under way here; from any thread."""
+        return [run for line in list(self._lines.values()) for run in list(line.running.values())]
 
     def report(self, task_id: str, progress: Progress) -> None:
         """Note progress; from any thread."""
@@ -4357,7 +4343,6 @@ class Worker:
     def lend(self, line: _Line, slots: int) -> None:
         """Lend a slot of a job that waits (1), or take it back (-1)."""
         line.lent += slots
-        line.busy -= slots
         if slots > 0:
             self._staff(line, 1)
 
@@ -4415,7 +4400,7 @@ async def beat(worker: Worker, broker: Broker) -> None:
     interval = min(worker.config.heartbeat, broker.pulse)
     while True:
         await broker.wait_ready((), interval)
-        worker.info.running = len(worker.running())
+        worker.info.running = len(worker.runs())
         notices = await broker.heartbeat(worker.info, lease=worker.config.lease, now=worker._clock.time())
         if notices.cancelled or notices.lapsed or notices.suspects or notices.lost_workers:
             _call_soon(worker._loop, worker.heed, notices)
@@ -4475,8 +4460,9 @@ class _Keeper(threading.Thread):
     def _report_blocked(self) -> None:
         frame = sys._current_frames().get(self._watched)
         stack = "".join(tracebacks.format_stack(frame)) if frame else "(its thread is gone)"
-        jobs = ", ".join(f"{job.id} ({job.task})" for job in self._worker.running()) or "none"
-        logger.warning("the event loop has been blocked for more than 1 s; jobs running: %s\n%s", jobs, stack)
+        jobs = [run.job for run in self._worker.runs()]
+        named = ", ".join(f"{job.id} ({job.task})" for job in jobs) or "none"
+        logger.warning("the event loop has been blocked for more than 1 s; jobs running: %s\n%s", named, stack)
 
 
 # ---------------------------------------------------------------------------
@@ -4863,14 +4849,18 @@ class Flowrra(Submitter):
         (task_id,) = self.broker.push_in(connection, [_job_for(task, args, kwargs)], now=self.now())
         return TaskId(task_id)
 
-    async def submit_jobs(self, jobs: Sequence[Job]) -> list[str]:
+    def submit_jobs(self, jobs: Sequence[Job]) -> Awaitable[list[str]]:
         """Push jobs that a task has made."""
-        if self._loop is not asyncio.get_running_loop():
-            await self._ready()
-        if self.config.broker.max_queue_size is not None and (context := _current.get()) is not None:
-            with context.waiting():
-                return await self.broker.push(jobs, now=self.clock.time())
-        return await self.broker.push(jobs, now=self.clock.time())
+        if self._loop is asyncio.get_running_loop() and self.config.broker.max_queue_size is None:
+            return self.broker.push(jobs, now=self.clock.time())
+        return self._submit_carefully(jobs)
+
+    async def _submit_carefully(self, jobs: Sequence[Job]) -> list[str]:
+        """Open the stores first if need be; a job that waits for room in a queue lends its slot."""
+        await self._ready()
+        context = _current.get()
+        with context.waiting() if context is not None else contextlib.nullcontext():
+            return await self.broker.push(jobs, now=self.clock.time())
 
     def now(self) -> float:
         """The wall clock, in seconds since the epoch."""
