@@ -1249,7 +1249,10 @@ class MemoryBroker(Broker):
         for job in jobs:
             if job.parents:
                 self._check_parents(job)
-        return [self._take_in(job, now) for job in jobs]
+        ids = []
+        for job in jobs:  # no comprehension: here, with mostly one job, it would cost more than it saves
+            ids.append(self._take_in(job, now))  # noqa: PERF401
+        return ids
 
     async def _make_room(self, jobs: Sequence[Job], size: int) -> None:
         while (queue := self._full_queue(jobs, size)) is not None:
@@ -3885,7 +3888,7 @@ class Worker:
         self._keeper = _Keeper(self, twin)
         self._keeper.start()
         for line in self._lines.values():
-            self._staff(line, 1)
+            self._staff(line)
         if any(task.settings.cpu_bound and task.queue in self._lines for task in self.registry.values()):
             self._processes.warm_up()
         self._emit(Event("worker_start", self.info.id))
@@ -3908,7 +3911,7 @@ class Worker:
         """Serve a task that was registered after the start, and its queue."""
         if self.config.queues is None and task.queue not in self._lines and not self._draining:
             line = self._lines[task.queue] = _Line(task.queue, self._capacity_for(task))
-            self._staff(line, 1)
+            self._staff(line)
         self._unknown.discard(task.name)
         self._describe()
 
@@ -4003,9 +4006,12 @@ class Worker:
 
     # Claiming ----------------------------------------------------------------------------------
 
-    def _staff(self, line: _Line, count: int) -> None:
-        """Get `count` runners to work, sleeping ones or new ones, as far as the line has slots."""
-        count = line.wake(count)
+    def _staff(self, line: _Line) -> None:
+        """Get one more runner to work, a sleeping one or a new one, if the line has a slot for it."""
+        self._hire(line, line.wake(1))
+
+    def _hire(self, line: _Line, count: int) -> None:
+        """Add up to `count` new runners, as far as the line has slots."""
         while count > 0 and len(line.runners) < line.capacity + line.lent:
             runner = self._loop.create_task(self._serve(line), context=contextvars.Context())
             line.runners.add(runner)
@@ -4020,8 +4026,8 @@ class Worker:
         """
         runner = cast("asyncio.Task[None]", asyncio.current_task())
         while (job := line.backlog.popleft() if line.backlog else await self._next(line)) is not None:
-            if line.backlog:
-                self._staff(line, 2)
+            if line.asleep and line.backlog:
+                line.wake(2)  # who in turn wake others: all are at work after log2(capacity) turns of the loop
             run = _Run(job, self, line, runner)
             line.running[job.id] = run
             _current.set(run)
@@ -4037,7 +4043,7 @@ class Worker:
                 break
         line.runners.discard(runner)
         if not self._draining:
-            self._staff(line, 1)
+            self._staff(line)
 
     async def _next(self, line: _Line) -> Job | None:
         """The next job for a runner of this line; None if the runner is to go home."""
@@ -4072,6 +4078,7 @@ class Worker:
                 self._may_claim.clear()  # a suspect runs alone; opened again when it is settled
                 self._watched = True
             line.backlog.extend(jobs)
+            self._hire(line, len(jobs) - 1 - len(line.asleep))
             line.failures = 0
             if not jobs:
                 await self.broker.wait_ready((line.queue,), _IDLE_WAIT)
@@ -4344,7 +4351,7 @@ class Worker:
         """Lend a slot of a job that waits (1), or take it back (-1)."""
         line.lent += slots
         if slots > 0:
-            self._staff(line, 1)
+            self._staff(line)
 
 
 async def _within(timeout: float, call: Awaitable[Any]) -> Any:
@@ -4533,7 +4540,7 @@ def _installed_scheme(scheme: str) -> BrokerFactory | None:
 
 
 class _Ids:
-    """Job ids: short, in order of their making, and unique without asking anybody (72 random bits a process)."""
+    """Job ids: short, in order of their making, and unique without asking anybody (64 random bits a process)."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -4543,11 +4550,11 @@ class _Ids:
             os.register_at_fork(after_in_child=lambda: (renew := begin()) and renew())
 
     def _begin(self) -> None:
-        self._prefix = f"{int(self._clock.time()):08x}{os.urandom(9).hex()}"
-        self._numbers = itertools.count()
+        self._prefix = f"{int(self._clock.time()):08x}{os.urandom(8).hex()}"
+        self._numbers = itertools.count(1_000_000)  # of one length as long as may be, so that they sort
 
     def __call__(self) -> str:
-        return f"{self._prefix}{next(self._numbers):06x}"
+        return f"{self._prefix}{next(self._numbers)}"
 
 
 class _TaskMaker(Protocol):
