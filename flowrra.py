@@ -2592,6 +2592,7 @@ class SQLiteBroker(Broker):
                 waiter.set_exception(closed)
         self._reader.close()
         file.connection.close()
+        await asyncio.sleep(0)  # for the transport, which closes its socket in the next turn
 
     def _stop_listening(self, file: _SQLiteFile) -> None:
         if self._mouth is not None:
@@ -3788,6 +3789,7 @@ class _Line:
         self.runners: set[asyncio.Task[None]] = set()
         self.asleep: collections.deque[asyncio.Future[None]] = collections.deque()
         self.claimer: asyncio.Task[Any] | None = None
+        self.is_hot = False  # whether the last claim brought jobs
         self.failures = 0  # of claims, in a row
 
     @property
@@ -4010,6 +4012,10 @@ class Worker:
         """Get one more runner to work, a sleeping one or a new one, if the line has a slot for it."""
         self._hire(line, line.wake(1))
 
+    def _spread(self, line: _Line) -> None:
+        """Share the backlog out. It comes a turn late, so that jobs that never wait need one runner only."""
+        self._hire(line, line.wake(len(line.backlog)))
+
     def _hire(self, line: _Line, count: int) -> None:
         """Add up to `count` new runners, as far as the line has slots."""
         while count > 0 and len(line.runners) < line.capacity + line.lent:
@@ -4026,8 +4032,6 @@ class Worker:
         """
         runner = cast("asyncio.Task[None]", asyncio.current_task())
         while (job := line.backlog.popleft() if line.backlog else await self._next(line)) is not None:
-            if line.asleep and line.backlog:
-                line.wake(2)  # who in turn wake others: all are at work after log2(capacity) turns of the loop
             run = _Run(job, self, line, runner)
             line.running[job.id] = run
             _current.set(run)
@@ -4071,6 +4075,8 @@ class Worker:
         """Fill the backlog with jobs for the free slots, or wait until there may be some."""
         line.claimer = asyncio.current_task()
         try:
+            if line.is_hot:
+                await asyncio.sleep(0)  # a store that never makes us wait must not keep the loop from others
             await self._may_claim.wait()
             now = self._clock.time()
             jobs = await self.broker.claim(line.queue, limit=max(1, line.free), worker=self.info.id, now=now)
@@ -4078,10 +4084,12 @@ class Worker:
                 self._may_claim.clear()  # a suspect runs alone; opened again when it is settled
                 self._watched = True
             line.backlog.extend(jobs)
-            self._hire(line, len(jobs) - 1 - len(line.asleep))
             line.failures = 0
+            line.is_hot = bool(jobs)
             if not jobs:
                 await self.broker.wait_ready((line.queue,), _IDLE_WAIT)
+            elif len(jobs) > 1:
+                self._loop.call_soon(self._spread, line)
         except asyncio.CancelledError:
             if not self._draining or self._gone:
                 raise
@@ -4091,7 +4099,6 @@ class Worker:
             await asyncio.sleep(_backoff(line.failures))
         finally:
             line.claimer = None
-        await asyncio.sleep(0)  # a store that never makes us wait must not keep the loop from others
 
     # One attempt -------------------------------------------------------------------------------
 
