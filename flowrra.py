@@ -79,6 +79,7 @@ import sys
 import threading
 import time
 import traceback as tracebacks
+import types
 import weakref
 from collections.abc import (
     AsyncIterator,
@@ -710,6 +711,8 @@ def encode(value: Any, name: str = "value") -> str:
     Raises:
         SerializationError: with the path of the part that cannot be kept, as `name[2]['key']`.
     """
+    if value is None:
+        return "null"
     try:
         return _dump(_pack(value, 0))
     except _Unfit as unfit:
@@ -1229,6 +1232,7 @@ class MemoryBroker(Broker):
         self._workers: dict[str, tuple[WorkerInfo, float]] = {}
         self._paused: set[str] = set()
         self._sequence = itertools.count(1)
+        self._given = 0  # jobs given out since the loop had its turn
         self._suspects = False  # whether a ready job may have been in a crash
         self._cancelling: set[str] = set()  # running jobs that someone wants to end
         self._result_waiters: dict[str, list[asyncio.Future[None]]] = {}
@@ -1328,6 +1332,9 @@ class MemoryBroker(Broker):
     # Handing out -------------------------------------------------------------------------------
 
     async def claim(self, queue: str, *, limit: int, worker: str, now: float) -> list[Job]:
+        if self._given >= 100:
+            self._given = 0
+            await asyncio.sleep(0)  # a worker whose jobs never wait must not keep the loop from others
         self._rescue_lapsed(now, but=worker)
         if self._waiting and self._waiting[0][0] <= now:
             self._promote(now)
@@ -1354,6 +1361,7 @@ class MemoryBroker(Broker):
             jobs.append(job)
             if self.config.max_queue_size is not None:
                 self._leave_queue(job.queue)
+        self._given += len(jobs)
         return jobs
 
     def _claim_carefully(self, heap: list[tuple[int, int, str]], limit: int, worker: str, now: float) -> list[Job]:
@@ -1693,7 +1701,7 @@ CREATE TABLE flowrra_job (
     task TEXT NOT NULL,
     queue TEXT NOT NULL,
     priority INTEGER NOT NULL,
-    status TEXT NOT NULL CHECK (status IN {_quoted(TaskStatus)}),
+    status TEXT NOT NULL,
     payload TEXT NOT NULL,
     submitted REAL NOT NULL,
     due REAL,
@@ -1714,9 +1722,16 @@ CREATE TABLE flowrra_job (
     traceback TEXT,
     progress TEXT,
     history TEXT,
-    CHECK (status != 'running' OR (attempt > 0 AND worker IS NOT NULL AND started IS NOT NULL)),
-    CHECK ((status IN {_FINISHED}) = (finished IS NOT NULL)),
-    CHECK (status NOT IN {_DUE_LATER} OR due IS NOT NULL)
+    CHECK (CASE status  -- one CASE: the same as four CHECKs costs each write 2.5 us
+        WHEN 'pending' THEN finished IS NULL
+        WHEN 'running' THEN finished IS NULL AND attempt > 0 AND worker IS NOT NULL AND started IS NOT NULL
+        WHEN 'success' THEN finished IS NOT NULL AND attempt > 0
+        WHEN 'scheduled' THEN finished IS NULL AND due IS NOT NULL
+        WHEN 'retrying' THEN finished IS NULL AND due IS NOT NULL AND failures > 0
+        WHEN 'blocked' THEN finished IS NULL
+        WHEN 'failed' THEN finished IS NOT NULL
+        WHEN 'cancelled' THEN finished IS NOT NULL
+        ELSE false END)
 );
 -- Waiting jobs stay out of the line by their status: with `due` in this index every claim sorts the
 -- backlog (8,000 jobs/s instead of 60,000). Suspects have a line of their own.
@@ -2288,23 +2303,23 @@ def _parsed(text: str | None, default: Any) -> Any:
 
 def _claimed_job(row: Sequence[Any], worker: str, now: float) -> Job:
     seq, task_id, task, payload, queue, priority, submitted, attempt, failures, crashes, overrides, parents = row
-    return Job(
-        id=task_id,
-        task=task,
-        queue=queue,
-        priority=priority,
-        payload=payload,
-        parents=tuple(_parsed(parents, ())),
-        overrides=_parsed(overrides, None),
-        status=RUNNING,
-        submitted=submitted,
-        seq=seq,
-        attempt=attempt + 1,
-        failures=failures,
-        crashes=crashes,
-        worker=worker,
-        started=now,
-    )
+    job = Job(task_id, task, (), _NO_KEYWORDS, queue, priority, payload)
+    job.status = RUNNING
+    job.worker = worker
+    job.started = now
+    job.submitted = submitted
+    job.seq = seq
+    job.attempt = attempt + 1
+    job.failures = failures
+    job.crashes = crashes
+    if overrides is not None:
+        job.overrides = json.loads(overrides)
+    if parents is not None:
+        job.parents = tuple(json.loads(parents))
+    return job
+
+
+_NO_KEYWORDS: Mapping[str, Any] = types.MappingProxyType({})
 
 
 def _job_of_row(row: Sequence[Any]) -> Job:
@@ -3669,7 +3684,6 @@ def _load_main(file: str) -> Any:
     """The program's main script as a module under another name, so that its main guard stays shut."""
     if MAIN_IN_CHILD not in sys.modules:
         import runpy
-        import types
 
         module = types.ModuleType(MAIN_IN_CHILD)
         module.__file__ = file
@@ -3789,7 +3803,6 @@ class _Line:
         self.runners: set[asyncio.Task[None]] = set()
         self.asleep: collections.deque[asyncio.Future[None]] = collections.deque()
         self.claimer: asyncio.Task[Any] | None = None
-        self.is_hot = False  # whether the last claim brought jobs
         self.failures = 0  # of claims, in a row
 
     @property
@@ -4075,8 +4088,6 @@ class Worker:
         """Fill the backlog with jobs for the free slots, or wait until there may be some."""
         line.claimer = asyncio.current_task()
         try:
-            if line.is_hot:
-                await asyncio.sleep(0)  # a store that never makes us wait must not keep the loop from others
             await self._may_claim.wait()
             now = self._clock.time()
             jobs = await self.broker.claim(line.queue, limit=max(1, line.free), worker=self.info.id, now=now)
@@ -4085,7 +4096,6 @@ class Worker:
                 self._watched = True
             line.backlog.extend(jobs)
             line.failures = 0
-            line.is_hot = bool(jobs)
             if not jobs:
                 await self.broker.wait_ready((line.queue,), _IDLE_WAIT)
             elif len(jobs) > 1:
