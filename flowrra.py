@@ -1419,10 +1419,10 @@ class MemoryBroker(Broker):
         job = self._jobs.get(outcome.job.id)
         if job is None or job.status is not RUNNING or job.attempt != outcome.attempt:
             return False
+        job.failures += outcome.ending == "failure"
         if outcome.status in FINISHED:
             self._finish(job, outcome.status, now, outcome.result, outcome.error, outcome.traceback, outcome.keep)
             return True
-        job.failures += outcome.ending == "failure"
         job.status = outcome.status
         self._put_back(job, now, outcome.ending, outcome.error, outcome.traceback, outcome.due)
         return True
