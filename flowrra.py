@@ -1580,8 +1580,11 @@ class MemoryBroker(Broker):
                 waiters.remove(waiter)
 
     async def find(self, which: JobFilter, *, limit: int = 100, after: int | None = None) -> list[Job]:
-        jobs = map(self._jobs.get, which.ids) if which.ids is not None else reversed(self._jobs.values())
-        found = (job for job in jobs if job and which.matches(job) and (after is None or job.seq < after))
+        jobs: Iterable[Job] = reversed(self._jobs.values())
+        if which.ids is not None:
+            known = [self._jobs[task_id] for task_id in set(which.ids) & self._jobs.keys()]
+            jobs = sorted(known, key=lambda job: job.seq, reverse=True)
+        found = (job for job in jobs if which.matches(job) and (after is None or job.seq < after))
         return [dataclasses.replace(job) for job in itertools.islice(found, limit)]
 
     async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
