@@ -1475,13 +1475,16 @@ class MemoryBroker(Broker):
         job.worker = job.started = job.finished = job.purge_at = job.progress = None
 
     def _tell_children(self, parent: Job, now: float) -> None:
-        for child in map(self._jobs.get, self._children.pop(parent.id, ())):
+        told = [(parent, task_id) for task_id in self._children.pop(parent.id, ())]
+        for ended, task_id in told:  # grows as it is walked: a long line is too deep for recursion
+            child = self._jobs.get(task_id)
             if child is None or child.status is not BLOCKED:
                 continue
-            if parent.status is SUCCESS:
+            if ended.status is SUCCESS:
                 self._unblock(child, now)
             else:
-                self._finish(child, CANCELLED, now, error=orphaned(parent.id, parent.status))
+                told += [(child, grandchild) for grandchild in self._children.pop(task_id, ())]
+                self._finish(child, CANCELLED, now, error=orphaned(ended.id, ended.status))
 
     def _forget(self, job: Job) -> None:
         if self._jobs.get(job.id) is job and job.status in FINISHED:
@@ -2057,22 +2060,25 @@ class SQLiteStore:
         freed = """DELETE FROM flowrra_dependency WHERE parent IN (SELECT value FROM json_each(?)) RETURNING child"""
         self._unblock([row[0] for row in self._db.execute(freed, (json.dumps(list(parents)),)).fetchall()], now)
 
-    def _cancel_children(self, parent: str, status: TaskStatus, now: float) -> None:
+    def _children(self, parent: str) -> list[str]:
         children = """SELECT id FROM flowrra_job WHERE seq IN
             (SELECT child FROM flowrra_dependency WHERE parent = ?)"""
-        ids = [row[0] for row in self._db.execute(children, (parent,)).fetchall()]
-        self._bury(ids, CANCELLED, orphaned(parent, status), now)
+        return [row[0] for row in self._db.execute(children, (parent,)).fetchall()]
+
+    def _cancel_children(self, parent: str, status: TaskStatus, now: float) -> None:
+        self._bury(self._children(parent), CANCELLED, orphaned(parent, status), now)
 
     def _bury(self, task_ids: Iterable[str], status: TaskStatus, reason: str, now: float) -> list[str]:
         """End jobs that are not running, and cancel what waits for them; the ids that were ended."""
         ended = []
-        values = {"status": status, "error": reason, "now": now, "purge_at": now + self._retention.failed_ttl}
-        for task_id in task_ids:
-            if self._db.execute(_BURY, {**values, "id": task_id}).rowcount:
+        values = {"now": now, "purge_at": now + self._retention.failed_ttl}
+        doomed = [(task_id, status, reason) for task_id in task_ids]
+        for task_id, status, reason in doomed:  # grows as it is walked: a long line is too deep for recursion
+            if self._db.execute(_BURY, {**values, "id": task_id, "status": status, "error": reason}).rowcount:
                 ended.append(task_id)
                 gone = "DELETE FROM flowrra_dependency WHERE child = (SELECT seq FROM flowrra_job WHERE id = ?)"
                 self._db.execute(gone, (task_id,))
-                self._cancel_children(task_id, status, now)
+                doomed += [(child, CANCELLED, orphaned(task_id, status)) for child in self._children(task_id)]
         if ended:
             self.news.setdefault("r", []).extend(ended)
         return ended
