@@ -1246,9 +1246,9 @@ class MemoryBroker(Broker):
     async def push(self, jobs: Sequence[Job], *, now: float) -> list[str]:
         if self.config.max_queue_size is not None:
             await self._make_room(jobs, self.config.max_queue_size)
-        for job in jobs:
-            if job.parents:
-                self._check_parents(job)
+        for index, job in enumerate(jobs):
+            if job.parents and job.id not in self._jobs:
+                self._check_parents(job, jobs[:index])
         ids = []
         for job in jobs:  # no comprehension: here, with mostly one job, it would cost more than it saves
             ids.append(self._take_in(job, now))  # noqa: PERF401
@@ -1272,9 +1272,9 @@ class MemoryBroker(Broker):
                 return queue
         return None
 
-    def _check_parents(self, job: Job) -> None:
+    def _check_parents(self, job: Job, before: Sequence[Job]) -> None:
         for parent in job.parents:
-            if parent not in self._jobs:
+            if parent not in self._jobs and all(parent != other.id for other in before):
                 raise unknown_job(parent)
 
     def _take_in(self, job: Job, now: float) -> str:
@@ -1888,17 +1888,15 @@ class SQLiteStore:
     # Taking in ---------------------------------------------------------------------------------
 
     def push(self, jobs: Sequence[Job], *, now: float) -> list[str]:
-        alike: dict[tuple[Any, ...], dict[str, str]] = {}
-        ids = []
-        for job in jobs:
-            if job.parents or job.unique is not None:
-                ids.append(self._push_one(job, now))
+        ids: list[str] = []
+        for kin, group in itertools.groupby(jobs, lambda job: _kin(job, now)):  # neighbours only: order is kept
+            if kin is None:
+                ids += [self._push_one(job, now) for job in group]
                 continue
-            status, due = _first_status(job, now)
-            kin = (job.task, job.queue, job.priority, status, now, due, job.expires, _text(job.overrides))
-            alike.setdefault(kin, {}).setdefault(job.id, cast("str", job.payload))
-            ids.append(job.id)
-        for kin, payloads in alike.items():
+            payloads: dict[str, str] = {}
+            for job in group:
+                payloads.setdefault(job.id, cast("str", job.payload))
+                ids.append(job.id)
             text = ",".join([f"{_json_key(task_id)}:{payload}" for task_id, payload in payloads.items()])
             self._db.execute(_INSERT_ALIKE, (*kin, f"{{{text}}}"))
         self.news.setdefault("j", [])
@@ -2275,6 +2273,14 @@ class SQLiteStore:
     def listeners(self) -> list[tuple[int, str]]:
         """Ports and the kinds of news that they want."""
         return self._db.execute("SELECT port, kinds FROM flowrra_listener").fetchall()
+
+
+def _kin(job: Job, now: float) -> tuple[Any, ...] | None:
+    """What a job shares with those that can be inserted by one statement with it; None: it goes alone."""
+    if job.parents or job.unique is not None:
+        return None
+    status, due = _first_status(job, now)
+    return job.task, job.queue, job.priority, status, now, due, job.expires, _text(job.overrides)
 
 
 def _first_status(job: Job, now: float) -> tuple[TaskStatus, float | None]:
