@@ -1332,11 +1332,14 @@ class MemoryBroker(Broker):
         if self._waiting and self._waiting[0][0] <= now:
             self._promote(now)
         heap = self._ready[queue]
-        if not heap or queue in self._paused or worker not in self._workers:
+        if not heap or queue in self._paused or not self._has_lease(worker):
             return []
         if self._suspects:
             return self._claim_carefully(heap, limit, worker, now)
         return self._take(heap, limit, worker, now)
+
+    def _has_lease(self, worker: str) -> bool:
+        return worker in self._workers and self._workers[worker][1] > self._clock.monotonic()
 
     def _take(self, heap: list[tuple[int, int, str]], limit: int, worker: str, now: float) -> list[Job]:
         jobs: list[Job] = []
@@ -1498,7 +1501,10 @@ class MemoryBroker(Broker):
         lost = self._rescue_lapsed(now, but=worker.id)
         lapsed = worker.id not in self._workers and worker.seen > 0
         worker.seen = now
+        may_claim = self._has_lease(worker.id)
         self._workers[worker.id] = (worker, self._clock.monotonic() + lease)
+        for queue in () if may_claim else worker.queues:
+            self._wake_ready(queue)
         return Notices(
             cancelled=[task_id for task_id in self._cancelling if self._jobs[task_id].worker == worker.id],
             lapsed=lapsed,
@@ -1961,9 +1967,9 @@ class SQLiteStore:
         return [_claimed_job(row, worker, now) for row in rows]
 
     def _may_claim(self, queue: str, worker: str) -> bool:
-        may = """SELECT EXISTS (SELECT 1 FROM flowrra_worker WHERE id = ?)
+        may = """SELECT EXISTS (SELECT 1 FROM flowrra_worker WHERE id = ? AND lease > ?)
             AND NOT EXISTS (SELECT 1 FROM flowrra_paused WHERE queue = ?)"""
-        return bool(self._db.execute(may, (worker, queue)).fetchone()[0])
+        return bool(self._db.execute(may, (worker, self._clock.monotonic(), queue)).fetchone()[0])
 
     def _select_suspect(self, queue: str, worker: str) -> list[Any] | None:
         """A suspect for a worker that runs nothing; [] while the worker runs one; None: no suspect now."""
