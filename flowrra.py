@@ -1223,6 +1223,7 @@ class MemoryBroker(Broker):
         self._ready: dict[str, list[tuple[int, int, str]]] = collections.defaultdict(list)
         self._depth: collections.Counter[str] = collections.Counter()  # for max_queue_size only
         self._waiting: list[tuple[float, int, str]] = []
+        self._expiring: list[tuple[float, int, str]] = []
         self._finished: collections.deque[Job] = collections.deque()
         self._unique: dict[str, str] = {}
         self._children: dict[str, list[str]] = {}
@@ -1287,6 +1288,8 @@ class MemoryBroker(Broker):
         job.submitted = now
         job.seq = next(self._sequence)
         self._jobs[job.id] = job
+        if job.expires is not None:
+            heapq.heappush(self._expiring, (job.expires, job.seq, job.id))
         if job.parents:
             self._await_parents(job, now)
         else:
@@ -1331,6 +1334,8 @@ class MemoryBroker(Broker):
         self._rescue_lapsed(now, but=worker)
         if self._waiting and self._waiting[0][0] <= now:
             self._promote(now)
+        if self._expiring and self._expiring[0][0] <= now:
+            self._expire(now)
         heap = self._ready[queue]
         if not heap or queue in self._paused or not self._has_lease(worker):
             return []
@@ -1347,9 +1352,6 @@ class MemoryBroker(Broker):
             job = self._jobs.get(heapq.heappop(heap)[2])
             if job is None or job.status is not PENDING:
                 continue  # cancelled on the heap, or requeued and on it twice
-            if job.expires is not None and job.expires <= now and job.attempt == 0:
-                self._finish(job, CANCELLED, now, error=EXPIRED)
-                continue
             job.status = RUNNING
             job.attempt += 1
             job.worker = worker
@@ -1388,6 +1390,13 @@ class MemoryBroker(Broker):
             job = self._jobs.get(task_id)
             if job and job.due == due and job.status in (SCHEDULED, RETRYING):
                 self._make_ready(job, now)
+
+    def _expire(self, now: float) -> None:
+        while self._expiring and self._expiring[0][0] <= now:
+            expires, _, task_id = heapq.heappop(self._expiring)
+            job = self._jobs.get(task_id)
+            if job and job.expires == expires and job.attempt == 0 and job.status not in FINISHED:
+                self._finish(job, CANCELLED, now, error=EXPIRED)
 
     def _rescue_lapsed(self, now: float, but: str) -> list[str]:
         clock = self._clock.monotonic()
