@@ -1641,7 +1641,7 @@ class MemoryBroker(Broker):
         self._finished.remove(job)
         self._archive(job, _ENDING_OF[job.status])
         job.failures = job.crashes = 0
-        job.error = job.traceback = None
+        job.error = job.traceback = job.due = job.expires = None
         job.cancel_requested = False
         if job.parents:
             self._await_parents(job, now)
@@ -1831,7 +1831,7 @@ _BURY = f"""
     WHERE id = :id AND status IN {_AT_REST}"""
 _REQUEUE = f"""
     UPDATE OR IGNORE flowrra_job SET status = 'pending', failures = 0, crashes = 0, cancel_requested = 0,
-        due = NULL, {_ARCHIVE}, error = NULL, traceback = NULL
+        due = NULL, expires = NULL, {_ARCHIVE}, error = NULL, traceback = NULL
     WHERE id = :id AND status = :status"""
 
 _RECORD = """
