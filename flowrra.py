@@ -238,7 +238,7 @@ TRANSITIONS: Mapping[TaskStatus, frozenset[TaskStatus]] = {
     RETRYING: frozenset((PENDING, CANCELLED)),
     SUCCESS: frozenset(),
     FAILED: frozenset((PENDING,)),  # requeued by hand
-    CANCELLED: frozenset((PENDING,)),  # requeued by hand
+    CANCELLED: frozenset((PENDING, BLOCKED)),  # requeued by hand
 }
 
 
@@ -1183,7 +1183,11 @@ class Broker(Backend):
         raise NotImplementedError
 
     async def requeue(self, task_ids: Sequence[str], *, now: float) -> list[bool]:
-        """Make FAILED and CANCELLED jobs ready again, with their failures and crashes forgotten."""
+        """Make FAILED and CANCELLED jobs ready again, with their failures and crashes forgotten.
+
+        They wait again for parents that are not finished. False: it is in no such state, a parent has ended
+        without success (requeue that one first), or an unfinished job has its `unique` key.
+        """
         raise NotImplementedError
 
     async def purge(self, before: float, limit: int) -> int:
@@ -1635,6 +1639,8 @@ class MemoryBroker(Broker):
 
     def _requeue_one(self, job: Job | None, now: float) -> bool:
         if job is None or job.status not in REQUEUABLE:
+            return False
+        if any(p is not None and p.status in REQUEUABLE for p in map(self._jobs.get, job.parents)):
             return False
         if job.unique is not None and self._unique.setdefault(job.unique, job.id) != job.id:
             return False  # an unfinished job has the key now
@@ -2221,12 +2227,20 @@ class SQLiteStore:
         if found is None:
             return False
         status, error, traceback, parents = found
+        if parents and self._hopeless(parents):
+            return False
         values = {"id": task_id, "status": status, "now": now, "error": error, "traceback": traceback}
         if not self._db.execute(_REQUEUE, {**values, "ending": _ENDING_OF[TaskStatus(status)]}).rowcount:
             return False  # an unfinished job has its unique key now
         if parents:
             self._await_parents(task_id, self._known(json.loads(parents)), now)
         return True
+
+    def _hopeless(self, parents: str) -> bool:
+        """Whether one of the parents, given as JSON, has ended without success."""
+        ended = f"""SELECT EXISTS (SELECT 1 FROM flowrra_job
+            WHERE id IN (SELECT value FROM json_each(?)) AND status IN {_REQUEUABLE})"""
+        return bool(self._db.execute(ended, (parents,)).fetchone()[0])
 
     def _known(self, task_ids: Sequence[str]) -> list[str]:
         known = "SELECT id FROM flowrra_job WHERE id IN (SELECT value FROM json_each(?))"
