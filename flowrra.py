@@ -1415,13 +1415,11 @@ class MemoryBroker(Broker):
         for job in self._held_by(worker):
             self._suspects = True
             job = self._jobs[job.id] = dataclasses.replace(job, crashes=job.crashes + 1)
-            self._cancelling.discard(job.id)
+            self._put_back(job, now, "crash", WORKER_LOST, None, due=None)
             if job.cancel_requested:
                 self._finish(job, CANCELLED, now, error=BY_HAND)
             elif job.crashes >= MAX_CRASHES:
                 self._finish(job, FAILED, now, error=KILLED)
-            else:
-                self._put_back(job, now, "crash", WORKER_LOST, None, due=None)
 
     def _held_by(self, worker: str) -> list[Job]:
         return [job for job in self._jobs.values() if job.status is RUNNING and job.worker == worker]
