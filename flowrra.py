@@ -1141,7 +1141,10 @@ class Broker(Backend):
         raise NotImplementedError
 
     async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
-        """Write down what attempts came to. False: that attempt no longer holds its job; nothing written."""
+        """Write down what attempts came to. False: that attempt no longer holds its job; nothing written.
+
+        A job that someone has cancelled meanwhile does not go back: it is CANCELLED.
+        """
         raise NotImplementedError
 
     async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
@@ -1416,9 +1419,7 @@ class MemoryBroker(Broker):
             self._suspects = True
             job = self._jobs[job.id] = dataclasses.replace(job, crashes=job.crashes + 1)
             self._put_back(job, now, "crash", WORKER_LOST, None, due=None)
-            if job.cancel_requested:
-                self._finish(job, CANCELLED, now, error=BY_HAND)
-            elif job.crashes >= MAX_CRASHES:
+            if job.crashes >= MAX_CRASHES and job.status not in FINISHED:
                 self._finish(job, FAILED, now, error=KILLED)
 
     def _held_by(self, worker: str) -> list[Job]:
@@ -1480,6 +1481,8 @@ class MemoryBroker(Broker):
         self._archive(job, ending)
         job.due = due
         self._make_ready(job, now)
+        if job.cancel_requested:
+            self._finish(job, CANCELLED, now, error=BY_HAND)
 
     def _archive(self, job: Job, ending: str) -> None:
         """Move the latest attempt into the history."""
@@ -1820,11 +1823,11 @@ _SUCCEED = """
 _END = """
     UPDATE flowrra_job SET status = :status, error = :error, traceback = :traceback, finished = :now,
         purge_at = :purge_at, failures = failures + :failed
-    WHERE id = :id AND status = 'running' AND attempt = :attempt"""
+    WHERE id = :id AND status = 'running' AND attempt = :attempt RETURNING cancel_requested"""
 _AGAIN = f"""
     UPDATE flowrra_job SET status = :status, error = :error, traceback = :traceback, due = :due,
         failures = failures + :failed, {_ARCHIVE}
-    WHERE id = :id AND status = 'running' AND attempt = :attempt"""
+    WHERE id = :id AND status = 'running' AND attempt = :attempt RETURNING cancel_requested"""
 
 _RESCUE = f"""
     UPDATE flowrra_job SET status = 'pending', crashes = crashes + :crashed, due = NULL,
@@ -2063,10 +2066,13 @@ class SQLiteStore:
             "now": now,
             "purge_at": now + (self._retention.failed_ttl if outcome.keep is None else outcome.keep),
         }
-        if self._db.execute(_END if ends else _AGAIN, values).rowcount == 0:
+        found = self._db.execute(_END if ends else _AGAIN, values).fetchall()
+        if not found:
             return False
         if ends:
             self._cancel_children(outcome.job.id, outcome.status, now)
+        elif found[0][0]:
+            self._bury([outcome.job.id], CANCELLED, BY_HAND, now)
         else:
             self.news.setdefault("j", [])
         return True
