@@ -1237,7 +1237,7 @@ class MemoryBroker(Broker):
         self._workers: dict[str, tuple[WorkerInfo, float]] = {}
         self._paused: set[str] = set()
         self._sequence = itertools.count(1)
-        self._suspects = False  # whether a ready job may have been in a crash
+        self._suspects: set[str] = set()  # unfinished jobs that were running in a crash
         self._cancelling: set[str] = set()  # running jobs that someone wants to end
         self._result_waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._ready_waiters: dict[asyncio.Future[None], Sequence[str]] = {}
@@ -1375,7 +1375,6 @@ class MemoryBroker(Broker):
             return []
         pending = {entry: job for entry in sorted(heap) if (job := self._pending(entry)) is not None}
         suspects = [entry for entry, job in pending.items() if job.crashes]
-        self._suspects = bool(suspects)
         chosen = suspects[:1] if suspects and not held else [e for e in pending if e not in suspects][:limit]
         heap[:] = [entry for entry in pending if entry not in chosen]
         return self._take(chosen, limit, worker, now)
@@ -1416,7 +1415,7 @@ class MemoryBroker(Broker):
     def _rescue(self, worker: str, now: float) -> None:
         """Put back what a dead worker was running. The object that it may still hold is left to it."""
         for job in self._held_by(worker):
-            self._suspects = True
+            self._suspects.add(job.id)
             job = self._jobs[job.id] = dataclasses.replace(job, crashes=job.crashes + 1)
             self._put_back(job, now, "crash", WORKER_LOST, None, due=None)
             if job.crashes >= MAX_CRASHES and job.status not in FINISHED:
@@ -1466,6 +1465,8 @@ class MemoryBroker(Broker):
             self._forget(self._finished.popleft())
         if job.unique is not None:
             self._unique.pop(job.unique, None)
+        if self._suspects:
+            self._suspects.discard(job.id)
         if self._cancelling:
             self._cancelling.discard(job.id)
         if self._result_waiters:
@@ -1523,13 +1524,13 @@ class MemoryBroker(Broker):
             cancelled=[task_id for task_id in self._cancelling if self._jobs[task_id].worker == worker.id],
             lapsed=lapsed,
             paused=frozenset(self._paused),
-            suspects=self._suspects and any(self._suspects_in(worker.queues)),
+            suspects=any(self._suspects_in(worker.queues)),
             lost_workers=lost,
         )
 
-    def _suspects_in(self, queues: Iterable[str]) -> Iterator[bool]:
-        pending = (self._pending(entry) for queue in queues for entry in self._ready[queue])
-        return (job is not None and job.crashes > 0 for job in pending)
+    def _suspects_in(self, queues: Collection[str]) -> Iterator[bool]:
+        suspects = (self._jobs[task_id] for task_id in self._suspects)
+        return (job.status is PENDING and job.queue in queues for job in suspects)
 
     def _take_leave(self, worker: str, now: float) -> Notices:
         self._workers.pop(worker, None)
