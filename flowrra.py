@@ -1835,7 +1835,7 @@ _RESCUE = f"""
         error = :error, traceback = NULL, {_ARCHIVE}
     WHERE status = 'running' AND worker = :worker RETURNING id, crashes, cancel_requested"""
 _BURY = f"""
-    UPDATE flowrra_job SET status = :status, error = :error, finished = :now, purge_at = :purge_at
+    UPDATE flowrra_job SET status = :status, error = :error, traceback = NULL, finished = :now, purge_at = :purge_at
     WHERE id = :id AND status IN {_AT_REST}"""
 _REQUEUE = f"""
     UPDATE OR IGNORE flowrra_job SET status = 'pending', failures = 0, crashes = 0, cancel_requested = 0,
