@@ -1820,7 +1820,7 @@ _SUCCEED = """
     UPDATE flowrra_job SET status = 'success', result = v.value, finished = ?, purge_at = ?,
         error = NULL, traceback = NULL
     FROM json_each(?) AS v
-    WHERE seq = CAST(v.key AS INTEGER) AND status = 'running' AND attempt = ?"""
+    WHERE seq = CAST(v.key AS INTEGER) AND status = 'running' AND attempt = ? AND worker = ?"""
 _END = """
     UPDATE flowrra_job SET status = :status, error = :error, traceback = :traceback, finished = :now,
         purge_at = :purge_at, failures = failures + :failed
@@ -2026,12 +2026,16 @@ class SQLiteStore:
         return written
 
     def _settle_successes(self, outcomes: Sequence[Outcome], now: float) -> list[bool]:
-        """Write the successes, one statement for all that share an attempt number and a retention."""
-        alike: dict[tuple[int, float | None], dict[int, int]] = {}
+        """Write the successes, one statement for all that share attempt number, worker and retention.
+
+        The worker counts too, since SQLite may give the `seq` of a purged job to a new one.
+        """
+        alike: dict[tuple[int, str | None, float | None], dict[int, int]] = {}
         written = [False] * len(outcomes)
         for index, outcome in enumerate(outcomes):
             if outcome.status is SUCCESS:
-                alike.setdefault((outcome.attempt, outcome.keep), {}).setdefault(outcome.job.seq, index)
+                kin = (outcome.attempt, outcome.job.worker, outcome.keep)
+                alike.setdefault(kin, {}).setdefault(outcome.job.seq, index)
         for kin, indices in alike.items():
             if self._succeed(kin, {seq: cast("str", outcomes[index].text) for seq, index in indices.items()}, now):
                 for index in indices.values():
@@ -2041,13 +2045,13 @@ class SQLiteStore:
                     written[index] = self._succeed(kin, {seq: cast("str", outcomes[index].text)}, now)
         return written
 
-    def _succeed(self, kin: tuple[int, float | None], results: Mapping[int, str], now: float) -> bool:
+    def _succeed(self, kin: tuple[int, str | None, float | None], results: Mapping[int, str], now: float) -> bool:
         """All of them or none: an attempt that lost its lease sends the caller back to single steps."""
-        attempt, keep = kin
+        attempt, worker, keep = kin
         text = ",".join([f'"{seq}":[{result}]' for seq, result in results.items()])
         purge_at = now + (self._retention.result_ttl if keep is None else keep)
         self._db.execute("SAVEPOINT succeed")
-        changed = self._db.execute(_SUCCEED, (now, purge_at, f"{{{text}}}", attempt)).rowcount
+        changed = self._db.execute(_SUCCEED, (now, purge_at, f"{{{text}}}", attempt, worker)).rowcount
         if changed != len(results):
             self._db.execute("ROLLBACK TO succeed")
         self._db.execute("RELEASE succeed")
