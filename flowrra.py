@@ -239,7 +239,7 @@ TRANSITIONS: Mapping[TaskStatus, frozenset[TaskStatus]] = {
     RETRYING: frozenset((PENDING, CANCELLED)),
     SUCCESS: frozenset(),
     FAILED: frozenset((PENDING,)),  # requeued by hand
-    CANCELLED: frozenset((PENDING,)),  # requeued by hand
+    CANCELLED: frozenset((PENDING, BLOCKED)),  # requeued by hand
 }
 
 
@@ -1144,7 +1144,10 @@ class Broker(Backend):
         raise NotImplementedError
 
     async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
-        """Write down what attempts came to. False: that attempt no longer holds its job; nothing written."""
+        """Write down what attempts came to. False: that attempt no longer holds its job; nothing written.
+
+        A job that someone has cancelled meanwhile does not go back: it is CANCELLED.
+        """
         raise NotImplementedError
 
     async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
@@ -1186,7 +1189,11 @@ class Broker(Backend):
         raise NotImplementedError
 
     async def requeue(self, task_ids: Sequence[str], *, now: float) -> list[bool]:
-        """Make FAILED and CANCELLED jobs ready again, with their failures and crashes forgotten."""
+        """Make FAILED and CANCELLED jobs ready again, with their failures and crashes forgotten.
+
+        They wait again for parents that are not finished. False: it is in no such state, a parent has ended
+        without success (requeue that one first), or an unfinished job has its `unique` key.
+        """
         raise NotImplementedError
 
     async def purge(self, before: float, limit: int) -> int:
@@ -1226,6 +1233,7 @@ class MemoryBroker(Broker):
         self._ready: dict[str, list[tuple[int, int, str]]] = collections.defaultdict(list)
         self._depth: collections.Counter[str] = collections.Counter()  # for max_queue_size only
         self._waiting: list[tuple[float, int, str]] = []
+        self._expiring: list[tuple[float, int, str]] = []
         self._finished: collections.deque[Job] = collections.deque()
         self._unique: dict[str, str] = {}
         self._children: dict[str, list[str]] = {}
@@ -1233,7 +1241,7 @@ class MemoryBroker(Broker):
         self._paused: set[str] = set()
         self._sequence = itertools.count(1)
         self._given = 0  # jobs given out since the loop had its turn
-        self._suspects = False  # whether a ready job may have been in a crash
+        self._suspects: set[str] = set()  # unfinished jobs that were running in a crash
         self._cancelling: set[str] = set()  # running jobs that someone wants to end
         self._result_waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._ready_waiters: dict[asyncio.Future[None], Sequence[str]] = {}
@@ -1250,9 +1258,9 @@ class MemoryBroker(Broker):
     async def push(self, jobs: Sequence[Job], *, now: float) -> list[str]:
         if self.config.max_queue_size is not None:
             await self._make_room(jobs, self.config.max_queue_size)
-        for job in jobs:
-            if job.parents:
-                self._check_parents(job)
+        for index, job in enumerate(jobs):
+            if job.parents and job.id not in self._jobs:
+                self._check_parents(job, jobs[:index])
         ids = []
         for job in jobs:  # no comprehension: here, with mostly one job, it would cost more than it saves
             ids.append(self._take_in(job, now))  # noqa: PERF401
@@ -1276,9 +1284,9 @@ class MemoryBroker(Broker):
                 return queue
         return None
 
-    def _check_parents(self, job: Job) -> None:
+    def _check_parents(self, job: Job, before: Sequence[Job]) -> None:
         for parent in job.parents:
-            if parent not in self._jobs:
+            if parent not in self._jobs and all(parent != other.id for other in before):
                 raise unknown_job(parent)
 
     def _take_in(self, job: Job, now: float) -> str:
@@ -1291,6 +1299,8 @@ class MemoryBroker(Broker):
         job.submitted = now
         job.seq = next(self._sequence)
         self._jobs[job.id] = job
+        if job.expires is not None:
+            heapq.heappush(self._expiring, (job.expires, job.seq, job.id))
         if job.parents:
             self._await_parents(job, now)
         else:
@@ -1338,12 +1348,17 @@ class MemoryBroker(Broker):
         self._rescue_lapsed(now, but=worker)
         if self._waiting and self._waiting[0][0] <= now:
             self._promote(now)
+        if self._expiring and self._expiring[0][0] <= now:
+            self._expire(now)
         heap = self._ready[queue]
-        if not heap or queue in self._paused or worker not in self._workers:
+        if not heap or queue in self._paused or not self._has_lease(worker):
             return []
         if self._suspects:
             return self._claim_carefully(heap, limit, worker, now)
         return self._take(heap, limit, worker, now)
+
+    def _has_lease(self, worker: str) -> bool:
+        return worker in self._workers and self._workers[worker][1] > self._clock.monotonic()
 
     def _take(self, heap: list[tuple[int, int, str]], limit: int, worker: str, now: float) -> list[Job]:
         jobs: list[Job] = []
@@ -1351,9 +1366,6 @@ class MemoryBroker(Broker):
             job = self._jobs.get(heapq.heappop(heap)[2])
             if job is None or job.status is not PENDING:
                 continue  # cancelled on the heap, or requeued and on it twice
-            if job.expires is not None and job.expires <= now and job.attempt == 0:
-                self._finish(job, CANCELLED, now, error=EXPIRED)
-                continue
             job.status = RUNNING
             job.attempt += 1
             job.worker = worker
@@ -1371,7 +1383,6 @@ class MemoryBroker(Broker):
             return []
         pending = {entry: job for entry in sorted(heap) if (job := self._pending(entry)) is not None}
         suspects = [entry for entry, job in pending.items() if job.crashes]
-        self._suspects = bool(suspects)
         chosen = suspects[:1] if suspects and not held else [e for e in pending if e not in suspects][:limit]
         heap[:] = [entry for entry in pending if entry not in chosen]
         return self._take(chosen, limit, worker, now)
@@ -1394,6 +1405,13 @@ class MemoryBroker(Broker):
             if job and job.due == due and job.status in (SCHEDULED, RETRYING):
                 self._make_ready(job, now)
 
+    def _expire(self, now: float) -> None:
+        while self._expiring and self._expiring[0][0] <= now:
+            expires, _, task_id = heapq.heappop(self._expiring)
+            job = self._jobs.get(task_id)
+            if job and job.expires == expires and job.attempt == 0 and job.status not in FINISHED:
+                self._finish(job, CANCELLED, now, error=EXPIRED)
+
     def _rescue_lapsed(self, now: float, but: str) -> list[str]:
         clock = self._clock.monotonic()
         lapsed = [name for name, (_, until) in self._workers.items() if until <= clock and name != but]
@@ -1405,15 +1423,11 @@ class MemoryBroker(Broker):
     def _rescue(self, worker: str, now: float) -> None:
         """Put back what a dead worker was running. The object that it may still hold is left to it."""
         for job in self._held_by(worker):
-            self._suspects = True
+            self._suspects.add(job.id)
             job = self._jobs[job.id] = dataclasses.replace(job, crashes=job.crashes + 1)
-            self._cancelling.discard(job.id)
-            if job.cancel_requested:
-                self._finish(job, CANCELLED, now, error=BY_HAND)
-            elif job.crashes >= MAX_CRASHES:
+            self._put_back(job, now, "crash", WORKER_LOST, None, due=None)
+            if job.crashes >= MAX_CRASHES and job.status not in FINISHED:
                 self._finish(job, FAILED, now, error=KILLED)
-            else:
-                self._put_back(job, now, "crash", WORKER_LOST, None, due=None)
 
     def _held_by(self, worker: str) -> list[Job]:
         return [job for job in self._jobs.values() if job.status is RUNNING and job.worker == worker]
@@ -1427,10 +1441,10 @@ class MemoryBroker(Broker):
         job = self._jobs.get(outcome.job.id)
         if job is None or job.status is not RUNNING or job.attempt != outcome.attempt:
             return False
+        job.failures += outcome.ending == "failure"
         if outcome.status in FINISHED:
             self._finish(job, outcome.status, now, outcome.result, outcome.error, outcome.traceback, outcome.keep)
             return True
-        job.failures += outcome.ending == "failure"
         job.status = outcome.status
         self._put_back(job, now, outcome.ending, outcome.error, outcome.traceback, outcome.due)
         return True
@@ -1459,6 +1473,8 @@ class MemoryBroker(Broker):
             self._forget(self._finished.popleft())
         if job.unique is not None:
             self._unique.pop(job.unique, None)
+        if self._suspects:
+            self._suspects.discard(job.id)
         if self._cancelling:
             self._cancelling.discard(job.id)
         if self._result_waiters:
@@ -1474,6 +1490,8 @@ class MemoryBroker(Broker):
         self._archive(job, ending)
         job.due = due
         self._make_ready(job, now)
+        if job.cancel_requested:
+            self._finish(job, CANCELLED, now, error=BY_HAND)
 
     def _archive(self, job: Job, ending: str) -> None:
         """Move the latest attempt into the history."""
@@ -1483,13 +1501,16 @@ class MemoryBroker(Broker):
         job.worker = job.started = job.finished = job.purge_at = job.progress = None
 
     def _tell_children(self, parent: Job, now: float) -> None:
-        for child in map(self._jobs.get, self._children.pop(parent.id, ())):
+        told = [(parent, task_id) for task_id in self._children.pop(parent.id, ())]
+        for ended, task_id in told:  # grows as it is walked: a long line is too deep for recursion
+            child = self._jobs.get(task_id)
             if child is None or child.status is not BLOCKED:
                 continue
-            if parent.status is SUCCESS:
+            if ended.status is SUCCESS:
                 self._unblock(child, now)
             else:
-                self._finish(child, CANCELLED, now, error=orphaned(parent.id, parent.status))
+                told += [(child, grandchild) for grandchild in self._children.pop(task_id, ())]
+                self._finish(child, CANCELLED, now, error=orphaned(ended.id, ended.status))
 
     def _forget(self, job: Job) -> None:
         if self._jobs.get(job.id) is job and job.status in FINISHED:
@@ -1503,18 +1524,21 @@ class MemoryBroker(Broker):
         lost = self._rescue_lapsed(now, but=worker.id)
         lapsed = worker.id not in self._workers and worker.seen > 0
         worker.seen = now
+        may_claim = self._has_lease(worker.id)
         self._workers[worker.id] = (worker, self._clock.monotonic() + lease)
+        for queue in () if may_claim else worker.queues:
+            self._wake_ready(queue)
         return Notices(
             cancelled=[task_id for task_id in self._cancelling if self._jobs[task_id].worker == worker.id],
             lapsed=lapsed,
             paused=frozenset(self._paused),
-            suspects=self._suspects and any(self._suspects_in(worker.queues)),
+            suspects=any(self._suspects_in(worker.queues)),
             lost_workers=lost,
         )
 
-    def _suspects_in(self, queues: Iterable[str]) -> Iterator[bool]:
-        pending = (self._pending(entry) for queue in queues for entry in self._ready[queue])
-        return (job is not None and job.crashes > 0 for job in pending)
+    def _suspects_in(self, queues: Collection[str]) -> Iterator[bool]:
+        suspects = (self._jobs[task_id] for task_id in self._suspects)
+        return (job.status is PENDING and job.queue in queues for job in suspects)
 
     def _take_leave(self, worker: str, now: float) -> Notices:
         self._workers.pop(worker, None)
@@ -1588,8 +1612,11 @@ class MemoryBroker(Broker):
                 waiters.remove(waiter)
 
     async def find(self, which: JobFilter, *, limit: int = 100, after: int | None = None) -> list[Job]:
-        jobs = map(self._jobs.get, which.ids) if which.ids is not None else reversed(self._jobs.values())
-        found = (job for job in jobs if job and which.matches(job) and (after is None or job.seq < after))
+        jobs: Iterable[Job] = reversed(self._jobs.values())
+        if which.ids is not None:
+            known = [self._jobs[task_id] for task_id in set(which.ids) & self._jobs.keys()]
+            jobs = sorted(known, key=lambda job: job.seq, reverse=True)
+        found = (job for job in jobs if which.matches(job) and (after is None or job.seq < after))
         return [dataclasses.replace(job) for job in itertools.islice(found, limit)]
 
     async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
@@ -1623,12 +1650,14 @@ class MemoryBroker(Broker):
     def _requeue_one(self, job: Job | None, now: float) -> bool:
         if job is None or job.status not in REQUEUABLE:
             return False
+        if any(p is not None and p.status in REQUEUABLE for p in map(self._jobs.get, job.parents)):
+            return False
         if job.unique is not None and self._unique.setdefault(job.unique, job.id) != job.id:
             return False  # an unfinished job has the key now
         self._finished.remove(job)
         self._archive(job, _ENDING_OF[job.status])
         job.failures = job.crashes = 0
-        job.error = job.traceback = None
+        job.error = job.traceback = job.due = job.expires = None
         job.cancel_requested = False
         if job.parents:
             self._await_parents(job, now)
@@ -1806,26 +1835,26 @@ _SUCCEED = """
     UPDATE flowrra_job SET status = 'success', result = v.value, finished = ?, purge_at = ?,
         error = NULL, traceback = NULL
     FROM json_each(?) AS v
-    WHERE seq = CAST(v.key AS INTEGER) AND status = 'running' AND attempt = ?"""
+    WHERE seq = CAST(v.key AS INTEGER) AND status = 'running' AND attempt = ? AND worker = ?"""
 _END = """
     UPDATE flowrra_job SET status = :status, error = :error, traceback = :traceback, finished = :now,
         purge_at = :purge_at, failures = failures + :failed
-    WHERE id = :id AND status = 'running' AND attempt = :attempt"""
+    WHERE id = :id AND status = 'running' AND attempt = :attempt RETURNING cancel_requested"""
 _AGAIN = f"""
     UPDATE flowrra_job SET status = :status, error = :error, traceback = :traceback, due = :due,
         failures = failures + :failed, {_ARCHIVE}
-    WHERE id = :id AND status = 'running' AND attempt = :attempt"""
+    WHERE id = :id AND status = 'running' AND attempt = :attempt RETURNING cancel_requested"""
 
 _RESCUE = f"""
     UPDATE flowrra_job SET status = 'pending', crashes = crashes + :crashed, due = NULL,
         error = :error, traceback = NULL, {_ARCHIVE}
     WHERE status = 'running' AND worker = :worker RETURNING id, crashes, cancel_requested"""
 _BURY = f"""
-    UPDATE flowrra_job SET status = :status, error = :error, finished = :now, purge_at = :purge_at
+    UPDATE flowrra_job SET status = :status, error = :error, traceback = NULL, finished = :now, purge_at = :purge_at
     WHERE id = :id AND status IN {_AT_REST}"""
 _REQUEUE = f"""
     UPDATE OR IGNORE flowrra_job SET status = 'pending', failures = 0, crashes = 0, cancel_requested = 0,
-        due = NULL, {_ARCHIVE}, error = NULL, traceback = NULL
+        due = NULL, expires = NULL, {_ARCHIVE}, error = NULL, traceback = NULL
     WHERE id = :id AND status = :status"""
 
 _RECORD = """
@@ -1897,17 +1926,15 @@ class SQLiteStore:
     # Taking in ---------------------------------------------------------------------------------
 
     def push(self, jobs: Sequence[Job], *, now: float) -> list[str]:
-        alike: dict[tuple[Any, ...], dict[str, str]] = {}
-        ids = []
-        for job in jobs:
-            if job.parents or job.unique is not None:
-                ids.append(self._push_one(job, now))
+        ids: list[str] = []
+        for kin, group in itertools.groupby(jobs, lambda job: _kin(job, now)):  # neighbours only: order is kept
+            if kin is None:
+                ids += [self._push_one(job, now) for job in group]
                 continue
-            status, due = _first_status(job, now)
-            kin = (job.task, job.queue, job.priority, status, now, due, job.expires, _text(job.overrides))
-            alike.setdefault(kin, {}).setdefault(job.id, cast("str", job.payload))
-            ids.append(job.id)
-        for kin, payloads in alike.items():
+            payloads: dict[str, str] = {}
+            for job in group:
+                payloads.setdefault(job.id, cast("str", job.payload))
+                ids.append(job.id)
             text = ",".join([f"{_json_key(task_id)}:{payload}" for task_id, payload in payloads.items()])
             self._db.execute(_INSERT_ALIKE, (*kin, f"{{{text}}}"))
         self.news.setdefault("j", [])
@@ -1972,9 +1999,9 @@ class SQLiteStore:
         return [_claimed_job(row, worker, now) for row in rows]
 
     def _may_claim(self, queue: str, worker: str) -> bool:
-        may = """SELECT EXISTS (SELECT 1 FROM flowrra_worker WHERE id = ?)
+        may = """SELECT EXISTS (SELECT 1 FROM flowrra_worker WHERE id = ? AND lease > ?)
             AND NOT EXISTS (SELECT 1 FROM flowrra_paused WHERE queue = ?)"""
-        return bool(self._db.execute(may, (worker, queue)).fetchone()[0])
+        return bool(self._db.execute(may, (worker, self._clock.monotonic(), queue)).fetchone()[0])
 
     def _select_suspect(self, queue: str, worker: str) -> list[Any] | None:
         """A suspect for a worker that runs nothing; [] while the worker runs one; None: no suspect now."""
@@ -2014,12 +2041,16 @@ class SQLiteStore:
         return written
 
     def _settle_successes(self, outcomes: Sequence[Outcome], now: float) -> list[bool]:
-        """Write the successes, one statement for all that share an attempt number and a retention."""
-        alike: dict[tuple[int, float | None], dict[int, int]] = {}
+        """Write the successes, one statement for all that share attempt number, worker and retention.
+
+        The worker counts too, since SQLite may give the `seq` of a purged job to a new one.
+        """
+        alike: dict[tuple[int, str | None, float | None], dict[int, int]] = {}
         written = [False] * len(outcomes)
         for index, outcome in enumerate(outcomes):
             if outcome.status is SUCCESS:
-                alike.setdefault((outcome.attempt, outcome.keep), {}).setdefault(outcome.job.seq, index)
+                kin = (outcome.attempt, outcome.job.worker, outcome.keep)
+                alike.setdefault(kin, {}).setdefault(outcome.job.seq, index)
         for kin, indices in alike.items():
             if self._succeed(kin, {seq: cast("str", outcomes[index].text) for seq, index in indices.items()}, now):
                 for index in indices.values():
@@ -2029,13 +2060,13 @@ class SQLiteStore:
                     written[index] = self._succeed(kin, {seq: cast("str", outcomes[index].text)}, now)
         return written
 
-    def _succeed(self, kin: tuple[int, float | None], results: Mapping[int, str], now: float) -> bool:
+    def _succeed(self, kin: tuple[int, str | None, float | None], results: Mapping[int, str], now: float) -> bool:
         """All of them or none: an attempt that lost its lease sends the caller back to single steps."""
-        attempt, keep = kin
+        attempt, worker, keep = kin
         text = ",".join([f'"{seq}":[{result}]' for seq, result in results.items()])
         purge_at = now + (self._retention.result_ttl if keep is None else keep)
         self._db.execute("SAVEPOINT succeed")
-        changed = self._db.execute(_SUCCEED, (now, purge_at, f"{{{text}}}", attempt)).rowcount
+        changed = self._db.execute(_SUCCEED, (now, purge_at, f"{{{text}}}", attempt, worker)).rowcount
         if changed != len(results):
             self._db.execute("ROLLBACK TO succeed")
         self._db.execute("RELEASE succeed")
@@ -2055,10 +2086,13 @@ class SQLiteStore:
             "now": now,
             "purge_at": now + (self._retention.failed_ttl if outcome.keep is None else outcome.keep),
         }
-        if self._db.execute(_END if ends else _AGAIN, values).rowcount == 0:
+        found = self._db.execute(_END if ends else _AGAIN, values).fetchall()
+        if not found:
             return False
         if ends:
             self._cancel_children(outcome.job.id, outcome.status, now)
+        elif found[0][0]:
+            self._bury([outcome.job.id], CANCELLED, BY_HAND, now)
         else:
             self.news.setdefault("j", [])
         return True
@@ -2069,22 +2103,25 @@ class SQLiteStore:
         freed = """DELETE FROM flowrra_dependency WHERE parent IN (SELECT value FROM json_each(?)) RETURNING child"""
         self._unblock([row[0] for row in self._db.execute(freed, (json.dumps(list(parents)),)).fetchall()], now)
 
-    def _cancel_children(self, parent: str, status: TaskStatus, now: float) -> None:
+    def _children(self, parent: str) -> list[str]:
         children = """SELECT id FROM flowrra_job WHERE seq IN
             (SELECT child FROM flowrra_dependency WHERE parent = ?)"""
-        ids = [row[0] for row in self._db.execute(children, (parent,)).fetchall()]
-        self._bury(ids, CANCELLED, orphaned(parent, status), now)
+        return [row[0] for row in self._db.execute(children, (parent,)).fetchall()]
+
+    def _cancel_children(self, parent: str, status: TaskStatus, now: float) -> None:
+        self._bury(self._children(parent), CANCELLED, orphaned(parent, status), now)
 
     def _bury(self, task_ids: Iterable[str], status: TaskStatus, reason: str, now: float) -> list[str]:
         """End jobs that are not running, and cancel what waits for them; the ids that were ended."""
         ended = []
-        values = {"status": status, "error": reason, "now": now, "purge_at": now + self._retention.failed_ttl}
-        for task_id in task_ids:
-            if self._db.execute(_BURY, {**values, "id": task_id}).rowcount:
+        values = {"now": now, "purge_at": now + self._retention.failed_ttl}
+        doomed = [(task_id, status, reason) for task_id in task_ids]
+        for task_id, status, reason in doomed:  # grows as it is walked: a long line is too deep for recursion
+            if self._db.execute(_BURY, {**values, "id": task_id, "status": status, "error": reason}).rowcount:
                 ended.append(task_id)
                 gone = "DELETE FROM flowrra_dependency WHERE child = (SELECT seq FROM flowrra_job WHERE id = ?)"
                 self._db.execute(gone, (task_id,))
-                self._cancel_children(task_id, status, now)
+                doomed += [(child, CANCELLED, orphaned(task_id, status)) for child in self._children(task_id)]
         if ended:
             self.news.setdefault("r", []).extend(ended)
         return ended
@@ -2214,12 +2251,20 @@ class SQLiteStore:
         if found is None:
             return False
         status, error, traceback, parents = found
+        if parents and self._hopeless(parents):
+            return False
         values = {"id": task_id, "status": status, "now": now, "error": error, "traceback": traceback}
         if not self._db.execute(_REQUEUE, {**values, "ending": _ENDING_OF[TaskStatus(status)]}).rowcount:
             return False  # an unfinished job has its unique key now
         if parents:
             self._await_parents(task_id, self._known(json.loads(parents)), now)
         return True
+
+    def _hopeless(self, parents: str) -> bool:
+        """Whether one of the parents, given as JSON, has ended without success."""
+        ended = f"""SELECT EXISTS (SELECT 1 FROM flowrra_job
+            WHERE id IN (SELECT value FROM json_each(?)) AND status IN {_REQUEUABLE})"""
+        return bool(self._db.execute(ended, (parents,)).fetchone()[0])
 
     def _known(self, task_ids: Sequence[str]) -> list[str]:
         known = "SELECT id FROM flowrra_job WHERE id IN (SELECT value FROM json_each(?))"
@@ -2281,6 +2326,14 @@ class SQLiteStore:
     def listeners(self) -> list[tuple[int, str]]:
         """Ports and the kinds of news that they want."""
         return self._db.execute("SELECT port, kinds FROM flowrra_listener").fetchall()
+
+
+def _kin(job: Job, now: float) -> tuple[Any, ...] | None:
+    """What a job shares with those that can be inserted by one statement with it; None: it goes alone."""
+    if job.parents or job.unique is not None:
+        return None
+    status, due = _first_status(job, now)
+    return job.task, job.queue, job.priority, status, now, due, job.expires, _text(job.overrides)
 
 
 def _first_status(job: Job, now: float) -> tuple[TaskStatus, float | None]:
