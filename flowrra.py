@@ -3925,7 +3925,6 @@ class Worker:
             self._dismiss(line)
         if not await self._wait_idle(drain):
             self._hurried = False
-            self._idle.clear()
             for run in self.runs():
                 run.end("release")
             if not await self._wait_idle(2.0):
@@ -3955,7 +3954,8 @@ class Worker:
         """Whether nothing runs any more, at the latest after so many seconds."""
         try:
             async with asyncio.timeout(None if seconds == math.inf else seconds):
-                if self.is_busy and not self._hurried:
+                while self.is_busy and not self._hurried:
+                    self._idle.clear()
                     await self._idle.wait()
         except TimeoutError:
             pass
