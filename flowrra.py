@@ -3983,11 +3983,11 @@ class Worker:
         await asyncio.wait([*self._residents, *runners], timeout=1.0)
         self._threads.close()
         self._processes.close()
+        await asyncio.to_thread(self._keeper.join, 5.0)  # a beat after the leave would register the worker again
         try:
             await asyncio.wait_for(self.broker.heartbeat(self.info, lease=0, now=self._clock.time()), 5.0)
         except (TimeoutError, BrokerError) as error:
             logger.warning("worker %s could not take leave of the broker: %s", self.info.id, error)
-        await asyncio.to_thread(self._keeper.join)
 
     async def _supervise(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Keep a resident loop alive: an exception is logged, and the loop begins again after a while."""
