@@ -3597,23 +3597,23 @@ def serve_calls(argv: list[str]) -> None:
     """The main function of an executor's process: run calls from stdin until it closes.
 
     A thread reads, so that the process ends with its parent also in the middle of a call. What tasks
-    print goes to stderr, as stdout carries the answers.
+    print goes to stderr and what they read is empty, as stdin and stdout carry the calls and answers.
     """
     _in_child.set(True)
     sys.argv[:] = argv
     for number in (signal.SIGINT, signal.SIGTERM):  # meant for the worker, which ends this process itself
         signal.signal(number, signal.SIG_IGN)
-    answers = os.fdopen(os.dup(1), "wb")
+    pipe, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
     calls: thread_queue.SimpleQueue[dict[str, Any] | None] = thread_queue.SimpleQueue()
-    threading.Thread(target=_read_calls, args=(calls,), daemon=True).start()
+    threading.Thread(target=_read_calls, args=(pipe, calls), daemon=True).start()
     while True:
         call = calls.get()
         _write_frame(answers, _perform_call(call, answers) if call else ["result", "null"])
 
 
-def _read_calls(calls: thread_queue.SimpleQueue[dict[str, Any] | None]) -> None:
-    pipe = os.fdopen(0, "rb")
+def _read_calls(pipe: Any, calls: thread_queue.SimpleQueue[dict[str, Any] | None]) -> None:
     try:
         while True:
             calls.put(_read_frame(pipe))
