@@ -3610,7 +3610,11 @@ def serve_calls(argv: list[str]) -> None:
     threading.Thread(target=_read_calls, args=(pipe, calls), daemon=True).start()
     while True:
         call = calls.get()
-        _write_frame(answers, _perform_call(call, answers) if call else ["result", "null"])
+        answer = _perform_call(call, answers) if call else ["result", "null"]
+        try:
+            _write_frame(answers, answer)
+        except OSError:
+            os._exit(0)  # the parent is gone
 
 
 def _read_calls(pipe: Any, calls: thread_queue.SimpleQueue[dict[str, Any] | None]) -> None:
