@@ -5276,7 +5276,8 @@ def _worker_command(arguments: argparse.Namespace) -> int:
         logger.exception("loading %s failed", target)
         return 1
     _configure(app, arguments)
-    return asyncio.run(_work(app))
+    with contextlib.ExitStack() as limits:
+        return asyncio.run(_work(app, limits))
 
 
 def _configure(app: Flowrra, arguments: argparse.Namespace) -> None:
@@ -5290,17 +5291,25 @@ def _configure(app: Flowrra, arguments: argparse.Namespace) -> None:
     app.config.executor = dataclasses.replace(app.config.executor, **changes)
 
 
-async def _work(app: Flowrra) -> int:
-    """Run a worker until a signal says stop; a second signal waits for no job."""
+async def _work(app: Flowrra, limits: contextlib.ExitStack) -> int:
+    """Run a worker until a signal says stop; a second signal waits for no job.
+
+    Each step of the end has a time limit, since a job may block the loop, swallow its cancellation, or
+    sit in a thread of `asyncio.to_thread`, for which `asyncio.run` waits.
+    """
     if isinstance(app.broker, MemoryBroker):
         raise ConfigError(
             "memory:// lives in one process, so no other can send jobs to this worker: use sqlite:///jobs.db"
         )
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
+    drain = app.config.executor.drain
+    signals = itertools.count()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(app.hurry if told.is_set() else told.set)
+        is_first = next(signals) == 0
+        limits.callback(_exit_after(drain + 20.0 if is_first else 5.0, 1).cancel)
+        loop.call_soon_threadsafe(told.set if is_first else app.hurry)
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, on_signal) for number in numbers]
@@ -5309,14 +5318,29 @@ async def _work(app: Flowrra) -> int:
         queues = ", ".join(f"{name}:{capacity}" for name, capacity in cast("WorkerInfo", app.worker).queues.items())
         logger.info("worker ready: pid %d, %d task(s), queues %s", os.getpid(), len(app.registry), queues)
         await told.wait()
-        logger.info("stopping: running jobs get up to %g s", app.config.executor.drain)
-        await app.stop(timeout=app.config.executor.drain)
+        logger.info("stopping: running jobs get up to %g s", drain)
+        await app.stop(timeout=drain)
         logger.info("worker stopped")
     finally:
         await app.stop(wait=False)
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+        limits.callback(_exit_after(2.0, 0).cancel)
     return 0
+
+
+def _exit_after(seconds: float, status: int) -> threading.Timer:
+    """End the process at that time, whatever keeps it, unless the timer is cancelled."""
+
+    def give_up() -> None:
+        logger.warning("something keeps this process from ending: it is ended now")
+        logging.shutdown()
+        os._exit(status)
+
+    timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), give_up)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 class _JsonLines(logging.Formatter):
