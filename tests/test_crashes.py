@@ -10,10 +10,11 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flowrra import KILLED, WORKER_LOST, Flowrra, Job, TaskStatus
+from flowrra import KILLED, WORKER_LOST, Flowrra, Job, TaskResult, TaskStatus
 from tests.processes import (
     Process,
     Site,
@@ -362,7 +363,7 @@ async def test_a_settle_that_comes_after_the_lease_is_refused(stopping_site: Sit
         late = await site.worker(env={**SHORT_LEASE, "STOP": "1"})
         await until(lambda: state_of(late) == "T", "the first worker stops itself")
         successor = await site.worker(env=SHORT_LEASE)
-        result = await app.wait_for_result(task_id, timeout=15)
+        result: TaskResult[Any] = await app.wait_for_result(task_id, timeout=15)
         assert (result.result, result.attempts) == (successor.pid, 2)
         late.send(signal.SIGCONT)
         await late.says("its lease was lost, so this attempt changes nothing")
@@ -410,7 +411,7 @@ async def test_a_job_that_blocks_the_loop_keeps_its_lease_and_is_reported(stoppi
         worker = await site.worker(env=SHORT_LEASE)
         await until(lambda: site.runs()[task_id] == 1, "the job runs")
         await site.worker(env=SHORT_LEASE)
-        result = await app.wait_for_result(task_id, timeout=15)
+        result: TaskResult[Any] = await app.wait_for_result(task_id, timeout=15)
     assert (result.result, result.attempts) == (worker.pid, 1)
     assert site.runs()[task_id] == 1
     assert worker.log.count("the event loop has been blocked") == 1

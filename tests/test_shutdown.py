@@ -8,10 +8,11 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flowrra import BackendError, ExecutorNotRunningError, Flowrra, Job, TaskStatus
+from flowrra import BackendError, ExecutorNotRunningError, Flowrra, Job, TaskResult, TaskStatus
 from tests.processes import Process, Site, all_jobs, count, some_running, stand_in, statuses, until
 
 STOPS = [signal.SIGTERM, signal.SIGINT]
@@ -32,6 +33,18 @@ def slow_in_a_thread():
 
 @app.task(cpu_bound=True)
 def slow_in_a_process():
+    note("runs", current_job().id)
+    time.sleep(60 if current_job().attempt == 1 else 0)
+
+
+@app.task
+async def slow_in_to_thread():
+    note("runs", current_job().id)
+    await asyncio.to_thread(time.sleep, 60 if current_job().attempt == 1 else 0)
+
+
+@app.task
+async def blocking():
     note("runs", current_job().id)
     time.sleep(60 if current_job().attempt == 1 else 0)
 
@@ -82,7 +95,7 @@ async def test_no_job_that_ends_within_the_drain_is_interrupted(site: Site, numb
     assert "worker stopped" in worker.log
 
 
-@pytest.mark.parametrize("kind", ["slow", "slow_in_a_thread", "slow_in_a_process", "stubborn"])
+@pytest.mark.parametrize("kind", ["slow", "slow_in_a_thread", "slow_in_to_thread", "slow_in_a_process", "stubborn"])
 async def test_what_does_not_end_within_the_drain_runs_again_elsewhere(site: Site, kind: str) -> None:
     async with site.client() as app:
         queue = "cpu" if kind == "slow_in_a_process" else "default"
@@ -94,7 +107,7 @@ async def test_what_does_not_end_within_the_drain_runs_again_elsewhere(site: Sit
         (job,) = await all_jobs(app)
         assert_released(job)
         await site.worker()
-        result = await app.wait_for_result(task_id, timeout=15)
+        result: TaskResult[Any] = await app.wait_for_result(task_id, timeout=15)
     assert (result.status, result.attempts, site.runs()[task_id]) == (TaskStatus.SUCCESS, 2, 2)
 
 
@@ -122,6 +135,20 @@ async def test_a_second_signal_waits_for_no_job(site: Site, number: signal.Signa
         assert await worker.ends(within=5) == 0
         for job in await all_jobs(app):
             assert_released(job)
+
+
+async def test_a_second_signal_ends_a_worker_whose_loop_is_blocked(site: Site) -> None:
+    """Nobody is left who could hand the job back; it is rescued as after a crash."""
+    async with site.client() as app:
+        task_id = await app.submit(stand_in(app, "app.blocking"))
+        worker = await site.worker("--drain", "60")
+        await until(lambda: site.runs()[task_id] == 1, "the job blocks the loop")
+        worker.send(signal.SIGTERM)
+        worker.send(signal.SIGINT)
+        assert await worker.ends() == 1
+        await site.worker()
+        result: TaskResult[Any] = await app.wait_for_result(task_id, timeout=15)
+    assert (result.status, result.attempts) == (TaskStatus.SUCCESS, 2)
 
 
 async def test_a_signal_that_comes_before_the_worker_is_ready_stops_it_too(site: Site) -> None:
@@ -185,21 +212,25 @@ async def test_stopping_twice_at_once_waits_for_the_same_drain(app: Flowrra) -> 
 
 async def test_a_program_may_stop_its_app_from_a_signal_handler(app: Flowrra) -> None:
     loop = asyncio.get_running_loop()
+    told = asyncio.Event()
     stops: list[asyncio.Task[None]] = []
     ran: list[int] = []
+
+    def stop() -> None:
+        stops.append(asyncio.create_task(app.stop()))
+        told.set()
 
     @app.task
     async def work() -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
-        while not stops:
-            await asyncio.sleep(0)
+        await told.wait()
         ran.append(1)
 
-    loop.add_signal_handler(signal.SIGUSR1, lambda: stops.append(asyncio.create_task(app.stop())))
+    loop.add_signal_handler(signal.SIGUSR1, stop)
     try:
         async with app:
             await app.submit(work)
-            await until(lambda: bool(stops), "the signal")
+            await told.wait()
             await stops[0]
             assert not app.is_running
     finally:
@@ -217,7 +248,7 @@ async def test_those_who_wait_for_a_result_learn_that_the_app_was_stopped(app: F
 
     await app.start()
     task_id = await app.submit(endless)
-    waiters = [asyncio.create_task(app.wait_for_result(task_id)) for _ in range(3)]
+    waiters: list[asyncio.Task[TaskResult[Any]]] = [asyncio.create_task(app.wait_for_result(task_id)) for _ in range(3)]
     await begun.wait()
     await app.stop(timeout=0)
     answers = await asyncio.wait_for(asyncio.gather(*waiters, return_exceptions=True), 5)
