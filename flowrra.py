@@ -3665,23 +3665,27 @@ def serve_calls(argv: list[str]) -> None:
     """The main function of an executor's process: run calls from stdin until it closes.
 
     A thread reads, so that the process ends with its parent also in the middle of a call. What tasks
-    print goes to stderr, as stdout carries the answers.
+    print goes to stderr and what they read is empty, as stdin and stdout carry the calls and answers.
     """
     _in_child.set(True)
     sys.argv[:] = argv
     for number in (signal.SIGINT, signal.SIGTERM):  # meant for the worker, which ends this process itself
         signal.signal(number, signal.SIG_IGN)
-    answers = os.fdopen(os.dup(1), "wb")
+    pipe, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
     calls: thread_queue.SimpleQueue[dict[str, Any] | None] = thread_queue.SimpleQueue()
-    threading.Thread(target=_read_calls, args=(calls,), daemon=True).start()
+    threading.Thread(target=_read_calls, args=(pipe, calls), daemon=True).start()
     while True:
         call = calls.get()
-        _write_frame(answers, _perform_call(call, answers) if call else ["result", "null"])
+        answer = _perform_call(call, answers) if call else ["result", "null"]
+        try:
+            _write_frame(answers, answer)
+        except OSError:
+            os._exit(0)  # the parent is gone
 
 
-def _read_calls(calls: thread_queue.SimpleQueue[dict[str, Any] | None]) -> None:
-    pipe = os.fdopen(0, "rb")
+def _read_calls(pipe: Any, calls: thread_queue.SimpleQueue[dict[str, Any] | None]) -> None:
     try:
         while True:
             calls.put(_read_frame(pipe))
@@ -3991,7 +3995,6 @@ class Worker:
             self._dismiss(line)
         if not await self._wait_idle(drain):
             self._hurried = False
-            self._idle.clear()
             for run in self.runs():
                 run.end("release")
             if not await self._wait_idle(2.0):
@@ -4021,7 +4024,8 @@ class Worker:
         """Whether nothing runs any more, at the latest after so many seconds."""
         try:
             async with asyncio.timeout(None if seconds == math.inf else seconds):
-                if self.is_busy and not self._hurried:
+                while self.is_busy and not self._hurried:
+                    self._idle.clear()
                     await self._idle.wait()
         except TimeoutError:
             pass
@@ -4049,11 +4053,11 @@ class Worker:
         await asyncio.wait([*self._residents, *runners], timeout=1.0)
         self._threads.close()
         self._processes.close()
+        await asyncio.to_thread(self._keeper.join, 5.0)  # a beat after the leave would register the worker again
         try:
             await asyncio.wait_for(self.broker.heartbeat(self.info, lease=0, now=self._clock.time()), 5.0)
         except (TimeoutError, BrokerError) as error:
             logger.warning("worker %s could not take leave of the broker: %s", self.info.id, error)
-        await asyncio.to_thread(self._keeper.join)
 
     async def _supervise(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Keep a resident loop alive: an exception is logged, and the loop begins again after a while."""
@@ -5335,7 +5339,8 @@ def _worker_command(arguments: argparse.Namespace) -> int:
         logger.exception("loading %s failed", target)
         return 1
     _configure(app, arguments)
-    return asyncio.run(_work(app))
+    with contextlib.ExitStack() as limits:
+        return asyncio.run(_work(app, limits))
 
 
 def _configure(app: Flowrra, arguments: argparse.Namespace) -> None:
@@ -5349,17 +5354,25 @@ def _configure(app: Flowrra, arguments: argparse.Namespace) -> None:
     app.config.executor = dataclasses.replace(app.config.executor, **changes)
 
 
-async def _work(app: Flowrra) -> int:
-    """Run a worker until a signal says stop; a second signal waits for no job."""
+async def _work(app: Flowrra, limits: contextlib.ExitStack) -> int:
+    """Run a worker until a signal says stop; a second signal waits for no job.
+
+    Each step of the end has a time limit, since a job may block the loop, swallow its cancellation, or
+    sit in a thread of `asyncio.to_thread`, for which `asyncio.run` waits.
+    """
     if isinstance(app.broker, MemoryBroker):
         raise ConfigError(
             "memory:// lives in one process, so no other can send jobs to this worker: use sqlite:///jobs.db"
         )
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
+    drain = app.config.executor.drain
+    signals = itertools.count()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(app.hurry if told.is_set() else told.set)
+        is_first = next(signals) == 0
+        limits.callback(_exit_after(drain + 20.0 if is_first else 5.0, 1).cancel)
+        loop.call_soon_threadsafe(told.set if is_first else app.hurry)
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, on_signal) for number in numbers]
@@ -5368,14 +5381,29 @@ async def _work(app: Flowrra) -> int:
         queues = ", ".join(f"{name}:{capacity}" for name, capacity in cast("WorkerInfo", app.worker).queues.items())
         logger.info("worker ready: pid %d, %d task(s), queues %s", os.getpid(), len(app.registry), queues)
         await told.wait()
-        logger.info("stopping: running jobs get up to %g s", app.config.executor.drain)
-        await app.stop(timeout=app.config.executor.drain)
+        logger.info("stopping: running jobs get up to %g s", drain)
+        await app.stop(timeout=drain)
         logger.info("worker stopped")
     finally:
         await app.stop(wait=False)
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+        limits.callback(_exit_after(2.0, 0).cancel)
     return 0
+
+
+def _exit_after(seconds: float, status: int) -> threading.Timer:
+    """End the process at that time, whatever keeps it, unless the timer is cancelled."""
+
+    def give_up() -> None:
+        logger.warning("something keeps this process from ending: it is ended now")
+        logging.shutdown()
+        os._exit(status)
+
+    timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), give_up)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 class _JsonLines(logging.Formatter):
