@@ -2561,6 +2561,7 @@ class SQLiteBroker(Broker):
         self._here_again = 0.0  # after a slow disk: not before this moment
         self._ear: asyncio.DatagramTransport | None = None
         self._ear_kinds = ""
+        self._ear_lock = asyncio.Lock()
         self._mouth: Any = None
         self._heard = collections.Counter[str]()
         self._claimed_at: dict[str, int] = {}
@@ -2585,7 +2586,8 @@ class SQLiteBroker(Broker):
             await asyncio.to_thread(self._writer.join)
             self._writer = None
         await asyncio.sleep(0)  # the writer's last answers are on the loop by now
-        self._stop_listening(file)
+        async with self._ear_lock:
+            self._stop_listening(file)
         closed = BrokerError("the broker was closed while this call was waiting")
         for waiter in (*self._ready_waiters, *itertools.chain(*self._result_waiters.values())):
             if not waiter.done():
@@ -2712,13 +2714,16 @@ class SQLiteBroker(Broker):
         """Make sure that other processes tell this one of news of `kind`."""
         if kind in self._ear_kinds or self.path is None:
             return
-        self._ear_kinds += kind
-        if self._ear is None:
-            self._ear, _ = await self._loop.create_datagram_endpoint(
-                lambda: _Ear(self._hear_datagram), local_addr=("127.0.0.1", 0)
-            )
-        port = self._ear.get_extra_info("sockname")[1]
-        await self._run(_Operation("listen", (port, self._ear_kinds), {}))
+        async with self._ear_lock:  # two callers at once would open two sockets
+            if kind in self._ear_kinds:
+                return
+            if self._ear is None:
+                self._ear, _ = await self._loop.create_datagram_endpoint(
+                    lambda: _Ear(self._hear_datagram), local_addr=("127.0.0.1", 0)
+                )
+            port = self._ear.get_extra_info("sockname")[1]
+            await self._run(_Operation("listen", (port, self._ear_kinds + kind), {}))
+            self._ear_kinds += kind
 
     def _hear_datagram(self, data: bytes) -> None:
         kind, ids, known = "", [], False
