@@ -4606,6 +4606,9 @@ class Flowrra(Submitter):
         self._middleware: list[Middleware] = []
         self._lifespan: Callable[[Flowrra], contextlib.AbstractAsyncContextManager[Any]] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+        self._clients = 0
+        self._gate_loop: asyncio.AbstractEventLoop | None = None
         self._stopped = False
         self._worker: Worker | None = None
         self._cleanup = contextlib.AsyncExitStack()
@@ -4719,9 +4722,17 @@ class Flowrra(Submitter):
 
     async def start(self) -> None:
         """Open the stores and start a worker on the running loop. A second call changes nothing."""
-        if self._worker is not None:
-            return
-        await self._open()
+        async with self._gate():
+            if self._worker is not None and self._loop is asyncio.get_running_loop():
+                return
+            opened = await self._open()
+            try:
+                self._worker = await self._start_worker()
+            except BaseException:
+                await (self._close() if opened else self._cleanup.aclose())
+                raise
+
+    async def _start_worker(self) -> Worker:
         if self._lifespan is not None:
             self.state = await self._cleanup.enter_async_context(self._lifespan(self))
         worker = Worker(
@@ -4735,7 +4746,7 @@ class Flowrra(Submitter):
             state=self.state,
         )
         await worker.start()
-        self._worker = worker
+        return worker
 
     async def stop(self, wait: bool = True, timeout: float | None = 30.0) -> None:
         """Drain and stop the worker and close the stores. A second call waits for the first.
@@ -4744,14 +4755,12 @@ class Flowrra(Submitter):
             wait: False stops at once; running jobs are handed back, to run again.
             timeout: seconds that running jobs get to finish (None: as long as they take).
         """
-        if self._loop is None:
-            self._stopped = True
-            return
-        async with self._stop_lock:
-            if self._worker is not None:
-                drain = 0.0 if not wait else math.inf if timeout is None else _seconds("timeout", timeout)
+        drain = 0.0 if not wait else math.inf if timeout is None else _seconds("timeout", timeout)
+        async with self._gate():
+            self._check_loop()
+            if self._worker is not None and self._loop is not None:
                 await self._worker.stop(drain)
-                self._worker = None
+            self._worker = None
             self._stopped = True
             await self._close()
 
@@ -4771,41 +4780,66 @@ class Flowrra(Submitter):
 
     @contextlib.asynccontextmanager
     async def client(self) -> AsyncIterator[Flowrra]:
-        """Open the stores to submit and wait, without a worker; close them at the end."""
-        await self._open()
+        """Open the stores to submit and wait, without a worker; close them at the end.
+
+        Inside another `client()` or a running app it opens and closes nothing.
+        """
+        async with self._gate():
+            await self._open()
+        self._clients += 1
         try:
             yield self
         finally:
-            await self._close()
+            self._clients -= 1
+            async with self._gate():
+                if self._clients == 0 and self._worker is None:
+                    await self._close()
 
-    async def _open(self) -> None:
-        """Open the stores on the running loop; where they are open on a loop that has ended, anew."""
+    def _gate(self) -> asyncio.Lock:
+        """Lets one opening, start or stop through at a time."""
+        loop = asyncio.get_running_loop()
+        if self._gate_loop is not loop:
+            self._gate_loop, self._gate_lock = loop, asyncio.Lock()
+        return self._gate_lock
+
+    def _check_loop(self) -> None:
+        """Refuse to meddle with stores that are open on a loop that goes on; forget one that has ended."""
+        if self._loop is None or self._loop is asyncio.get_running_loop():
+            return
+        if not self._loop.is_closed():
+            raise ConfigError("the app is open on another event loop, in another thread: use app.sync there")
+        self._loop = self._worker = None
+
+    async def _open(self) -> bool:
+        """Open the stores on the running loop, behind the gate. False: they are open here already."""
         loop = asyncio.get_running_loop()
         if self._loop is loop:
-            return
+            return False
         if _in_child.get():
             raise ConfigError(
                 "the app is being started by a process that was made for a CPU-bound task: "
                 "put the start of your program under `if __name__ == '__main__':`"
             )
-        await asyncio.to_thread(self.sync.close)
-        if self._loop is not None and not self._loop.is_closed():
-            raise ConfigError("the app is open on another event loop, in another thread: use app.sync there")
-        self._stop_lock = asyncio.Lock()
+        if self.sync.is_open_elsewhere():
+            await asyncio.to_thread(self.sync.close)
+        self._check_loop()
         await self.broker.open()
         if self.backend is not None:
             await self.backend.open()
-        self._loop = loop
+        self._loop, self._pid = loop, os.getpid()
         self._stopped = False
+        return True
 
     async def _close(self) -> None:
         if self._loop is None:
             return
         self._loop = None
-        await self._cleanup.aclose()
-        await self.broker.close()
-        if self.backend is not None:
-            await self.backend.close()
+        try:
+            await self._cleanup.aclose()
+        finally:
+            await self.broker.close()
+            if self.backend is not None:
+                await self.backend.close()
 
     async def _ready(self) -> None:
         """Make sure that the stores are open here."""
@@ -4814,7 +4848,8 @@ class Flowrra(Submitter):
                 raise ExecutorNotRunningError(
                     "the app has been stopped: start() it again, or use `async with app.client()`"
                 )
-            await self._open()
+            async with self._gate():
+                await self._open()
 
     # Submitting --------------------------------------------------------------------------------
 
@@ -5082,6 +5117,10 @@ class SyncFace:
         """See `Flowrra.explain`."""
         return self._run(self._app.explain(task_id))
 
+    def is_open_elsewhere(self) -> bool:
+        """Whether these calls have a thread of their own, which is not the one that asks."""
+        return self._thread is not None and self._thread is not threading.current_thread()
+
     def close(self) -> None:
         """Close the stores and end the thread, if these calls have opened and started them."""
         with self._lock:
@@ -5104,8 +5143,11 @@ class SyncFace:
     def _where(self) -> asyncio.AbstractEventLoop:
         """The loop to call on: the app's, or one in a thread that is started now."""
         with self._lock:
-            if self._app._loop is not None and not self._app._loop.is_closed():
-                return self._app._loop
+            loop = self._app._loop
+            if loop is not None and self._app._pid != os.getpid():
+                raise FlowrraError("this process was forked after the app was opened: call app.sync.close() first")
+            if loop is not None and loop.is_running():
+                return loop
             if self._thread is None or self._loop is None:
                 import atexit
 
