@@ -4970,7 +4970,7 @@ class Flowrra(Submitter):
     async def jobs(
         self,
         *,
-        status: TaskStatus | Iterable[TaskStatus] | None = None,
+        status: str | Iterable[str] | None = None,
         task: str | None = None,
         queue: str | None = None,
         limit: int = 100,
@@ -4978,8 +4978,8 @@ class Flowrra(Submitter):
     ) -> list[Job]:
         """Jobs, the latest submitted first; `after` is the `seq` of the last one of the page before."""
         await self._ready()
-        wanted = {status} if isinstance(status, TaskStatus) else status
-        which = JobFilter(status=None if wanted is None else frozenset(wanted), task=task, queue=queue)
+        wanted = [status] if isinstance(status, str) else status
+        which = JobFilter(status=None if wanted is None else frozenset(map(_status, wanted)), task=task, queue=queue)
         return await self.broker.find(which, limit=_whole("limit", limit, least=1), after=after)
 
     async def get_job(self, task_id: str) -> Job:
@@ -5017,6 +5017,13 @@ class Flowrra(Submitter):
             return f"it was running in {job.crashes} crash(es), so it waits for a worker that runs nothing else"
         ahead = sum((await self.broker.counts(JobFilter(ahead_of=job))).values())
         return f"{ahead} job(s) are ahead of it in the queue {job.queue}"
+
+
+def _status(name: str) -> TaskStatus:
+    try:
+        return TaskStatus(name)
+    except ValueError:
+        raise ConfigError(f"{name!r} is no state of a job: {', '.join(TaskStatus)}") from None
 
 
 def _not_a_task(thing: object) -> TaskNotFoundError:
