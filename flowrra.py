@@ -4922,7 +4922,12 @@ class Flowrra(Submitter):
 
     # Results and jobs --------------------------------------------------------------------------
 
-    async def wait_for_result(self, task_id: TaskId[R] | str, timeout: float | None = None) -> TaskResult[R]:
+    @overload
+    async def wait_for_result(self, task_id: TaskId[R], timeout: float | None = ...) -> TaskResult[R]: ...
+    @overload
+    async def wait_for_result(self, task_id: str, timeout: float | None = ...) -> TaskResult[Any]: ...
+
+    async def wait_for_result(self, task_id: str, timeout: float | None = None) -> TaskResult[Any]:
         """The result of a job, when it has come to its end.
 
         Inside a job, the slot is lent to other jobs meanwhile. Cancelling the call changes nothing.
@@ -4948,7 +4953,12 @@ class Flowrra(Submitter):
         (kept,) = await cast("Backend", self.backend).get([result.task_id])
         return kept if kept is not None and kept.attempts == result.attempts else result
 
-    async def get_result(self, task_id: TaskId[R] | str) -> TaskResult[R] | None:
+    @overload
+    async def get_result(self, task_id: TaskId[R]) -> TaskResult[R] | None: ...
+    @overload
+    async def get_result(self, task_id: str) -> TaskResult[Any] | None: ...
+
+    async def get_result(self, task_id: str) -> TaskResult[Any] | None:
         """A job's result as it stands, finished or not; None for an unknown id."""
         await self._ready()
         (result,) = await self.broker.get([task_id])
@@ -5100,11 +5110,21 @@ class SyncFace:
         """See `Flowrra.submit_many`."""
         return self._run(self._app.submit_many(task, rows))
 
-    def wait_for_result(self, task_id: TaskId[R] | str, timeout: float | None = None) -> TaskResult[R]:
+    @overload
+    def wait_for_result(self, task_id: TaskId[R], timeout: float | None = ...) -> TaskResult[R]: ...
+    @overload
+    def wait_for_result(self, task_id: str, timeout: float | None = ...) -> TaskResult[Any]: ...
+
+    def wait_for_result(self, task_id: str, timeout: float | None = None) -> TaskResult[Any]:
         """See `Flowrra.wait_for_result`."""
         return self._run(self._app.wait_for_result(task_id, timeout))
 
-    def get_result(self, task_id: TaskId[R] | str) -> TaskResult[R] | None:
+    @overload
+    def get_result(self, task_id: TaskId[R]) -> TaskResult[R] | None: ...
+    @overload
+    def get_result(self, task_id: str) -> TaskResult[Any] | None: ...
+
+    def get_result(self, task_id: str) -> TaskResult[Any] | None:
         """See `Flowrra.get_result`."""
         return self._run(self._app.get_result(task_id))
 
