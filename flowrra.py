@@ -5004,7 +5004,7 @@ class Flowrra(Submitter):
         """One sentence on where a job stands and, if it does not run, why."""
         job = await self.get_job(task_id)
         if job.status is PENDING:
-            return f"It is ready, but {await self._why_waiting(job)}."
+            return f"It is ready, {await self._why_waiting(job)}."
         if job.status is BLOCKED:
             return f"It is blocked by {await self._blockers(job)}."
         return _explain_at_rest(job, self.now())
@@ -5016,17 +5016,17 @@ class Flowrra(Submitter):
 
     async def _why_waiting(self, job: Job) -> str:
         if job.queue in await self.broker.paused():
-            return f"its queue {job.queue} is paused"
+            return f"but its queue {job.queue} is paused"
         workers = await self.broker.workers()
         serving = [worker for worker in workers if job.queue in worker.queues]
         if not serving:
-            return f"no live worker serves the queue {job.queue} ({len(workers)} alive)"
+            return f"but no live worker serves the queue {job.queue} ({len(workers)} alive)"
         if not any(job.task in worker.tasks for worker in serving):
-            return f"no live worker that serves the queue {job.queue} knows the task {job.task}"
+            return f"but no live worker that serves the queue {job.queue} knows the task {job.task}"
         if job.crashes:
-            return f"it was running in {job.crashes} crash(es), so it waits for a worker that runs nothing else"
+            return f"but it was running in {job.crashes} crash(es), so it waits for a worker that runs nothing else"
         ahead = sum((await self.broker.counts(JobFilter(ahead_of=job))).values())
-        return f"{ahead} job(s) are ahead of it in the queue {job.queue}"
+        return f"but {ahead} job(s) are ahead of it in the queue {job.queue}" if ahead else f"the next in {job.queue}"
 
 
 def _status(name: str) -> TaskStatus:
@@ -5072,7 +5072,7 @@ def _explain_at_rest(job: Job, now: float) -> str:
         case TaskStatus.SUCCESS:
             return f"It succeeded {duration(now - (job.finished or now))} ago."
         case _:
-            return f"It is {job.status}, {duration(now - (job.finished or now))} ago: {job.error}."
+            return f"It ended as {job.status} {duration(now - (job.finished or now))} ago: {job.error}."
 
 
 def duration(seconds: float) -> str:
