@@ -2629,6 +2629,7 @@ class SQLiteBroker(Broker):
         self._here_again = 0.0  # after a slow disk: not before this moment
         self._ear: asyncio.DatagramTransport | None = None
         self._ear_kinds = ""
+        self._ear_lock = asyncio.Lock()
         self._mouth: Any = None
         self._heard = collections.Counter[str]()
         self._claimed_at: dict[str, int] = {}
@@ -2653,7 +2654,8 @@ class SQLiteBroker(Broker):
             await asyncio.to_thread(self._writer.join)
             self._writer = None
         await asyncio.sleep(0)  # the writer's last answers are on the loop by now
-        self._stop_listening(file)
+        async with self._ear_lock:
+            self._stop_listening(file)
         closed = BrokerError("the broker was closed while this call was waiting")
         for waiter in (*self._ready_waiters, *itertools.chain(*self._result_waiters.values())):
             if not waiter.done():
@@ -2780,13 +2782,16 @@ class SQLiteBroker(Broker):
         """Make sure that other processes tell this one of news of `kind`."""
         if kind in self._ear_kinds or self.path is None:
             return
-        self._ear_kinds += kind
-        if self._ear is None:
-            self._ear, _ = await self._loop.create_datagram_endpoint(
-                lambda: _Ear(self._hear_datagram), local_addr=("127.0.0.1", 0)
-            )
-        port = self._ear.get_extra_info("sockname")[1]
-        await self._run(_Operation("listen", (port, self._ear_kinds), {}))
+        async with self._ear_lock:  # two callers at once would open two sockets
+            if kind in self._ear_kinds:
+                return
+            if self._ear is None:
+                self._ear, _ = await self._loop.create_datagram_endpoint(
+                    lambda: _Ear(self._hear_datagram), local_addr=("127.0.0.1", 0)
+                )
+            port = self._ear.get_extra_info("sockname")[1]
+            await self._run(_Operation("listen", (port, self._ear_kinds + kind), {}))
+            self._ear_kinds += kind
 
     def _hear_datagram(self, data: bytes) -> None:
         kind, ids, known = "", [], False
@@ -4668,6 +4673,9 @@ class Flowrra(Submitter):
         self._middleware: list[Middleware] = []
         self._lifespan: Callable[[Flowrra], contextlib.AbstractAsyncContextManager[Any]] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+        self._clients = 0
+        self._gate_loop: asyncio.AbstractEventLoop | None = None
         self._stopped = False
         self._worker: Worker | None = None
         self._cleanup = contextlib.AsyncExitStack()
@@ -4781,9 +4789,17 @@ class Flowrra(Submitter):
 
     async def start(self) -> None:
         """Open the stores and start a worker on the running loop. A second call changes nothing."""
-        if self._worker is not None:
-            return
-        await self._open()
+        async with self._gate():
+            if self._worker is not None and self._loop is asyncio.get_running_loop():
+                return
+            opened = await self._open()
+            try:
+                self._worker = await self._start_worker()
+            except BaseException:
+                await (self._close() if opened else self._cleanup.aclose())
+                raise
+
+    async def _start_worker(self) -> Worker:
         if self._lifespan is not None:
             self.state = await self._cleanup.enter_async_context(self._lifespan(self))
         worker = Worker(
@@ -4797,7 +4813,7 @@ class Flowrra(Submitter):
             state=self.state,
         )
         await worker.start()
-        self._worker = worker
+        return worker
 
     async def stop(self, wait: bool = True, timeout: float | None = 30.0) -> None:
         """Drain and stop the worker and close the stores. A second call waits for the first.
@@ -4806,14 +4822,12 @@ class Flowrra(Submitter):
             wait: False stops at once; running jobs are handed back, to run again.
             timeout: seconds that running jobs get to finish (None: as long as they take).
         """
-        if self._loop is None:
-            self._stopped = True
-            return
-        async with self._stop_lock:
-            if self._worker is not None:
-                drain = 0.0 if not wait else math.inf if timeout is None else _seconds("timeout", timeout)
+        drain = 0.0 if not wait else math.inf if timeout is None else _seconds("timeout", timeout)
+        async with self._gate():
+            self._check_loop()
+            if self._worker is not None and self._loop is not None:
                 await self._worker.stop(drain)
-                self._worker = None
+            self._worker = None
             self._stopped = True
             await self._close()
 
@@ -4833,41 +4847,66 @@ class Flowrra(Submitter):
 
     @contextlib.asynccontextmanager
     async def client(self) -> AsyncIterator[Flowrra]:
-        """Open the stores to submit and wait, without a worker; close them at the end."""
-        await self._open()
+        """Open the stores to submit and wait, without a worker; close them at the end.
+
+        Inside another `client()` or a running app it opens and closes nothing.
+        """
+        async with self._gate():
+            await self._open()
+        self._clients += 1
         try:
             yield self
         finally:
-            await self._close()
+            self._clients -= 1
+            async with self._gate():
+                if self._clients == 0 and self._worker is None:
+                    await self._close()
 
-    async def _open(self) -> None:
-        """Open the stores on the running loop; where they are open on a loop that has ended, anew."""
+    def _gate(self) -> asyncio.Lock:
+        """Lets one opening, start or stop through at a time."""
+        loop = asyncio.get_running_loop()
+        if self._gate_loop is not loop:
+            self._gate_loop, self._gate_lock = loop, asyncio.Lock()
+        return self._gate_lock
+
+    def _check_loop(self) -> None:
+        """Refuse to meddle with stores that are open on a loop that goes on; forget one that has ended."""
+        if self._loop is None or self._loop is asyncio.get_running_loop():
+            return
+        if not self._loop.is_closed():
+            raise ConfigError("the app is open on another event loop, in another thread: use app.sync there")
+        self._loop = self._worker = None
+
+    async def _open(self) -> bool:
+        """Open the stores on the running loop, behind the gate. False: they are open here already."""
         loop = asyncio.get_running_loop()
         if self._loop is loop:
-            return
+            return False
         if _in_child.get():
             raise ConfigError(
                 "the app is being started by a process that was made for a CPU-bound task: "
                 "put the start of your program under `if __name__ == '__main__':`"
             )
-        await asyncio.to_thread(self.sync.close)
-        if self._loop is not None and not self._loop.is_closed():
-            raise ConfigError("the app is open on another event loop, in another thread: use app.sync there")
-        self._stop_lock = asyncio.Lock()
+        if self.sync.is_open_elsewhere():
+            await asyncio.to_thread(self.sync.close)
+        self._check_loop()
         await self.broker.open()
         if self.backend is not None:
             await self.backend.open()
-        self._loop = loop
+        self._loop, self._pid = loop, os.getpid()
         self._stopped = False
+        return True
 
     async def _close(self) -> None:
         if self._loop is None:
             return
         self._loop = None
-        await self._cleanup.aclose()
-        await self.broker.close()
-        if self.backend is not None:
-            await self.backend.close()
+        try:
+            await self._cleanup.aclose()
+        finally:
+            await self.broker.close()
+            if self.backend is not None:
+                await self.backend.close()
 
     async def _ready(self) -> None:
         """Make sure that the stores are open here."""
@@ -4876,7 +4915,8 @@ class Flowrra(Submitter):
                 raise ExecutorNotRunningError(
                     "the app has been stopped: start() it again, or use `async with app.client()`"
                 )
-            await self._open()
+            async with self._gate():
+                await self._open()
 
     # Submitting --------------------------------------------------------------------------------
 
@@ -4949,7 +4989,12 @@ class Flowrra(Submitter):
 
     # Results and jobs --------------------------------------------------------------------------
 
-    async def wait_for_result(self, task_id: TaskId[R] | str, timeout: float | None = None) -> TaskResult[R]:
+    @overload
+    async def wait_for_result(self, task_id: TaskId[R], timeout: float | None = ...) -> TaskResult[R]: ...
+    @overload
+    async def wait_for_result(self, task_id: str, timeout: float | None = ...) -> TaskResult[Any]: ...
+
+    async def wait_for_result(self, task_id: str, timeout: float | None = None) -> TaskResult[Any]:
         """The result of a job, when it has come to its end.
 
         Inside a job, the slot is lent to other jobs meanwhile. Cancelling the call changes nothing.
@@ -4975,7 +5020,12 @@ class Flowrra(Submitter):
         (kept,) = await cast("Backend", self.backend).get([result.task_id])
         return kept if kept is not None and kept.attempts == result.attempts else result
 
-    async def get_result(self, task_id: TaskId[R] | str) -> TaskResult[R] | None:
+    @overload
+    async def get_result(self, task_id: TaskId[R]) -> TaskResult[R] | None: ...
+    @overload
+    async def get_result(self, task_id: str) -> TaskResult[Any] | None: ...
+
+    async def get_result(self, task_id: str) -> TaskResult[Any] | None:
         """A job's result as it stands, finished or not; None for an unknown id."""
         await self._ready()
         (result,) = await self.broker.get([task_id])
@@ -4997,7 +5047,7 @@ class Flowrra(Submitter):
     async def jobs(
         self,
         *,
-        status: TaskStatus | Iterable[TaskStatus] | None = None,
+        status: str | Iterable[str] | None = None,
         task: str | None = None,
         queue: str | None = None,
         limit: int = 100,
@@ -5005,8 +5055,8 @@ class Flowrra(Submitter):
     ) -> list[Job]:
         """Jobs, the latest submitted first; `after` is the `seq` of the last one of the page before."""
         await self._ready()
-        wanted = {status} if isinstance(status, TaskStatus) else status
-        which = JobFilter(status=None if wanted is None else frozenset(wanted), task=task, queue=queue)
+        wanted = [status] if isinstance(status, str) else status
+        which = JobFilter(status=None if wanted is None else frozenset(map(_status, wanted)), task=task, queue=queue)
         return await self.broker.find(which, limit=_whole("limit", limit, least=1), after=after)
 
     async def get_job(self, task_id: str) -> Job:
@@ -5021,7 +5071,7 @@ class Flowrra(Submitter):
         """One sentence on where a job stands and, if it does not run, why."""
         job = await self.get_job(task_id)
         if job.status is PENDING:
-            return f"It is ready, but {await self._why_waiting(job)}."
+            return f"It is ready, {await self._why_waiting(job)}."
         if job.status is BLOCKED:
             return f"It is blocked by {await self._blockers(job)}."
         return _explain_at_rest(job, self.now())
@@ -5033,17 +5083,24 @@ class Flowrra(Submitter):
 
     async def _why_waiting(self, job: Job) -> str:
         if job.queue in await self.broker.paused():
-            return f"its queue {job.queue} is paused"
+            return f"but its queue {job.queue} is paused"
         workers = await self.broker.workers()
         serving = [worker for worker in workers if job.queue in worker.queues]
         if not serving:
-            return f"no live worker serves the queue {job.queue} ({len(workers)} alive)"
+            return f"but no live worker serves the queue {job.queue} ({len(workers)} alive)"
         if not any(job.task in worker.tasks for worker in serving):
-            return f"no live worker that serves the queue {job.queue} knows the task {job.task}"
+            return f"but no live worker that serves the queue {job.queue} knows the task {job.task}"
         if job.crashes:
-            return f"it was running in {job.crashes} crash(es), so it waits for a worker that runs nothing else"
+            return f"but it was running in {job.crashes} crash(es), so it waits for a worker that runs nothing else"
         ahead = sum((await self.broker.counts(JobFilter(ahead_of=job))).values())
-        return f"{ahead} job(s) are ahead of it in the queue {job.queue}"
+        return f"but {ahead} job(s) are ahead of it in the queue {job.queue}" if ahead else f"the next in {job.queue}"
+
+
+def _status(name: str) -> TaskStatus:
+    try:
+        return TaskStatus(name)
+    except ValueError:
+        raise ConfigError(f"{name!r} is no state of a job: {', '.join(TaskStatus)}") from None
 
 
 def _not_a_task(thing: object) -> TaskNotFoundError:
@@ -5082,7 +5139,7 @@ def _explain_at_rest(job: Job, now: float) -> str:
         case TaskStatus.SUCCESS:
             return f"It succeeded {duration(now - (job.finished or now))} ago."
         case _:
-            return f"It is {job.status}, {duration(now - (job.finished or now))} ago: {job.error}."
+            return f"It ended as {job.status} {duration(now - (job.finished or now))} ago: {job.error}."
 
 
 def duration(seconds: float) -> str:
@@ -5120,11 +5177,21 @@ class SyncFace:
         """See `Flowrra.submit_many`."""
         return self._run(self._app.submit_many(task, rows))
 
-    def wait_for_result(self, task_id: TaskId[R] | str, timeout: float | None = None) -> TaskResult[R]:
+    @overload
+    def wait_for_result(self, task_id: TaskId[R], timeout: float | None = ...) -> TaskResult[R]: ...
+    @overload
+    def wait_for_result(self, task_id: str, timeout: float | None = ...) -> TaskResult[Any]: ...
+
+    def wait_for_result(self, task_id: str, timeout: float | None = None) -> TaskResult[Any]:
         """See `Flowrra.wait_for_result`."""
         return self._run(self._app.wait_for_result(task_id, timeout))
 
-    def get_result(self, task_id: TaskId[R] | str) -> TaskResult[R] | None:
+    @overload
+    def get_result(self, task_id: TaskId[R]) -> TaskResult[R] | None: ...
+    @overload
+    def get_result(self, task_id: str) -> TaskResult[Any] | None: ...
+
+    def get_result(self, task_id: str) -> TaskResult[Any] | None:
         """See `Flowrra.get_result`."""
         return self._run(self._app.get_result(task_id))
 
@@ -5143,6 +5210,10 @@ class SyncFace:
     def explain(self, task_id: str) -> str:
         """See `Flowrra.explain`."""
         return self._run(self._app.explain(task_id))
+
+    def is_open_elsewhere(self) -> bool:
+        """Whether these calls have a thread of their own, which is not the one that asks."""
+        return self._thread is not None and self._thread is not threading.current_thread()
 
     def close(self) -> None:
         """Close the stores and end the thread, if these calls have opened and started them."""
@@ -5166,8 +5237,11 @@ class SyncFace:
     def _where(self) -> asyncio.AbstractEventLoop:
         """The loop to call on: the app's, or one in a thread that is started now."""
         with self._lock:
-            if self._app._loop is not None and not self._app._loop.is_closed():
-                return self._app._loop
+            loop = self._app._loop
+            if loop is not None and self._app._pid != os.getpid():
+                raise FlowrraError("this process was forked after the app was opened: call app.sync.close() first")
+            if loop is not None and loop.is_running():
+                return loop
             if self._thread is None or self._loop is None:
                 import atexit
 
