@@ -30,6 +30,7 @@ def install_old() -> None:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run(
         [*command, "--target", str(folder.with_suffix(".part")), OLD.replace("-", "==")],
+        check=False,
         capture_output=True,
     )
     if done.returncode == 0:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -78,7 +77,10 @@ def huey(settings: Settings) -> Figures:
     with tools.process(*HUEY_WORKER, *TUNED):
         time.sleep(1)
         due = due_times()
-        handles = [queue.wall_stamp.schedule(eta=datetime.fromtimestamp(moment)) for moment in due]
+        # An aware time: huey cuts a naive one to whole seconds, and runs the job early.
+        handles = [
+            queue.wall_stamp.schedule(eta=datetime.fromtimestamp(moment, UTC)) for moment in due
+        ]
         time.sleep(LEAD + WITHIN)
         return lateness(due, [float(h.get(blocking=True, timeout=30)) for h in handles])
 
@@ -89,7 +91,10 @@ def call_at(settings: Settings) -> Figures:
         shift = loop.time() - time.time()
         started: list[float] = []
         due = due_times()
-        note: Callable[[], None] = lambda: started.append(time.time())  # noqa: E731
+
+        def note() -> None:
+            started.append(time.time())
+
         for moment in due:
             loop.call_at(moment + shift, note)
         await asyncio.sleep(LEAD + WITHIN + 0.5)

@@ -17,7 +17,7 @@ from benchmarks.model import Check, Figures, Part, Scenario, Settings
 from benchmarks.peers import OLD
 from benchmarks.scenarios.drain import HUEY_WORKER, WORKER, url
 
-IMPORTS = 15
+IMPORTS = 11
 
 
 def seconds(code: str) -> float:
@@ -80,6 +80,7 @@ def bare(settings: Settings) -> Figures:
 
 SCENARIO = Scenario(
     title="import on top of bare Python; resident memory of an idle worker process",
+    rounds=2,
     parts={
         "flowrra": Part(run=flowrra, needs="flowrra", setting="flowrra worker on SQLite"),
         "bare": Part(run=bare, setting="limit: asyncio.run and an open sqlite3 connection"),

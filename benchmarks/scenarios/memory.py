@@ -18,7 +18,7 @@ WAVE = 1_000
 WAVES = 20
 SLOW_WAVES = 8
 ALIVE = 20_000
-LONE = 300
+LONE = 200
 
 
 async def jobs_a_second(
@@ -194,7 +194,7 @@ def task_each(wave: int) -> Callable[[Settings], Figures]:
 class Slip:
     """The smallest thing that deserves the name of a job."""
 
-    __slots__ = ("n", "id", "submitted", "started", "finished", "result")
+    __slots__ = ("finished", "id", "n", "result", "started", "submitted")
 
     def __init__(self, n: int, number: int) -> None:
         self.n = n
@@ -222,6 +222,7 @@ def plain_deque(settings: Settings) -> Figures:
 
 SCENARIO = Scenario(
     title=f"in memory: submit, run and read back, waves of {WAVE:,} no-op jobs",
+    rounds=5,
     parts={
         "flowrra": Part(run=flowrra, needs="flowrra", setting="io_workers=100, one process"),
         "huey": Part(
