@@ -8,14 +8,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import peers
 from benchmarks.model import Measured, Part, Scenario, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NAMES = ("memory", "drain", "enqueue", "latency", "due", "flat", "cpu", "footprint")
 TIME_LIMIT = 300.0
@@ -53,9 +55,7 @@ def measure(
     return measured
 
 
-def run_part(
-    scenario: str, name: str, part: Part, target: Path, settings: Settings
-) -> dict[str, Any]:
+def run_part(scenario: str, name: str, part: Part, target: Path, settings: Settings) -> dict[str, Any]:
     reason = peers.missing(part.needs, target)
     if reason:
         return {"error": reason}
@@ -65,9 +65,7 @@ def run_part(
         return _run_in(Path(folder), scenario, name, part, target, settings)
 
 
-def _run_in(
-    folder: Path, scenario: str, name: str, part: Part, target: Path, settings: Settings
-) -> dict[str, Any]:
+def _run_in(folder: Path, scenario: str, name: str, part: Part, target: Path, settings: Settings) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.part", scenario, name, str(int(settings.full))]
     environment = {**os.environ, "PYTHONPATH": peers.python_path(part.needs, target)}
     environment.pop("PYTHONDEVMODE", None)

@@ -5,8 +5,11 @@ Nothing here measures or prints.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 Figures = dict[str, float]
 
@@ -76,8 +79,6 @@ class Measured:
         """Ratios within each round, so that a slow minute of the machine hits both sides."""
         part, figure = check.other
         pairs = [
-            (r[check.ours].get(check.figure), r[part].get(figure))
-            for r in self.rounds
-            if check.ours in r and part in r
+            (r[check.ours].get(check.figure), r[part].get(figure)) for r in self.rounds if check.ours in r and part in r
         ]
         return [mine / theirs for mine, theirs in pairs if mine is not None and theirs]

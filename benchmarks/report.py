@@ -6,10 +6,12 @@ import os
 import platform
 import sqlite3
 import statistics
-from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.model import Check, Measured, Scenario
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from benchmarks.model import Check, Measured, Scenario
 
 HEAD = ("what", "flowrra", "against", "its figure", "ratio", "goal", "met")
 

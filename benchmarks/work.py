@@ -31,7 +31,7 @@ class Ticker:
         if folder is None:
             return
         if self._file is None:
-            self._file = Path(folder, str(os.getpid())).open("w", buffering=1)
+            self._file = Path(folder, str(os.getpid())).open("w", buffering=1)  # noqa: SIM115 - for as long as the process lives
         self._file.write(f"{time.monotonic_ns()} {self.count - 1}\n")
 
 

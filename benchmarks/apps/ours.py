@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 
+from benchmarks import work
 from flowrra import BrokerConfig, Config, ExecutorConfig, Flowrra
 
-from benchmarks import work
-
-url = os.environ.get("BENCH_URL")
+url = os.environ.get("BENCH_URL", "memory://")
 io_workers = int(os.environ.get("BENCH_IO_WORKERS", "100"))
-
 app = Flowrra(
     Config(
-        broker=BrokerConfig(url=url) if url else None,
+        broker=BrokerConfig(url=url),
         executor=ExecutorConfig(io_workers=io_workers, cpu_workers=2),
     )
 )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from flowrra import Config, ExecutorConfig, Flowrra
-
 from benchmarks import work
+from flowrra import Config, ExecutorConfig, Flowrra
 
 app = Flowrra(Config(executor=ExecutorConfig(cpu_workers=2)))
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from typing import Any
 
 from benchmarks import work
 from benchmarks.model import Check, Figures, Part, Scenario, Settings
@@ -23,7 +24,7 @@ def flowrra(settings: Settings) -> Figures:
     async def run(jobs: int) -> None:
         ids = [await app.submit(burn, MILLISECONDS) for _ in range(jobs)]
         for job in ids:
-            result = await app.wait_for_result(job, timeout=60)
+            result: Any = await app.wait_for_result(job, timeout=60)
             assert result.is_success, result
 
     async def measure() -> Figures:
@@ -46,7 +47,6 @@ def pool(settings: Settings) -> Figures:
 
 SCENARIO = Scenario(
     title=f"{JOBS} jobs of {MILLISECONDS:.0f} ms of CPU time in two processes",
-    rounds=5,
     parts={
         "flowrra": Part(run=flowrra, needs="flowrra", setting="in memory, cpu_workers=2"),
         "pool.map": Part(run=pool, setting="limit: ProcessPoolExecutor.map, 2 workers, spawned"),

@@ -10,14 +10,16 @@ import asyncio
 import os
 import sqlite3
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import tools, work
 from benchmarks.model import Check, Figures, Part, Scenario, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CONCURRENCY = "100"
 OURS = 30_000
@@ -65,7 +67,7 @@ async def wait_for_all(ids: list[Any]) -> int:
 
     async with ours.app.client():
         for job in reversed(ids[-4 * int(CONCURRENCY) :]):
-            result = await ours.app.wait_for_result(job, timeout=120)
+            result: Any = await ours.app.wait_for_result(job, timeout=120)
             assert result.is_success, result
         end = time.monotonic_ns()
         for job in ids[:: len(ids) // 100]:  # and a sample, to be sure

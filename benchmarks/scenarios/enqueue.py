@@ -6,12 +6,15 @@ import asyncio
 import os
 import sqlite3
 import time
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.model import Check, Figures, Part, Scenario, Settings
 from benchmarks.scenarios.drain import GROUP, url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SUBMITTERS = 64
 EACH = 600
@@ -111,7 +114,6 @@ def insert_grouped(db: sqlite3.Connection, numbers: range) -> None:
 
 SCENARIO = Scenario(
     title="SQLite: submit, each accepted job committed",
-    rounds=5,
     parts={
         "FULL": Part(
             run=flowrra("full"), needs="flowrra", setting="app.client(), synchronous=full"

@@ -8,14 +8,17 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks import tools
 from benchmarks.model import Check, Figures, Part, Scenario, Settings
 from benchmarks.peers import OLD
 from benchmarks.scenarios.drain import HUEY_WORKER, WORKER, url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 IMPORTS = 11
 
@@ -29,9 +32,7 @@ def seconds(code: str) -> float:
 def import_ms(module: str) -> float:
     """On top of a bare start, each against its neighbour in time."""
     seconds(f"import {module}")  # compiles it
-    return 1000 * statistics.median(
-        seconds(f"import {module}") - seconds("pass") for _ in range(IMPORTS)
-    )
+    return 1000 * statistics.median(seconds(f"import {module}") - seconds("pass") for _ in range(IMPORTS))
 
 
 def imported(module: str) -> Callable[[Settings], Figures]:

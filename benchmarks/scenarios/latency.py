@@ -21,9 +21,9 @@ from benchmarks.model import Check, Figures, Part, Scenario, Settings
 from benchmarks.scenarios.drain import HUEY_WORKER, LOSES_ALL, TUNED, WORKER, url
 
 GAP = 0.05
-SAMPLES = 100
+SAMPLES = 80
 IDLE = 1.0
-IDLE_SAMPLES = 8
+IDLE_SAMPLES = 6
 WARM = 5
 WATCHED = 10.0  # seconds for the CPU share of an idle worker; a polling one needs fewer
 
@@ -103,24 +103,27 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def bare(synchronous: str, *, datagram: bool) -> Callable[[Settings], Figures]:
+def bare(synchronous: str, *, datagram: bool, sync_after: bool = False) -> Callable[[Settings], Figures]:
     def part(settings: Settings) -> Figures:
         port = free_port() if datagram else 0
         command = ("-m", "benchmarks.apps.poller", "bare.db", synchronous, str(port))
         with tools.process(*command) as worker:
-            return asyncio.run(measure_bare(synchronous, port, worker.pid))
+            return asyncio.run(measure_bare(synchronous, port, worker.pid, sync_after))
 
     return part
 
 
-async def measure_bare(synchronous: str, port: int, worker: int) -> Figures:
+async def measure_bare(synchronous: str, port: int, worker: int, sync_after: bool) -> Figures:
     db = poller.connect("bare.db", synchronous)
     bell = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    journal = os.open("bare.db-wal", os.O_RDONLY)
 
     async def submit() -> Any:
         job = db.execute("INSERT INTO job(status) VALUES ('pending')").lastrowid
         if port:
             bell.sendto(b"x", ("127.0.0.1", port))
+        if sync_after:
+            os.fdatasync(journal)
         return job
 
     async def start(job: Any) -> int:
@@ -162,6 +165,11 @@ SCENARIO = Scenario(
             run=bare("FULL", datagram=True),
             setting="limit: sqlite3 at FULL, a datagram after the commit; the claim is a commit too",
         ),
+        "datagram, then sync": Part(
+            run=bare("NORMAL", datagram=True, sync_after=True),
+            setting="limit: as durable as FULL when submit returns: commits at NORMAL, the datagram, "
+            "then fdatasync of the journal while the worker is on its way",
+        ),
         "datagram NORMAL": Part(
             run=bare("NORMAL", datagram=True), setting="limit: the same, synchronous=normal"
         ),
@@ -183,6 +191,8 @@ SCENARIO = Scenario(
         Check(label="FULL, p99", ours="FULL", figure="ms_p99", unit="ms", against="huey tuned"),
         Check(label="FULL, p50", ours="FULL", figure="ms_p50", unit="ms",
               against="datagram FULL"),
+        Check(label="FULL, p50", ours="FULL", figure="ms_p50", unit="ms",
+              against="datagram, then sync"),
         Check(label="NORMAL, p50", ours="NORMAL", figure="ms_p50", unit="ms",
               against="1 ms poll"),
         Check(label="NORMAL, p50", ours="NORMAL", figure="ms_p50", unit="ms",

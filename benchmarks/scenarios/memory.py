@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import work
 from benchmarks.model import Check, Figures, Part, Scenario, Settings
 from benchmarks.peers import OLD
 from benchmarks.tools import spread
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 WAVE = 1_000
 WAVES = 20
@@ -39,9 +41,7 @@ async def jobs_a_second(
     return waves * wave / (time.perf_counter() - begin)
 
 
-async def lone_latency(
-    submit: Callable[[], Awaitable[Any]], read: Callable[[Any], Awaitable[int]]
-) -> Figures:
+async def lone_latency(submit: Callable[[], Awaitable[Any]], read: Callable[[Any], Awaitable[int]]) -> Figures:
     """From just before submit to the job's own start, each job alone and the loop idle before."""
     found = []
     for _ in range(LONE):
@@ -57,13 +57,11 @@ def flowrra(settings: Settings) -> Figures:
 
     async def measure() -> Figures:
         async def value(job: Any) -> int:
-            result = await ours.app.wait_for_result(job, timeout=10)
+            result: Any = await ours.app.wait_for_result(job, timeout=10)
             return int(result.result)
 
         async with ours.app:
-            jobs = await jobs_a_second(
-                lambda n: ours.app.submit(ours.noop, n), ours.app.wait_for_result
-            )
+            jobs = await jobs_a_second(lambda n: ours.app.submit(ours.noop, n), ours.app.wait_for_result)
             return {"jobs": jobs, **await lone_latency(lambda: ours.app.submit(ours.stamp), value)}
 
     return asyncio.run(measure())
@@ -86,9 +84,7 @@ def old_flowrra(settings: Settings) -> Figures:
     async def measure() -> Figures:
         tasks = app.task()(noop), app.task()(stamp)
         async with app:
-            jobs = await jobs_a_second(
-                lambda n: app.submit(tasks[0], n), app.wait_for_result, waves=SLOW_WAVES
-            )
+            jobs = await jobs_a_second(lambda n: app.submit(tasks[0], n), app.wait_for_result, waves=SLOW_WAVES)
             return {"jobs": jobs, **await lone_latency(lambda: app.submit(tasks[1]), value)}
 
     return asyncio.run(measure())
@@ -139,9 +135,7 @@ def huey_lone(queue: Any, stamp: Any) -> Figures:
 
 def taskiq(settings: Settings) -> Figures:
     # await_inplace would run the job inside the submit: faster here, but no queue at all.
-    broker: Any = import_module("taskiq").InMemoryBroker(
-        max_stored_results=-1, cast_types=False, max_async_tasks=WAVE
-    )
+    broker: Any = import_module("taskiq").InMemoryBroker(max_stored_results=-1, cast_types=False, max_async_tasks=WAVE)
 
     async def noop(n: int) -> int:
         return work.noop(n)
@@ -222,7 +216,7 @@ def plain_deque(settings: Settings) -> Figures:
 
 SCENARIO = Scenario(
     title=f"in memory: submit, run and read back, waves of {WAVE:,} no-op jobs",
-    rounds=5,
+    rounds=4,
     parts={
         "flowrra": Part(run=flowrra, needs="flowrra", setting="io_workers=100, one process"),
         "huey": Part(
