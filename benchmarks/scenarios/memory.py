@@ -216,7 +216,7 @@ def plain_deque(settings: Settings) -> Figures:
 
 SCENARIO = Scenario(
     title=f"in memory: submit, run and read back, waves of {WAVE:,} no-op jobs",
-    rounds=4,
+    rounds=3,
     parts={
         "flowrra": Part(run=flowrra, needs="flowrra", setting="io_workers=100, one process"),
         "huey": Part(
