@@ -65,10 +65,15 @@ def run_part(scenario: str, name: str, part: Part, target: Path, settings: Setti
         return _run_in(Path(folder), scenario, name, part, target, settings)
 
 
+def clean_environment() -> dict[str, str]:
+    """No switch of this shell may help or hurt; compiled files are kept, as they are for users."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return ours | {"PYTHONPYCACHEPREFIX": str(peers.CACHE / "pycache")}
+
+
 def _run_in(folder: Path, scenario: str, name: str, part: Part, target: Path, settings: Settings) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.part", scenario, name, str(int(settings.full))]
-    environment = {**os.environ, "PYTHONPATH": peers.python_path(part.needs, target)}
-    environment.pop("PYTHONDEVMODE", None)
+    environment = clean_environment() | {"PYTHONPATH": peers.python_path(part.needs, target)}
     process = subprocess.Popen(
         command,
         cwd=folder,
