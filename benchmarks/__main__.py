@@ -1,0 +1,72 @@
+"""python -m benchmarks: every scenario, one table each, in a few minutes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import harness, peers, report
+from benchmarks.model import Settings
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "--only", action="append", choices=harness.NAMES, metavar="NAME", default=[],
+        help=f"this scenario alone (may be repeated): {', '.join(harness.NAMES)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--part", action="append", default=[], metavar="PART",
+        help="these parts of the scenarios alone (may be repeated)",
+    )  # fmt: skip
+    parser.add_argument("--rounds", type=int, help="rounds for every scenario")
+    parser.add_argument("--full", action="store_true", help="flat: a million jobs, not 200,000")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there as well")
+    parser.add_argument(
+        "--flowrra", type=Path, default=peers.ROOT, metavar="FOLDER",
+        help="the folder with the flowrra.py to measure (this repository)",
+    )  # fmt: skip
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = arguments()
+    peers.install_old()
+    begun = time.monotonic()
+    found: dict[str, Any] = {"machine": report.machine(), "scenarios": {}}
+    print("  ".join(f"{key} {value}" for key, value in found["machine"].items()))
+    for name in options.only or harness.NAMES:
+        found["scenarios"][name] = _one(name, options)
+    print(f"\n{time.monotonic() - begun:.0f} s")
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+def _one(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    scenario = harness.load(name)
+    measured = harness.measure(
+        name,
+        target=options.flowrra.resolve(),
+        settings=Settings(full=options.full),
+        rounds=options.rounds,
+        only=tuple(options.part),
+        say=_say,
+    )
+    _say("")
+    print(report.text(name, scenario, measured), flush=True)
+    return report.record(scenario, measured)
+
+
+def _say(line: str) -> None:
+    """Progress, in one line that the next overwrites; silent unless somebody looks."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""The table and the JSON."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sqlite3
+import statistics
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from benchmarks.model import Check, Measured, Scenario
+
+HEAD = ("what", "flowrra", "against", "its figure", "ratio", "goal", "met")
+
+
+def number(value: float | None, unit: str) -> str:
+    if value is None:
+        return "-"
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{text}{unit if unit.startswith('/') else ' ' + unit}"
+
+
+def median(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return statistics.median(found) if found else None
+
+
+def row(check: Check, measured: Measured) -> dict[str, Any]:
+    """One check, judged: everything the table and the JSON say about it."""
+    part, figure = check.other
+    ratio = median(measured.ratios(check)) if check.is_ratio else None
+    mine = median(measured.values(check.ours, check.figure))
+    judged = ratio if check.is_ratio else mine
+    met = None if check.goal is None or judged is None else _met(check, judged)
+    return {
+        "what": check.label,
+        "flowrra": mine,
+        "unit": check.unit,
+        "against": _against(check),
+        "its_figure": median(measured.values(part, figure)) if check.is_ratio else None,
+        "ratio": ratio,
+        "ratios": measured.ratios(check) if check.is_ratio else [],
+        "goal": check.goal,
+        "at_most": check.at_most,
+        "met": met,
+        "why_not": measured.errors.get(check.ours) or measured.errors.get(part, ""),
+    }
+
+
+def _against(check: Check) -> str:
+    if not check.is_ratio:
+        return ""
+    return check.against or f"its own {check.against_figure}"
+
+
+def _met(check: Check, value: float) -> bool:
+    assert check.goal is not None
+    return value <= check.goal if check.at_most else value >= check.goal
+
+
+def cells(entry: Mapping[str, Any], marked: set[str]) -> tuple[str, ...]:
+    """The row as text; a part that could not run says why in place of its figure."""
+    unit = entry["unit"]
+    sign = "<=" if entry["at_most"] else ">="
+    goal = "-" if entry["goal"] is None else f"{sign} {_goal(entry)}"
+    met = {None: "-", True: "yes", False: "NO"}[entry["met"]]
+    against = entry["against"] + ("*" if entry["against"] in marked else "")
+    return (
+        entry["what"],
+        number(entry["flowrra"], unit),
+        against or "-",
+        entry["why_not"] or number(entry["its_figure"], unit),
+        "-" if entry["ratio"] is None else f"{entry['ratio']:.2f}",
+        goal,
+        met,
+    )
+
+
+def _goal(entry: Mapping[str, Any]) -> str:
+    return f"{entry['goal']:g}x" if entry["against"] else number(entry["goal"], entry["unit"])
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    # A reason for not running may be long and must not push the columns out of sight.
+    cut = [tuple(cell if len(cell) <= 44 else cell[:41] + "..." for cell in r) for r in rows]
+    widths = [max(len(r[i]) for r in [HEAD, *cut]) for i in range(len(HEAD))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i in (0, 2) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(r, widths, strict=True))
+        ).rstrip()
+        for r in [HEAD, tuple("-" * w for w in widths), *cut]
+    )
+
+
+def notes(scenario: Scenario, measured: Measured) -> list[str]:
+    """How each part was set up, what it gave, and what a crash costs it."""
+    lines = []
+    for name, part in scenario.parts.items():
+        star = f" *a crash loses {part.loses}." if part.loses else ""
+        found = figures_of(name, measured) or measured.errors.get(name, "not run")
+        lines.append(f"  {name}: {part.setting or '-'}.{star}\n      {found}")
+    return lines
+
+
+def figures_of(name: str, measured: Measured) -> str:
+    keys = {key for r in measured.rounds for key in r.get(name, {})}
+    middle = {key: median(measured.values(name, key)) for key in sorted(keys)}
+    return ", ".join(f"{key} {number(value, '').strip()}" for key, value in middle.items())
+
+
+def text(name: str, scenario: Scenario, measured: Measured) -> str:
+    marked = {n for n, part in scenario.parts.items() if part.loses}
+    rows = [cells(row(check, measured), marked) for check in scenario.checks]
+    lines = ["", f"{name}: {scenario.title}", table(rows), *notes(scenario, measured)]
+    return "\n".join(lines)
+
+
+def record(scenario: Scenario, measured: Measured) -> dict[str, Any]:
+    return {
+        "title": scenario.title,
+        "rows": [row(check, measured) for check in scenario.checks],
+        "rounds": measured.rounds,
+        "errors": measured.errors,
+        "settings": {name: part.setting for name, part in scenario.parts.items()},
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Where it ran, and how busy the machine was: figures travel badly without it."""
+    return {
+        "python": platform.python_version(),
+        "sqlite": sqlite3.sqlite_version,
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }

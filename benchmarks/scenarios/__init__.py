@@ -1,0 +1,1 @@
+"""A module a scenario, each with its SCENARIO. A contestant is imported by its part alone."""

@@ -1,0 +1,160 @@
+"""SQLite: whether a file full of waiting and finished jobs slows anything down.
+
+A small file (1,000 finished) and a large one take turns; both have enough waiting jobs for the
+window that is measured. The large file is made with the program's own means: submit, drain, submit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import statistics
+import time
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import tools
+from benchmarks.model import Check, Figures, Part, Scenario, Settings
+from benchmarks.scenarios.drain import CONCURRENCY, WORKER, url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+LARGE = 200_000
+LARGE_FULL = 1_000_000
+SMALL = 1_000
+WINDOW = 15_000
+LOOKUPS = 2_000
+SUBMITTERS = 64
+EACH = 250  # so that about as much comes in as a window takes out
+ROUNDS = 5
+REPEATS = {"lookup": 5}  # what is over in a blink needs more looks
+
+
+async def noop(n: int) -> int:
+    """Never called: the workers have their own under this name."""
+    return n
+
+
+def client(database: str) -> tuple[Any, Any]:
+    """An app on this file, and its task; one process speaks to both files in turn."""
+    from benchmarks.apps import ours
+    from flowrra import BrokerConfig, Config, Flowrra
+
+    app = Flowrra(Config(broker=BrokerConfig(url=database)))
+    return app, app.task(name=ours.noop.name)(noop)
+
+
+class File:
+    """One database with so many jobs finished and at least so many waiting."""
+
+    def __init__(self, name: str, finished: int, waiting: int) -> None:
+        self.name = name
+        self.url = url("full", f"{name}.db")
+        self.marks = 0
+        self.chance = random.Random(7)  # noqa: S311 - no secret
+        self.done = asyncio.run(self._submit_many(finished))
+        self._work(lambda marks: asyncio.run(self._wait_for_last()))
+        asyncio.run(self._submit_many(waiting))
+
+    async def _submit_many(self, jobs: int) -> list[Any]:
+        app, task = client(self.url)
+        async with app.client():
+            return list(await app.submit_many(task, ((n,) for n in range(jobs))))
+
+    async def _wait_for_last(self) -> None:
+        app, _ = client(self.url)
+        async with app.client():
+            for job in self.done[-2 * int(CONCURRENCY) :]:
+                await app.wait_for_result(job, timeout=600)
+
+    def _work(self, until: Callable[[Path], None]) -> Path:
+        """Have a worker at it for a while."""
+        self.marks += 1
+        marks = tools.marks_folder(f"{self.name}-{self.marks}")
+        os.environ["BENCH_URL"] = self.url
+        with tools.process(*WORKER, BENCH_MARKS=str(marks)):
+            until(marks)
+        return marks
+
+    def drain(self) -> float:
+        def enough(marks: Path) -> None:
+            tools.wait_until(lambda: begun(marks) >= WINDOW)
+
+        return tools.window_rate(tools.read_marks(self._work(enough)), WINDOW)
+
+    def enqueue(self) -> float:
+        return asyncio.run(self._enqueue())
+
+    async def _enqueue(self) -> float:
+        app, task = client(self.url)
+
+        async def submitter() -> None:
+            for n in range(EACH):
+                await app.submit(task, n)
+
+        async with app.client():
+            await app.submit(task, 0)
+            begin = time.perf_counter()
+            async with asyncio.TaskGroup() as group:
+                for _ in range(SUBMITTERS):
+                    group.create_task(submitter())
+            return SUBMITTERS * EACH / (time.perf_counter() - begin)
+
+    def lookup(self) -> float:
+        return asyncio.run(self._lookup())
+
+    async def _lookup(self) -> float:
+        app, _ = client(self.url)
+        chosen = self.chance.choices(self.done, k=LOOKUPS)
+        async with app.client():
+            await app.get_result(chosen[0])
+            begin = time.perf_counter()
+            for job in chosen:
+                assert (await app.get_result(job)).is_success
+            return LOOKUPS / (time.perf_counter() - begin)
+
+
+def begun(folder: Path) -> int:
+    return sum(worker[-1][1] for worker in tools.read_marks(folder))
+
+
+def flowrra(settings: Settings) -> Figures:
+    size = LARGE_FULL if settings.full else LARGE
+    small, large = File("small", SMALL, WINDOW), File("large", size, size)
+    steps = {"enqueue": File.enqueue, "drain": File.drain, "lookup": File.lookup}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    for _ in range(ROUNDS):
+        for name, step in steps.items():
+            for _ in range(REPEATS.get(name, 1)):
+                found[name].append((step(small), step(large)))
+    return {key: value for name in steps for key, value in summary(name, found[name])}
+
+
+def summary(name: str, pairs: list[tuple[float, float]]) -> list[tuple[str, float]]:
+    """Medians of each file, and of what the files were to each other within a round."""
+    return [
+        (f"{name}_small", statistics.median(small for small, _ in pairs)),
+        (f"{name}_large", statistics.median(large for _, large in pairs)),
+        (f"{name}_ratio", statistics.median(large / small for small, large in pairs)),
+    ]
+
+
+SCENARIO = Scenario(
+    title=f"SQLite: {LARGE:,} waiting and as many finished jobs (--full: {LARGE_FULL:,}) "
+    f"against {SMALL:,}",
+    rounds=1,
+    parts={
+        "flowrra": Part(
+            run=flowrra,
+            needs="flowrra",
+            setting=f"synchronous=full, {ROUNDS} rounds of small, large",
+        )
+    },
+    checks=tuple(
+        Check(label=f"{name}, large / small", ours="flowrra", figure=f"{name}_ratio", unit="x",
+              goal=0.95)
+        for name in ("drain", "enqueue", "lookup")
+    ),
+)  # fmt: skip
