@@ -1927,18 +1927,24 @@ class SQLiteStore:
 
     def push(self, jobs: Sequence[Job], *, now: float) -> list[str]:
         ids: list[str] = []
-        for kin, group in itertools.groupby(jobs, lambda job: _kin(job, now)):  # neighbours only: order is kept
-            if kin is None:
-                ids += [self._push_one(job, now) for job in group]
-                continue
-            payloads: dict[str, str] = {}
-            for job in group:
-                payloads.setdefault(job.id, cast("str", job.payload))
-                ids.append(job.id)
-            text = ",".join([f"{_json_key(task_id)}:{payload}" for task_id, payload in payloads.items()])
-            self._db.execute(_INSERT_ALIKE, (*kin, f"{{{text}}}"))
+        for run in _runs_of_kin(jobs):  # neighbours only, so that the order is kept
+            if len(run) == 1:
+                ids.append(self._push_one(run[0], now))
+            else:
+                ids += self._push_alike(run, now)
         self.news.setdefault("j", [])
         return ids
+
+    def _push_alike(self, jobs: Sequence[Job], now: float) -> list[str]:
+        first = jobs[0]
+        status, due = _first_status(first, now)
+        payloads: dict[str, str | None] = {}
+        for job in jobs:
+            payloads.setdefault(job.id, job.payload)
+        text = ",".join([f"{_json_key(task_id)}:{payload}" for task_id, payload in payloads.items()])
+        shared = (first.task, first.queue, first.priority, status, now, due, first.expires, _text(first.overrides))
+        self._db.execute(_INSERT_ALIKE, (*shared, f"{{{text}}}"))
+        return [job.id for job in jobs]
 
     def _push_one(self, job: Job, now: float) -> str:
         status, due = _first_status(job, now)
@@ -2328,12 +2334,28 @@ class SQLiteStore:
         return self._db.execute("SELECT port, kinds FROM flowrra_listener").fetchall()
 
 
-def _kin(job: Job, now: float) -> tuple[Any, ...] | None:
-    """What a job shares with those that can be inserted by one statement with it; None: it goes alone."""
-    if job.parents or job.unique is not None:
-        return None
-    status, due = _first_status(job, now)
-    return job.task, job.queue, job.priority, status, now, due, job.expires, _text(job.overrides)
+def _runs_of_kin(jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
+    """The jobs in order, neighbours that one statement can insert together."""
+    start = 0
+    for end in range(1, len(jobs) + 1):
+        if end == len(jobs) or not _are_alike(jobs[start], jobs[end]):
+            yield jobs[start:end]
+            start = end
+
+
+def _are_alike(one: Job, other: Job) -> bool:
+    """Whether they differ in their ids and arguments only, and need no care of their own."""
+    return (
+        one.task == other.task
+        and one.queue == other.queue
+        and one.priority == other.priority
+        and one.due == other.due
+        and one.expires == other.expires
+        and one.overrides == other.overrides
+        and one.unique is None is other.unique
+        and not one.parents
+        and not other.parents
+    )
 
 
 def _first_status(job: Job, now: float) -> tuple[TaskStatus, float | None]:
@@ -2452,18 +2474,21 @@ _LOOK_EVERY = 0.25  # seconds between looks at data_version, should a datagram h
 _DATAGRAM_LIMIT = 32_000  # bytes of ids in one datagram; more than that, and the listener looks itself
 
 
-@dataclass(slots=True, eq=False)
 class _Operation:
-    """One call of a store method. Those of one `merging` method run as a single call on all their items."""
+    """One call of a store method. Those of one method that have `items` run as a single call on all of them."""
 
-    method: str
-    args: tuple[Any, ...]
-    options: Mapping[str, Any]
-    merging: bool = False
-    durable: bool = False
-    future: asyncio.Future[Any] | None = None
-    result: Any = None
-    error: Exception | None = None
+    __slots__ = ("durable", "error", "future", "items", "method", "options", "result")
+
+    def __init__(
+        self, method: str, options: Mapping[str, Any], items: Sequence[Any] | None = None, *, durable: bool = False
+    ) -> None:
+        self.method = method
+        self.options = options
+        self.items = items
+        self.durable = durable
+        self.future: asyncio.Future[Any] | None = None
+        self.result: Any = None
+        self.error: Exception | None = None
 
 
 class _SQLiteFile:
@@ -2482,6 +2507,7 @@ class _SQLiteFile:
         self.store = SQLiteStore(self.connection, retention, clock)
         try:
             self._wait_for_lock("PRAGMA journal_mode=WAL", time.monotonic() + self._timeout)
+            self.connection.execute("PRAGMA wal_autocheckpoint=4000")  # pages: a stop for the disk every 16 MB
             self.connection.execute("PRAGMA synchronous=FULL")
             self.transact(lambda: self._migrate(clock.time()), durable=True, patience=self._timeout)
         except BaseException:
@@ -2563,21 +2589,20 @@ class _SQLiteFile:
     def _run_each(self, group: Sequence[_Operation]) -> None:
         merged: dict[str, list[_Operation]] = {}
         for operation in group:
-            if operation.merging:
+            if operation.items is not None:
                 merged.setdefault(operation.method, []).append(operation)
         for operations in merged.values():
             self._run_merged(operations)
         for operation in group:
-            if not operation.merging:
-                method = getattr(self.store, operation.method)
-                operation.result = method(*operation.args, **operation.options)
+            if operation.items is None:
+                operation.result = getattr(self.store, operation.method)(**operation.options)
 
     def _run_merged(self, operations: Sequence[_Operation]) -> None:
         first = operations[0]
-        items = list(itertools.chain.from_iterable(operation.args[0] for operation in operations))
+        items = list(itertools.chain.from_iterable(cast("Sequence[Any]", o.items) for o in operations))
         results = iter(getattr(self.store, first.method)(items, **first.options))
         for operation in operations:
-            operation.result = list(itertools.islice(results, len(operation.args[0])))
+            operation.result = list(itertools.islice(results, len(cast("Sequence[Any]", operation.items))))
 
 
 class SQLiteBroker(Broker):
@@ -2622,11 +2647,13 @@ class SQLiteBroker(Broker):
     async def open(self) -> None:
         file = _SQLiteFile(self.path, self._synchronous, self.config.timeout)
         self._loop = asyncio.get_running_loop()
-        self._inbox: thread_queue.SimpleQueue[_Operation | None] = thread_queue.SimpleQueue()
+        self._inbox: thread_queue.SimpleQueue[list[_Operation] | None] = thread_queue.SimpleQueue()
+        self._gathered: list[_Operation] = []  # of this turn of the loop, on their way to the writer
         self._pending = 0  # operations handed to the writer and not answered yet
         self._grouping = False  # whether the last group held more than one operation
-        self._wrote_here = False  # whether this turn of the loop has written in place already
-        self._here_again = 0.0  # after a slow disk: not before this moment
+        self._turn_of: asyncio.Task[Any] | None = None  # who has pushed in place in this turn of the loop
+        self._turn_began = 0.0
+        self._here_again = 0.0  # after a slow commit: not in place before this moment
         self._ear: asyncio.DatagramTransport | None = None
         self._ear_kinds = ""
         self._ear_lock = asyncio.Lock()
@@ -2650,6 +2677,7 @@ class SQLiteBroker(Broker):
         if self._look_timer is not None:
             self._look_timer.cancel()
         if self._writer is not None:
+            self._pass_on()
             self._inbox.put(None)
             await asyncio.to_thread(self._writer.join)
             self._writer = None
@@ -2701,14 +2729,28 @@ class SQLiteBroker(Broker):
         file = self._opened()
         if (self._in_place or (lone and self._pending == 0)) and self._run_here(file, operation):
             return self._finished(operation)
+        return await self._hand_over(operation)
+
+    def _hand_over(self, operation: _Operation) -> asyncio.Future[Any]:
+        """Give the operation to the writer thread, with all others of this turn of the loop.
+
+        The future brings its result.
+        """
+        file = self._opened()
         operation.future = self._loop.create_future()
         self._pending += 1
         if self._writer is None:
             self._writer = threading.Thread(target=self._write, args=(file,), name="flowrra-sqlite", daemon=True)
             self._writer.start()
-        self._inbox.put(operation)
-        await operation.future
-        return self._finished(operation)
+        if not self._gathered:
+            self._loop.call_soon(self._pass_on)
+        self._gathered.append(operation)
+        return operation.future
+
+    def _pass_on(self) -> None:
+        if self._gathered:
+            self._inbox.put(self._gathered)
+            self._gathered = []
 
     def _run_here(self, file: _SQLiteFile, operation: _Operation) -> bool:
         """Run it on this thread; False if somebody else holds a lock."""
@@ -2733,27 +2775,32 @@ class SQLiteBroker(Broker):
 
     def _write(self, file: _SQLiteFile) -> None:
         """The writer thread: take what has gathered, commit it as one group, answer the group."""
-        ending = False
-        while not ending:
-            group = [self._inbox.get()]
-            while not self._inbox.empty():
-                group.append(self._inbox.get())
-            ending = None in group
-            operations = [operation for operation in group if operation is not None]
+        while (group := self._inbox.get()) is not None:
+            ending = False
+            while not ending and not self._inbox.empty():
+                more = self._inbox.get()
+                ending = more is None
+                group += more or ()
             with file.lock:
-                news = file.run_group(operations, self.config.timeout) if operations else {}
+                news = file.run_group(group, self.config.timeout)
                 self._publish(file, news)
             try:
-                self._loop.call_soon_threadsafe(self._answer, operations, news)
+                self._loop.call_soon_threadsafe(self._answer, group, news)
             except RuntimeError:  # the loop was closed without closing the broker
+                return
+            if ending:
                 return
 
     def _answer(self, operations: Sequence[_Operation], news: Mapping[str, list[str]]) -> None:
         self._pending -= len(operations)
         self._grouping = len(operations) > 1
         for operation in operations:
-            if operation.future is not None and not operation.future.done():
-                operation.future.set_result(None)
+            if operation.future is None or operation.future.done():
+                continue  # its caller was cancelled
+            if operation.error is None:
+                operation.future.set_result(operation.result)
+            else:
+                operation.future.set_exception(_explain_sqlite(operation.error, self.path, self.config.timeout))
         self._hear(news)
 
     # News --------------------------------------------------------------------------------------
@@ -2790,7 +2837,7 @@ class SQLiteBroker(Broker):
                     lambda: _Ear(self._hear_datagram), local_addr=("127.0.0.1", 0)
                 )
             port = self._ear.get_extra_info("sockname")[1]
-            await self._run(_Operation("listen", (port, self._ear_kinds + kind), {}))
+            await self._run(_Operation("listen", {"port": port, "kinds": self._ear_kinds + kind}))
             self._ear_kinds += kind
 
     def _hear_datagram(self, data: bytes) -> None:
@@ -2890,28 +2937,35 @@ class SQLiteBroker(Broker):
     async def push(self, jobs: Sequence[Job], *, now: float) -> list[str]:
         for job in jobs:
             job.payload = encode_arguments(job)
-        operation = _Operation("push", (jobs,), {"now": now}, merging=True, durable=True)
-        if len(jobs) > 1 or self._wrote_here or self._grouping or self._loop.time() < self._here_again:
-            return cast("list[str]", await self._run(operation))
-        return await self._push_alone(operation)
+        operation = _Operation("push", {"now": now}, jobs, durable=True)
+        if len(jobs) == 1 and not self._grouping and self._pending == 0 and self._loop.time() >= self._here_again:
+            return await self._push_alone(operation)
+        return cast("list[str]", await self._hand_over(operation))
 
     async def _push_alone(self, operation: _Operation) -> list[str]:
-        """Push for what seems to be the only submitter: in place, if the disk is fast enough for that.
+        """Push for what seems to be the only submitter: in place, if nobody else did in this turn of the loop.
 
-        A second submitter in the same turn of the loop finds `_wrote_here` and starts a group.
+        The loop gets its turn after 1 ms. A commit that takes longer than 2 ms keeps the next ones off the
+        loop for ten times as long, so that a slow disk blocks it for a tenth of the time at the most.
         """
-        self._wrote_here = True
-        self._loop.call_soon(self._turn_ends)
+        submitter = asyncio.current_task()
+        if self._turn_of is not None and self._turn_of is not submitter:
+            return cast("list[str]", await self._hand_over(operation))
         began = self._loop.time()
+        if self._turn_of is None:
+            self._turn_of, self._turn_began = submitter, began
+            self._loop.call_soon(self._end_turn)
         ids = cast("list[str]", await self._run(operation, lone=True))
         if operation.future is None:
-            if self._loop.time() - began > 0.005:
-                self._here_again = self._loop.time() + 1.0
-            await asyncio.sleep(0)
+            now = self._loop.time()
+            if now - began > 0.002:
+                self._here_again = now + 10 * (now - began)
+            if now - self._turn_began > 0.001:
+                await asyncio.sleep(0)
         return ids
 
-    def _turn_ends(self) -> None:
-        self._wrote_here = False
+    def _end_turn(self) -> None:
+        self._turn_of = None
 
     def push_in(self, connection: Any, jobs: Sequence[Job], *, now: float) -> list[str]:
         self._opened()
@@ -2932,39 +2986,39 @@ class SQLiteBroker(Broker):
     async def claim(self, queue: str, *, limit: int, worker: str, now: float) -> list[Job]:
         fresh = self._claimed_at.get(queue) != self._heard["j"]
         self._claimed_at[queue] = self._heard["j"]
-        operation = _Operation("claim", (queue,), {"limit": limit, "worker": worker, "now": now})
+        operation = _Operation("claim", {"queue": queue, "limit": limit, "worker": worker, "now": now})
         return cast("list[Job]", await self._run(operation, lone=fresh and limit <= 100))
 
     async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
         outcomes = [_with_text(outcome) for outcome in outcomes]
-        operation = _Operation("settle", (outcomes,), {"now": now}, merging=True, durable=True)
+        operation = _Operation("settle", {"now": now}, outcomes, durable=True)
         return cast("list[bool]", await self._run(operation))
 
     async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
         self._claimed_at[""] = self._heard["n"]
-        operation = _Operation("heartbeat", (worker,), {"lease": lease, "now": now})
+        operation = _Operation("heartbeat", {"worker": worker, "lease": lease, "now": now})
         notices = cast("Notices", await self._run(operation, lone=True))
         worker.seen = now
         return notices
 
     async def report(self, progress: Mapping[str, Progress]) -> None:
-        await self._run(_Operation("report", (progress,), {}))
+        await self._run(_Operation("report", {"progress": progress}))
 
     async def cancel(self, task_id: str, *, now: float) -> bool:
-        return cast("bool", await self._run(_Operation("cancel", (task_id,), {"now": now}, durable=True)))
+        return cast("bool", await self._run(_Operation("cancel", {"task_id": task_id, "now": now}, durable=True)))
 
     async def requeue(self, task_ids: Sequence[str], *, now: float) -> list[bool]:
-        operation = _Operation("requeue", (task_ids,), {"now": now}, durable=True)
+        operation = _Operation("requeue", {"task_ids": task_ids, "now": now}, durable=True)
         return cast("list[bool]", await self._run(operation))
 
     async def purge(self, before: float, limit: int) -> int:
-        return cast("int", await self._run(_Operation("purge", (before, limit), {})))
+        return cast("int", await self._run(_Operation("purge", {"before": before, "limit": limit})))
 
     async def set_queue(self, queue: str, *, paused: bool) -> None:
-        await self._run(_Operation("set_queue", (check_queue(queue),), {"paused": paused}, durable=True))
+        await self._run(_Operation("set_queue", {"queue": check_queue(queue), "paused": paused}, durable=True))
 
     async def record(self, results: Sequence[TaskResult[Any]]) -> None:
-        await self._run(_Operation("record", (results,), {}, durable=True))
+        await self._run(_Operation("record", {"results": results}, durable=True))
 
     async def get(self, task_ids: Sequence[str]) -> list[TaskResult[Any] | None]:
         if len(task_ids) <= 100:
@@ -4949,6 +5003,8 @@ class Flowrra(Submitter):
         """Submit a job for each row, all or none: a tuple of arguments, or a dictionary of named ones."""
         jobs = []
         for number, row in enumerate(rows):
+            if number % 1000 == 999:
+                await asyncio.sleep(0)  # let others have the loop
             if isinstance(row, tuple | list):
                 jobs.append(task.make_job(row, {}))
             elif isinstance(row, Mapping):
