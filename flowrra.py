@@ -93,7 +93,7 @@ from collections.abc import (
     Sequence,
 )
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, cast, overload
 
 if TYPE_CHECKING:
     import argparse
@@ -260,8 +260,7 @@ class TaskId(str, Generic[R]):
     __slots__ = ()
 
 
-@dataclass(slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """One try at a job. `outcome` is running, success, failure, crash, release or cancel."""
 
     number: int
@@ -273,8 +272,7 @@ class Attempt:
     traceback: str | None = None
 
 
-@dataclass(slots=True)
-class Progress:
+class Progress(NamedTuple):
     """How far a running job says it is."""
 
     done: float
@@ -934,7 +932,7 @@ def decode_result(text: str) -> TaskResult[Any]:
     values = decode(text)
     result = TaskResult[Any](*values)
     result.status = TaskStatus(result.status)
-    result.progress = Progress(**values[-1]) if values[-1] else None
+    result.progress = Progress(*values[-1]) if values[-1] else None
     return result
 
 
@@ -1109,7 +1107,6 @@ class Broker(Backend):
 
     retention = BackendConfig()
     keeps_text = False  # whether arguments and results are kept as text
-    pulse = math.inf  # seconds between heartbeats, where the store has its own reason for more of them
 
     def twin(self) -> Broker | None:
         """Another handle on the same store, for another thread's loop; None if there cannot be one."""
@@ -1870,8 +1867,7 @@ _JOB_COLUMNS = (
 _RESULT_COLUMNS = "id, task, status, result, error, traceback, attempt, submitted, started, finished, progress"
 
 
-@dataclass(frozen=True, slots=True)
-class _Home:
+class _Home(NamedTuple):
     """Where this process lives, so that another one can tell whether it is still alive."""
 
     name: str
@@ -2138,7 +2134,7 @@ class SQLiteStore:
         if lease <= 0:
             self._put_back(worker.id, now, crashed=False)
             return Notices()
-        lost = self._rescue_lapsed(now, but=worker.id) + self._rescue_dead(now)
+        lost = self._rescue_lapsed(now, but=worker.id) + self._rescue(self.dead_workers(), now)
         until = self._clock.monotonic() + lease
         renewed = self._db.execute(
             "UPDATE flowrra_worker SET lease = ?, seen = ?, running = ?, queues = ?, tasks = ? WHERE id = ?",
@@ -2177,32 +2173,31 @@ class SQLiteStore:
         """Put back the jobs of workers whose lease ran out, or is of an earlier boot: too long to be true."""
         clock = self._clock.monotonic()
         lapsed = "SELECT id FROM flowrra_worker WHERE (lease <= ? OR lease > ?) AND id != ?"
-        return self._rescue(self._db.execute(lapsed, (clock, clock + MAX_LEASE, but)).fetchall(), now)
+        return self._rescue([row[0] for row in self._db.execute(lapsed, (clock, clock + MAX_LEASE, but))], now)
 
-    def _rescue_dead(self, now: float) -> list[str]:
-        """Put back the jobs of workers on this host whose process is gone, without waiting for the lease."""
-        here = self._home
-        workers = self._db.execute("SELECT id, pid, birth FROM flowrra_worker WHERE home = ?", (here.name,)).fetchall()
-        dead = [row for row in workers if row[1] != here.pid and _birth_of(row[1]) != row[2]]
-        if os.path.exists("/proc/sys/kernel/random/boot_id"):  # a reboot: no process of before is alive
-            boot = here.name.partition(" ")[0]
-            dead += self._db.execute("SELECT id FROM flowrra_worker WHERE home NOT LIKE ? || ' %'", (boot,)).fetchall()
-        return self._rescue(dead, now)
+    def dead_workers(self) -> list[str]:
+        """The workers whose process is gone: seen at once on this host, without waiting for the lease."""
+        workers = self._db.execute("SELECT id, home, pid, birth FROM flowrra_worker")
+        return [worker for worker, *process in workers if self._is_dead(*process)]
+
+    def _is_dead(self, home: str, pid: int, birth: str) -> bool:
+        if home == self._home.name:
+            return (pid, birth) != self._home[1:] and _birth_of(pid) != birth
+        boot = self._home.name.partition(" ")[0]
+        return " " in self._home.name and not home.startswith(f"{boot} ")  # of an earlier boot of this machine
 
     def rescue_dead(self, now: float) -> None:
         """What whoever opens the store does first: put back the dead's jobs, drop their ports."""
-        self._rescue_dead(now)
-        here = self._home
+        self._rescue(self.dead_workers(), now)
         ports = self._db.execute("SELECT port, home, pid, birth FROM flowrra_listener").fetchall()
-        dead = [port for port, home, pid, birth in ports if home != here.name or _birth_of(pid) != birth]
-        for port in dead:
-            self._db.execute("DELETE FROM flowrra_listener WHERE port = ?", (port,))
+        for port, *process in ports:
+            if self._is_dead(*process):
+                self.unlisten(port)
 
-    def _rescue(self, workers: Iterable[Sequence[Any]], now: float) -> list[str]:
-        ids = [row[0] for row in workers]
-        for worker in ids:
+    def _rescue(self, workers: list[str], now: float) -> list[str]:
+        for worker in workers:
             self._put_back(worker, now, crashed=True)
-        return ids
+        return workers
 
     def _put_back(self, worker: str, now: float, *, crashed: bool) -> None:
         """Make what a gone worker was running ready again, or end it where that is its due."""
@@ -2470,7 +2465,7 @@ def _where(which: JobFilter) -> tuple[str, list[Any]]:
 # section that knows of SQLite's locks and error messages.
 # ---------------------------------------------------------------------------
 
-_LOOK_EVERY = 0.25  # seconds between looks at data_version, should a datagram have been lost
+_LOOK_EVERY = 0.5  # seconds between looks at data_version, should a datagram have been lost
 _DATAGRAM_LIMIT = 32_000  # bytes of ids in one datagram; more than that, and the listener looks itself
 
 
@@ -2634,7 +2629,6 @@ class SQLiteBroker(Broker):
         self._writer: threading.Thread | None = None
 
     keeps_text = True
-    pulse = 1.0  # each heartbeat looks for dead processes; they are to be noticed within 2 s
 
     def twin(self) -> SQLiteBroker | None:
         if self.path is None:
@@ -2873,14 +2867,16 @@ class SQLiteBroker(Broker):
         if version != self._data_version:
             self._data_version = version
             self._look_now()
+        elif "n" in self._ready_waiters.values() and self._reading.dead_workers():
+            self._hear({"n": []})  # the next heartbeat will put their jobs back
         if self._ready_waiters or self._result_waiters:
             self._keep_looking()
 
     def _look_now(self) -> None:
-        """Take it that anything may have happened."""
+        """Take it that anything may have happened; of notices the next heartbeat will tell."""
         waited = list(self._result_waiters)
         results = self._peek(lambda store: store.get(waited)) if waited else []
-        self._hear({"j": [], "n": [], "r": [r.task_id for r in results if r is not None and r.is_finished]})
+        self._hear({"j": [], "r": [r.task_id for r in results if r is not None and r.is_finished]})
 
     async def wait_ready(self, queues: Sequence[str], timeout: float) -> None:
         kind = "j" if queues else "n"
@@ -3566,8 +3562,7 @@ class ThreadExecutor:
             self._idle.pop().stop()
 
 
-@dataclass(frozen=True, slots=True)
-class CpuCall:
+class CpuCall(NamedTuple):
     """A call of a CPU-bound task, in terms that another process understands."""
 
     module: str
@@ -3602,7 +3597,7 @@ class _ProcessSlot:
             self._process = _start_process()
         process = self._process
         try:
-            _write_frame(process.stdin, dataclasses.asdict(call) if call else None)
+            _write_frame(process.stdin, call)
             while True:
                 kind, *parts = _read_frame(process.stdout)
                 if kind == "result":
@@ -3733,7 +3728,7 @@ def serve_calls(argv: list[str]) -> None:
     pipe, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-    calls: thread_queue.SimpleQueue[dict[str, Any] | None] = thread_queue.SimpleQueue()
+    calls: thread_queue.SimpleQueue[list[Any] | None] = thread_queue.SimpleQueue()
     threading.Thread(target=_read_calls, args=(pipe, calls), daemon=True).start()
     while True:
         call = calls.get()
@@ -3744,7 +3739,7 @@ def serve_calls(argv: list[str]) -> None:
             os._exit(0)  # the parent is gone
 
 
-def _read_calls(pipe: Any, calls: thread_queue.SimpleQueue[dict[str, Any] | None]) -> None:
+def _read_calls(pipe: Any, calls: thread_queue.SimpleQueue[list[Any] | None]) -> None:
     try:
         while True:
             calls.put(_read_frame(pipe))
@@ -3752,9 +3747,9 @@ def _read_calls(pipe: Any, calls: thread_queue.SimpleQueue[dict[str, Any] | None
         os._exit(0)  # the parent is gone or has no more use for this process
 
 
-def _perform_call(call: Mapping[str, Any], answers: Any) -> list[Any]:
+def _perform_call(call: Sequence[Any], answers: Any) -> list[Any]:
     try:
-        return ["result", _run_call(CpuCall(**call), answers)]
+        return ["result", _run_call(CpuCall(*call), answers)]
     except BaseException as error:
         traceback = "".join(tracebacks.format_exception(error))
         return ["error", describe(error), _kinds_of(error), traceback, getattr(error, "delay", None)]
@@ -3838,8 +3833,7 @@ EVENTS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """What a hook is told: which event, on which worker, and the job with its outcome where there is one."""
 
     name: str
@@ -4537,9 +4531,8 @@ def _result_of(outcome: Outcome, now: float) -> TaskResult[Any]:
 
 async def beat(worker: Worker, broker: Broker) -> None:
     """Extend the worker's lease again and again through `broker`, on whichever loop this runs."""
-    interval = min(worker.config.heartbeat, broker.pulse)
     while True:
-        await broker.wait_ready((), interval)
+        await broker.wait_ready((), worker.config.heartbeat)
         worker.info.running = len(worker.runs())
         notices = await broker.heartbeat(worker.info, lease=worker.config.lease, now=worker._clock.time())
         if notices.cancelled or notices.lapsed or notices.suspects or notices.lost_workers:
@@ -5017,7 +5010,7 @@ class Flowrra(Submitter):
         """Submit one job through the caller's own connection to the broker's database.
 
         The job is there if the caller's transaction commits, and never was if it rolls back. A worker
-        notices it within 0.25 s of the commit.
+        notices it within half a second of the commit.
 
         Raises:
             ConfigError: the broker has no SQL database, or the connection is to another one.
@@ -5746,8 +5739,8 @@ def _job_as_json(job: Job) -> dict[str, Any]:
     shown |= {"worker": job.worker, "error": job.error, "traceback": job.traceback}
     shown["arguments"] = json.loads(encode_arguments(job))
     shown["result"] = json.loads(encode(job.result))
-    shown["progress"] = None if job.progress is None else dataclasses.asdict(job.progress)
-    shown["attempts"] = [dataclasses.asdict(attempt) for attempt in job.attempts]
+    shown["progress"] = None if job.progress is None else job.progress._asdict()
+    shown["attempts"] = [attempt._asdict() for attempt in job.attempts]
     return shown
 
 
