@@ -2465,7 +2465,7 @@ def _where(which: JobFilter) -> tuple[str, list[Any]]:
 # section that knows of SQLite's locks and error messages.
 # ---------------------------------------------------------------------------
 
-_LOOK_EVERY = 0.5  # seconds between looks at data_version, should a datagram have been lost
+_LOOK_EVERY = 1.0  # seconds between looks at data_version, should a datagram have been lost
 _DATAGRAM_LIMIT = 32_000  # bytes of ids in one datagram; more than that, and the listener looks itself
 
 
@@ -4237,7 +4237,7 @@ class Worker:
     @property
     def is_busy(self) -> bool:
         """Whether any job runs here."""
-        return any(line.running for line in self._lines.values())
+        return any(line.running for line in list(self._lines.values()))
 
     async def _attempt(self, run: _Run) -> Outcome | None:
         job = run.job
@@ -4584,7 +4584,10 @@ class _Keeper(threading.Thread):
         reported = False
         while True:
             turned = threading.Event()
-            _call_soon(self._worker._loop, turned.set)
+            if self._worker.is_busy:  # an idle worker's loop is left asleep
+                _call_soon(self._worker._loop, turned.set)
+            else:
+                turned.set()
             await asyncio.sleep(1.0)
             if not turned.is_set() and not reported:
                 self._report_blocked()
@@ -5010,7 +5013,7 @@ class Flowrra(Submitter):
         """Submit one job through the caller's own connection to the broker's database.
 
         The job is there if the caller's transaction commits, and never was if it rolls back. A worker
-        notices it within half a second of the commit.
+        notices it within a second of the commit.
 
         Raises:
             ConfigError: the broker has no SQL database, or the connection is to another one.
