@@ -1342,13 +1342,15 @@ class MemoryBroker(Broker):
         if self._given >= 100:
             self._given = 0
             await asyncio.sleep(0)  # a worker whose jobs never wait must not keep the loop from others
+        if queue in self._paused or not self._has_lease(worker):
+            return []
         self._rescue_lapsed(now, but=worker)
         if self._waiting and self._waiting[0][0] <= now:
             self._promote(now)
         if self._expiring and self._expiring[0][0] <= now:
             self._expire(now)
         heap = self._ready[queue]
-        if not heap or queue in self._paused or not self._has_lease(worker):
+        if not heap:
             return []
         if self._suspects:
             return self._claim_carefully(heap, limit, worker, now)

@@ -1,0 +1,403 @@
+"""The contract, part one: taking jobs in, handing them out, writing down what came of them."""
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from flowrra import (
+    HISTORY_LIMIT,
+    TRANSITIONS,
+    Attempt,
+    Outcome,
+    SerializationError,
+    TaskNotFoundError,
+    TaskStatus,
+    decode_arguments,
+)
+from flowrra_extras.testing.trial import Contract, job, job_in, outcomes_of, raises
+
+
+class PushContract(Contract):
+    """Taking jobs in."""
+
+    async def test_what_is_pushed_comes_out(self) -> None:
+        async with self.trial() as t:
+            pushed = job("a", args=(1, ("x", b"y")), kwargs={"k": {2}}, priority=3, overrides={"timeout": 2.5})
+            assert await t.push(pushed) == ["a"]
+            (claimed,) = await t.claim()
+            args, kwargs = decode_arguments(claimed)
+            assert (list(args), dict(kwargs)) == ([1, ("x", b"y")], {"k": {2}})
+            assert (claimed.task, claimed.queue, claimed.priority) == ("task", "default", 3)
+            assert claimed.overrides == {"timeout": 2.5}
+            assert claimed.submitted == t.now
+
+    async def test_any_text_may_be_an_id(self) -> None:
+        ids = ["plain", 'quote"d', "back\\slash", "new\nline", "ключ 🗝", "$", "a,b:c", "' OR 1=1 --", "é"]
+        async with self.trial() as t:
+            assert await t.push(*map(job, ids)) == ids
+            for result in await t.broker.get(ids):
+                assert result is not None
+            jobs = await t.claim()
+            assert [claimed.id for claimed in jobs] == ids
+            assert all(await t.settle(*[Outcome.succeed(claimed, None) for claimed in jobs]))
+
+    async def test_a_known_id_changes_nothing(self) -> None:
+        async with self.trial() as t:
+            await t.push(job("a", args=(1,), priority=1))
+            assert await t.push(job("a", args=(2,), priority=2), job("b"), job("b", priority=9)) == ["a", "b", "b"]
+            jobs = await t.claim()
+            assert [(claimed.id, claimed.priority) for claimed in jobs] == [("b", 0), ("a", 1)]
+            assert list(decode_arguments(jobs[1])[0]) == [1]
+
+    async def test_a_known_id_changes_nothing_in_any_state(self) -> None:
+        for status in TaskStatus:
+            async with self.trial() as t:
+                before = await job_in(t, status)
+                assert await t.push(job(before.id, args=(2,))) == [before.id]
+                assert await t.job(before.id) == before
+
+    async def test_a_unique_key_gives_the_unfinished_job(self) -> None:
+        async with self.trial() as t:
+            await t.push(job("a", unique="key"))
+            assert await t.push(job("b", unique="key"), job("c", unique="other")) == ["a", "c"]
+            assert await t.push(job("d", unique="new"), job("e", unique="new")) == ["d", "d"]
+            assert await t.find() == ["d", "c", "a"]
+
+    async def test_a_unique_key_is_taken_in_every_unfinished_state(self) -> None:
+        for status in TaskStatus:
+            async with self.trial() as t:
+                held = await job_in(t, status, unique="key")
+                assert await t.push(job("new", unique="key")) == ["new" if status.is_finished else held.id]
+
+    async def test_a_requeue_needs_the_unique_key(self) -> None:
+        async with self.trial() as t:
+            held = await job_in(t, TaskStatus.FAILED, unique="key")
+            await t.push(job("new", unique="key"))
+            before = await t.job(held.id)
+            assert await t.requeue(held.id) == [False]
+            assert await t.job(held.id) == before
+            await t.cancel("new")
+            assert await t.requeue(held.id) == [True]
+            assert await t.push(job("newer", unique="key")) == [held.id]
+
+    async def test_a_push_is_all_or_none(self) -> None:
+        async with self.trial() as t:
+            with raises(TaskNotFoundError):
+                await t.push(job("a"), job("b", unique="key"), job("c", parents=("nobody",)), job("d"))
+            assert await t.find() == []
+            assert await t.push(job("e", unique="key")) == ["e"]
+
+    async def test_an_argument_that_cannot_be_kept_is_refused(self) -> None:
+        async with self.trial() as t:
+            if t.broker.keeps_text:
+                with raises(SerializationError):
+                    await t.push(job("a"), job("b", args=(object(),)))
+                assert await t.find() == []
+
+    async def test_nothing_may_be_pushed(self) -> None:
+        async with self.trial() as t:
+            assert await t.push() == []
+
+    async def test_concurrent_pushes_fail_alone(self) -> None:
+        async with self.trial() as t:
+            bad = {7, 23, 31}
+            jobs = [job(f"j{n}", parents=("nobody",) if n in bad else ()) for n in range(40)]
+            done = await asyncio.gather(*map(t.push, jobs), return_exceptions=True)
+            assert {n for n, ids in enumerate(done) if isinstance(ids, TaskNotFoundError)} == bad
+            assert set(await t.find()) == {f"j{n}" for n in range(40) if n not in bad}
+
+
+class ClaimContract(Contract):
+    """Handing jobs out."""
+
+    async def test_order_is_by_priority_then_submission(self) -> None:
+        async with self.trial() as t:
+            await t.push(job("c"), job("d"), job("b", priority=-1), job("f", priority=7))
+            await t.push(job("a", priority=-2), job("e"))
+            assert await t.claim_ids(limit=4) == ["a", "b", "c", "d"]
+            assert await t.claim_ids(limit=4) == ["e", "f"]
+            assert await t.claim_ids() == []
+
+    async def test_order_is_that_of_submission_also_in_one_call(self) -> None:
+        async with self.trial() as t:
+            kinds: Sequence[dict[str, Any]] = ({}, {"task": "other"}, {"unique": "k"}, {}, {"expires": t.now + 99})
+            ids = [f"j{n}" for n in range(len(kinds))]
+            await t.push(*[job(task_id, **kind) for task_id, kind in zip(ids, kinds, strict=True)])
+            assert await t.find() == ids[::-1]
+            assert await t.claim_ids() == ids
+
+    async def test_a_claimed_job_is_running(self) -> None:
+        async with self.trial() as t:
+            t.clock.advance(5)
+            (claimed,) = await t.run(job("a"))
+            kept = await t.job("a")
+            for seen in (claimed, kept):
+                assert seen.status is TaskStatus.RUNNING
+                assert (seen.attempt, seen.worker, seen.started) == (1, "w1", t.now)
+            assert kept.attempts == (Attempt(1, "w1", t.now, None, "running"),)
+
+    async def test_a_job_is_given_out_once(self) -> None:
+        async with self.trial() as t:
+            await t.push(*[job(f"j{n}") for n in range(20)])
+            await t.beat("w1")
+            await t.beat("w2")
+            claims = await asyncio.gather(*[t.claim_ids(3, f"w{n % 2 + 1}") for n in range(10)])
+            ids = list(itertools.chain(*claims))
+            assert len(ids) == len(set(ids)) == 20
+
+    async def test_queues_are_apart(self) -> None:
+        async with self.trial() as t:
+            await t.push(job("a"), job("b", queue="other"))
+            assert await t.claim_ids(queue="other") == ["b"]
+            assert await t.claim_ids(queue="nobody's") == []
+            assert await t.claim_ids() == ["a"]
+
+    async def test_a_job_waits_for_its_moment(self) -> None:
+        async with self.trial() as t:
+            await t.push(job("later", due=t.now + 60), job("past", due=t.now - 1), job("sooner", due=t.now + 30))
+            assert await t.statuses("later", "past", "sooner") == ["scheduled", "pending", "scheduled"]
+            assert (await t.job("later")).due == t.now + 60
+            assert await t.claim_ids() == ["past"]
+            t.clock.advance(29)
+            await t.beat()
+            assert await t.claim_ids() == []
+            t.clock.advance(1)
+            assert await t.claim_ids() == ["sooner"]
+
+    async def test_what_has_come_due_has_its_old_place(self) -> None:
+        async with self.trial() as t:
+            await t.push(job("a", due=t.now + 1), job("b"), job("c", due=t.now + 1, priority=-1))
+            t.clock.advance(2)
+            assert await t.claim_ids() == ["c", "a", "b"]
+
+    async def test_a_claim_needs_a_lease(self) -> None:
+        async with self.trial() as t:
+            await t.push(job("a"))
+            assert await t.broker.claim("default", limit=1, worker="nobody", now=t.now) == []
+            await t.beat("w1")
+            await t.lapse()
+            assert await t.claim_ids(worker="w1") == []
+            await t.beat("w1")
+            assert await t.claim_ids(worker="w1") == ["a"]
+
+    async def test_a_worker_that_left_gets_nothing(self) -> None:
+        async with self.trial() as t:
+            await t.beat("w1")
+            await t.beat("w1", lease=0)
+            await t.push(job("a"))
+            assert await t.claim_ids(worker="w1") == []
+
+    async def test_a_paused_queue_gives_nothing(self) -> None:
+        async with self.trial() as t:
+            (running,) = await t.run(job("running"))
+            await t.push(job("a"), job("b", queue="other"))
+            await t.broker.set_queue("default", paused=True)
+            await t.broker.set_queue("default", paused=True)
+            assert await t.broker.paused() == {"default"}
+            assert set((await t.beat()).paused) == {"default"}
+            assert await t.claim_ids() == []
+            assert await t.claim_ids(queue="other") == ["b"]
+            assert await t.settle(Outcome.succeed(running, 1)) == [True]
+            await t.broker.set_queue("default", paused=False)
+            assert await t.broker.paused() == set()
+            assert set((await t.beat()).paused) == set()
+            assert await t.claim_ids() == ["a"]
+
+    async def test_what_has_expired_is_cancelled(self) -> None:
+        async with self.trial() as t:
+            soon = t.now + 5
+            await t.push(job("ready", expires=soon), job("due", expires=soon, due=t.now + 60), job("parent"))
+            await t.push(job("child", parents=("parent",), expires=soon), job("long", expires=t.now + 6))
+            await t.push(job("grandchild", parents=("child",)))
+            t.clock.advance(5)
+            assert await t.claim_ids() == ["parent", "long"]
+            assert await t.statuses("ready", "due", "child", "grandchild") == ["cancelled"] * 4
+            ready = await t.job("ready")
+            assert "expired" in (ready.error or "")
+            assert (ready.attempts, ready.finished) == ((), t.now)
+
+    async def test_a_job_that_has_begun_does_not_expire(self) -> None:
+        async with self.trial() as t:
+            (claimed,) = await t.run(job("a", expires=t.now + 5))
+            await t.settle(Outcome.release(claimed, "later"))
+            t.clock.advance(6)
+            assert await t.claim_ids() == ["a"]
+
+
+class SettleContract(Contract):
+    """Writing down what attempts came to."""
+
+    async def test_success(self) -> None:
+        async with self.trial() as t:
+            (claimed,) = await t.run(job("a"))
+            started = t.now
+            t.clock.advance(2)
+            assert await t.settle(Outcome.succeed(claimed, {"n": (1, 2)})) == [True]
+            (result,) = await t.broker.get(["a"])
+            assert result is not None
+            assert result.is_success
+            assert result.is_finished
+            assert result.result == {"n": (1, 2)}
+            assert (result.error, result.traceback, result.attempts) == (None, None, 1)
+            assert (result.task_id, result.task, result.submitted) == ("a", "task", started)
+            assert (result.started, result.finished) == (started, t.now)
+            assert (await t.job("a")).attempts == (Attempt(1, "w1", started, t.now, "success"),)
+
+    async def test_results_go_to_their_jobs(self) -> None:
+        async with self.trial() as t:
+            jobs = await t.run(*[job(f"j{n}") for n in range(30)])
+            outcomes = [Outcome.succeed(claimed, n, keep=n % 3) for n, claimed in enumerate(jobs)]
+            settled = await asyncio.gather(*[t.settle(outcome) for outcome in outcomes[:10]])
+            assert [*itertools.chain(*settled), *await t.settle(*outcomes[10:])] == [True] * 30
+            results = await t.broker.get([f"j{n}" for n in range(30)])
+            assert [result and result.result for result in results] == list(range(30))
+
+    async def test_failure(self) -> None:
+        async with self.trial() as t:
+            (claimed,) = await t.run(job("a"))
+            assert await t.settle(Outcome.fail(claimed, "boom", "line 1")) == [True]
+            failed = await t.job("a")
+            assert (failed.status, failed.error, failed.traceback) == (TaskStatus.FAILED, "boom", "line 1")
+            assert (failed.failures, failed.crashes, failed.finished) == (1, 0, t.now)
+            assert failed.attempts == (Attempt(1, "w1", t.now, t.now, "failure", "boom", "line 1"),)
+
+    async def test_retry(self) -> None:
+        async with self.trial() as t:
+            (first,) = await t.run(job("a"))
+            assert await t.settle(Outcome.retry_at(first, t.now + 10, "boom", "line 1")) == [True]
+            waiting = await t.job("a")
+            assert (waiting.status, waiting.due, waiting.failures) == (TaskStatus.RETRYING, t.now + 10, 1)
+            assert (waiting.worker, waiting.started, waiting.finished) == (None, None, None)
+            assert (waiting.error, waiting.traceback) == ("boom", "line 1")
+            assert await t.claim() == []
+            failed_at = t.now
+            t.clock.advance(10)
+            await t.beat()
+            (second,) = await t.claim()
+            assert (second.attempt, second.failures) == (2, 1)
+            await t.settle(Outcome.succeed(second, None))
+            done = await t.job("a")
+            assert (done.error, done.traceback) == (None, None)
+            assert done.attempts == (
+                Attempt(1, "w1", failed_at, failed_at, "failure", "boom", "line 1"),
+                Attempt(2, "w1", t.now, t.now, "success"),
+            )
+
+    async def test_release_costs_nothing(self) -> None:
+        async with self.trial() as t:
+            first, _ = await t.run(job("a"), job("b"))
+            assert await t.settle(Outcome.release(first, "stopping")) == [True]
+            assert await t.status("a") is TaskStatus.PENDING
+            await t.push(job("c"))
+            second, _ = await t.claim()
+            assert (second.id, second.attempt, second.failures, second.crashes) == ("a", 2, 0, 0)
+            await t.settle(Outcome.release(second, "unknown task", due=t.now + 15))
+            waiting = await t.job("a")
+            assert (waiting.status, waiting.due, waiting.error) == (TaskStatus.SCHEDULED, t.now + 15, "unknown task")
+            assert await t.endings("a") == [(1, "release"), (2, "release")]
+            t.clock.advance(15)
+            await t.beat()
+            assert await t.claim_ids() == ["a"]
+
+    async def test_cancel(self) -> None:
+        async with self.trial() as t:
+            (claimed,) = await t.run(job("a"))
+            assert await t.settle(Outcome.cancel(claimed, "asked to")) == [True]
+            assert (await t.job("a")).error == "asked to"
+            assert await t.endings("a") == [(1, "cancel")]
+
+    async def test_a_doubled_outcome_is_refused(self) -> None:
+        async with self.trial() as t:
+            a, b, c = await t.run(job("a"), job("b"), job("c"))
+            twice = [Outcome.succeed(a, 1), Outcome.succeed(a, 2), Outcome.fail(b, "boom"), Outcome.succeed(c, 3)]
+            assert await t.settle(*twice, Outcome.fail(b, "bang")) == [True, False, True, True, False]
+            assert await t.settle(Outcome.succeed(a, 4), Outcome.fail(c, "late")) == [False, False]
+            results = await t.broker.get(["a", "b", "c"])
+            assert [(result.result, result.error) for result in results if result] == [
+                (1, None),
+                (None, "boom"),
+                (3, None),
+            ]
+
+    async def test_two_endings_in_one_call_are_one(self) -> None:
+        async with self.trial() as t:
+            (a,) = await t.run(job("a"))
+            written = await t.settle(Outcome.fail(a, "boom"), Outcome.succeed(a, 1))
+            assert sorted(written) == [False, True]
+            ended = await t.job("a")
+            assert ended.status is (TaskStatus.FAILED if written[0] else TaskStatus.SUCCESS)
+            assert await t.endings("a") == [(1, "failure" if written[0] else "success")]
+
+    async def test_a_late_outcome_is_refused(self) -> None:
+        """The fencing token: an attempt that lost its job cannot write over its successor."""
+        for make in outcomes_of():
+            async with self.trial() as t:
+                (first,) = await t.run(job("a"))
+                late = make(first, t.now)
+                await t.settle(Outcome.release(first, "stopping"))
+                (second,) = await t.claim()
+                running = await t.job("a")
+                assert await t.settle(late) == [False]
+                assert await t.job("a") == running
+                assert await t.settle(Outcome.succeed(second, "mine"), late) == [True, False]
+                assert (await t.job("a")).result == "mine"
+
+    async def test_unknown_jobs_are_refused(self) -> None:
+        async with self.trial() as t:
+            stranger = job("a", attempt=1, seq=1, status=TaskStatus.RUNNING)
+            outcomes = [make(stranger, t.now) for make in outcomes_of()]
+            assert await t.settle(*outcomes) == [False] * len(outcomes)
+            assert await t.settle() == []
+
+    async def test_a_late_outcome_of_a_purged_job_hits_no_other(self) -> None:
+        async with self.trial() as t:
+            (old,) = await t.run(job("old"))
+            await t.crash("w1", seen_by="w2")
+            (again,) = await t.claim(worker="w2")
+            await t.settle(Outcome.succeed(again, 1, keep=0))
+            assert await t.broker.purge(t.now + 1, 10) == 1
+            await t.push(job("new"))
+            (new,) = await t.claim(worker="w2")
+            assert await t.settle(Outcome.succeed(old, "late")) == [False]
+            assert await t.status("new") is TaskStatus.RUNNING
+            assert await t.settle(Outcome.succeed(new, "mine")) == [True]
+
+    async def test_the_history_is_bounded(self) -> None:
+        async with self.trial() as t:
+            await t.push(job("a"))
+            for n in range(1, HISTORY_LIMIT + 6):
+                (claimed,) = await t.claim()
+                await t.settle(Outcome.release(claimed, f"release {n}"))
+            numbers = [attempt.number for attempt in (await t.job("a")).history]
+            assert numbers == list(range(6, HISTORY_LIMIT + 6))
+
+    async def test_no_move_but_those_of_the_table(self) -> None:
+        """Whatever is tried in whatever state: it is a move of TRANSITIONS, or nothing has changed.
+
+        Nothing but that a running job is asked to end.
+        """
+        for status in TaskStatus:
+            for move in range(len(MOVES)):
+                async with self.trial() as t:
+                    before = await job_in(t, status)
+                    await MOVES[move](t, before)
+                    after = await t.job(before.id)
+                    after.cancel_requested = before.cancel_requested
+                    assert after == before or after.status in TRANSITIONS[status], (status, move)
+
+    async def test_only_a_running_job_can_be_settled(self) -> None:
+        for status in set(TaskStatus) - {TaskStatus.RUNNING}:
+            async with self.trial() as t:
+                before = await job_in(t, status)
+                outcomes = [make(before, t.now) for make in outcomes_of()]
+                assert await t.settle(*outcomes) == [False] * len(outcomes)
+                assert await t.job(before.id) == before
+
+
+MOVES: Sequence[Any] = (
+    lambda t, job: t.claim(),
+    lambda t, job: t.cancel(job.id),
+    lambda t, job: t.requeue(job.id),
+    *(lambda t, job, make=make: t.settle(make(job, t.now)) for make in outcomes_of()),
+)

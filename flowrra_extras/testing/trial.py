@@ -1,0 +1,161 @@
+"""The bench on which a broker is tried: what all parts of the contract use."""
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+from flowrra import Broker, Job, JobFilter, Notices, Outcome, TaskStatus, WorkerInfo
+from flowrra_extras.testing.tools import ManualClock
+
+SOON = 10.0  # real seconds within which a wake-up must have come; it is there in milliseconds
+
+
+def job(task_id: str, **fields: Any) -> Job:
+    """A job of the task `task`."""
+    return Job(task_id, fields.pop("task", "task"), **fields)
+
+
+@contextlib.contextmanager
+def raises(kind: type[BaseException]) -> Iterator[None]:
+    """The block raises an exception of this kind."""
+    try:
+        yield
+    except kind:
+        return
+    raise AssertionError(f"{kind.__name__} was not raised")
+
+
+class Trial:
+    """An open broker, its clock, and short words for what the tests do with them."""
+
+    def __init__(self, broker: Broker, clock: ManualClock, lease: float, contract: "Contract") -> None:
+        self.broker = broker
+        self.clock = clock
+        self.lease = lease
+        self._contract = contract
+        self._workers: dict[str, WorkerInfo] = {}
+
+    @property
+    def now(self) -> float:
+        return self.clock.time()
+
+    async def push(self, *jobs: Job) -> list[str]:
+        return await self.broker.push(jobs, now=self.now)
+
+    async def beat(self, worker: str = "w1", lease: float | None = None, **fields: Any) -> Notices:
+        if worker not in self._workers:
+            defaults: dict[str, Any] = {"queues": {"default": 10}, "tasks": ("task",), "started": self.now}
+            self._workers[worker] = WorkerInfo(worker, "host", os.getpid(), **{**defaults, **fields})
+        lease = self.lease if lease is None else lease
+        return await self.broker.heartbeat(self._workers[worker], lease=lease, now=self.now)
+
+    async def claim(self, limit: int = 100, worker: str = "w1", queue: str = "default") -> list[Job]:
+        """Claim for a worker, which gets a lease if it is new."""
+        if worker not in self._workers:
+            await self.beat(worker)
+        return await self.broker.claim(queue, limit=limit, worker=worker, now=self.now)
+
+    async def claim_ids(self, limit: int = 100, worker: str = "w1", queue: str = "default") -> list[str]:
+        return [job.id for job in await self.claim(limit, worker, queue)]
+
+    async def run(self, *jobs: Job) -> list[Job]:
+        """Push the jobs and claim them."""
+        await self.push(*jobs)
+        return await self.claim()
+
+    async def settle(self, *outcomes: Outcome) -> list[bool]:
+        return await self.broker.settle(outcomes, now=self.now)
+
+    async def cancel(self, task_id: str) -> bool:
+        return await self.broker.cancel(task_id, now=self.now)
+
+    async def requeue(self, *task_ids: str) -> list[bool]:
+        return await self.broker.requeue(task_ids, now=self.now)
+
+    async def find(self, **which: Any) -> list[str]:
+        return [job.id for job in await self.broker.find(JobFilter(**which))]
+
+    async def job(self, task_id: str) -> Job:
+        (found,) = await self.broker.find(JobFilter(ids=[task_id]))
+        return found
+
+    async def status(self, task_id: str) -> TaskStatus:
+        return (await self.job(task_id)).status
+
+    async def statuses(self, *task_ids: str) -> list[str]:
+        return [str(await self.status(task_id)) for task_id in task_ids]
+
+    async def endings(self, task_id: str) -> list[tuple[int, str]]:
+        """The recorded attempts of a job by number and ending."""
+        return [(attempt.number, attempt.outcome) for attempt in (await self.job(task_id)).attempts]
+
+    async def lapse(self, share: float = 1.1) -> None:
+        """Let that share of a lease pass."""
+        await self._contract.let_pass(self.broker, self.clock, self.lease * share)
+
+    async def crash(self, worker: str, *, seen_by: str) -> Notices:
+        """Let the lease of `worker` run out, while the other one keeps its own."""
+        await self.beat(seen_by)
+        await self.lapse(0.6)
+        await self.beat(seen_by)
+        await self.lapse(0.6)
+        return await self.beat(seen_by)
+
+
+class Contract:
+    """What all parts of the suite share; see `BrokerContract`."""
+
+    lease = 10.0
+
+    async def make_broker(self, clock: ManualClock) -> Broker:
+        raise NotImplementedError("a subclass returns a broker on an empty store, not opened yet")
+
+    async def let_pass(self, broker: Broker, clock: ManualClock, seconds: float) -> None:
+        clock.advance(seconds)
+
+    @contextlib.asynccontextmanager
+    async def trial(self) -> AsyncIterator[Trial]:
+        """An open broker on an empty store; closed at the end."""
+        clock = ManualClock()
+        broker = await self.make_broker(clock)
+        await broker.open()
+        try:
+            yield Trial(broker, clock, self.lease, self)
+        finally:
+            await broker.close()
+
+
+def outcomes_of() -> list[Callable[[Job, float], Outcome]]:
+    """A maker (of job and now) for each kind of outcome."""
+    return [
+        lambda job, now: Outcome.succeed(job, "late"),
+        lambda job, now: Outcome.fail(job, "late"),
+        lambda job, now: Outcome.retry_at(job, now + 1, "late"),
+        lambda job, now: Outcome.release(job, "late"),
+        lambda job, now: Outcome.release(job, "late", due=now + 1),
+        lambda job, now: Outcome.cancel(job, "late"),
+    ]
+
+
+async def job_in(t: Trial, status: TaskStatus, **fields: Any) -> Job:
+    """A job of id "a", brought into that state."""
+    if status is TaskStatus.BLOCKED:
+        await t.push(job("parent", queue="parents"))
+        fields["parents"] = ("parent",)
+    if status is TaskStatus.SCHEDULED:
+        fields["due"] = t.now + 60
+    await t.push(job("a", **fields))
+    if status not in (TaskStatus.SCHEDULED, TaskStatus.BLOCKED, TaskStatus.PENDING):
+        (claimed,) = await t.claim()
+        endings = {
+            TaskStatus.RETRYING: Outcome.retry_at(claimed, t.now + 60, "boom", "line 1"),
+            TaskStatus.SUCCESS: Outcome.succeed(claimed, 1),
+            TaskStatus.FAILED: Outcome.fail(claimed, "boom", "line 1"),
+            TaskStatus.CANCELLED: Outcome.cancel(claimed, "asked to"),
+        }
+        if status in endings:
+            assert await t.settle(endings[status]) == [True]
+    found = await t.job("a")
+    assert found.status is status
+    return found

@@ -1,0 +1,28 @@
+"""The behaviour suite of `flowrra_extras.testing` on each broker of the core."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from flowrra import Broker, MemoryBroker, SQLiteBroker
+from flowrra_extras.testing import BrokerContract, ManualClock
+
+
+class TestMemoryBroker(BrokerContract):
+    async def make_broker(self, clock: ManualClock) -> Broker:
+        return MemoryBroker(clock=clock)
+
+
+class TestSQLiteFile(BrokerContract):
+    @pytest.fixture(autouse=True)
+    def use_folder(self, tmp_path: Path) -> None:
+        self.paths = (str(tmp_path / f"jobs{n}.db") for n in itertools.count())
+
+    async def make_broker(self, clock: ManualClock) -> Broker:
+        return SQLiteBroker(next(self.paths), clock=clock)
+
+
+class TestSQLiteInMemory(BrokerContract):
+    async def make_broker(self, clock: ManualClock) -> Broker:
+        return SQLiteBroker(clock=clock)
