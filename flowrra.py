@@ -2649,6 +2649,7 @@ class SQLiteBroker(Broker):
         self._loop = asyncio.get_running_loop()
         self._inbox: thread_queue.SimpleQueue[list[_Operation] | None] = thread_queue.SimpleQueue()
         self._gathered: list[_Operation] = []  # of this turn of the loop, on their way to the writer
+        self._written = asyncio.Event()  # the writer has ended
         self._pending = 0  # operations handed to the writer and not answered yet
         self._grouping = False  # whether the last group held more than one operation
         self._turn_of: asyncio.Task[Any] | None = None  # who has pushed in place in this turn of the loop
@@ -2679,7 +2680,8 @@ class SQLiteBroker(Broker):
         if self._writer is not None:
             self._pass_on()
             self._inbox.put(None)
-            await asyncio.to_thread(self._writer.join)
+            await self._written.wait()  # no thread could be had to join it at the exit of the interpreter
+            self._writer.join()
             self._writer = None
         await asyncio.sleep(0)  # the writer's last answers are on the loop by now
         async with self._ear_lock:
@@ -2789,7 +2791,9 @@ class SQLiteBroker(Broker):
             except RuntimeError:  # the loop was closed without closing the broker
                 return
             if ending:
-                return
+                break
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._written.set)
 
     def _answer(self, operations: Sequence[_Operation], news: Mapping[str, list[str]]) -> None:
         self._pending -= len(operations)
