@@ -4927,10 +4927,16 @@ class Flowrra(Submitter):
             self._gate_loop, self._gate_lock = loop, asyncio.Lock()
         return self._gate_lock
 
+    def check_process(self) -> None:
+        """Refuse to use stores that were opened before a fork: neither SQLite nor a socket bears that."""
+        if self._loop is not None and self._pid != os.getpid():
+            raise FlowrraError("this process was forked after the app was opened: close it (app.sync.close()) before")
+
     def _check_loop(self) -> None:
         """Refuse to meddle with stores that are open on a loop that goes on; forget one that has ended."""
         if self._loop is None or self._loop is asyncio.get_running_loop():
             return
+        self.check_process()
         if not self._loop.is_closed():
             raise ConfigError("the app is open on another event loop, in another thread: use app.sync there")
         self._loop = self._worker = None
@@ -5279,7 +5285,7 @@ class SyncFace:
         """Close the stores and end the thread, if these calls have opened and started them."""
         with self._lock:
             thread, self._thread = self._thread, None
-            if thread is None or self._loop is None:
+            if thread is None or self._loop is None or not thread.is_alive():  # nor is it after a fork
                 return
             asyncio.run_coroutine_threadsafe(self._app._close(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -5290,7 +5296,12 @@ class SyncFace:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return asyncio.run_coroutine_threadsafe(call, self._where()).result()
+            try:
+                loop = self._where()
+            except FlowrraError:
+                call.close()
+                raise
+            return asyncio.run_coroutine_threadsafe(call, loop).result()
         call.close()
         raise FlowrraError("app.sync would block the event loop that is running here: await the call on the app itself")
 
@@ -5298,8 +5309,7 @@ class SyncFace:
         """The loop to call on: the app's, or one in a thread that is started now."""
         with self._lock:
             loop = self._app._loop
-            if loop is not None and self._app._pid != os.getpid():
-                raise FlowrraError("this process was forked after the app was opened: call app.sync.close() first")
+            self._app.check_process()
             if loop is not None and loop.is_running():
                 return loop
             if self._thread is None or self._loop is None:
