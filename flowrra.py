@@ -2645,6 +2645,7 @@ class SQLiteBroker(Broker):
         self._loop = asyncio.get_running_loop()
         self._inbox: thread_queue.SimpleQueue[list[_Operation] | None] = thread_queue.SimpleQueue()
         self._gathered: list[_Operation] = []  # of this turn of the loop, on their way to the writer
+        self._written = asyncio.Event()  # the writer has ended
         self._pending = 0  # operations handed to the writer and not answered yet
         self._grouping = False  # whether the last group held more than one operation
         self._turn_of: asyncio.Task[Any] | None = None  # who has pushed in place in this turn of the loop
@@ -2675,7 +2676,8 @@ class SQLiteBroker(Broker):
         if self._writer is not None:
             self._pass_on()
             self._inbox.put(None)
-            await asyncio.to_thread(self._writer.join)
+            await self._written.wait()  # no thread could be had to join it at the exit of the interpreter
+            self._writer.join()
             self._writer = None
         await asyncio.sleep(0)  # the writer's last answers are on the loop by now
         async with self._ear_lock:
@@ -2785,7 +2787,9 @@ class SQLiteBroker(Broker):
             except RuntimeError:  # the loop was closed without closing the broker
                 return
             if ending:
-                return
+                break
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._written.set)
 
     def _answer(self, operations: Sequence[_Operation], news: Mapping[str, list[str]]) -> None:
         self._pending -= len(operations)
@@ -4921,10 +4925,16 @@ class Flowrra(Submitter):
             self._gate_loop, self._gate_lock = loop, asyncio.Lock()
         return self._gate_lock
 
+    def check_process(self) -> None:
+        """Refuse to use stores that were opened before a fork: neither SQLite nor a socket bears that."""
+        if self._loop is not None and self._pid != os.getpid():
+            raise FlowrraError("this process was forked after the app was opened: close it (app.sync.close()) before")
+
     def _check_loop(self) -> None:
         """Refuse to meddle with stores that are open on a loop that goes on; forget one that has ended."""
         if self._loop is None or self._loop is asyncio.get_running_loop():
             return
+        self.check_process()
         if not self._loop.is_closed():
             raise ConfigError("the app is open on another event loop, in another thread: use app.sync there")
         self._loop = self._worker = None
@@ -5273,7 +5283,7 @@ class SyncFace:
         """Close the stores and end the thread, if these calls have opened and started them."""
         with self._lock:
             thread, self._thread = self._thread, None
-            if thread is None or self._loop is None:
+            if thread is None or self._loop is None or not thread.is_alive():  # nor is it after a fork
                 return
             asyncio.run_coroutine_threadsafe(self._app._close(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -5284,7 +5294,12 @@ class SyncFace:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return asyncio.run_coroutine_threadsafe(call, self._where()).result()
+            try:
+                loop = self._where()
+            except FlowrraError:
+                call.close()
+                raise
+            return asyncio.run_coroutine_threadsafe(call, loop).result()
         call.close()
         raise FlowrraError("app.sync would block the event loop that is running here: await the call on the app itself")
 
@@ -5292,8 +5307,7 @@ class SyncFace:
         """The loop to call on: the app's, or one in a thread that is started now."""
         with self._lock:
             loop = self._app._loop
-            if loop is not None and self._app._pid != os.getpid():
-                raise FlowrraError("this process was forked after the app was opened: call app.sync.close() first")
+            self._app.check_process()
             if loop is not None and loop.is_running():
                 return loop
             if self._thread is None or self._loop is None:

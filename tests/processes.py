@@ -1,8 +1,8 @@
 """Real processes for the tests: workers and scripts on one SQLite file in a folder of their own.
 
-A `Site` is that folder. It holds `app.py`, which begins with PRELUDE, the store `jobs.db`, a log
-for each process, and the file `runs`, to which every run of a task adds a line. Nothing here
-sleeps a fixed time: tests wait on conditions, each with a deadline.
+A `Site` is that folder. It holds `app.py`, which begins with PRELUDE, the store `jobs.db` unless
+that is to be elsewhere, a log for each process, and the file `runs`, to which every run of a task
+adds a line. Nothing here sleeps a fixed time: tests wait on conditions, each with a deadline.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from flowrra import Config, Flowrra, current_job
 
 HERE = Path(__file__).parent
 config = Config.from_env()
-config.broker.url = f"sqlite:///{HERE}/jobs.db"
+config.broker.url = "sqlite:///STORE"
 app = Flowrra(config)
 
 
@@ -102,12 +102,12 @@ class Process:
 class Site:
     """A folder with an app, its store, and the processes started there, which end with it."""
 
-    def __init__(self, folder: Path, app: str = "") -> None:
+    def __init__(self, folder: Path, app: str = "", *, store: Path | None = None) -> None:
         self.folder = folder
-        self.store = folder / "jobs.db"
+        self.store = store or folder / "jobs.db"
         self.url = f"sqlite:///{self.store}"
         self._processes: list[Process] = []
-        self.write("app.py", PRELUDE + app)
+        self.write("app.py", PRELUDE.replace("STORE", str(self.store)) + app)
 
     def __enter__(self) -> Self:
         return self
