@@ -2620,6 +2620,8 @@ class SQLiteBroker(Broker):
     # Opening and closing -----------------------------------------------------------------------
 
     async def open(self) -> None:
+        if self._file is not None:
+            await asyncio.to_thread(self._abandon, self._file)
         file = _SQLiteFile(self.path, self._synchronous, self.config.timeout)
         self._loop = asyncio.get_running_loop()
         self._inbox: thread_queue.SimpleQueue[_Operation | None] = thread_queue.SimpleQueue()
@@ -2663,6 +2665,18 @@ class SQLiteBroker(Broker):
         self._reader.close()
         file.connection.close()
         await asyncio.sleep(0)  # for the transport, which closes its socket in the next turn
+
+    def _abandon(self, file: _SQLiteFile) -> None:
+        """Close what was opened on a loop that ended without closing it."""
+        self._file = None
+        if self._writer is not None:
+            self._inbox.put(None)
+            self._writer.join()
+            self._writer = None
+        if self._mouth is not None:
+            self._mouth.close()
+        self._reader.close()
+        file.connection.close()
 
     def _stop_listening(self, file: _SQLiteFile) -> None:
         if self._mouth is not None:
