@@ -4102,8 +4102,12 @@ class Worker:
         self._hire(line, line.wake(1))
 
     def _spread(self, line: _Line) -> None:
-        """Share the backlog out. It comes a turn late, so that jobs that never wait need one runner only."""
-        self._hire(line, line.wake(len(line.backlog)))
+        """Share the backlog out, and have somebody claim for what is still free.
+
+        It comes a turn late, so that jobs that never wait need one runner only.
+        """
+        claimer = line.claimer is None and line.free > len(line.backlog)
+        self._hire(line, line.wake(len(line.backlog) + claimer))
 
     def _hire(self, line: _Line, count: int) -> None:
         """Add up to `count` new runners, as far as the line has slots."""
@@ -4174,7 +4178,7 @@ class Worker:
             line.failures = 0
             if not jobs:
                 await self.broker.wait_ready((line.queue,), _IDLE_WAIT)
-            elif len(jobs) > 1:
+            else:
                 self._loop.call_soon(self._spread, line)
         except asyncio.CancelledError:
             if not self._draining or self._gone:
