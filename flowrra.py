@@ -4288,8 +4288,8 @@ class Worker:
     def _judge(self, run: _Run, options: TaskOptions, error: BaseException) -> Outcome | None:
         """The outcome of an attempt that did not return; None if it is not ours to tell any more."""
         if isinstance(error, asyncio.CancelledError):
-            if run.ending is None and run.runner.cancelling():
-                raise error  # the whole loop is being torn down
+            if run.ending is None and run.runner.cancelling() and self._residents[0].cancelling():
+                raise error  # the whole loop is being torn down; else the job has cancelled itself
             ended = self._ended(run)
             if ended is not None or run.ending == "lapsed":
                 return ended
