@@ -3840,10 +3840,11 @@ class Hooks:
 class _Run(JobContext):
     """One attempt on its way through the worker; what `current_job()` gives inside it."""
 
-    __slots__ = ("ending", "line", "runner", "settled", "worker")
+    __slots__ = ("began", "ending", "line", "runner", "settled", "worker")
 
     def __init__(self, job: Job, worker: Worker, line: _Line, runner: asyncio.Task[None]) -> None:
         self.job = job
+        self.began = job.started or 0.0  # a broker that shares the job clears it when the job is to run again
         self.worker = worker
         self.line = line
         self.runner = runner
@@ -4381,7 +4382,7 @@ class Worker:
         name = "retry" if outcome.status is RETRYING else outcome.ending
         level = logging.WARNING if outcome.ending == "failure" else logging.INFO
         if logger.isEnabledFor(level):
-            seconds = self._clock.time() - (run.job.started or 0.0)
+            seconds = self._clock.time() - run.began
             extra = {**_fields(run.job), "duration": seconds}
             logger.log(level, "job %s (%s) attempt %d: %s after %.3f s%s", run.job.id, run.job.task, outcome.attempt,
                        name, seconds, f": {outcome.error}" if outcome.error else "", extra=extra)  # fmt: skip
