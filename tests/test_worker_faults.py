@@ -51,7 +51,7 @@ async def test_a_job_of_an_unknown_task_waits_for_a_worker_that_knows_it(
     async with app:
         for task_id in ("first", "second"):
             await push_unknown(app, task_id)
-            await eventually(lambda task_id=task_id: is_handed_back(task_id))  # type: ignore[misc]
+            await eventually(lambda task_id=task_id: is_handed_back(task_id))
         job = await app.get_job("first")
 
         @app.task(name="brand.new")
@@ -170,9 +170,7 @@ def app(broker: Shaky) -> Flowrra:
     return make_app(broker=broker, io_workers=1)
 
 
-async def test_claims_are_tried_again_and_said_so(
-    app: Flowrra, broker: Shaky, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_claims_are_tried_again_loudly(app: Flowrra, broker: Shaky, caplog: pytest.LogCaptureFixture) -> None:
     @app.task
     async def note() -> str:
         return "done"
@@ -342,5 +340,4 @@ async def test_the_library_prints_nothing(url: str, capfd: pytest.CaptureFixture
     async with app:
         for task in (fail, plain):
             await app.wait_for_result(await app.submit(task), timeout=20.0)
-    logging.getLogger("flowrra").handlers.clear()
     assert capfd.readouterr().out == ""
