@@ -5022,9 +5022,9 @@ class Flowrra(Submitter):
             TaskNotFoundError: no such job.
             TaskTimeoutError: it has not ended within `timeout` seconds.
         """
-        if timeout is not None and not timeout >= 0:
-            raise ConfigError(f"timeout must be a number of seconds from 0 on, not {timeout!r}")
-        if self._loop is None:
+        if timeout is not None and not (type(timeout) is float and timeout >= 0.0):
+            timeout = _seconds("timeout", timeout)
+        if self._loop is not asyncio.get_running_loop():
             await self._ready()
         context = _current.get()
         if context is None:
