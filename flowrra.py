@@ -983,7 +983,7 @@ class TaskOptions:
 
     def __post_init__(self) -> None:
         _whole("max_retries", self.max_retries, least=0)
-        _whole("priority", self.priority)
+        check_priority(self.priority)
         _seconds("retry_delay", self.retry_delay)
         _seconds("max_delay", self.max_delay)
         _seconds("backoff", self.backoff)
@@ -1000,6 +1000,14 @@ class TaskOptions:
     def line(self) -> str:
         """The queue that the task's jobs go to."""
         return self.queue or ("cpu" if self.cpu_bound else "default")
+
+
+def check_priority(priority: object) -> int:
+    """`priority` as an int that every store can hold."""
+    checked = _whole("priority", priority)
+    if not -(2**63) <= checked < 2**63:
+        raise ConfigError(f"priority must be between {-(2**63)} and {2**63 - 1}, not {priority!r}")
+    return checked
 
 
 def check_queue(name: object) -> str:
@@ -3188,7 +3196,7 @@ class Task(Generic[P, R]):
         dataclasses.replace(self.settings, **overrides)  # type: ignore[arg-type]  # checks them
         return Submission(
             self,
-            priority=self.priority if priority is None else _whole("priority", priority),
+            priority=self.priority if priority is None else check_priority(priority),
             queue=self.queue if queue is None else check_queue(queue),
             delay=None if delay is None else _seconds("delay", delay),
             run_at=None if run_at is None else _timestamp("run_at", run_at),
