@@ -658,7 +658,8 @@ def _from_text(name: str, kind: str, text: str) -> Any:
             return int(text)
         return float(text) if "float" in kind else text
     except ValueError:
-        raise ConfigError(f"{name}={text!r} cannot be read as {kind.removeprefix('Mapping')}") from None
+        wanted = "queues with their capacities, such as default:50,cpu:2" if "Mapping" in kind else kind.split(" |")[0]
+        raise ConfigError(f"{name}={text!r} cannot be read as {wanted}") from None
 
 
 # ---------------------------------------------------------------------------
@@ -4622,7 +4623,10 @@ def broker_from_url(url: str, config: Config, clock: Clock) -> Broker:
     """
     if not isinstance(url, str) or not url:
         raise ConfigError(f"a broker is given as a URL such as sqlite:///jobs.db, not {url!r}")
-    scheme = url.partition(":")[0].lower()
+    scheme, colon, _ = url.partition(":")
+    if not colon and url != "memory":
+        raise ConfigError(f"{url!r} is no URL: a file is sqlite:///{url}")
+    scheme = scheme.lower()
     factory = _SCHEMES.get(scheme) or _installed_scheme(scheme)
     if factory is None:
         raise ConfigError(
@@ -5133,6 +5137,8 @@ def _status(name: str) -> TaskStatus:
 def _not_a_task(thing: object) -> TaskNotFoundError:
     if isinstance(thing, Task):
         return TaskNotFoundError(f"the task {thing.name!r} belongs to another app: submit it there")
+    if isinstance(thing, Submission):
+        return TaskNotFoundError("what options() returns has its own way in: task.options(...).submit(...)")
     return TaskNotFoundError(
         f"{thing!r} is not a task: decorate the function with @app.task and submit what that returns"
     )
