@@ -656,7 +656,8 @@ def _from_text(name: str, kind: str, text: str) -> Any:
             return int(text)
         return float(text) if "float" in kind else text
     except ValueError:
-        raise ConfigError(f"{name}={text!r} cannot be read as {kind.removeprefix('Mapping')}") from None
+        wanted = "queues with their capacities, such as default:50,cpu:2" if "Mapping" in kind else kind.split(" |")[0]
+        raise ConfigError(f"{name}={text!r} cannot be read as {wanted}") from None
 
 
 # ---------------------------------------------------------------------------
@@ -981,7 +982,7 @@ class TaskOptions:
 
     def __post_init__(self) -> None:
         _whole("max_retries", self.max_retries, least=0)
-        _whole("priority", self.priority)
+        check_priority(self.priority)
         _seconds("retry_delay", self.retry_delay)
         _seconds("max_delay", self.max_delay)
         _seconds("backoff", self.backoff)
@@ -998,6 +999,14 @@ class TaskOptions:
     def line(self) -> str:
         """The queue that the task's jobs go to."""
         return self.queue or ("cpu" if self.cpu_bound else "default")
+
+
+def check_priority(priority: object) -> int:
+    """`priority` as an int that every store can hold."""
+    checked = _whole("priority", priority)
+    if not -(2**63) <= checked < 2**63:
+        raise ConfigError(f"priority must be between {-(2**63)} and {2**63 - 1}, not {priority!r}")
+    return checked
 
 
 def check_queue(name: object) -> str:
@@ -2641,6 +2650,8 @@ class SQLiteBroker(Broker):
     # Opening and closing -----------------------------------------------------------------------
 
     async def open(self) -> None:
+        if self._file is not None:
+            await asyncio.to_thread(self._abandon, self._file)
         file = _SQLiteFile(self.path, self._synchronous, self.config.timeout)
         self._loop = asyncio.get_running_loop()
         self._inbox: thread_queue.SimpleQueue[list[_Operation] | None] = thread_queue.SimpleQueue()
@@ -2689,6 +2700,18 @@ class SQLiteBroker(Broker):
         self._reader.close()
         file.connection.close()
         await asyncio.sleep(0)  # for the transport, which closes its socket in the next turn
+
+    def _abandon(self, file: _SQLiteFile) -> None:
+        """Close what was opened on a loop that ended without closing it."""
+        self._file = None
+        if self._writer is not None:
+            self._inbox.put(None)
+            self._writer.join()
+            self._writer = None
+        if self._mouth is not None:
+            self._mouth.close()
+        self._reader.close()
+        file.connection.close()
 
     def _stop_listening(self, file: _SQLiteFile) -> None:
         if self._mouth is not None:
@@ -3230,7 +3253,7 @@ class Task(Generic[P, R]):
         dataclasses.replace(self.settings, **overrides)  # type: ignore[arg-type]  # checks them
         return Submission(
             self,
-            priority=self.priority if priority is None else _whole("priority", priority),
+            priority=self.priority if priority is None else check_priority(priority),
             queue=self.queue if queue is None else check_queue(queue),
             delay=None if delay is None else _seconds("delay", delay),
             run_at=None if run_at is None else _timestamp("run_at", run_at),
@@ -3880,10 +3903,11 @@ class Hooks:
 class _Run(JobContext):
     """One attempt on its way through the worker; what `current_job()` gives inside it."""
 
-    __slots__ = ("ending", "line", "runner", "settled", "worker")
+    __slots__ = ("began", "ending", "line", "runner", "settled", "worker")
 
     def __init__(self, job: Job, worker: Worker, line: _Line, runner: asyncio.Task[None]) -> None:
         self.job = job
+        self.began = job.started or 0.0  # a broker that shares the job clears it when the job is to run again
         self.worker = worker
         self.line = line
         self.runner = runner
@@ -4142,8 +4166,12 @@ class Worker:
         self._hire(line, line.wake(1))
 
     def _spread(self, line: _Line) -> None:
-        """Share the backlog out. It comes a turn late, so that jobs that never wait need one runner only."""
-        self._hire(line, line.wake(len(line.backlog)))
+        """Share the backlog out, and have somebody claim for what is still free.
+
+        It comes a turn late, so that jobs that never wait need one runner only.
+        """
+        claimer = line.claimer is None and line.free > len(line.backlog)
+        self._hire(line, line.wake(len(line.backlog) + claimer))
 
     def _hire(self, line: _Line, count: int) -> None:
         """Add up to `count` new runners, as far as the line has slots."""
@@ -4214,7 +4242,7 @@ class Worker:
             line.failures = 0
             if not jobs:
                 await self.broker.wait_ready((line.queue,), _IDLE_WAIT)
-            elif len(jobs) > 1:
+            else:
                 self._loop.call_soon(self._spread, line)
         except asyncio.CancelledError:
             if not self._draining or self._gone:
@@ -4324,8 +4352,8 @@ class Worker:
     def _judge(self, run: _Run, options: TaskOptions, error: BaseException) -> Outcome | None:
         """The outcome of an attempt that did not return; None if it is not ours to tell any more."""
         if isinstance(error, asyncio.CancelledError):
-            if run.ending is None and run.runner.cancelling():
-                raise error  # the whole loop is being torn down
+            if run.ending is None and run.runner.cancelling() and self._residents[0].cancelling():
+                raise error  # the whole loop is being torn down; else the job has cancelled itself
             ended = self._ended(run)
             if ended is not None or run.ending == "lapsed":
                 return ended
@@ -4417,7 +4445,7 @@ class Worker:
         name = "retry" if outcome.status is RETRYING else outcome.ending
         level = logging.WARNING if outcome.ending == "failure" else logging.INFO
         if logger.isEnabledFor(level):
-            seconds = self._clock.time() - (run.job.started or 0.0)
+            seconds = self._clock.time() - run.began
             extra = {**_fields(run.job), "duration": seconds}
             logger.log(level, "job %s (%s) attempt %d: %s after %.3f s%s", run.job.id, run.job.task, outcome.attempt,
                        name, seconds, f": {outcome.error}" if outcome.error else "", extra=extra)  # fmt: skip
@@ -4651,7 +4679,10 @@ def broker_from_url(url: str, config: Config, clock: Clock) -> Broker:
     """
     if not isinstance(url, str) or not url:
         raise ConfigError(f"a broker is given as a URL such as sqlite:///jobs.db, not {url!r}")
-    scheme = url.partition(":")[0].lower()
+    scheme, colon, _ = url.partition(":")
+    if not colon and url != "memory":
+        raise ConfigError(f"{url!r} is no URL: a file is sqlite:///{url}")
+    scheme = scheme.lower()
     factory = _SCHEMES.get(scheme) or _installed_scheme(scheme)
     if factory is None:
         raise ConfigError(
@@ -5067,9 +5098,9 @@ class Flowrra(Submitter):
             TaskNotFoundError: no such job.
             TaskTimeoutError: it has not ended within `timeout` seconds.
         """
-        if timeout is not None and not timeout >= 0:
-            raise ConfigError(f"timeout must be a number of seconds from 0 on, not {timeout!r}")
-        if self._loop is None:
+        if timeout is not None and not (type(timeout) is float and timeout >= 0.0):
+            timeout = _seconds("timeout", timeout)
+        if self._loop is not asyncio.get_running_loop():
             await self._ready()
         context = _current.get()
         if context is None:
@@ -5170,6 +5201,8 @@ def _status(name: str) -> TaskStatus:
 def _not_a_task(thing: object) -> TaskNotFoundError:
     if isinstance(thing, Task):
         return TaskNotFoundError(f"the task {thing.name!r} belongs to another app: submit it there")
+    if isinstance(thing, Submission):
+        return TaskNotFoundError("what options() returns has its own way in: task.options(...).submit(...)")
     return TaskNotFoundError(
         f"{thing!r} is not a task: decorate the function with @app.task and submit what that returns"
     )
