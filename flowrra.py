@@ -5366,7 +5366,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        return cast("int", arguments.command(arguments))
+        status = cast("int", arguments.command(arguments))
+        sys.stdout.flush()  # a reader that is gone is to be met here, not when Python ends
+        return status
     except FlowrraError as error:
         print(f"flowrra: {error}", file=sys.stderr)
         return 1
