@@ -5371,7 +5371,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except FlowrraError as error:
         print(f"flowrra: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has seen enough
@@ -5402,7 +5402,7 @@ def _parser() -> argparse.ArgumentParser:
     enqueue.add_argument("--wait", action="store_true", help="wait for the result and print it")
     status = add("status", _status_command, "show queues and workers")
     jobs = add("jobs", _jobs_command, "list jobs, the latest first")
-    jobs.add_argument("--state", type=TaskStatus, choices=list(TaskStatus), metavar="STATE", help=", ".join(TaskStatus))
+    jobs.add_argument("--state", choices=[str(status) for status in TaskStatus], metavar="STATE", help=", ".join(TaskStatus))
     jobs.add_argument("--task")
     jobs.add_argument("--queue")
     jobs.add_argument("--limit", type=int, default=50, help="50 if not given")
@@ -5470,7 +5470,8 @@ def load_app(target: str) -> Flowrra:
     for name in attribute.split("."):
         found = getattr(found, name, None)
     if not isinstance(found, Flowrra):
-        raise ConfigError(f"{attribute!r} in the module {module_name} is {found!r}, not a Flowrra app")
+        apps = [name for name, value in vars(sys.modules[module_name]).items() if isinstance(value, Flowrra)]
+        raise ConfigError(f"{attribute!r} is no app in the module {module_name}; it has {', '.join(apps) or 'none'}")
     return found
 
 
@@ -5523,11 +5524,11 @@ def _worker_command(arguments: argparse.Namespace) -> int:
 def _configure(app: Flowrra, arguments: argparse.Namespace) -> None:
     changes: dict[str, Any] = {}
     if arguments.concurrency is not None:
-        changes["io_workers"] = arguments.concurrency
+        changes["io_workers"] = _whole("--concurrency", arguments.concurrency, least=1)
     if arguments.queues is not None:
         changes["queues"] = _from_text("--queues", "Mapping of queue:capacity", arguments.queues)
     if arguments.drain is not None:
-        changes["drain"] = arguments.drain
+        changes["drain"] = _seconds("--drain", arguments.drain)
     app.config.executor = dataclasses.replace(app.config.executor, **changes)
 
 
