@@ -5487,9 +5487,20 @@ def _app_for(arguments: argparse.Namespace) -> Flowrra:
     raise ConfigError("say which store: module:app, --broker URL, FLOWRRA_APP or FLOWRRA_BROKER")
 
 
+def _check_shared(app: Flowrra) -> None:
+    """Refuse a store that no other process can see: what is submitted there would be lost without a word."""
+    broker = app.broker
+    if isinstance(broker, MemoryBroker) or (isinstance(broker, SQLiteBroker) and broker.path is None):
+        url = app.config.broker.url
+        raise ConfigError(f"{url} lives in one process, out of reach of any other: use a file, as in sqlite:///jobs.db")
+
+
 def _ask(arguments: argparse.Namespace, question: Callable[[Flowrra], Awaitable[T]]) -> T:
-    """Open the store, ask, close it."""
+    """Open the store, ask, close it. To look must not make one where there is none."""
     app = _app_for(arguments)
+    _check_shared(app)
+    if isinstance(app.broker, SQLiteBroker) and not os.path.exists(app.broker.path or ""):
+        raise ConfigError(f"there is no {app.broker.path} yet: the first worker or submit makes it")
 
     async def ask() -> T:
         async with app.client():
@@ -5538,10 +5549,7 @@ async def _work(app: Flowrra, limits: contextlib.ExitStack) -> int:
     Each step of the end has a time limit, since a job may block the loop, swallow its cancellation, or
     sit in a thread of `asyncio.to_thread`, for which `asyncio.run` waits.
     """
-    if isinstance(app.broker, MemoryBroker):
-        raise ConfigError(
-            "memory:// lives in one process, so no other can send jobs to this worker: use sqlite:///jobs.db"
-        )
+    _check_shared(app)
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
     drain = app.config.executor.drain
@@ -5670,6 +5678,7 @@ class _Supervisor:
 
 def _enqueue_command(arguments: argparse.Namespace) -> int:
     app = load_app(arguments.app)
+    _check_shared(app)
     task = _find_task(app, arguments.task)
     args, kwargs = _read_arguments(arguments.arg)
     return asyncio.run(_enqueue(app, task, args, kwargs, wait=arguments.wait))
