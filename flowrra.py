@@ -5403,9 +5403,9 @@ def _parser() -> argparse.ArgumentParser:
     status = add("status", _status_command, "show queues and workers")
     jobs = add("jobs", _jobs_command, "list jobs, the latest first")
     jobs.add_argument("--state", choices=[str(status) for status in TaskStatus], metavar="STATE", help=", ".join(TaskStatus))
-    jobs.add_argument("--task")
-    jobs.add_argument("--queue")
-    jobs.add_argument("--limit", type=int, default=50, help="50 if not given")
+    jobs.add_argument("--task", metavar="NAME", help="of this task only, by its full name")
+    jobs.add_argument("--queue", metavar="QUEUE", help="of this queue only")
+    jobs.add_argument("--limit", type=int, default=50, metavar="N", help="so many at the most (50)")
     show = add("show", _show_command, "show one job with its attempts and traceback")
     for sub in (status, jobs, show):
         sub.add_argument("--json", action="store_true", help="print JSON")
@@ -5694,8 +5694,11 @@ async def _enqueue(app: Flowrra, task: Task[..., Any], args: list[Any], kwargs: 
         if not wait:
             return 0
         result: TaskResult[Any] = await app.wait_for_result(task_id)
-    print(_shown(result.result) if result.is_success else f"{result.status}: {result.error}")
-    return 0 if result.is_success else 1
+    if not result.is_success:
+        print(f"flowrra: job {task_id} is {result.status}: {result.error}", file=sys.stderr)
+        return 1
+    print(_shown(result.result))
+    return 0
 
 
 def _find_task(app: Flowrra, name: str) -> Task[..., Any]:
@@ -5747,9 +5750,10 @@ def _status_command(arguments: argparse.Namespace) -> int:
         [name, *(str(counts.get((name, status), 0)) for status in TaskStatus), "paused" * (name in paused)]
         for name in names
     ]
-    _print_table(["QUEUE", *(status.upper() for status in TaskStatus), ""], rows)
+    _print_table(["QUEUE", *(status.upper() for status in TaskStatus), ""], rows, "no jobs")
     print()
-    _print_table(["WORKER", "PID", "RUNNING", "QUEUES", "UP"], [_worker_row(worker) for worker in workers])
+    workers_rows = [_worker_row(worker) for worker in workers]
+    _print_table(["WORKER", "PID", "RUNNING", "QUEUES", "UP"], workers_rows, "no live workers")
     return 0
 
 
@@ -5762,7 +5766,11 @@ def _worker_row(worker: WorkerInfo) -> list[str]:
     return [worker.id, str(worker.pid), str(worker.running), queues, duration(time.time() - worker.started)]
 
 
-def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]], none: str = "") -> None:
+    """The rows in columns under their heads; `none` where there are no rows."""
+    if not rows:
+        print(none)
+        return
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     for row in (head, *rows):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -5778,7 +5786,7 @@ def _jobs_command(arguments: argparse.Namespace) -> int:
     rows = [
         [job.id, job.task, job.queue, job.status, str(job.attempt), _age(job), _first_line(job.error)] for job in jobs
     ]
-    _print_table(["ID", "TASK", "QUEUE", "STATE", "ATTEMPT", "AGE", "ERROR"], rows)
+    _print_table(["ID", "TASK", "QUEUE", "STATE", "ATTEMPT", "AGE", "ERROR"], rows, "no such jobs")
     return 0
 
 
@@ -5808,27 +5816,27 @@ def _job_as_json(job: Job) -> dict[str, Any]:
     return shown
 
 
+_SHOWN = (
+    *("id", "task", "arguments", "status", "queue", "priority", "unique", "parents", "submitted_at", "due_at"),
+    *("started_at", "finished_at", "worker", "progress", "error"),
+)
+
+
 def _show_command(arguments: argparse.Namespace) -> int:
     job = _ask(arguments, lambda app: app.get_job(arguments.id))
     if arguments.json:
         print(json.dumps(_job_as_json(job)))
         return 0
     shown = _job_as_json(job)
-    for name in (
-        "id",
-        "task",
-        "status",
-        "queue",
-        "priority",
-        "submitted_at",
-        "due_at",
-        "started_at",
-        "finished_at",
-        "error",
-    ):
+    args, kwargs = shown["arguments"]
+    shown["arguments"] = ", ".join([*map(json.dumps, args), *(f"{k}={json.dumps(v)}" for k, v in kwargs.items())])
+    shown["parents"] = ", ".join(job.parents) or None
+    if job.progress is not None:
+        of = "" if job.progress.total is None else f" of {job.progress.total:g}"
+        shown["progress"] = f"{job.progress.done:g}{of} {job.progress.note or ''}".rstrip()
+    for name in _SHOWN:
         if shown[name] is not None:
             print(f"{name.removesuffix('_at'):10} {shown[name]}")
-    print(f"{'arguments':10} {json.dumps(shown['arguments'])}")
     if job.status is SUCCESS:
         print(f"{'result':10} {_shown(job.result)}")
     rows = [_attempt_row(attempt) for attempt in job.attempts]
@@ -5956,7 +5964,7 @@ class _Demo:
             finally:
                 first.kill()
                 first.wait()
-            print(f"\nkilled worker {first.pid} with kill -9; starting another")
+            self._say(f"killed worker {first.pid} with kill -9; starting another")
             second = self._start_worker()
             try:
                 await self._until(lambda finished: finished == submitted, submitted)
@@ -5989,6 +5997,10 @@ class _Demo:
                     return
                 await asyncio.sleep(0.05)
 
+    def _say(self, text: str) -> None:
+        """Print it below the progress line, of which there is one in a terminal only."""
+        print(f"\n{text}" if sys.stdout.isatty() else text, flush=True)
+
     async def _finished(self) -> int:
         counts = await self._app.broker.counts()
         return sum(count for (_, status), count in counts.items() if status in FINISHED)
@@ -5997,7 +6009,7 @@ class _Demo:
         jobs = await self._app.jobs(limit=submitted)
         count = collections.Counter(job.status for job in jobs)
         seconds = time.monotonic() - self._began
-        print(f"\n{submitted} jobs in {seconds:.1f} s: {count[SUCCESS]} succeeded, {count[FAILED]} failed")
+        self._say(f"{submitted} jobs in {seconds:.1f} s: {count[SUCCESS]} succeeded, {count[FAILED]} failed")
         print(f"  {sum(job.failures > 0 for job in jobs)} failed at first and were retried, as they were made to")
         print(f"  {sum(job.crashes > 0 for job in jobs)} were running when the worker was killed, and ran again")
         expected = submitted - 1 == count[SUCCESS] and count[FAILED] == 1
