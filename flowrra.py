@@ -5640,6 +5640,7 @@ class _Supervisor:
                 logger.info("a source file has changed: starting anew")
                 self._pass_on(signal.SIGTERM)
                 self._wait()
+                self._processes.clear()
         return max((abs(code) for code in self._wait()), default=0)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -5669,8 +5670,14 @@ class _Supervisor:
     def _sources(self) -> dict[str, float]:
         if not self._reload:
             return {}
-        found = (os.path.join(folder, name) for folder, _, names in os.walk(".") for name in names)
-        return {path: os.stat(path).st_mtime for path in found if path.endswith(".py")}
+        seen = {}
+        for folder, below, names in os.walk("."):
+            below[:] = [name for name in below if not name.startswith(".") and name != "__pycache__"]
+            for name in names:
+                if name.endswith(".py"):
+                    with contextlib.suppress(OSError):  # an editor may have renamed it away this moment
+                        seen[os.path.join(folder, name)] = os.stat(os.path.join(folder, name)).st_mtime
+        return seen
 
 
 # Jobs ------------------------------------------------------------------------------------------
