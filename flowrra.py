@@ -3780,7 +3780,7 @@ def _perform_call(call: Sequence[Any], answers: Any) -> list[Any]:
     try:
         return ["result", _run_call(CpuCall(*call), answers)]
     except BaseException as error:
-        traceback = "".join(tracebacks.format_exception(error))
+        traceback = format_traceback(error)
         return ["error", describe(error), _kinds_of(error), traceback, getattr(error, "delay", None)]
 
 
@@ -3830,6 +3830,14 @@ def _load_main(file: str) -> Any:
         module.__dict__.update(runpy.run_path(file, run_name=MAIN_IN_CHILD))
         sys.modules[MAIN_IN_CHILD] = sys.modules["__main__"] = module
     return sys.modules[MAIN_IN_CHILD]
+
+
+def format_traceback(error: BaseException) -> str:
+    """The traceback as people want it: from the first frame that is not of this module on."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_frame.f_code.co_filename == __file__:
+        frame = frame.tb_next
+    return "".join(tracebacks.format_exception(type(error), error, frame or error.__traceback__))
 
 
 def describe(error: BaseException) -> str:
@@ -3965,7 +3973,7 @@ def judge(
 ) -> Outcome:
     """What an attempt that raised `error` comes to: another one later, or the end."""
     text = describe(error)
-    traceback = getattr(error, "traceback", None) or "".join(tracebacks.format_exception(error))
+    traceback = getattr(error, "traceback", None) or format_traceback(error)
     traceback = traceback[-_TRACEBACK_LIMIT:]
     if job.failures >= options.max_retries or not is_retryable(options, error):
         return Outcome.fail(job, text, traceback)
