@@ -5410,7 +5410,7 @@ def _parser() -> argparse.ArgumentParser:
     enqueue.add_argument("--wait", action="store_true", help="wait for the result and print it")
     status = add("status", _status_command, "show queues and workers")
     jobs = add("jobs", _jobs_command, "list jobs, the latest first")
-    jobs.add_argument("--state", choices=[str(status) for status in TaskStatus], metavar="STATE", help=", ".join(TaskStatus))
+    jobs.add_argument("--state", choices=list(map(str, TaskStatus)), metavar="STATE", help=", ".join(TaskStatus))
     jobs.add_argument("--task", metavar="NAME", help="of this task only, by its full name")
     jobs.add_argument("--queue", metavar="QUEUE", help="of this queue only")
     jobs.add_argument("--limit", type=int, default=50, metavar="N", help="so many at the most (50)")
