@@ -1227,10 +1227,7 @@ class MemoryBroker(Broker):
     """
 
     def __init__(
-        self,
-        config: BrokerConfig | None = None,
-        retention: BackendConfig | None = None,
-        clock: Clock | None = None,
+        self, config: BrokerConfig | None = None, retention: BackendConfig | None = None, clock: Clock | None = None
     ) -> None:
         self.config = config or BrokerConfig()
         self.retention = retention or BackendConfig()
@@ -5629,7 +5626,7 @@ class _Supervisor:
         for name in ("concurrency", "queues", "drain"):
             if getattr(arguments, name) is not None:
                 options += [f"--{name}", str(getattr(arguments, name))]
-        self._command = python(f"main({options!r})")
+        self._command = python(f"main_of_child({options!r})")
         self._count = arguments.processes
         self._reload = arguments.reload
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -5672,7 +5669,8 @@ class _Supervisor:
             self._processes.remove(process)
             logger.error("worker process %d ended with status %d", process.pid, process.returncode)
         while len(self._processes) < self._count and not self._signals:
-            self._processes.append(subprocess.Popen(self._command, start_new_session=True))
+            process = subprocess.Popen(self._command, stdin=subprocess.PIPE, start_new_session=True)
+            self._processes.append(process)
         return any(process.returncode != 0 for process in dead)
 
     def _sources(self) -> dict[str, float]:
@@ -5686,6 +5684,17 @@ class _Supervisor:
                     with contextlib.suppress(OSError):  # an editor may have renamed it away this moment
                         seen[os.path.join(folder, name)] = os.stat(os.path.join(folder, name)).st_mtime
         return seen
+
+
+def main_of_child(argv: Sequence[str]) -> int:
+    """The main function of a supervised worker: as `main`, but it stops when its supervisor is gone."""
+
+    def stop_with_supervisor() -> None:
+        sys.stdin.buffer.read()  # ends when the other end of the pipe is closed
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_with_supervisor, name="flowrra-supervised", daemon=True).start()
+    return main(argv)
 
 
 # Jobs ------------------------------------------------------------------------------------------

@@ -41,10 +41,7 @@ def process(*command: str, **environment: str) -> Iterator[subprocess.Popen[byte
     """A process of the contest: `python -m command`, ended by SIGTERM, then by force."""
     with Path("worker.log").open("ab") as log:
         running = subprocess.Popen(
-            [sys.executable, *command],
-            env={**os.environ, **environment},
-            stdout=log,
-            stderr=log,
+            [sys.executable, *command], env={**os.environ, **environment}, stdout=log, stderr=log
         )
     try:
         yield running

@@ -313,9 +313,7 @@ def mutable_state(source: str, *, allowed: Mapping[str, str]) -> list[str]:
         if (names := set(bound_names(statement)) - {"__all__", *allowed})
     ]
     rebinding = (node for node in ast.walk(tree) if isinstance(node, ast.Global))
-    return complaints + [
-        f"line {node.lineno}: global {', '.join(node.names)}" for node in rebinding
-    ]
+    return complaints + [f"line {node.lineno}: global {', '.join(node.names)}" for node in rebinding]
 
 
 # ---------------------------------------------------------------------------

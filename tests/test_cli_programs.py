@@ -235,7 +235,9 @@ def test_a_reader_that_has_seen_enough_is_no_error(folder: Path) -> None:
     for command in ("jobs shop:app --json --limit 1000", "jobs shop:app", "status shop:app"):
         script = f"{sys.executable} -m flowrra {command} | head -n 1; exit ${{PIPESTATUS[0]}}"
         env = {key: value for key, value in environment().items() if key != "PYTHONUNBUFFERED"}
-        done = subprocess.run(["/bin/bash", "-c", script], cwd=folder, env=env, capture_output=True, text=True, timeout=50)
+        done = subprocess.run(
+            ["/bin/bash", "-c", script], cwd=folder, env=env, capture_output=True, text=True, timeout=50
+        )
         assert len(done.stdout.splitlines()) == 1
         assert (done.stderr, done.returncode) == ("", 0)
 

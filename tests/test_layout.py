@@ -148,10 +148,7 @@ def test_the_standard_library_is_not_foreign() -> None:
 
 def test_sections_are_found_by_their_banners() -> None:
     found = layout.sections(paper("a = 1", "b = 2"))
-    assert [(str(section), section.line) for section in found] == [
-        ("1. Part 1", 2),
-        ("2. Part 2", 8),
-    ]
+    assert [(str(section), section.line) for section in found] == [("1. Part 1", 2), ("2. Part 2", 8)]
 
 
 def test_a_gap_in_the_numbers_is_seen() -> None:

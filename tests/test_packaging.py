@@ -162,9 +162,7 @@ def test_the_module_runs(environment: Environment, tmp_path: Path) -> None:
 
 
 def test_the_metadata_knows_the_version(environment: Environment) -> None:
-    code = (
-        "import importlib.metadata as m, flowrra; print(m.version('flowrra'), flowrra.__version__)"
-    )
+    code = "import importlib.metadata as m, flowrra; print(m.version('flowrra'), flowrra.__version__)"
     assert environment.says(code) == f"{VERSION} {VERSION}"
 
 
@@ -175,10 +173,7 @@ def test_the_extras_are_importable(environment: Environment) -> None:
 def test_an_editable_install_is_this_file_and_no_copy(editable: Environment) -> None:
     assert editable.says("import flowrra; print(flowrra.__file__)") == str(ROOT / "flowrra.py")
     packages = Path(editable.says("import sysconfig; print(sysconfig.get_path('purelib'))"))
-    assert {path.name for path in packages.iterdir()} == {
-        "_flowrra.pth",
-        f"flowrra-{VERSION}.dist-info",
-    }
+    assert {path.name for path in packages.iterdir()} == {"_flowrra.pth", f"flowrra-{VERSION}.dist-info"}
 
 
 # ---------------------------------------------------------------------------

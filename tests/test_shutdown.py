@@ -296,7 +296,7 @@ async def test_a_killed_child_is_replaced_and_signals_are_passed_on(site: Site, 
         supervisor = site.begin_worker("--processes", "2")
         await supervisor.says("worker ready", times=2)
         first, second = ready_pids(supervisor)
-        await app.submit_many(stand_in(app, "app.nap"), [(0.5,)] * 40)
+        await app.submit_many(stand_in(app, "app.nap"), [(2.0,)] * 40)
         await some_running(app, 40)
         os.kill(first, signal.SIGKILL)
         await supervisor.says("worker ready", times=3)

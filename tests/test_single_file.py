@@ -70,9 +70,7 @@ def test_alone_it_runs_as_a_script(alone: Path) -> None:
     assert VERSION in output
 
 
-def test_alone_it_runs_from_another_folder(
-    alone: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_alone_it_runs_from_another_folder(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     output = run(sys.executable, "-I", "-S", str(alone / "flowrra.py"), "--version", cwd=elsewhere)
     assert str(VERSION) in output

@@ -24,17 +24,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from flowrra import (
-    FINISHED,
-    MAX_CRASHES,
-    Broker,
-    Job,
-    JobFilter,
-    MemoryBroker,
-    Outcome,
-    SQLiteBroker,
-    WorkerInfo,
-)
+from flowrra import FINISHED, MAX_CRASHES, Broker, Job, JobFilter, MemoryBroker, Outcome, SQLiteBroker, WorkerInfo
 from flowrra_extras.testing import ManualClock
 
 T = TypeVar("T")

@@ -9,13 +9,7 @@ from typing import Any
 
 import pytest
 
-from flowrra import (
-    Flowrra,
-    Retry,
-    TaskResult,
-    TaskStatus,
-    current_job,
-)
+from flowrra import Flowrra, Retry, TaskResult, TaskStatus, current_job
 from tests.apps import MovableClock, eventually, flowrra_threads, make_app
 
 

@@ -9,12 +9,7 @@ from flowrra import BrokerConfig, Config, ExecutorConfig, Flowrra
 
 url = os.environ.get("BENCH_URL", "memory://")
 io_workers = int(os.environ.get("BENCH_IO_WORKERS", "100"))
-app = Flowrra(
-    Config(
-        broker=BrokerConfig(url=url),
-        executor=ExecutorConfig(io_workers=io_workers, cpu_workers=2),
-    )
-)
+app = Flowrra(Config(broker=BrokerConfig(url=url), executor=ExecutorConfig(io_workers=io_workers, cpu_workers=2)))
 
 
 @app.task
