@@ -5690,7 +5690,7 @@ def main_of_child(argv: Sequence[str]) -> int:
     """The main function of a supervised worker: as `main`, but it stops when its supervisor is gone."""
 
     def stop_with_supervisor() -> None:
-        sys.stdin.buffer.read()  # ends when the other end of the pipe is closed
+        os.read(0, 1)  # returns when the other end of the pipe is closed; sys.stdin would be locked at the exit
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop_with_supervisor, name="flowrra-supervised", daemon=True).start()

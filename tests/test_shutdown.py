@@ -329,13 +329,13 @@ async def test_a_module_that_raises_ends_the_worker_with_its_traceback(site: Sit
     ("target", "complaint"),
     [
         ("nowhere:app", "there is no module 'nowhere'"),
-        ("app:nothing", "not a Flowrra app"),
+        ("app:nothing", "is no app in the module app; it has app"),
         ("app", "an app is given as module:app"),
     ],
 )
 async def test_an_app_that_cannot_be_found_is_one_line(site: Site, target: str, complaint: str) -> None:
     worker = site.start("-m", "flowrra", "worker", target)
-    assert await worker.ends() == 1
+    assert await worker.ends() == 2
     assert complaint in worker.log
     assert "Traceback" not in worker.log
 
