@@ -3616,12 +3616,17 @@ class _ProcessSlot:
     def __init__(self) -> None:
         self.lane = _Lane("flowrra-process")
         self._process: subprocess.Popen[bytes] | None = None
+        self._killed = False
 
     def run(self, call: CpuCall | None, report: Callable[[Progress], None]) -> str:
         """The encoded result. Blocks; runs in the lane. A None call only starts the process."""
+        if self._killed:
+            raise ProcessDiedError("the call was given up before it began")
         if self._process is None or self._process.poll() is not None:
             self._process = _start_process()
         process = self._process
+        if self._killed:  # while it was being started
+            process.kill()
         try:
             _write_frame(process.stdin, call)
             while True:
@@ -3640,6 +3645,7 @@ class _ProcessSlot:
 
     def kill(self) -> None:
         """End the process, and with it the call."""
+        self._killed = True
         if self._process is not None:
             self._process.kill()
 
