@@ -18,7 +18,7 @@ from flowrra import Flowrra, Retry, current_job
 app = Flowrra.from_urls("memory://")
 
 
-class Refusal(ValueError):
+class RefusalError(ValueError):
     """An error that only this module knows."""
 
 
@@ -102,7 +102,7 @@ def echo(value: Any) -> Any:
 
 
 def refuse() -> None:
-    raise Refusal("not today")
+    raise RefusalError("not today")
 
 
 def ask_for_another_try() -> int:

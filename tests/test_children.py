@@ -39,6 +39,10 @@ def is_alive(pid: int) -> bool:
 async def pid_in(path: Path) -> int:
     """The process that hangs, as it has noted itself."""
     await until(path.exists, "the task runs")
+    return pid_of(path)
+
+
+def pid_of(path: Path) -> int:
     return int(path.read_text())
 
 
@@ -177,7 +181,7 @@ async def test_a_result_that_cannot_be_kept_fails_the_job_alone(app: Flowrra) ->
 @pytest.mark.parametrize(
     ("options", "attempts"),
     [
-        ({"retry_on": cpu_work.Refusal}, 3),
+        ({"retry_on": cpu_work.RefusalError}, 3),
         ({"retry_on": ValueError}, 3),
         ({"retry_on": KeyError}, 1),
         ({"no_retry_on": ValueError}, 1),
@@ -187,8 +191,8 @@ async def test_a_result_that_cannot_be_kept_fails_the_job_alone(app: Flowrra) ->
 async def test_an_exception_is_retried_by_its_type(app: Flowrra, options: dict[str, Any], attempts: int) -> None:
     async with app:
         result = await result_of(app, cpu_work.refuse, max_retries=2, **options)
-    assert (result.error, result.attempts) == ("Refusal: not today", attempts)
-    assert 'raise Refusal("not today")' in (result.traceback or "")
+    assert (result.error, result.attempts) == ("RefusalError: not today", attempts)
+    assert 'raise RefusalError("not today")' in (result.traceback or "")
 
 
 async def test_a_task_may_ask_for_a_retry_with_a_delay_of_its_own(app: Flowrra) -> None:
@@ -203,11 +207,11 @@ async def test_an_async_function_may_be_cpu_bound(app: Flowrra) -> None:
 
 
 @pytest.mark.parametrize("function", [cpu_work.wait_for_another, cpu_work.wait_for_another_plainly])
-async def test_waiting_for_another_job_is_refused_with_the_reason(app: Flowrra, function: Any) -> None:
+async def test_a_private_store_cannot_be_reached_from_a_process(app: Flowrra, function: Any) -> None:
     async with app:
         result = await result_of(app, function, "some-id", max_retries=0)
     assert result.status is TaskStatus.FAILED
-    assert "a CPU-bound task cannot wait for another job" in (result.error or "")
+    assert "a CPU-bound task cannot reach the app's jobs" in (result.error or "")
 
 
 # ---------------------------------------------------------------------------
@@ -251,6 +255,28 @@ HANGING = """
 def hang():
     note("pids", os.getpid())
     time.sleep(60)
+
+
+@app.task(cpu_bound=True)
+def submit():
+    return [app.sync.submit(nap, 0), asyncio.run(submit_as_client())]
+
+
+async def submit_as_client():
+    app.sync.close()
+    async with app.client():
+        return await app.submit(nap, 0)
+
+
+@app.task(cpu_bound=True, max_retries=0)
+def wait():
+    app.sync.wait_for_result(app.sync.submit(nap, 0), timeout=5)
+
+
+@app.task(cpu_bound=True, max_retries=0)
+async def wait_on_a_loop():
+    async with app.client():
+        await app.wait_for_result(await app.submit(nap, 0), timeout=5)
 """
 
 
@@ -294,3 +320,24 @@ async def test_no_process_outlives_its_worker(site: Site, number: signal.Signals
         await worker.ends()
         await until(lambda: not any(is_alive(pid) for pid in pids), "the end of its processes", within=5)
     assert "Traceback" not in worker.log
+
+
+async def test_a_task_in_a_process_may_submit_jobs(site: Site) -> None:
+    async with site.client() as app:
+        task_id = await app.submit(stand_in(app, "app.submit", queue="cpu"))
+        await site.worker()
+        result: TaskResult[Any] = await app.wait_for_result(task_id, timeout=15)
+        assert result.is_success, result.error
+        for submitted in result.result:
+            assert (await app.wait_for_result(submitted, timeout=15)).is_success
+
+
+@pytest.mark.parametrize("name", ["wait", "wait_on_a_loop"])
+async def test_a_task_in_a_process_that_waits_for_a_job_is_refused_with_the_reason(site: Site, name: str) -> None:
+    """It would stand still in the very slot that the other job may need."""
+    async with site.client() as app:
+        task_id = await app.submit(stand_in(app, f"app.{name}", queue="cpu"))
+        await site.worker()
+        result: TaskResult[Any] = await app.wait_for_result(task_id, timeout=15)
+    assert result.status is TaskStatus.FAILED
+    assert "a CPU-bound task cannot wait for another job" in (result.error or "")
