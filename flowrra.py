@@ -3616,12 +3616,17 @@ class _ProcessSlot:
     def __init__(self) -> None:
         self.lane = _Lane("flowrra-process")
         self._process: subprocess.Popen[bytes] | None = None
+        self._killed = False
 
     def run(self, call: CpuCall | None, report: Callable[[Progress], None]) -> str:
         """The encoded result. Blocks; runs in the lane. A None call only starts the process."""
+        if self._killed:
+            raise ProcessDiedError("the call was given up before it began")
         if self._process is None or self._process.poll() is not None:
             self._process = _start_process()
         process = self._process
+        if self._killed:  # while it was being started
+            process.kill()
         try:
             _write_frame(process.stdin, call)
             while True:
@@ -3640,6 +3645,7 @@ class _ProcessSlot:
 
     def kill(self) -> None:
         """End the process, and with it the call."""
+        self._killed = True
         if self._process is not None:
             self._process.kill()
 
@@ -3782,6 +3788,7 @@ def _perform_call(call: Sequence[Any], answers: Any) -> list[Any]:
 
 
 def _run_call(call: CpuCall, answers: Any) -> str:
+    _current.set(None)
     function = _find_function(call.module, call.file, call.qualname)
     args, kwargs = decode(call.payload)
     job = Job(**call.job)
@@ -4975,16 +4982,26 @@ class Flowrra(Submitter):
             raise ConfigError("the app is open on another event loop, in another thread: use app.sync there")
         self._loop = self._worker = None
 
+    def _check_child(self) -> None:
+        """In a process for CPU-bound tasks: a task may submit to a store that processes share, and no more."""
+        if _current.get() is None:  # no task runs, so that this comes from a module that is being loaded
+            raise ConfigError(
+                "the app is being started by a process that was made for a CPU-bound task: "
+                "put the start of your program under `if __name__ == '__main__':`"
+            )
+        if self.broker.twin() is None:
+            raise ConfigError(
+                "a CPU-bound task cannot reach the app's jobs: it runs in a process of its own, and the store is "
+                "private to another; use sqlite:///jobs.db, or result_of() for the result of another job"
+            )
+
     async def _open(self) -> bool:
         """Open the stores on the running loop, behind the gate. False: they are open here already."""
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return False
         if _in_child.get():
-            raise ConfigError(
-                "the app is being started by a process that was made for a CPU-bound task: "
-                "put the start of your program under `if __name__ == '__main__':`"
-            )
+            self._check_child()
         if self.sync.is_open_elsewhere():
             await asyncio.to_thread(self.sync.close)
         self._check_loop()
