@@ -108,6 +108,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 logger = logging.getLogger("flowrra")
+logger.addHandler(logging.NullHandler())  # or Python would print warnings of a program that sets up no logging
 
 
 # ---------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 import asyncio
 import logging
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -326,18 +329,39 @@ async def test_records_carry_the_job(caplog: pytest.LogCaptureFixture) -> None:
     assert records[0].getMessage().endswith(": ConnectionError: no answer")
 
 
-async def test_the_library_prints_nothing(url: str, capfd: pytest.CaptureFixture[str]) -> None:
-    app = make_app(url)
+PROGRAM = """
+import asyncio
+from flowrra import Flowrra
+app = Flowrra.from_urls("URL")
 
-    @app.task(max_retries=1, retry_delay=0.0)
-    async def fail() -> None:
-        raise ConnectionError("no answer")
+@app.task(max_retries=1, retry_delay=0.0)
+async def fail() -> None:
+    raise ConnectionError("no answer")
 
-    @app.task
-    def plain() -> None:
-        """Runs in a thread."""
+@app.on("failure")
+def broken(event):
+    raise RuntimeError("hook is broken")
 
+async def main() -> None:
     async with app:
-        for task in (fail, plain):
-            await app.wait_for_result(await app.submit(task), timeout=20.0)
-    assert capfd.readouterr().out == ""
+        await app.broker.push([Job("unknown", "not.known")], now=app.now())
+        result = await app.wait_for_result(await app.submit(fail), timeout=20.0)
+        assert result.attempts == 2, result
+
+from flowrra import Job
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("url", ["memory://", "sqlite:///jobs.db"])
+def test_the_library_prints_nothing(url: str, tmp_path: Path) -> None:
+    """Not even where the program sets up no logging, and Python prints warnings on its own account."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.replace("URL", url)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        timeout=40,
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
