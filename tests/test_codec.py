@@ -1,0 +1,289 @@
+"""The codec: what goes in comes back equal, or is refused when it goes in; nothing that a text names is run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime as dt
+import decimal
+import enum
+import json
+import math
+import sys
+import uuid
+from collections import OrderedDict, namedtuple
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowrra import (
+    MAX_DEPTH,
+    Job,
+    Progress,
+    ResultOf,
+    SerializationError,
+    TaskResult,
+    TaskStatus,
+    decode,
+    decode_arguments,
+    decode_result,
+    encode,
+    encode_arguments,
+    encode_result,
+)
+
+# ---------------------------------------------------------------------------
+# Round trip
+# ---------------------------------------------------------------------------
+
+ZONES = st.sampled_from([dt.UTC, dt.timezone(dt.timedelta(hours=-3, minutes=-30))])
+
+HASHABLE = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=False),
+    st.text(),
+    st.binary(),
+    st.datetimes(timezones=st.none() | ZONES),
+    st.dates(),
+    st.times(),
+    st.timedeltas(),
+    st.decimals(allow_nan=False),
+    st.uuids(),
+)
+VALUES = st.recursive(
+    HASHABLE,
+    lambda inner: st.one_of(
+        st.lists(inner),
+        st.lists(inner).map(tuple),
+        st.dictionaries(st.text() | st.sampled_from(["$", "v"]), inner),
+        st.dictionaries(HASHABLE, inner),
+        st.sets(HASHABLE),
+        st.frozensets(HASHABLE),
+    ),
+    max_leaves=20,
+)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal, and of the same type all the way down: 1, 1.0 and True are not the same."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, dict):
+        return same(list(one.items()), list(other.items()))
+    return bool(one == other)
+
+
+@given(VALUES)
+def test_what_goes_in_comes_back(value: Any) -> None:
+    assert same(decode(encode(value)), value)
+
+
+@given(VALUES)
+def test_the_text_is_ascii_and_strict_json(value: Any) -> None:
+    text = encode(value)
+    assert text.isascii()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    json.loads(text, parse_constant=refuse)
+
+
+@given(st.lists(VALUES, max_size=4), st.dictionaries(st.text(), VALUES, max_size=4))
+def test_arguments_come_back(args: list[Any], kwargs: dict[str, Any]) -> None:
+    stored = Job("id", "task", payload=encode_arguments(Job("id", "task", tuple(args), kwargs)))
+    found_args, found_kwargs = decode_arguments(stored)
+    assert same(list(found_args), args)
+    assert same(dict(found_kwargs), kwargs)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+def test_infinite_floats_come_back(value: float) -> None:
+    assert decode(encode(value)) == value
+
+
+def test_nan_comes_back() -> None:
+    assert math.isnan(decode(encode(math.nan)))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"$": "tuple", "v": [1, 2]},
+        {"$": "nothing known"},
+        {"$": None},
+        {"$": {"$": "set", "v": []}},
+        {1: "one", "1": "text"},
+        {(1, 2): {None: True}},
+    ],
+)
+def test_a_dictionary_that_looks_like_a_tag_survives(value: dict[Any, Any]) -> None:
+    assert same(decode(encode(value)), value)
+
+
+def test_surrogates_survive() -> None:
+    assert decode(encode("\ud800 and \udfff")) == "\ud800 and \udfff"
+
+
+def test_huge_ints_survive_up_to_the_digits_that_python_allows() -> None:
+    largest = 10 ** (sys.get_int_max_str_digits() - 1)
+    assert decode(encode(largest)) == largest
+    with pytest.raises(SerializationError, match="holds a number that cannot be kept"):
+        encode([largest * 100], "args")
+
+
+def test_a_placeholder_comes_back_as_one() -> None:
+    (found,) = decode(encode([ResultOf("abc")]))
+    assert isinstance(found, ResultOf)
+    assert found.task_id == "abc"
+
+
+# ---------------------------------------------------------------------------
+# Kin of what is kept
+# ---------------------------------------------------------------------------
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+class Name(enum.StrEnum):
+    ADA = "ada"
+
+
+class Quiet(str, enum.Enum):  # noqa: UP042 (the older form, which programs still have)
+    MOUSE = "mouse"
+
+
+@dataclasses.dataclass
+class Address:
+    street: str
+    tags: set[str]
+
+
+Point = namedtuple("Point", "x y")
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (Level.HIGH, 3),
+        (Name.ADA, "ada"),
+        (Quiet.MOUSE, "mouse"),
+        (Address("Elm", {"home"}), {"street": "Elm", "tags": {"home"}}),
+        (Point(1, 2), (1, 2)),
+        (OrderedDict(a=1), {"a": 1}),
+    ],
+)
+def test_kin_come_back_as_what_they_are_at_heart(value: Any, found: Any) -> None:
+    assert same(decode(encode(value)), found)
+
+
+# ---------------------------------------------------------------------------
+# What is refused
+# ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        (object(), r"value is a builtins\.object, which cannot be kept as JSON: pass plain data"),
+        ([1, {"key": (2, object())}], r"value\[1\]\['key'\]\[1\] is a builtins\.object"),
+        ({"a": Colour.RED}, r"value\['a'\] is the enum member Colour\.RED: pass its \.name or \.value"),
+        ({object(): 1}, r"is a builtins\.object"),
+        (Address("Elm", {object()}), r"value\['tags'\]\[0\]"),  # type: ignore[arg-type]
+        (lambda: None, r"is a builtins\.function"),
+    ],
+)
+def test_what_cannot_be_kept_is_named_with_its_path(value: Any, complaint: str) -> None:
+    with pytest.raises(SerializationError, match=complaint):
+        encode(value)
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_nesting_ends_somewhere() -> None:
+    assert decode(encode(nested(MAX_DEPTH - 1))) == nested(MAX_DEPTH - 1)
+    with pytest.raises(SerializationError, match=f"nested more than {MAX_DEPTH} levels deep, or contains itself"):
+        encode(nested(MAX_DEPTH + 1))
+
+
+def test_a_cycle_is_refused() -> None:
+    cycle: list[Any] = []
+    cycle.append(cycle)
+    with pytest.raises(SerializationError, match="contains itself"):
+        encode(cycle)
+
+
+def test_an_argument_that_cannot_be_kept_is_named() -> None:
+    with pytest.raises(SerializationError, match=r"app\.send.*args\[1\]"):
+        encode_arguments(Job("id", "app.send", (1, object())))
+    with pytest.raises(SerializationError, match=r"app\.send.*kwargs\['to'\]"):
+        encode_arguments(Job("id", "app.send", (), {"to": object()}))
+
+
+# ---------------------------------------------------------------------------
+# What comes out of a store
+# ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[",
+        "nonsense",
+        '{"$": "pickle", "v": "gASVAAAA"}',
+        '{"$": "tuple"}',
+        '{"$": "tuple", "v": 3}',
+        '{"$": "datetime", "v": "yesterday"}',
+        '{"$": "decimal", "v": "many"}',
+        '{"$": "uuid", "v": "x"}',
+        '{"$": "bytes", "v": "*"}',
+        '{"$": "set", "v": [[]]}',
+        '{"$": ["tuple"], "v": []}',
+        '{"$": "timedelta", "v": [1e300]}',
+        "[" * 100_000,
+    ],
+)
+def test_a_damaged_text_is_an_error_of_ours(text: str) -> None:
+    with pytest.raises(SerializationError, match="stored text"):
+        decode(text)
+
+
+@given(st.text() | st.builds(json.dumps, st.dictionaries(st.just("$") | st.just("v"), st.text() | st.lists(st.text()))))
+def test_no_text_does_worse_than_be_refused(text: str) -> None:
+    with contextlib.suppress(SerializationError):
+        decode(text)
+
+
+def test_reading_imports_nothing_that_a_text_names() -> None:
+    text = '[{"$":"enum","v":["antigravity:geohash","X"]}]'
+    with pytest.raises(SerializationError, match="does not know"):
+        decode(text)
+    assert "antigravity" not in sys.modules
+
+
+def test_a_result_comes_back_whole() -> None:
+    result = TaskResult[Any](
+        "id", "task", TaskStatus.SUCCESS, {"sum": decimal.Decimal("1.10"), "of": uuid.UUID(int=7)}, None, None, 2,
+        1.0, 2.0, 3.5, Progress(3, 4, "nearly"),
+    )  # fmt: skip
+    assert decode_result(encode_result(result)) == result
+    failed = dataclasses.replace(result, status=TaskStatus.FAILED, result=None, error="E: no", progress=None)
+    assert decode_result(encode_result(failed)) == failed

@@ -1,0 +1,123 @@
+"""When a failed attempt is tried again, and what an attempt that raised comes to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowrra import (
+    ConfigError,
+    Job,
+    ProcessDiedError,
+    RemoteError,
+    Retry,
+    TaskOptions,
+    TaskStatus,
+    TaskTimeoutError,
+    is_retryable,
+    judge,
+    retry_delay,
+)
+
+SECONDS = st.floats(min_value=0, max_value=1e6)
+OPTIONS = st.builds(
+    TaskOptions,
+    retry_delay=SECONDS,
+    backoff=st.floats(min_value=0, max_value=100),
+    max_delay=SECONDS,
+    jitter=st.just(False),
+)
+
+
+@pytest.mark.parametrize(("retry", "delay"), [(1, 2.0), (2, 6.0), (3, 18.0), (4, 50.0), (5, 50.0), (5000, 50.0)])
+def test_the_delay_grows_by_its_factor_up_to_its_limit(retry: int, delay: float) -> None:
+    assert retry_delay(TaskOptions(retry_delay=2.0, backoff=3.0, max_delay=50.0), retry) == delay
+
+
+@given(OPTIONS, st.integers(min_value=1, max_value=10**6))
+def test_the_delay_keeps_its_bounds(options: TaskOptions, retry: int) -> None:
+    assert 0 <= retry_delay(options, retry) <= options.max_delay
+
+
+@given(st.integers(min_value=1, max_value=50), st.floats(min_value=0, max_value=1, exclude_max=True))
+def test_jitter_draws_from_nothing_to_the_whole_delay(retry: int, drawn: float) -> None:
+    whole = retry_delay(TaskOptions(), retry)
+    assert retry_delay(TaskOptions(jitter=True), retry, lambda: drawn) == whole * drawn
+
+
+class FlakyError(ConnectionError):
+    """An error that somebody might want to retry."""
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "again"),
+    [
+        ({}, ValueError(), True),
+        ({}, SystemExit(1), False),
+        ({}, KeyboardInterrupt(), False),
+        ({"retry_on": (ConnectionError,)}, FlakyError(), True),
+        ({"retry_on": (ConnectionError,)}, ValueError(), False),
+        ({"no_retry_on": (ConnectionError,)}, FlakyError(), False),
+        ({"no_retry_on": (ConnectionError,)}, ValueError(), True),
+        ({"retry_on": (ConnectionError,)}, Retry(), True),
+        ({"retry_on": (ConnectionError,)}, TaskTimeoutError(), True),
+        ({"retry_on": (ConnectionError,)}, ProcessDiedError(), True),
+        ({"no_retry_on": (TaskTimeoutError,)}, TaskTimeoutError(), False),
+        (
+            {"retry_on": (ConnectionError,)},
+            RemoteError("E", ["tests.FlakyError", "builtins.ConnectionError"], "", None),
+            True,
+        ),
+        ({"retry_on": (ConnectionError,)}, RemoteError("E", ["builtins.ValueError"], "", None), False),
+    ],
+)
+def test_what_is_tried_again(options: dict[str, Any], error: BaseException, again: bool) -> None:
+    assert is_retryable(TaskOptions(**options), error) is again
+
+
+def test_a_failure_is_tried_again_as_long_as_there_are_retries() -> None:
+    options = TaskOptions(max_retries=2, retry_delay=5.0)
+    outcome = judge(Job("id", "task", attempt=9, failures=1), options, ValueError("no"), 100.0)
+    assert (outcome.status, outcome.due, outcome.error) == (TaskStatus.RETRYING, 110.0, "ValueError: no")
+    assert outcome.attempt == 9
+    outcome = judge(Job("id", "task", failures=2), options, ValueError("no"), 100.0)
+    assert (outcome.status, outcome.due) == (TaskStatus.FAILED, None)
+    assert outcome.traceback is not None
+    assert "ValueError: no" in outcome.traceback
+
+
+def test_a_task_may_choose_its_delay() -> None:
+    outcome = judge(Job("id", "task"), TaskOptions(), Retry("later", delay=0.5), 100.0)
+    assert (outcome.status, outcome.due, outcome.error) == (TaskStatus.RETRYING, 100.5, "Retry: later")
+    outcome = judge(Job("id", "task"), TaskOptions(), RemoteError("Retry: later", ["flowrra.Retry"], "", 7.0), 100.0)
+    assert (outcome.status, outcome.due) == (TaskStatus.RETRYING, 107.0)
+
+
+@pytest.mark.parametrize("delay", [-1, float("nan"), float("inf"), "5", True])
+def test_a_delay_that_is_none_is_refused(delay: Any) -> None:
+    with pytest.raises(ConfigError, match="delay must be"):
+        Retry(delay=delay)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_retries": -1},
+        {"max_retries": 1.5},
+        {"retry_delay": -0.1},
+        {"backoff": float("nan")},
+        {"max_delay": "1"},
+        {"timeout": 0},
+        {"priority": "high"},
+        {"queue": "a,b"},
+        {"retry_on": (1,)},
+        {"result_ttl": -1},
+    ],
+)
+def test_options_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(ConfigError, match=name):
+        TaskOptions(**options)
