@@ -52,7 +52,7 @@ if __name__ == "__main__":
 
     if __spec__ is None:  # run as a file; -I and -P leave its folder out of the search path
         sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-        _own_name = os.path.splitext(os.path.basename(__file__))[0]
+        _own_name: str = os.path.splitext(os.path.basename(__file__))[0]
     else:
         _own_name = __spec__.name
     sys.exit(importlib.import_module(_own_name).main())
@@ -3127,7 +3127,7 @@ def _is_busy(error: Exception) -> bool:
     return code in (5, 6)  # SQLITE_BUSY, SQLITE_LOCKED
 
 
-_SQLITE_REASONS = {
+_SQLITE_REASONS: Mapping[int, str] = {
     5: "has been locked by another process for {timeout:g} s: is something holding a transaction open?",
     6: "has been locked by another connection for {timeout:g} s: is something holding a transaction open?",
     8: "cannot be written: make the file and its folder writable for this user",

@@ -245,9 +245,11 @@ HARMLESS_CALLS = frozenset(
     frozenset tuple MappingProxyType namedtuple object
     int float str bytes len timedelta datetime date
     compile Struct Path getenv partial attrgetter itemgetter JSONEncoder JSONDecoder
+    replace join format
     """.split()  # noqa: SIM905  # as a list it would take thirty lines
 )
-READ_ONLY_TYPES = ("Mapping", "Sequence", "Set", "AbstractSet", "Collection", "Iterable")
+IMMUTABLE_TYPES = ("str", "bytes", "int", "float", "bool", "frozenset")
+READ_ONLY_TYPES = (*IMMUTABLE_TYPES, "Mapping", "Sequence", "Set", "AbstractSet", "Collection", "Iterable")
 DISPLAYS = ast.List | ast.Dict | ast.Set | ast.ListComp | ast.DictComp | ast.SetComp
 
 
@@ -276,6 +278,15 @@ def frozen_classes(tree: ast.Module) -> frozenset[str]:
     )
 
 
+def functions_to_constants(tree: ast.Module) -> frozenset[str]:
+    """The module's own functions that say they return a text, a number or a frozenset."""
+    return frozenset(
+        node.name
+        for node in tree.body
+        if isinstance(node, Function) and node.returns and last_name(node.returns) in IMMUTABLE_TYPES
+    )
+
+
 def makes_mutable(value: ast.expr, harmless: frozenset[str]) -> bool:
     if isinstance(value, DISPLAYS):
         return True
@@ -284,6 +295,9 @@ def makes_mutable(value: ast.expr, harmless: frozenset[str]) -> bool:
         return last_name(value) not in harmless
     if isinstance(value, ast.Lambda):
         return False
+    if isinstance(value, ast.Subscript):
+        # What is looked up with is not kept: the list in the alias `Callable[[int], str]`, say.
+        return makes_mutable(value.value, harmless)
     children = (child for child in ast.iter_child_nodes(value) if isinstance(child, ast.expr))
     return any(makes_mutable(child, harmless) for child in children)
 
@@ -305,7 +319,7 @@ def module_assignments(tree: ast.Module) -> Iterator[tuple[ast.stmt, ast.expr, a
 def mutable_state(source: str, *, allowed: Mapping[str, str]) -> list[str]:
     """Module-level values that can change, and `global` statements; `allowed` is name to reason."""
     tree = ast.parse(source)
-    harmless = HARMLESS_CALLS | frozen_classes(tree)
+    harmless = HARMLESS_CALLS | frozen_classes(tree) | functions_to_constants(tree)
     complaints = [
         f"line {statement.lineno}: {', '.join(sorted(names))} can change"
         for statement, value, annotation in module_assignments(tree)

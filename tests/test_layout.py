@@ -234,6 +234,9 @@ def test_names_of_the_same_section_and_of_the_top_are_free() -> None:
         "APP = App()",
         "try:\n    X = {}\nexcept E: ...",
         "X = None\ndef f():\n    global X\n    X = 1",
+        "def f() -> list[str]: ...\nX = f()",
+        "def f() -> str: ...\nX = (f(), [])",
+        "X = [[1], [2]][0]",
     ],
 )
 def test_state_in_the_module_is_seen(source: str) -> None:
@@ -253,6 +256,11 @@ def test_state_in_the_module_is_seen(source: str) -> None:
         "MOVES: Mapping[str, str] = {}",
         "MOVES: Final[Mapping[str, str]] = {}",
         "MOVES = MappingProxyType({})",
+        "NAME: str = name_of(here)",
+        "def f() -> str: ...\nX = f()",
+        "def f() -> frozenset[str]: ...\nX = f() & Y",
+        "X = f'{Y} and {Z}'.replace('a', 'b')",
+        "Call = Callable[[int, Callable[[], str]], str]",
         "__all__ = ['a']",
         "@dataclass(frozen=True)\nclass A: ...\nDEFAULT = A()",
         "def f():\n    x = []",
