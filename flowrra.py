@@ -93,7 +93,7 @@ from collections.abc import (
     Sequence,
 )
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 if TYPE_CHECKING:
     import argparse
@@ -4745,52 +4745,14 @@ class _TaskMaker(Protocol):
     def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
 
 
-class Flowrra(Submitter):
-    """An app: its tasks, and the way to its jobs.
+class _Declarations(Submitter):
+    """What an app declares: its tasks, and what is to happen around their jobs."""
 
-    `async with app:` starts a worker inside this process, and drains and stops it at the end;
-    `async with app.client():` only submits and waits, as does calling `submit` without either.
-    """
-
-    def __init__(
-        self,
-        config: Config | None = None,
-        *,
-        broker: Broker | None = None,
-        backend: Backend | None = None,
-        clock: Clock | None = None,
-    ) -> None:
-        self.config = config or Config()
-        self.clock = clock or Clock()
+    def __init__(self) -> None:
         self.registry = Registry()
-        self.broker = broker or broker_from_url(self.config.broker.url, self.config, self.clock)
-        url = self.config.backend.url
-        self.backend = backend or (broker_from_url(url, self.config, self.clock) if url is not None else None)
-        self.state: Any = None
-        self.sync = SyncFace(self)
-        self.new_id = _Ids(self.clock)  # type: ignore[method-assign]
         self._hooks = Hooks()
         self._middleware: list[Middleware] = []
-        self._lifespan: Callable[[Flowrra], contextlib.AbstractAsyncContextManager[Any]] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = 0
-        self._clients = 0
-        self._gate_loop: asyncio.AbstractEventLoop | None = None
-        self._stopped = False
-        self._worker: Worker | None = None
-        self._cleanup = contextlib.AsyncExitStack()
-        self.registry.on_new = self._welcome
-
-    @classmethod
-    def from_urls(cls, broker: str = "memory://", backend: str | None = None) -> Flowrra:
-        """An app on a broker and, if results are to be kept elsewhere, a backend, each given by its URL.
-
-        memory:// (in this process), sqlite:///relative.db, sqlite:////absolute.db, sqlite:// (private, in
-        memory). With ?synchronous=normal a power cut may undo what a SQLite broker has acknowledged last.
-        """
-        return cls(Config(broker=BrokerConfig(url=broker), backend=BackendConfig(url=backend)))
-
-    # Declaring ---------------------------------------------------------------------------------
+        self._lifespan: Callable[[Any], contextlib.AbstractAsyncContextManager[Any]] | None = None
 
     @overload
     def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
@@ -4842,10 +4804,6 @@ class Flowrra(Submitter):
         self.registry.add(task)
         return task
 
-    def _welcome(self, task: Task[..., Any]) -> None:
-        if self._worker is not None and self._loop is not None:
-            _call_soon(self._loop, self._worker.welcome, task)
-
     def middleware(self, function: Middleware) -> Middleware:
         """Wrap the running of every job: `async def mw(job, call_next): return await call_next(job)`.
 
@@ -4875,7 +4833,39 @@ class Flowrra(Submitter):
         self._lifespan = function
         return function
 
-    # Starting and stopping ---------------------------------------------------------------------
+
+class _Life(_Declarations):
+    """An app's stores and the worker inside it: opened, started, stopped and closed on one loop at a time."""
+
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        broker: Broker | None = None,
+        backend: Backend | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config or Config()
+        self.clock = clock or Clock()
+        self.broker = broker or broker_from_url(self.config.broker.url, self.config, self.clock)
+        url = self.config.backend.url
+        self.backend = backend or (broker_from_url(url, self.config, self.clock) if url is not None else None)
+        self.state: Any = None
+        self.sync = SyncFace(cast("Flowrra", self))
+        self.new_id = _Ids(self.clock)  # type: ignore[method-assign]
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+        self._clients = 0
+        self._gate_loop: asyncio.AbstractEventLoop | None = None
+        self._stopped = False
+        self._worker: Worker | None = None
+        self._cleanup = contextlib.AsyncExitStack()
+        self.registry.on_new = self._welcome
+
+    def _welcome(self, task: Task[..., Any]) -> None:
+        if self._worker is not None and self._loop is not None:
+            _call_soon(self._loop, self._worker.welcome, task)
 
     @property
     def is_running(self) -> bool:
@@ -4936,7 +4926,7 @@ class Flowrra(Submitter):
         if self._worker is not None:
             self._worker.hurry()
 
-    async def __aenter__(self) -> Flowrra:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 
@@ -4946,7 +4936,7 @@ class Flowrra(Submitter):
         await self.stop(timeout=self.config.executor.drain)
 
     @contextlib.asynccontextmanager
-    async def client(self) -> AsyncIterator[Flowrra]:
+    async def client(self) -> AsyncIterator[Self]:
         """Open the stores to submit and wait, without a worker; close them at the end.
 
         Inside another `client()` or a running app it opens and closes nothing.
@@ -5034,7 +5024,22 @@ class Flowrra(Submitter):
             async with self._gate():
                 await self._open()
 
-    # Submitting --------------------------------------------------------------------------------
+
+class Flowrra(_Life):
+    """An app: its tasks, and the way to its jobs.
+
+    `async with app:` starts a worker inside this process, and drains and stops it at the end;
+    `async with app.client():` only submits and waits, as does calling `submit` without either.
+    """
+
+    @classmethod
+    def from_urls(cls, broker: str = "memory://", backend: str | None = None) -> Self:
+        """An app on a broker and, if results are to be kept elsewhere, a backend, each given by its URL.
+
+        memory:// (in this process), sqlite:///relative.db, sqlite:////absolute.db, sqlite:// (private, in
+        memory). With ?synchronous=normal a power cut may undo what a SQLite broker has acknowledged last.
+        """
+        return cls(Config(broker=BrokerConfig(url=broker), backend=BackendConfig(url=backend)))
 
     @overload
     async def submit(self, task: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]: ...
@@ -5187,31 +5192,7 @@ class Flowrra(Submitter):
 
     async def explain(self, task_id: str) -> str:
         """One sentence on where a job stands and, if it does not run, why."""
-        job = await self.get_job(task_id)
-        if job.status is PENDING:
-            return f"It is ready, {await self._why_waiting(job)}."
-        if job.status is BLOCKED:
-            return f"It is blocked by {await self._blockers(job)}."
-        return _explain_at_rest(job, self.now())
-
-    async def _blockers(self, job: Job) -> str:
-        parents = await self.broker.get(job.parents)
-        open_ones = [p for p in parents if p is not None and not p.is_finished]
-        return " and ".join(f"its parent {p.task_id} ({p.task}), which is {p.status}" for p in open_ones)
-
-    async def _why_waiting(self, job: Job) -> str:
-        if job.queue in await self.broker.paused():
-            return f"but its queue {job.queue} is paused"
-        workers = await self.broker.workers()
-        serving = [worker for worker in workers if job.queue in worker.queues]
-        if not serving:
-            return f"but no live worker serves the queue {job.queue} ({len(workers)} alive)"
-        if not any(job.task in worker.tasks for worker in serving):
-            return f"but no live worker that serves the queue {job.queue} knows the task {job.task}"
-        if job.crashes:
-            return f"but it was running in {job.crashes} crash(es), so it waits for a worker that runs nothing else"
-        ahead = sum((await self.broker.counts(JobFilter(ahead_of=job))).values())
-        return f"but {ahead} job(s) are ahead of it in the queue {job.queue}" if ahead else f"the next in {job.queue}"
+        return await _explain(self.broker, await self.get_job(task_id), self.now())
 
 
 def _status(name: str) -> TaskStatus:
@@ -5244,22 +5225,45 @@ def _takes(signature: inspect.Signature, name: str) -> bool:
     return name in signature.parameters or inspect.Parameter.VAR_KEYWORD in kinds
 
 
-def _explain_at_rest(job: Job, now: float) -> str:
-    """The sentence for a job that is not ready: due later, running, or finished."""
+async def _explain(broker: Broker, job: Job, now: float) -> str:
+    due, ago = duration((job.due or now) - now), duration(now - (job.finished or now))
     match job.status:
+        case TaskStatus.PENDING:
+            return f"It is ready, {await _why_waiting(broker, job)}."
+        case TaskStatus.BLOCKED:
+            return f"It is blocked by {await _blockers(broker, job)}."
         case TaskStatus.SCHEDULED:
-            return f"It is due in {duration((job.due or now) - now)}{f': {job.error}' if job.error else ''}."
+            return f"It is due in {due}{f': {job.error}' if job.error else ''}."
         case TaskStatus.RETRYING:
-            return (
-                f"It failed {job.failures} time(s) and is due again in {duration((job.due or now) - now)}: {job.error}."
-            )
+            return f"It failed {job.failures} time(s) and is due again in {due}: {job.error}."
         case TaskStatus.RUNNING:
             ending = ", and has been asked to end" if job.cancel_requested else ""
             return f"It has been running on {job.worker} for {duration(now - (job.started or now))}{ending}."
         case TaskStatus.SUCCESS:
-            return f"It succeeded {duration(now - (job.finished or now))} ago."
+            return f"It succeeded {ago} ago."
         case _:
-            return f"It ended as {job.status} {duration(now - (job.finished or now))} ago: {job.error}."
+            return f"It ended as {job.status} {ago} ago: {job.error}."
+
+
+async def _blockers(broker: Broker, job: Job) -> str:
+    parents = await broker.get(job.parents)
+    open_ones = [p for p in parents if p is not None and not p.is_finished]
+    return " and ".join(f"its parent {p.task_id} ({p.task}), which is {p.status}" for p in open_ones)
+
+
+async def _why_waiting(broker: Broker, job: Job) -> str:
+    if job.queue in await broker.paused():
+        return f"but its queue {job.queue} is paused"
+    workers = await broker.workers()
+    serving = [worker for worker in workers if job.queue in worker.queues]
+    if not serving:
+        return f"but no live worker serves the queue {job.queue} ({len(workers)} alive)"
+    if not any(job.task in worker.tasks for worker in serving):
+        return f"but no live worker that serves the queue {job.queue} knows the task {job.task}"
+    if job.crashes:
+        return f"but it was running in {job.crashes} crash(es), so it waits for a worker that runs nothing else"
+    ahead = sum((await broker.counts(JobFilter(ahead_of=job))).values())
+    return f"but {ahead} job(s) are ahead of it in the queue {job.queue}" if ahead else f"the next in {job.queue}"
 
 
 def duration(seconds: float) -> str:
