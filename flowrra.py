@@ -58,6 +58,7 @@ if __name__ == "__main__":
     sys.exit(importlib.import_module(_own_name).main())
 
 import asyncio
+import binascii
 import collections
 import contextlib
 import contextvars
@@ -494,13 +495,8 @@ class JobFilter:
             and (self.task is None or job.task == self.task)
             and (self.queue is None or job.queue == self.queue)
             and (self.worker is None or job.worker == self.worker)
-            and (
-                ahead is None
-                or (
-                    (job.status is PENDING and job.queue == ahead.queue)
-                    and (job.priority, job.seq) < (ahead.priority, ahead.seq)
-                )
-            )
+            and (ahead is None or (job.status is PENDING and job.queue == ahead.queue))
+            and (ahead is None or (job.priority, job.seq) < (ahead.priority, ahead.seq))
         )
 
 
@@ -625,26 +621,16 @@ class Config:
         env = os.environ if environ is None else environ
         config = cls()
         for section in ("broker", "backend", "executor"):
-            part = getattr(config, section)
-            start = f"{prefix}{section.upper()}"
-            changes = {
-                name[len(start) + 1 :].lower(): text for name, text in env.items() if name.startswith(start + "_")
-            }
+            part, start = getattr(config, section), f"{prefix}{section.upper()}"
+            texts = {name[len(start) + 1 :].lower(): text for name, text in env.items() if name.startswith(f"{start}_")}
             if start in env:
-                changes["url"] = env[start]
-            setattr(config, section, _replace_from_texts(part, start, changes))
+                texts["url"] = env[start]
+            known = {option.name: str(option.type) for option in dataclasses.fields(part)}
+            for name in texts.keys() - known:
+                raise ConfigError(f"{start}_{name.upper()} names no option; there are {', '.join(sorted(known))}")
+            values = {name: _from_text(f"{start}_{name.upper()}", known[name], text) for name, text in texts.items()}
+            setattr(config, section, dataclasses.replace(part, **values))
         return config
-
-
-def _replace_from_texts(part: Any, start: str, texts: Mapping[str, str]) -> Any:
-    """A copy of the config section `part` with the options in `texts`, read by the type of the option."""
-    known = {option.name: str(option.type) for option in dataclasses.fields(part)}
-    values: dict[str, Any] = {}
-    for name, text in texts.items():
-        if name not in known:
-            raise ConfigError(f"{start}_{name.upper()} names no option; there are {', '.join(sorted(known))}")
-        values[name] = _from_text(f"{start}_{name.upper()}", known[name], text)
-    return dataclasses.replace(part, **values)
 
 
 def _from_text(name: str, kind: str, text: str) -> Any:
@@ -797,12 +783,6 @@ def _collection_packer(tag: str) -> Callable[[Any, int], Any]:
     return lambda value, depth: _tagged(tag, _pack_list(value, depth))
 
 
-def _base64(value: bytes) -> str:
-    import base64
-
-    return base64.b64encode(value).decode()
-
-
 _PACKERS: Mapping[type, Callable[[Any, int], Any]] = {
     **dict.fromkeys(_SCALARS, _pack_plain),
     float: _pack_float,
@@ -811,7 +791,7 @@ _PACKERS: Mapping[type, Callable[[Any, int], Any]] = {
     tuple: _collection_packer("tuple"),
     set: _collection_packer("set"),
     frozenset: _collection_packer("frozenset"),
-    bytes: _packer("bytes", _base64),
+    bytes: _packer("bytes", lambda value: binascii.b2a_base64(value, newline=False).decode()),
     dt.datetime: _packer("datetime", dt.datetime.isoformat),
     dt.date: _packer("date", dt.date.isoformat),
     dt.time: _packer("time", dt.time.isoformat),
@@ -862,22 +842,9 @@ def _unpack(found: dict[str, Any]) -> Any:
 _load = json.JSONDecoder(object_hook=_unpack).decode
 
 
-def _bytes(text: str) -> bytes:
-    import base64
-
-    return base64.b64decode(text, validate=True)
-
-
-def _decimal(text: str) -> Any:
-    import decimal
-
-    return decimal.Decimal(text)
-
-
-def _uuid(text: str) -> Any:
-    import uuid
-
-    return uuid.UUID(text)
+def _unpacker(module: str, kind: str) -> Callable[[Any], Any]:
+    """Makes a value of a type whose module is imported when it is needed."""
+    return lambda text: getattr(importlib.import_module(module), kind)(text)
 
 
 _UNPACKERS: Mapping[str, Callable[[Any], Any]] = {
@@ -886,13 +853,13 @@ _UNPACKERS: Mapping[str, Callable[[Any], Any]] = {
     "set": set,
     "frozenset": frozenset,
     "dict": dict,
-    "bytes": _bytes,
+    "bytes": lambda text: binascii.a2b_base64(text, strict_mode=True),
     "datetime": dt.datetime.fromisoformat,
     "date": dt.date.fromisoformat,
     "time": dt.time.fromisoformat,
     "timedelta": lambda parts: dt.timedelta(*parts),
-    "decimal": _decimal,
-    "uuid": _uuid,
+    "decimal": _unpacker("decimal", "Decimal"),
+    "uuid": _unpacker("uuid", "UUID"),
     "result_of": ResultOf,
 }
 
@@ -993,8 +960,10 @@ class TaskOptions:
             _seconds("result_ttl", self.result_ttl)
         if self.queue is not None:
             check_queue(self.queue)
-        for name in ("retry_on", "no_retry_on"):
-            _check_exception_types(name, getattr(self, name))
+        for name, kinds in (("retry_on", self.retry_on), ("no_retry_on", self.no_retry_on)):
+            for kind in kinds if isinstance(kinds, tuple) else (kinds,):
+                if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+                    raise ConfigError(f"{name} takes exception types, not {kind!r}")
 
     @property
     def line(self) -> str:
@@ -1015,12 +984,6 @@ def check_queue(name: object) -> str:
     if not isinstance(name, str) or not name or name != name.strip() or set(name) & {",", ":"}:
         raise ConfigError(f"a queue's name is text without ',' and ':', not {name!r}")
     return name
-
-
-def _check_exception_types(name: str, types: object) -> None:
-    for kind in types if isinstance(types, tuple) else (types,):
-        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-            raise ConfigError(f"{name} takes exception types, not {kind!r}")
 
 
 def is_retryable(options: TaskOptions, error: BaseException) -> bool:
@@ -1045,10 +1008,9 @@ def kind_name(kind: type) -> str:
 def retry_delay(options: TaskOptions, retry: int, draw: Callable[[], float] = random.random) -> float:
     """Seconds to wait before retry number `retry` (1 is the first); `draw` gives numbers in [0, 1)."""
     try:
-        delay = options.retry_delay * options.backoff ** (retry - 1)
+        delay = min(options.max_delay, options.retry_delay * options.backoff ** (retry - 1))
     except OverflowError:
         delay = options.max_delay
-    delay = min(options.max_delay, delay)
     return delay * draw() if options.jitter else delay
 
 
