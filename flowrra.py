@@ -5114,10 +5114,9 @@ class Flowrra(_Life):
         """A job's result as it stands, finished or not; None for an unknown id."""
         await self._ready()
         (result,) = await self.broker.get([task_id])
-        if result is None and self.backend is not None:
-            (result,) = await self.backend.get([task_id])
+        if self.backend is None:
             return result
-        return result if result is None or self.backend is None else await self._kept(result)
+        return (await self.backend.get([task_id]))[0] if result is None else await self._kept(result)
 
     async def cancel(self, task_id: str) -> bool:
         """End a job: at once if it waits, by its worker if it runs. False: it is finished, or unknown."""
@@ -5176,15 +5175,15 @@ def _not_a_task(thing: object) -> TaskNotFoundError:
 
 def _job_for(task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Job:
     """A job for a call of `app.submit`, where `priority` may be an option."""
-    if "priority" not in kwargs or _takes(task.signature, "priority"):
+    parameters = task.signature.parameters
+    if (
+        "priority" not in kwargs
+        or "priority" in parameters
+        or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    ):
         return task.make_job(args, kwargs)
     own = {name: value for name, value in kwargs.items() if name != "priority"}
     return task.options(priority=kwargs["priority"]).make_job(args, own)
-
-
-def _takes(signature: inspect.Signature, name: str) -> bool:
-    kinds = [p.kind for p in signature.parameters.values()]
-    return name in signature.parameters or inspect.Parameter.VAR_KEYWORD in kinds
 
 
 async def _explain(broker: Broker, job: Job, now: float) -> str:
@@ -5314,19 +5313,19 @@ class SyncFace:
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
         try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            try:
-                loop = self._where()
-            except FlowrraError:
-                call.close()
-                raise
-            return asyncio.run_coroutine_threadsafe(call, loop).result()
-        call.close()
-        raise FlowrraError("app.sync would block the event loop that is running here: await the call on the app itself")
+            loop = self._where()
+        except FlowrraError:
+            call.close()
+            raise
+        return asyncio.run_coroutine_threadsafe(call, loop).result()
 
     def _where(self) -> asyncio.AbstractEventLoop:
         """The loop to call on: the app's, or one in a thread that is started now."""
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop()
+            raise FlowrraError(
+                "app.sync would block the event loop that is running here: await the call on the app itself"
+            )
         with self._lock:
             loop = self._app._loop
             self._app.check_process()
@@ -5355,7 +5354,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        status = cast("int", arguments.command(arguments))
+        status: int = arguments.command(arguments) or 0
         sys.stdout.flush()  # a reader that is gone is to be met here, not when Python ends
         return status
     except FlowrraError as error:
@@ -5376,9 +5375,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"flowrra {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def add(name: str, command: Callable[..., int | None], text: str, **constants: Any) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=command)
+        sub.set_defaults(command=command, **constants)
         return sub
 
     _add_worker(add("worker", _worker_command, "run the jobs of an app"))
@@ -5399,13 +5398,15 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (status, jobs, show):
         sub.add_argument("--json", action="store_true", help="print JSON")
     explain = add("explain", _explain_command, "say in a sentence why a job is not running")
-    cancel = add("cancel", _cancel_command, "end a waiting or running job")
-    requeue = add("requeue", _requeue_command, "run a failed or cancelled job again")
+    cancel = add("cancel", _change_command, "end a waiting or running job", change=Flowrra.cancel, done="cancelled")
+    requeue = add(
+        "requeue", _change_command, "run a failed or cancelled job again", change=Flowrra.requeue, done="requeued"
+    )
     for sub in (show, explain, cancel, requeue):
         sub.add_argument("id")
     purge = add("purge", _purge_command, "delete finished jobs past their retention")
-    pause = add("pause", _pause_command, "hand out no more jobs of a queue")
-    resume = add("resume", _resume_command, "hand out the jobs of a paused queue again")
+    pause = add("pause", _pause_command, "hand out no more jobs of a queue", paused=True)
+    resume = add("resume", _pause_command, "hand out the jobs of a paused queue again", paused=False)
     for sub in (pause, resume):
         sub.add_argument("queue")
     for sub in (status, jobs, show, explain, cancel, requeue, purge, pause, resume):
@@ -5627,19 +5628,18 @@ class _Supervisor:
             if self._reload and (now := self._sources()) != seen:
                 seen = now
                 logger.info("a source file has changed: starting anew")
-                self._pass_on(signal.SIGTERM)
+                self._terminate()
                 self._wait()
                 self._processes.clear()
         return max((abs(code) for code in self._wait()), default=0)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
-        self._pass_on(signal.SIGTERM)
+        self._terminate()
 
-    def _pass_on(self, number: int) -> None:
+    def _terminate(self) -> None:
         for process in self._processes:
-            if process.poll() is None:
-                process.send_signal(number)
+            process.terminate()
 
     def _wait(self) -> list[int]:
         return [process.wait() for process in self._processes]
@@ -5741,32 +5741,22 @@ def _shown(value: Any) -> str:
         return repr(value)
 
 
-def _status_command(arguments: argparse.Namespace) -> int:
+def _status_command(arguments: argparse.Namespace) -> None:
     counts, workers, paused = _ask(arguments, _look_around)
     if arguments.json:
-        queues: dict[str, dict[str, int]] = {}
-        for (queue, status), count in counts.items():
-            queues.setdefault(queue, {})[status] = count
-        print(
-            json.dumps(
-                {"queues": queues, "paused": sorted(paused), "workers": [dataclasses.asdict(w) for w in workers]}
-            )
-        )
-        return 0
-    names = sorted({queue for queue, _ in counts} | paused)
+        queues = {
+            name: {status: count for (queue, status), count in counts.items() if queue == name} for name, _ in counts
+        }
+        shown = {"queues": queues, "paused": sorted(paused), "workers": [dataclasses.asdict(w) for w in workers]}
+        print(json.dumps(shown))
+        return
     rows = [
         [name, *(str(counts.get((name, status), 0)) for status in TaskStatus), "paused" * (name in paused)]
-        for name in names
+        for name in sorted({queue for queue, _ in counts} | paused)
     ]
     _print_table(["QUEUE", *(status.upper() for status in TaskStatus), ""], rows, "no jobs")
     print()
-    workers_rows = [_worker_row(worker) for worker in workers]
-    _print_table(["WORKER", "PID", "RUNNING", "QUEUES", "UP"], workers_rows, "no live workers")
-    return 0
-
-
-async def _look_around(app: Flowrra) -> tuple[dict[tuple[str, TaskStatus], int], list[WorkerInfo], set[str]]:
-    return await app.broker.counts(), await app.broker.workers(), await app.broker.paused()
+    _print_table(["WORKER", "PID", "RUNNING", "QUEUES", "UP"], map(_worker_row, workers), "no live workers")
 
 
 def _worker_row(worker: WorkerInfo) -> list[str]:
@@ -5774,32 +5764,35 @@ def _worker_row(worker: WorkerInfo) -> list[str]:
     return [worker.id, str(worker.pid), str(worker.running), queues, duration(time.time() - worker.started)]
 
 
-def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]], none: str = "") -> None:
+async def _look_around(app: Flowrra) -> tuple[dict[tuple[str, TaskStatus], int], list[WorkerInfo], set[str]]:
+    return await app.broker.counts(), await app.broker.workers(), await app.broker.paused()
+
+
+def _print_table(head: Sequence[str], rows: Iterable[Sequence[str]], none: str = "") -> None:
     """The rows in columns under their heads; `none` where there are no rows."""
-    if not rows:
+    lines = [head, *rows]
+    if len(lines) == 1:
         print(none)
         return
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for row in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _jobs_command(arguments: argparse.Namespace) -> int:
+def _jobs_command(arguments: argparse.Namespace) -> None:
     which = {"status": arguments.state, "task": arguments.task, "queue": arguments.queue, "limit": arguments.limit}
     jobs = _ask(arguments, lambda app: app.jobs(**which))
     if arguments.json:
         for job in jobs:
             print(json.dumps(_job_as_json(job)))
-        return 0
-    rows = [
-        [job.id, job.task, job.queue, job.status, str(job.attempt), _age(job), _first_line(job.error)] for job in jobs
-    ]
-    _print_table(["ID", "TASK", "QUEUE", "STATE", "ATTEMPT", "AGE", "ERROR"], rows, "no such jobs")
-    return 0
+        return
+    head = ["ID", "TASK", "QUEUE", "STATE", "ATTEMPT", "AGE", "ERROR"]
+    _print_table(head, map(_job_row, jobs), "no such jobs")
 
 
-def _age(job: Job) -> str:
-    return duration(time.time() - job.submitted)
+def _job_row(job: Job) -> list[str]:
+    age = duration(time.time() - job.submitted)
+    return [job.id, job.task, job.queue, job.status, str(job.attempt), age, _first_line(job.error)]
 
 
 def _first_line(text: str | None) -> str:
@@ -5807,21 +5800,22 @@ def _first_line(text: str | None) -> str:
     return line if len(line) <= 60 else f"{line[:57]}..."
 
 
+_JOB_AS_JSON = (
+    *("id", "task", "queue", "priority", "status", "unique", "parents", "attempt", "failures", "crashes"),
+    *("submitted_at", "due_at", "started_at", "finished_at", "worker", "error", "traceback"),
+)
+
+
 def _job_as_json(job: Job) -> dict[str, Any]:
     """A job in plain JSON; times in ISO format, arguments and result as stored text."""
-    shown: dict[str, Any] = {
-        name: getattr(job, name) for name in ("id", "task", "queue", "priority", "status", "unique")
+    values = {name: getattr(job, name) for name in _JOB_AS_JSON}
+    return {
+        **{name: value.isoformat() if isinstance(value, dt.datetime) else value for name, value in values.items()},
+        "arguments": json.loads(encode_arguments(job)),
+        "result": json.loads(encode(job.result)),
+        "progress": job.progress and job.progress._asdict(),
+        "attempts": [attempt._asdict() for attempt in job.attempts],
     }
-    shown |= {"parents": list(job.parents), "attempt": job.attempt, "failures": job.failures, "crashes": job.crashes}
-    for name in ("submitted_at", "due_at", "started_at", "finished_at"):
-        moment = getattr(job, name)
-        shown[name] = None if moment is None else moment.isoformat()
-    shown |= {"worker": job.worker, "error": job.error, "traceback": job.traceback}
-    shown["arguments"] = json.loads(encode_arguments(job))
-    shown["result"] = json.loads(encode(job.result))
-    shown["progress"] = None if job.progress is None else job.progress._asdict()
-    shown["attempts"] = [attempt._asdict() for attempt in job.attempts]
-    return shown
 
 
 _SHOWN = (
@@ -5830,12 +5824,12 @@ _SHOWN = (
 )
 
 
-def _show_command(arguments: argparse.Namespace) -> int:
+def _show_command(arguments: argparse.Namespace) -> None:
     job = _ask(arguments, lambda app: app.get_job(arguments.id))
-    if arguments.json:
-        print(json.dumps(_job_as_json(job)))
-        return 0
     shown = _job_as_json(job)
+    if arguments.json:
+        print(json.dumps(shown))
+        return
     args, kwargs = shown["arguments"]
     shown["arguments"] = ", ".join([*map(json.dumps, args), *(f"{k}={json.dumps(v)}" for k, v in kwargs.items())])
     shown["parents"] = ", ".join(job.parents) or None
@@ -5847,13 +5841,11 @@ def _show_command(arguments: argparse.Namespace) -> int:
             print(f"{name.removesuffix('_at'):10} {shown[name]}")
     if job.status is SUCCESS:
         print(f"{'result':10} {_shown(job.result)}")
-    rows = [_attempt_row(attempt) for attempt in job.attempts]
-    if rows:
+    if job.attempts:
         print()
-        _print_table(["ATTEMPT", "OUTCOME", "WORKER", "TOOK", "ERROR"], rows)
+        _print_table(["ATTEMPT", "OUTCOME", "WORKER", "TOOK", "ERROR"], map(_attempt_row, job.attempts))
     if job.traceback:
         print(f"\n{job.traceback.rstrip()}")
-    return 0
 
 
 def _attempt_row(attempt: Attempt) -> list[str]:
@@ -5861,34 +5853,25 @@ def _attempt_row(attempt: Attempt) -> list[str]:
     return [str(attempt.number), attempt.outcome, attempt.worker, took, _first_line(attempt.error)]
 
 
-def _explain_command(arguments: argparse.Namespace) -> int:
+def _explain_command(arguments: argparse.Namespace) -> None:
     print(_ask(arguments, lambda app: app.explain(arguments.id)))
-    return 0
 
 
-def _cancel_command(arguments: argparse.Namespace) -> int:
-    return _change(arguments, lambda app: app.cancel(arguments.id), "cancelled")
-
-
-def _requeue_command(arguments: argparse.Namespace) -> int:
-    return _change(arguments, lambda app: app.requeue(arguments.id), "requeued")
-
-
-def _change(arguments: argparse.Namespace, change: Callable[[Flowrra], Awaitable[bool]], done: str) -> int:
-    """Change one job and say what came of it; 1 if it is not in a state for that."""
+def _change_command(arguments: argparse.Namespace) -> int:
+    """Cancel or requeue one job and say what came of it; 1 if it is not in a state for that."""
 
     async def change_and_look(app: Flowrra) -> tuple[bool, Job]:
-        return await change(app), await app.get_job(arguments.id)
+        return await arguments.change(app, arguments.id), await app.get_job(arguments.id)
 
     changed, job = _ask(arguments, change_and_look)
     if not changed:
-        print(f"flowrra: job {job.id} is {job.status}, so it cannot be {done}", file=sys.stderr)
+        print(f"flowrra: job {job.id} is {job.status}, so it cannot be {arguments.done}", file=sys.stderr)
         return 1
-    print(f"{done}: {job.id}" + (" (its worker has been told)" if job.status is RUNNING else ""))
+    print(f"{arguments.done}: {job.id}" + (" (its worker has been told)" if job.status is RUNNING else ""))
     return 0
 
 
-def _purge_command(arguments: argparse.Namespace) -> int:
+def _purge_command(arguments: argparse.Namespace) -> None:
     async def purge(app: Flowrra) -> int:
         total = 0
         while count := await app.broker.purge(app.now(), 1000):
@@ -5896,19 +5879,11 @@ def _purge_command(arguments: argparse.Namespace) -> int:
         return total
 
     print(f"purged: {_ask(arguments, purge)} job(s)")
-    return 0
 
 
-def _pause_command(arguments: argparse.Namespace) -> int:
-    _ask(arguments, lambda app: app.broker.set_queue(arguments.queue, paused=True))
-    print(f"paused: {arguments.queue}")
-    return 0
-
-
-def _resume_command(arguments: argparse.Namespace) -> int:
-    _ask(arguments, lambda app: app.broker.set_queue(arguments.queue, paused=False))
-    print(f"resumed: {arguments.queue}")
-    return 0
+def _pause_command(arguments: argparse.Namespace) -> None:
+    _ask(arguments, lambda app: app.broker.set_queue(arguments.queue, paused=arguments.paused))
+    print(f"{'paused' if arguments.paused else 'resumed'}: {arguments.queue}")
 
 
 # The demonstration -----------------------------------------------------------------------------
@@ -5949,77 +5924,58 @@ def _demo_command(arguments: argparse.Namespace) -> int:
         sys.path.insert(0, folder)
         os.environ["FLOWRRA_DEMO"] = f"sqlite:///{folder}/demo.db"
         try:
-            return asyncio.run(_Demo().run())
+            return asyncio.run(_demonstrate(importlib.import_module("flowrra_demo")))
         finally:
             sys.path.remove(folder)
 
 
-class _Demo:
-    """A worker process with some hundred jobs; it is killed in the middle, and another one takes over."""
+async def _demonstrate(demo: Any) -> int:
+    """Some hundred jobs for a worker that is killed in the middle, and for another one that takes over."""
+    app: Flowrra = demo.app
+    began = time.monotonic()
+    rows = [(number,) for number in range(250)]
+    async with app.client():
+        ids: list[str] = [*await app.submit_many(demo.fetch, rows), *await app.submit_many(demo.flaky, rows[:50])]
+        ids += [*await app.submit_many(demo.crunch, [(200_000,)] * 20), await app.submit(demo.hopeless)]
+        total = len(ids)
+        print(f"submitted {total} jobs to {app.config.broker.url}")
+        with _demo_worker() as first:
+            await _until_finished(app, total // 3, total)
+            first.kill()
+        print(f"killed worker {first.pid} with kill -9; starting another", flush=True)
+        with _demo_worker():
+            await _until_finished(app, total, total)
+        jobs = await app.jobs(limit=total)
+    count = collections.Counter(job.status for job in jobs)
+    seconds = time.monotonic() - began
+    print(f"{total} jobs in {seconds:.1f} s: {count[SUCCESS]} succeeded, {count[FAILED]} failed")
+    print(f"  {sum(job.failures > 0 for job in jobs)} failed at first and were retried, as they were made to")
+    print(f"  {sum(job.crashes > 0 for job in jobs)} were running when the worker was killed, and ran again")
+    expected = total - 1 == count[SUCCESS] and count[FAILED] == 1
+    print("as it should be" if expected else "that is NOT as it should be: please report it")
+    return 0 if expected else 1
 
-    def __init__(self) -> None:
-        self._demo = importlib.import_module("flowrra_demo")
-        self._app: Flowrra = self._demo.app
-        self._began = time.monotonic()
 
-    async def run(self) -> int:
-        async with self._app.client():
-            submitted = await self._submit()
-            print(f"submitted {submitted} jobs to {self._app.config.broker.url}")
-            first = self._start_worker()
-            try:
-                await self._until(lambda finished: finished >= submitted // 3, submitted)
-            finally:
-                first.kill()
-                first.wait()
-            self._say(f"killed worker {first.pid} with kill -9; starting another")
-            second = self._start_worker()
-            try:
-                await self._until(lambda finished: finished == submitted, submitted)
-            finally:
-                second.terminate()
-                second.wait()
-            return await self._summary(submitted)
+@contextlib.contextmanager
+def _demo_worker() -> Iterator[subprocess.Popen[bytes]]:
+    import subprocess
 
-    async def _submit(self) -> int:
-        demo, rows = self._demo, [(number,) for number in range(250)]
-        ids = await self._app.submit_many(demo.fetch, rows)
-        ids += await self._app.submit_many(demo.flaky, rows[:50])
-        ids += await self._app.submit_many(demo.crunch, [(200_000,)] * 20)
-        ids.append(await self._app.submit(demo.hopeless))
-        return len(ids)
+    command = python("main(['worker', 'flowrra_demo:app', '--log-level', 'error'])")
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
 
-    def _start_worker(self) -> subprocess.Popen[bytes]:
-        import subprocess
 
-        command = python("main(['worker', 'flowrra_demo:app', '--log-level', 'error'])")
-        return subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-
-    async def _until(self, reached: Callable[[int], bool], total: int) -> None:
-        async with asyncio.timeout(60.0):
-            while True:
-                finished = await self._finished()
-                if sys.stdout.isatty():
-                    print(f"\r  {finished}/{total} finished", end="", flush=True)
-                if reached(finished):
-                    return
-                await asyncio.sleep(0.05)
-
-    def _say(self, text: str) -> None:
-        """Print it below the progress line, of which there is one in a terminal only."""
-        print(f"\n{text}" if sys.stdout.isatty() else text, flush=True)
-
-    async def _finished(self) -> int:
-        counts = await self._app.broker.counts()
-        return sum(count for (_, status), count in counts.items() if status in FINISHED)
-
-    async def _summary(self, submitted: int) -> int:
-        jobs = await self._app.jobs(limit=submitted)
-        count = collections.Counter(job.status for job in jobs)
-        seconds = time.monotonic() - self._began
-        self._say(f"{submitted} jobs in {seconds:.1f} s: {count[SUCCESS]} succeeded, {count[FAILED]} failed")
-        print(f"  {sum(job.failures > 0 for job in jobs)} failed at first and were retried, as they were made to")
-        print(f"  {sum(job.crashes > 0 for job in jobs)} were running when the worker was killed, and ran again")
-        expected = submitted - 1 == count[SUCCESS] and count[FAILED] == 1
-        print("as it should be" if expected else "that is NOT as it should be: please report it")
-        return 0 if expected else 1
+async def _until_finished(app: Flowrra, goal: int, total: int) -> None:
+    """Wait for so many jobs; in a terminal, show how many have finished."""
+    finished = 0
+    async with asyncio.timeout(60.0):
+        while finished < goal:
+            await asyncio.sleep(0.05)
+            counts = await app.broker.counts()
+            finished = sum(count for (_, status), count in counts.items() if status in FINISHED)
+            if sys.stdout.isatty():
+                print(f"\r  {finished}/{total} finished", end="\n" * (finished >= goal), flush=True)
