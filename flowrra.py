@@ -1841,7 +1841,8 @@ _SUCCEED = """
     UPDATE flowrra_job SET status = 'success', result = v.value, finished = ?, purge_at = ?,
         error = NULL, traceback = NULL
     FROM json_each(?) AS v
-    WHERE seq = CAST(v.key AS INTEGER) AND status = 'running' AND attempt = ? AND worker = ?"""
+    WHERE seq = CAST(v.key AS INTEGER) AND status = 'running' AND attempt = ?
+        AND +worker = ?  -- the plus keeps the planner off flowrra_running, which would pair all with all"""
 _END = """
     UPDATE flowrra_job SET status = :status, error = :error, traceback = :traceback, finished = :now,
         purge_at = :purge_at, failures = failures + :failed
