@@ -2961,6 +2961,7 @@ class SQLiteBroker(Broker):
     async def push(self, jobs: Sequence[Job], *, now: float) -> list[str]:
         for job in jobs:
             job.payload = encode_arguments(job)
+        self._opened()
         operation = _Operation("push", {"now": now}, jobs, durable=True)
         if len(jobs) == 1 and not self._grouping and self._pending == 0 and self._loop.time() >= self._here_again:
             return await self._push_alone(operation)
