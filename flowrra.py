@@ -2994,17 +2994,17 @@ class SQLiteBroker(Broker):
 
     def push_in(self, connection: Any, jobs: Sequence[Job], *, now: float) -> list[str]:
         self._opened()
-        files = {row[1]: row[2] for row in connection.execute("PRAGMA database_list")}
-        if self.path is None or not files.get("main") or not os.path.samefile(files["main"], self.path):
-            raise ConfigError(
-                f"the connection is on {files.get('main') or 'a private database'}, the jobs in {self.path}"
-            )
         for job in jobs:
             job.payload = encode_arguments(job)
-        with self._translated():
+        with self._translated(), _plain_rows(connection):
+            files = {row[1]: row[2] for row in connection.execute("PRAGMA database_list")}
+            if self.path is None or not files.get("main") or not os.path.samefile(files["main"], self.path):
+                raise ConfigError(
+                    f"the connection is on {files.get('main') or 'a private database'}, the jobs in {self.path}"
+                )
             if not connection.in_transaction:
                 connection.execute("BEGIN IMMEDIATE")
-            ids = SQLiteStore(connection, self.retention, self._clock).push(jobs, now=now)
+            ids = _push_all_or_none(connection, SQLiteStore(connection, self.retention, self._clock), jobs, now)
         self._keep_looking()  # nothing tells us of the caller's commit; workers look on their own
         return ids
 
@@ -3082,6 +3082,30 @@ class SQLiteBroker(Broker):
             return self._peek(look)
         with contextlib.closing(_connect(self.path, read_only=True)) as connection:
             return look(SQLiteStore(connection, self.retention, self._clock))
+
+
+@contextlib.contextmanager
+def _plain_rows(connection: sqlite3.Connection) -> Iterator[None]:
+    """Have a user's connection give tuples of text for a moment, whatever it gives to the user."""
+    kept = connection.row_factory, connection.text_factory
+    connection.row_factory, connection.text_factory = None, str
+    try:
+        yield
+    finally:
+        connection.row_factory, connection.text_factory = kept
+
+
+def _push_all_or_none(connection: sqlite3.Connection, store: SQLiteStore, jobs: Sequence[Job], now: float) -> list[str]:
+    connection.execute("SAVEPOINT flowrra_push")
+    try:
+        ids = store.push(jobs, now=now)
+    except BaseException:
+        if connection.in_transaction:  # a full disk has ended it
+            connection.execute("ROLLBACK TO flowrra_push")
+            connection.execute("RELEASE flowrra_push")
+        raise
+    connection.execute("RELEASE flowrra_push")
+    return ids
 
 
 class _Ear(asyncio.DatagramProtocol):
