@@ -2867,7 +2867,7 @@ class SQLiteBroker(Broker):
         try:
             kind, *ids = cast("list[str]", json.loads(data))
             known = kind in ("j", "n", "r") and all(isinstance(task_id, str) for task_id in ids)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             pass
         if known:
             self._hear({kind: ids})
