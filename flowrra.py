@@ -727,7 +727,7 @@ def decode(text: str) -> Any:
         return _load(text)
     except SerializationError:
         raise
-    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
         shown = text if len(text) <= 80 else text[:77] + "..."
         raise SerializationError(f"stored text cannot be read ({error}): {shown!r}") from None
 
@@ -932,9 +932,12 @@ def encode_result(result: TaskResult[Any]) -> str:
 def decode_result(text: str) -> TaskResult[Any]:
     """The result that `encode_result` made `text` of."""
     values = decode(text)
-    result = TaskResult[Any](*values)
-    result.status = TaskStatus(result.status)
-    result.progress = Progress(*values[-1]) if values[-1] else None
+    try:
+        result = TaskResult[Any](*values)
+        result.status = TaskStatus(result.status)
+        result.progress = Progress(*values[-1]) if values[-1] else None
+    except (ValueError, TypeError) as error:
+        raise SerializationError(f"stored text is no result ({error}): {text[:80]!r}") from None
     return result
 
 
