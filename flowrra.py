@@ -756,7 +756,8 @@ def _pack_each(items: Iterable[tuple[Any, Any]], depth: int) -> Iterator[Any]:
         try:
             yield _pack(item, depth + 1)
         except _Unfit as unfit:
-            unfit.path = f"[{key!r}]{unfit.path}" if len(unfit.path) < 80 else unfit.path
+            long = len(unfit.path) > 80
+            unfit.path = f"...{unfit.path.removeprefix('...')}" if long else f"[{key!r}]{unfit.path}"
             raise
 
 
