@@ -713,7 +713,7 @@ def decode(text: str) -> Any:
         return _load(text)
     except SerializationError:
         raise
-    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
         shown = text if len(text) <= 80 else text[:77] + "..."
         raise SerializationError(f"stored text cannot be read ({error}): {shown!r}") from None
 
@@ -742,7 +742,8 @@ def _pack_each(items: Iterable[tuple[Any, Any]], depth: int) -> Iterator[Any]:
         try:
             yield _pack(item, depth + 1)
         except _Unfit as unfit:
-            unfit.path = f"[{key!r}]{unfit.path}" if len(unfit.path) < 80 else unfit.path
+            long = len(unfit.path) > 80
+            unfit.path = f"...{unfit.path.removeprefix('...')}" if long else f"[{key!r}]{unfit.path}"
             raise
 
 
@@ -899,9 +900,12 @@ def encode_result(result: TaskResult[Any]) -> str:
 def decode_result(text: str) -> TaskResult[Any]:
     """The result that `encode_result` made `text` of."""
     values = decode(text)
-    result = TaskResult[Any](*values)
-    result.status = TaskStatus(result.status)
-    result.progress = Progress(*values[-1]) if values[-1] else None
+    try:
+        result = TaskResult[Any](*values)
+        result.status = TaskStatus(result.status)
+        result.progress = Progress(*values[-1]) if values[-1] else None
+    except (ValueError, TypeError) as error:
+        raise SerializationError(f"stored text is no result ({error}): {text[:80]!r}") from None
     return result
 
 
@@ -1803,7 +1807,8 @@ _SUCCEED = """
     UPDATE flowrra_job SET status = 'success', result = v.value, finished = ?, purge_at = ?,
         error = NULL, traceback = NULL
     FROM json_each(?) AS v
-    WHERE seq = CAST(v.key AS INTEGER) AND status = 'running' AND attempt = ? AND worker = ?"""
+    WHERE seq = CAST(v.key AS INTEGER) AND status = 'running' AND attempt = ?
+        AND +worker = ?  -- the plus keeps the planner off flowrra_running, which would pair all with all"""
 _END = """
     UPDATE flowrra_job SET status = :status, error = :error, traceback = :traceback, finished = :now,
         purge_at = :purge_at, failures = failures + :failed
@@ -2828,7 +2833,7 @@ class SQLiteBroker(Broker):
         try:
             kind, *ids = cast("list[str]", json.loads(data))
             known = kind in ("j", "n", "r") and all(isinstance(task_id, str) for task_id in ids)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             pass
         if known:
             self._hear({kind: ids})
@@ -2922,6 +2927,7 @@ class SQLiteBroker(Broker):
     async def push(self, jobs: Sequence[Job], *, now: float) -> list[str]:
         for job in jobs:
             job.payload = encode_arguments(job)
+        self._opened()
         operation = _Operation("push", {"now": now}, jobs, durable=True)
         if len(jobs) == 1 and not self._grouping and self._pending == 0 and self._loop.time() >= self._here_again:
             return await self._push_alone(operation)
@@ -2954,17 +2960,17 @@ class SQLiteBroker(Broker):
 
     def push_in(self, connection: Any, jobs: Sequence[Job], *, now: float) -> list[str]:
         self._opened()
-        files = {row[1]: row[2] for row in connection.execute("PRAGMA database_list")}
-        if self.path is None or not files.get("main") or not os.path.samefile(files["main"], self.path):
-            raise ConfigError(
-                f"the connection is on {files.get('main') or 'a private database'}, the jobs in {self.path}"
-            )
         for job in jobs:
             job.payload = encode_arguments(job)
-        with self._translated():
+        with self._translated(), _plain_rows(connection):
+            files = {row[1]: row[2] for row in connection.execute("PRAGMA database_list")}
+            if self.path is None or not files.get("main") or not os.path.samefile(files["main"], self.path):
+                raise ConfigError(
+                    f"the connection is on {files.get('main') or 'a private database'}, the jobs in {self.path}"
+                )
             if not connection.in_transaction:
                 connection.execute("BEGIN IMMEDIATE")
-            ids = SQLiteStore(connection, self.retention, self._clock).push(jobs, now=now)
+            ids = _push_all_or_none(connection, SQLiteStore(connection, self.retention, self._clock), jobs, now)
         self._keep_looking()  # nothing tells us of the caller's commit; workers look on their own
         return ids
 
@@ -3042,6 +3048,30 @@ class SQLiteBroker(Broker):
             return self._peek(look)
         with contextlib.closing(_connect(self.path, read_only=True)) as connection:
             return look(SQLiteStore(connection, self.retention, self._clock))
+
+
+@contextlib.contextmanager
+def _plain_rows(connection: sqlite3.Connection) -> Iterator[None]:
+    """Have a user's connection give tuples of text for a moment, whatever it gives to the user."""
+    kept = connection.row_factory, connection.text_factory
+    connection.row_factory, connection.text_factory = None, str
+    try:
+        yield
+    finally:
+        connection.row_factory, connection.text_factory = kept
+
+
+def _push_all_or_none(connection: sqlite3.Connection, store: SQLiteStore, jobs: Sequence[Job], now: float) -> list[str]:
+    connection.execute("SAVEPOINT flowrra_push")
+    try:
+        ids = store.push(jobs, now=now)
+    except BaseException:
+        if connection.in_transaction:  # a full disk has ended it
+            connection.execute("ROLLBACK TO flowrra_push")
+            connection.execute("RELEASE flowrra_push")
+        raise
+    connection.execute("RELEASE flowrra_push")
+    return ids
 
 
 class _Ear(asyncio.DatagramProtocol):

@@ -12,7 +12,7 @@ import math
 import sys
 import uuid
 from collections import OrderedDict, namedtuple
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -33,6 +33,9 @@ from flowrra import (
     encode_arguments,
     encode_result,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # ---------------------------------------------------------------------------
 # Round trip
@@ -223,10 +226,18 @@ def test_nesting_ends_somewhere() -> None:
         encode(nested(MAX_DEPTH + 1))
 
 
+def test_depth_of_dictionaries_with_odd_keys_counts_as_it_looks() -> None:
+    """Each is a list of pairs in the text, thus three levels of JSON."""
+    value: Any = 1
+    for _ in range(MAX_DEPTH):
+        value = {1: value}
+    assert decode(encode(value)) == value
+
+
 def test_a_cycle_is_refused() -> None:
     cycle: list[Any] = []
-    cycle.append(cycle)
-    with pytest.raises(SerializationError, match="contains itself"):
+    cycle.append({"ring": cycle})
+    with pytest.raises(SerializationError, match=r"^value\.\.\.\[.*contains itself"):
         encode(cycle)
 
 
@@ -258,6 +269,16 @@ def test_an_argument_that_cannot_be_kept_is_named() -> None:
         '{"$": "set", "v": [[]]}',
         '{"$": ["tuple"], "v": []}',
         '{"$": "timedelta", "v": [1e300]}',
+        '{"$": "timedelta", "v": {"days": 1}}',
+        '{"$": "tuple", "v": [], "w": 1}',
+        '{"$": "dict", "v": [[1]]}',
+        '{"$": "dict", "v": [[[1], 2]]}',
+        '{"$": "bytes", "v": 1}',
+        '{"$": "uuid", "v": []}',
+        '{"$": "float", "v": "x"}',
+        '{"$": {"a": 1}, "v": 1}',
+        '{"$": 1}',
+        "1" * 5_000,
         "[" * 100_000,
     ],
 )
@@ -266,17 +287,87 @@ def test_a_damaged_text_is_an_error_of_ours(text: str) -> None:
         decode(text)
 
 
-@given(st.text() | st.builds(json.dumps, st.dictionaries(st.just("$") | st.just("v"), st.text() | st.lists(st.text()))))
-def test_no_text_does_worse_than_be_refused(text: str) -> None:
-    with contextlib.suppress(SerializationError):
-        decode(text)
+TAGS = ("tuple", "set", "dict", "bytes", "datetime", "timedelta", "decimal", "uuid", "float", "result_of", "pickle")
+TEXTS = st.one_of(
+    st.text(),
+    st.text(alphabet='{}[]":,$v01 tuplesdicfoarbyw'),
+    st.builds(
+        lambda tag, value: json.dumps([{"$": tag, "v": value}]),
+        st.sampled_from(TAGS),
+        st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.lists(inner, max_size=3)),
+    ),
+)
 
 
-def test_reading_imports_nothing_that_a_text_names() -> None:
-    text = '[{"$":"enum","v":["antigravity:geohash","X"]}]'
-    with pytest.raises(SerializationError, match="does not know"):
+class Watch:
+    """Notes what the interpreter is made to do that reading data has no business with."""
+
+    EVENTS = ("import", "exec", "compile", "open", "os.", "subprocess.", "socket.", "pickle.", "marshal.", "ctypes.")
+
+    def __init__(self) -> None:
+        self.on = False
+        self.seen: list[str] = []
+        sys.addaudithook(self.hear)  # it cannot be taken away again, but does nothing when it is off
+
+    def hear(self, event: str, args: tuple[Any, ...]) -> None:
+        if self.on and event.startswith(self.EVENTS):
+            self.seen.append(f"{event} {args!r}"[:200])
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[list[str]]:
+        self.seen = []
+        self.on = True
+        try:
+            yield self.seen
+        finally:
+            self.on = False
+
+
+@pytest.fixture(scope="module")
+def watch() -> Watch:
+    decode(encode([b"", decimal.Decimal(1), uuid.UUID(int=1)]))  # the imports that reading needs are done
+    return Watch()
+
+
+@given(text=TEXTS)
+def test_no_text_does_worse_than_be_refused(watch: Watch, text: str) -> None:
+    with watch.watching() as seen, contextlib.suppress(SerializationError):
         decode(text)
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"$":"enum","v":["antigravity:geohash","X"]}]',
+        '{"$":"os.system","v":"true"}',
+        '{"$":"__import__","v":"antigravity"}',
+        '{"py/object":"antigravity.geohash","py/reduce":["os.system",["true"]]}',
+        '{"__reduce__":["os.system",["true"]],"__class__":"tests.test_codec.Colour"}',
+    ],
+)
+def test_reading_does_nothing_that_a_text_names(watch: Watch, text: str) -> None:
+    with watch.watching() as seen, contextlib.suppress(SerializationError):
+        decode(text)
+    assert seen == []
     assert "antigravity" not in sys.modules
+
+
+def test_the_watch_sees(watch: Watch) -> None:
+    with watch.watching() as seen:
+        compile("1", "here", "eval")
+    assert seen
+
+
+def test_an_unknown_tag_is_named() -> None:
+    with pytest.raises(SerializationError, match="tag 'future', which this version does not know"):
+        decode('[{"$":"future","v":1}]')
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "1", '["id"]', encode(list(range(11))), encode(list(range(30)))])
+def test_a_text_that_is_no_result_is_an_error_of_ours(text: str) -> None:
+    with pytest.raises(SerializationError, match="stored text"):
+        decode_result(text)
 
 
 def test_a_result_comes_back_whole() -> None:
