@@ -5,8 +5,10 @@ that an end that was written stays, and that a crash costs innocent jobs nothing
 """
 
 import asyncio
+import contextlib
 import random
 import signal
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -373,6 +375,23 @@ async def test_a_settle_that_comes_after_the_lease_is_refused(stopping_site: Sit
     assert job.failures == 0
 
 
+async def stop_outside_of_transactions(site: Site, process: Process) -> None:
+    """SIGSTOP. A process that is stopped while it holds SQLite's lock stops all others as well."""
+
+    def is_stopped_without_the_lock() -> bool:
+        process.send(signal.SIGSTOP)
+        with contextlib.closing(sqlite3.connect(site.store, timeout=0, isolation_level=None)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                process.send(signal.SIGCONT)
+                return False
+            connection.execute("ROLLBACK")
+        return True
+
+    await until(is_stopped_without_the_lock, "a stop between two transactions")
+
+
 def state_of(process: Process) -> str:
     """The letter that stands for the state of a process, T if it is stopped; see proc(5)."""
     return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -386,7 +405,7 @@ async def test_a_worker_that_was_stopped_past_its_lease_goes_on_working(stopping
         sleeper = await site.worker(env=SHORT_LEASE)
         await app.submit_many(nap, [(0.8,)] * 4)
         await some_running(app, 4)
-        sleeper.send(signal.SIGSTOP)
+        await stop_outside_of_transactions(site, sleeper)
         successor = await site.worker(env=SHORT_LEASE)
         jobs = await all_finished(app)
         assert {job.result for job in jobs} == {successor.pid}
