@@ -2495,6 +2495,11 @@ class _Operation:
         self.result: Any = None
         self.error: Exception | None = None
 
+    @property
+    def is_idle_claim(self) -> bool:
+        """Whether it would take jobs for somebody who has gone."""
+        return self.method == "claim" and self.future is not None and self.future.cancelled()
+
 
 class _SQLiteFile:
     """A write connection with its transactions. Used by one thread at a time, under `lock`."""
@@ -2599,7 +2604,7 @@ class _SQLiteFile:
         for operations in merged.values():
             self._run_merged(operations)
         for operation in group:
-            if operation.items is None:
+            if operation.items is None and not operation.is_idle_claim:
                 operation.result = getattr(self.store, operation.method)(**operation.options)
 
     def _run_merged(self, operations: Sequence[_Operation]) -> None:
