@@ -33,9 +33,18 @@ from tests.processes import (
 SHORT_LEASE = {"FLOWRRA_EXECUTOR_LEASE": "1.0", "FLOWRRA_EXECUTOR_HEARTBEAT": "0.3"}
 
 
+# A job that is still running whenever its first worker is killed, however slow the machine is.
+LINGERING = """
+@app.task
+async def linger():
+    await asyncio.sleep(60 if current_job().attempt == 1 else 0.01)
+    return os.getpid()
+"""
+
+
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    with Site(tmp_path) as site:
+    with Site(tmp_path, LINGERING) as site:
         yield site
 
 
@@ -97,9 +106,8 @@ async def test_workers_killed_at_random_moments_lose_nothing(site: Site) -> None
 
 async def test_survivors_rescue_the_jobs_of_a_killed_worker_within_two_seconds(site: Site) -> None:
     async with site.client() as app:
-        nap = stand_in(app, "app.nap")
         victim = await site.worker("--concurrency", "5")
-        await app.submit_many(nap, [(0.5,)] * 5)
+        await app.submit_many(stand_in(app, "app.linger"), [()] * 5)
         await some_running(app, 5)
         await site.worker()
         await victim.kill()
@@ -113,7 +121,7 @@ async def test_survivors_rescue_the_jobs_of_a_killed_worker_within_two_seconds(s
 async def test_a_restarted_only_worker_rescues_before_it_is_ready(site: Site) -> None:
     """With its lease of 10 s still valid, the dead worker is told by its pid."""
     async with site.client() as app:
-        await app.submit_many(stand_in(app, "app.nap"), [(0.2,)] * 3)
+        await app.submit_many(stand_in(app, "app.linger"), [()] * 3)
         victim = await site.worker()
         await some_running(app, 3)
         await victim.kill()
@@ -128,7 +136,7 @@ async def test_a_restarted_only_worker_rescues_before_it_is_ready(site: Site) ->
 async def test_one_process_of_several_is_enough_to_open_and_rescue(site: Site) -> None:
     """A producer that opens the store also puts back what the dead were running."""
     async with site.client() as app:
-        await app.submit(stand_in(app, "app.nap"), 60)
+        await app.submit(stand_in(app, "app.linger"))
         victim = await site.worker()
         await some_running(app, 1)
         await victim.kill()
@@ -353,7 +361,7 @@ async def block(seconds):
 
 @pytest.fixture
 def stopping_site(tmp_path: Path) -> Iterator[Site]:
-    with Site(tmp_path, STOPPER) as site:
+    with Site(tmp_path, LINGERING + STOPPER) as site:
         yield site
 
 
@@ -403,7 +411,7 @@ async def test_a_worker_that_was_stopped_past_its_lease_goes_on_working(stopping
     async with site.client() as app:
         nap = stand_in(app, "app.nap")
         sleeper = await site.worker(env=SHORT_LEASE)
-        await app.submit_many(nap, [(0.8,)] * 4)
+        await app.submit_many(stand_in(app, "app.linger"), [()] * 4)
         await some_running(app, 4)
         await stop_outside_of_transactions(site, sleeper)
         successor = await site.worker(env=SHORT_LEASE)
