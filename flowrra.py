@@ -98,6 +98,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, Protocol,
 
 if TYPE_CHECKING:
     import argparse
+    import socket
     import sqlite3
     import subprocess
     from types import FrameType, TracebackType
@@ -2461,6 +2462,11 @@ class _Operation:
         self.result: Any = None
         self.error: Exception | None = None
 
+    @property
+    def is_idle_claim(self) -> bool:
+        """Whether it would take jobs for somebody who has gone."""
+        return self.method == "claim" and self.future is not None and self.future.cancelled()
+
 
 class _SQLiteFile:
     """A write connection with its transactions. Used by one thread at a time, under `lock`."""
@@ -2565,7 +2571,7 @@ class _SQLiteFile:
         for operations in merged.values():
             self._run_merged(operations)
         for operation in group:
-            if operation.items is None:
+            if operation.items is None and not operation.is_idle_claim:
                 operation.result = getattr(self.store, operation.method)(**operation.options)
 
     def _run_merged(self, operations: Sequence[_Operation]) -> None:
@@ -5548,8 +5554,17 @@ def _worker_command(arguments: argparse.Namespace) -> int:
         logger.exception("loading %s failed", target)
         return 1
     _configure(app, arguments)
-    with contextlib.ExitStack() as limits:
-        return asyncio.run(_work(app, limits))
+    import socket
+
+    ear, mouth = socket.socketpair()
+    mouth.setblocking(False)
+    with ear, mouth:
+        before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
+        try:
+            return asyncio.run(_work(app, ear, mouth))
+        finally:
+            signal.set_wakeup_fd(before)
+            mouth.shutdown(socket.SHUT_WR)
 
 
 def _configure(app: Flowrra, arguments: argparse.Namespace) -> None:
@@ -5563,12 +5578,8 @@ def _configure(app: Flowrra, arguments: argparse.Namespace) -> None:
     app.config.executor = dataclasses.replace(app.config.executor, **changes)
 
 
-async def _work(app: Flowrra, limits: contextlib.ExitStack) -> int:
-    """Run a worker until a signal says stop; a second signal waits for no job.
-
-    Each step of the end has a time limit, since a job may block the loop, swallow its cancellation, or
-    sit in a thread of `asyncio.to_thread`, for which `asyncio.run` waits.
-    """
+async def _work(app: Flowrra, ear: socket.socket, mouth: socket.socket) -> int:
+    """Run a worker until a signal says stop; a second signal waits for no job."""
     _check_shared(app)
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
@@ -5576,12 +5587,11 @@ async def _work(app: Flowrra, limits: contextlib.ExitStack) -> int:
     signals = itertools.count()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        is_first = next(signals) == 0
-        limits.callback(_exit_after(drain + 20.0 if is_first else 5.0, 1).cancel)
-        loop.call_soon_threadsafe(told.set if is_first else app.hurry)
+        loop.call_soon_threadsafe(app.hurry if next(signals) else told.set)
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, on_signal) for number in numbers]
+    threading.Thread(target=_enforce_end, args=(ear, loop, drain), name="flowrra-end", daemon=True).start()
     try:
         await app.start()
         queues = ", ".join(f"{name}:{capacity}" for name, capacity in cast("WorkerInfo", app.worker).queues.items())
@@ -5594,22 +5604,43 @@ async def _work(app: Flowrra, limits: contextlib.ExitStack) -> int:
         await app.stop(wait=False)
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
-        limits.callback(_exit_after(2.0, 0).cancel)
+        mouth.send(_LOOP_ENDED)
     return 0
 
 
-def _exit_after(seconds: float, status: int) -> threading.Timer:
-    """End the process at that time, whatever keeps it, unless the timer is cancelled."""
+_LOOP_ENDED = b"\0"
 
-    def give_up() -> None:
-        logger.warning("something keeps this process from ending: it is ended now")
-        logging.shutdown()
-        os._exit(status)
 
-    timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), give_up)
-    timer.daemon = True
-    timer.start()
-    return timer
+def _enforce_end(ear: socket.socket, loop: asyncio.AbstractEventLoop, drain: float) -> None:
+    """End the process when the time for its end is up, whatever keeps it.
+
+    A job may block the loop, swallow its cancellation, or sit in a thread of `asyncio.to_thread`, for which
+    `asyncio.run` waits. This thread reads the number of each signal as the interpreter writes it at once
+    (set_wakeup_fd), since a handler runs only when the main thread comes round to it.
+    """
+    end, status, signals = math.inf, 0, 0
+    while True:
+        left = max(0.001, end - time.monotonic())
+        ear.settimeout(None if left > threading.TIMEOUT_MAX else left)
+        try:
+            said = ear.recv(1)
+        except TimeoutError:
+            logger.warning("something keeps this process from ending: it is ended now")
+            os._exit(status)
+        except OSError:
+            return
+        if not said:
+            return
+        _call_soon(loop, lambda: None)  # on Windows the loop does not wake up for a signal otherwise
+        if said[0] in (signal.SIGINT, signal.SIGTERM):
+            signals += 1
+            seconds, code = (drain + 20.0 if signals == 1 else 5.0), 1
+        elif said == _LOOP_ENDED:
+            seconds, code = 2.0, 0
+        else:
+            continue  # a signal of the user's own
+        if time.monotonic() + seconds < end:
+            end, status = time.monotonic() + seconds, code
 
 
 class _JsonLines(logging.Formatter):

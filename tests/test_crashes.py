@@ -5,8 +5,10 @@ that an end that was written stays, and that a crash costs innocent jobs nothing
 """
 
 import asyncio
+import contextlib
 import random
 import signal
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,9 +33,18 @@ from tests.processes import (
 SHORT_LEASE = {"FLOWRRA_EXECUTOR_LEASE": "1.0", "FLOWRRA_EXECUTOR_HEARTBEAT": "0.3"}
 
 
+# A job that is still running whenever its first worker is killed, however slow the machine is.
+LINGERING = """
+@app.task
+async def linger():
+    await asyncio.sleep(60 if current_job().attempt == 1 else 0.01)
+    return os.getpid()
+"""
+
+
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    with Site(tmp_path) as site:
+    with Site(tmp_path, LINGERING) as site:
         yield site
 
 
@@ -95,9 +106,8 @@ async def test_workers_killed_at_random_moments_lose_nothing(site: Site) -> None
 
 async def test_survivors_rescue_the_jobs_of_a_killed_worker_within_two_seconds(site: Site) -> None:
     async with site.client() as app:
-        nap = stand_in(app, "app.nap")
         victim = await site.worker("--concurrency", "5")
-        await app.submit_many(nap, [(0.5,)] * 5)
+        await app.submit_many(stand_in(app, "app.linger"), [()] * 5)
         await some_running(app, 5)
         await site.worker()
         await victim.kill()
@@ -111,7 +121,7 @@ async def test_survivors_rescue_the_jobs_of_a_killed_worker_within_two_seconds(s
 async def test_a_restarted_only_worker_rescues_before_it_is_ready(site: Site) -> None:
     """With its lease of 10 s still valid, the dead worker is told by its pid."""
     async with site.client() as app:
-        await app.submit_many(stand_in(app, "app.nap"), [(0.2,)] * 3)
+        await app.submit_many(stand_in(app, "app.linger"), [()] * 3)
         victim = await site.worker()
         await some_running(app, 3)
         await victim.kill()
@@ -126,7 +136,7 @@ async def test_a_restarted_only_worker_rescues_before_it_is_ready(site: Site) ->
 async def test_one_process_of_several_is_enough_to_open_and_rescue(site: Site) -> None:
     """A producer that opens the store also puts back what the dead were running."""
     async with site.client() as app:
-        await app.submit(stand_in(app, "app.nap"), 60)
+        await app.submit(stand_in(app, "app.linger"))
         victim = await site.worker()
         await some_running(app, 1)
         await victim.kill()
@@ -351,7 +361,7 @@ async def block(seconds):
 
 @pytest.fixture
 def stopping_site(tmp_path: Path) -> Iterator[Site]:
-    with Site(tmp_path, STOPPER) as site:
+    with Site(tmp_path, LINGERING + STOPPER) as site:
         yield site
 
 
@@ -373,6 +383,23 @@ async def test_a_settle_that_comes_after_the_lease_is_refused(stopping_site: Sit
     assert job.failures == 0
 
 
+async def stop_outside_of_transactions(site: Site, process: Process) -> None:
+    """SIGSTOP. A process that is stopped while it holds SQLite's lock stops all others as well."""
+
+    def is_stopped_without_the_lock() -> bool:
+        process.send(signal.SIGSTOP)
+        with contextlib.closing(sqlite3.connect(site.store, timeout=0, isolation_level=None)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                process.send(signal.SIGCONT)
+                return False
+            connection.execute("ROLLBACK")
+        return True
+
+    await until(is_stopped_without_the_lock, "a stop between two transactions")
+
+
 def state_of(process: Process) -> str:
     """The letter that stands for the state of a process, T if it is stopped; see proc(5)."""
     return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -384,9 +411,9 @@ async def test_a_worker_that_was_stopped_past_its_lease_goes_on_working(stopping
     async with site.client() as app:
         nap = stand_in(app, "app.nap")
         sleeper = await site.worker(env=SHORT_LEASE)
-        await app.submit_many(nap, [(0.8,)] * 4)
+        await app.submit_many(stand_in(app, "app.linger"), [()] * 4)
         await some_running(app, 4)
-        sleeper.send(signal.SIGSTOP)
+        await stop_outside_of_transactions(site, sleeper)
         successor = await site.worker(env=SHORT_LEASE)
         jobs = await all_finished(app)
         assert {job.result for job in jobs} == {successor.pid}

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from flowrra import BrokerConfig, BrokerError, Config, Flowrra, TaskStatus
+from flowrra import BrokerConfig, BrokerError, Config, Flowrra, TaskStatus, WorkerInfo
 from tests import power_cut
 from tests.processes import (
     Process,
@@ -98,6 +98,23 @@ async def test_a_submit_that_waited_long_enough_says_who_is_in_the_way(site: Sit
         assert await all_jobs(app) == []
         await app.submit(nap, 0)
         assert len(await all_jobs(app)) == 1
+
+
+async def test_a_claim_that_was_given_up_while_it_waited_takes_no_job(site: Site) -> None:
+    """As by a worker that is stopped meanwhile: it could neither run the job nor hand it back."""
+    async with site.client() as app:
+        await app.submit(stand_in(app, "app.nap"), 0)
+        worker = WorkerInfo("stopped")
+        await app.broker.heartbeat(worker, lease=10, now=time.time())
+        with locked(site.store):
+            claim = asyncio.create_task(app.broker.claim("default", limit=1, worker=worker.id, now=time.time()))
+            done, _ = await asyncio.wait([claim], timeout=0.3)
+            assert not done, "the lock did not hold"
+            claim.cancel()
+            await asyncio.wait([claim])
+        await app.broker.heartbeat(worker, lease=10, now=time.time())  # behind the claim, in the same line
+        (job,) = await all_jobs(app)
+    assert (job.status, job.attempt) == (TaskStatus.PENDING, 0)
 
 
 async def test_opening_waits_for_a_lock_too(site: Site) -> None:
