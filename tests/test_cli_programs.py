@@ -142,7 +142,7 @@ def test_enqueue_waits_for_what_a_worker_returns(folder: Path, worker: Callable[
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_worker_says_when_it_is_ready_and_ends_with_0(worker: Callable[..., Program], number: signal.Signals) -> None:
     program = worker()
-    assert f"worker ready: pid {program.process.pid}, 4 task(s), queues default:20, cpu:" in program.said
+    assert f"worker ready: pid {program.process.pid}, 4 task(s), queues default:10, cpu:" in program.said
     assert program.end(number) == 0
     assert "stopping: running jobs get up to 30 s" in program.said
     assert program.said.rstrip().endswith("worker stopped")

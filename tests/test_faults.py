@@ -56,14 +56,14 @@ async def test_a_lock_of_seconds_only_delays(site: Site) -> None:
     async with site.client() as app:
         nap = stand_in(app, "app.nap")
         worker = await site.worker()
-        await app.submit_many(nap, [(0.3,)] * 20)
-        await some_running(app, 20)
+        await app.submit_many(nap, [(0.3,)] * 10)
+        await some_running(app, 10)
         with locked(site.store):
             submits = [asyncio.create_task(app.submit(nap, 0)) for _ in range(20)]
             lone = asyncio.create_task(app.submit_many(nap, [(0,)] * 50))
             done, _ = await asyncio.wait([*submits, lone], timeout=2.0)
             assert not done, "the lock did not hold"
-            assert await count(app, TaskStatus.RUNNING) == 20, "readers go on"
+            assert await count(app, TaskStatus.RUNNING) == 10, "readers go on"
         await asyncio.gather(*submits, lone)
         jobs = await all_finished(app)
     assert statuses(jobs) == {TaskStatus.SUCCESS: 90}
@@ -77,7 +77,7 @@ async def test_a_worker_survives_a_lock_that_lasts_longer_than_it_waits(site: Si
     async with site.client() as app:
         await app.submit_many(stand_in(app, "app.nap"), [(0.2,)] * 30)
         worker = await site.worker(env={"FLOWRRA_BROKER_TIMEOUT": "0.2"})
-        await some_running(app, 20)
+        await some_running(app, 10)
         with locked(site.store):
             await worker.says("has been locked by another process for 0.2 s")
         jobs = await all_finished(app)

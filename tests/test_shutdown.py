@@ -82,12 +82,12 @@ async def test_no_job_that_ends_within_the_drain_is_interrupted(site: Site, numb
     async with site.client() as app:
         await app.submit_many(stand_in(app, "app.nap"), [(0.7,)] * 60)
         worker = await site.worker()
-        await some_running(app, 20)
+        await some_running(app, 10)
         worker.send(number)
         assert await worker.ends() == 0
         jobs = await all_jobs(app)
     begun = [job for job in jobs if job.attempt]
-    assert len(begun) >= 20
+    assert len(begun) >= 10
     assert statuses(begun) == {TaskStatus.SUCCESS: len(begun)}
     assert {job.attempt for job in begun} == {1}
     assert statuses(jobs)[TaskStatus.PENDING] == len(jobs) - len(begun) > 0, "after the signal nothing is claimed"
@@ -296,8 +296,8 @@ async def test_a_killed_child_is_replaced_and_signals_are_passed_on(site: Site, 
         supervisor = site.begin_worker("--processes", "2")
         await supervisor.says("worker ready", times=2)
         first, second = ready_pids(supervisor)
-        await app.submit_many(stand_in(app, "app.nap"), [(2.0,)] * 40)
-        await some_running(app, 40)
+        await app.submit_many(stand_in(app, "app.nap"), [(2.0,)] * 20)
+        await some_running(app, 20)
         os.kill(first, signal.SIGKILL)
         await supervisor.says("worker ready", times=3)
         third = ready_pids(supervisor)[2]

@@ -137,7 +137,7 @@ class Model:
             return []
         ready = [job for job in self.jobs.values() if job.status == "pending" and job.queue == queue]
         ready.sort(key=lambda job: (job.priority, job.seq))
-        suspects = [job for job in ready if job.crashes]
+        suspects = sorted((job for job in ready if job.crashes), key=lambda job: job.crashes)
         chosen = suspects[:1] if suspects and not held else [job for job in ready if not job.crashes][:limit]
         for job in chosen:
             job.status, job.worker, job.attempt = "running", worker, job.attempt + 1
