@@ -5683,10 +5683,14 @@ class _Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
         failures = 0
+        last_death = -math.inf
         seen = self._sources()
         while not self._signals:
-            failures = failures + 1 if self._replace_dead() else 0
-            time.sleep(min(5.0, 0.2 * 2**failures) if failures else 0.2)
+            if self._replace_dead():  # one that dies soon again is started ever later
+                failures = failures + 1 if time.monotonic() - last_death < 30 else 0
+                last_death = time.monotonic()
+                time.sleep(min(5.0, 0.2 * 2**failures))
+            time.sleep(0.2)
             if self._reload and (now := self._sources()) != seen:
                 seen = now
                 logger.info("a source file has changed: starting anew")

@@ -259,7 +259,7 @@ async def test_only_the_job_that_kills_its_worker_is_charged(tmp_path: Path, nam
     with Site(tmp_path, KILLER) as site:
         async with site.client() as app:
             nap = stand_in(app, "app.nap")
-            innocents = await app.submit_many(nap, [(0.1,)] * 10)
+            innocents = await app.submit_many(nap, [(0.1,)] * 5)
             guilty = await app.submit(stand_in(app, f"app.{name}"))
             innocents += await app.submit_many(nap, [(0.1,)] * 10)
             async with asyncio.timeout(20):

@@ -482,7 +482,7 @@ def test_no_statement_of_a_jobs_life_walks_or_sorts(desk: Desk) -> None:
 
 INTENDED = {
     "a claim": ("crashes = 0 AND queue =", "flowrra_ready (queue=?)"),
-    "a claim of a suspect": ("crashes > 0 AND queue =", "flowrra_suspect (queue=?)"),
+    "a claim of a suspect": ("crashes > 0 AND queue =", "flowrra_suspect (queue=? AND crashes>?)"),
     "what a worker holds": ("SELECT crashes FROM flowrra_job WHERE status = 'running'", "flowrra_running (worker=?)"),
     "a promotion": ("SET status = 'pending', due = NULL WHERE", "flowrra_due (due<?)"),
     "the next moment": ("SELECT min(due)", "flowrra_due"),
