@@ -3855,9 +3855,10 @@ def describe(error: BaseException) -> str:
 # ---------------------------------------------------------------------------
 # 11. Worker
 #
-# Claims jobs, runs them, settles them. An attempt passes through named steps:
-# resolve, arguments, execute, judge, post, settle, announce. Every task and
-# thread started here is ended by stop(). Knows no store, only a Broker.
+# Claims jobs, runs them, settles them. An attempt (_Run) passes through named
+# steps: _Line claims it; _Attempts resolves, gets the arguments, executes and
+# judges; _Results posts, settles, announces. Every task and thread started
+# here is ended by Worker.stop(). Knows no store, only a Broker.
 # ---------------------------------------------------------------------------
 
 UNKNOWN_TASK_DELAY = 15.0  # seconds for which a job of an unknown task is handed back
@@ -3915,26 +3916,24 @@ class Hooks:
 class _Run(JobContext):
     """One attempt on its way through the worker; what `current_job()` gives inside it."""
 
-    __slots__ = ("began", "ending", "line", "runner", "settled", "worker")
+    __slots__ = ("began", "ending", "line", "runner")
 
-    def __init__(self, job: Job, worker: Worker, line: _Line, runner: asyncio.Task[None]) -> None:
+    def __init__(self, job: Job, line: _Line, runner: asyncio.Task[None]) -> None:
         self.job = job
         self.began = job.started or 0.0  # a broker that shares the job clears it when the job is to run again
-        self.worker = worker
         self.line = line
         self.runner = runner
         self.ending: str | None = None  # why the worker ends it: cancel, release or lapsed
-        self.settled: asyncio.Future[None] | None = None
 
     @property
     def state(self) -> Any:
-        return self.worker.state
+        return self.line.worker.state
 
     def report(self, progress: Progress) -> None:
-        self.worker.report(self.job.id, progress)
+        self.line.worker.report(self.job.id, progress)
 
     def lend(self, slots: int) -> None:
-        self.worker.lend(self.line, slots)
+        self.line.lend(slots)
 
     def end(self, why: str) -> None:
         """Have the attempt stopped."""
@@ -3943,45 +3942,15 @@ class _Run(JobContext):
             self.runner.cancel()
 
 
-class _Line:
-    """A queue as a worker serves it: so many slots, and resident runners that take turns claiming."""
-
-    def __init__(self, queue: str, capacity: int) -> None:
-        self.queue = queue
-        self.capacity = capacity
-        self.running: dict[str, _Run] = {}
-        self.lent = 0  # slots of jobs that wait for others
-        self.backlog: collections.deque[Job] = collections.deque()
-        self.runners: set[asyncio.Task[None]] = set()
-        self.asleep: collections.deque[asyncio.Future[None]] = collections.deque()
-        self.claimer: asyncio.Task[Any] | None = None
-        self.failures = 0  # of claims, in a row
-
-    @property
-    def free(self) -> int:
-        """How many more jobs may run."""
-        return self.capacity + self.lent - len(self.running)
-
-    def wake(self, count: int) -> int:
-        """Wake up to `count` sleeping runners; how many more would have been wanted."""
-        while count and self.asleep:
-            waiter = self.asleep.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                count -= 1
-        return count
-
-
 def judge(
     job: Job, options: TaskOptions, error: BaseException, now: float, draw: Callable[[], float] = random.random
 ) -> Outcome:
     """What an attempt that raised `error` comes to: another one later, or the end."""
     text = describe(error)
-    traceback = getattr(error, "traceback", None) or format_traceback(error)
-    traceback = traceback[-_TRACEBACK_LIMIT:]
+    traceback = (getattr(error, "traceback", None) or format_traceback(error))[-_TRACEBACK_LIMIT:]
     if job.failures >= options.max_retries or not is_retryable(options, error):
         return Outcome.fail(job, text, traceback)
-    delay = getattr(error, "delay", None) if isinstance(error, Retry | RemoteError) else None
+    delay = error.delay if isinstance(error, Retry | RemoteError) else None
     if delay is None:
         delay = retry_delay(options, job.failures + 1, draw)
     return Outcome.retry_at(job, now + delay, text, traceback)
@@ -3992,307 +3961,28 @@ def options_of(job: Job, task: Task[..., Any]) -> TaskOptions:
     return dataclasses.replace(task.settings, **job.overrides) if job.overrides else task.settings
 
 
-class Worker:
-    """A running consumer of one app's jobs. `start` and `stop` it on one loop."""
+class _Attempts:
+    """Takes an attempt through its steps: resolve, arguments, execute, judge. Writes nothing down."""
 
-    def __init__(
-        self,
-        broker: Broker,
-        registry: Registry,
-        config: ExecutorConfig,
-        *,
-        backend: Backend | None = None,
-        clock: Clock,
-        hooks: Hooks,
-        middleware: Sequence[Middleware] = (),
-        state: Any = None,
-    ) -> None:
-        import socket
-
-        self.broker = broker
-        self.registry = registry
-        self.config = config
-        self.info = WorkerInfo(f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}", socket.gethostname())
-        self.info.pid = os.getpid()
-        self._backend = backend
-        self._clock = clock
-        self._hooks = hooks
+    def __init__(self, worker: Worker, middleware: Sequence[Middleware]) -> None:
+        self.threads = ThreadExecutor()
+        self.processes = ProcessExecutor(worker.config.cpu_workers)
+        self.unknown: set[str] = set()  # names of tasks that a warning has been given of
+        self._worker = worker
+        self._broker = worker.broker
+        self._registry = worker.registry
+        self._hooks = worker.hooks
         self._middleware = list(middleware)
-        self.state = state
-        self._lines: dict[str, _Line] = {}
-        self._outcomes: list[tuple[_Run, Outcome]] = []
-        self._events: collections.deque[Event] = collections.deque()
-        self._progress: dict[str, Progress] = {}
-        self._unknown: set[str] = set()
-        self._draining = False
-        self._hurried = False
-        self._settling = False
-        self._watched = False  # whether somebody waits for the moment when nothing runs
-        self._gone = False
 
-    # Starting and stopping ---------------------------------------------------------------------
-
-    async def start(self) -> None:
-        """Register with the broker and begin to claim."""
-        self._loop = asyncio.get_running_loop()
-        self._has_outcomes = asyncio.Event()
-        self._has_events = asyncio.Event()
-        self._has_progress = asyncio.Event()
-        self._all_settled = asyncio.Event()
-        self._may_claim = asyncio.Event()
-        self._may_claim.set()
-        self._idle = asyncio.Event()
-        self._threads = ThreadExecutor()
-        self._processes = ProcessExecutor(self.config.cpu_workers)
-        self.info.started = self._clock.time()
-        self._plan()
-        self.heed(await self.broker.heartbeat(self.info, lease=self.config.lease, now=self._clock.time()))
-        resident = [self._settle_outcomes, self._announce_events, self._write_progress, self._purge]
-        twin = self.broker.twin()
-        if twin is None:
-            resident.append(lambda: beat(self, self.broker))
-        self._residents = [asyncio.create_task(self._supervise(work)) for work in resident]
-        self._keeper = _Keeper(self, twin)
-        self._keeper.start()
-        for line in self._lines.values():
-            self._staff(line)
-        if any(task.settings.cpu_bound and task.queue in self._lines for task in self.registry.values()):
-            self._processes.warm_up()
-        self._emit(Event("worker_start", self.info.id))
-
-    def _plan(self) -> None:
-        for queue, capacity in (self.config.queues or {"default": self.config.io_workers}).items():
-            self._lines[check_queue(queue)] = _Line(queue, capacity)
-        for task in self.registry.values() if self.config.queues is None else ():
-            self._lines.setdefault(task.queue, _Line(task.queue, self._capacity_for(task)))
-        self._describe()
-
-    def _capacity_for(self, task: Task[..., Any]) -> int:
-        return self.config.cpu_workers if task.settings.cpu_bound else self.config.io_workers
-
-    def _describe(self) -> None:
-        self.info.queues = {line.queue: line.capacity for line in self._lines.values()}
-        self.info.tasks = sorted(self.registry)
-
-    def welcome(self, task: Task[..., Any]) -> None:
-        """Serve a task that was registered after the start, and its queue."""
-        if self.config.queues is None and task.queue not in self._lines and not self._draining:
-            line = self._lines[task.queue] = _Line(task.queue, self._capacity_for(task))
-            self._staff(line)
-        self._unknown.discard(task.name)
-        self._describe()
-
-    async def stop(self, drain: float) -> None:
-        """Stop claiming, let what runs finish for up to `drain` seconds, release the rest, take leave."""
-        self._draining = self._watched = True
-        self._may_claim.set()
-        for line in self._lines.values():
-            self._dismiss(line)
-        if not await self._wait_idle(drain):
-            self._hurried = False
-            for run in self.runs():
-                run.end("release")
-            if not await self._wait_idle(2.0):
-                self._abandon()
-        await self._flush()
-        self._emit(Event("worker_stop", self.info.id))
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._fire_all(), 5.0)
-        await self._leave()
-
-    def _dismiss(self, line: _Line) -> None:
-        """Send the waiting runners home and hand back what has been claimed but not begun."""
-        line.wake(len(line.asleep))
-        if line.claimer is not None:
-            line.claimer.cancel()
-        while line.backlog:
-            job = line.backlog.popleft()
-            run = _Run(job, self, line, cast("asyncio.Task[None]", asyncio.current_task()))
-            self._post(run, Outcome.release(job, "the worker stopped before it began"))
-
-    def hurry(self) -> None:
-        """Wait no longer for running jobs."""
-        self._hurried = True
-        self._idle.set()
-
-    async def _wait_idle(self, seconds: float) -> bool:
-        """Whether nothing runs any more, at the latest after so many seconds."""
-        try:
-            async with asyncio.timeout(None if seconds == math.inf else seconds):
-                while self.is_busy and not self._hurried:
-                    self._idle.clear()
-                    await self._idle.wait()
-        except TimeoutError:
-            pass
-        return not self.is_busy
-
-    def _abandon(self) -> None:
-        """Give up the jobs that will not let themselves be cancelled; what they still do is refused."""
-        for run in self.runs():
-            self._post(run, Outcome.release(run.job, "the worker stopped; the job did not let itself be cancelled"))
-
-    async def _flush(self) -> None:
-        """Have the last outcomes written; if the broker is away, their jobs will be rescued instead."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(5.0):
-                while self._outcomes or self._settling:
-                    self._all_settled.clear()
-                    await self._all_settled.wait()
-
-    async def _leave(self) -> None:
-        self._gone = True
-        self._keeper.stop()
-        runners = [runner for line in self._lines.values() for runner in line.runners]
-        for owned in (*self._residents, *runners):
-            owned.cancel()
-        await asyncio.wait([*self._residents, *runners], timeout=1.0)
-        self._threads.close()
-        self._processes.close()
-        await asyncio.to_thread(self._keeper.join, 5.0)  # a beat after the leave would register the worker again
-        try:
-            await asyncio.wait_for(self.broker.heartbeat(self.info, lease=0, now=self._clock.time()), 5.0)
-        except (TimeoutError, BrokerError) as error:
-            logger.warning("worker %s could not take leave of the broker: %s", self.info.id, error)
-
-    async def _supervise(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Keep a resident loop alive: an exception is logged, and the loop begins again after a while."""
-        failures = 0
-        while True:
-            try:
-                await work()
-            except Exception as error:
-                failures += 1
-                self._complain(error, failures)
-                await asyncio.sleep(_backoff(failures))
-
-    def _complain(self, error: Exception, failures: int) -> None:
-        if isinstance(error, BackendError):
-            logger.error("worker %s: %s (failure %d in a row; trying again)", self.info.id, error, failures)
-        else:
-            logger.error("worker %s: unexpected error; going on", self.info.id, exc_info=error)
-
-    # Claiming ----------------------------------------------------------------------------------
-
-    def _staff(self, line: _Line) -> None:
-        """Get one more runner to work, a sleeping one or a new one, if the line has a slot for it."""
-        self._hire(line, line.wake(1))
-
-    def _spread(self, line: _Line) -> None:
-        """Share the backlog out, and have somebody claim for what is still free.
-
-        It comes a turn late, so that jobs that never wait need one runner only.
-        """
-        claimer = line.claimer is None and line.free > len(line.backlog)
-        self._hire(line, line.wake(len(line.backlog) + claimer))
-
-    def _hire(self, line: _Line, count: int) -> None:
-        """Add up to `count` new runners, as far as the line has slots."""
-        while count > 0 and len(line.runners) < line.capacity + line.lent:
-            runner = self._loop.create_task(self._serve(line), context=contextvars.Context())
-            line.runners.add(runner)
-            runner.add_done_callback(line.runners.discard)
-            count -= 1
-
-    async def _serve(self, line: _Line) -> None:
-        """A resident runner: one job after the other, without a task for each.
-
-        A job that leaves a context variable changed, or a cancellation pending, takes its runner with it,
-        so that nothing leaks into the next job.
-        """
-        runner = cast("asyncio.Task[None]", asyncio.current_task())
-        while (job := line.backlog.popleft() if line.backlog else await self._next(line)) is not None:
-            run = _Run(job, self, line, runner)
-            line.running[job.id] = run
-            _current.set(run)
-            before = contextvars.copy_context()
-            try:
-                outcome = await self._attempt(run)
-            finally:
-                line.running.pop(job.id, None)
-            self._post(run, outcome)
-            if job.crashes or self._watched:
-                await self._ended_under_watch(run)
-            if runner.cancelling() or not _is_same_context(before, contextvars.copy_context()):
-                break
-        line.runners.discard(runner)
-        if not self._draining:
-            self._staff(line)
-
-    async def _next(self, line: _Line) -> Job | None:
-        """The next job for a runner of this line; None if the runner is to go home."""
-        while not self._draining:
-            if line.backlog:
-                return line.backlog.popleft()
-            if line.claimer is not None or line.free <= 0:
-                if len(line.runners) > line.capacity + line.lent:
-                    return None
-                await self._sleep(line)
-            else:
-                await self._claim(line)
-        return None
-
-    async def _sleep(self, line: _Line) -> None:
-        waiter = self._loop.create_future()
-        line.asleep.append(waiter)
-        try:
-            await waiter
-        finally:
-            if waiter in line.asleep:
-                line.asleep.remove(waiter)
-
-    async def _claim(self, line: _Line) -> None:
-        """Fill the backlog with jobs for the free slots, or wait until there may be some."""
-        line.claimer = asyncio.current_task()
-        try:
-            await self._may_claim.wait()
-            now = self._clock.time()
-            jobs = await self.broker.claim(line.queue, limit=max(1, line.free), worker=self.info.id, now=now)
-            if jobs and jobs[0].crashes:
-                self._may_claim.clear()  # a suspect runs alone; opened again when it is settled
-                self._watched = True
-            line.backlog.extend(jobs)
-            line.failures = 0
-            if not jobs:
-                await self.broker.wait_ready((line.queue,), _IDLE_WAIT)
-            else:
-                self._loop.call_soon(self._spread, line)
-        except asyncio.CancelledError:
-            if not self._draining or self._gone:
-                raise
-        except Exception as error:
-            line.failures += 1
-            self._complain(error, line.failures)
-            await asyncio.sleep(_backoff(line.failures))
-        finally:
-            line.claimer = None
-
-    # One attempt -------------------------------------------------------------------------------
-
-    async def _ended_under_watch(self, run: _Run) -> None:
-        """After a suspect nobody claims before its end is written; and somebody may wait until nothing runs."""
-        if run.job.crashes:
-            run.settled = self._loop.create_future()
-            if any(waiting is run for waiting, _ in self._outcomes):
-                await run.settled
-            self._may_claim.set()
-        if not self.is_busy:
-            self._idle.set()
-            if not self._outcomes and not self._settling:
-                self._may_claim.set()
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether any job runs here."""
-        return any(line.running for line in list(self._lines.values()))
-
-    async def _attempt(self, run: _Run) -> Outcome | None:
+    async def make(self, run: _Run) -> Outcome | None:
+        """What the attempt came to; None if it is not ours to tell any more."""
         job = run.job
-        task = self.registry.get(job.task)
+        task = self._registry.get(job.task)
         if task is None:
             return self._hand_back_unknown(job)
         options = task.settings if job.overrides is None else options_of(job, task)
         if self._hooks.any:
-            self._emit(Event("start", self.info.id, job))
+            self._worker.results.emit(Event("start", self._worker.info.id, job))
         try:
             args: Sequence[Any] = job.args
             kwargs = job.kwargs
@@ -4303,34 +3993,32 @@ class Worker:
             else:
                 result = await self._execute(run, task, options, args, kwargs)
             outcome = Outcome.succeed(job, result, options.result_ttl)
-            if self.broker.keeps_text:
+            if self._broker.keeps_text:
                 outcome.text = encode_value(outcome)
         except BaseException as error:
             return self._judge(run, options, error)
         return outcome
 
     def _hand_back_unknown(self, job: Job) -> Outcome:
-        if job.task not in self._unknown:
-            self._unknown.add(job.task)
+        if job.task not in self.unknown:
+            self.unknown.add(job.task)
             logger.warning(
                 "worker %s does not know the task %r: its jobs are handed back for %g s at a time until a worker does",
-                self.info.id, job.task, UNKNOWN_TASK_DELAY, extra=_fields(job),
+                self._worker.info.id, job.task, UNKNOWN_TASK_DELAY, extra=_fields(job),
             )  # fmt: skip
-        return Outcome.release(job, f"no task {job.task!r} in this worker", self._clock.time() + UNKNOWN_TASK_DELAY)
+        due = self._worker.clock.time() + UNKNOWN_TASK_DELAY
+        return Outcome.release(job, f"no task {job.task!r} in this worker", due)
 
     async def _arguments(self, job: Job) -> tuple[Sequence[Any], Mapping[str, Any]]:
         args, kwargs = decode_arguments(job)
         if not job.parents:
             return args, kwargs
-        results = await self._parent_results(job)
-        return put_results(args, results), put_results(kwargs, results)
-
-    async def _parent_results(self, job: Job) -> dict[str, Any]:
-        found = await self.broker.get(job.parents)
-        for parent, result in zip(job.parents, found, strict=True):
+        results = {}
+        for parent, result in zip(job.parents, await self._broker.get(job.parents), strict=True):
             if result is None:
                 raise TaskNotFoundError(f"the result of its parent {parent} has been purged: raise result_ttl")
-        return {result.task_id: result.result for result in found if result is not None}
+            results[parent] = result.result
+        return put_results(args, results), put_results(kwargs, results)
 
     async def _through_middleware(
         self, run: _Run, task: Task[..., Any], options: TaskOptions, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -4348,183 +4036,44 @@ class Worker:
     ) -> Awaitable[Any]:
         """Run the function where it belongs, within the attempt's time."""
         if options.cpu_bound:
-            call = self._processes.run(self._cpu_call(run, task, args, kwargs), run.report)
+            call = self.processes.run(self._cpu_call(run.job, task, args, kwargs), run.report)
         elif task.is_async:
             call = task.function(*args, **kwargs)
         else:
-            call = self._threads.run(lambda: task.function(*args, **kwargs))
+            call = self.threads.run(lambda: task.function(*args, **kwargs))
         return call if options.timeout is None else _within(options.timeout, call)
 
-    def _cpu_call(self, run: _Run, task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> CpuCall:
-        payload = run.job.payload
-        if payload is None or run.job.parents:
-            payload = encode_arguments(Job(run.job.id, task.name, tuple(args), kwargs))
-        return CpuCall.of(task, run.job, payload)
+    def _cpu_call(self, job: Job, task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> CpuCall:
+        payload = job.payload
+        if payload is None or job.parents:
+            payload = encode_arguments(Job(job.id, task.name, tuple(args), kwargs))
+        return CpuCall.of(task, job, payload)
 
     def _judge(self, run: _Run, options: TaskOptions, error: BaseException) -> Outcome | None:
         """The outcome of an attempt that did not return; None if it is not ours to tell any more."""
         if isinstance(error, asyncio.CancelledError):
-            if run.ending is None and run.runner.cancelling() and self._residents[0].cancelling():
-                raise error  # the whole loop is being torn down; else the job has cancelled itself
-            ended = self._ended(run)
-            if ended is not None or run.ending == "lapsed":
-                return ended
-        return judge(run.job, options, error, self._clock.time())
+            if run.ending is not None:
+                return self._ended(run)
+            if run.runner.cancelling() and self._worker.is_torn_down:
+                raise error
+            # else the job has cancelled itself
+        return judge(run.job, options, error, self._worker.clock.time())
 
     def _ended(self, run: _Run) -> Outcome | None:
-        while run.ending and run.runner.cancelling():
+        while run.runner.cancelling():
             run.runner.uncancel()
         if run.ending == "cancel":
             return Outcome.cancel(run.job, BY_HAND)
-        if run.ending == "release":
-            return Outcome.release(run.job, "the worker stopped")
-        return None
+        return Outcome.release(run.job, "the worker stopped") if run.ending == "release" else None
 
-    # Settling ----------------------------------------------------------------------------------
+    def close(self) -> None:
+        """End the threads and processes."""
+        self.threads.close()
+        self.processes.close()
 
-    def _post(self, run: _Run, outcome: Outcome | None) -> None:
-        """Hand an outcome over to be settled; None if there is nothing to tell any more."""
-        if outcome is not None:
-            self._outcomes.append((run, outcome))
-            self._has_outcomes.set()
 
-    async def _settle_outcomes(self) -> None:
-        """Write outcomes in groups: what gathers while one group is on its way is the next."""
-        while True:
-            await self._has_outcomes.wait()
-            self._has_outcomes.clear()
-            batch, self._outcomes = self._outcomes, []
-            self._settling = True
-            try:
-                await self._settle(batch)
-            finally:
-                self._settling = False
-            if not self._outcomes:
-                self._all_settled.set()
-                if not self.is_busy:
-                    self._may_claim.set()
-
-    async def _settle(self, batch: Sequence[tuple[_Run, Outcome]]) -> None:
-        """Have the broker take the batch; an outcome that it cannot take fails alone."""
-        try:
-            written = await self._insist([outcome for _, outcome in batch])
-        except Exception as error:
-            await self._settle_apart(batch, error)
-            return
-        if self._backend is not None:
-            await self._record(self._backend, [o for (_, o), ok in zip(batch, written, strict=True) if ok])
-        told = self._hooks.any or logger.isEnabledFor(logging.INFO)
-        for (run, outcome), ok in zip(batch, written, strict=True):
-            if run.settled is not None:
-                _resolve(run.settled)
-            if told or not ok or outcome.status is not SUCCESS:
-                self._announce(run, outcome, ok)
-
-    async def _insist(self, outcomes: Sequence[Outcome]) -> list[bool]:
-        """Settle, again and again as long as the broker fails."""
-        failures = 0
-        while True:
-            try:
-                return await self.broker.settle(outcomes, now=self._clock.time())
-            except BrokerError as error:
-                failures += 1
-                self._complain(error, failures)
-                await asyncio.sleep(_backoff(failures))
-
-    async def _settle_apart(self, batch: Sequence[tuple[_Run, Outcome]], error: Exception) -> None:
-        logger.error("worker %s: a group of outcomes was refused", self.info.id, exc_info=error)
-        for run, outcome in batch:
-            if len(batch) > 1:
-                await self._settle([(run, outcome)])
-            elif outcome.ending != "failure":
-                await self._settle([(run, Outcome.fail(run.job, f"its outcome was refused: {describe(error)}"))])
-
-    async def _record(self, backend: Backend, outcomes: Sequence[Outcome]) -> None:
-        """Keep results in the separate backend too. The broker has them already, so none can be lost."""
-        results = [_result_of(outcome, self._clock.time()) for outcome in outcomes if outcome.status in FINISHED]
-        try:
-            if results:
-                await backend.record(results)
-        except Exception as error:
-            logger.error("the result backend did not take %d results: %s", len(results), describe(error))
-
-    def _announce(self, run: _Run, outcome: Outcome, written: bool) -> None:
-        if not written:
-            logger.warning(
-                "job %s: its lease was lost, so this attempt changes nothing", run.job.id, extra=_fields(run.job)
-            )
-            return
-        name = "retry" if outcome.status is RETRYING else outcome.ending
-        level = logging.WARNING if outcome.ending == "failure" else logging.INFO
-        if logger.isEnabledFor(level):
-            seconds = self._clock.time() - run.began
-            extra = {**_fields(run.job), "duration": seconds}
-            logger.log(level, "job %s (%s) attempt %d: %s after %.3f s%s", run.job.id, run.job.task, outcome.attempt,
-                       name, seconds, f": {outcome.error}" if outcome.error else "", extra=extra)  # fmt: skip
-        if name in self._hooks:
-            self._emit(Event(name, self.info.id, run.job, outcome.result, outcome.error))
-
-    def _emit(self, event: Event) -> None:
-        if event.name in self._hooks:
-            self._events.append(event)
-            self._has_events.set()
-
-    async def _announce_events(self) -> None:
-        while True:
-            await self._has_events.wait()
-            self._has_events.clear()
-            await self._fire_all()
-
-    async def _fire_all(self) -> None:
-        while self._events:
-            await self._hooks.fire(self._events.popleft())
-
-    # Housekeeping ------------------------------------------------------------------------------
-
-    def heed(self, notices: Notices) -> None:
-        """Act on what a heartbeat brought. On the loop's thread."""
-        runs = self.runs()
-        for run in runs:
-            if run.job.id in notices.cancelled:
-                run.end("cancel")
-        if notices.lapsed:
-            logger.error("worker %s lost its lease: what it was running is dropped and runs again", self.info.id)
-            for run in runs:
-                run.end("lapsed")
-        if notices.suspects and runs:
-            self._may_claim.clear()  # until nothing runs, so that a suspect gets its turn alone
-            self._watched = True
-        for worker in notices.lost_workers:
-            logger.warning("worker %s is gone; its jobs are ready again", worker)
-            self._emit(Event("worker_lost", worker))
-
-    def runs(self) -> list[_Run]:
-        """The attempts that are under way here; from any thread."""
-        return [run for line in list(self._lines.values()) for run in list(line.running.values())]
-
-    def report(self, task_id: str, progress: Progress) -> None:
-        """Note progress; from any thread."""
-        self._progress[task_id] = progress
-        _call_soon(self._loop, self._has_progress.set)
-
-    async def _write_progress(self) -> None:
-        while True:
-            await self._has_progress.wait()
-            self._has_progress.clear()
-            reported, self._progress = self._progress, {}
-            await self.broker.report(reported)
-            await asyncio.sleep(_REPORT_EVERY)
-
-    async def _purge(self) -> None:
-        while True:
-            count = await self.broker.purge(self._clock.time(), _PURGE_LIMIT)
-            await asyncio.sleep(_PURGE_EVERY if count < _PURGE_LIMIT else 0.01)
-
-    def lend(self, line: _Line, slots: int) -> None:
-        """Lend a slot of a job that waits (1), or take it back (-1)."""
-        line.lent += slots
-        if slots > 0:
-            self._staff(line)
+def _wrapped(middleware: Middleware, call: Callable[[Job], Awaitable[Any]]) -> Callable[[Job], Awaitable[Any]]:
+    return lambda job: middleware(job, call)
 
 
 async def _within(timeout: float, call: Awaitable[Any]) -> Any:
@@ -4538,19 +4087,116 @@ async def _within(timeout: float, call: Awaitable[Any]) -> Any:
         raise
 
 
-def _wrapped(middleware: Middleware, call: Callable[[Job], Awaitable[Any]]) -> Callable[[Job], Awaitable[Any]]:
-    return lambda job: middleware(job, call)
+class _Results:
+    """What became of attempts: written down in groups, through one door, and then announced."""
 
+    def __init__(self, worker: Worker, backend: Backend | None) -> None:
+        self._worker = worker
+        self._backend = backend
+        self._outcomes: list[tuple[_Run, Outcome]] = []
+        self._has_outcomes = asyncio.Event()
+        self._all_written = asyncio.Event()
+        self._events: collections.deque[Event] = collections.deque()
+        self._has_events = asyncio.Event()
 
-def _is_same_context(before: contextvars.Context, after: contextvars.Context) -> bool:
-    try:
-        return before == after  # 0.1 us when nothing was set: the two share their tree
-    except Exception:  # a variable's value that refuses to be compared
-        return False
+    def post(self, run: _Run, outcome: Outcome | None) -> None:
+        """Hand an outcome over to be settled; None if there is nothing to tell any more."""
+        if outcome is not None:
+            self._outcomes.append((run, outcome))
+        self._has_outcomes.set()
 
+    async def write(self) -> None:
+        """Write outcomes in groups: what gathers while one group is on its way is the next."""
+        while True:
+            await self._has_outcomes.wait()
+            self._has_outcomes.clear()
+            batch, self._outcomes = self._outcomes, []
+            if batch:
+                await self._settle(batch)
+            if not self._outcomes:
+                self._all_written.set()
+                if not self._worker.is_busy:
+                    self._worker.may_claim.set()
 
-def _backoff(failures: int) -> float:
-    return min(10.0, 0.1 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0)
+    async def flush(self) -> None:
+        """Return when all that has been posted is written."""
+        self._all_written.clear()
+        self._has_outcomes.set()
+        await self._all_written.wait()
+
+    async def _settle(self, batch: Sequence[tuple[_Run, Outcome]]) -> None:
+        """Have the broker take the batch; an outcome that it cannot take fails alone."""
+        try:
+            written = await self._insist([outcome for _, outcome in batch])
+        except Exception as error:
+            await self._settle_apart(batch, error)
+            return
+        if self._backend is not None:
+            await self._record(self._backend, [o for (_, o), ok in zip(batch, written, strict=True) if ok])
+        told = self._worker.hooks.any or logger.isEnabledFor(logging.INFO)
+        for (run, outcome), ok in zip(batch, written, strict=True):
+            if told or not ok or outcome.status is not SUCCESS:
+                self._announce(run, outcome, ok)
+
+    async def _insist(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        """Settle, again and again as long as the broker fails."""
+        failures = 0
+        while True:
+            try:
+                return await self._worker.broker.settle(outcomes, now=self._worker.clock.time())
+            except BrokerError as error:
+                failures += 1
+                await self._worker.recover(error, failures)
+
+    async def _settle_apart(self, batch: Sequence[tuple[_Run, Outcome]], error: Exception) -> None:
+        logger.error("worker %s: a group of outcomes was refused", self._worker.info.id, exc_info=error)
+        for run, outcome in batch:
+            if len(batch) > 1:
+                await self._settle([(run, outcome)])
+            elif outcome.ending != "failure":
+                await self._settle([(run, Outcome.fail(run.job, f"its outcome was refused: {describe(error)}"))])
+
+    async def _record(self, backend: Backend, outcomes: Sequence[Outcome]) -> None:
+        """Keep results in the separate backend too. The broker has them already, so none can be lost."""
+        now = self._worker.clock.time()
+        results = [_result_of(outcome, now) for outcome in outcomes if outcome.status in FINISHED]
+        try:
+            if results:
+                await backend.record(results)
+        except Exception as error:
+            logger.error("the result backend did not take %d results: %s", len(results), describe(error))
+
+    def _announce(self, run: _Run, outcome: Outcome, written: bool) -> None:
+        job, extra = run.job, _fields(run.job)
+        if not written:
+            logger.warning("job %s: its lease was lost, so this attempt changes nothing", job.id, extra=extra)
+            return
+        name = "retry" if outcome.status is RETRYING else outcome.ending
+        level = logging.WARNING if outcome.ending == "failure" else logging.INFO
+        if logger.isEnabledFor(level):
+            seconds = self._worker.clock.time() - run.began
+            logger.log(level, "job %s (%s) attempt %d: %s after %.3f s%s", job.id, job.task, outcome.attempt, name,
+                       seconds, f": {outcome.error}" if outcome.error else "",
+                       extra={**extra, "duration": seconds})  # fmt: skip
+        self.emit(Event(name, self._worker.info.id, job, outcome.result, outcome.error))
+
+    def emit(self, event: Event) -> None:
+        """Have the hooks of an event called, if there are any, later and in order."""
+        if event.name in self._worker.hooks:
+            self._events.append(event)
+            self._has_events.set()
+
+    async def announce(self) -> None:
+        """Call the hooks of each event as it comes."""
+        while True:
+            await self._has_events.wait()
+            self._has_events.clear()
+            await self.announce_rest()
+
+    async def announce_rest(self) -> None:
+        """Call the hooks of the events that have come."""
+        while self._events:
+            await self._worker.hooks.fire(self._events.popleft())
 
 
 def _fields(job: Job) -> dict[str, Any]:
@@ -4575,14 +4221,343 @@ def _result_of(outcome: Outcome, now: float) -> TaskResult[Any]:
     )
 
 
+class _Line:
+    """A queue as a worker serves it: so many slots, and resident runners that take turns claiming."""
+
+    def __init__(self, worker: Worker, queue: str, capacity: int) -> None:
+        self.worker = worker
+        self.queue = queue
+        self.capacity = capacity
+        self.running: dict[str, _Run] = {}
+        self.runners: set[asyncio.Task[None]] = set()
+        self._lent = 0  # slots of jobs that wait for others
+        self._backlog: collections.deque[Job] = collections.deque()
+        self._asleep: collections.deque[asyncio.Future[None]] = collections.deque()
+        self._is_claiming = False
+        self._failures = 0  # of claims, in a row
+
+    @property
+    def _free(self) -> int:
+        """How many more jobs may run."""
+        return self.capacity + self._lent - len(self.running)
+
+    def lend(self, slots: int) -> None:
+        """Lend a slot of a job that waits (1), or take it back (-1)."""
+        self._lent += slots
+        if slots > 0:
+            self.staff(1)
+
+    def staff(self, count: int) -> None:
+        """Get up to `count` more runners to work: sleeping ones, then new ones as far as there are slots."""
+        while count and self._asleep:
+            waiter = self._asleep.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                count -= 1
+        while count and len(self.runners) < self.capacity + self._lent:
+            runner = self.worker.loop.create_task(self._serve(), context=contextvars.Context())
+            self.runners.add(runner)
+            runner.add_done_callback(self.runners.discard)
+            count -= 1
+
+    def dismiss(self) -> None:
+        """Send the runners without a job home and hand back what has been claimed but not begun."""
+        for runner in self.runners - {run.runner for run in self.running.values()}:
+            runner.cancel()
+        while self._backlog:
+            job = self._backlog.popleft()
+            run = _Run(job, self, cast("asyncio.Task[None]", asyncio.current_task()))
+            self.worker.results.post(run, Outcome.release(job, "the worker stopped before it began"))
+
+    async def _serve(self) -> None:
+        """A resident runner: one job after the other, without a task for each.
+
+        A job that leaves a context variable changed, or a cancellation pending, takes its runner with it,
+        so that nothing leaks into the next job.
+        """
+        worker = self.worker
+        make, post = worker.attempts.make, worker.results.post
+        runner = cast("asyncio.Task[None]", asyncio.current_task())
+        while (job := self._backlog.popleft() if self._backlog else await self._next()) is not None:
+            run = _Run(job, self, runner)
+            self.running[job.id] = run
+            _current.set(run)
+            before = contextvars.copy_context()
+            try:
+                outcome = await make(run)
+            finally:
+                self.running.pop(job.id, None)
+            post(run, outcome)
+            if worker.is_draining and not worker.is_busy:
+                worker.idle.set()
+            if runner.cancelling() or not _is_same_context(before, contextvars.copy_context()):
+                break
+        self.runners.discard(runner)
+        if not worker.is_draining:
+            self.staff(1)
+
+    async def _next(self) -> Job | None:
+        """The next job for a runner of this line; None if the runner is to go home."""
+        while not self.worker.is_draining:
+            if self._backlog:
+                return self._backlog.popleft()
+            if not self._is_claiming and self._free > 0:
+                await self._claim()
+            elif len(self.runners) > self.capacity + self._lent:
+                return None
+            else:
+                waiter = self.worker.loop.create_future()
+                self._asleep.append(waiter)
+                await waiter
+        return None
+
+    async def _claim(self) -> None:
+        """Fill the backlog with jobs for the free slots, or wait until there may be some."""
+        worker = self.worker
+        self._is_claiming = True
+        try:
+            await worker.may_claim.wait()
+            limit, now = max(1, self._free), worker.clock.time()
+            jobs = await worker.broker.claim(self.queue, limit=limit, worker=worker.info.id, now=now)
+            self._failures = 0
+            if jobs:
+                if jobs[0].crashes:
+                    worker.may_claim.clear()
+                self._backlog.extend(jobs)
+                worker.loop.call_soon(self._spread)
+            else:
+                await worker.broker.wait_ready((self.queue,), _IDLE_WAIT)
+        except Exception as error:
+            self._failures += 1
+            await worker.recover(error, self._failures)
+        finally:
+            self._is_claiming = False
+
+    def _spread(self) -> None:
+        """Share the backlog out, and have somebody claim for what is still free.
+
+        It comes a turn late, so that jobs that never wait need one runner only.
+        """
+        may_claim = not self._is_claiming and self._free > len(self._backlog)
+        self.staff(len(self._backlog) + may_claim)
+
+
+def _is_same_context(before: contextvars.Context, after: contextvars.Context) -> bool:
+    try:
+        return before == after  # 0.1 us when nothing was set: the two share their tree
+    except Exception:  # a variable's value that refuses to be compared
+        return False
+
+
+class Worker:
+    """A running consumer of one app's jobs. Made, started and stopped on one loop."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        registry: Registry,
+        config: ExecutorConfig,
+        *,
+        backend: Backend | None = None,
+        clock: Clock,
+        hooks: Hooks,
+        middleware: Sequence[Middleware] = (),
+        state: Any = None,
+    ) -> None:
+        import socket
+
+        self.loop = asyncio.get_running_loop()
+        self.broker = broker
+        self.registry = registry
+        self.config = config
+        self.clock = clock
+        self.hooks = hooks
+        self.state = state
+        host = socket.gethostname()
+        self.info = WorkerInfo(f"{host}-{os.getpid()}-{os.urandom(4).hex()}", host, os.getpid())
+        self.attempts = _Attempts(self, middleware)
+        self.results = _Results(self, backend)
+        # A suspect runs alone: it shuts this from its claim, or from when it is seen to wait, until nothing
+        # runs here and all is written.
+        self.may_claim = asyncio.Event()
+        self.may_claim.set()
+        self.is_draining = False
+        self.idle = asyncio.Event()  # set when the last job ends, while draining
+        self._is_hurried = False
+        self._lines: dict[str, _Line] = {}
+        self._progress: dict[str, Progress] = {}
+        self._has_progress = asyncio.Event()
+
+    # Starting and stopping ---------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Register with the broker and begin to claim."""
+        self.info.started = self.clock.time()
+        self._plan()
+        self.heed(await self.broker.heartbeat(self.info, lease=self.config.lease, now=self.clock.time()))
+        resident = [self.results.write, self.results.announce, self._write_progress, self._purge]
+        twin = self.broker.twin()
+        if twin is None:
+            resident.append(lambda: beat(self, self.broker))
+        self._residents = [asyncio.create_task(self.supervise(work)) for work in resident]
+        self._keeper = _Keeper(self, twin)
+        self._keeper.start()
+        for line in self._lines.values():
+            line.staff(1)
+        if any(task.settings.cpu_bound and task.queue in self._lines for task in self.registry.values()):
+            self.attempts.processes.warm_up()
+        self.results.emit(Event("worker_start", self.info.id))
+
+    def _plan(self) -> None:
+        for queue, capacity in (self.config.queues or {"default": self.config.io_workers}).items():
+            self._lines[check_queue(queue)] = _Line(self, queue, capacity)
+        for task in self.registry.values():
+            self._line_for(task)
+        self._describe()
+
+    def _line_for(self, task: Task[..., Any]) -> _Line | None:
+        """A new line for a task whose queue is not served yet, unless the user has said which queues to serve."""
+        if self.config.queues is not None or task.queue in self._lines:
+            return None
+        capacity = self.config.cpu_workers if task.settings.cpu_bound else self.config.io_workers
+        line = self._lines[task.queue] = _Line(self, task.queue, capacity)
+        return line
+
+    def _describe(self) -> None:
+        self.info.queues = {line.queue: line.capacity for line in self._lines.values()}
+        self.info.tasks = sorted(self.registry)
+
+    def welcome(self, task: Task[..., Any]) -> None:
+        """Serve a task that was registered after the start, and its queue."""
+        if not self.is_draining and (line := self._line_for(task)) is not None:
+            line.staff(1)
+        self.attempts.unknown.discard(task.name)
+        self._describe()
+
+    async def stop(self, drain: float) -> None:
+        """Stop claiming, let what runs finish for up to `drain` seconds, release the rest, take leave."""
+        self.is_draining = True
+        for line in self._lines.values():
+            line.dismiss()
+        if not await self._wait_idle(drain):
+            self._is_hurried = False
+            for run in self.runs():
+                run.end("release")
+            await self._wait_idle(2.0)
+            for run in self.runs():  # what they still do is refused
+                reason = "the worker stopped; the job did not let itself be cancelled"
+                self.results.post(run, Outcome.release(run.job, reason))
+        with contextlib.suppress(TimeoutError):  # the broker is away; the jobs will be rescued instead
+            await asyncio.wait_for(self.results.flush(), 5.0)
+        self.results.emit(Event("worker_stop", self.info.id))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.results.announce_rest(), 5.0)
+        await self._leave()
+
+    def hurry(self) -> None:
+        """Wait no longer for running jobs."""
+        self._is_hurried = True
+        self.idle.set()
+
+    async def _wait_idle(self, seconds: float) -> bool:
+        """Whether nothing runs any more, at the latest after so many seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if seconds == math.inf else seconds):
+                while self.is_busy and not self._is_hurried:
+                    self.idle.clear()
+                    await self.idle.wait()
+        return not self.is_busy
+
+    async def _leave(self) -> None:
+        self._keeper.stop()
+        owned = [*self._residents, *(runner for line in self._lines.values() for runner in line.runners)]
+        for task in owned:
+            task.cancel()
+        await asyncio.wait(owned, timeout=1.0)
+        self.attempts.close()
+        await asyncio.to_thread(self._keeper.join, 5.0)  # a beat after the leave would register the worker again
+        try:
+            await asyncio.wait_for(self.broker.heartbeat(self.info, lease=0, now=self.clock.time()), 5.0)
+        except (TimeoutError, BrokerError) as error:
+            logger.warning("worker %s could not take leave of the broker: %s", self.info.id, error)
+
+    async def supervise(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Keep a resident loop alive: an exception is logged, and the loop begins again after a while."""
+        for failures in itertools.count(1):
+            try:
+                await work()
+            except Exception as error:
+                await self.recover(error, failures)
+
+    async def recover(self, error: Exception, failures: int) -> None:
+        """Log the latest of so many failures in a row and sleep before the next try, longer each time."""
+        if isinstance(error, BackendError):
+            logger.error("worker %s: %s (failure %d in a row; trying again)", self.info.id, error, failures)
+        else:
+            logger.error("worker %s: unexpected error; going on", self.info.id, exc_info=error)
+        await asyncio.sleep(min(10.0, 0.1 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0))
+
+    # What runs ---------------------------------------------------------------------------------
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any job runs here."""
+        return any(line.running for line in list(self._lines.values()))
+
+    @property
+    def is_torn_down(self) -> bool:
+        """Whether the whole loop is being torn down, and the worker with it."""
+        return bool(self._residents[0].cancelling())
+
+    def runs(self) -> list[_Run]:
+        """The attempts that are under way here; from any thread."""
+        return [run for line in list(self._lines.values()) for run in list(line.running.values())]
+
+    def heed(self, notices: Notices) -> None:
+        """Act on what a heartbeat brought. On the loop's thread."""
+        runs = self.runs()
+        for run in runs:
+            if run.job.id in notices.cancelled:
+                run.end("cancel")
+        if notices.lapsed:
+            logger.error("worker %s lost its lease: what it was running is dropped and runs again", self.info.id)
+            for run in runs:
+                run.end("lapsed")
+        if notices.suspects and runs:
+            self.may_claim.clear()
+        for worker in notices.lost_workers:
+            logger.warning("worker %s is gone; its jobs are ready again", worker)
+            self.results.emit(Event("worker_lost", worker))
+
+    # Housekeeping ------------------------------------------------------------------------------
+
+    def report(self, task_id: str, progress: Progress) -> None:
+        """Note progress; from any thread."""
+        self._progress[task_id] = progress
+        _call_soon(self.loop, self._has_progress.set)
+
+    async def _write_progress(self) -> None:
+        while True:
+            await self._has_progress.wait()
+            self._has_progress.clear()
+            reported, self._progress = self._progress, {}
+            await self.broker.report(reported)
+            await asyncio.sleep(_REPORT_EVERY)
+
+    async def _purge(self) -> None:
+        while True:
+            count = await self.broker.purge(self.clock.time(), _PURGE_LIMIT)
+            await asyncio.sleep(_PURGE_EVERY if count < _PURGE_LIMIT else 0.01)
+
+
 async def beat(worker: Worker, broker: Broker) -> None:
     """Extend the worker's lease again and again through `broker`, on whichever loop this runs."""
     while True:
         await broker.wait_ready((), worker.config.heartbeat)
         worker.info.running = len(worker.runs())
-        notices = await broker.heartbeat(worker.info, lease=worker.config.lease, now=worker._clock.time())
+        notices = await broker.heartbeat(worker.info, lease=worker.config.lease, now=worker.clock.time())
         if notices.cancelled or notices.lapsed or notices.suspects or notices.lost_workers:
-            _call_soon(worker._loop, worker.heed, notices)
+            _call_soon(worker.loop, worker.heed, notices)
 
 
 class _Keeper(threading.Thread):
@@ -4615,7 +4590,7 @@ class _Keeper(threading.Thread):
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch())
             if self._twin is not None:
-                group.create_task(self._worker._supervise(self._beat))
+                group.create_task(self._worker.supervise(self._beat))
 
     async def _beat(self) -> None:
         twin = cast("Broker", self._twin)
@@ -4631,7 +4606,7 @@ class _Keeper(threading.Thread):
         while True:
             turned = threading.Event()
             if self._worker.is_busy:  # an idle worker's loop is left asleep
-                _call_soon(self._worker._loop, turned.set)
+                _call_soon(self._worker.loop, turned.set)
             else:
                 turned.set()
             await asyncio.sleep(1.0)
