@@ -3936,11 +3936,6 @@ def judge(
     return Outcome.retry_at(job, now + delay, text, traceback)
 
 
-def options_of(job: Job, task: Task[..., Any]) -> TaskOptions:
-    """The options that hold for this job."""
-    return dataclasses.replace(task.settings, **job.overrides) if job.overrides else task.settings
-
-
 class _Attempts:
     """Takes an attempt through its steps: resolve, arguments, execute, judge. Writes nothing down."""
 
@@ -3960,7 +3955,7 @@ class _Attempts:
         task = self._registry.get(job.task)
         if task is None:
             return self._hand_back_unknown(job)
-        options = task.settings if job.overrides is None else options_of(job, task)
+        options = dataclasses.replace(task.settings, **job.overrides) if job.overrides else task.settings
         if self._hooks.any:
             self._worker.results.emit(Event("start", self._worker.info.id, job))
         try:
@@ -4542,7 +4537,6 @@ class _Keeper(threading.Thread):
         self._worker = worker
         self._twin = twin
         self._watched = threading.get_ident()
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = threading.Event()
         self._main: asyncio.Task[None] | None = None
 
@@ -4553,12 +4547,11 @@ class _Keeper(threading.Thread):
     def stop(self) -> None:
         """Ask the thread to end; from another thread."""
         self._ended.set()
-        if self._loop is not None and self._main is not None:
-            _call_soon(self._loop, self._main.cancel)
+        if self._main is not None:
+            _call_soon(self._main.get_loop(), self._main.cancel)
 
     async def _keep(self) -> None:
         self._main = asyncio.current_task()
-        self._loop = asyncio.get_running_loop()
         if self._ended.is_set():
             return
         async with asyncio.TaskGroup() as group:
