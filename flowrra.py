@@ -3254,7 +3254,7 @@ class Task(Generic[P, R]):
             queue=self.queue if queue is None else check_queue(queue),
             delay=None if delay is None else _seconds("delay", delay),
             run_at=None if run_at is None else _timestamp("run_at", run_at),
-            expires=_expiry(expires),
+            expires=expires if expires is None or isinstance(expires, dt.datetime) else _seconds("expires", expires),
             unique=_key("unique", unique),
             task_id=_key("task_id", task_id),
             overrides=overrides or None,
@@ -3297,19 +3297,15 @@ def parents_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, ...
     """The ids of the jobs whose results stand in the arguments."""
     if not kwargs and _SCALARS.issuperset(map(type, args)):
         return ()
-    found: dict[str, None] = {}
-    _collect_parents([*args, *kwargs.values()], found, 0)
-    return tuple(found)
+    return tuple(dict.fromkeys(_placeholders([*args, *kwargs.values()], 0)))
 
 
-def _collect_parents(values: Iterable[Any], found: dict[str, None], depth: int) -> None:
+def _placeholders(values: Iterable[Any], depth: int) -> Iterator[str]:
     for value in values if depth <= MAX_DEPTH else ():
         if isinstance(value, ResultOf):
-            found[str(value.task_id)] = None
-        elif isinstance(value, list | tuple):
-            _collect_parents(value, found, depth + 1)
-        elif isinstance(value, dict):
-            _collect_parents(value.values(), found, depth + 1)
+            yield str(value.task_id)
+        elif isinstance(value, list | tuple | dict):
+            yield from _placeholders(value.values() if isinstance(value, dict) else value, depth + 1)
 
 
 def put_results(value: Any, results: Mapping[str, Any]) -> Any:
@@ -3327,12 +3323,6 @@ def _timestamp(name: str, moment: object) -> float:
     if not isinstance(moment, dt.datetime):
         raise ConfigError(f"{name} must be a datetime, not {moment!r}")
     return moment.timestamp()
-
-
-def _expiry(expires: float | dt.timedelta | dt.datetime | None) -> float | dt.datetime | None:
-    if expires is None or isinstance(expires, dt.datetime):
-        return expires
-    return _seconds("expires", expires)
 
 
 def _key(name: str, key: object) -> str | None:
@@ -3385,20 +3375,16 @@ class Registry(dict[str, Task[..., Any]]):
     def add(self, task: Task[..., Any]) -> None:
         """Register a task; ConfigError if its name is taken by another function."""
         old = self.get(task.name)
-        if old is not None and not _is_same_source(old.function, task.function):
-            raise ConfigError(
-                f"two tasks are called {task.name!r}, at {_place(old.function)} and {_place(task.function)}: "
-                "give one another name="
-            )
+        if old is not None and old.function is not task.function:
+            places = _place(old.function), _place(task.function)
+            if places[0] != places[1]:  # else a reload of its module has defined it again
+                raise ConfigError(
+                    f"two tasks are called {task.name!r}, at {places[0]} and {places[1]}: give one another name="
+                )
         if task.settings.cpu_bound:
             _check_importable(task)
         self[task.name] = task
         self.on_new(task)
-
-
-def _is_same_source(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """Whether they are one function, perhaps defined again by a reload of its module."""
-    return one is other or _place(one) == _place(other)
 
 
 def _place(function: Callable[..., Any]) -> str:
@@ -3520,10 +3506,6 @@ def current_job() -> JobContext:
 # ---------------------------------------------------------------------------
 
 
-def _kinds_of(error: BaseException) -> list[str]:
-    return [kind_name(kind) for kind in type(error).__mro__]
-
-
 class _Lane:
     """A thread that runs one call after the other for the loop. It is a daemon, since no thread can be ended."""
 
@@ -3598,14 +3580,18 @@ class CpuCall(NamedTuple):
     job: Mapping[str, Any]
 
     @classmethod
-    def of(cls, task: Task[..., Any], job: Job, payload: str) -> CpuCall:
-        """The call of `task` for `job` with the encoded arguments `payload`."""
+    def of(cls, task: Task[..., Any], job: Job, args: Sequence[Any], kwargs: Mapping[str, Any]) -> CpuCall:
+        """The call of `task` for `job` with these arguments, encoded unless the job has them so."""
+        payload = job.payload
+        if payload is None or job.parents:
+            payload = encode_arguments(Job(job.id, task.name, tuple(args), kwargs))
         module, file = task.function.__module__, None
         if module == "__main__":
             main = sys.modules["__main__"]
-            file = getattr(main, "__file__", None)
-            if getattr(main, "__spec__", None) is not None:
-                module, file = _module_of(task.function), None
+            if getattr(main, "__spec__", None) is None:
+                file = getattr(main, "__file__", None)
+            else:
+                module = _module_of(task.function)
         known = ("id", "task", "queue", "attempt", "failures")
         return cls(module, file, task.function.__qualname__, payload, {name: getattr(job, name) for name in known})
 
@@ -3643,15 +3629,11 @@ class _ProcessSlot:
         """Start the process ahead of its first call. Runs in the lane."""
         self.run(None, lambda progress: None)
 
-    def kill(self) -> None:
-        """End the process, and with it the call."""
+    def close(self) -> None:
+        """End the process, and with it the call, and then the thread."""
         self._killed = True
         if self._process is not None:
             self._process.kill()
-
-    def close(self) -> None:
-        """End the process and the thread; the slot must be idle or killed."""
-        self.kill()
         self.lane.call(self._reap)
         self.lane.stop()
 
@@ -3675,9 +3657,7 @@ def python(call: str) -> list[str]:
 def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
     process.communicate()
     code = process.returncode
-    if code < 0:
-        return f"was ended by {signal.Signals(-code).name}"
-    return f"exited with status {code}"
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
 
 
 def _write_frame(pipe: Any, message: Any) -> None:
@@ -3724,11 +3704,10 @@ class ProcessExecutor:
             answer = slot.lane.call(lambda: slot.run(call, lambda progress: _call_soon(loop, report, progress)))
             try:
                 result, error = await answer
+                self._idle.append(slot)
             except asyncio.CancelledError:
                 slot.close()
                 raise
-            else:
-                self._idle.append(slot)
             finally:
                 self._busy.discard(slot)
         if error is not None:
@@ -3783,8 +3762,8 @@ def _perform_call(call: Sequence[Any], answers: Any) -> list[Any]:
     try:
         return ["result", _run_call(CpuCall(*call), answers)]
     except BaseException as error:
-        traceback = format_traceback(error)
-        return ["error", describe(error), _kinds_of(error), traceback, getattr(error, "delay", None)]
+        kinds = [kind_name(kind) for kind in type(error).__mro__]
+        return ["error", describe(error), kinds, format_traceback(error), getattr(error, "delay", None)]
 
 
 def _run_call(call: CpuCall, answers: Any) -> str:
@@ -3956,11 +3935,6 @@ def judge(
     return Outcome.retry_at(job, now + delay, text, traceback)
 
 
-def options_of(job: Job, task: Task[..., Any]) -> TaskOptions:
-    """The options that hold for this job."""
-    return dataclasses.replace(task.settings, **job.overrides) if job.overrides else task.settings
-
-
 class _Attempts:
     """Takes an attempt through its steps: resolve, arguments, execute, judge. Writes nothing down."""
 
@@ -3980,7 +3954,7 @@ class _Attempts:
         task = self._registry.get(job.task)
         if task is None:
             return self._hand_back_unknown(job)
-        options = task.settings if job.overrides is None else options_of(job, task)
+        options = dataclasses.replace(task.settings, **job.overrides) if job.overrides else task.settings
         if self._hooks.any:
             self._worker.results.emit(Event("start", self._worker.info.id, job))
         try:
@@ -4036,18 +4010,12 @@ class _Attempts:
     ) -> Awaitable[Any]:
         """Run the function where it belongs, within the attempt's time."""
         if options.cpu_bound:
-            call = self.processes.run(self._cpu_call(run.job, task, args, kwargs), run.report)
+            call = self.processes.run(CpuCall.of(task, run.job, args, kwargs), run.report)
         elif task.is_async:
             call = task.function(*args, **kwargs)
         else:
             call = self.threads.run(lambda: task.function(*args, **kwargs))
         return call if options.timeout is None else _within(options.timeout, call)
-
-    def _cpu_call(self, job: Job, task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> CpuCall:
-        payload = job.payload
-        if payload is None or job.parents:
-            payload = encode_arguments(Job(job.id, task.name, tuple(args), kwargs))
-        return CpuCall.of(task, job, payload)
 
     def _judge(self, run: _Run, options: TaskOptions, error: BaseException) -> Outcome | None:
         """The outcome of an attempt that did not return; None if it is not ours to tell any more."""
@@ -4568,7 +4536,6 @@ class _Keeper(threading.Thread):
         self._worker = worker
         self._twin = twin
         self._watched = threading.get_ident()
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = threading.Event()
         self._main: asyncio.Task[None] | None = None
 
@@ -4579,21 +4546,19 @@ class _Keeper(threading.Thread):
     def stop(self) -> None:
         """Ask the thread to end; from another thread."""
         self._ended.set()
-        if self._loop is not None and self._main is not None:
-            _call_soon(self._loop, self._main.cancel)
+        if self._main is not None:
+            _call_soon(self._main.get_loop(), self._main.cancel)
 
     async def _keep(self) -> None:
         self._main = asyncio.current_task()
-        self._loop = asyncio.get_running_loop()
         if self._ended.is_set():
             return
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch())
-            if self._twin is not None:
-                group.create_task(self._worker.supervise(self._beat))
+            if (twin := self._twin) is not None:
+                group.create_task(self._worker.supervise(lambda: self._beat(twin)))
 
-    async def _beat(self) -> None:
-        twin = cast("Broker", self._twin)
+    async def _beat(self, twin: Broker) -> None:
         await twin.open()
         try:
             await beat(self._worker, twin)
