@@ -17,19 +17,18 @@ CORE = ROOT / "flowrra.py"
 # The first version holds 4,100 lines of code, 600 of docstrings and 1,000 blank ones. Half of what is above
 # 3,000 was written for faults that tests have found: forks, late heartbeats, jobs that swallow their cancellation,
 # second signals. It is too long for one evening: what comes next has to make room for itself.
-CORE_LINES = 6_100
+CORE_LINES = 6_000
 FUNCTION_LINES = 60
 CLASS_LINES = 400
 CLASS_METHODS = 25
 TEST_FILE_LINES = 600
 
 # Classes that are too large, with the lines and methods they may have: they carry out the whole protocol of a
-# broker, or the whole life of a worker. To be split along the comments that part them; none may grow.
+# broker. To be split along the comments that part them; none may grow.
 LARGE_CLASSES: Mapping[str, tuple[int, int]] = {
     "MemoryBroker": (470, 49),
     "SQLiteStore": (440, 49),
     "SQLiteBroker": (500, 51),
-    "Worker": (580, 52),
 }
 
 # (title of the section, name from a later section): why it cannot stand above.
