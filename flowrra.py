@@ -2944,7 +2944,7 @@ class SQLiteBroker(Broker):
         """Push for what seems to be the only submitter: in place, if nobody else did in this turn of the loop.
 
         The loop gets its turn after 1 ms. A commit that takes longer than 2 ms keeps the next ones off the
-        loop for ten times as long, so that a slow disk blocks it for a tenth of the time at the most.
+        loop for three times as long, so that a slow disk blocks it for a quarter of the time at the most.
         """
         submitter = asyncio.current_task()
         if self._turn_of is not None and self._turn_of is not submitter:
@@ -2957,7 +2957,7 @@ class SQLiteBroker(Broker):
         if operation.future is None:
             now = self._loop.time()
             if now - began > 0.002:
-                self._here_again = now + 10 * (now - began)
+                self._here_again = now + 3 * (now - began)
             if now - self._turn_began > 0.001:
                 await asyncio.sleep(0)
         return ids
