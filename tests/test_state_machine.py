@@ -105,8 +105,6 @@ class Model:
         job.worker, job.status, job.due = None, status, due
         if job.asked_to_end:
             self.finish(job, "cancelled", now)
-        elif due is None or due <= now:
-            job.status, job.due = "pending", None
 
     def held(self, worker: str) -> list[Known]:
         return [job for job in self.jobs.values() if job.status == "running" and job.worker == worker]
@@ -311,7 +309,7 @@ class BrokerMachine(RuleBasedStateMachine):
         assert sorted(notices.cancelled) == sorted(job.id for job in held if job.asked_to_end)
         assert set(notices.paused) == self.model.paused
         ready = {job.crashes > 0 for job in self.model.jobs.values() if self.expected(job)[1] == "pending"}
-        sure = {job.crashes > 0 for job in self.model.jobs.values() if job.status == "pending" and job.due is None}
+        sure = {job.crashes > 0 for job in self.model.jobs.values() if job.status == "pending"}
         assert notices.suspects in (True in ready, True in sure)
 
     @rule(worker=st.sampled_from(WORKERS))
