@@ -3645,7 +3645,9 @@ class _ProcessSlot:
 def _start_process() -> subprocess.Popen[bytes]:
     import subprocess
 
-    return subprocess.Popen(python(f"serve_calls({sys.argv!r})"), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    pipe = subprocess.PIPE
+    # In a session of its own: a Ctrl-C in the terminal is for the worker, and would break a process that is starting.
+    return subprocess.Popen(python(f"serve_calls({sys.argv!r})"), stdin=pipe, stdout=pipe, start_new_session=True)
 
 
 def python(call: str) -> list[str]:
