@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from benchmarks.model import Check, Measured, Scenario
 
-HEAD = ("what", "flowrra", "against", "its figure", "ratio", "goal", "met")
+HEAD = ("what", "flowrra", "against", "its figure", "ratio", "rounds", "goal", "met")
 
 
 def number(value: float | None, unit: str) -> str:
@@ -31,21 +31,21 @@ def median(values: Iterable[float]) -> float | None:
 def row(check: Check, measured: Measured) -> dict[str, Any]:
     """One check, judged: everything the table and the JSON say about it."""
     part, figure = check.other
-    ratio = median(measured.ratios(check)) if check.is_ratio else None
-    mine = median(measured.values(check.ours, check.figure))
-    judged = ratio if check.is_ratio else mine
-    met = None if check.goal is None or judged is None else _met(check, judged)
+    mine = measured.values(check.ours, check.figure)
+    judged = measured.ratios(check) if check.is_ratio else mine
+    middle = median(judged)
     return {
         "what": check.label,
-        "flowrra": mine,
+        "flowrra": median(mine),
         "unit": check.unit,
         "against": _against(check),
         "its_figure": median(measured.values(part, figure)) if check.is_ratio else None,
-        "ratio": ratio,
-        "ratios": measured.ratios(check) if check.is_ratio else [],
+        "ratio": middle if check.is_ratio else None,
+        "judged": judged,
         "goal": check.goal,
         "at_most": check.at_most,
-        "met": met,
+        "met": None if check.goal is None or middle is None else _met(check, middle),
+        "rounds_met": 0 if check.goal is None else sum(_met(check, value) for value in judged),
         "why_not": measured.errors.get(check.ours) or measured.errors.get(part, ""),
     }
 
@@ -66,7 +66,6 @@ def cells(entry: Mapping[str, Any], marked: set[str]) -> tuple[str, ...]:
     unit = entry["unit"]
     sign = "<=" if entry["at_most"] else ">="
     goal = "-" if entry["goal"] is None else f"{sign} {_goal(entry)}"
-    met = {None: "-", True: "yes", False: "NO"}[entry["met"]]
     against = entry["against"] + ("*" if entry["against"] in marked else "")
     return (
         entry["what"],
@@ -74,9 +73,24 @@ def cells(entry: Mapping[str, Any], marked: set[str]) -> tuple[str, ...]:
         against or "-",
         entry["why_not"] or number(entry["its_figure"], unit),
         "-" if entry["ratio"] is None else f"{entry['ratio']:.2f}",
+        _range(entry["judged"]),
         goal,
-        met,
+        _verdict(entry),
     )
+
+
+def _range(judged: list[float]) -> str:
+    if len(judged) < 2:
+        return "-"
+    return " to ".join(number(value, "").strip() for value in (min(judged), max(judged)))
+
+
+def _verdict(entry: Mapping[str, Any]) -> str:
+    """By the median; where the rounds disagree, how many of them met the goal."""
+    if entry["met"] is None:
+        return "-"
+    word, met, rounds = "yes" if entry["met"] else "NO", entry["rounds_met"], len(entry["judged"])
+    return word if met in (0, rounds) else f"{word} ({met} of {rounds})"
 
 
 def _goal(entry: Mapping[str, Any]) -> str:

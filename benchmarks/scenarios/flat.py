@@ -134,10 +134,13 @@ def flowrra(settings: Settings) -> Figures:
 
 def summary(name: str, pairs: list[tuple[float, float]]) -> list[tuple[str, float]]:
     """Medians of each file, and of what the files were to each other within a round."""
+    ratios = [large / small for small, large in pairs]
     return [
         (f"{name}_small", statistics.median(small for small, _ in pairs)),
         (f"{name}_large", statistics.median(large for _, large in pairs)),
-        (f"{name}_ratio", statistics.median(large / small for small, large in pairs)),
+        (f"{name}_ratio", statistics.median(ratios)),
+        (f"{name}_ratio_lowest", min(ratios)),
+        (f"{name}_ratio_highest", max(ratios)),
     ]
 
 
