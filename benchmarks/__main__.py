@@ -51,6 +51,7 @@ def main() -> int:
 
 
 def _one(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    begun = time.monotonic()
     scenario = harness.load(name)
     measured = harness.measure(
         name,
@@ -61,7 +62,8 @@ def _one(name: str, options: argparse.Namespace) -> dict[str, Any]:
         say=_say,
     )
     _say("")
-    print(report.text(name, scenario, measured), flush=True)
+    print(report.text(name, scenario, measured))
+    print(f"  took {time.monotonic() - begun:.0f} s", flush=True)
     return report.record(scenario, measured)
 
 

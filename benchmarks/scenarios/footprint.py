@@ -20,7 +20,7 @@ from benchmarks.scenarios.drain import HUEY_WORKER, WORKER, url
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-IMPORTS = 11
+IMPORTS = 7
 
 
 def seconds(code: str) -> float:

@@ -42,12 +42,14 @@ async def lone_jobs(submit: Submit, start: Start, *, gap: float, samples: int) -
     return found
 
 
-async def measure(submit: Submit, start: Start, worker: int, *, watch: float) -> Figures:
+async def measure(submit: Submit, start: Start, worker: int, *, watch: float, idle: bool = True) -> Figures:
     await lone_jobs(submit, start, gap=1.0, samples=1)  # the worker is up
     await lone_jobs(submit, start, gap=GAP, samples=WARM)
     found = await lone_jobs(submit, start, gap=GAP, samples=SAMPLES)
-    idle = await lone_jobs(submit, start, gap=IDLE, samples=IDLE_SAMPLES)
-    figures = tools.spread("ms", found) | {"idle_ms_p50": tools.percentile(idle, 0.5)}
+    figures = tools.spread("ms", found)
+    if idle:
+        later = await lone_jobs(submit, start, gap=IDLE, samples=IDLE_SAMPLES)
+        figures["idle_ms_p50"] = tools.percentile(later, 0.5)
     return figures | idle_share(worker, watch) if watch else figures
 
 
@@ -134,7 +136,7 @@ async def measure_bare(synchronous: str, port: int, worker: int, sync_after: boo
         return int(found[0])
 
     with bell:
-        return await measure(submit, start, worker, watch=0 if port else WATCHED / 4)
+        return await measure(submit, start, worker, watch=0 if port else WATCHED / 4, idle=False)
 
 
 SCENARIO = Scenario(
