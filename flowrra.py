@@ -1215,11 +1215,11 @@ class MemoryBroker(Broker):
         self._suspects: set[str] = set()  # unfinished jobs that were running in a crash
         self._cancelling: set[str] = set()  # running jobs that someone wants to end
         self._result_waiters: dict[str, list[asyncio.Future[None]]] = {}
-        self._ready_waiters: dict[asyncio.Future[None], Sequence[str]] = {}
+        self._ready_waiters: dict[str, list[asyncio.Future[None]]] = {}  # by queue; "": those who wait for news
         self._room_waiters: collections.deque[asyncio.Future[None]] = collections.deque()
 
     async def close(self) -> None:
-        waiters = [*self._ready_waiters, *self._room_waiters, *itertools.chain(*self._result_waiters.values())]
+        waiters = itertools.chain(*self._ready_waiters.values(), *self._result_waiters.values(), self._room_waiters)
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(BrokerError("the broker was closed while this call was waiting"))
@@ -1307,7 +1307,7 @@ class MemoryBroker(Broker):
             heapq.heappush(self._ready[job.queue], (job.priority, job.seq, job.id))
             if self.config.max_queue_size is not None:
                 self._depth[job.queue] += 1
-        if self._ready_waiters:
+        if job.queue in self._ready_waiters:
             self._wake_ready(job.queue)
 
     # Handing out -------------------------------------------------------------------------------
@@ -1414,7 +1414,8 @@ class MemoryBroker(Broker):
         job = self._jobs.get(outcome.job.id)
         if job is None or job.status is not RUNNING or job.attempt != outcome.attempt:
             return False
-        job.failures += outcome.ending == "failure"
+        if outcome.status is not SUCCESS:
+            job.failures += outcome.ending == "failure"
         if outcome.status in FINISHED:
             self._finish(job, outcome.status, now, outcome.result, outcome.error, outcome.traceback, outcome.keep)
             return True
@@ -1528,7 +1529,8 @@ class MemoryBroker(Broker):
 
     async def wait_ready(self, queues: Sequence[str], timeout: float) -> None:
         waiter = asyncio.get_running_loop().create_future()
-        self._ready_waiters[waiter] = queues
+        for queue in queues or ("",):
+            self._ready_waiters.setdefault(queue, []).append(waiter)
         if self._waiting and queues:
             timeout = min(timeout, self._waiting[0][0] - self._clock.time())
         timer = asyncio.get_running_loop().call_later(max(0.0, timeout), _resolve, waiter)
@@ -1536,14 +1538,13 @@ class MemoryBroker(Broker):
             await waiter
         finally:
             timer.cancel()
-            self._ready_waiters.pop(waiter, None)
+            for queue in queues or ("",):
+                _discard_waiter(self._ready_waiters, queue, waiter)
 
-    def _wake_ready(self, queue: str | None) -> None:
-        """Wake those who wait for `queue`; None: those who wait for news."""
-        for waiter, queues in list(self._ready_waiters.items()):
-            if queue in queues if queue is not None else not queues:
-                del self._ready_waiters[waiter]  # here, so that the next push need not look at it again
-                _resolve(waiter)
+    def _wake_ready(self, queue: str) -> None:
+        """Wake those who wait for `queue`; "": those who wait for news."""
+        for waiter in self._ready_waiters.pop(queue, ()):  # gone, so that the next push need not look at them
+            _resolve(waiter)
 
     def _wake_results(self, task_id: str) -> None:
         for waiter in self._result_waiters.pop(task_id, ()):
@@ -1580,9 +1581,7 @@ class MemoryBroker(Broker):
         except TimeoutError:
             raise timed_out(task_id, timeout) from None
         finally:
-            waiters = self._result_waiters.get(task_id)
-            if waiters and waiter in waiters:
-                waiters.remove(waiter)
+            _discard_waiter(self._result_waiters, task_id, waiter)
 
     async def find(self, which: JobFilter, *, limit: int = 100, after: int | None = None) -> list[Job]:
         jobs: Iterable[Job] = reversed(self._jobs.values())
@@ -1612,7 +1611,7 @@ class MemoryBroker(Broker):
         if job.status is RUNNING:
             job.cancel_requested = True
             self._cancelling.add(task_id)
-            self._wake_ready(None)
+            self._wake_ready("")
         else:
             self._finish(job, CANCELLED, now, error=BY_HAND)
         return True
@@ -1653,7 +1652,7 @@ class MemoryBroker(Broker):
         else:
             self._paused.discard(queue)
             self._wake_ready(queue)
-        self._wake_ready(None)
+        self._wake_ready("")
 
 
 EXPIRED = "it expired before its first attempt began"
@@ -1671,6 +1670,15 @@ def orphaned(parent: str, status: TaskStatus) -> str:
 def _resolve(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
+
+
+def _discard_waiter(waiters: dict[str, list[asyncio.Future[None]]], key: str, waiter: asyncio.Future[None]) -> None:
+    """Take a waiter out of those for `key`; it may be gone already."""
+    those = waiters.get(key, [])
+    if waiter in those:
+        those.remove(waiter)
+        if not those:
+            del waiters[key]
 
 
 # ---------------------------------------------------------------------------
@@ -2923,11 +2931,7 @@ class SQLiteBroker(Broker):
             if result is not None and not result.is_finished:
                 await waiter
         finally:
-            waiters = self._result_waiters.get(task_id, [])
-            if waiter in waiters:
-                waiters.remove(waiter)
-            if not waiters:
-                self._result_waiters.pop(task_id, None)
+            _discard_waiter(self._result_waiters, task_id, waiter)
 
     # The protocol ------------------------------------------------------------------------------
 
@@ -5209,7 +5213,7 @@ async def _why_waiting(broker: Broker, job: Job) -> str:
 def duration(seconds: float) -> str:
     """A length of time as people say it: 0.25 s, 42 s, 4 m 10 s, 3 h 5 m, 2 d 1 h."""
     if seconds < 10:
-        return f"{max(0.0, seconds):.2g} s"
+        return f"{round(max(0.0, seconds), 3):.2g} s"
     for size, unit, small, small_unit in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m"), (60, "m", 1, "s")):
         if seconds >= size:
             return f"{int(seconds // size)} {unit} {int(seconds % size // small)} {small_unit}"
