@@ -28,6 +28,7 @@ from flowrra import (
     TaskNotFoundError,
     TaskStatus,
     WorkerInfo,
+    claimed_job,
     result_of,
 )
 
@@ -424,7 +425,7 @@ class Desk:
         return {text: [row[3] for row in self.db.execute(f"EXPLAIN QUERY PLAN {text}")] for text in wanted}
 
     def claim(self, limit: int = 10) -> list[Job]:
-        return self.store.claim("default", limit=limit, worker="w1", now=NOW)
+        return [claimed_job(row, "w1", NOW) for row in self.store.claim("default", limit=limit, worker="w1", now=NOW)]
 
 
 @pytest.fixture
@@ -453,6 +454,10 @@ def live_a_life(desk: Desk) -> None:
     store.cancel("e", now=NOW)
     store.requeue(["b", "child", "unknown"], now=NOW)
     store.next_due()
+    store.heartbeat(WorkerInfo("w2"), lease=100, now=NOW)
+    store.claim("default", limit=1, worker="w2", now=NOW)
+    desk.db.execute("UPDATE flowrra_worker SET lease = 0 WHERE id = 'w2'")
+    store.claim("default", limit=10, worker="w1", now=NOW + 10)  # of what is due, expired and rescued by now
     store.heartbeat(desk.worker, lease=100, now=NOW)
     store.heartbeat(desk.worker, lease=0, now=NOW)
     store.get(["a", "b"])

@@ -28,7 +28,8 @@ HUEY_TUNED = 8_000
 GROUP = 1_000
 RAW = 100_000
 
-WORKER = ("-m", "flowrra", "worker", "benchmarks.apps.ours:app", "--concurrency", CONCURRENCY)
+# A line for each job costs as much as the job; huey is quiet, too.
+WORKER = ("-m", "flowrra", "worker", "benchmarks.apps.ours:app", "--concurrency", CONCURRENCY, "--log-level", "warning")
 HUEY_WORKER = ("-m", "huey.bin.huey_consumer", "benchmarks.apps.huey_sqlite.huey", "--quiet")
 
 
