@@ -27,15 +27,17 @@ The map (each section uses earlier ones only)
     2. Models
     3. Codec
     4. Clock and retry policy
-    5. Protocols
-    6. Memory broker
-    7. SQLite store
-    8. SQLite broker
-    9. Tasks
-    10. Executors
-    11. Worker
-    12. App
-    13. Command line
+    5. Cron
+    6. Protocols
+    7. Memory broker
+    8. SQLite store
+    9. SQLite broker
+    10. Tasks
+    11. Executors
+    12. Worker
+    13. Schedules
+    14. App
+    15. Command line
 
 To vendor it, copy this one file; to upgrade, copy the newer one over it. A store written by an older
 version is migrated when it is opened, and one written by a newer version is refused.
@@ -1024,7 +1026,15 @@ def retry_delay(options: TaskOptions, retry: int, draw: Callable[[], float] = ra
 
 
 # ---------------------------------------------------------------------------
-# 5. Protocols
+# 5. Cron
+#
+# When a cron expression is due, and what it says in words. Knows time zones
+# and clock changes; knows nothing of jobs, schedules and loops.
+# ---------------------------------------------------------------------------
+
+
+# ---------------------------------------------------------------------------
+# 6. Protocols
 #
 # What a store must do. A Backend keeps results; a Broker is a Backend that
 # also holds the jobs. Brokers carry out and hold no policy: what an attempt
@@ -1184,7 +1194,7 @@ class Broker(Backend):
 
 
 # ---------------------------------------------------------------------------
-# 6. Memory broker
+# 7. Memory broker
 #
 # Jobs in this process: a heap for each queue, a future for each waiter. The
 # caller's arguments and results are kept as they are, not copied. Everything
@@ -1686,7 +1696,7 @@ def _discard_waiter(waiters: dict[str, list[asyncio.Future[None]]], key: str, wa
 
 
 # ---------------------------------------------------------------------------
-# 7. SQLite store
+# 8. SQLite store
 #
 # Every SQL statement, on one connection, for whichever thread holds it. Knows
 # nothing of loops and threads. What happens for each job is one statement for
@@ -2457,7 +2467,7 @@ def _where(which: JobFilter) -> tuple[str, list[Any]]:
 
 
 # ---------------------------------------------------------------------------
-# 8. SQLite broker
+# 9. SQLite broker
 #
 # Puts the store to work on an event loop: one writer thread that commits all
 # waiting operations as one group, reads that never wait for a writer, and
@@ -3247,7 +3257,7 @@ def _explain_sqlite(error: Exception, path: str | None, timeout: float) -> Excep
 
 
 # ---------------------------------------------------------------------------
-# 9. Tasks
+# 10. Tasks
 #
 # What users declare and call: a function with its options, one submission of
 # it, and what a running job knows of itself. Arguments are checked against
@@ -3592,7 +3602,7 @@ def current_job() -> JobContext:
 
 
 # ---------------------------------------------------------------------------
-# 10. Executors
+# 11. Executors
 #
 # How a function is run: on the loop, in a thread, or in a process that can be
 # killed. Knows functions and payloads, nothing of brokers and retries.
@@ -3927,7 +3937,7 @@ def describe(error: BaseException) -> str:
 
 
 # ---------------------------------------------------------------------------
-# 11. Worker
+# 12. Worker
 #
 # Claims jobs, runs them, settles them. An attempt (_Run) passes through named
 # steps: _Line claims it; _Attempts resolves, gets the arguments, executes and
@@ -4684,7 +4694,120 @@ class _Keeper(threading.Thread):
 
 
 # ---------------------------------------------------------------------------
-# 12. App
+# 13. Schedules
+#
+# Rules that submit jobs: declared in code or kept in a ScheduleStore. One fire
+# is one job however many schedulers run, since the job's id is made of the
+# schedule and the moment. Knows brokers only by `push`.
+# ---------------------------------------------------------------------------
+
+
+RULE_KINDS = ("cron", "interval", "once")
+MISFIRES = ("latest", "all", "skip")
+OVERLAPS = ("allow", "skip")
+
+
+@dataclass(slots=True, kw_only=True)
+class Schedule:
+    """A stored rule that submits jobs of `task`.
+
+    `rule` is the text of a cron expression, an interval in seconds or a moment in ISO format, as `kind`
+    says; `tz` is a zone's key. Intervals count from `anchor`. `payload` is the text of the arguments.
+    `options` are those of each submission (priority, queue, max_retries, retry_delay, ...). `next_fire`
+    is None when there is nothing left to fire. `key` says what makes two schedules the same one. `turn`
+    only grows, at each taking and each change, and is the fencing token.
+    """
+
+    id: str
+    key: str
+    task: str
+    kind: str
+    rule: str
+    tz: str = "UTC"
+    payload: str = NO_ARGUMENTS
+    options: Mapping[str, Any] = field(default_factory=dict)
+    misfire: str = "latest"
+    overlap: str = "allow"
+    jitter: float = 0.0
+    enabled: bool = True
+    description: str | None = None
+    anchor: float = 0.0
+    next_fire: float | None = None
+    last_fire: float | None = None
+    last_job: str | None = None
+    created: float = 0.0
+    updated: float = 0.0
+    turn: int = 0
+
+
+class Fired(NamedTuple):
+    """What a scheduler did with a schedule that it had taken under `turn`."""
+
+    schedule_id: str
+    turn: int
+    next_fire: float | None
+    last_fire: float | None
+    last_job: str | None
+
+
+class ScheduleStore:
+    """Keeps schedules. Carries out and holds no policy: when a schedule fires next, the scheduler says.
+
+    `now` is the caller's wall clock in seconds since the epoch; the lease of a taken schedule runs on the
+    store's own clock. Every change is guarded: a late or doubled call changes nothing and is told so.
+    """
+
+    async def open(self) -> None:
+        """Get ready to be used on the running loop: connect, make or migrate the schema."""
+
+    async def close(self) -> None:
+        """Give everything back."""
+
+    async def add(self, schedule: Schedule) -> str:
+        """Keep a new schedule and return its id; one with its `key` or `id` is left as it is, and its id returned.
+
+        Two callers at once get the same id: the keys are unique in the store, not looked up before.
+        """
+        raise NotImplementedError
+
+    async def find(self, ids: Sequence[str] | None = None) -> list[Schedule]:
+        """The schedules with these ids (None: all), in order of creation."""
+        raise NotImplementedError
+
+    async def change(self, schedule_id: str, changes: Mapping[str, Any]) -> bool:
+        """Set fields of a schedule; whoever has taken it loses it. False: there is no such schedule.
+
+        Raises:
+            ConfigError: the changed `key` is that of another schedule.
+        """
+        raise NotImplementedError
+
+    async def remove(self, schedule_id: str) -> bool:
+        """Delete a schedule. False: there is none."""
+        raise NotImplementedError
+
+    async def take(self, *, now: float, lease: float, limit: int) -> list[Schedule]:
+        """Take up to `limit` enabled schedules whose `next_fire` has come, earliest first, for `lease` seconds.
+
+        Each comes with a new `turn`; until the lease runs out, nobody else gets it.
+        """
+        raise NotImplementedError
+
+    async def advance(self, fired: Sequence[Fired]) -> list[bool]:
+        """Write down what became of taken schedules and end their leases. False: another turn has begun."""
+        raise NotImplementedError
+
+    async def next_fire(self) -> float | None:
+        """The earliest `next_fire` of an enabled schedule that nobody has taken, by an index."""
+        raise NotImplementedError
+
+    async def purge(self, before: float) -> int:
+        """Delete the schedules that have nothing left to fire and fired last before then; how many went."""
+        raise NotImplementedError
+
+
+# ---------------------------------------------------------------------------
+# 14. App
 #
 # The object that users hold: registers tasks, submits jobs, waits for results,
 # and runs a worker inside itself if it is started. Which class a URL stands
@@ -4717,6 +4840,14 @@ def _sqlite_from_url(url: str, config: Config, clock: Clock) -> Broker:
 
 
 _SCHEMES: Mapping[str, BrokerFactory] = {"memory": _memory_from_url, "sqlite": _sqlite_from_url}
+# Scheme: the module that serves it by `broker_from_url`, imported when it is used, and what installs its driver.
+_EXTRAS: Mapping[str, tuple[str, str]] = {
+    "redis": ("flowrra_extras.redis", "flowrra[redis]"),
+    "rediss": ("flowrra_extras.redis", "flowrra[redis]"),
+    "unix": ("flowrra_extras.redis", "flowrra[redis]"),
+    "postgresql": ("flowrra_extras.postgres", "flowrra[postgresql]"),
+    "postgres": ("flowrra_extras.postgres", "flowrra[postgresql]"),
+}
 
 
 def broker_from_url(url: str, config: Config, clock: Clock) -> Broker:
@@ -4731,12 +4862,21 @@ def broker_from_url(url: str, config: Config, clock: Clock) -> Broker:
     if not colon and url != "memory":
         raise ConfigError(f"{url!r} is no URL: a file is sqlite:///{url}")
     scheme = scheme.lower()
-    factory = _SCHEMES.get(scheme) or _installed_scheme(scheme)
+    factory = _SCHEMES.get(scheme) or _extra_scheme(scheme) or _installed_scheme(scheme)
     if factory is None:
-        raise ConfigError(
-            f"nothing here serves the scheme {scheme!r} of {url!r}; there are memory:// and sqlite:///file.db"
-        )
+        known = ", ".join(f"{name}://" for name in (*_SCHEMES, *_EXTRAS))
+        raise ConfigError(f"nothing here serves the scheme {scheme!r} of {url!r}; there are {known}")
     return factory(url, config, clock)
+
+
+def _extra_scheme(scheme: str) -> BrokerFactory | None:
+    if scheme not in _EXTRAS:
+        return None
+    module, package = _EXTRAS[scheme]
+    try:
+        return cast("BrokerFactory", importlib.import_module(module).broker_from_url)
+    except ImportError as error:
+        raise ConfigError(f"{scheme}:// cannot be served ({error}): pip install '{package}'") from error
 
 
 def _installed_scheme(scheme: str) -> BrokerFactory | None:
@@ -5422,7 +5562,7 @@ class SyncFace:
 
 
 # ---------------------------------------------------------------------------
-# 13. Command line
+# 15. Command line
 #
 # `python -m flowrra ...`: runs workers, shows and steers jobs. Everything here
 # goes through the app; exit status 0 is success, 1 a failure that the output

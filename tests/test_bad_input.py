@@ -265,7 +265,7 @@ def test_two_tasks_of_one_name(app: Flowrra) -> None:
         ("", "a broker is given as a URL such as sqlite:///jobs.db, not ''"),
         (None, "a broker is given as a URL such as sqlite:///jobs.db, not None"),
         ("jobs.db", "'jobs.db' is no URL: a file is sqlite:///jobs.db"),
-        ("nosuch://host", "nothing here serves the scheme 'nosuch' of 'nosuch://host'; there are memory:// and sqlite"),
+        ("nosuch://host", "nothing here serves the scheme 'nosuch' of 'nosuch://host'; there are memory://, sqlite://"),
         ("memory://host", "the memory broker's URL is memory:// and no more, not 'memory://host'"),
         ("sqlite://jobs.db", "'sqlite://jobs.db' has 'jobs.db' as its host; a file is sqlite:///name.db or"),
         ("sqlite:///jobs.db?sync=off", "has the unknown option 'sync'; there is synchronous=full|normal"),
