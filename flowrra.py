@@ -2477,7 +2477,7 @@ def _where(which: JobFilter) -> tuple[str, list[Any]]:
 
 _JOBS: Mapping[str, list[str]] = {"j": []}  # the news that there are jobs
 _SHORT_WAIT = 0.002  # seconds for which a lone caller waits for a lock on the loop's own thread
-_PORTS_FRESH = 0.01  # seconds for which the list of listeners is taken to be as it was
+_LISTENERS_FRESH = 0.01  # seconds for which the list of listeners is taken to be as it was
 _LOOK_EVERY = 1.0  # seconds between looks at data_version, should a datagram have been lost
 _DATAGRAM_LIMIT = 32_000  # bytes of ids in one datagram; more than that, and the listener looks itself
 
@@ -2485,7 +2485,7 @@ _DATAGRAM_LIMIT = 32_000  # bytes of ids in one datagram; more than that, and th
 # When a commit is synced to disk: not on its own, so that a power cut may undo it (claims, leases); before its caller
 # is answered, while others may see it sooner (submits: a worker is on its way to the job meanwhile); before anybody
 # sees it.
-_LAZILY, _BEFORE_ANSWER, _BEFORE_SIGHT = range(3)
+_LAZILY, _BEFORE_ANSWER, _BEFORE_SIGHT = 0, 1, 2
 
 
 class _Operation:
@@ -2652,6 +2652,51 @@ class _SQLiteFile:
             operation.result = list(itertools.islice(results, len(cast("Sequence[Any]", operation.items))))
 
 
+class _Caller:
+    """Tells those who listen on loopback ports what changed. Used by one thread at a time, under the file's lock."""
+
+    def __init__(self) -> None:
+        self.own_port: int | None = None  # where this process listens itself
+        self._listeners: list[tuple[int, str]] = []  # ports and kinds of news, as of a moment ago
+        self._fresh_until = 0.0
+        self._woken: list[tuple[int, str]] = []  # those of them who know already that jobs are coming
+        self._socket: socket.socket | None = None
+
+    def wake(self) -> None:
+        """Say that jobs are coming before they are written: whom this wakes has to wait for the lock, which we hold."""
+        self._woken = self._listeners
+        for port, kinds in self._listeners:
+            if "j" in kinds:
+                self._send(port, "j", ())
+
+    def publish(self, store: SQLiteStore, news: Mapping[str, list[str]]) -> None:
+        """Say what changed to whom it concerns. Lost datagrams are made good by `SQLiteBroker._look`."""
+        woken, self._woken = self._woken, []
+        if news and (now := time.monotonic()) > self._fresh_until:  # a look costs 1.8 us, a lone submit 25
+            with contextlib.suppress(Exception):  # a store that is gone has no list of listeners either
+                self._listeners = [listener for listener in store.listeners() if listener[0] != self.own_port]
+            self._fresh_until = now + _LISTENERS_FRESH
+        for listener in self._listeners:
+            for kind, ids in news.items():
+                if kind in listener[1] and not (kind == "j" and listener in woken):
+                    self._send(listener[0], kind, ids)
+
+    def _send(self, port: int, kind: str, ids: Sequence[str]) -> None:
+        import socket
+
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self._socket.setblocking(False)
+        text = json.dumps([kind, *ids])
+        with contextlib.suppress(OSError):
+            self._socket.sendto((text if len(text) < _DATAGRAM_LIMIT else f'["{kind}*"]').encode(), ("127.0.0.1", port))
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
 class SQLiteBroker(Broker):
     """Jobs in a SQLite file that many processes of one host share; without `path`, private and in memory.
 
@@ -2707,10 +2752,7 @@ class SQLiteBroker(Broker):
         self._ear: asyncio.DatagramTransport | None = None
         self._ear_kinds = ""
         self._ear_lock = asyncio.Lock()
-        self._ports: list[tuple[int, str]] = []  # who listens, as of a moment ago
-        self._ports_until = 0.0
-        self._woken: list[tuple[int, str]] = []  # those of them who know already that jobs are coming
-        self._mouth: Any = None
+        self._caller = _Caller()
         self._heard = collections.Counter[str]()
         self._claimed_at: dict[str, int] = {}
         self._ready_waiters: dict[asyncio.Future[None], str] = {}
@@ -2721,7 +2763,7 @@ class SQLiteBroker(Broker):
             await asyncio.to_thread(file.open, self.retention, self._clock)
             self._reader = file.connection if self.path is None else _connect(self.path, read_only=True)
         self._reading = SQLiteStore(self._reader, self.retention, self._clock)
-        file.wake = self._wake
+        file.wake = self._caller.wake
         self._file = file
 
     async def close(self) -> None:
@@ -2754,15 +2796,12 @@ class SQLiteBroker(Broker):
             self._inbox.put(None)
             self._writer.join()
             self._writer = None
-        if self._mouth is not None:
-            self._mouth.close()
+        self._caller.close()
         self._reader.close()
         file.close()
 
     def _stop_listening(self, file: _SQLiteFile) -> None:
-        if self._mouth is not None:
-            self._mouth.close()
-            self._mouth = None
+        self._caller.close()
         if self._ear is not None:
             port = self._ear.get_extra_info("sockname")[1]
             self._ear.close()
@@ -2825,7 +2864,7 @@ class SQLiteBroker(Broker):
             return False
         try:
             news = file.run_group([operation], self.config.timeout if self._in_place else _SHORT_WAIT)
-            self._publish(file, news)
+            self._caller.publish(file.store, news)
         finally:
             file.lock.release()
         if operation.error is not None and not self._in_place and _is_busy(operation.error):
@@ -2850,7 +2889,7 @@ class SQLiteBroker(Broker):
                 group += more or ()
             with file.lock:
                 news = file.run_group(group, self.config.timeout)
-                self._publish(file, news)
+                self._caller.publish(file.store, news)
             try:
                 self._loop.call_soon_threadsafe(self._answer, group, news)
             except RuntimeError:  # the loop was closed without closing the broker
@@ -2874,37 +2913,6 @@ class SQLiteBroker(Broker):
 
     # News --------------------------------------------------------------------------------------
 
-    def _wake(self) -> None:
-        """Say that jobs are coming before they are written: whom this wakes has to wait for the lock, which we hold."""
-        self._woken = self._ports
-        for port, kinds in self._ports:
-            if "j" in kinds:
-                self._send(port, "j", ())
-
-    def _publish(self, file: _SQLiteFile, news: Mapping[str, list[str]]) -> None:
-        """Send what changed to the ports that want it. Lost datagrams are made good by `_look`."""
-        woken, self._woken = self._woken, []
-        if not news:
-            return
-        if (now := time.monotonic()) > self._ports_until:  # a look costs 1.8 us, a lone submit 25
-            own = self._ear and self._ear.get_extra_info("sockname")[1]
-            self._ports = [listener for listener in file.store.listeners() if listener[0] != own]
-            self._ports_until = now + _PORTS_FRESH
-        for listener in self._ports:
-            for kind, ids in news.items():
-                if kind in listener[1] and not (kind == "j" and listener in woken):
-                    self._send(listener[0], kind, ids)
-
-    def _send(self, port: int, kind: str, ids: Sequence[str]) -> None:
-        import socket
-
-        if self._mouth is None:
-            self._mouth = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            self._mouth.setblocking(False)
-        text = json.dumps([kind, *ids])
-        with contextlib.suppress(OSError):
-            self._mouth.sendto((text if len(text) < _DATAGRAM_LIMIT else f'["{kind}*"]').encode(), ("127.0.0.1", port))
-
     async def _listen(self, kind: str) -> None:
         """Make sure that other processes tell this one of news of `kind`."""
         if kind in self._ear_kinds or self.path is None:
@@ -2916,12 +2924,12 @@ class SQLiteBroker(Broker):
                 self._ear, _ = await self._loop.create_datagram_endpoint(
                     lambda: _Ear(self._hear_datagram), local_addr=("127.0.0.1", 0)
                 )
-            port = self._ear.get_extra_info("sockname")[1]
+            port = self._caller.own_port = self._ear.get_extra_info("sockname")[1]
             await self._run(_Operation("listen", {"port": port, "kinds": self._ear_kinds + kind}))
             self._ear_kinds += kind
             if self._look_timer is not None:
                 self._look_timer.cancel()
-            self._look_timer = self._loop.call_later(2 * _PORTS_FRESH, self._look)  # who wrote may not know us yet
+            self._look_timer = self._loop.call_later(2 * _LISTENERS_FRESH, self._look)  # who wrote may not know us yet
 
     def _hear_datagram(self, data: bytes) -> None:
         kind, ids, known = "", [], False
@@ -3054,12 +3062,12 @@ class SQLiteBroker(Broker):
         began = time.monotonic()
         try:
             ids = file.transact(push, sync=_BEFORE_ANSWER, patience=0.0)
-            self._publish(file, _JOBS)
         except Exception as error:
             if _is_busy(error):
                 return None
             raise _explain_sqlite(error, self.path, self.config.timeout) from error
         finally:
+            self._caller.publish(file.store, _JOBS)
             file.lock.release()
             took = time.monotonic() - began
             if took > 0.002 and self._was_slow:
