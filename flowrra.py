@@ -1955,9 +1955,9 @@ class SQLiteStore:
 
     def _push_one(self, job: Job, now: float) -> str:
         status, due = _first_status(job, now)
-        parents = list(dict.fromkeys(job.parents))
+        parents = list(dict.fromkeys(job.parents)) if job.parents else None
         row: tuple[Any, ...] = (job.id, job.payload, job.task, job.queue, job.priority, status, now, due, job.expires)
-        row += (_text(job.overrides), job.unique, json.dumps(parents) if parents else None)
+        row += (_text(job.overrides), job.unique, parents and json.dumps(parents))
         if self._db.execute(_INSERT_ONE, row).rowcount == 0:
             return self._holder(job)
         if parents:

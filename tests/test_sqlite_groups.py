@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -360,3 +362,75 @@ async def test_a_twin_serves_another_threads_loop(path: Path) -> None:
 
         assert await asyncio.to_thread(asyncio.run, look()) is TaskStatus.PENDING
         assert [info.id for info in await broker.workers()] == ["w1"]
+
+
+# ---------------------------------------------------------------------------
+# When it is on disk, and who hears of it sooner
+# ---------------------------------------------------------------------------
+
+
+class Disk:
+    """Stands before fdatasync: notes what is committed by then, and refuses when told to."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.path = path
+        self.committed: list[int] = []
+        self.is_broken = False
+        self.sync = os.fdatasync
+        monkeypatch.setattr(os, "fdatasync", self.fdatasync)
+
+    def fdatasync(self, descriptor: int) -> None:
+        if self.is_broken:
+            raise OSError(errno.EIO, "Input/output error")
+        with contextlib.closing(sqlite3.connect(self.path)) as db:
+            self.committed += db.execute("SELECT count(*) FROM flowrra_job").fetchone()
+        self.sync(descriptor)
+
+
+@pytest.mark.skipif(not hasattr(os, "fdatasync"), reason="this system has no fdatasync")
+async def test_a_submit_is_synced_after_its_commit_and_before_its_answer(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(path) as broker:
+        await broker.push([Job("first", "t")], now=NOW)  # through SQLite, which syncs the folder too
+        disk = Disk(path, monkeypatch)
+        await broker.push([Job("a", "t")], now=NOW)
+        assert disk.committed == [2]
+        await broker.push([Job("b", "t"), Job("c", "t")], now=NOW)  # by the writer's thread
+        assert disk.committed == [2, 4]
+
+
+@pytest.mark.skipif(not hasattr(os, "fdatasync"), reason="this system has no fdatasync")
+async def test_a_disk_that_cannot_sync_is_an_error_of_the_submit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(path) as broker:
+        await broker.push([Job("first", "t")], now=NOW)
+        disk = Disk(path, monkeypatch)
+        disk.is_broken = True
+        for jobs in ([Job("a", "t")], [Job("b", "t"), Job("c", "t")]):
+            with pytest.raises(BrokerError, match=r"jobs\.db-wal cannot be synced to disk .*: look at the disk"):
+                await broker.push(jobs, now=NOW)
+        disk.is_broken = False
+        assert await broker.push([Job("a", "t")], now=NOW) == ["a"]
+
+
+async def test_a_listener_that_the_writer_does_not_know_yet_looks_soon(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flowrra, "_LISTENERS_FRESH", 0.5)
+    monkeypatch.setattr(flowrra, "_LOOK_EVERY", 1_000.0)
+    async with opened(path) as writer, opened(path) as listener:
+        await writer.push([Job("first", "t")], now=NOW)  # from now on it knows: nobody listens
+        assert await claim(listener) != []
+        waiting = asyncio.create_task(listener.wait_ready(["default"], 1_000.0))
+        await asyncio.to_thread(wait_for_listener, path)
+        assert await claim(listener) == []
+        await writer.push([Job("second", "t")], now=NOW)
+        async with asyncio.timeout(SOON):
+            await waiting
+        assert [job.id for job in await claim(listener)] == ["second"]
+
+
+def wait_for_listener(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        while not db.execute("SELECT count(*) FROM flowrra_listener").fetchone()[0]:
+            time.sleep(0.001)
