@@ -922,41 +922,45 @@ class _Link:
         What was on its way when the connection was lost is sent again if it is repeatable; else its answer
         is a BrokerError. Cancelling drops the connection.
         """
-        failure: Exception | None = None
-        pauses = itertools.chain((0.0, 0.02, 0.05, 0.1, 0.2), itertools.repeat(0.5))
+        deadline = asyncio.get_running_loop().time() + self._timeout
         left = list(calls)
-        try:
-            async with asyncio.timeout(self._timeout):
-                while left:
-                    try:
-                        await self._exchange(left)
-                    except _AWAY as error:
-                        failure = error
-                        await self.drop()
-                        await asyncio.sleep(next(pauses) * random.uniform(0.5, 1.0))  # noqa: S311 (no secret)
-                    left = [call for call in left if not call.is_answered]
-        except BrokerError as error:
-            for call in left:
-                call.take(error)
-        except TimeoutError:
-            await self.drop()
-            error = self._error(f"has not answered for {self._timeout:g} s: {failure or 'it is silent'}")
-            for call in left:
+        for pause in itertools.chain((0.0, 0.02, 0.05, 0.1, 0.2), itertools.repeat(0.5)):
+            try:
+                await self._exchange(left, deadline)
+            except BrokerError as error:
+                self._give_up(left, error)
+            except _AWAY as error:
+                await self.drop()
+                if asyncio.get_running_loop().time() + pause >= deadline:
+                    text = f"has not answered for {self._timeout:g} s: {error or 'it is silent'}"
+                    self._give_up(left, self._error(text))
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (no secret)
+            left = [call for call in left if not call.is_answered]
+            if not left:
+                return
+
+    def _give_up(self, calls: Sequence[_Call], error: BrokerError) -> None:
+        for call in calls:
+            if not call.is_answered:
                 call.take(error)
 
-    async def _exchange(self, calls: Sequence[_Call]) -> None:
-        if self._connection is None:
-            self._connection = await self._address.connect()
+    async def _exchange(self, calls: Sequence[_Call], deadline: float) -> None:
+        """Send the calls and read the answers, which may be errors that deserve another try."""
         packed = [call.pack(self._prefix) for call in calls]
+        patience = _PATIENCE + sum(map(len, packed)) / 1e6
+        is_sent = False
         try:
-            async with asyncio.timeout(_PATIENCE + sum(map(len, packed)) / 1e6):
+            async with asyncio.timeout_at(min(deadline, asyncio.get_running_loop().time() + patience)):
+                if self._connection is None:
+                    self._connection = await self._address.connect()
+                is_sent = True
                 await self._connection.send_packed_command(packed, check_health=False)
                 for call in calls:
                     await self._read(call)
         except _AWAY as error:
-            for call in calls:
-                if not call.is_answered and not call.is_repeatable:
-                    call.take(self._error(f"was lost before it answered: {error or 'it is silent'}"))
+            if is_sent:
+                unsure = [call for call in calls if not call.is_repeatable]
+                self._give_up(unsure, self._error(f"was lost before it answered: {error or 'it is silent'}"))
             raise
 
     async def _read(self, call: _Call) -> None:
@@ -1497,10 +1501,15 @@ def _run_argument(kind: tuple[Any, ...], jobs: Sequence[Job]) -> str:
     task, queue, priority, due, expires, overrides, unique, parents, _ = kind
     texts = itertools.chain.from_iterable((job.id, encode_arguments(job)) for job in jobs)
     return _json([
-        queue, f"{priority + _LOWEST:016x}", _json([task, dict(overrides) if overrides else None]),
+        queue, f"{priority + _LOWEST:016x}", _plain_head(task) if not overrides else _json([task, dict(overrides)]),
         False if due is None else repr(due), False if expires is None else repr(expires),
         False if unique is None else unique, list(dict.fromkeys(parents)) or False, list(texts),
     ])  # fmt: skip
+
+
+@functools.lru_cache(maxsize=4096)
+def _plain_head(task: str) -> str:
+    return _json([task, None])
 
 
 _LOWEST = 2**63  # added to a priority, so that the lowest one is 0
