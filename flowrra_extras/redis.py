@@ -104,7 +104,7 @@ _PAGE = 1_000  # jobs that one call of `find` looks at, so that it never holds t
 # ---------------------------------------------------------------------------
 
 _COMMON = """
-local p = KEYS[1] .. ':'
+local p = KEYS[1]  -- with its colon, so that an ACL of ~{flowrra}:* allows it
 local call, decode, encode, format = redis.call, cjson.decode, cjson.encode, string.format
 local now, bury_at      -- the caller's wall clock, and until when what is ended here is kept
 local counts, fresh, woken, ended = {}, {}, {}, {}
@@ -913,7 +913,7 @@ class _Link:
     def __init__(self, address: _Address, timeout: float) -> None:
         self._address = address
         self._timeout = timeout
-        self._prefix = address.prefix.encode()
+        self._prefix = f"{address.prefix}:".encode()
         self._connection: Any = None
 
     async def send(self, calls: Sequence[_Call]) -> None:
