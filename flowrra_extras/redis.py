@@ -415,7 +415,7 @@ return answers
 """
 
 # Hand out ready jobs.
-# ARGV: queue, limit, worker, now, bury_at, number, held (JSON: ids, or false).
+# ARGV: queue, limit, worker, now, bury_at, number, held (JSON: attempts by id, or false).
 #   `number` grows when the fate of an earlier claim is unknown: its answer was lost, and it may even be
 #   carried out late. What it took is put back (all but `held`), and if it still comes it is refused.
 # Answer: when the next waiting job is due ('' if none), then 8 items for each job: PLACE ID, head, payload,
@@ -433,12 +433,11 @@ local function may_claim()
 end
 
 local function put_back_all_but(held)
-    local known = {}
-    for _, id in ipairs(held) do known[id] = true end
     for _, id in ipairs(call('SMEMBERS', p .. 'running:' .. worker)) do
-        if not known[id] then
+        local job = load(id)
+        if held[id] ~= tonumber(job.attempt) then
             call('SREM', p .. 'running:' .. worker, id)
-            put_back(load(id), 'pending', nil, 'release', 'the answer to its claim was lost')
+            put_back(job, 'pending', nil, 'release', 'the answer to its claim was lost')
         end
     end
     call('HSET', p .. 'claims', worker, number)
