@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import redis
 
@@ -37,7 +37,7 @@ def age_leases(client: redis.Redis, prefix: str, seconds: float) -> None:
     """Let time pass for leases, without waiting: all end so much earlier."""
     key = f"{{{prefix}}}:leases"
     for worker in client.zrange(key, 0, -1):
-        client.zincrby(key, -seconds, worker)
+        client.zincrby(key, -seconds, cast("bytes", worker))
 
 
 def free_port() -> int:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from flowrra import BrokerConfig, BrokerError, Config, Flowrra, Job, JobFilter, Outcome, TaskStatus, WorkerInfo
-from flowrra_extras import redis as redis_extra
-from flowrra_extras.redis import RedisBroker
+from flowrra_extras.redis import RedisBroker, wire
+from flowrra_extras.redis.scripts import SCRIPTS
 from tests.processes import (
     SHORT_LEASE,
     Process,
@@ -60,7 +60,7 @@ async def claim(broker: RedisBroker) -> list[Job]:
 
 
 def lose_answer_to(proxy: Proxy, script: str) -> None:
-    proxy.lose_answer_to = redis_extra._SCRIPTS[script].sha
+    proxy.lose_answer_to = SCRIPTS[script].sha
 
 
 async def test_a_push_whose_answer_is_lost_is_sent_again() -> None:
@@ -113,7 +113,7 @@ async def test_a_settle_whose_answer_is_lost_is_recognised() -> None:
 
 async def test_a_silent_connection_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither end is told, as when a firewall forgets a connection."""
-    monkeypatch.setattr(redis_extra, "_PATIENCE", 0.2)
+    monkeypatch.setattr(wire, "PATIENCE", 0.2)
     async with through_a_proxy() as (broker, proxy), asyncio.TaskGroup() as group:
         await push(broker, "a")
         (a,) = await claim(broker)
