@@ -43,6 +43,7 @@ from flowrra import (
     unknown_job,
 )
 from flowrra_extras.batching import Batcher
+from flowrra_extras.redis.news import News
 from flowrra_extras.redis.operations import (
     Claim,
     Hands,
@@ -56,10 +57,11 @@ from flowrra_extras.redis.operations import (
     recorded_fields,
     result_of_row,
     run_argument,
+    send_group,
     to_json,
     worker_text,
 )
-from flowrra_extras.redis.wire import Address, Call, Ear, Link
+from flowrra_extras.redis.wire import Address, Link
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -68,7 +70,6 @@ __all__ = ["RedisBroker", "broker_from_url"]
 
 logger = logging.getLogger("flowrra")
 
-_LOOK_EVERY = 5.0  # seconds between looks for results, should a message have been lost
 _RUN = 1_000  # jobs in one argument of a push
 _PAGE = 1_000  # jobs that one call of `find` looks at, so that it never holds the server for long
 
@@ -104,50 +105,24 @@ class RedisBroker(Broker):
     # Opening and closing -----------------------------------------------------------------------
 
     async def open(self) -> None:
-        self._loop = asyncio.get_running_loop()
         self._link = Link(self._address, self.config.timeout)
-        self._ear = Ear(self._address, self._hear)
-        self._heard: collections.Counter[str] = collections.Counter()  # messages by channel
-        self._claimed_at: dict[str, int] = {}  # queue > what had been heard before its latest claim
+        self._news = News(self._address)
         self._next_due: float | None = None
-        self._ready_waiters: dict[asyncio.Future[None], str] = {}
-        self._result_waiters: dict[str, list[asyncio.Future[None]]] = {}
-        self._look_timer: asyncio.TimerHandle | None = None
-        self._batcher = Batcher(self._send)
+        self._batcher = Batcher(lambda operations: send_group(self._link, operations))
         try:
-            await self._check()
+            await self._run(Operation("look"))
+            _warn(self._address.name, await self._link.settings())
         except BaseException:
             await self.close()
             raise
-
-    async def _check(self) -> None:
-        """See that the server is there, and warn if it is set up to lose jobs."""
-        await self._run(Operation("look"))
-        settings = await self._link.configuration()
-        if settings.get("appendonly") == "no":
-            logger.warning(
-                "%s keeps no append-only file: a restart loses jobs (set appendonly yes)", self._address.name
-            )
-        policy = settings.get("maxmemory-policy", "noeviction")
-        if policy != "noeviction":
-            logger.warning(
-                "%s throws keys away when its memory is full: set maxmemory-policy noeviction, not %s",
-                self._address.name, policy,
-            )  # fmt: skip
 
     async def close(self) -> None:
         batcher, self._batcher = self._batcher, None
         if batcher is None:
             return
-        if self._look_timer is not None:
-            self._look_timer.cancel()
         await batcher.close()
-        await self._ear.close()
+        await self._news.close()
         await self._link.drop()
-        closed = BrokerError("the broker was closed while this call was waiting")
-        for waiter in (*self._ready_waiters, *itertools.chain(*self._result_waiters.values())):
-            if not waiter.done():
-                waiter.set_exception(closed)
         await asyncio.sleep(0)  # for the transports, which close their sockets in the next turn
 
     async def _run(self, operation: Operation, weight: int = 1) -> Any:
@@ -155,24 +130,6 @@ class RedisBroker(Broker):
         if self._batcher is None:
             raise BrokerError(f"the broker on {self._address.name} is not open")
         return await self._batcher.put(operation, weight)
-
-    async def _send(self, operations: list[Operation]) -> list[Any]:
-        """Send a group: what merges as one call, everything in one write."""
-        merged: dict[str, list[Operation]] = {}
-        for number, operation in enumerate(operations):
-            merged.setdefault(operation.name if operation.merges else str(number), []).append(operation)
-        calls = []
-        for kin in merged.values():
-            arguments = itertools.chain.from_iterable(operation.pack() for operation in kin)
-            calls.append(Call(kin[0].name, arguments, is_repeatable=kin[0].is_repeatable))
-        await self._link.send(calls)
-        for call, kin in zip(calls, merged.values(), strict=True):
-            answers: Sequence[Any] = [call.answer] * len(kin)
-            if kin[0].merges and not isinstance(call.answer, BaseException):
-                answers = call.answer
-            for operation, answer in zip(kin, answers, strict=True):
-                operation.take(answer)
-        return [operation.answer for operation in operations]
 
     def _bury_at(self, now: float) -> float:
         return now + self.retention.failed_ttl
@@ -195,7 +152,7 @@ class RedisBroker(Broker):
         return ids or [job.id for job in jobs]
 
     async def claim(self, queue: str, *, limit: int, worker: str, now: float) -> list[Job]:
-        self._claimed_at[queue] = self._heard["jobs"]
+        self._news.look(queue)
         self._next_due, jobs = await self._run(Claim(self._hands, queue, limit, worker, now, self._bury_at(now)))
         return cast("list[Job]", jobs)
 
@@ -206,7 +163,7 @@ class RedisBroker(Broker):
         return cast("list[bool]", await self._run(operation, len(outcomes)))
 
     async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
-        self._claimed_at[""] = self._heard["notices"]
+        self._news.look(None)
         arguments = (worker.id, repr(lease), repr(now), repr(self._bury_at(now)), worker_text(worker, now))
         answer = await self._run(Operation("heartbeat", *arguments, to_json(list(worker.queues))))
         known, cancelled, paused, suspects, lost = answer
@@ -241,75 +198,32 @@ class RedisBroker(Broker):
 
     # Waiting -----------------------------------------------------------------------------------
 
-    def _hear(self, channel: str, text: str | None) -> None:
-        """What was published; None: anything may have been."""
-        self._heard[channel] += 1
-        if channel == "results":
-            waited = list(self._result_waiters) if text is None else json.loads(text)
-            for task_id in waited if self._result_waiters else ():
-                for waiter in self._result_waiters.pop(task_id, ()):
-                    _resolve(waiter)
-        else:
-            for waiter, wanted in self._ready_waiters.items():
-                if wanted == channel:
-                    _resolve(waiter)
-
     async def wait_ready(self, queues: Sequence[str], timeout: float) -> None:
-        channel = "jobs" if queues else "notices"
-        self._ear.want(channel)
-        if any(self._claimed_at.get(queue, -1) != self._heard[channel] for queue in queues or ("",)):
-            return
         if queues and self._next_due is not None:
             timeout = min(timeout, self._next_due - self._clock.time())
-        waiter = self._loop.create_future()
-        self._ready_waiters[waiter] = channel
-        timer = self._loop.call_later(max(0.0, timeout), _resolve, waiter)
-        try:
-            await waiter
-        finally:
-            timer.cancel()
-            self._ready_waiters.pop(waiter, None)
+        await self._news.wait_ready(queues, timeout)
 
     async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
-        waiter = self._expect(task_id)  # before looking, so that no end falls between looking and listening
+        waiter = self._news.expect(task_id)  # first, so that no end falls between looking and listening
         try:
             result = await self._known(task_id)
             async with asyncio.timeout(timeout):
                 while not result.is_finished:
-                    self._ear.want("results")  # if it is new, its beginning makes all who wait look again
+                    self._news.listen()
                     await waiter
-                    waiter = self._expect(task_id)
+                    waiter = self._news.expect(task_id)
                     result = await self._known(task_id)
             return result
         except TimeoutError:
             raise timed_out(task_id, timeout) from None
         finally:
-            self._expect_no_more(task_id, waiter)
+            self._news.forget(task_id, waiter)
 
     async def _known(self, task_id: str) -> TaskResult[Any]:
         (result,) = await self.get([task_id])
         if result is None:
             raise unknown_job(task_id)
         return result
-
-    def _expect(self, task_id: str) -> asyncio.Future[None]:
-        if self._batcher is not None and self._look_timer is None:
-            self._look_timer = self._loop.call_later(_LOOK_EVERY, self._look)
-        waiter = self._loop.create_future()
-        self._result_waiters.setdefault(task_id, []).append(waiter)
-        return waiter
-
-    def _expect_no_more(self, task_id: str, waiter: asyncio.Future[None]) -> None:
-        waiters = self._result_waiters.get(task_id, [])
-        if waiter in waiters:
-            waiters.remove(waiter)
-        if not waiters:
-            self._result_waiters.pop(task_id, None)
-
-    def _look(self) -> None:
-        """Have all who wait look for themselves, as long as somebody does."""
-        self._look_timer = None
-        self._hear("results", None)
 
     # Looking -----------------------------------------------------------------------------------
 
@@ -376,9 +290,15 @@ class RedisBroker(Broker):
         return set(paused)
 
 
-def _resolve(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+def _warn(name: str, settings: Mapping[str, str]) -> None:
+    """Say so if the server is set up to lose jobs."""
+    if settings.get("appendonly") == "no":
+        logger.warning("%s keeps no append-only file: a restart loses jobs (set appendonly yes)", name)
+    policy = settings.get("maxmemory-policy", "noeviction")
+    if policy != "noeviction":
+        logger.warning(
+            "%s throws keys away when its memory is full: set maxmemory-policy noeviction, not %s", name, policy
+        )
 
 
 def broker_from_url(url: str, config: Config, clock: Clock) -> RedisBroker:

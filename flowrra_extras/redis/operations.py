@@ -25,9 +25,12 @@ from flowrra import (
     encode_arguments,
     encode_value,
 )
+from flowrra_extras.redis.wire import Call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from flowrra_extras.redis.wire import Link
 
 
 class Hands:
@@ -136,6 +139,25 @@ class Settle(Operation):
         for index, flag in zip(self._order, answer, strict=True):
             written[index] = flag == "1"
         self.answer = written
+
+
+async def send_group(link: Link, operations: Sequence[Operation]) -> list[Any]:
+    """Send a group in one write, what merges as one call, and return the answers."""
+    merged: dict[str, list[Operation]] = {}
+    for number, operation in enumerate(operations):
+        merged.setdefault(operation.name if operation.merges else str(number), []).append(operation)
+    calls = []
+    for kin in merged.values():
+        arguments = itertools.chain.from_iterable(operation.pack() for operation in kin)
+        calls.append(Call(kin[0].name, arguments, is_repeatable=kin[0].is_repeatable))
+    await link.send(calls)
+    for call, kin in zip(calls, merged.values(), strict=True):
+        answers: Sequence[Any] = [call.answer] * len(kin)
+        if kin[0].merges and not isinstance(call.answer, BaseException):
+            answers = call.answer
+        for operation, answer in zip(kin, answers, strict=True):
+            operation.take(answer)
+    return [operation.answer for operation in operations]
 
 
 to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # raw: cjson refuses lone surrogates

@@ -187,7 +187,7 @@ class Link:
     def _error(self, text: str) -> BrokerError:
         return BrokerError(f"{self._address.name} {text}")
 
-    async def configuration(self) -> dict[str, str]:
+    async def settings(self) -> dict[str, str]:
         """What the server says of how it keeps jobs; nothing where that is forbidden."""
         try:
             await self._connection.send_command("CONFIG", "GET", "*append*")
