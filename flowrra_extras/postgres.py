@@ -301,7 +301,7 @@ _EXPIRED = f"""
 # Of a job's latest attempt, into its history: how it ended, why, with which traceback.
 _ARCHIVE = f"""history = CASE WHEN started IS NULL THEN history ELSE
         CASE WHEN jsonb_array_length(history) >= {HISTORY_LIMIT} THEN history - 0 ELSE coalesce(history, '[]') END
-        || jsonb_build_array(jsonb_build_array(attempt, worker, started, %s)) END,
+        || jsonb_build_array(jsonb_build_array(job.attempt, worker, started, %s)) END,
     worker = NULL, started = NULL, finished = NULL, purge_at = NULL, progress = NULL"""
 
 # Each settle writes what needs no second step, and returns what it wrote; the rest is told from the lost by trying
@@ -432,8 +432,8 @@ def _in_schema(text: str, schema: str) -> str:
 
 _LIBPQ = frozenset(
     ("application_name", "database", "dbname", "gsslib", "host", "krbsrvname", "passfile", "password", "port",
-     "sslcert", "sslcrl", "sslkey", "sslmode", "sslnegotiation", "sslpassword", "sslrootcert", "ssl_max_protocol_version",
-     "ssl_min_protocol_version", "target_session_attrs", "user")
+     "sslcert", "sslcrl", "sslkey", "sslmode", "sslnegotiation", "sslpassword", "sslrootcert",
+     "ssl_max_protocol_version", "ssl_min_protocol_version", "target_session_attrs", "user")
 )  # fmt: skip
 _COMMITS = ("on", "off", "local", "remote_write", "remote_apply")
 # Plans that are made while a table is empty are kept, and would read all of it when it is full: of what these forbid,
@@ -463,7 +463,7 @@ _NOT_AWAY = (
 )
 
 
-class _Away(BrokerError):
+class _AwayError(BrokerError):
     """The server could not be used for as long as a call may take."""
 
 
@@ -583,7 +583,7 @@ class _PsycopgSession(_CallersSession):
 
         is_async = isinstance(self.connection, psycopg.AsyncConnection)
         kind = psycopg.AsyncRawCursor if is_async else psycopg.RawCursor
-        cursor = kind(self.connection, row_factory=psycopg.rows.tuple_row)  # type: ignore[arg-type]
+        cursor = kind(self.connection, row_factory=psycopg.rows.tuple_row)
         done = cursor.execute(_in_schema(text, self.schema).encode(), values or None)
         return await done if inspect.isawaitable(done) else done
 
@@ -636,7 +636,7 @@ class _Link:
                 break
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (no secret)
         why = str(failure) or "it is silent"
-        raise _Away(f"{self._address.name} has not answered for {self._timeout:g} s: {why}") from failure
+        raise _AwayError(f"{self._address.name} has not answered for {self._timeout:g} s: {why}") from failure
 
     async def _try(self, work: Callable[[_Session], Awaitable[T]]) -> T:
         async with self._gate:
@@ -863,8 +863,8 @@ class _Store:
         missing = [job for job in jobs if job.id not in seqs]
         while missing:
             missing = await self._resolve_keys(missing, ids, jobs)
-            for seq, task_id in await self._db.fetch(_INSERTED, now, *_columns(missing)) if missing else ():
-                seqs[task_id] = seq
+            rows = await self._db.fetch(_INSERTED, now, *_columns(missing)) if missing else ()
+            seqs.update({task_id: seq for seq, task_id in rows})
         family = {seqs[job.id]: dict.fromkeys(job.parents) for job in jobs if job.parents and job.id in seqs}
         await self._await_parents(family, now, strict=True)
         return ids
@@ -1457,7 +1457,7 @@ async def _apart(send: Callable[[list[Any]], Awaitable[list[Any]]], items: list[
     """Send a group; where it is refused for one item, each goes alone, so that only that one fails."""
     try:
         return await send(items)
-    except _Away:
+    except _AwayError:
         raise
     except Exception:
         if len(items) == 1:
@@ -1688,12 +1688,12 @@ class PostgresBroker(Broker):
 
     async def find(self, which: JobFilter, *, limit: int = 100, after: int | None = None) -> list[Job]:
         where, values = _where(which, after)
-        query = f"SELECT {_JOB_COLUMNS} FROM flowrra.job WHERE {where} ORDER BY seq DESC LIMIT {int(limit)}"  # noqa: S608
+        query = f"SELECT {_JOB_COLUMNS} FROM flowrra.job WHERE {where} ORDER BY seq DESC LIMIT {int(limit)}"
         return [_job_of_row(row) for row in await self._run(query, *values, patience=self.config.timeout)]
 
     async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
         where, values = _where(which or JobFilter())
-        query = f"SELECT queue, status, count(*) FROM flowrra.job WHERE {where} GROUP BY queue, status"  # noqa: S608
+        query = f"SELECT queue, status, count(*) FROM flowrra.job WHERE {where} GROUP BY queue, status"
         rows = await self._run(query, *values, patience=self.config.timeout)
         return {(queue, TaskStatus(status)): count for queue, status, count in rows}
 
@@ -1713,7 +1713,8 @@ async def _migrate(session: _Session) -> str:
             (version, store), *_ = await session.fetch("SELECT version, store::text FROM flowrra.meta FOR UPDATE")
         if version > len(_MIGRATIONS):
             raise BrokerError(
-                f"schema {session.schema} has version {version}, newer than the {len(_MIGRATIONS)} of this flowrra: upgrade it"
+                f"schema {session.schema} has version {version}, newer than the {len(_MIGRATIONS)} "
+                "of this flowrra: upgrade it"
             )
         for script in _MIGRATIONS[version:]:
             await session.script(script)
