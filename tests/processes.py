@@ -1,7 +1,7 @@
-"""Real processes for the tests: workers and scripts on one SQLite file in a folder of their own.
+"""Real processes for the tests: workers and scripts on one store, in a folder of their own.
 
 A `Site` is that folder. It holds `app.py`, which begins with PRELUDE, the store `jobs.db` unless
-that is to be elsewhere, a log for each process, and the file `runs`, to which every run of a task
+the jobs are to be elsewhere, a log for each process, and the file `runs`, to which every run of a task
 adds a line. Nothing here sleeps a fixed time: tests wait on conditions, each with a deadline.
 """
 
@@ -13,13 +13,15 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import flowrra
 from flowrra import FINISHED, Flowrra, Job, Task, TaskStatus
+from tests.redis_server import clean
+from tests.services import REDIS_URL, require
 
 ROOT = Path(flowrra.__file__).parent
 
@@ -31,7 +33,7 @@ from flowrra import Config, Flowrra, current_job
 
 HERE = Path(__file__).parent
 config = Config.from_env()
-config.broker.url = "sqlite:///STORE"
+config.broker.url = "URL"
 app = Flowrra(config)
 
 
@@ -102,12 +104,21 @@ class Process:
 class Site:
     """A folder with an app, its store, and the processes started there, which end with it."""
 
-    def __init__(self, folder: Path, app: str = "", *, store: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        app: str = "",
+        *,
+        store: Path | None = None,
+        url: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
         self.store = store or folder / "jobs.db"
-        self.url = f"sqlite:///{self.store}"
+        self.url = url or f"sqlite:///{self.store}"
+        self._env = env or {}
         self._processes: list[Process] = []
-        self.write("app.py", PRELUDE.replace("STORE", str(self.store)) + app)
+        self.write("app.py", PRELUDE.replace("URL", self.url) + app)
 
     def __enter__(self) -> Self:
         return self
@@ -142,7 +153,8 @@ class Site:
     ) -> Process:
         """Start Python with these arguments in the folder; what it prints can be read from its pipe."""
         log = self.folder / f"{len(self._processes)}.log"
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(env or {})}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        environment.update({**self._env, **(env or {})})
         with log.open("wb") as stderr:
             popen = subprocess.Popen(
                 [*program, *arguments], cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=stderr
@@ -174,6 +186,20 @@ class Site:
         app = Flowrra.from_urls(self.url)
         async with app.client():
             yield app
+
+
+SHORT_LEASE = {"FLOWRRA_EXECUTOR_LEASE": "1.0", "FLOWRRA_EXECUTOR_HEARTBEAT": "0.3"}
+
+
+@contextlib.contextmanager
+def site_on(broker: str, folder: Path, app: str = "") -> Iterator[Site]:
+    """A site whose jobs are in a SQLite file or on a server, where a worker is dead when its lease has run out."""
+    with contextlib.ExitStack() as stack:
+        url = None
+        if broker == "redis":
+            _, prefix = stack.enter_context(clean(require(REDIS_URL)))
+            url = f"{REDIS_URL}?prefix={prefix}"
+        yield stack.enter_context(Site(folder, app, url=url, env=SHORT_LEASE if url else None))
 
 
 def stand_in(app: Flowrra, name: str, **options: Any) -> Task[..., Any]:

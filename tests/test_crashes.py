@@ -18,20 +18,19 @@ import pytest
 
 from flowrra import KILLED, WORKER_LOST, Flowrra, Job, TaskResult, TaskStatus
 from tests.processes import (
+    SHORT_LEASE,
     Process,
     Site,
     all_finished,
     all_jobs,
     count,
+    site_on,
     some_running,
     some_succeeded,
     stand_in,
     statuses,
     until,
 )
-
-SHORT_LEASE = {"FLOWRRA_EXECUTOR_LEASE": "1.0", "FLOWRRA_EXECUTOR_HEARTBEAT": "0.3"}
-
 
 # A job that is still running whenever its first worker is killed, however slow the machine is.
 LINGERING = """
@@ -42,9 +41,18 @@ async def linger():
 """
 
 
+BROKERS = ("sqlite", "redis")
+
+
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with Site(tmp_path, LINGERING) as site:
+def file_site(tmp_path: Path) -> Iterator[Site]:
+    with site_on("sqlite", tmp_path, LINGERING) as site:
+        yield site
+
+
+@pytest.fixture(params=BROKERS)
+def site(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
+    with site_on(request.param, tmp_path, LINGERING) as site:
         yield site
 
 
@@ -104,12 +112,12 @@ async def test_workers_killed_at_random_moments_lose_nothing(site: Site) -> None
     assert all(1 <= site.runs()[job.id] <= job.attempt for job in jobs)
 
 
-async def test_survivors_rescue_the_jobs_of_a_killed_worker_within_two_seconds(site: Site) -> None:
-    async with site.client() as app:
-        victim = await site.worker("--concurrency", "5")
+async def test_survivors_rescue_the_jobs_of_a_killed_worker_within_two_seconds(file_site: Site) -> None:
+    async with file_site.client() as app:
+        victim = await file_site.worker("--concurrency", "5")
         await app.submit_many(stand_in(app, "app.linger"), [()] * 5)
         await some_running(app, 5)
-        await site.worker()
+        await file_site.worker()
         await victim.kill()
         killed = time.time()
         jobs = await all_finished(app)
@@ -118,29 +126,29 @@ async def test_survivors_rescue_the_jobs_of_a_killed_worker_within_two_seconds(s
     assert max(first_crash(job) for job in jobs) - killed < 2.0 + 0.5  # and a margin for a busy machine
 
 
-async def test_a_restarted_only_worker_rescues_before_it_is_ready(site: Site) -> None:
+async def test_a_restarted_only_worker_rescues_before_it_is_ready(file_site: Site) -> None:
     """With its lease of 10 s still valid, the dead worker is told by its pid."""
-    async with site.client() as app:
+    async with file_site.client() as app:
         await app.submit_many(stand_in(app, "app.linger"), [()] * 3)
-        victim = await site.worker()
+        victim = await file_site.worker()
         await some_running(app, 3)
         await victim.kill()
         killed = time.time()
-        await site.worker()
+        await file_site.worker()
         ready = time.time()
         jobs = await all_finished(app)
     assert all(killed <= first_crash(job) <= ready for job in jobs)
     assert_innocents_paid_nothing(jobs)
 
 
-async def test_one_process_of_several_is_enough_to_open_and_rescue(site: Site) -> None:
+async def test_one_process_of_several_is_enough_to_open_and_rescue(file_site: Site) -> None:
     """A producer that opens the store also puts back what the dead were running."""
-    async with site.client() as app:
+    async with file_site.client() as app:
         await app.submit(stand_in(app, "app.linger"))
-        victim = await site.worker()
+        victim = await file_site.worker()
         await some_running(app, 1)
         await victim.kill()
-    async with site.client() as app:
+    async with file_site.client() as app:
         (job,) = await all_jobs(app)
     assert (job.status, job.crashes, job.failures) == (TaskStatus.PENDING, 1, 0)
 
@@ -254,9 +262,10 @@ async def work_until_all_is_finished(site: Site, app: Flowrra) -> int:
     return deaths
 
 
+@pytest.mark.parametrize("broker", BROKERS)
 @pytest.mark.parametrize("name", ["kill_worker", "kill_worker_from_a_thread"])
-async def test_only_the_job_that_kills_its_worker_is_charged(tmp_path: Path, name: str) -> None:
-    with Site(tmp_path, KILLER) as site:
+async def test_only_the_job_that_kills_its_worker_is_charged(tmp_path: Path, name: str, broker: str) -> None:
+    with site_on(broker, tmp_path, KILLER) as site:
         async with site.client() as app:
             nap = stand_in(app, "app.nap")
             innocents = await app.submit_many(nap, [(0.1,)] * 5)
@@ -359,9 +368,9 @@ async def block(seconds):
 """
 
 
-@pytest.fixture
-def stopping_site(tmp_path: Path) -> Iterator[Site]:
-    with Site(tmp_path, LINGERING + STOPPER) as site:
+@pytest.fixture(params=BROKERS)
+def stopping_site(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
+    with site_on(request.param, tmp_path, LINGERING + STOPPER) as site:
         yield site
 
 
@@ -385,6 +394,9 @@ async def test_a_settle_that_comes_after_the_lease_is_refused(stopping_site: Sit
 
 async def stop_outside_of_transactions(site: Site, process: Process) -> None:
     """SIGSTOP. A process that is stopped while it holds SQLite's lock stops all others as well."""
+    if not site.url.startswith("sqlite"):
+        process.send(signal.SIGSTOP)
+        return
 
     def is_stopped_without_the_lock() -> bool:
         process.send(signal.SIGSTOP)

@@ -1,0 +1,314 @@
+"""Redis as broker: the contract, the model, and what is particular to it."""
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from flowrra import (
+    Broker,
+    BrokerConfig,
+    BrokerError,
+    ConfigError,
+    Flowrra,
+    Job,
+    JobFilter,
+    Outcome,
+    TaskNotFoundError,
+    TaskStatus,
+    WorkerInfo,
+)
+from flowrra_extras.redis import RedisBroker
+from flowrra_extras.testing import BrokerContract, ManualClock
+from tests.redis_server import Server, age_leases, clean, free_port, keys, new_prefix
+from tests.services import REDIS_URL
+from tests.test_state_machine import BrokerMachine
+
+pytestmark = pytest.mark.usefixtures("redis_url")
+
+
+class TestRedis(BrokerContract):
+    @pytest.fixture(autouse=True)
+    def use_prefix(self) -> Iterator[None]:
+        with clean(REDIS_URL) as (self.client, self.prefix):
+            yield
+
+    async def make_broker(self, clock: ManualClock) -> Broker:
+        """Some tests ask for several, each on an empty store."""
+        for key in self.client.scan_iter(f"{{{self.prefix}}}:*", count=1000):
+            self.client.unlink(key)
+        return RedisBroker(f"{REDIS_URL}?prefix={self.prefix}", clock=clock)
+
+    async def let_pass(self, broker: Broker, clock: ManualClock, seconds: float) -> None:
+        clock.advance(seconds)
+        age_leases(self.client, self.prefix, seconds)
+
+
+class RedisMachine(BrokerMachine):
+    @staticmethod
+    def make_broker(folder: Path, clock: ManualClock) -> Broker:
+        return RedisBroker(f"{REDIS_URL}?prefix={new_prefix()}", clock=clock)
+
+    def __init__(self) -> None:
+        super().__init__()
+        assert isinstance(self.broker, RedisBroker)
+        self.prefix = self.broker.url.partition("prefix=")[2]
+        self.client = redis.Redis.from_url(REDIS_URL)
+
+    def let_pass(self, seconds: float) -> None:
+        super().let_pass(seconds)
+        age_leases(self.client, self.prefix, seconds)
+
+    def teardown(self) -> None:
+        super().teardown()
+        for key in self.client.scan_iter(f"{{{self.prefix}}}:*", count=1000):
+            self.client.unlink(key)
+        self.client.close()
+
+
+@pytest.mark.timeout(600)  # a failure is made small first, which takes its time
+def test_the_broker_agrees_with_the_model() -> None:
+    chosen = settings(
+        max_examples=80, stateful_step_count=30, suppress_health_check=[HealthCheck.too_slow], deadline=None
+    )
+    run_state_machine_as_test(RedisMachine, settings=chosen)
+
+
+# ---------------------------------------------------------------------------
+# The URL
+# ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("redis://host/0?timeout=3", "unknown option 'timeout'"),
+        ("redis://host/0?ssl_cert_reqs=none", "unknown option 'ssl_cert_reqs'"),
+        ("redis://host/jobs", "number of the database"),
+        ("redis://host/0?prefix=", "without braces"),
+        ("redis://host/0?prefix={a}", "without braces"),
+        ("redis://user:secret@host/jobs", "'redis://host/jobs'"),
+        ("redis://host:port/0", "cannot be read"),
+    ],
+)
+def test_a_url_that_cannot_work_is_refused(url: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        Flowrra.from_urls(url)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["redis://", "redis://host", "rediss://host:1/2?ssl_cert_reqs=none", "unix:///s?db=3"])
+def test_urls_that_can_work(url: str) -> None:
+    assert isinstance(Flowrra.from_urls(url).broker, RedisBroker)
+
+
+@contextlib.asynccontextmanager
+async def opened(url: str, **options: Any) -> AsyncIterator[RedisBroker]:
+    broker = RedisBroker(url, BrokerConfig(**options))
+    await broker.open()
+    try:
+        yield broker
+    finally:
+        await broker.close()
+
+
+async def ready_ids(broker: Broker, *jobs: Job) -> list[str]:
+    await broker.push(jobs, now=0.0)
+    await broker.heartbeat(WorkerInfo("w", queues={"default": 9}), lease=10, now=0.0)
+    return [job.id for job in await broker.claim("default", limit=5_000, worker="w", now=0.0)]
+
+
+async def one_job(url: str) -> None:
+    """A job goes in and comes out."""
+    task_id = secrets.token_hex(8)
+    async with opened(url) as broker:
+        assert await ready_ids(broker, Job(task_id, "task")) == [task_id]
+
+
+async def test_user_password_database_and_socket(tmp_path: Path) -> None:
+    with Server(tmp_path, "--requirepass", "p@ss/word:%") as server, server.client() as client:
+        client.execute_command("ACL", "SETUSER", "ann@work", "on", ">s:cr@t", "+@all", "~{billing}:*", "&{billing}:*")
+        await one_job(f"redis://:p%40ss%2Fword%3A%25@127.0.0.1:{server.port}/3")
+        await one_job(f"redis://ann%40work:s%3Acr%40t@127.0.0.1:{server.port}/1?prefix=billing")
+        await one_job(f"unix://:p%40ss%2Fword%3A%25@{server.socket}?db=2")
+        with pytest.raises(BrokerError, match=rf"redis://127.0.0.1:{server.port}/0 does not accept") as caught:
+            await one_job(f"redis://ann%40work:wrong@127.0.0.1:{server.port}/0")
+        assert "wrong@" not in str(caught.value)
+        with pytest.raises(BrokerError, match="does not allow this user .* of {elsewhere}"):
+            await one_job(f"redis://ann%40work:s%3Acr%40t@127.0.0.1:{server.port}/1?prefix=elsewhere")
+        used = client.info("keyspace")
+    assert sorted(used) == ["db1", "db2", "db3"]
+
+
+# ---------------------------------------------------------------------------
+# Order, size, memory
+# ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    """A URL with a prefix of its own."""
+    with clean(REDIS_URL) as (_, prefix):
+        yield f"{REDIS_URL}?prefix={prefix}"
+
+
+async def test_priorities_of_64_bits_are_exact(url: str) -> None:
+    priorities = [2**63 - 1, 2**63 - 2, 2**53 + 1, 2**53, 1, 0, -1, -(2**53) - 1, -(2**63) + 1, -(2**63)]
+    jobs = [Job(f"{priority} {n}", "task", priority=priority) for priority in priorities for n in range(3)]
+    expected = [f"{priority} {n}" for priority in sorted(priorities) for n in range(3)]
+    async with opened(url) as broker:
+        assert await ready_ids(broker, *jobs) == expected
+
+
+async def test_a_push_of_many_runs_is_one_push(url: str) -> None:
+    async with opened(url) as broker:
+        await broker.push([Job("old", "task", unique="key")], now=0.0)
+        jobs = [Job(f"j{n}", "task", args=(n,), priority=n // 2_500) for n in range(5_000)]
+        jobs[3_000].unique = "key"
+        ids = await broker.push(jobs, now=1.0)
+        assert ids == [job.id if job.unique is None else "old" for job in jobs]
+        assert await broker.counts() == {("default", TaskStatus.PENDING): 5_000}
+        jobs = [*(Job(f"k{n}", "task") for n in range(2_000)), Job("child", "task", parents=("nobody",))]
+        with pytest.raises(TaskNotFoundError):
+            await broker.push(jobs, now=1.0)
+        assert await broker.counts() == {("default", TaskStatus.PENDING): 5_000}
+
+
+async def test_what_is_purged_leaves_nothing_behind(url: str) -> None:
+    prefix = url.partition("prefix=")[2]
+    with redis.Redis.from_url(REDIS_URL) as client:
+        async with opened(url) as broker:
+            info = WorkerInfo("w", queues={"default": 9})
+            await broker.heartbeat(info, lease=60, now=0.0)
+            kinds: list[dict[str, Any]] = [{}, {"unique": "k"}, {"expires": 50.0}, {"due": 1.0}, {"parents": ("j0",)}]
+            await broker.push([Job(f"j{n}", "task", **kind) for n, kind in enumerate(kinds)], now=0.0)
+            await broker.push([Job("dies", "task", priority=1)], now=0.0)
+            first = await broker.claim("default", limit=9, worker="w", now=2.0)
+            assert len(first) == 5
+            await broker.settle([Outcome.retry_at(first[0], 2.0, "boom", "line")], now=2.0)
+            await broker.cancel("j3", now=2.0)
+            again = await broker.claim("default", limit=9, worker="w", now=3.0)
+            await broker.settle([Outcome.succeed(job, job.id) for job in (*first[1:4], *again)], now=4.0)
+            (child,) = await broker.claim("default", limit=9, worker="w", now=5.0)
+            await broker.settle([Outcome.fail(child, "boom")], now=6.0)
+            await broker.settle([Outcome.cancel(job, "why") for job in first], now=6.0)
+            assert {status.is_finished for _, status in await broker.counts()} == {True}
+            assert await broker.purge(1e9, 4) == 4
+            assert await broker.purge(1e9, 4) == 2
+            await broker.heartbeat(info, lease=0, now=7.0)
+            assert await broker.counts() == {}
+        assert keys(client, prefix) == {"seq"}
+
+
+# ---------------------------------------------------------------------------
+# The server: scripts, settings, restarts, memory
+# ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with Server(tmp_path, "--appendonly", "yes", "--appendfsync", "always") as server:
+        yield server
+
+
+async def test_scripts_survive_a_flush(server: Server) -> None:
+    async with opened(server.url) as broker:
+        await broker.push([Job("a", "task")], now=0.0)
+        with server.client() as client:
+            client.script_flush()
+        assert await asyncio.gather(*(broker.push([Job(f"b{n}", "task")], now=0.0) for n in range(3)))
+        assert len(await broker.find(JobFilter())) == 4
+
+
+async def test_a_restart_is_waited_for_and_loses_nothing(server: Server) -> None:
+    async with opened(server.url) as broker, asyncio.TaskGroup() as group:
+        await broker.heartbeat(WorkerInfo("w"), lease=3600, now=0.0)
+        (waits,) = await broker.push([Job("waits", "task")], now=0.0)
+        waiter = group.create_task(broker.wait_for(waits, 20.0))
+        await asyncio.sleep(0)
+        server.kill()
+        pushes = [group.create_task(broker.push([Job(f"j{n}", "task")], now=0.0)) for n in range(20)]
+        done, _ = await asyncio.wait([waiter, *pushes], timeout=0.2)
+        assert not done
+        await asyncio.to_thread(server.start)
+        assert [await push for push in pushes] == [[f"j{n}"] for n in range(20)]
+        jobs = await broker.claim("default", limit=99, worker="w", now=0.0)
+        assert sorted(job.id for job in jobs) == sorted(["waits", *(f"j{n}" for n in range(20))])
+        assert await broker.settle([Outcome.succeed(job, job.id) for job in jobs], now=1.0) == [True] * 21
+        assert (await waiter).result == "waits"
+
+
+async def test_a_server_that_stays_away_is_an_error_that_names_it(server: Server) -> None:
+    async with opened(server.url, timeout=0.3) as broker:
+        server.kill()
+        started = asyncio.get_running_loop().time()
+        with pytest.raises(BrokerError, match=rf"redis://127\.0\.0\.1:{server.port}/0 has not answered for 0\.3 s: .+"):
+            await broker.push([Job("a", "task")], now=0.0)
+        assert asyncio.get_running_loop().time() - started < 5.0
+        await asyncio.to_thread(server.start)
+        assert await broker.push([Job("a", "task")], now=0.0) == ["a"]
+    server.kill()
+    with pytest.raises(BrokerError, match="has not answered"):
+        async with opened(server.url, timeout=0.1):
+            pass
+
+
+async def test_a_replica_is_waited_out(server: Server, tmp_path: Path) -> None:
+    """As after a failover: the connection is to what is no master any more, and then to one again."""
+    async with opened(server.url, timeout=10.0) as broker:
+        with server.client() as client:
+            client.replicaof("127.0.0.1", str(free_port()))
+            push = asyncio.create_task(broker.push([Job("a", "task")], now=0.0))
+            done, _ = await asyncio.wait([push], timeout=0.2)
+            assert not done
+            client.replicaof("NO", "ONE")
+            assert await push == ["a"]
+
+
+async def test_a_full_memory_writes_nothing_and_says_so(server: Server) -> None:
+    async with opened(server.url) as broker:
+        with server.client() as client:
+            client.config_set("maxmemory", 1)
+            with pytest.raises(BrokerError, match="is out of memory, so that nothing was written: raise maxmemory"):
+                await broker.push([Job("a", "task")], now=0.0)
+            client.config_set("maxmemory", 0)
+        assert await broker.find(JobFilter()) == []
+        assert await broker.push([Job("a", "task")], now=0.0) == ["a"]
+
+
+async def test_settings_that_lose_jobs_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    careless = ("--appendonly", "no", "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
+    with Server(tmp_path / "careless", *careless) as server:
+        await one_job(server.url)
+    assert "a restart loses jobs" in caplog.text
+    assert "set maxmemory-policy noeviction, not allkeys-lru" in caplog.text
+    caplog.clear()
+    with Server(tmp_path / "careful", "--appendonly", "yes") as server:
+        await one_job(server.url)
+        with server.client() as client:
+            client.config_set("appendonly", "no")
+            client.execute_command("ACL", "SETUSER", "default", "-config")
+        await one_job(server.url)
+    assert caplog.text == ""
+
+
+async def test_a_cluster_sends_us_to_the_right_node(tmp_path: Path) -> None:
+    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+    with Server(tmp_path / "a", *options) as one, Server(tmp_path / "b", *options) as other:
+        with one.client() as client, other.client() as owner:
+            owner.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            client.execute_command("CLUSTER", "MEET", "127.0.0.1", other.port)
+            async with asyncio.timeout(20):
+                while b"cluster_state:ok" not in client.execute_command("CLUSTER", "INFO"):
+                    await asyncio.sleep(0.05)  # noqa: ASYNC110 (the nodes tell nobody)
+        await one_job(one.url)
+        with other.client() as owner:
+            assert "ready:default" not in keys(owner, "flowrra")
+            assert "running:w" in keys(owner, "flowrra")
