@@ -96,7 +96,7 @@ _PAYLOAD = 7_900  # bytes; PostgreSQL refuses a notification of 8,000
 # Schema and statements
 #
 # `flowrra.` stands for the schema of the URL. Moments are seconds since the
-# epoch by the callers' clocks; leases alone are by the server's, `clock()`.
+# epoch by the callers' clocks; leases alone are by the server's.
 # ---------------------------------------------------------------------------
 
 _DUE_LATER = "('scheduled', 'retrying')"
@@ -106,7 +106,6 @@ _AT_REST = "('scheduled', 'blocked', 'pending', 'retrying')"
 _REQUEUABLE = "('failed', 'cancelled')"
 
 _SCHEMA = f"""
-CREATE FUNCTION flowrra.clock() RETURNS timestamptz LANGUAGE sql AS 'SELECT clock_timestamp()';
 CREATE TABLE flowrra.job (
     seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,  -- the order of submission
     id text COLLATE "C" NOT NULL UNIQUE,
@@ -175,7 +174,7 @@ CREATE TABLE flowrra.worker (
     seen float8 NOT NULL,
     running integer NOT NULL,
     version text NOT NULL,
-    lease timestamptz NOT NULL  -- by clock(); in no index, so that a heartbeat is a HOT update
+    lease timestamptz NOT NULL  -- by the server's clock; in no index, so that a heartbeat is a HOT update
 ) WITH (fillfactor = 50);
 CREATE TABLE flowrra.paused (queue text COLLATE "C" PRIMARY KEY);
 CREATE TABLE flowrra.awaited (  -- jobs whose end somebody waits for, and the channel to tell it on
@@ -248,14 +247,14 @@ _CHILDREN = "SELECT parent, child FROM flowrra.dependency WHERE parent = ANY ($1
 _CLAIMED = "seq, id, task, payload, queue, priority, submitted, attempt, failures, crashes, overrides, parents"
 # A claim holds its worker's row: whoever rescues that worker's jobs deletes the row first, so waits for the claim and
 # then sees all that it took. `FOR KEY SHARE` lets heartbeats pass.
-_ME = f"SELECT FROM flowrra.worker WHERE id = $2 AND lease > flowrra.clock() AND {_LAZY} FOR KEY SHARE"
+_ME = f"SELECT FROM flowrra.worker WHERE id = $2 AND lease > clock_timestamp() AND {_LAZY} FOR KEY SHARE"
 # $1 queue, $2 worker, $3 now, $4 limit, ($5 priority, $6 seq) after which to look, $7 whether there may be something
 # to do first, $8 whether there may be suspects. One row at least: what stands in the way, and the job if there is one.
 _CLAIM = f"""
     WITH me AS MATERIALIZED ({_ME}),
     state AS MATERIALIZED (
         SELECT EXISTS (SELECT FROM me) AND NOT EXISTS (SELECT FROM flowrra.paused WHERE queue = $1) AS may,
-            $7::boolean AND (EXISTS (SELECT FROM flowrra.worker WHERE lease <= flowrra.clock() AND id <> $2)
+            $7::boolean AND (EXISTS (SELECT FROM flowrra.worker WHERE lease <= clock_timestamp() AND id <> $2)
                 OR EXISTS (SELECT FROM flowrra.job WHERE status IN {_DUE_LATER} AND due <= $3)
                 OR EXISTS (SELECT FROM flowrra.job WHERE expires IS NOT NULL AND attempt = 0
                     AND status IN {_NOT_BEGUN} AND expires <= $3)) AS upkeep,
@@ -338,20 +337,20 @@ _WRITTEN = """
         AND history -> -1 -> 0 = to_jsonb(v.attempt) AND history -> -1 -> 3 = to_jsonb($1::float8))"""
 
 _RENEW = f"""
-    UPDATE flowrra.worker SET lease = flowrra.clock() + make_interval(secs => $2::float8), seen = $3::float8,
+    UPDATE flowrra.worker SET lease = clock_timestamp() + make_interval(secs => $2::float8), seen = $3::float8,
         running = $4::integer, queues = $5::text, tasks = $6::text
     WHERE id = $1 AND {_LAZY}"""
 _REGISTER = """
     INSERT INTO flowrra.worker VALUES ($1, $7, $8, $5, $6, $9, $3, $4, $10,
-        flowrra.clock() + make_interval(secs => $2::float8))
+        clock_timestamp() + make_interval(secs => $2::float8))
     ON CONFLICT (id) DO UPDATE SET lease = excluded.lease, seen = excluded.seen"""
 # $1 worker, $2 its queues
 _NOTICES = """
-    SELECT EXISTS (SELECT FROM flowrra.worker WHERE lease <= flowrra.clock() AND id <> $1) AS lost,
+    SELECT EXISTS (SELECT FROM flowrra.worker WHERE lease <= clock_timestamp() AND id <> $1) AS lost,
         ARRAY(SELECT id FROM flowrra.job WHERE status = 'running' AND cancel_requested AND worker = $1) AS cancelled,
         ARRAY(SELECT queue FROM flowrra.paused) AS paused,
         EXISTS (SELECT FROM flowrra.job WHERE status = 'pending' AND crashes > 0 AND queue = ANY ($2::text[])) AS suspects"""
-_LAPSED = "DELETE FROM flowrra.worker WHERE lease <= flowrra.clock() AND id <> $1 RETURNING id"
+_LAPSED = "DELETE FROM flowrra.worker WHERE lease <= clock_timestamp() AND id <> $1 RETURNING id"
 # $1 workers, $2 now, $3 ending, $4 error, $5 crashes to count
 _PUT_BACK = f"""
     UPDATE flowrra.job SET status = 'pending', crashes = crashes + $5::integer, due = NULL, error = $4::text,
@@ -412,7 +411,7 @@ _PAUSE = "INSERT INTO flowrra.paused VALUES ($1) ON CONFLICT DO NOTHING"
 _RESUME_QUEUE = "DELETE FROM flowrra.paused WHERE queue = $1"
 _WORKERS = """
     SELECT id, host, pid, queues, tasks, started, seen, running, version FROM flowrra.worker
-    WHERE lease > flowrra.clock() ORDER BY started"""
+    WHERE lease > clock_timestamp() ORDER BY started"""
 
 
 @functools.cache
