@@ -1117,8 +1117,8 @@ class Broker(Backend):
         """
         raise NotImplementedError
 
-    def push_in(self, connection: Any, jobs: Sequence[Job], *, now: float) -> list[str]:
-        """Take in jobs through the caller's own `connection`, inside the transaction it is in."""
+    def push_in(self, connection: Any, jobs: Sequence[Job], *, now: float) -> list[str] | Awaitable[list[str]]:
+        """Take in jobs through the caller's own `connection`, inside the transaction it is in; it may be async."""
         raise ConfigError(f"{type(self).__name__} cannot enqueue inside a caller's transaction: use a SQL broker")
 
     async def claim(self, queue: str, *, limit: int, worker: str, now: float) -> list[Job]:
@@ -5280,7 +5280,8 @@ class Flowrra(_Life):
             ConfigError: the broker has no SQL database, or the connection is to another one.
         """
         await self._ready()
-        (task_id,) = self.broker.push_in(connection, [_job_for(task, args, kwargs)], now=self.now())
+        pushed = self.broker.push_in(connection, [_job_for(task, args, kwargs)], now=self.now())
+        (task_id,) = await pushed if inspect.isawaitable(pushed) else pushed
         return cast("TaskId[R]", task_id)
 
     def submit_jobs(self, jobs: Sequence[Job]) -> Awaitable[list[str]]:

@@ -20,8 +20,9 @@ from typing import Any, Self
 
 import flowrra
 from flowrra import FINISHED, Flowrra, Job, Task, TaskStatus
+from tests.postgres_server import clean_schema
 from tests.redis_server import clean
-from tests.services import REDIS_URL, require
+from tests.services import POSTGRES_URL, REDIS_URL, require
 
 ROOT = Path(flowrra.__file__).parent
 
@@ -199,6 +200,9 @@ def site_on(broker: str, folder: Path, app: str = "") -> Iterator[Site]:
         if broker == "redis":
             _, prefix = stack.enter_context(clean(require(REDIS_URL)))
             url = f"{REDIS_URL}?prefix={prefix}"
+        if broker == "postgresql":
+            _, schema = stack.enter_context(clean_schema(require(POSTGRES_URL)))
+            url = f"{POSTGRES_URL}?schema={schema}"
         yield stack.enter_context(Site(folder, app, url=url, env=SHORT_LEASE if url else None))
 
 

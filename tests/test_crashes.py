@@ -41,7 +41,7 @@ async def linger():
 """
 
 
-BROKERS = ("sqlite", "redis")
+BROKERS = ("sqlite", "redis", "postgresql")
 
 
 @pytest.fixture
