@@ -219,7 +219,7 @@ async def test_the_schema_refuses_states_that_cannot_be(url: str) -> None:
         await broker.push([Job("a", "task")], now=NOW)
         for change in ("status = 'running'", "status = 'success'", "status = 'lost'", "finished = 1"):
             with pytest.raises(BrokerError, match="violates check constraint"):
-                await broker._run(f"UPDATE flowrra.job SET {change}")
+                await broker._run(f"UPDATE flowrra.job SET {change}")  # noqa: S608 (our own statements)
 
 
 # ---------------------------------------------------------------------------
@@ -349,7 +349,7 @@ async def test_who_waits_is_told_by_the_callers_commit(url: str) -> None:
     async with opened(url) as worker, opened(url) as producer, callers("asyncpg") as connection:
         await worker.heartbeat(WorkerInfo("w"), lease=60, now=NOW)
         await worker.wait_ready(["default"], 0.2)
-        while not worker._groups.waits.ear._heeded:
+        while not worker._groups.waits.ear._heeded:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         assert await worker.claim("default", limit=1, worker="w", now=NOW) == []
         async with connection.transaction():
