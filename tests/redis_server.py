@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Self, cast
 
 import redis
 
@@ -37,7 +37,7 @@ def age_leases(client: redis.Redis, prefix: str, seconds: float) -> None:
     """Let time pass for leases, without waiting: all end so much earlier."""
     key = f"{{{prefix}}}:leases"
     for worker in client.zrange(key, 0, -1):
-        client.zincrby(key, -seconds, worker)
+        client.zincrby(key, -seconds, cast("bytes", worker))
 
 
 def free_port() -> int:
@@ -97,15 +97,15 @@ class Server:
 
 
 class Proxy:
-    """A TCP proxy in front of a server. It can swallow answers, fall silent, and cut what goes through it."""
+    """A TCP proxy in front of a server. It can lose an answer, forget its connections, and cut them."""
 
     def __init__(self, port: int) -> None:
         self._target = port
         self._server: asyncio.Server | None = None
+        self._generation = 0
         self._writers: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self.lose_answer_to: bytes | None = None  # cut after passing on a request that holds this
-        self.is_silent = False  # pass nothing on, in either direction
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.lose_answer_to: bytes | None = None  # pass the request that holds this on, and cut
 
     @property
     def port(self) -> int:
@@ -120,48 +120,40 @@ class Proxy:
         assert self._server is not None
         self._server.close()
         self.cut()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.sleep(0)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     def cut(self) -> None:
         """Cut all connections."""
         for writer in self._writers:
             writer.close()
 
+    def forget(self) -> None:
+        """Pass nothing more on of what is connected by now, and tell nobody."""
+        self._generation += 1
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection("127.0.0.1", self._target)
         self._writers |= {writer, back}
-        for coroutine in (self._requests(reader, back), self._answers(there, writer)):
-            task = asyncio.create_task(coroutine)
+        for source, sink in ((reader, back), (there, writer)):
+            task = asyncio.create_task(self._pass_on(source, sink, self._generation))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass_on(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, generation: int) -> None:
         with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                if self.is_silent:
-                    continue
-                losing = self.lose_answer_to is not None and self.lose_answer_to in data
-                if losing:
-                    self.lose_answer_to = None
-                    self.is_silent = True
-                writer.write(data)
-                await writer.drain()
-                if losing:
-                    await asyncio.sleep(0.05)  # for the server to carry it out
-                    self.is_silent = False
-                    self.cut()
-        writer.close()
-
-    async def _answers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                if not self.is_silent:
-                    writer.write(data)
-                    await writer.drain()
-        writer.close()
+            while data := await source.read(65536):
+                if generation == self._generation:
+                    losing = self.lose_answer_to is not None and self.lose_answer_to in data
+                    if losing:
+                        self.forget()
+                    sink.write(data)
+                    await sink.drain()
+                    if losing:
+                        self.lose_answer_to = None
+                        await asyncio.sleep(0.05)  # for the server to carry it out
+                        self.cut()
+        sink.close()
 
 
 @contextlib.contextmanager
