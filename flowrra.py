@@ -96,7 +96,20 @@ from collections.abc import (
     Sequence,
 )
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, Protocol, Self, TypeVar, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    NamedTuple,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    cast,
+    overload,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -110,6 +123,7 @@ __version__ = "0.2.0"
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+TaskT = TypeVar("TaskT", bound="Task[..., Any]")
 
 logger = logging.getLogger("flowrra")
 logger.addHandler(logging.NullHandler())  # or Python would print warnings of a program that sets up no logging
@@ -585,6 +599,7 @@ class ExecutorConfig:
     `io_workers` and `cpu_workers` are the capacities of the queues `default` and `cpu`; `queues` names
     others, and then only those named are served. `lease`: seconds after which a silent worker counts as
     dead; `heartbeat`: seconds between renewals; `drain`: seconds that a stop waits for running jobs.
+    `scheduler`: whether schedules fire here.
     """
 
     io_workers: int = 10
@@ -593,6 +608,7 @@ class ExecutorConfig:
     lease: float = 10.0
     heartbeat: float = 3.0
     drain: float = 30.0
+    scheduler: bool = True
 
     def __post_init__(self) -> None:
         _whole("io_workers", self.io_workers, least=1)
@@ -642,6 +658,8 @@ def _from_text(name: str, kind: str, text: str) -> Any:
         if "Mapping" in kind:
             pairs = (item.rpartition(":") for item in text.split(",") if item.strip())
             return {queue.strip(): int(capacity) for queue, _, capacity in pairs}
+        if kind == "bool":
+            return bool(("0", "false", "no", "1", "true", "yes").index(text.strip().lower()) // 3)
         if "int" in kind:
             return int(text)
         return float(text) if "float" in kind else text
@@ -4037,7 +4055,10 @@ class _Attempts:
             if run.runner.cancelling() and self._worker.is_torn_down:
                 raise error
             # else the job has cancelled itself
-        return judge(run.job, options, error, self._worker.clock.time())
+        outcome = judge(run.job, options, error, self._worker.clock.time())
+        if outcome.status is FAILED and (options.result_ttl or 0.0) > self._broker.retention.failed_ttl:
+            outcome.keep = options.result_ttl  # a failure is not forgotten sooner than a success
+        return outcome
 
     def _ended(self, run: _Run) -> Outcome | None:
         while run.runner.cancelling():
@@ -4364,6 +4385,7 @@ class Worker:
         self.is_draining = False
         self.idle = asyncio.Event()  # set when the last job ends, while draining
         self._is_hurried = False
+        self._residents: list[asyncio.Task[None]] = []
         self._lines: dict[str, _Line] = {}
         self._progress: dict[str, Progress] = {}
         self._has_progress = asyncio.Event()
@@ -4379,7 +4401,8 @@ class Worker:
         twin = self.broker.twin()
         if twin is None:
             resident.append(lambda: beat(self, self.broker))
-        self._residents = [asyncio.create_task(self.supervise(work)) for work in resident]
+        for work in resident:
+            self.reside(work)
         self._keeper = _Keeper(self, twin)
         self._keeper.start()
         for line in self._lines.values():
@@ -4460,6 +4483,10 @@ class Worker:
             await asyncio.wait_for(self.broker.heartbeat(self.info, lease=0, now=self.clock.time()), 5.0)
         except (TimeoutError, BrokerError) as error:
             logger.warning("worker %s could not take leave of the broker: %s", self.info.id, error)
+
+    def reside(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a loop beside the others until the worker leaves."""
+        self._residents.append(self.loop.create_task(self.supervise(work)))
 
     async def supervise(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Keep a resident loop alive: an exception is logged, and the loop begins again after a while."""
@@ -4645,6 +4672,16 @@ class Schedule:
     updated: float = 0.0
     turn: int = 0
 
+    @property
+    def next_fire_at(self) -> dt.datetime | None:
+        """When it fires next."""
+        return _moment(self.next_fire)
+
+    @property
+    def last_fire_at(self) -> dt.datetime | None:
+        """The moment that it has fired last."""
+        return _moment(self.last_fire)
+
 
 class Fired(NamedTuple):
     """What a scheduler did with a schedule that it had taken under `turn`."""
@@ -4712,6 +4749,724 @@ class ScheduleStore:
         raise NotImplementedError
 
 
+class MemoryScheduleStore(ScheduleStore):
+    """Schedules in the memory of this process; gone when it ends. Leases run on the monotonic side of `clock`."""
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or Clock()
+        self._schedules: dict[str, Schedule] = {}
+        self._ids: dict[str, str] = {}  # by key
+        self._leases: dict[str, float] = {}  # of those that are taken
+        self._due: list[tuple[float, str]] = []  # a heap; an entry that no longer holds is dropped when it comes up
+
+    async def add(self, schedule: Schedule) -> str:
+        old = self._ids.get(schedule.key) or (schedule.id if schedule.id in self._schedules else None)
+        if old is not None:
+            return old
+        self.put(schedule)
+        return schedule.id
+
+    def put(self, schedule: Schedule) -> None:
+        """Keep a schedule, in place of one with its id."""
+        self._drop(schedule.id)
+        self._schedules[schedule.id] = schedule = dataclasses.replace(schedule)
+        self._ids[schedule.key] = schedule.id
+        self._queue(schedule)
+
+    def _queue(self, schedule: Schedule) -> None:
+        self._leases.pop(schedule.id, None)
+        if schedule.enabled and schedule.next_fire is not None:
+            heapq.heappush(self._due, (schedule.next_fire, schedule.id))
+
+    def _drop(self, schedule_id: str) -> bool:
+        schedule = self._schedules.pop(schedule_id, None)
+        if schedule is None:
+            return False
+        self._leases.pop(schedule_id, None)
+        del self._ids[schedule.key]
+        return True
+
+    async def find(self, ids: Sequence[str] | None = None) -> list[Schedule]:
+        wanted = self._schedules if ids is None else set(ids)
+        return [dataclasses.replace(schedule) for schedule in self._schedules.values() if schedule.id in wanted]
+
+    async def change(self, schedule_id: str, changes: Mapping[str, Any]) -> bool:
+        schedule = self._schedules.get(schedule_id)
+        if schedule is None:
+            return False
+        key = changes.get("key", schedule.key)
+        if self._ids.get(key, schedule_id) != schedule_id:
+            raise ConfigError(f"the schedule {self._ids[key]!r} is that already: change or remove that one")
+        if unknown := changes.keys() - _CHANGEABLE:
+            raise ConfigError(f"{min(unknown)!r} is nothing that can be changed in a schedule")
+        del self._ids[schedule.key]
+        schedule = dataclasses.replace(schedule, **changes, turn=schedule.turn + 1)
+        self._schedules[schedule_id] = schedule
+        self._ids[key] = schedule_id
+        self._queue(schedule)
+        return True
+
+    async def remove(self, schedule_id: str) -> bool:
+        return self._drop(schedule_id)
+
+    async def take(self, *, now: float, lease: float, limit: int) -> list[Schedule]:
+        taken: list[Schedule] = []
+        while len(taken) < limit and (schedule := self._first()) is not None and (schedule.next_fire or 0.0) <= now:
+            heapq.heappop(self._due)
+            schedule.turn += 1
+            self._leases[schedule.id] = self._clock.monotonic() + lease
+            taken.append(dataclasses.replace(schedule))
+        return taken
+
+    def _first(self) -> Schedule | None:
+        """The one that is due first; what was taken under a lease that has run out is there again."""
+        now = self._clock.monotonic()
+        for schedule_id in [schedule_id for schedule_id, until in self._leases.items() if until <= now]:
+            self._queue(self._schedules[schedule_id])
+        while self._due:
+            moment, schedule_id = self._due[0]
+            schedule = self._schedules.get(schedule_id)
+            if schedule and schedule.enabled and schedule.next_fire == moment and schedule_id not in self._leases:
+                return schedule
+            heapq.heappop(self._due)
+        return None
+
+    async def advance(self, fired: Sequence[Fired]) -> list[bool]:
+        return [self._advance(one) for one in fired]
+
+    def _advance(self, fired: Fired) -> bool:
+        schedule = self._schedules.get(fired.schedule_id)
+        if schedule is None or schedule.turn != fired.turn or schedule.id not in self._leases:
+            return False
+        schedule.next_fire, schedule.last_fire, schedule.last_job = fired[2:]
+        self._queue(schedule)
+        return True
+
+    async def next_fire(self) -> float | None:
+        first = self._first()
+        return None if first is None else first.next_fire
+
+    async def purge(self, before: float) -> int:
+        done = [s.id for s in self._schedules.values() if s.next_fire is None and (s.last_fire or before) < before]
+        return sum(map(self._drop, done))
+
+
+_CHANGEABLE = frozenset(f.name for f in dataclasses.fields(Schedule)) - {"id", "turn"}
+
+
+# When a schedule fires --------------------------------------------------------------------------
+#
+# Moments are whole microseconds since the epoch here, so that all hosts reckon alike and no interval
+# drifts by rounding.
+
+ON_TIME = 15.0  # seconds; later than that it is a misfire. When a scheduler dies, its lease takes 10 s to run out
+MAX_CATCH_UP = 100  # fires of one schedule that are made up for at once
+_LEAST_INTERVAL = 0.001
+_MAX_INTERVAL = 36_525 * 86_400.0
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+
+class _Every(NamedTuple):
+    """Fires each `step` microseconds, counted from `anchor`."""
+
+    step: int
+    anchor: int
+
+    def next(self, after: int) -> int | None:
+        return after + self.step - (after - self.anchor) % self.step
+
+    def previous(self, before: int) -> int | None:
+        return before - 1 - (before - 1 - self.anchor) % self.step
+
+
+class _Once(NamedTuple):
+    moment: int
+
+    def next(self, after: int) -> int | None:
+        return self.moment if self.moment > after else None
+
+    def previous(self, before: int) -> int | None:
+        return self.moment if self.moment < before else None
+
+
+class _ByCron(NamedTuple):
+    cron: Cron
+
+    def next(self, after: int) -> int | None:
+        return self._found(self.cron.next, after)
+
+    def previous(self, before: int) -> int | None:
+        return self._found(self.cron.previous, before)
+
+    def _found(self, search: Callable[[dt.datetime], dt.datetime], moment: int) -> int | None:
+        try:
+            return (search(_EPOCH + dt.timedelta(microseconds=moment)) - _EPOCH) // dt.timedelta(microseconds=1)
+        except ValueError:  # it matches nothing there any more
+            return None
+
+
+def _rule_of(schedule: Schedule) -> _Every | _Once | _ByCron:
+    """The schedule's rule, ready to reckon with; ConfigError if its text cannot be read."""
+    if schedule.kind == "cron":
+        return _ByCron(Cron(schedule.rule, tz=schedule.tz, name=schedule.id))
+    if schedule.kind == "interval":
+        seconds = _seconds("an interval", float(schedule.rule), least=_LEAST_INTERVAL)
+        return _Every(_micro(seconds), _micro(schedule.anchor))
+    return _Once(_micro(dt.datetime.fromisoformat(schedule.rule).timestamp()))
+
+
+def _micro(seconds: float) -> int:
+    return round(seconds * 1e6)
+
+
+def upcoming(schedule: Schedule, after: float) -> float | None:
+    """The first moment later than `after` at which the schedule's rule is due; None if there is none."""
+    moment = _rule_of(schedule).next(_micro(after))
+    return None if moment is None else moment / 1e6
+
+
+def _due_moments(rule: _Every | _Once | _ByCron, first: int, now: int) -> list[int]:
+    """The fires from `first` to `now`, the earliest first; of many the latest MAX_CATCH_UP."""
+    following = rule.next(first)
+    if following is None or following > now:
+        return [first]
+    moments: list[int] = []
+    moment = rule.previous(now + 1)
+    while moment is not None and moment > first and len(moments) < MAX_CATCH_UP:
+        moments.append(moment)
+        moment = rule.previous(moment)
+    return [*moments, first][:MAX_CATCH_UP][::-1]
+
+
+def _to_fire(misfire: str, moments: Sequence[int], now: int) -> Sequence[int]:
+    """Which of the moments that have come are to be fired."""
+    if misfire == "all":
+        return moments
+    in_time = [moment for moment in moments if now - moment <= ON_TIME * 1e6]
+    return in_time or (moments[-1:] if misfire == "latest" else [])
+
+
+def _stamp(moment: int) -> str:
+    return (_EPOCH + dt.timedelta(microseconds=moment)).isoformat().replace("+00:00", "Z")
+
+
+# Making one -------------------------------------------------------------------------------------
+
+
+class ScheduleOptions(TypedDict, total=False):
+    """What a schedule may be told beside its rule and arguments.
+
+    `misfire` says what becomes of fires that are more than ON_TIME seconds late: "latest" fires the latest
+    one of them, "all" every one (the latest MAX_CATCH_UP), "skip" none. `overlap="skip"` drops a fire while
+    an unfinished job of the schedule is there. `jitter` has each job wait up to so many seconds, the same on
+    all hosts. The others are options of the jobs; what is left out is as the task has it.
+    """
+
+    enabled: bool
+    description: str | None
+    misfire: str
+    overlap: str
+    jitter: float | dt.timedelta
+    priority: int | None
+    queue: str | None
+    max_retries: int | None
+    retry_delay: float | None
+
+
+def make_schedule(
+    task: str | Task[..., Any],
+    kind: str,
+    rule: object,
+    *,
+    tz: str | dt.tzinfo | None = None,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    enabled: bool = True,
+    description: str | None = None,
+    misfire: str = "latest",
+    overlap: str = "allow",
+    jitter: float | dt.timedelta = 0.0,
+    **options: Any,
+) -> Schedule:
+    """A checked schedule whose id is made of its task, rule, zone and arguments. It has no next fire yet."""
+    name = task.name if isinstance(task, Task) else task
+    zone = zone_key(tz)
+    schedule = Schedule(
+        id="",
+        key="",
+        task=name,
+        kind=kind,
+        rule=_rule_text(kind, rule, tz),
+        tz=zone,
+        payload=_payload(task, args, kwargs or {}),
+        options=_job_options(options),
+        misfire=_one_of("misfire", misfire, MISFIRES),
+        overlap=_one_of("overlap", overlap, OVERLAPS),
+        jitter=_seconds("jitter", jitter),
+        enabled=bool(enabled),
+        description=description,
+    )
+    schedule.key = _identity(schedule)
+    schedule.id = f"{name[:100]}:{schedule.key[:12]}"
+    _rule_of(schedule)
+    return schedule
+
+
+def zone_key(tz: str | dt.tzinfo | None) -> str:
+    """A zone as it is kept: by its key, or a fixed offset as text."""
+    return "UTC" if tz is None else tz if isinstance(tz, str) else getattr(tz, "key", None) or str(tz)
+
+
+def _rule_text(kind: str, rule: object, tz: str | dt.tzinfo | None) -> str:
+    """The rule as it is kept."""
+    if kind == "cron":
+        if not isinstance(rule, str):
+            raise ConfigError(f"a cron expression is a text such as '0 9 * * mon-fri', not {rule!r}")
+        return " ".join(rule.split())
+    if kind == "interval":
+        seconds = _seconds("an interval", rule, least=_LEAST_INTERVAL)
+        if seconds > _MAX_INTERVAL:
+            raise ConfigError(f"an interval must be at most {_MAX_INTERVAL:g} s (100 years), not {rule!r}")
+        return f"{seconds:.6f}".rstrip("0").rstrip(".")
+    if tz is not None and isinstance(rule, dt.datetime) and rule.tzinfo is None:
+        rule = rule.replace(tzinfo=as_zone(tz))
+    return (_EPOCH + dt.timedelta(microseconds=_micro(_timestamp("run_at", rule)))).isoformat()
+
+
+def _payload(task: str | Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """The text of the arguments, which are checked where the task is known."""
+    if not isinstance(args, list | tuple) or not isinstance(kwargs, Mapping):
+        raise ConfigError(f"args is a tuple and kwargs a dictionary, not {args!r} and {kwargs!r}")
+    if parents_in(args, kwargs):
+        raise ConfigError("a schedule's arguments cannot hold result_of(): it fires again and again")
+    if isinstance(task, Task):
+        task.check(args, kwargs)
+        task = task.name
+    return encode_arguments(Job("", task, tuple(args), kwargs))
+
+
+def _job_options(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of each job, checked, without those that are None."""
+    if unknown := options.keys() - {"priority", "queue", "max_retries", "retry_delay"}:
+        raise TypeError(f"a schedule has no option {min(unknown)!r}")
+    given = {name: value for name, value in options.items() if value is not None}
+    TaskOptions(**given)
+    return given
+
+
+def _one_of(name: str, value: object, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+    return cast("str", value)
+
+
+def _identity(schedule: Schedule) -> str:
+    """What two schedules that are the same have in common, as a digest."""
+    parts = [schedule.task, schedule.kind, schedule.rule, schedule.tz, json.loads(schedule.payload)]
+    return _digest(json.dumps(parts, sort_keys=True))
+
+
+def _digest(text: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# Firing -----------------------------------------------------------------------------------------
+
+LOOK_EVERY = 1.0  # seconds after which the store is asked again: what others have changed in it takes so long
+_LEASE = 10.0  # seconds that a scheduler has to push and advance what it has taken
+_TAKE_LIMIT = 100
+# A job that a schedule has fired is kept for so many seconds at least: while it is there, a scheduler whose clock is
+# slow, or that comes back from a failure, cannot fire the moment again.
+FIRES_KEPT = 3600.0
+_DONE_KEPT = 604_800.0  # seconds that a schedule with nothing left to fire is kept
+_PURGE_DONE_EVERY = 3600.0
+_UNKNOWN_PATIENCE = 60.0  # seconds that the fire of an unknown task waits for a scheduler that knows it
+
+
+class _Due(NamedTuple):
+    """What is to be done for a schedule that has been taken."""
+
+    jobs: list[Job]
+    fired: Fired
+
+
+class Firing:
+    """Fires the schedules of a store: takes what is due, pushes its jobs, advances it.
+
+    A crash between any two of these leaves the schedule due again, and the ids of its jobs keep them single.
+    """
+
+    def __init__(self, app: Flowrra, store: ScheduleStore) -> None:
+        self.store = store
+        self._app = app
+        self._purge_at = -math.inf
+        self._reported: set[str] = set()  # schedules that a warning has been given of
+
+    def fire_in(self, worker: Worker) -> None:
+        """Fire what comes due until the worker leaves."""
+        worker.reside(lambda: self._keep_firing(worker))
+
+    async def _keep_firing(self, worker: Worker) -> None:
+        """Fire what is due, again and again. What fails is tried again, and no fire is lost by it."""
+        failures = 0
+        while True:
+            try:
+                pause = await self.step()
+            except Exception as error:
+                failures += 1
+                await worker.recover(error, failures)
+            else:
+                failures = 0
+                await asyncio.sleep(pause)
+
+    async def step(self) -> float:
+        """Fire what is due; the seconds to sleep until there may be more.
+
+        Cancelling it leaves open which of the jobs are in; the schedules are due again in 10 s.
+        """
+        now = self._app.clock.time()
+        if not 0.0 <= now - self._purge_at < _PURGE_DONE_EVERY:
+            await self.store.purge(now - _DONE_KEPT)
+            self._purge_at = now
+        first = await self.store.next_fire()
+        if first is None or first > now:
+            return LOOK_EVERY if first is None else min(LOOK_EVERY, first - now)
+        taken = await self.store.take(now=now, lease=_LEASE, limit=_TAKE_LIMIT)
+        due = [plan for schedule in taken if (plan := self._plan(schedule, now)) is not None]
+        await self.store.advance(await self._push(due))
+        return 0.0 if taken else 0.05
+
+    def _plan(self, schedule: Schedule, now: float) -> _Due | None:
+        """What a taken schedule comes to; None leaves it to others, who can take it when the lease is over."""
+        task = self._app.registry.get(schedule.task)
+        first = cast("float", schedule.next_fire)
+        try:
+            rule = _rule_of(schedule)
+        except ValueError as error:
+            self._report(schedule, f"it cannot be read, so it does not fire: {error}")
+            return None
+        moments = _due_moments(rule, _micro(first), _micro(now))
+        chosen: Sequence[int] = []
+        jobs: list[Job] = []
+        if task is None:
+            self._report(schedule, f"no task {schedule.task!r} is registered here, so it does not fire")
+            if now - first <= _UNKNOWN_PATIENCE:
+                return None
+        else:
+            chosen = _to_fire(schedule.misfire, moments, _micro(now))
+            jobs = [self._job(schedule, task, moment) for moment in chosen]
+            if len(chosen) < len(moments):
+                logger.warning("schedule %s (%s) is late: %d of %d fires up to %s are dropped", schedule.id, task.name,
+                               len(moments) - len(chosen), len(moments), _stamp(moments[-1]))  # fmt: skip
+        following = rule.next(_micro(now))
+        if following is None:
+            return _Due(jobs, Fired(schedule.id, schedule.turn, None, moments[-1] / 1e6, schedule.last_job))
+        last = chosen[-1] / 1e6 if chosen else schedule.last_fire
+        return _Due(jobs, Fired(schedule.id, schedule.turn, following / 1e6, last, schedule.last_job))
+
+    def _report(self, schedule: Schedule, what: str) -> None:
+        if schedule.id not in self._reported:
+            self._reported.add(schedule.id)
+            logger.warning("schedule %s: %s", schedule.id, what)
+
+    def _job(self, schedule: Schedule, task: Task[..., Any], moment: int) -> Job:
+        overrides = dict(schedule.options)
+        job = Job(f"{schedule.id}@{_stamp(moment)}", task.name, payload=schedule.payload)
+        job.queue, job.priority = overrides.pop("queue", task.queue), overrides.pop("priority", task.priority)
+        if schedule.overlap == "skip":
+            job.unique = f"schedule:{schedule.id}"
+        if schedule.jitter:
+            job.due = moment / 1e6 + schedule.jitter * int(_digest(job.id)[:8], 16) / 2**32
+        kept = task.settings.result_ttl
+        if (self._app.broker.retention.result_ttl if kept is None else kept) < FIRES_KEPT:
+            overrides["result_ttl"] = FIRES_KEPT
+        job.overrides = overrides or None
+        return job
+
+    async def _push(self, due: Sequence[_Due]) -> list[Fired]:
+        """Push the jobs of several schedules at once; those that are in."""
+        jobs = [job for one in due for job in one.jobs]
+        try:
+            ids = iter(await self._app.submit_jobs(jobs) if jobs else ())
+        except (QueueFullError, SerializationError) as error:  # the fault of one, which the others must not share
+            if len(due) == 1:
+                logger.error("schedule %s cannot fire, trying again: %s", due[0].fired.schedule_id, error)
+                return []
+            return [fired for one in due for fired in await self._push([one])]
+        pushed = [(one.fired, list(itertools.islice(ids, len(one.jobs)))) for one in due]
+        return [fired._replace(last_job=these[-1]) if these else fired for fired, these in pushed]
+
+
+class CodeSchedules(Firing):
+    """Fires the schedules that an app declares. It remembers nothing from one start to the next."""
+
+    def __init__(self, app: Flowrra) -> None:
+        self._memory = MemoryScheduleStore(app.clock)
+        self._admitted: set[str] = set()
+        super().__init__(app, self._memory)
+
+    def fire_in(self, worker: Worker) -> None:
+        self._admitted.clear()
+        super().fire_in(worker)
+
+    async def step(self) -> float:
+        for schedule_id in self._app.schedules.keys() - self._admitted:
+            await self._admit(self._app.schedules[schedule_id])
+        return await super().step()
+
+    async def _admit(self, schedule: Schedule) -> None:
+        """Have it fire from now on, but no moment again that it has fired before a stop."""
+        self._admitted.add(schedule.id)
+        now = self._app.clock.time()
+        last = next((old.last_fire for old in await self.store.find([schedule.id])), None)
+        after = now if last is None else max(now, last)
+        self._memory.put(dataclasses.replace(schedule, next_fire=upcoming(schedule, after), last_fire=last))
+
+
+# Stored schedules -------------------------------------------------------------------------------
+
+
+class Scheduler(Firing):
+    """Schedules that are kept in a store; made by `app.create_scheduler`.
+
+    They fire while the app runs, in whichever process has a scheduler on the same store, and each fire is
+    one job. What is changed here reaches the others within two seconds. A task may be given by its name,
+    also one that is registered elsewhere only; its arguments are checked if it is registered here.
+    """
+
+    def __init__(self, app: Flowrra, store: ScheduleStore) -> None:
+        super().__init__(app, store)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def schedule_cron(
+        self,
+        task_name: str | Task[..., Any],
+        cron: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        tz: str | dt.tzinfo | None = None,
+        task_id: str | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> str:
+        """Fire when `cron` says, in the zone `tz` (None: UTC); the schedule's id.
+
+        An identical one (task, rule, zone, arguments) is left as it is, and its id returned; so is one with
+        the `task_id` that is given.
+
+        Raises:
+            ConfigError: a bad expression, zone or option, or the `task_id` has another rule.
+            TypeError: the arguments do not fit the task.
+            BackendError: the store failed.
+        """
+        return await self._add(task_name, "cron", cron, task_id, tz=tz, args=args, kwargs=kwargs, **options)
+
+    async def schedule_interval(
+        self,
+        task_name: str | Task[..., Any],
+        interval: float | dt.timedelta,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        tz: str | dt.tzinfo | None = None,
+        task_id: str | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> str:
+        """Fire each `interval` seconds from now on; see `schedule_cron`. `tz` matters for showing it only."""
+        return await self._add(task_name, "interval", interval, task_id, tz=tz, args=args, kwargs=kwargs, **options)
+
+    async def schedule_once(
+        self,
+        task_name: str | Task[..., Any],
+        run_at: dt.datetime,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        tz: str | dt.tzinfo | None = None,
+        task_id: str | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> str:
+        """Fire once at `run_at`; see `schedule_cron`. It is forgotten a week after that.
+
+        A naive moment is one of the zone `tz`, or else the machine's local time. One in the past is a
+        misfire: it fires at once, unless `misfire` is "skip".
+        """
+        return await self._add(task_name, "once", run_at, task_id, tz=tz, args=args, kwargs=kwargs, **options)
+
+    async def _add(
+        self, task: str | Task[..., Any], kind: str, rule: object, task_id: str | None, **options: Any
+    ) -> str:
+        schedule = make_schedule(self._known_task(task), kind, rule, **options)
+        await self._ready()
+        identity = schedule.key
+        schedule.created = schedule.updated = now = self._app.clock.time()
+        schedule.id = _key("task_id", task_id) or self._app.new_id()
+        schedule.key = schedule.key if task_id is None else f"id:{task_id}"
+        self._start_from(schedule, now)
+        kept = await self.store.add(schedule)
+        for old in await self.store.find([kept]) if task_id is not None else ():
+            if _identity(old) != identity:
+                raise ConfigError(
+                    f"{task_id!r} is a schedule of {old.task} by {old.kind} {old.rule!r} ({old.tz}): "
+                    "update() or unschedule() it, or give another task_id"
+                )
+        return kept
+
+    def _known_task(self, task: str | Task[..., Any]) -> str | Task[..., Any]:
+        if isinstance(task, Task) and task.app is not self._app:
+            raise TaskNotFoundError(f"the task {task.name!r} belongs to another app: schedule it there")
+        if not isinstance(task, Task | str) or not task:
+            raise ConfigError(f"a schedule is given a task or its name, not {task!r}")
+        return self._app.registry.get(task, task) if isinstance(task, str) else task
+
+    def _start_from(self, schedule: Schedule, now: float) -> None:
+        """Set when it fires first, counted from now; ConfigError if that is never."""
+        schedule.anchor = _micro(now) / 1e6
+        once = schedule.kind == "once"
+        schedule.next_fire = _READERS["once"](schedule.rule).timestamp() if once else upcoming(schedule, now)
+        if schedule.next_fire is None:
+            raise ConfigError(f"{schedule.rule!r} has no moment to come: it would never fire")
+
+    async def update(
+        self,
+        schedule_id: str,
+        *,
+        rule: str | float | dt.timedelta | dt.datetime | None = None,
+        tz: str | dt.tzinfo | None = None,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> Schedule:
+        """Change what is given and return the schedule as it is then. `rule` is of the kind that it has.
+
+        With another rule or zone it counts from now.
+
+        Raises:
+            TaskNotFoundError: there is no such schedule.
+            ConfigError: a value cannot work, or another schedule is that already.
+        """
+        old = await self._known(schedule_id)
+        old_args, old_kwargs = decode(old.payload)
+        given: dict[str, Any] = {name: getattr(old, name) for name in _EDITED} | {**old.options, **options}
+        new = make_schedule(
+            self._known_task(old.task),
+            old.kind,
+            _READERS[old.kind](old.rule) if rule is None else rule,
+            tz=old.tz if tz is None else tz,
+            args=old_args if args is None else args,
+            kwargs=old_kwargs if kwargs is None else kwargs,
+            **given,
+        )
+        changes = {name: getattr(new, name) for name in ("rule", "tz", "payload", "options", *_EDITED)}
+        if old.key == _identity(old):
+            changes["key"] = new.key
+        now = changes["updated"] = self._app.clock.time()
+        new.id, new.anchor = old.id, old.anchor
+        if (new.rule, new.tz) != (old.rule, old.tz):
+            self._start_from(new, now)
+            changes |= {"anchor": new.anchor, "next_fire": new.next_fire}
+        elif new.enabled and not old.enabled and old.kind != "once":
+            changes["next_fire"] = upcoming(new, now)
+        if not await self.store.change(schedule_id, changes):
+            raise _unknown_schedule(schedule_id)
+        return await self._known(schedule_id)
+
+    async def unschedule(self, schedule_id: str) -> bool:
+        """Delete a schedule; what it has fired runs all the same. False: there is none."""
+        await self._ready()
+        return await self.store.remove(schedule_id)
+
+    async def enable_task(self, schedule_id: str) -> bool:
+        """Let a schedule fire again, from now on; what it has left out is no misfire. False: there is none."""
+        return await self._enable(schedule_id, enabled=True)
+
+    async def disable_task(self, schedule_id: str) -> bool:
+        """Let a schedule not fire until it is enabled again. False: there is none."""
+        return await self._enable(schedule_id, enabled=False)
+
+    async def _enable(self, schedule_id: str, *, enabled: bool) -> bool:
+        try:
+            await self.update(schedule_id, enabled=enabled)
+        except TaskNotFoundError:
+            return False
+        return True
+
+    async def get_scheduled_task(self, schedule_id: str) -> Schedule | None:
+        """A schedule as it stands; None if there is none."""
+        await self._ready()
+        found = await self.store.find([schedule_id])
+        return found[0] if found else None
+
+    async def list_scheduled_tasks(self) -> list[Schedule]:
+        """All schedules that are kept here, in order of creation."""
+        await self._ready()
+        return await self.store.find()
+
+    async def run_now(self, schedule_id: str) -> TaskId[Any]:
+        """Submit a job of the schedule here and now, beside its fires; the job's id.
+
+        With `overlap="skip"` that is the id of the job that is unfinished, if there is one.
+
+        Raises:
+            TaskNotFoundError: there is no such schedule, or its task is not registered here.
+        """
+        schedule = await self._known(schedule_id)
+        task = self._app.registry.get(schedule.task)
+        if task is None:
+            raise TaskNotFoundError(f"no task {schedule.task!r} is registered here: run it where it is")
+        job = self._job(schedule, task, _micro(self._app.clock.time()))
+        job.id, job.due = self._app.new_id(), None
+        (job_id,) = await self._app.submit_jobs([job])
+        return TaskId(job_id)
+
+    async def _known(self, schedule_id: str) -> Schedule:
+        schedule = await self.get_scheduled_task(schedule_id)
+        if schedule is None:
+            raise _unknown_schedule(schedule_id)
+        return schedule
+
+    # Opening and closing -----------------------------------------------------------------------
+
+    async def step(self) -> float:
+        await self._ready()
+        return await super().step()
+
+    async def _ready(self) -> None:
+        """Make sure that the app's stores and this one are open here."""
+        await self._app._ready()
+        if self._loop is not asyncio.get_running_loop():
+            async with self._app._gate():
+                await self.open()
+
+    async def open(self) -> None:
+        """Open the store on the running loop, until the app closes its own. Behind the app's gate."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            await self.store.open()
+            self._loop = loop
+            self._app._cleanup.push_async_callback(self.close)
+
+    async def close(self) -> None:
+        """Close the store, if it is open here."""
+        if self._loop is asyncio.get_running_loop():
+            self._loop = None
+            await self.store.close()
+
+
+_EDITED = ("enabled", "description", "misfire", "overlap", "jitter")  # as they are in make_schedule()
+_READERS: Mapping[str, Callable[[str], Any]] = {
+    "cron": str,
+    "interval": float,
+    "once": dt.datetime.fromisoformat,
+}
+
+
+def _unknown_schedule(schedule_id: str) -> TaskNotFoundError:
+    return TaskNotFoundError(f"no schedule {schedule_id!r} is kept here: never made, removed, or done a week ago")
+
+
 # ---------------------------------------------------------------------------
 # 14. App
 #
@@ -4775,6 +5530,26 @@ def broker_from_url(url: str, config: Config, clock: Clock) -> Broker:
     return factory(url, config, clock)
 
 
+def schedule_store_from_url(url: str | None, clock: Clock) -> ScheduleStore:
+    """The store of schedules that a URL stands for; None: the SQLite file .flowrra_schedule.db.
+
+    Raises:
+        ConfigError: no such scheme, a URL that cannot be read, or a driver that is not installed.
+    """
+    if url is not None and (not isinstance(url, str) or not url):
+        raise ConfigError(f"a store of schedules is given as a URL such as sqlite:///schedules.db, not {url!r}")
+    if url in ("memory://", "memory"):
+        return MemoryScheduleStore(clock)
+    try:
+        extra = importlib.import_module("flowrra_extras.scheduler")
+        return cast("ScheduleStore", extra.store_from_url(url or "sqlite:///.flowrra_schedule.db", clock))
+    except ImportError as error:
+        raise ConfigError(
+            f"{url or 'the file .flowrra_schedule.db'} cannot be opened ({error}): pip install 'flowrra[scheduler]', "
+            "or keep schedules in this process only, with memory://"
+        ) from error
+
+
 def _extra_scheme(scheme: str) -> BrokerFactory | None:
     if scheme not in _EXTRAS:
         return None
@@ -4834,6 +5609,7 @@ class _Declarations(Submitter):
         self._hooks = Hooks()
         self._middleware: list[Middleware] = []
         self._lifespan: Callable[[Any], contextlib.AbstractAsyncContextManager[Any]] | None = None
+        self.schedules: dict[str, Schedule] = {}  # those that are declared in code, by id
 
     @overload
     def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
@@ -4884,6 +5660,47 @@ class _Declarations(Submitter):
         task: Task[..., Any] = Task(self, function, _key("name", name) or default, options)
         self.registry.add(task)
         return task
+
+    def cron(
+        self,
+        expression: str,
+        *,
+        tz: str | dt.tzinfo | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> Callable[[TaskT], TaskT]:
+        """Fire a task when a cron expression says, in the zone `tz` (None: UTC). It stands above `@app.task`.
+
+        It fires while the app runs. Of many processes on one broker each tries to, and one job comes of it.
+        Nothing is remembered of what came due while none was running; `create_scheduler` does that.
+
+        Raises:
+            ConfigError: a bad expression, zone or option, or what is decorated is no task of this app.
+            TypeError: the arguments do not fit the task.
+        """
+        return self._schedule("cron", expression, tz=tz, args=args, kwargs=kwargs, **options)
+
+    def every(
+        self,
+        interval: float | dt.timedelta,
+        *,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> Callable[[TaskT], TaskT]:
+        """Fire a task each `interval` seconds, counted from the epoch so that all processes agree; see `cron`."""
+        return self._schedule("interval", interval, args=args, kwargs=kwargs, **options)
+
+    def _schedule(self, kind: str, rule: object, **options: Any) -> Callable[[TaskT], TaskT]:
+        def declare(task: TaskT) -> TaskT:
+            if not isinstance(task, Task) or task.app is not self:
+                raise ConfigError(f"{task!r} is no task of this app: a schedule stands above @app.task, not below it")
+            schedule = make_schedule(task, kind, rule, **options)
+            self.schedules[schedule.id] = schedule
+            return task
+
+        return declare
 
     def middleware(self, function: Middleware) -> Middleware:
         """Wrap the running of every job: `async def mw(job, call_next): return await call_next(job)`.
@@ -4943,6 +5760,8 @@ class _Life(_Declarations):
         self._worker: Worker | None = None
         self._cleanup = contextlib.AsyncExitStack()
         self.registry.on_new = self._welcome
+        self.code_schedules = CodeSchedules(cast("Flowrra", self))
+        self.schedulers: list[Scheduler] = []  # made by create_scheduler()
 
     def _welcome(self, task: Task[..., Any]) -> None:
         if self._worker is not None and self._loop is not None:
@@ -4973,6 +5792,9 @@ class _Life(_Declarations):
     async def _start_worker(self) -> Worker:
         if self._lifespan is not None:
             self.state = await self._cleanup.enter_async_context(self._lifespan(self))
+        firing: list[Firing] = [self.code_schedules, *self.schedulers] if self.config.executor.scheduler else []
+        for scheduler in self.schedulers if firing else ():
+            await scheduler.open()
         worker = Worker(
             self.broker,
             self.registry,
@@ -4984,6 +5806,8 @@ class _Life(_Declarations):
             state=self.state,
         )
         await worker.start()
+        for each in firing:
+            each.fire_in(worker)
         return worker
 
     async def stop(self, wait: bool = True, timeout: float | None = 30.0) -> None:
@@ -5273,6 +6097,22 @@ class Flowrra(_Life):
     async def explain(self, task_id: str) -> str:
         """One sentence on where a job stands and, if it does not run, why."""
         return await _explain(self.broker, await self.get_job(task_id), self.now())
+
+    def create_scheduler(self, backend: str | ScheduleStore | None = None) -> Scheduler:
+        """A scheduler whose schedules are kept, and fire while the app runs.
+
+        `backend` is a store or its URL: memory://, sqlite:///file.db, postgresql://, mysql://; None is the
+        SQLite file .flowrra_schedule.db. All but memory:// may be shared by many processes.
+
+        Raises:
+            ConfigError: no such store, or its driver is not installed.
+        """
+        store = backend if isinstance(backend, ScheduleStore) else schedule_store_from_url(backend, self.clock)
+        scheduler = Scheduler(self, store)
+        self.schedulers.append(scheduler)
+        if self._worker is not None and self.config.executor.scheduler:
+            scheduler.fire_in(self._worker)
+        return scheduler
 
 
 def _status(name: str) -> TaskStatus:

@@ -13,9 +13,9 @@
 from flowrra_extras.testing.jobs import ClaimContract, PushContract, SettleContract
 from flowrra_extras.testing.lives import CancelContract, CrashContract, ParentsContract
 from flowrra_extras.testing.looking import LookingContract, WaitingContract
-from flowrra_extras.testing.tools import ManualClock, drain
+from flowrra_extras.testing.tools import ManualClock, drain, fire_due
 
-__all__ = ["BrokerContract", "ManualClock", "drain"]
+__all__ = ["BrokerContract", "ManualClock", "drain", "fire_due"]
 
 
 class BrokerContract(
