@@ -1,0 +1,67 @@
+"""The servers that tests need, as fixtures that give a server's address.
+
+A module or a class that needs one says `pytestmark = pytest.mark.usefixtures("postgres_url")`, or
+its tests take the fixture. Where the server cannot be reached they are skipped with the reason;
+with FLOWRRA_REQUIRE_SERVICES=1 in the environment, they fail with it. Others use the servers at
+the same time: keep to names with a random part, and clean up.
+"""
+
+import functools
+import os
+import socket
+import urllib.parse
+from typing import NoReturn
+
+import pytest
+
+REDIS_URL = os.environ.get("FLOWRRA_TEST_REDIS_URL", "redis://127.0.0.1:6379/0")
+POSTGRES_URL = os.environ.get("FLOWRRA_TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:5432/test")
+MYSQL_URL = os.environ.get("FLOWRRA_TEST_MYSQL_URL", "mysql://root@127.0.0.1:3306/test")
+
+_PORTS = {"redis": 6379, "rediss": 6379, "postgresql": 5432, "postgres": 5432, "mysql": 3306, "mariadb": 3306}
+
+
+def address(url: str) -> tuple[str, int]:
+    """Host and port of a URL, the usual ones where it names none."""
+    parts = urllib.parse.urlsplit(url)
+    return parts.hostname or "127.0.0.1", parts.port or _PORTS[parts.scheme]
+
+
+@functools.cache
+def trouble(url: str) -> str | None:
+    """Why nothing answers at `url`; None if something does. Looked at once a run."""
+    host, port = address(url)
+    try:
+        with socket.create_connection((host, port), timeout=2.0):
+            return None
+    except OSError as error:
+        return f"nothing answers at {host}:{port} ({error})"
+
+
+def do_without(reason: str) -> NoReturn:
+    """End a test that cannot be run: skipped, or failed where services are required."""
+    if os.environ.get("FLOWRRA_REQUIRE_SERVICES", "") not in ("", "0"):
+        pytest.fail(f"FLOWRRA_REQUIRE_SERVICES is set, but {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+def require(url: str) -> str:
+    """`url`, if something answers there; otherwise the test ends."""
+    if reason := trouble(url):
+        do_without(reason)
+    return url
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> str:
+    return require(REDIS_URL)
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> str:
+    return require(POSTGRES_URL)
+
+
+@pytest.fixture(scope="session")
+def mysql_url() -> str:
+    return require(MYSQL_URL)
