@@ -5075,7 +5075,7 @@ def _digest(text: str) -> str:
 # Firing -----------------------------------------------------------------------------------------
 
 LOOK_EVERY = 1.0  # seconds after which the store is asked again: what others have changed in it takes so long
-_LEASE = 10.0  # seconds that a scheduler has to push and advance what it has taken
+TAKE_LEASE = 10.0  # seconds that a scheduler has to push and advance what it has taken
 _TAKE_LIMIT = 100
 # A job that a schedule has fired is kept for so many seconds at least: while it is there, a scheduler whose clock is
 # slow, or that comes back from a failure, cannot fire the moment again.
@@ -5133,7 +5133,7 @@ class Firing:
         first = await self.store.next_fire()
         if first is None or first > now:
             return LOOK_EVERY if first is None else min(LOOK_EVERY, first - now)
-        taken = await self.store.take(now=now, lease=_LEASE, limit=_TAKE_LIMIT)
+        taken = await self.store.take(now=now, lease=TAKE_LEASE, limit=_TAKE_LIMIT)
         due = [plan for schedule in taken if (plan := self._plan(schedule, now)) is not None]
         await self.store.advance(await self._push(due))
         return 0.0 if taken else 0.05
@@ -5184,6 +5184,16 @@ class Firing:
             overrides["result_ttl"] = FIRES_KEPT
         job.overrides = overrides or None
         return job
+
+    async def submit(self, schedule: Schedule) -> TaskId[Any]:
+        """Submit a job of a schedule here and now, beside its fires; TaskNotFoundError if its task is not known."""
+        task = self._app.registry.get(schedule.task)
+        if task is None:
+            raise TaskNotFoundError(f"no task {schedule.task!r} is registered here: run it where it is")
+        job = self._job(schedule, task, _micro(self._app.clock.time()))
+        job.id, job.due = self._app.new_id(), None
+        (job_id,) = await self._app.submit_jobs([job])
+        return TaskId(job_id)
 
     async def _push(self, due: Sequence[_Due]) -> list[Fired]:
         """Push the jobs of several schedules at once; those that are in."""
@@ -5370,7 +5380,7 @@ class Scheduler(Firing):
         elif new.enabled and not old.enabled and old.kind != "once":
             changes["next_fire"] = upcoming(new, now)
         if not await self.store.change(schedule_id, changes):
-            raise _unknown_schedule(schedule_id)
+            raise unknown_schedule(schedule_id)
         return await self._known(schedule_id)
 
     async def unschedule(self, schedule_id: str) -> bool:
@@ -5412,19 +5422,12 @@ class Scheduler(Firing):
         Raises:
             TaskNotFoundError: there is no such schedule, or its task is not registered here.
         """
-        schedule = await self._known(schedule_id)
-        task = self._app.registry.get(schedule.task)
-        if task is None:
-            raise TaskNotFoundError(f"no task {schedule.task!r} is registered here: run it where it is")
-        job = self._job(schedule, task, _micro(self._app.clock.time()))
-        job.id, job.due = self._app.new_id(), None
-        (job_id,) = await self._app.submit_jobs([job])
-        return TaskId(job_id)
+        return await self.submit(await self._known(schedule_id))
 
     async def _known(self, schedule_id: str) -> Schedule:
         schedule = await self.get_scheduled_task(schedule_id)
         if schedule is None:
-            raise _unknown_schedule(schedule_id)
+            raise unknown_schedule(schedule_id)
         return schedule
 
     # Opening and closing -----------------------------------------------------------------------
@@ -5463,7 +5466,7 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
 }
 
 
-def _unknown_schedule(schedule_id: str) -> TaskNotFoundError:
+def unknown_schedule(schedule_id: str) -> TaskNotFoundError:
     return TaskNotFoundError(f"no schedule {schedule_id!r} is kept here: never made, removed, or done a week ago")
 
 
@@ -6371,6 +6374,7 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (status, jobs, show, explain, cancel, requeue, purge, pause, resume):
         sub.add_argument("where", nargs="?", metavar="module:app", help="the app whose broker to ask")
         sub.add_argument("--broker", metavar="URL", help="the broker to ask")
+    _add_schedules(commands.add_parser("schedules", help="show and steer schedules", description=_schedules.__doc__))
     add("demo", _demo_command, "see it work: a worker, some hundred jobs, a crash and its rescue")
     return parser
 
@@ -6391,6 +6395,7 @@ def _add_worker(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--processes", type=int, default=1, metavar="N", help="worker processes (1)")
     sub.add_argument("--drain", type=float, metavar="S", help="seconds that running jobs get at a stop (30)")
     sub.add_argument("--reload", action="store_true", help="start anew when a source file changes")
+    sub.add_argument("--no-scheduler", action="store_true", help="leave schedules to other workers")
     levels = ["debug", "info", "warning", "error"]
     sub.add_argument("--log-level", default="info", choices=levels, metavar="LEVEL", help=f"{', '.join(levels)} (info)")
     sub.add_argument("--log-format", default="text", choices=["text", "json"], help="text, or a JSON object a line")
@@ -6498,6 +6503,8 @@ def _configure(app: Flowrra, arguments: argparse.Namespace) -> None:
         changes["queues"] = _from_text("--queues", "Mapping of queue:capacity", arguments.queues)
     if arguments.drain is not None:
         changes["drain"] = _seconds("--drain", arguments.drain)
+    if arguments.no_scheduler:
+        changes["scheduler"] = False
     app.config.executor = dataclasses.replace(app.config.executor, **changes)
 
 
@@ -6595,6 +6602,7 @@ class _Supervisor:
         for name in ("concurrency", "queues", "drain"):
             if getattr(arguments, name) is not None:
                 options += [f"--{name}", str(getattr(arguments, name))]
+        options += ["--no-scheduler"] * arguments.no_scheduler
         self._command = python(f"main_of_child({options!r})")
         self._count = arguments.processes
         self._reload = arguments.reload
@@ -6872,6 +6880,150 @@ def _purge_command(arguments: argparse.Namespace) -> None:
 def _pause_command(arguments: argparse.Namespace) -> None:
     _ask(arguments, lambda app: app.broker.set_queue(arguments.queue, paused=arguments.paused))
     print(f"{'paused' if arguments.paused else 'resumed'}: {arguments.queue}")
+
+
+# Schedules -------------------------------------------------------------------------------------
+
+
+def _add_schedules(sub: argparse.ArgumentParser) -> None:
+    actions = sub.add_subparsers(metavar="ACTION", required=True)
+
+    def add(name: str, action: Callable[..., Awaitable[Any]], text: str, *names: str) -> argparse.ArgumentParser:
+        parser = actions.add_parser(name, help=text, description=text)
+        parser.set_defaults(command=_schedules, action=action)
+        for argument in names:
+            parser.add_argument(argument)
+        parser.add_argument("where", nargs="?", metavar="WHERE", help="module:app, or the URL of a store of schedules")
+        return parser
+
+    listing = add("list", _list_schedules, "list schedules, those in code too")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    adding = add("add", _add_schedule, "store a schedule and print its id", "task")
+    when = adding.add_mutually_exclusive_group(required=True)
+    when.add_argument("--cron", metavar="EXPRESSION", help="fire when it says, such as '0 9 * * mon-fri'")
+    when.add_argument("--every", type=float, metavar="S", help="fire each S seconds")
+    when.add_argument("--at", type=dt.datetime.fromisoformat, metavar="MOMENT", help="fire once, in ISO format")
+    adding.add_argument("--tz", help="the zone of --cron and --at, such as Europe/Riga")
+    adding.add_argument("--arg", action="append", default=[], metavar="JSON", help="an argument; NAME=JSON names it")
+    adding.add_argument("--id", help="the schedule's id")
+    adding.add_argument("--description", metavar="TEXT", help="what it is for")
+    adding.add_argument("--priority", type=int, metavar="N", help="of its jobs; a lower number runs first")
+    adding.add_argument("--misfire", choices=MISFIRES, default="latest", help="what to do about missed fires (latest)")
+    adding.add_argument("--overlap", choices=OVERLAPS, default="allow", help="whether jobs may overlap (allow)")
+    add("remove", _change_schedule, "delete a stored schedule", "id").set_defaults(change=Scheduler.unschedule)
+    add("enable", _change_schedule, "let a schedule fire again", "id").set_defaults(change=Scheduler.enable_task)
+    add("disable", _change_schedule, "let a schedule not fire", "id").set_defaults(change=Scheduler.disable_task)
+    add("run", _run_schedule, "submit a job of a schedule now", "id")
+
+
+def _schedules(arguments: argparse.Namespace) -> None:
+    """Show and steer the schedules of an app, or those in a store that is given by its URL."""
+    where = arguments.where or os.environ.get("FLOWRRA_APP")
+    if not where:
+        raise ConfigError("say where: module:app, the URL of a store of schedules, or FLOWRRA_APP")
+    app = Flowrra()
+    if "://" not in where:
+        loaded = load_app(where)
+        if arguments.action is _run_schedule:
+            app = loaded
+        else:  # nothing is submitted, so the app's broker is left alone: to open it might make it
+            app.registry, app.schedules = loaded.registry, loaded.schedules
+            app.schedulers = [Scheduler(app, scheduler.store) for scheduler in loaded.schedulers]
+    else:
+        path = where.removeprefix("sqlite:///")
+        if path != where and arguments.action is not _add_schedule and not os.path.exists(path):
+            raise ConfigError(f"there is no {path} yet: the first worker or `schedules add` makes it")
+        app.create_scheduler(where)
+
+    async def act() -> None:
+        async with app.client():
+            await arguments.action(app, arguments)
+
+    asyncio.run(act())
+
+
+async def _list_schedules(app: Flowrra, arguments: argparse.Namespace) -> None:
+    stored = [schedule for scheduler in app.schedulers for schedule in await scheduler.list_scheduled_tasks()]
+    coded = [dataclasses.replace(s, next_fire=upcoming(s, app.now())) for s in app.schedules.values()]
+    if arguments.json:
+        for schedule in (*coded, *stored):
+            print(json.dumps(_schedule_as_json(schedule, in_code=schedule in coded)))
+        return
+    rows = [_schedule_row(schedule, in_code=schedule in coded) for schedule in (*coded, *stored)]
+    _print_table(["ID", "TASK", "NEXT FIRE", "STATE", "SCHEDULE"], rows, "no schedules")
+    moments = [
+        s.next_fire for s in (*coded, *stored) if s.enabled and s.kind == "cron" and not s.jitter and s.next_fire
+    ]
+    for moment, count in sorted(collections.Counter(moments).items()):
+        if count >= _HERD:
+            at = dt.datetime.fromtimestamp(moment, dt.UTC)
+            print(
+                f"{count} schedules fire at {at:%Y-%m-%d %H:%M} UTC: an H for the minute, or jitter, would spread them"
+            )
+
+
+def _schedule_as_json(schedule: Schedule, *, in_code: bool) -> dict[str, Any]:
+    shown = dataclasses.asdict(schedule)
+    for name in ("anchor", "next_fire", "last_fire", "created", "updated"):
+        moment = _moment(shown[name])
+        shown[name] = moment and moment.isoformat()
+    arguments = json.loads(shown.pop("payload"))
+    return {**shown, "arguments": arguments, "in_code": in_code, "explanation": _explained(schedule)}
+
+
+_HERD = 5  # schedules that fire in one moment
+
+
+def _schedule_row(schedule: Schedule, *, in_code: bool) -> list[str]:
+    following = schedule.next_fire_at
+    at = "" if following is None else following.astimezone(as_zone(schedule.tz)).isoformat(" ", "seconds")
+    state = "disabled" if not schedule.enabled else "done" if following is None else ""
+    return [schedule.id, schedule.task, at, f"{'in code ' * in_code}{state}".strip(), _explained(schedule)]
+
+
+def _explained(schedule: Schedule) -> str:
+    """The rule in words."""
+    if schedule.kind == "interval":
+        return f"Every {duration(float(schedule.rule))}"
+    return "Once" if schedule.kind == "once" else Cron(schedule.rule, tz=schedule.tz, name=schedule.id).explain()
+
+
+def _one_scheduler(app: Flowrra) -> Scheduler:
+    if not app.schedulers or isinstance(app.schedulers[0].store, MemoryScheduleStore):
+        raise ConfigError("this app stores no schedules where others find them: app.create_scheduler() makes a store")
+    return app.schedulers[0]
+
+
+async def _add_schedule(app: Flowrra, arguments: argparse.Namespace) -> None:
+    scheduler = _one_scheduler(app)
+    args, kwargs = _read_arguments(arguments.arg)
+    options = {name: getattr(arguments, name) for name in ("tz", "description", "priority", "misfire", "overlap")}
+    options |= {"args": args, "kwargs": kwargs, "task_id": arguments.id}
+    task = _find_task(app, arguments.task).name if app.registry else arguments.task
+    try:
+        if arguments.cron is not None:
+            print(await scheduler.schedule_cron(task, arguments.cron, **options))
+        elif arguments.every is not None:
+            print(await scheduler.schedule_interval(task, arguments.every, **options))
+        else:
+            print(await scheduler.schedule_once(task, arguments.at, **options))
+    except TypeError as error:
+        raise ConfigError(str(error)) from None
+
+
+async def _change_schedule(app: Flowrra, arguments: argparse.Namespace) -> None:
+    if arguments.id in app.schedules:
+        raise ConfigError(f"{arguments.id!r} is declared in code: change it there")
+    if not await arguments.change(_one_scheduler(app), arguments.id):
+        raise unknown_schedule(arguments.id)
+
+
+async def _run_schedule(app: Flowrra, arguments: argparse.Namespace) -> None:
+    _check_shared(app)
+    if arguments.id in app.schedules:
+        print(await app.code_schedules.submit(app.schedules[arguments.id]))
+    else:
+        print(await _one_scheduler(app).run_now(arguments.id))
 
 
 # The demonstration -----------------------------------------------------------------------------

@@ -441,13 +441,13 @@ def test_arguments_are_checked_where_they_are_written() -> None:
     with pytest.raises(TypeError, match="tick"):
         app.every(60, args=(1,))(tick)
     with pytest.raises(TypeError, match="no option 'colour'"):
-        app.every(60, **{"colour": "red"})(tick)  # type: ignore[arg-type]
+        app.every(60, colour="red")(tick)  # type: ignore[call-arg]
 
 
 def test_a_schedule_stands_above_a_task_of_its_own_app() -> None:
     app, _ = app_on(ManualClock())
     _, foreign = app_on(ManualClock())
-    with pytest.raises(ConfigError, match="above @app.task"):
+    with pytest.raises(ConfigError, match="above @app"):
         app.every(60)(foreign)
-    with pytest.raises(ConfigError, match="above @app.task"):
+    with pytest.raises(ConfigError, match="above @app"):
         app.every(60)(print)  # type: ignore[type-var]
