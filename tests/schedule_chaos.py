@@ -66,8 +66,8 @@ async def rage(site: Site, store: str, seconds: float, *, kill_every: float) -> 
     workers = [await site.worker(env=env) for _ in range(3)]
     kills, end = 0, time.time() + seconds
     while time.time() < end:
-        await asyncio.sleep(random.uniform(0.5, 1.5) * kill_every)
-        victim = random.choice(workers)
+        await asyncio.sleep(random.uniform(0.5, 1.5) * kill_every)  # noqa: S311
+        victim = random.choice(workers)  # noqa: S311
         await victim.kill()
         kills += 1
         workers.remove(victim)
