@@ -4866,53 +4866,34 @@ _MAX_INTERVAL = 36_525 * 86_400.0
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
-class _Every(NamedTuple):
-    """Fires each `step` microseconds, counted from `anchor`."""
+class _Rule(NamedTuple):
+    """The first moment later than one, and the last one earlier than one; None where there is none."""
 
-    step: int
-    anchor: int
-
-    def next(self, after: int) -> int | None:
-        return after + self.step - (after - self.anchor) % self.step
-
-    def previous(self, before: int) -> int | None:
-        return before - 1 - (before - 1 - self.anchor) % self.step
+    next: Callable[[int], int | None]
+    previous: Callable[[int], int | None]
 
 
-class _Once(NamedTuple):
-    moment: int
-
-    def next(self, after: int) -> int | None:
-        return self.moment if self.moment > after else None
-
-    def previous(self, before: int) -> int | None:
-        return self.moment if self.moment < before else None
-
-
-class _ByCron(NamedTuple):
-    cron: Cron
-
-    def next(self, after: int) -> int | None:
-        return self._found(self.cron.next, after)
-
-    def previous(self, before: int) -> int | None:
-        return self._found(self.cron.previous, before)
-
-    def _found(self, search: Callable[[dt.datetime], dt.datetime], moment: int) -> int | None:
-        try:
-            return (search(_EPOCH + dt.timedelta(microseconds=moment)) - _EPOCH) // dt.timedelta(microseconds=1)
-        except ValueError:  # it matches nothing there any more
-            return None
-
-
-def _rule_of(schedule: Schedule) -> _Every | _Once | _ByCron:
+def _rule_of(schedule: Schedule) -> _Rule:
     """The schedule's rule, ready to reckon with; ConfigError if its text cannot be read."""
     if schedule.kind == "cron":
-        return _ByCron(Cron(schedule.rule, tz=schedule.tz, name=schedule.id))
+        cron = Cron(schedule.rule, tz=schedule.tz, name=schedule.id)
+        return _Rule(lambda after: _found(cron.next, after), lambda before: _found(cron.previous, before))
     if schedule.kind == "interval":
-        seconds = _seconds("an interval", float(schedule.rule), least=_LEAST_INTERVAL)
-        return _Every(_micro(seconds), _micro(schedule.anchor))
-    return _Once(_micro(dt.datetime.fromisoformat(schedule.rule).timestamp()))
+        step = _micro(_seconds("an interval", float(schedule.rule), least=_LEAST_INTERVAL))
+        anchor = _micro(schedule.anchor)
+        return _Rule(
+            lambda after: after + step - (after - anchor) % step,
+            lambda before: before - 1 - (before - 1 - anchor) % step,
+        )
+    moment = _micro(dt.datetime.fromisoformat(schedule.rule).timestamp())
+    return _Rule(lambda after: moment if moment > after else None, lambda before: moment if moment < before else None)
+
+
+def _found(search: Callable[[dt.datetime], dt.datetime], moment: int) -> int | None:
+    try:
+        return (search(_EPOCH + dt.timedelta(microseconds=moment)) - _EPOCH) // dt.timedelta(microseconds=1)
+    except ValueError:  # it matches nothing there any more
+        return None
 
 
 def _micro(seconds: float) -> int:
@@ -4925,7 +4906,7 @@ def upcoming(schedule: Schedule, after: float) -> float | None:
     return None if moment is None else moment / 1e6
 
 
-def _due_moments(rule: _Every | _Once | _ByCron, first: int, now: int) -> list[int]:
+def _due_moments(rule: _Rule, first: int, now: int) -> list[int]:
     """The fires from `first` to `now`, the earliest first; of many the latest MAX_CATCH_UP."""
     following = rule.next(first)
     if following is None or following > now:
@@ -4973,6 +4954,13 @@ class ScheduleOptions(TypedDict, total=False):
     retry_delay: float | None
 
 
+class StoredOptions(ScheduleOptions, total=False):
+    """What a stored schedule may be told besides: its zone (None: UTC), and its id."""
+
+    tz: str | dt.tzinfo | None
+    task_id: str | None
+
+
 def make_schedule(
     task: str | Task[..., Any],
     kind: str,
@@ -4990,14 +4978,13 @@ def make_schedule(
 ) -> Schedule:
     """A checked schedule whose id is made of its task, rule, zone and arguments. It has no next fire yet."""
     name = task.name if isinstance(task, Task) else task
-    zone = zone_key(tz)
     schedule = Schedule(
         id="",
         key="",
         task=name,
         kind=kind,
         rule=_rule_text(kind, rule, tz),
-        tz=zone,
+        tz=zone_key(tz),
         payload=_payload(task, args, kwargs or {}),
         options=_job_options(options),
         misfire=_one_of("misfire", misfire, MISFIRES),
@@ -5179,9 +5166,10 @@ class Firing:
             job.unique = f"schedule:{schedule.id}"
         if schedule.jitter:
             job.due = moment / 1e6 + schedule.jitter * int(_digest(job.id)[:8], 16) / 2**32
-        kept = task.settings.result_ttl
-        if (self._app.broker.retention.result_ttl if kept is None else kept) < FIRES_KEPT:
-            overrides["result_ttl"] = FIRES_KEPT
+        retention, kept = self._app.broker.retention, task.settings.result_ttl
+        kept = retention.result_ttl if kept is None else kept
+        if min(kept, retention.failed_ttl) < FIRES_KEPT:
+            overrides["result_ttl"] = max(kept, FIRES_KEPT)
         job.overrides = overrides or None
         return job
 
@@ -5256,10 +5244,7 @@ class Scheduler(Firing):
         cron: str,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-        *,
-        tz: str | dt.tzinfo | None = None,
-        task_id: str | None = None,
-        **options: Unpack[ScheduleOptions],
+        **options: Unpack[StoredOptions],
     ) -> str:
         """Fire when `cron` says, in the zone `tz` (None: UTC); the schedule's id.
 
@@ -5271,7 +5256,7 @@ class Scheduler(Firing):
             TypeError: the arguments do not fit the task.
             BackendError: the store failed.
         """
-        return await self._add(task_name, "cron", cron, task_id, tz=tz, args=args, kwargs=kwargs, **options)
+        return await self._add(task_name, "cron", cron, args=args, kwargs=kwargs, **options)
 
     async def schedule_interval(
         self,
@@ -5279,13 +5264,10 @@ class Scheduler(Firing):
         interval: float | dt.timedelta,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-        *,
-        tz: str | dt.tzinfo | None = None,
-        task_id: str | None = None,
-        **options: Unpack[ScheduleOptions],
+        **options: Unpack[StoredOptions],
     ) -> str:
         """Fire each `interval` seconds from now on; see `schedule_cron`. `tz` matters for showing it only."""
-        return await self._add(task_name, "interval", interval, task_id, tz=tz, args=args, kwargs=kwargs, **options)
+        return await self._add(task_name, "interval", interval, args=args, kwargs=kwargs, **options)
 
     async def schedule_once(
         self,
@@ -5293,20 +5275,17 @@ class Scheduler(Firing):
         run_at: dt.datetime,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-        *,
-        tz: str | dt.tzinfo | None = None,
-        task_id: str | None = None,
-        **options: Unpack[ScheduleOptions],
+        **options: Unpack[StoredOptions],
     ) -> str:
         """Fire once at `run_at`; see `schedule_cron`. It is forgotten a week after that.
 
         A naive moment is one of the zone `tz`, or else the machine's local time. One in the past is a
         misfire: it fires at once, unless `misfire` is "skip".
         """
-        return await self._add(task_name, "once", run_at, task_id, tz=tz, args=args, kwargs=kwargs, **options)
+        return await self._add(task_name, "once", run_at, args=args, kwargs=kwargs, **options)
 
     async def _add(
-        self, task: str | Task[..., Any], kind: str, rule: object, task_id: str | None, **options: Any
+        self, task: str | Task[..., Any], kind: str, rule: object, *, task_id: str | None = None, **options: Any
     ) -> str:
         schedule = make_schedule(self._known_task(task), kind, rule, **options)
         await self._ready()

@@ -115,7 +115,7 @@ async def test_processes_that_make_the_same_schedules_at_once_share_them(kind: s
         for maker in makers:
             assert await maker.ends(within=30) == 0, maker.log
             assert maker.popen.stdout is not None
-            said.append(maker.popen.stdout.read().split())
+            said.append(maker.popen.stdout.read().decode().split())
         app = Flowrra()
         scheduler = app.create_scheduler(url)
         async with app.client():

@@ -248,17 +248,20 @@ async def test_every_process_fires_and_one_job_comes_of_it(tmp_path: Path) -> No
         assert await moments(apps[0]) == [f"2023-11-14T22:{13 + s // 60}:{s % 60:02}Z" for s in range(20, 81, 10)]
 
 
+@pytest.mark.parametrize("result_ttl", [0, 86_400])
 @pytest.mark.parametrize("succeeds", [True, False])
-async def test_a_slow_clock_does_not_fire_again_what_has_been_purged_elsewhere(tmp_path: Path, succeeds: bool) -> None:
+async def test_a_slow_clock_does_not_fire_again_what_has_been_purged_elsewhere(
+    tmp_path: Path, succeeds: bool, result_ttl: float
+) -> None:
     """With a retention of nothing the job would be gone when the slow host comes to the moment."""
     url, runs = f"sqlite:///{tmp_path}/jobs.db", []
     clocks = [ManualClock(START), ManualClock(START - 40)]
     apps = []
     for clock in clocks:
-        app = make_app(url, clock=clock, retention=BackendConfig(result_ttl=0, failed_ttl=0))
+        app = make_app(url, clock=clock, retention=BackendConfig(result_ttl=result_ttl, failed_ttl=0))
 
         @app.every(60)
-        @app.task(name="tick", result_ttl=0, max_retries=0)
+        @app.task(name="tick", max_retries=0)
         async def tick() -> None:
             runs.append(1)
             if not succeeds:
