@@ -6909,6 +6909,8 @@ def _schedules(arguments: argparse.Namespace) -> None:
             app.registry, app.schedules = loaded.registry, loaded.schedules
             app.schedulers = [Scheduler(app, scheduler.store) for scheduler in loaded.schedulers]
     else:
+        if arguments.action is _run_schedule:
+            raise ConfigError("to run a job takes its app: give module:app")
         path = where.removeprefix("sqlite:///")
         if path != where and arguments.action is not _add_schedule and not os.path.exists(path):
             raise ConfigError(f"there is no {path} yet: the first worker or `schedules add` makes it")
