@@ -102,7 +102,7 @@ class Database(Protocol):
         ...
 
     async def connect(self, timeout: float) -> Link:
-        """A new link. Cancelling it leaves no connection behind."""
+        """A new link. It is not cancelled half-way unless it takes longer than `timeout`."""
         ...
 
 

@@ -18,7 +18,8 @@ _DIALECT = Dialect(
     index="""CREATE INDEX flowrra_schedule_due ON flowrra_schedule (enabled, next_fire, seq)
         WHERE enabled = TRUE AND next_fire IS NOT NULL""",
     lock="SELECT pg_advisory_xact_lock(7305461987402391)",  # ends with the transaction; the number means nothing
-    existing="SELECT 1 WHERE to_regclass('flowrra_schedule_meta') IS NOT NULL",
+    # Not to_regclass(), which after the wait for the lock still says what it saw before.
+    existing="SELECT 1 FROM pg_class WHERE relname = 'flowrra_schedule_meta' AND pg_table_is_visible(oid)",
     free="(lease IS NULL OR lease <= clock_timestamp())",
     until="clock_timestamp() + make_interval(secs => :lease)",
     lock_rows="FOR UPDATE",

@@ -1,6 +1,5 @@
 """Schedules in a SQLite file, through aiosqlite."""
 
-import asyncio
 import datetime as dt
 import sqlite3
 import time
@@ -46,14 +45,6 @@ class SQLite:
         return self._path or "SQLite in memory"
 
     async def connect(self, timeout: float) -> "_Link":
-        connecting = asyncio.ensure_future(self._connect(timeout))
-        try:
-            return await asyncio.shield(connecting)
-        except asyncio.CancelledError:  # the thread goes on all the same: what it opens has to be closed
-            await (await connecting).close()
-            raise
-
-    async def _connect(self, timeout: float) -> "_Link":
         # Half the time, so that a file that stays locked is told as such and not as a time-out.
         return _Link(await aiosqlite.Connection(lambda: _open(self._path, timeout / 2), 64), self._path is None)
 

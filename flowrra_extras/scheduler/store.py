@@ -270,7 +270,7 @@ class SQLScheduleStore(ScheduleStore):
         except FlowrraError:
             raise
         except TimeoutError as error:
-            raise BackendError(f"{self._database.place}: no answer within {self._timeout:g} s") from error
+            raise BackendError(f"{self._database.place}: no answer in time (timeout={self._timeout:g})") from error
         except Exception as error:  # drivers raise what they like when a server goes away
             raise BackendError(f"{self._database.place}: {type(error).__name__}: {error}") from error
 
@@ -297,14 +297,25 @@ class SQLScheduleStore(ScheduleStore):
             await self._link.drop()
             self._link = None
         if self._link is None:
-            link = await self._database.connect(self._timeout)
+            connecting = asyncio.ensure_future(self._connect())
+            try:
+                self._link = await asyncio.shield(connecting)
+            except asyncio.CancelledError:
+                # Drivers leave loose ends if they are stopped half-way. The next caller will use it.
+                await asyncio.wait([connecting])
+                self._link = None if connecting.exception() else connecting.result()
+                raise
+        return self._link
+
+    async def _connect(self) -> Link:
+        async with asyncio.timeout(self._timeout / 2):
+            link = await self._database.connect(self._timeout / 2)
             try:
                 await self._migrate(link)
             except BaseException:
                 await link.drop()
                 raise
-            self._link = link
-        return self._link
+            return link
 
     # The schema --------------------------------------------------------------------------------
 
