@@ -4756,7 +4756,7 @@ class MemoryScheduleStore(ScheduleStore):
         self._clock = clock or Clock()
         self._schedules: dict[str, Schedule] = {}
         self._ids: dict[str, str] = {}  # by key
-        self._leases: dict[str, float] = {}  # of those that are taken
+        self._leases: dict[str, float] = {}  # of those that are taken and not advanced
         self._due: list[tuple[float, str]] = []  # a heap; an entry that no longer holds is dropped when it comes up
 
     async def add(self, schedule: Schedule) -> str:
@@ -4821,12 +4821,14 @@ class MemoryScheduleStore(ScheduleStore):
     def _first(self) -> Schedule | None:
         """The one that is due first; what was taken under a lease that has run out is there again."""
         now = self._clock.monotonic()
-        for schedule_id in [schedule_id for schedule_id, until in self._leases.items() if until <= now]:
+        for schedule_id in [schedule_id for schedule_id, until in self._leases.items() if -math.inf < until <= now]:
             self._queue(self._schedules[schedule_id])
+            self._leases[schedule_id] = -math.inf  # its taker may still advance it, as long as nobody else has it
         while self._due:
             moment, schedule_id = self._due[0]
             schedule = self._schedules.get(schedule_id)
-            if schedule and schedule.enabled and schedule.next_fire == moment and schedule_id not in self._leases:
+            is_free = self._leases.get(schedule_id, -math.inf) <= now
+            if schedule and schedule.enabled and schedule.next_fire == moment and is_free:
                 return schedule
             heapq.heappop(self._due)
         return None

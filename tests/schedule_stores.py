@@ -3,14 +3,11 @@
 import asyncio
 import contextlib
 import os
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import asyncpg
-
-from flowrra_extras.scheduler.database import server_address
-from tests.services import MYSQL_URL, POSTGRES_URL, require
+from tests.services import MYSQL_URL, POSTGRES_URL, in_mysql, in_postgres, require
 
 KINDS = ("memory", "sqlite", "postgresql", "mysql")
 
@@ -24,46 +21,12 @@ def place(kind: str, folder: Path) -> Iterator[str]:
     elif kind == "sqlite":
         yield f"sqlite:///{folder}/{name}.db"
     elif kind == "postgresql":
-        with _postgres_schema(require(POSTGRES_URL), name) as url:
-            yield url
+        server = require(POSTGRES_URL)
+        asyncio.run(in_postgres(server, f"CREATE SCHEMA {name}"))
+        yield f"{server}?search_path={name}"
+        asyncio.run(in_postgres(server, f"DROP SCHEMA {name} CASCADE"))
     else:
-        with _mysql_database(require(MYSQL_URL), name) as url:
-            yield url
-
-
-@contextlib.contextmanager
-def _postgres_schema(server: str, name: str) -> Iterator[str]:
-    async def execute(statement: str) -> None:
-        connection = await asyncpg.connect(server)
-        try:
-            await connection.execute(statement)
-        finally:
-            await connection.close()
-
-    asyncio.run(execute(f"CREATE SCHEMA {name}"))
-    try:
-        yield f"{server}{'&' if '?' in server else '?'}search_path={name}"
-    finally:
-        asyncio.run(execute(f"DROP SCHEMA {name} CASCADE"))
-
-
-@contextlib.contextmanager
-def _mysql_database(server: str, name: str) -> Iterator[str]:
-    import asyncmy
-
-    address = server_address(server, port=3306, options=())
-    options: dict[str, Any] = {"host": address.host, "port": address.port, "user": address.user}
-
-    async def execute(statement: str) -> None:
-        connection = await asyncmy.connect(**options, password=address.password or "")
-        try:
-            async with connection.cursor() as cursor:
-                await cursor.execute(statement)
-        finally:
-            await connection.ensure_closed()
-
-    asyncio.run(execute(f"CREATE DATABASE {name}"))
-    try:
-        yield f"{server.rpartition('/')[0]}/{name}"
-    finally:
-        asyncio.run(execute(f"DROP DATABASE {name}"))
+        server = require(MYSQL_URL)
+        asyncio.run(in_mysql(server, f"CREATE DATABASE {name}"))
+        yield urllib.parse.urlsplit(server)._replace(path=f"/{name}").geturl()
+        asyncio.run(in_mysql(server, f"DROP DATABASE {name}"))
