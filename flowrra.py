@@ -4853,7 +4853,7 @@ class MemoryScheduleStore(ScheduleStore):
         return sum(map(self._drop, done))
 
 
-_CHANGEABLE = frozenset(f.name for f in dataclasses.fields(Schedule)) - {"id", "turn"}
+_CHANGEABLE = frozenset(f.name for f in dataclasses.fields(Schedule)) - frozenset(("id", "turn"))
 
 
 # When a schedule fires --------------------------------------------------------------------------
@@ -5340,6 +5340,8 @@ class Scheduler(Firing):
         """
         old = await self._known(schedule_id)
         old_args, old_kwargs = decode(old.payload)
+        if options.pop("enabled", old.enabled) != old.enabled:
+            await self._enable(schedule_id, enabled=not old.enabled)
         given: dict[str, Any] = {name: getattr(old, name) for name in _EDITED} | {**old.options, **options}
         new = make_schedule(
             self._known_task(old.task),
@@ -5358,8 +5360,6 @@ class Scheduler(Firing):
         if (new.rule, new.tz) != (old.rule, old.tz):
             self._start_from(new, now)
             changes |= {"anchor": new.anchor, "next_fire": new.next_fire}
-        elif new.enabled and not old.enabled and old.kind != "once":
-            changes["next_fire"] = upcoming(new, now)
         if not await self.store.change(schedule_id, changes):
             raise unknown_schedule(schedule_id)
         return await self._known(schedule_id)
@@ -5378,11 +5378,14 @@ class Scheduler(Firing):
         return await self._enable(schedule_id, enabled=False)
 
     async def _enable(self, schedule_id: str, *, enabled: bool) -> bool:
-        try:
-            await self.update(schedule_id, enabled=enabled)
-        except TaskNotFoundError:
+        schedule = await self.get_scheduled_task(schedule_id)
+        if schedule is None:
             return False
-        return True
+        now = self._app.clock.time()
+        changes: dict[str, Any] = {"enabled": enabled, "updated": now}
+        if enabled and not schedule.enabled and schedule.kind != "once":
+            changes["next_fire"] = upcoming(schedule, now)
+        return await self.store.change(schedule_id, changes)
 
     async def get_scheduled_task(self, schedule_id: str) -> Schedule | None:
         """A schedule as it stands; None if there is none."""
@@ -5439,7 +5442,7 @@ class Scheduler(Firing):
             await self.store.close()
 
 
-_EDITED = ("enabled", "description", "misfire", "overlap", "jitter")  # as they are in make_schedule()
+_EDITED = ("description", "misfire", "overlap", "jitter")  # as they are in make_schedule()
 _READERS: Mapping[str, Callable[[str], Any]] = {
     "cron": str,
     "interval": float,

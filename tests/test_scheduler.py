@@ -236,6 +236,15 @@ async def test_a_schedule_is_disabled_enabled_and_removed(stage: Stage) -> None:
         assert await scheduler.get_scheduled_task(made) is None
 
 
+async def test_what_could_not_be_made_any_more_can_be_disabled_all_the_same(stage: Stage) -> None:
+    async with stage.app.client():
+        made = await stage.scheduler.schedule_interval("changed", 60, ("too", "many", "now"))
+        stage.app.task(name="changed")(lambda: None)
+        await stage.scheduler.store.change(made, {"rule": "soon"})
+        assert await stage.scheduler.disable_task(made)
+        assert not (await stage.schedule(made)).enabled
+
+
 async def test_what_is_done_does_not_fire_again_when_it_is_enabled(stage: Stage) -> None:
     async with stage.app.client():
         made = await stage.scheduler.schedule_once("add", dt.datetime.fromtimestamp(START + 5, dt.UTC), (1, 2))
@@ -261,6 +270,9 @@ async def test_update_changes_what_is_given(stage: Stage) -> None:
         )  # fmt: skip
         after = await scheduler.update(made, rule=90)
         assert (after.rule, after.anchor, after.next_fire) == ("90", START + 10, START + 100)
+        assert not (await scheduler.update(made, enabled=False)).enabled
+        after = await scheduler.update(made, enabled=True)
+        assert (after.enabled, after.next_fire) == (True, START + 100)
         assert await scheduler.update(made, priority=None) == dataclasses.replace(
             after, options={"max_retries": 0}, turn=after.turn + 1
         )
