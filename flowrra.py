@@ -6937,15 +6937,10 @@ async def _list_schedules(app: Flowrra, arguments: argparse.Namespace) -> None:
         return
     rows = [_schedule_row(schedule, in_code=schedule in coded) for schedule in (*coded, *stored)]
     _print_table(["ID", "TASK", "NEXT FIRE", "STATE", "SCHEDULE"], rows, "no schedules")
-    moments = [
-        s.next_fire for s in (*coded, *stored) if s.enabled and s.kind == "cron" and not s.jitter and s.next_fire
-    ]
-    for moment, count in sorted(collections.Counter(moments).items()):
+    alike = [s.next_fire_at for s in (*coded, *stored) if s.enabled and s.kind == "cron" and not s.jitter]
+    for moment, count in collections.Counter(filter(None, alike)).items():
         if count >= _HERD:
-            at = dt.datetime.fromtimestamp(moment, dt.UTC)
-            print(
-                f"{count} schedules fire at {at:%Y-%m-%d %H:%M} UTC: an H for the minute, or jitter, would spread them"
-            )
+            print(f"{count} schedules fire at {moment:%Y-%m-%d %H:%M} UTC: H for the minute would spread them")
 
 
 def _schedule_as_json(schedule: Schedule, *, in_code: bool) -> dict[str, Any]:
@@ -6962,16 +6957,21 @@ _HERD = 5  # schedules that fire in one moment
 
 def _schedule_row(schedule: Schedule, *, in_code: bool) -> list[str]:
     following = schedule.next_fire_at
-    at = "" if following is None else following.astimezone(as_zone(schedule.tz)).isoformat(" ", "seconds")
+    with contextlib.suppress(ValueError):  # a zone that is not known here
+        following = following and following.astimezone(as_zone(schedule.tz))
+    at = "" if following is None else following.isoformat(" ", "seconds")
     state = "disabled" if not schedule.enabled else "done" if following is None else ""
     return [schedule.id, schedule.task, at, f"{'in code ' * in_code}{state}".strip(), _explained(schedule)]
 
 
 def _explained(schedule: Schedule) -> str:
     """The rule in words."""
-    if schedule.kind == "interval":
-        return f"Every {duration(float(schedule.rule))}"
-    return "Once" if schedule.kind == "once" else Cron(schedule.rule, tz=schedule.tz, name=schedule.id).explain()
+    try:
+        if schedule.kind == "interval":
+            return f"Every {duration(float(schedule.rule))}"
+        return "Once" if schedule.kind == "once" else Cron(schedule.rule, tz=schedule.tz, name=schedule.id).explain()
+    except ValueError as error:
+        return f"It cannot be read: {error}"
 
 
 def _one_scheduler(app: Flowrra) -> Scheduler:

@@ -112,7 +112,21 @@ def test_list_tells_of_herds(say: Say) -> None:
     done(say, "add", "double", "crontab:app", "--cron", "0 1 * * *", "--arg", "1")
     last = done(say, "list", "crontab:app").splitlines()[-1]
     assert last.startswith("6 schedules fire at 2")
-    assert " 00:00 UTC: an H" in last
+    assert " 00:00 UTC: H for the minute" in last
+
+
+def test_a_rule_that_cannot_be_read_is_listed_too(say: Say) -> None:
+    made = done(say, "add", "double", STORE, "--every", "30")
+
+    async def spoil() -> None:
+        app = Flowrra()
+        scheduler = app.create_scheduler(STORE)
+        async with app.client():
+            await scheduler.list_scheduled_tasks()
+            await scheduler.store.change(made, {"rule": "soon", "tz": "Mars/Olympus"})
+
+    asyncio.run(spoil())
+    assert "It cannot be read: could not convert string to float: 'soon'" in done(say, "list", STORE)
 
 
 def test_what_is_added_is_there_once(say: Say) -> None:
