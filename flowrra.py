@@ -1035,28 +1035,23 @@ def retry_delay(options: TaskOptions, retry: int, draw: Callable[[], float] = ra
 # ---------------------------------------------------------------------------
 
 
-class _Field(NamedTuple):
-    """One of the seven fields: its name, its range, the names of its values."""
-
-    name: str
-    least: int
-    most: int
-    names: tuple[str, ...] = ()
-
-    @property
-    def all(self) -> int:
-        """The bits of every value."""
-        return (2 << self.most) - (1 << self.least)
-
-
-_SECOND = _Field("second", 0, 59)
-_MINUTE = _Field("minute", 0, 59)
-_HOUR = _Field("hour", 0, 23)
-_DAY = _Field("day-of-month", 1, 31)
-_MONTH = _Field("month", 1, 12, ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"))
-_WEEKDAY = _Field("day-of-week", 0, 6, ("sun", "mon", "tue", "wed", "thu", "fri", "sat"))
-_YEAR = _Field("year", 1970, 2199)
-
+# In the order of the expression: the least and the greatest value of each field.
+_CRON_FIELDS: Mapping[str, tuple[int, int]] = {
+    "second": (0, 59),
+    "minute": (0, 59),
+    "hour": (0, 23),
+    "day-of-month": (1, 31),
+    "month": (1, 12),
+    "day-of-week": (0, 6),
+    "year": (1970, 2199),
+}
+_CRON_VALUES: Mapping[str, tuple[str, ...]] = {
+    "month": (
+        *("January", "February", "March", "April", "May", "June", "July"),
+        *("August", "September", "October", "November", "December"),
+    ),
+    "day-of-week": ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"),
+}
 _CRON_NAMES: Mapping[str, str] = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
@@ -1073,7 +1068,7 @@ _NEAR = 32  # bit 32 + n: nW, the weekday nearest to day n
 _LAST_NEAR = 1 << 64  # LW
 _LAST_WEEK = 42  # bit 42 + d: dL; bit 7 * k + d: d#k
 
-_WEEKS = sum(1 << 7 * week for week in range(6))  # times seven bits: these, week after week
+_WEEKS = 0x810204081  # times seven bits: these, week after week
 
 _CRON_TEXTS = re.compile(r"[^ \t\n\r\f\v]+")
 _CRON_ITEM = re.compile(r"(?:(\*)|([0-9]+|[a-z]+)(?:-([0-9]+|[a-z]+))?)(?:/([0-9]+))?")
@@ -1083,83 +1078,89 @@ _CRON_WEEK = re.compile(r"([0-9]+|[a-z]{3})(?:l|#([0-9]+))")
 
 
 @functools.lru_cache(maxsize=1024)
-def _cron_bits(field: _Field, text: str, name: str | None = None) -> int:
+def _cron_bits(field: str, text: str, name: str | None = None) -> int:
     """The values that the text of a field stands for, as bits; `name` is what H spreads by."""
     try:
-        if text == "?" and field in (_DAY, _WEEKDAY):
-            return field.all
+        if text == "?" and field in ("day-of-month", "day-of-week"):
+            return _cron_item(field, "*")
         bits = 0
         for item in text.lower().split(","):
-            bits |= _cron_special(field, item, name) or _cron_range(field, item)
+            bits |= _cron_special(field, item, name) or _cron_item(field, item)
         return bits
     except ValueError as error:
-        raise ConfigError(f"bad {field.name} field {text!r}: {error}") from None
+        raise ConfigError(f"bad {field} field {text!r}: {error}") from None
 
 
-def _cron_range(field: _Field, item: str) -> int:
-    """`*`, `a`, `a-b`, each with a step or none. Past the field's end it goes on at its beginning."""
+def _cron_item(field: str, item: str) -> int:
+    """`*`, `a`, `a-b`, each with a step or without."""
     found = _CRON_ITEM.fullmatch(item)
     if not found:
         raise ValueError(f"{item!r} is not a value, a range or a step")
     star, first, last, step = found.groups()
-    low = field.least if star else _cron_value(field, first)
-    high = _cron_value(field, last) if last else field.most if star or step else low
-    return _cron_steps(field, low, high, step)
+    least, most = _CRON_FIELDS[field]
+    low = least if star else _cron_value(field, first)
+    high = _cron_value(field, last) if last else most if star or step else low
+    return _cron_range(field, low, high, step)
 
 
-def _cron_steps(field: _Field, low: int, high: int, step: str | None) -> int:
+def _cron_range(field: str, low: int, high: int, step: str | None) -> int:
+    """From `low` to `high`; a range that goes down runs on from the field's end at its beginning."""
     if step is not None and not int(step):
         raise ValueError("a step is 1 or more")
-    size = field.most - field.least + 1
+    least, most = _CRON_FIELDS[field]
+    size = most - least + 1
     length = high - low if low <= high else (high - low) % size
     bits = 0
     for value in range(low, low + length + 1, int(step or 1)):
-        bits |= 1 << (value - field.least) % size + field.least
+        bits |= 1 << (value - least) % size + least
     return bits
 
 
-def _cron_value(field: _Field, text: str) -> int:
-    """A number or a name; a Sunday written as 7 stays 7, since 5-7 is a range that does not go round."""
+def _cron_value(field: str, text: str) -> int:
+    """A number or a name; a Sunday written as 7 stays 7, since 5-7 does not go down."""
+    least, most = _CRON_FIELDS[field]
     if not text.isdigit():
-        if text not in field.names:
-            raise ValueError(f"{text!r} is not a name of a {field.name}" if field.names else f"{text!r} is no number")
-        return field.names.index(text) + field.least
-    most = 7 if field is _WEEKDAY else field.most
-    if not field.least <= int(text) <= most:
-        raise ValueError(f"{int(text)} is not in {field.least}-{most}")
+        names = [name[:3].lower() for name in _CRON_VALUES.get(field, ())]
+        if text not in names:
+            raise ValueError(f"{text!r} is neither a number nor one of {', '.join(names)}" if names
+                             else f"{text!r} is not a number")  # fmt: skip
+        return names.index(text) + least
+    if not least <= int(text) <= most + (field == "day-of-week"):
+        raise ValueError(f"{int(text)} is not in {least}-{most + (field == 'day-of-week')}")
     return int(text)
 
 
-def _cron_special(field: _Field, item: str, name: str | None) -> int:
+def _cron_special(field: str, item: str, name: str | None) -> int:
     """H of any field, L and W of days of the month, L and # of days of the week; 0 if it is none of these."""
     if found := _CRON_HASH.fullmatch(item):
-        return _cron_hashed(field, *found.groups(), name)
-    if field is _DAY and (found := _CRON_NEAR.fullmatch(item)):
+        return _cron_hashed(field, *found.group(1, 2, 3), name=name)
+    if field == "day-of-month" and (found := _CRON_NEAR.fullmatch(item)):
         if item == "l":
             return _LAST_DAY
         return _LAST_NEAR if item == "lw" else 1 << _NEAR + _cron_value(field, found[1])
-    if field is _WEEKDAY and (found := _CRON_WEEK.fullmatch(item)):
+    if field == "day-of-week" and (found := _CRON_WEEK.fullmatch(item)):
         day, week = _cron_value(field, found[1]) % 7, found[2]
         if week is not None and not 1 <= int(week) <= 5:
-            raise ValueError(f"a month has no week {int(week)} to take a day from: # goes with 1-5")
+            raise ValueError(f"{int(week)} is not in 1-5, the weeks that # can ask for")
         return 1 << (_LAST_WEEK if week is None else 7 * int(week)) + day
     return 0
 
 
-def _cron_hashed(field: _Field, low: str | None, high: str | None, step: str | None, name: str | None) -> int:
+def _cron_hashed(field: str, low: str | None, high: str | None, step: str | None, *, name: str | None) -> int:
     """H: one value, or the first of its steps, drawn by a hash of the schedule's name that never changes."""
     import hashlib
 
     if name is None:
-        raise ValueError("H spreads schedules by their names, and this one was given none (name=...)")
-    least = field.least if low is None else _cron_value(field, low)
-    most = min(field.most, 28 if field is _DAY else field.most) if high is None else _cron_value(field, high)
+        raise ValueError("H spreads schedules by their names, and this one has none (name=...)")
+    least, most = (1, 28) if field == "day-of-month" else _CRON_FIELDS[field]  # 28: every month has it
+    if low is not None and high is not None:
+        least, most = _cron_value(field, low), _cron_value(field, high)
     if least > most:
-        raise ValueError(f"H takes its value from a range, and {least}-{most} goes down")
-    digest = hashlib.blake2b(f"{field.name} {name}".encode(), digest_size=8).digest()
+        raise ValueError(f"the range of an H goes up, and {least}-{most} does not")
     choices = most - least + 1 if step is None else max(1, min(int(step), most - least + 1))
+    digest = hashlib.blake2b(f"{field} {name}".encode(), digest_size=8).digest()
     first = least + int.from_bytes(digest) % choices
-    return _cron_steps(field, first, first if step is None else most, step)
+    return _cron_range(field, first, first if step is None else most, step)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -1252,6 +1253,11 @@ def _days_of(days: int, months: int, weekdays: int, years: int, both: bool) -> _
     return found if any(found[year][0] for year in asked) else None
 
 
+def _begin_of(year: int) -> dt.datetime:
+    """When the year begins, naive; for the year 10000 the last second there is."""
+    return (dt.datetime(year, 1, 1, tzinfo=dt.UTC) if year <= dt.MAXYEAR else _LATEST).replace(tzinfo=None)
+
+
 class _Shift(NamedTuple):
     """A clock change: the naive moment in UTC, the offsets before and after, and the wall clock it disturbs.
 
@@ -1279,8 +1285,8 @@ class _Zone(dict[int, tuple[_Shift, ...]]):
         return made
 
     def _changes(self, year: int) -> Iterator[_Shift]:
-        low = max(dt.datetime(year, 1, 1), _FIRST_MOMENT) - 2 * _ONE_DAY
-        end = min(dt.datetime(year, 12, 31), _LAST_MOMENT) + 3 * _ONE_DAY
+        low = max(_begin_of(year), _begin_of(1) + 4 * _ONE_DAY) - 2 * _ONE_DAY
+        end = min(_begin_of(year + 1), _begin_of(10_000) - 4 * _ONE_DAY) + 2 * _ONE_DAY
         before = self.offset(low)
         while low < end:
             high = low + 3 * _ONE_DAY if end - low > 3 * _ONE_DAY else end
@@ -1319,9 +1325,9 @@ class _Zone(dict[int, tuple[_Shift, ...]]):
         return behind, ahead
 
 
+_EARLIEST = dt.datetime(1, 1, 5, tzinfo=dt.UTC)  # far enough from the calendar's end to be moved into any zone
+_LATEST = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC)
 _ONE_DAY = dt.timedelta(days=1)
-_FIRST_MOMENT = dt.datetime.min + 4 * _ONE_DAY
-_LAST_MOMENT = dt.datetime.max.replace(microsecond=0) - 4 * _ONE_DAY
 _INSTANT = dt.timedelta(microseconds=1)
 _CATCH_UP = dt.timedelta(hours=3)  # clock changes up to this are made good for fixed times, as Debian's cron does
 
@@ -1381,8 +1387,12 @@ def _cron_texts(expr: object) -> list[str]:
     )
 
 
-class _Calls:
-    """What a Cron and a union of them can both be asked, once they have `next`, `previous` and `explain`."""
+class _NoFire(FlowrraError, ValueError):  # noqa: N818 (an answer, and to callers a ValueError)
+    """There is no fire on that side of the moment."""
+
+
+class _Fires:
+    """What a Cron and a union of them offer beside `next` and `previous`."""
 
     __slots__ = ()
 
@@ -1395,20 +1405,22 @@ class _Calls:
         raise NotImplementedError
 
     def iter(self, after: dt.datetime) -> Iterator[dt.datetime]:
-        """The fires later than `after`, one after the other, as long as there are any."""
-        while True:
-            try:
+        """The fires later than `after`, one after the other; it ends if they do."""
+        with contextlib.suppress(_NoFire):
+            while True:
                 after = self.next(after)
-            except _NoFire:
-                return
-            yield after
+                yield after
+
+    @property
+    def parts(self) -> tuple[Cron, ...]:
+        """The expressions that it is made of."""
+        raise NotImplementedError
+
+    def __or__(self, other: _Fires) -> CronUnion:
+        return CronUnion(*self.parts, *other.parts) if isinstance(other, _Fires) else NotImplemented
 
 
-class _NoFire(ConfigError):
-    """The schedule has no fire on that side of the moment."""
-
-
-class Cron(_Calls):
+class Cron(_Fires):
     """A cron expression in a time zone: `Cron("30 9 * * mon-fri", "Europe/Riga")`. UTC if no zone is given.
 
     Five fields: minute, hour, day of month, month, day of week; six: a second before them; seven: a year
@@ -1434,7 +1446,7 @@ class Cron(_Calls):
     ) -> None:
         texts = _cron_texts(expr)
         salt = name if "h" in expr.lower() else None  # or the cache would hold fields once for each name
-        bits = tuple([_cron_bits(field, text, salt) for field, text in zip(_FIELDS, texts, strict=True)])
+        bits = tuple([_cron_bits(field, text, salt) for field, text in zip(_CRON_FIELDS, texts, strict=True)])
         seconds, minutes, hours, days, months, weekdays, years = bits
         both = both_days or texts[3][0] in "*?" or texts[5][0] in "*?"
         calendar = _days_of(days, months, weekdays, 0 if texts[6] == "*" else years, both)
@@ -1451,6 +1463,11 @@ class Cron(_Calls):
         self._first = (self._hours[0] or 0, self._minutes[0] or 0, self._seconds[0] or 0)
         self._is_fixed = "*" not in (texts[0][0], texts[1][0], texts[2][0])
         self._key = (bits, both, self._is_fixed, self._zone.key)
+
+    @property
+    def parts(self) -> tuple[Cron, ...]:
+        """Itself alone."""
+        return (self,)
 
     @property
     def expr(self) -> str:
@@ -1492,7 +1509,17 @@ class Cron(_Calls):
             raise ConfigError(f"a moment must be a datetime, not {moment!r}")
         if moment.tzinfo is None:
             return moment.replace(tzinfo=self._tzinfo, fold=0)
-        return moment.astimezone(self._tzinfo)
+        try:
+            return moment.astimezone(self._tzinfo)
+        except OverflowError:
+            raise _NoFire(f"{moment} is not within the years 1 to 9999 in {self.tz}") from None
+
+    def _utc(self, moment: dt.datetime) -> dt.datetime:
+        """The moment in UTC, within what `previous` looks through."""
+        try:
+            return max(self._own(moment).astimezone(dt.UTC), _EARLIEST)
+        except OverflowError:
+            return _EARLIEST if moment.year == dt.MINYEAR else _LATEST
 
     def _later(self, after: dt.datetime) -> dt.datetime | None:
         """The first match later than `after` on a wall clock that never changes, with the same tzinfo."""
@@ -1512,37 +1539,40 @@ class Cron(_Calls):
             if next_hour is not None:
                 return dt.datetime(year, month, day, next_hour, self._first[1], self._first[2], 0, after.tzinfo)
         found = self._days.later(year, month, day)
-        return found and dt.datetime(*found, *self._first, 0, after.tzinfo)
+        return found and dt.datetime(*found, *self._first, tzinfo=after.tzinfo)
 
     def _next_carefully(self, after: dt.datetime) -> dt.datetime:
-        """What `next` is to return: from one clock change to the next, within which a wall time is one moment."""
+        """What `next` is to return, from one clock change to the next: between them a wall time is one moment."""
         zone = self._zone
         moment = after.astimezone(dt.UTC).replace(tzinfo=None) + _INSTANT  # the earliest that will do
         while True:
             behind, ahead = zone.around(moment)
-            end = ahead.at if ahead else dt.datetime(moment.year + 1, 1, 1)
+            end = ahead.at if ahead else _begin_of(moment.year + 1)
             offset = zone.offset(moment)
             found = self._from(moment + offset, behind)
             if found is not None and found - offset < end:
                 return zone.aware(found - offset)
-            if found is None and ahead is None:  # no change is near that could bring back what the clock has passed
+            if found is None and ahead is None:  # nor is there a change that brings back what the clock has passed
                 raise _NoFire(f"{self!r} does not fire after {after}")
             moment = end
 
     def _from(self, wall: dt.datetime, behind: _Shift | None) -> dt.datetime | None:
-        """The first time to run at or after `wall`, if the clock changed last as in `behind`."""
-        if behind is None or not self._is_fixed:
-            return self._later(wall - _INSTANT)
-        left, entered = behind.at + behind.before, behind.at + behind.after
-        if left - _CATCH_UP <= entered < left:  # put back: what was there before has run
-            return self._later(max(wall, left) - _INSTANT)
-        if left < entered < left + _CATCH_UP:
-            skipped = self._later(left - _INSTANT)
-            full_minute = entered + dt.timedelta(seconds=-entered.second % 60)
-            if skipped is not None and skipped < entered and wall <= full_minute:
-                found = self._later(wall - _INSTANT)
-                return min(full_minute, found) if found else full_minute
-        return self._later(wall - _INSTANT)
+        """The first time to run at or after `wall` (naive) on a clock that was last changed as in `behind`."""
+        moved = None
+        if behind is not None and self._is_fixed:
+            left, entered = behind.at + behind.before, behind.at + behind.after
+            if left - _CATCH_UP <= entered < left:  # what the clock shows again has run before
+                wall = max(wall, left)
+            elif left < entered < left + _CATCH_UP and self._has_match(left, entered):
+                moved = entered + dt.timedelta(seconds=-entered.second % 60)
+        found = self._later(wall - _INSTANT)
+        if moved is not None and wall <= moved and (found is None or moved < found):
+            return moved
+        return found
+
+    def _has_match(self, begin: dt.datetime, end: dt.datetime) -> bool:
+        found = self._later(begin - _INSTANT)
+        return found is not None and found < end
 
     def previous(self, before: dt.datetime) -> dt.datetime:
         """The last fire earlier than `before`.
@@ -1550,10 +1580,10 @@ class Cron(_Calls):
         Raises:
             ValueError: there is none since the year 1.
         """
-        limit = self._own(before).astimezone(dt.UTC)
+        limit = self._utc(before)
         step = dt.timedelta(minutes=1)
         low = limit - step
-        # Further back each time until something fires before the limit; then the rest is halved.
+        # Further back each time until something fires before the limit; then what is between is halved.
         while (found := self._fire(low, limit)) is None:
             if low <= _EARLIEST:
                 raise _NoFire(f"{self!r} does not fire before {before}")
@@ -1571,21 +1601,158 @@ class Cron(_Calls):
         """The next fire in UTC, if there is one earlier than `limit`."""
         try:
             found = self.next(after).astimezone(dt.UTC)
-        except _NoFire:
+        except (_NoFire, OverflowError):
             return None
         return found if found < limit else None
 
     def matches(self, moment: dt.datetime) -> bool:
         """Whether it fires in the minute of `moment`; in its second, if the expression has seconds."""
-        begin = self._own(moment).astimezone(dt.UTC).replace(microsecond=0)
+        begin = self._utc(moment).replace(microsecond=0)
         length = dt.timedelta(seconds=1)
         if self._key[0][0] == 1:
             length, begin = dt.timedelta(minutes=1), begin.replace(second=0)
         return self._fire(begin - _INSTANT, begin + length) is not None
 
+    def explain(self) -> str:
+        """The schedule in words: `At 09:00 on Monday through Friday, Europe/Riga`."""
+        (seconds, minutes, hours, days, months, weekdays, years), both, *_ = self._key
+        said = _said_time(seconds, minutes, hours) + _said_days(days, weekdays, both=both)
+        if months != _cron_bits("month", "*"):
+            said += f" in {_spans(months, lambda month: _CRON_VALUES['month'][month - 1])}"
+        if self._days.years:
+            said += f" in {_spans(years, str)}"
+        return f"{said[0].upper()}{said[1:]}, {self.tz}"
 
-_EARLIEST = dt.datetime(1, 1, 5, tzinfo=dt.UTC)
-_FIELDS = (_SECOND, _MINUTE, _HOUR, _DAY, _MONTH, _WEEKDAY, _YEAR)
+
+class CronUnion(_Fires):
+    """Fires when any of its parts does, once where several do: `Cron(a) | Cron(b)`."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, *parts: Cron) -> None:
+        self._parts = tuple(dict.fromkeys(parts))
+
+    @property
+    def parts(self) -> tuple[Cron, ...]:
+        """The expressions that it is made of, each once."""
+        return self._parts
+
+    def __repr__(self) -> str:
+        return " | ".join(map(repr, self._parts))
+
+    def __eq__(self, other: object) -> bool:
+        return set(self._parts) == set(other._parts) if isinstance(other, CronUnion) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._parts))
+
+    def next(self, after: dt.datetime) -> dt.datetime:
+        """The first fire of any part later than `after`; in the zone of that part."""
+        return min(self._ask(Cron.next, after), key=dt.datetime.timestamp)
+
+    def previous(self, before: dt.datetime) -> dt.datetime:
+        """The last fire of any part earlier than `before`; in the zone of that part."""
+        return max(self._ask(Cron.previous, before), key=dt.datetime.timestamp)
+
+    def _ask(self, question: Callable[[Cron, dt.datetime], dt.datetime], moment: dt.datetime) -> list[dt.datetime]:
+        """The answers of the parts that have one. A naive moment is each part's own wall clock."""
+        answers = []
+        for part in self._parts:
+            with contextlib.suppress(_NoFire):
+                answers.append(question(part, moment))
+        if not answers:
+            raise _NoFire(f"{self!r} has no fire on that side of {moment}")
+        return answers
+
+    def matches(self, moment: dt.datetime) -> bool:
+        """Whether any part fires in the minute (or second, see Cron) of `moment`."""
+        return any(part.matches(moment) for part in self._parts)
+
+    def explain(self) -> str:
+        """What its parts say of themselves."""
+        return "; ".join(part.explain() for part in self._parts)
+
+
+def _values(bits: int) -> list[int]:
+    return [value for value in range(bits.bit_length()) if bits >> value & 1]
+
+
+def _listed(words: Sequence[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _spans(bits: int, say: Callable[[int], str]) -> str:
+    """`1, 3 and 5 through 9`."""
+    spans: list[list[int]] = []
+    for value in _values(bits):
+        if spans and spans[-1][-1] == value - 1:
+            spans[-1].append(value)
+        else:
+            spans.append([value])
+    # Two in a row are two.
+    words = [[f"{say(span[0])} through {say(span[-1])}"] if len(span) > 2 else map(say, span) for span in spans]
+    return _listed(list(itertools.chain.from_iterable(words)))
+
+
+def _nth(number: int) -> str:
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
+def _step_of(field: str, bits: int) -> int | None:
+    """The n of `*/n`, where it goes into the field's size; 1 for `*`."""
+    least, most = _CRON_FIELDS[field]
+    step = (_values(bits)[1:2] or [most + 1])[0] - least
+    return step if (most + 1 - least) % step == 0 and bits == _cron_bits(field, f"*/{step}") else None
+
+
+def _said_time(seconds: int, minutes: int, hours: int) -> str:
+    if seconds.bit_count() * minutes.bit_count() * hours.bit_count() <= 6:
+        times = itertools.product(_values(hours), _values(minutes), _values(seconds))
+        return f"at {_listed([f'{h:02}:{m:02}' + (f':{s:02}' if seconds != 1 else '') for h, m, s in times])}"
+    said = ""
+    for unit, bits in (("second", seconds), ("minute", minutes), ("hour", hours)):
+        step = _step_of(unit, bits)
+        if not said and unit == "second" and bits == 1:
+            continue
+        if step is None:
+            name = f"{unit}s" if bits.bit_count() > 1 else unit
+            said = f"{said} of {name} {_spans(bits, str)}" if said else f"at {name} {_spans(bits, str)}"
+        elif not said:
+            said = f"every {unit}" if step == 1 else f"every {step} {unit}s"
+        elif step > 1 or not said.startswith("every"):
+            said = f"{said} of every {unit if step == 1 else f'{_nth(step)} {unit}'}"
+    return said
+
+
+def _said_days(days: int, weekdays: int, *, both: bool) -> str:
+    said = []
+    if days != _cron_bits("day-of-month", "*"):
+        said.append(f"the {_listed(_said_by_month(days))}")
+    if weekdays != _cron_bits("day-of-week", "*"):
+        said.append(_listed(_said_by_week(weekdays)))
+    return f" on {(' if it is ' if both else ' or on ').join(said)}" if said else ""
+
+
+def _said_by_month(days: int) -> Iterator[str]:
+    if plain := days & _cron_bits("day-of-month", "*"):
+        yield _spans(plain, _nth)
+    if days & _LAST_DAY:
+        yield "last day of the month"
+    for day in _values(days >> _NEAR & _cron_bits("day-of-month", "*")):
+        yield f"weekday nearest the {_nth(day)}"
+    if days & _LAST_NEAR:
+        yield "last weekday of the month"
+
+
+def _said_by_week(weekdays: int) -> Iterator[str]:
+    names = _CRON_VALUES["day-of-week"]
+    if plain := weekdays & 127:
+        yield _spans(plain, lambda day: names[day])
+    for week, which in enumerate(("first", "second", "third", "fourth", "fifth", "last"), 1):
+        for day in _values(weekdays >> 7 * week & 127):
+            yield f"the {which} {names[day]} of the month"
 
 
 # ---------------------------------------------------------------------------
