@@ -1505,8 +1505,6 @@ class Cron(_Fires):
 
     def _own(self, moment: dt.datetime) -> dt.datetime:
         """The moment on the schedule's own clock."""
-        if not isinstance(moment, dt.datetime):
-            raise ConfigError(f"a moment must be a datetime, not {moment!r}")
         if moment.tzinfo is None:
             return moment.replace(tzinfo=self._tzinfo, fold=0)
         try:
@@ -1701,49 +1699,53 @@ def _nth(number: int) -> str:
 
 
 def _step_of(field: str, bits: int) -> int | None:
-    """The n of `*/n`, where it goes into the field's size; 1 for `*`."""
-    least, most = _CRON_FIELDS[field]
-    step = (_values(bits)[1:2] or [most + 1])[0] - least
-    return step if (most + 1 - least) % step == 0 and bits == _cron_bits(field, f"*/{step}") else None
+    """The n of `*/n` (1: of `*`), if that is what the field says."""
+    least = _CRON_FIELDS[field][0]
+    step = (_values(bits)[1:2] or [least])[0] - least
+    return step if step and bits == _cron_bits(field, f"*/{step}") else None
 
 
 def _said_time(seconds: int, minutes: int, hours: int) -> str:
+    """`at 09:00 and 17:30`, or unit by unit: `every 5 minutes of hours 9 through 17`."""
     if seconds.bit_count() * minutes.bit_count() * hours.bit_count() <= 6:
         times = itertools.product(_values(hours), _values(minutes), _values(seconds))
         return f"at {_listed([f'{h:02}:{m:02}' + (f':{s:02}' if seconds != 1 else '') for h, m, s in times])}"
-    said = ""
-    for unit, bits in (("second", seconds), ("minute", minutes), ("hour", hours)):
+    words: list[str] = []
+    last: int | None = None
+    units = {"second": seconds, "minute": minutes, "hour": hours}
+    for unit, bits in list(units.items())[seconds == 1 :]:
         step = _step_of(unit, bits)
-        if not said and unit == "second" and bits == 1:
-            continue
-        if step is None:
-            name = f"{unit}s" if bits.bit_count() > 1 else unit
-            said = f"{said} of {name} {_spans(bits, str)}" if said else f"at {name} {_spans(bits, str)}"
-        elif not said:
-            said = f"every {unit}" if step == 1 else f"every {step} {unit}s"
-        elif step > 1 or not said.startswith("every"):
-            said = f"{said} of every {unit if step == 1 else f'{_nth(step)} {unit}'}"
-    return said
+        if step is None or (24 if unit == "hour" else 60) % step:
+            step = None
+            words.append(f"{'of' if words else 'at'} {unit}{'s' * (bits.bit_count() > 1)} {_spans(bits, str)}")
+        elif not words:
+            words.append(f"every {unit}" if step == 1 else f"every {step} {unit}s")
+        elif step > 1 or last is None:  # "every 5 minutes" are those of every hour
+            words.append(f"of every {unit}" if step == 1 else f"of every {_nth(step)} {unit}")
+        last = step
+    return " ".join(words)
 
 
 def _said_days(days: int, weekdays: int, *, both: bool) -> str:
     said = []
     if days != _cron_bits("day-of-month", "*"):
-        said.append(f"the {_listed(_said_by_month(days))}")
+        said.append(_listed(list(_said_by_month(days))))
     if weekdays != _cron_bits("day-of-week", "*"):
-        said.append(_listed(_said_by_week(weekdays)))
+        said.append(_listed(list(_said_by_week(weekdays))))
     return f" on {(' if it is ' if both else ' or on ').join(said)}" if said else ""
 
 
 def _said_by_month(days: int) -> Iterator[str]:
-    if plain := days & _cron_bits("day-of-month", "*"):
-        yield _spans(plain, _nth)
+    plain = days & _cron_bits("day-of-month", "*")
+    step = _step_of("day-of-month", plain) if plain.bit_count() > 3 else None
+    if plain:
+        yield f"the {_spans(plain, _nth)}" if step is None else f"every {_nth(step)} day of the month"
     if days & _LAST_DAY:
-        yield "last day of the month"
+        yield "the last day of the month"
     for day in _values(days >> _NEAR & _cron_bits("day-of-month", "*")):
-        yield f"weekday nearest the {_nth(day)}"
+        yield f"the weekday nearest the {_nth(day)}"
     if days & _LAST_NEAR:
-        yield "last weekday of the month"
+        yield "the last weekday of the month"
 
 
 def _said_by_week(weekdays: int) -> Iterator[str]:
