@@ -67,6 +67,7 @@ import contextvars
 import dataclasses
 import datetime as dt
 import enum
+import functools
 import heapq
 import importlib
 import inspect
@@ -77,6 +78,7 @@ import math
 import os
 import queue as thread_queue
 import random
+import re
 import signal
 import sys
 import threading
@@ -1043,8 +1045,734 @@ def retry_delay(options: TaskOptions, retry: int, draw: Callable[[], float] = ra
 # 5. Cron
 #
 # When a cron expression is due, and what it says in words. Knows time zones
-# and clock changes; knows nothing of jobs, schedules and loops.
+# and clock changes; knows nothing of jobs, schedules and loops. The authority
+# is Debian's cron: crontab(5), and its entry.c and cron.c.
+#
+# A field becomes one int with a bit for each value. A match is looked for on
+# the wall clock alone; what a clock change makes of it comes after that.
 # ---------------------------------------------------------------------------
+
+
+# In the order of the expression: the least and the greatest value of each field.
+_CRON_FIELDS: Mapping[str, tuple[int, int]] = {
+    "second": (0, 59),
+    "minute": (0, 59),
+    "hour": (0, 23),
+    "day-of-month": (1, 31),
+    "month": (1, 12),
+    "day-of-week": (0, 6),
+    "year": (1970, 2199),
+}
+_CRON_VALUES: Mapping[str, tuple[str, ...]] = {
+    "month": (
+        *("January", "February", "March", "April", "May", "June", "July"),
+        *("August", "September", "October", "November", "December"),
+    ),
+    "day-of-week": ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"),
+}
+_CRON_NAMES: Mapping[str, str] = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+
+# What stands in the fields of days besides plain days: bits above those of the days themselves.
+_LAST_DAY = 1 << 32  # L
+_NEAR = 32  # bit 32 + n: nW, the weekday nearest to day n
+_LAST_NEAR = 1 << 64  # LW
+_LAST_WEEK = 42  # bit 42 + d: dL; bit 7 * k + d: d#k
+
+_WEEKS = 0x810204081  # times seven bits: these, week after week
+
+_CRON_TEXTS = re.compile(r"[^ \t\n\r\f\v]+")
+_CRON_ITEM = re.compile(r"(?:(\*)|([0-9]+|[a-z]+)(?:-([0-9]+|[a-z]+))?)(?:/([0-9]+))?")
+_CRON_HASH = re.compile(r"h(?:\(([0-9]+)-([0-9]+)\))?(?:/([0-9]+))?")
+_CRON_NEAR = re.compile(r"l|([0-9]+|l)w")
+_CRON_WEEK = re.compile(r"([0-9]+|[a-z]{3})(?:l|#([0-9]+))")
+
+
+@functools.lru_cache(maxsize=1024)
+def _cron_bits(field: str, text: str, name: str | None = None) -> int:
+    """The values that the text of a field stands for, as bits; `name` is what H spreads by."""
+    try:
+        if text == "?" and field in ("day-of-month", "day-of-week"):
+            return _cron_item(field, "*")
+        bits = 0
+        for item in text.lower().split(","):
+            bits |= _cron_special(field, item, name) or _cron_item(field, item)
+        return bits
+    except ValueError as error:
+        raise ConfigError(f"bad {field} field {text!r}: {error}") from None
+
+
+def _cron_item(field: str, item: str) -> int:
+    """`*`, `a`, `a-b`, each with a step or without."""
+    found = _CRON_ITEM.fullmatch(item)
+    if not found:
+        raise ValueError(f"{item!r} is not a value, a range or a step")
+    star, first, last, step = found.groups()
+    least, most = _CRON_FIELDS[field]
+    low = least if star else _cron_value(field, first)
+    high = _cron_value(field, last) if last else most if star or step else low
+    return _cron_range(field, low, high, step)
+
+
+def _cron_range(field: str, low: int, high: int, step: str | None) -> int:
+    """From `low` to `high`; a range that goes down runs on from the field's end at its beginning."""
+    if step is not None and not int(step):
+        raise ValueError("a step is 1 or more")
+    least, most = _CRON_FIELDS[field]
+    size = most - least + 1
+    length = high - low if low <= high else (high - low) % size
+    bits = 0
+    for value in range(low, low + length + 1, int(step or 1)):
+        bits |= 1 << (value - least) % size + least
+    return bits
+
+
+def _cron_value(field: str, text: str) -> int:
+    """A number or a name; a Sunday written as 7 stays 7, since 5-7 does not go down."""
+    least, most = _CRON_FIELDS[field]
+    if not text.isdigit():
+        names = [name[:3].lower() for name in _CRON_VALUES.get(field, ())]
+        if text not in names:
+            raise ValueError(f"{text!r} is neither a number nor one of {', '.join(names)}" if names
+                             else f"{text!r} is not a number")  # fmt: skip
+        return names.index(text) + least
+    if not least <= int(text) <= most + (field == "day-of-week"):
+        raise ValueError(f"{int(text)} is not in {least}-{most + (field == 'day-of-week')}")
+    return int(text)
+
+
+def _cron_special(field: str, item: str, name: str | None) -> int:
+    """H of any field, L and W of days of the month, L and # of days of the week; 0 if it is none of these."""
+    if found := _CRON_HASH.fullmatch(item):
+        return _cron_hashed(field, *found.group(1, 2, 3), name=name)
+    if field == "day-of-month" and (found := _CRON_NEAR.fullmatch(item)):
+        if item == "l":
+            return _LAST_DAY
+        return _LAST_NEAR if item == "lw" else 1 << _NEAR + _cron_value(field, found[1])
+    if field == "day-of-week" and (found := _CRON_WEEK.fullmatch(item)):
+        day, week = _cron_value(field, found[1]) % 7, found[2]
+        if week is not None and not 1 <= int(week) <= 5:
+            raise ValueError(f"{int(week)} is not in 1-5, the weeks that # can ask for")
+        return 1 << (_LAST_WEEK if week is None else 7 * int(week)) + day
+    return 0
+
+
+def _cron_hashed(field: str, low: str | None, high: str | None, step: str | None, *, name: str | None) -> int:
+    """H: one value, or the first of its steps, drawn by a hash of the schedule's name that never changes."""
+    import hashlib
+
+    if name is None:
+        raise ValueError("H spreads schedules by their names, and this one has none (name=...)")
+    least, most = (1, 28) if field == "day-of-month" else _CRON_FIELDS[field]  # 28: every month has it
+    if low is not None and high is not None:
+        least, most = _cron_value(field, low), _cron_value(field, high)
+    if least > most:
+        raise ValueError(f"the range of an H goes up, and {least}-{most} does not")
+    choices = most - least + 1 if step is None else max(1, min(int(step), most - least + 1))
+    digest = hashlib.blake2b(f"{field} {name}".encode(), digest_size=8).digest()
+    first = least + int.from_bytes(digest) % choices
+    return _cron_range(field, first, first if step is None else most, step)
+
+
+@functools.lru_cache(maxsize=1024)
+def _first_from(bits: int) -> tuple[int | None, ...]:
+    """For each i from 0 to 60 the first value at or after i, or None."""
+    rests = (bits >> i << i for i in range(61))
+    return tuple((rest & -rest).bit_length() - 1 if rest else None for rest in rests)
+
+
+@functools.lru_cache(maxsize=4096)
+def _days_in_month(days: int, weekdays: int, both: bool, first: int, length: int) -> int:
+    """The days that match in a month of `length` days whose first is the weekday `first` (0 is Sunday)."""
+    every = (2 << length) - 2
+
+    def repeated(week: int) -> int:
+        return ((week & 127) * _WEEKS >> first << 1) & every
+
+    by_week = repeated(weekdays)
+    if weekdays > 127:
+        for week in range(1, 6):
+            by_week |= repeated(weekdays >> 7 * week) & 127 << 7 * week - 6
+        by_week |= repeated(weekdays >> _LAST_WEEK) & 127 << length - 6
+    by_month = days & every
+    if days >= _LAST_DAY:
+        if days & _LAST_DAY:
+            by_month |= 1 << length
+        wanted = [day for day in range(1, length + 1) if days >> _NEAR + day & 1]
+        for day in wanted + [length] * bool(days & _LAST_NEAR):
+            by_month |= 1 << _nearest_workday(day, first, length)
+    return by_month & by_week if both else by_month | by_week
+
+
+def _nearest_workday(day: int, first: int, length: int) -> int:
+    """The Monday to Friday nearest to `day`, never in another month."""
+    weekday = (first + day - 1) % 7
+    if weekday == 6:  # Saturday
+        return day - 1 if day > 1 else 3
+    if weekday == 0:
+        return day + 1 if day < length else day - 2
+    return day
+
+
+class _Days(dict[int, tuple[int, ...]]):
+    """The matching days of each year, made when first asked for.
+
+    A year has thirteen ints: at 1 to 12 the days of that month, at 0 the months that have any.
+    """
+
+    def __init__(self, days: int, months: int, weekdays: int, years: int, both: bool) -> None:
+        super().__init__()
+        self.fields = days, weekdays, both
+        self.months = months
+        self.years = years
+        self.last = years.bit_length() - 1 if years else dt.MAXYEAR
+
+    def __missing__(self, year: int) -> tuple[int, ...]:
+        found = [0] * 13
+        if not self.years or self.years >> year & 1:
+            weekday = dt.date(year, 1, 1).isoweekday()
+            leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
+            for month, length in enumerate((31, 28 + leap, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31), 1):
+                if self.months >> month & 1:
+                    found[month] = _days_in_month(*self.fields, weekday % 7, length)
+                    found[0] |= bool(found[month]) << month
+                weekday += length
+        self[year] = made = tuple(found)
+        return made
+
+    def later(self, year: int, month: int, day: int) -> tuple[int, int, int] | None:
+        """The first matching day after this one."""
+        days = self[year][month] >> day + 1 << day + 1
+        if not days:
+            months = self[year][0] >> month + 1 << month + 1
+            while not months:
+                year += 1
+                if year > self.last:
+                    return None
+                months = self[year][0]
+            month = (months & -months).bit_length() - 1
+            days = self[year][month]
+        return year, month, (days & -days).bit_length() - 1
+
+
+@functools.lru_cache(maxsize=1024)
+def _days_of(days: int, months: int, weekdays: int, years: int, both: bool) -> _Days | None:
+    """The calendar of these fields, shared by all schedules that have them; None if no day ever matches."""
+    found = _Days(days, months, weekdays, years, both)
+    # 28 years hold each kind of year: leap or not, beginning on each weekday.
+    asked = [year for year in range(1970, 2200) if years >> year & 1] if years else range(2000, 2028)
+    return found if any(found[year][0] for year in asked) else None
+
+
+def _begin_of(year: int) -> dt.datetime:
+    """When the year begins, naive; for the year 10000 the last second there is."""
+    return (dt.datetime(year, 1, 1, tzinfo=dt.UTC) if year <= dt.MAXYEAR else _LATEST).replace(tzinfo=None)
+
+
+class _Shift(NamedTuple):
+    """A clock change: the naive moment in UTC, the offsets before and after, and the wall clock it disturbs.
+
+    `low` and `high` are in the zone's own wall clock: such times compare as they read.
+    """
+
+    at: dt.datetime
+    before: dt.timedelta
+    after: dt.timedelta
+    low: dt.datetime
+    high: dt.datetime
+
+
+class _Zone(dict[int, tuple[_Shift, ...]]):
+    """A time zone, and the clock changes of each year (two days more at both ends), found when first asked for."""
+
+    def __init__(self, tzinfo: dt.tzinfo) -> None:
+        super().__init__()
+        self.tzinfo = tzinfo
+        self.key = str(tzinfo)
+
+    def __missing__(self, year: int) -> tuple[_Shift, ...]:
+        """Look every three days: no zone has ever changed twice within less than four."""
+        self[year] = made = tuple(self._changes(year)) if not isinstance(self.tzinfo, dt.timezone) else ()
+        return made
+
+    def _changes(self, year: int) -> Iterator[_Shift]:
+        low = max(_begin_of(year), _begin_of(1) + 4 * _ONE_DAY) - 2 * _ONE_DAY
+        end = min(_begin_of(year + 1), _begin_of(10_000) - 4 * _ONE_DAY) + 2 * _ONE_DAY
+        before = self.offset(low)
+        while low < end:
+            high = low + 3 * _ONE_DAY if end - low > 3 * _ONE_DAY else end
+            after = self.offset(high)
+            if after != before:
+                at = self._bisected(low, high, before)
+                first, last = sorted((at + before, at + after))
+                # A minute more: what falls into a gap runs at the first full minute after it.
+                last += dt.timedelta(minutes=1)
+                yield _Shift(at, before, after, first.replace(tzinfo=self.tzinfo), last.replace(tzinfo=self.tzinfo))
+            low, before = high, after
+
+    def _bisected(self, low: dt.datetime, high: dt.datetime, before: dt.timedelta) -> dt.datetime:
+        """The first second from which on the offset is no longer `before`."""
+        while high - low > dt.timedelta(seconds=1):
+            middle = low + (high - low) // dt.timedelta(seconds=2) * dt.timedelta(seconds=1)
+            low, high = (middle, high) if self.offset(middle) == before else (low, middle)
+        return high
+
+    def offset(self, moment: dt.datetime) -> dt.timedelta:
+        """The offset from UTC at a naive moment in UTC."""
+        return self.aware(moment).utcoffset() or dt.timedelta(0)
+
+    def aware(self, moment: dt.datetime) -> dt.datetime:
+        """The zone's own time at a naive moment in UTC."""
+        return self.tzinfo.fromutc(moment.replace(tzinfo=self.tzinfo))
+
+    def around(self, moment: dt.datetime) -> tuple[_Shift | None, _Shift | None]:
+        """The clock changes of the moment's year (naive, in UTC) last before or at it, and first after it."""
+        behind = ahead = None
+        for shift in self[moment.year]:
+            if shift.at <= moment:
+                behind = shift
+            else:
+                ahead = ahead or shift
+        return behind, ahead
+
+
+_EARLIEST = dt.datetime(1, 1, 5, tzinfo=dt.UTC)  # far enough from the calendar's end to be moved into any zone
+_LATEST = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC)
+_ONE_DAY = dt.timedelta(days=1)
+_INSTANT = dt.timedelta(microseconds=1)
+_CATCH_UP = dt.timedelta(hours=3)  # clock changes up to this are made good for fixed times, as Debian's cron does
+
+
+@functools.lru_cache(maxsize=1024)
+def _named_zone(key: str) -> _Zone:
+    """The zone of a key; UTC and offsets such as +02:00 need no zone database."""
+    if key == "UTC":
+        return _Zone(dt.UTC)
+    if offset := re.fullmatch(r"(?:UTC)?([+-][0-9]{2}:?[0-9]{2}(?::[0-9]{2})?)", key):
+        with contextlib.suppress(ValueError):
+            return _Zone(dt.datetime.strptime(offset[1], "%z").tzinfo or dt.UTC)
+    import zoneinfo
+
+    try:
+        return _Zone(zoneinfo.ZoneInfo(key))
+    except (KeyError, ValueError, OSError):  # the last two: a key such as "/etc" or "Europe"
+        if zoneinfo.available_timezones():
+            raise ConfigError(f"there is no time zone {key!r}: give a key such as 'Europe/Riga'") from None
+        raise ConfigError(
+            f"no time zone database to look {key!r} up in: pip install tzdata (UTC and '+02:00' go without)"
+        ) from None
+
+
+def _zone_of(tz: object) -> _Zone:
+    if isinstance(tz, str):
+        return _named_zone(tz)
+    if not isinstance(tz, dt.tzinfo):
+        raise ConfigError(f"tz must be a time zone's key or a tzinfo, not {tz!r}")
+    # A zone of pytz answers with another tzinfo for each offset, and cannot be set on a datetime.
+    if dt.datetime(2000, 1, 1, tzinfo=dt.UTC).astimezone(tz).tzinfo is not tz:
+        raise ConfigError(f"{tz!r} is no tzinfo that a datetime can carry: give its key, such as 'Europe/Riga'")
+    return _Zone(tz)
+
+
+def _cron_texts(expr: object) -> list[str]:
+    """The seven fields of an expression, the year `*` where there is none."""
+    if not isinstance(expr, str):
+        raise ConfigError(f"a cron expression is a text, not {expr!r}")
+    texts = _CRON_TEXTS.findall(expr)
+    if len(texts) == 1 and expr.isascii():
+        name = texts[0].lower()
+        if name == "@reboot":
+            raise ConfigError("@reboot is no time: what is to run at the start goes into @app.lifespan")
+        if name.startswith("@") and name not in _CRON_NAMES:
+            raise ConfigError(f"there is no {texts[0]!r}: there are {', '.join(_CRON_NAMES)}")
+        texts = _CRON_NAMES.get(name, name).split()
+    if len(texts) == 5:
+        return ["0", *texts, "*"]
+    if len(texts) == 6:
+        return [*texts, "*"]
+    if len(texts) == 7:
+        return texts
+    raise ConfigError(
+        f"a cron expression has five fields (minute hour day-of-month month day-of-week), six (second first) "
+        f"or seven (year last), not {len(texts)}: {expr!r}"
+    )
+
+
+class _NoFire(FlowrraError, ValueError):  # noqa: N818 (an answer, and to callers a ValueError)
+    """There is no fire on that side of the moment."""
+
+
+class _Fires:
+    """What a Cron and a union of them offer beside `next` and `previous`."""
+
+    __slots__ = ()
+
+    def next(self, after: dt.datetime) -> dt.datetime:
+        """The first fire later than `after`.
+
+        Raises:
+            ValueError: there is none before the year 10000.
+        """
+        raise NotImplementedError
+
+    def iter(self, after: dt.datetime) -> Iterator[dt.datetime]:
+        """The fires later than `after`, one after the other; it ends if they do."""
+        with contextlib.suppress(_NoFire):
+            while True:
+                after = self.next(after)
+                yield after
+
+    @property
+    def parts(self) -> tuple[Cron, ...]:
+        """The expressions that it is made of."""
+        raise NotImplementedError
+
+    def __or__(self, other: _Fires) -> CronUnion:
+        return CronUnion(*self.parts, *other.parts) if isinstance(other, _Fires) else NotImplemented
+
+
+class Cron(_Fires):
+    """A cron expression in a time zone: `Cron("30 9 * * mon-fri", "Europe/Riga")`. UTC if no zone is given.
+
+    Five fields: minute, hour, day of month, month, day of week; six: a second before them; seven: a year
+    (1970-2199) after those. `tz` is a key or a tzinfo. `name` is what H spreads by: the same name, the same
+    times. Days match if day-of-month or day-of-week does; both have to if one of them begins with `*`, or
+    with `both_days`.
+
+    A naive moment is the wall clock of the zone. Fires are aware, in the schedule's own tzinfo. Where the clock
+    is put forward (less than 3 h) a time in the gap runs at the first minute after it; where it is put back (up
+    to 3 h) a time runs in the first pass only. A schedule whose second, minute or hour begins with `*` follows
+    the clock as it is: nothing in a gap, and both passes.
+
+    Immutable; equal if fields and zone are.
+
+    Raises:
+        ConfigError: (a ValueError) the expression is wrong, or never fires; there is no such zone.
+    """
+
+    __slots__ = ("_days", "_expr", "_first", "_hours", "_is_fixed", "_key", "_minutes", "_seconds", "_tzinfo", "_zone")
+
+    def __init__(
+        self, expr: str, tz: str | dt.tzinfo = "UTC", *, name: str | None = None, both_days: bool = False
+    ) -> None:
+        texts = _cron_texts(expr)
+        salt = name if "h" in expr.lower() else None  # or the cache would hold fields once for each name
+        bits = tuple([_cron_bits(field, text, salt) for field, text in zip(_CRON_FIELDS, texts, strict=True)])
+        seconds, minutes, hours, days, months, weekdays, years = bits
+        both = both_days or texts[3][0] in "*?" or texts[5][0] in "*?"
+        calendar = _days_of(days, months, weekdays, 0 if texts[6] == "*" else years, both)
+        if calendar is None:
+            raise ConfigError(
+                f"bad day-of-month field {texts[3]!r}: with month {texts[4]!r}, day-of-week {texts[5]!r} "
+                f"and year {texts[6]!r} there is no such day"
+            )
+        self._expr = expr
+        self._zone = _zone_of(tz)
+        self._tzinfo = self._zone.tzinfo
+        self._days = calendar
+        self._seconds, self._minutes, self._hours = _first_from(seconds), _first_from(minutes), _first_from(hours)
+        self._first = (self._hours[0] or 0, self._minutes[0] or 0, self._seconds[0] or 0)
+        self._is_fixed = "*" not in (texts[0][0], texts[1][0], texts[2][0])
+        self._key = (bits, both, self._is_fixed, self._zone.key)
+
+    @property
+    def parts(self) -> tuple[Cron, ...]:
+        """Itself alone."""
+        return (self,)
+
+    @property
+    def expr(self) -> str:
+        """The expression as it was given."""
+        return self._expr
+
+    @property
+    def tz(self) -> str:
+        """The zone's key, or what str() makes of a tzinfo without one."""
+        return self._zone.key
+
+    def __repr__(self) -> str:
+        return f"Cron({self._expr!r}, {self.tz!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return self._key == other._key if isinstance(other, Cron) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def next(self, after: dt.datetime) -> dt.datetime:
+        # The usual case: no clock change touches `after` nor the match. One between the two changes nothing.
+        if after.tzinfo is not self._tzinfo:
+            after = self._own(after)
+        for shift in self._zone[after.year]:
+            if shift.low <= after < shift.high:
+                return self._next_carefully(after)
+        found = self._later(after)
+        if found is None:
+            raise _NoFire(f"{self!r} does not fire after {after}")
+        for shift in self._zone[found.year]:
+            if shift.low <= found < shift.high:
+                return self._next_carefully(after)
+        return found
+
+    def _own(self, moment: dt.datetime) -> dt.datetime:
+        """The moment on the schedule's own clock."""
+        if moment.tzinfo is None:
+            return moment.replace(tzinfo=self._tzinfo, fold=0)
+        try:
+            return moment.astimezone(self._tzinfo)
+        except OverflowError:
+            raise _NoFire(f"{moment} is not within the years 1 to 9999 in {self.tz}") from None
+
+    def _utc(self, moment: dt.datetime) -> dt.datetime:
+        """The moment in UTC, within what `previous` looks through."""
+        try:
+            return max(self._own(moment).astimezone(dt.UTC), _EARLIEST)
+        except OverflowError:
+            return _EARLIEST if moment.year == dt.MINYEAR else _LATEST
+
+    def _later(self, after: dt.datetime) -> dt.datetime | None:
+        """The first match later than `after` on a wall clock that never changes, with the same tzinfo."""
+        year, month, day = after.year, after.month, after.day
+        if self._days[year][month] >> day & 1:
+            hour = after.hour
+            if self._hours[hour] == hour:
+                minute = after.minute
+                if self._minutes[minute] == minute:
+                    second = self._seconds[after.second + 1]
+                    if second is not None:
+                        return dt.datetime(year, month, day, hour, minute, second, 0, after.tzinfo)
+                next_minute = self._minutes[minute + 1]
+                if next_minute is not None:
+                    return dt.datetime(year, month, day, hour, next_minute, self._first[2], 0, after.tzinfo)
+            next_hour = self._hours[hour + 1]
+            if next_hour is not None:
+                return dt.datetime(year, month, day, next_hour, self._first[1], self._first[2], 0, after.tzinfo)
+        found = self._days.later(year, month, day)
+        return found and dt.datetime(*found, *self._first, tzinfo=after.tzinfo)
+
+    def _next_carefully(self, after: dt.datetime) -> dt.datetime:
+        """What `next` is to return, from one clock change to the next: between them a wall time is one moment."""
+        zone = self._zone
+        moment = after.astimezone(dt.UTC).replace(tzinfo=None) + _INSTANT  # the earliest that will do
+        while True:
+            behind, ahead = zone.around(moment)
+            end = ahead.at if ahead else _begin_of(moment.year + 1)
+            offset = zone.offset(moment)
+            found = self._from(moment + offset, behind)
+            if found is not None and found - offset < end:
+                return zone.aware(found - offset)
+            if found is None and ahead is None:  # nor is there a change that brings back what the clock has passed
+                raise _NoFire(f"{self!r} does not fire after {after}")
+            moment = end
+
+    def _from(self, wall: dt.datetime, behind: _Shift | None) -> dt.datetime | None:
+        """The first time to run at or after `wall` (naive) on a clock that was last changed as in `behind`."""
+        moved = None
+        if behind is not None and self._is_fixed:
+            left, entered = behind.at + behind.before, behind.at + behind.after
+            if left - _CATCH_UP <= entered < left:  # what the clock shows again has run before
+                wall = max(wall, left)
+            elif left < entered < left + _CATCH_UP and self._has_match(left, entered):
+                moved = entered + dt.timedelta(seconds=-entered.second % 60)
+        found = self._later(wall - _INSTANT)
+        if moved is not None and wall <= moved and (found is None or moved < found):
+            return moved
+        return found
+
+    def _has_match(self, begin: dt.datetime, end: dt.datetime) -> bool:
+        found = self._later(begin - _INSTANT)
+        return found is not None and found < end
+
+    def previous(self, before: dt.datetime) -> dt.datetime:
+        """The last fire earlier than `before`.
+
+        Raises:
+            ValueError: there is none since the year 1.
+        """
+        limit = self._utc(before)
+        step = dt.timedelta(minutes=1)
+        low = limit - step
+        # Further back each time until something fires before the limit; then what is between is halved.
+        while (found := self._fire(low, limit)) is None:
+            if low <= _EARLIEST:
+                raise _NoFire(f"{self!r} does not fire before {before}")
+            step *= 4
+            low = low - step if low - _EARLIEST > step else _EARLIEST
+        high = limit
+        while (later := self._fire(found, limit)) is not None:
+            middle = later + (high - later) / 2
+            found = self._fire(middle, limit)
+            if found is None:
+                high, found = middle, later
+        return found.astimezone(self._tzinfo)
+
+    def _fire(self, after: dt.datetime, limit: dt.datetime) -> dt.datetime | None:
+        """The next fire in UTC, if there is one earlier than `limit`."""
+        try:
+            found = self.next(after).astimezone(dt.UTC)
+        except (_NoFire, OverflowError):
+            return None
+        return found if found < limit else None
+
+    def matches(self, moment: dt.datetime) -> bool:
+        """Whether it fires in the minute of `moment`; in its second, if the expression has seconds."""
+        begin = self._utc(moment).replace(microsecond=0)
+        length = dt.timedelta(seconds=1)
+        if self._key[0][0] == 1:
+            length, begin = dt.timedelta(minutes=1), begin.replace(second=0)
+        return self._fire(begin - _INSTANT, begin + length) is not None
+
+    def explain(self) -> str:
+        """The schedule in words: `At 09:00 on Monday through Friday, Europe/Riga`."""
+        (seconds, minutes, hours, days, months, weekdays, years), both, *_ = self._key
+        said = _said_time(seconds, minutes, hours) + _said_days(days, weekdays, both=both)
+        if months != _cron_bits("month", "*"):
+            said += f" in {_spans(months, lambda month: _CRON_VALUES['month'][month - 1])}"
+        if self._days.years:
+            said += f" in {_spans(years, str)}"
+        return f"{said[0].upper()}{said[1:]}, {self.tz}"
+
+
+class CronUnion(_Fires):
+    """Fires when any of its parts does, once where several do: `Cron(a) | Cron(b)`."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, *parts: Cron) -> None:
+        self._parts = tuple(dict.fromkeys(parts))
+
+    @property
+    def parts(self) -> tuple[Cron, ...]:
+        """The expressions that it is made of, each once."""
+        return self._parts
+
+    def __repr__(self) -> str:
+        return " | ".join(map(repr, self._parts))
+
+    def __eq__(self, other: object) -> bool:
+        return set(self._parts) == set(other._parts) if isinstance(other, CronUnion) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._parts))
+
+    def next(self, after: dt.datetime) -> dt.datetime:
+        """The first fire of any part later than `after`; in the zone of that part."""
+        return min(self._ask(Cron.next, after), key=dt.datetime.timestamp)
+
+    def previous(self, before: dt.datetime) -> dt.datetime:
+        """The last fire of any part earlier than `before`; in the zone of that part."""
+        return max(self._ask(Cron.previous, before), key=dt.datetime.timestamp)
+
+    def _ask(self, question: Callable[[Cron, dt.datetime], dt.datetime], moment: dt.datetime) -> list[dt.datetime]:
+        """The answers of the parts that have one. A naive moment is each part's own wall clock."""
+        answers = []
+        for part in self._parts:
+            with contextlib.suppress(_NoFire):
+                answers.append(question(part, moment))
+        if not answers:
+            raise _NoFire(f"{self!r} has no fire on that side of {moment}")
+        return answers
+
+    def matches(self, moment: dt.datetime) -> bool:
+        """Whether any part fires in the minute (or second, see Cron) of `moment`."""
+        return any(part.matches(moment) for part in self._parts)
+
+    def explain(self) -> str:
+        """What its parts say of themselves."""
+        return "; ".join(part.explain() for part in self._parts)
+
+
+def _values(bits: int) -> list[int]:
+    return [value for value in range(bits.bit_length()) if bits >> value & 1]
+
+
+def _listed(words: Sequence[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _spans(bits: int, say: Callable[[int], str]) -> str:
+    """`1, 3 and 5 through 9`."""
+    spans: list[list[int]] = []
+    for value in _values(bits):
+        if spans and spans[-1][-1] == value - 1:
+            spans[-1].append(value)
+        else:
+            spans.append([value])
+    # Two in a row are two.
+    words = [[f"{say(span[0])} through {say(span[-1])}"] if len(span) > 2 else map(say, span) for span in spans]
+    return _listed(list(itertools.chain.from_iterable(words)))
+
+
+def _nth(number: int) -> str:
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
+def _step_of(field: str, bits: int) -> int | None:
+    """The n of `*/n` (1: of `*`), if that is what the field says."""
+    least = _CRON_FIELDS[field][0]
+    step = (_values(bits)[1:2] or [least])[0] - least
+    return step if step and bits == _cron_bits(field, f"*/{step}") else None
+
+
+def _said_time(seconds: int, minutes: int, hours: int) -> str:
+    """`at 09:00 and 17:30`, or unit by unit: `every 5 minutes of hours 9 through 17`."""
+    if seconds.bit_count() * minutes.bit_count() * hours.bit_count() <= 6:
+        times = itertools.product(_values(hours), _values(minutes), _values(seconds))
+        return f"at {_listed([f'{h:02}:{m:02}' + (f':{s:02}' if seconds != 1 else '') for h, m, s in times])}"
+    words: list[str] = []
+    last: int | None = None
+    units = {"second": seconds, "minute": minutes, "hour": hours}
+    for unit, bits in list(units.items())[seconds == 1 :]:
+        step = _step_of(unit, bits)
+        if step is None or (24 if unit == "hour" else 60) % step:
+            step = None
+            words.append(f"{'of' if words else 'at'} {unit}{'s' * (bits.bit_count() > 1)} {_spans(bits, str)}")
+        elif not words:
+            words.append(f"every {unit}" if step == 1 else f"every {step} {unit}s")
+        elif step > 1 or last is None:  # "every 5 minutes" are those of every hour
+            words.append(f"of every {unit}" if step == 1 else f"of every {_nth(step)} {unit}")
+        last = step
+    return " ".join(words)
+
+
+def _said_days(days: int, weekdays: int, *, both: bool) -> str:
+    said = []
+    if days != _cron_bits("day-of-month", "*"):
+        said.append(_listed(list(_said_by_month(days))))
+    if weekdays != _cron_bits("day-of-week", "*"):
+        said.append(_listed(list(_said_by_week(weekdays))))
+    return f" on {(' if it is ' if both else ' or on ').join(said)}" if said else ""
+
+
+def _said_by_month(days: int) -> Iterator[str]:
+    plain = days & _cron_bits("day-of-month", "*")
+    step = _step_of("day-of-month", plain) if plain.bit_count() > 3 else None
+    if plain:
+        yield f"the {_spans(plain, _nth)}" if step is None else f"every {_nth(step)} day of the month"
+    if days & _LAST_DAY:
+        yield "the last day of the month"
+    for day in _values(days >> _NEAR & _cron_bits("day-of-month", "*")):
+        yield f"the weekday nearest the {_nth(day)}"
+    if days & _LAST_NEAR:
+        yield "the last weekday of the month"
+
+
+def _said_by_week(weekdays: int) -> Iterator[str]:
+    names = _CRON_VALUES["day-of-week"]
+    if plain := weekdays & 127:
+        yield _spans(plain, lambda day: names[day])
+    for week, which in enumerate(("first", "second", "third", "fourth", "fifth", "last"), 1):
+        for day in _values(weekdays >> 7 * week & 127):
+            yield f"the {which} {names[day]} of the month"
 
 
 # ---------------------------------------------------------------------------
