@@ -3,13 +3,17 @@
 A module or a class that needs one says `pytestmark = pytest.mark.usefixtures("postgres_url")`, or
 its tests take the fixture. Where the server cannot be reached they are skipped with the reason;
 with FLOWRRA_REQUIRE_SERVICES=1 in the environment, they fail with it. Others use the servers at
-the same time: keep to names with a random part, and clean up.
+the same time: keep to names with a random part, and clean up; `postgres_schema` and `mysql_database`
+are such a part of a server, for one test.
 """
 
+import asyncio
 import functools
 import os
 import socket
 import urllib.parse
+import uuid
+from collections.abc import Iterator
 from typing import NoReturn
 
 import pytest
@@ -65,3 +69,44 @@ def postgres_url() -> str:
 @pytest.fixture(scope="session")
 def mysql_url() -> str:
     return require(MYSQL_URL)
+
+
+@pytest.fixture
+def postgres_schema(postgres_url: str) -> Iterator[str]:
+    """A URL whose tables are in a schema of their own."""
+    name = f"flowrra_{uuid.uuid4().hex}"
+    asyncio.run(in_postgres(postgres_url, f"CREATE SCHEMA {name}"))
+    yield f"{postgres_url}?search_path={name}"
+    asyncio.run(in_postgres(postgres_url, f"DROP SCHEMA {name} CASCADE"))
+
+
+@pytest.fixture
+def mysql_database(mysql_url: str) -> Iterator[str]:
+    """A URL of a database of its own."""
+    name = f"flowrra_{uuid.uuid4().hex}"
+    asyncio.run(in_mysql(mysql_url, f"CREATE DATABASE {name}"))
+    yield urllib.parse.urlsplit(mysql_url)._replace(path=f"/{name}").geturl()
+    asyncio.run(in_mysql(mysql_url, f"DROP DATABASE {name}"))
+
+
+async def in_postgres(url: str, statement: str) -> None:
+    """Run a statement on the server of `url`."""
+    import asyncpg
+
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+async def in_mysql(url: str, *statements: str) -> None:
+    """Run statements on the server of `url`."""
+    from flowrra_extras.scheduler.mysql import database_from_url
+
+    link = await database_from_url(url).connect(timeout=10.0)
+    try:
+        for statement in statements:
+            await link.execute(statement)
+    finally:
+        await link.close()

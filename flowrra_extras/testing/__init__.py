@@ -1,4 +1,4 @@
-"""What to test with: a clock that a test moves, `drain(app)`, and the suite that every broker passes.
+"""What to test with: a clock that a test moves, `drain(app)`, and the suites that brokers and stores pass.
 
     clock = ManualClock()
     app = Flowrra(clock=clock)
@@ -7,15 +7,17 @@
         await drain(app)  # retries too: the clock is put forward to each of them
         assert (await app.get_job(task_id)).status is TaskStatus.SUCCESS
 
-`BrokerContract` is for those who write a broker; its docstring says how.
+`BrokerContract` is for those who write a broker, `ScheduleStoreContract` for a store of schedules; their
+docstrings say how.
 """
 
 from flowrra_extras.testing.jobs import ClaimContract, PushContract, SettleContract
 from flowrra_extras.testing.lives import CancelContract, CrashContract, ParentsContract
 from flowrra_extras.testing.looking import LookingContract, WaitingContract
-from flowrra_extras.testing.tools import ManualClock, drain
+from flowrra_extras.testing.schedules import ScheduleStoreContract
+from flowrra_extras.testing.tools import ManualClock, drain, fire_due
 
-__all__ = ["BrokerContract", "ManualClock", "drain"]
+__all__ = ["BrokerContract", "ManualClock", "ScheduleStoreContract", "drain", "fire_due"]
 
 
 class BrokerContract(

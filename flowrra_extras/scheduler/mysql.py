@@ -1,0 +1,149 @@
+"""Schedules in MySQL (8.0.17 and later) or MariaDB (10.6 and later), through asyncmy."""
+
+import contextlib
+import datetime as dt
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+import asyncmy
+
+from flowrra import ConfigError
+from flowrra_extras.scheduler.database import Address, Dialect, server_address
+
+_DIALECT = Dialect(
+    mark=lambda number: "%s",
+    serial="BIGINT AUTO_INCREMENT PRIMARY KEY",
+    name="VARCHAR(255)",
+    text="LONGTEXT",  # TEXT ends at 64 KiB
+    moment="DATETIME(6)",  # UTC
+    lease="DATETIME(6)",
+    # Within the table, and so with it or not at all: here no transaction holds several of these statements.
+    index_in_table=", INDEX flowrra_schedule_due (enabled, next_fire, seq)",
+    index="DO 0",
+    # Every text differs from every other one: no folding of case and accents, no trailing blanks left out. The two
+    # servers have different names for that, and each reads its own comment.
+    table_end="""ENGINE = InnoDB CHARACTER SET utf8mb4
+        COLLATE /*!80017 utf8mb4_0900_bin *//*M!100303 utf8mb4_nopad_bin */""",
+    lock="SELECT GET_LOCK('flowrra_schedule', 3600)",
+    unlock="SELECT RELEASE_LOCK('flowrra_schedule')",
+    existing="""SELECT 1 FROM information_schema.tables
+        WHERE table_schema = DATABASE() AND table_name = 'flowrra_schedule_meta'""",
+    free="(lease IS NULL OR lease <= UTC_TIMESTAMP(6))",
+    until="UTC_TIMESTAMP(6) + INTERVAL :lease * 1000000 MICROSECOND",
+    # A scan of the table would lock every row that is due, and others who take would come away with nothing.
+    hint="FORCE INDEX (flowrra_schedule_due)",
+    lock_rows="FOR UPDATE",
+    skip_locked="FOR UPDATE SKIP LOCKED",
+    or_leave="ON DUPLICATE KEY UPDATE seq = seq",
+    to_column=lambda moment: moment.replace(tzinfo=None),
+    from_column=lambda moment: moment.replace(tzinfo=dt.UTC),
+    code=lambda error: error.args[0] if error.args else None,
+    duplicate=1062,
+    conflicts=(1205, 1213),  # lock wait time-out, deadlock
+)
+
+# Whatever the server's defaults are: nothing is cut off to fit, locks are on rows and not on the gaps between them,
+# and "table exists already" is no warning.
+_SETTINGS = (
+    "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', sql_notes = 0",
+    "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
+)
+
+
+class _Cursor(Protocol):
+    """What is used of asyncmy's cursor, which has no types."""
+
+    async def execute(self, statement: str, values: Sequence[Any]) -> int: ...
+    async def executemany(self, statement: str, rows: Sequence[Sequence[Any]]) -> int: ...
+    async def fetchall(self) -> Sequence[Sequence[Any]]: ...
+
+
+class _Connection(Protocol):
+    """What is used of asyncmy's connection."""
+
+    def cursor(self) -> contextlib.AbstractAsyncContextManager[_Cursor]: ...
+    async def ping(self, reconnect: bool) -> None: ...
+    async def ensure_closed(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class MySQL:
+    """The database that a URL names."""
+
+    dialect = _DIALECT
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._ssl = _ssl(**address.options)
+
+    @property
+    def place(self) -> str:
+        return f"MySQL at {self._address.place}"
+
+    async def connect(self, timeout: float) -> "_Link":
+        to = self._address
+        connection = await asyncmy.connect(
+            host=to.host or "localhost",
+            port=to.port,
+            user=to.user,
+            password=to.password or "",
+            database=to.database,
+            charset="utf8mb4",
+            autocommit=True,
+            connect_timeout=math.ceil(timeout),
+            ssl=self._ssl,
+        )
+        link = _Link(cast("_Connection", connection))
+        try:
+            for setting in _SETTINGS:
+                await link.execute(setting)
+        except BaseException:
+            await link.drop()
+            raise
+        return link
+
+
+class _Link:
+    def __init__(self, connection: _Connection) -> None:
+        self._connection = connection
+
+    async def is_alive(self) -> bool:
+        try:
+            await self._connection.ping(reconnect=False)
+        except Exception:  # what a lost stream raises depends on where it was lost
+            return False
+        return True
+
+    async def fetch(self, statement: str, values: Sequence[Any] = ()) -> Sequence[Sequence[Any]]:
+        async with self._connection.cursor() as cursor:
+            await cursor.execute(statement, values)
+            return await cursor.fetchall()
+
+    async def execute(self, statement: str, values: Sequence[Any] = ()) -> int:
+        async with self._connection.cursor() as cursor:
+            return await cursor.execute(statement, values)
+
+    async def execute_each(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+        async with self._connection.cursor() as cursor:
+            await cursor.executemany(statement, rows)
+
+    async def drop(self) -> bool:
+        self._connection.close()
+        return True
+
+    async def close(self) -> None:
+        await self._connection.ensure_closed()
+
+
+def _ssl(ssl: str = "false", ssl_ca: str | None = None) -> dict[str, str] | bool | None:
+    """The driver's idea of an encrypted connection; only with `ssl_ca` is the server's certificate checked."""
+    if ssl not in ("true", "false"):
+        raise ConfigError(f"the option ssl is true or false, not {ssl!r}")
+    if ssl_ca is not None:
+        return {"ca": ssl_ca}
+    return True if ssl == "true" else None
+
+
+def database_from_url(url: str) -> MySQL:
+    return MySQL(server_address(url, port=3306, options=("ssl", "ssl_ca")))

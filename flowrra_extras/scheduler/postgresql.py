@@ -1,0 +1,80 @@
+"""Schedules in PostgreSQL, through asyncpg."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import asyncpg
+
+from flowrra_extras.scheduler.database import Address, Dialect, server_address
+
+# What asyncpg reads from a URL, or hands to the server.
+_OPTIONS = ("application_name", "search_path", "sslcert", "sslcrl", "sslkey", "sslmode", "sslrootcert")
+
+_DIALECT = Dialect(
+    mark=lambda number: f"${number}",
+    serial="BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
+    moment="TIMESTAMPTZ",
+    lease="TIMESTAMPTZ",
+    index="""CREATE INDEX flowrra_schedule_due ON flowrra_schedule (enabled, next_fire, seq)
+        WHERE enabled = TRUE AND next_fire IS NOT NULL""",
+    lock="SELECT pg_advisory_xact_lock(7305461987402391)",  # ends with the transaction; the number means nothing
+    # Not to_regclass(), which after the wait for the lock still says what it saw before.
+    existing="SELECT 1 FROM pg_class WHERE relname = 'flowrra_schedule_meta' AND pg_table_is_visible(oid)",
+    free="(lease IS NULL OR lease <= clock_timestamp())",
+    until="clock_timestamp() + make_interval(secs => :lease)",
+    lock_rows="FOR UPDATE",
+    skip_locked="FOR UPDATE SKIP LOCKED",
+    to_column=lambda moment: moment,
+    from_column=lambda moment: moment,
+    code=lambda error: getattr(error, "sqlstate", None),
+    duplicate="23505",
+    conflicts=("40001", "40P01"),  # serialization failure, deadlock
+)
+
+
+class PostgreSQL:
+    """The database that a URL names."""
+
+    dialect = _DIALECT
+
+    def __init__(self, url: str, address: Address) -> None:
+        self._url = url
+        self._address = address
+
+    @property
+    def place(self) -> str:
+        return f"PostgreSQL at {self._address.place}"
+
+    async def connect(self, timeout: float) -> "_Link":
+        return _Link(await asyncpg.connect(self._url, timeout=timeout))
+
+
+class _Link:
+    def __init__(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+        self._connection = connection
+
+    async def is_alive(self) -> bool:
+        return not self._connection.is_closed()
+
+    async def fetch(self, statement: str, values: Sequence[Any] = ()) -> Sequence[Sequence[Any]]:
+        rows = await self._connection.fetch(statement, *values)
+        return [tuple(row) for row in rows]
+
+    async def execute(self, statement: str, values: Sequence[Any] = ()) -> int:
+        status = await self._connection.execute(statement, *values)
+        count = status.rpartition(" ")[2]  # "UPDATE 1", but "BEGIN"
+        return int(count) if count.isdigit() else 0
+
+    async def execute_each(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+        await self._connection.executemany(statement, rows)
+
+    async def drop(self) -> bool:
+        self._connection.terminate()
+        return True
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+
+def database_from_url(url: str) -> PostgreSQL:
+    return PostgreSQL(url, server_address(url, port=5432, options=_OPTIONS))
