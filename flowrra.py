@@ -5714,7 +5714,7 @@ def make_schedule(
         task=name,
         kind=kind,
         rule=_rule_text(kind, rule, tz),
-        tz=zone_key(tz),
+        tz=_zone_of("UTC" if tz is None else tz).key,
         payload=_payload(task, args, kwargs or {}),
         options=_job_options(options),
         misfire=_one_of("misfire", misfire, MISFIRES),
@@ -5729,11 +5729,6 @@ def make_schedule(
     return schedule
 
 
-def zone_key(tz: str | dt.tzinfo | None) -> str:
-    """A zone as it is kept: by its key, or a fixed offset as text."""
-    return "UTC" if tz is None else tz if isinstance(tz, str) else getattr(tz, "key", None) or str(tz)
-
-
 def _rule_text(kind: str, rule: object, tz: str | dt.tzinfo | None) -> str:
     """The rule as it is kept."""
     if kind == "cron":
@@ -5746,7 +5741,7 @@ def _rule_text(kind: str, rule: object, tz: str | dt.tzinfo | None) -> str:
             raise ConfigError(f"an interval must be at most {_MAX_INTERVAL:g} s (100 years), not {rule!r}")
         return f"{seconds:.6f}".rstrip("0").rstrip(".")
     if tz is not None and isinstance(rule, dt.datetime) and rule.tzinfo is None:
-        rule = rule.replace(tzinfo=as_zone(tz))
+        rule = rule.replace(tzinfo=_zone_of(tz).tzinfo)
     return (_EPOCH + dt.timedelta(microseconds=_micro(_timestamp("run_at", rule)))).isoformat()
 
 
@@ -7686,7 +7681,7 @@ _HERD = 5  # schedules that fire in one moment
 def _schedule_row(schedule: Schedule, *, in_code: bool) -> list[str]:
     following = schedule.next_fire_at
     with contextlib.suppress(ValueError):  # a zone that is not known here
-        following = following and following.astimezone(as_zone(schedule.tz))
+        following = following and following.astimezone(_zone_of(schedule.tz).tzinfo)
     at = "" if following is None else following.isoformat(" ", "seconds")
     state = "disabled" if not schedule.enabled else "done" if following is None else ""
     return [schedule.id, schedule.task, at, f"{'in code ' * in_code}{state}".strip(), _explained(schedule)]
