@@ -138,14 +138,23 @@ class Site:
     # Processes ---------------------------------------------------------------------------------
 
     def start(
-        self, *arguments: str, env: Mapping[str, str] | None = None, program: Sequence[str] = (sys.executable,)
+        self,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        program: Sequence[str] = (sys.executable,),
+        stdin: int | None = None,
     ) -> Process:
         """Start Python with these arguments in the folder; what it prints can be read from its pipe."""
         log = self.folder / f"{len(self._processes)}.log"
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(env or {})}
         with log.open("wb") as stderr:
             popen = subprocess.Popen(
-                [*program, *arguments], cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=stderr
+                [*program, *arguments],
+                cwd=self.folder,
+                env=environment,
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
             )
         process = Process(popen, log)
         self._processes.append(process)
