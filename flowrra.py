@@ -1629,6 +1629,33 @@ class Cron(_Fires):
             length, begin = dt.timedelta(minutes=1), begin.replace(second=0)
         return self._fire(begin - _INSTANT, begin + length) is not None
 
+    @property
+    def takes_either_day(self) -> bool:
+        """Whether days are asked for in two ways, of which one is enough."""
+        *_, days, _, weekdays, _ = self._key[0]
+        plain = _cron_bits("day-of-month", "*"), _cron_bits("day-of-week", "*")
+        return not self._key[1] and days != plain[0] and weekdays != plain[1]
+
+    def clock_marks(self, begin: dt.datetime, end: dt.datetime) -> Iterator[tuple[dt.datetime, str]]:
+        """What the clock changes from `begin` to `end` do to the schedule, in words, and when (in UTC)."""
+        years = range(begin.astimezone(dt.UTC).year, end.astimezone(dt.UTC).year + 1)
+        for shift in sorted({shift for year in years for shift in self._zone[year]}):
+            left, entered = shift.at + shift.before, shift.at + shift.after
+            match = self._later(min(left, entered) - _INSTANT)
+            if not begin <= shift.at.replace(tzinfo=dt.UTC) <= end or match is None or match >= max(left, entered):
+                continue
+            why = f"the clock goes from {left:%H:%M} to {entered:%H:%M}"
+            if left < entered:
+                is_moved = self._is_fixed and entered - left < _CATCH_UP
+                wall = entered + dt.timedelta(seconds=-entered.second % 60) if is_moved else entered
+                marks = [(wall - shift.after, f"{'moved from ' * is_moved}{match:%Y-%m-%d %H:%M}, {why}")]
+            elif self._is_fixed and left - entered <= _CATCH_UP:
+                marks = [(match - shift.before, f"once, though {why}")]
+            else:
+                marks = [(match - offset, f"{which}, {why}") for offset, which in
+                         ((shift.before, "the first of two"), (shift.after, "the second of two"))]  # fmt: skip
+            yield from ((moment.replace(tzinfo=dt.UTC), mark) for moment, mark in marks)
+
     def explain(self) -> str:
         """The schedule in words: `At 09:00 on Monday through Friday, Europe/Riga`."""
         (seconds, minutes, hours, days, months, weekdays, years), both, *_ = self._key
@@ -7081,6 +7108,11 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (status, jobs, show, explain, cancel, requeue, purge, pause, resume):
         sub.add_argument("where", nargs="?", metavar="module:app", help="the app whose broker to ask")
         sub.add_argument("--broker", metavar="URL", help="the broker to ask")
+    cron = add("cron", _cron_command, "say when a cron expression fires")
+    cron.add_argument("expression", help="such as '30 2 * * mon-fri'")
+    cron.add_argument("--tz", default="UTC", metavar="ZONE", help="such as Europe/Riga (UTC)")
+    cron.add_argument("--name", help="the schedule's name, which H spreads by")
+    cron.add_argument("-n", type=int, default=10, metavar="N", help="so many fires (10)")
     _add_schedules(commands.add_parser("schedules", help="show and steer schedules", description=_schedules.__doc__))
     add("demo", _demo_command, "see it work: a worker, some hundred jobs, a crash and its rescue")
     return parser
@@ -7587,6 +7619,27 @@ def _purge_command(arguments: argparse.Namespace) -> None:
 def _pause_command(arguments: argparse.Namespace) -> None:
     _ask(arguments, lambda app: app.broker.set_queue(arguments.queue, paused=arguments.paused))
     print(f"{'paused' if arguments.paused else 'resumed'}: {arguments.queue}")
+
+
+# Cron ------------------------------------------------------------------------------------------
+
+
+def _cron_command(arguments: argparse.Namespace) -> None:
+    cron = Cron(arguments.expression, arguments.tz, name=arguments.name)
+    now = dt.datetime.now(dt.UTC)
+    fires = list(itertools.islice(cron.iter(now), _whole("-n", arguments.n, least=1)))
+    print(cron.explain())
+    if cron.takes_either_day:
+        print("note: days match if day-of-month or day-of-week does; if one begins with * both have to")
+    if not fires:
+        print("it does not fire any more")
+        return
+    rows = {fire.astimezone(dt.UTC): f"{fire:%a %Y-%m-%d %H:%M:%S %z}" for fire in fires}
+    rows = {fire: f"{row}  in {duration((fire - now).total_seconds())}" for fire, row in rows.items()}
+    for moment, mark in cron.clock_marks(now, fires[-1]):
+        rows[moment] = f"{rows[moment]:44}  {mark}" if moment in rows else f"not at all: {mark}"
+    for _, row in sorted(rows.items()):
+        print(row)
 
 
 # Schedules -------------------------------------------------------------------------------------
