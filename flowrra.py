@@ -654,6 +654,9 @@ class Config:
         return config
 
 
+_YES_OR_NO: Mapping[str, bool] = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
 def _from_text(name: str, kind: str, text: str) -> Any:
     """`text` as an option of type `kind`, as it comes from the environment or the command line."""
     try:
@@ -661,11 +664,11 @@ def _from_text(name: str, kind: str, text: str) -> Any:
             pairs = (item.rpartition(":") for item in text.split(",") if item.strip())
             return {queue.strip(): int(capacity) for queue, _, capacity in pairs}
         if kind == "bool":
-            return bool(("0", "false", "no", "1", "true", "yes").index(text.strip().lower()) // 3)
+            return _YES_OR_NO[text.strip().lower()]
         if "int" in kind:
             return int(text)
         return float(text) if "float" in kind else text
-    except ValueError:
+    except (ValueError, KeyError):
         wanted = "queues with their capacities, such as default:50,cpu:2" if "Mapping" in kind else kind.split(" |")[0]
         raise ConfigError(f"{name}={text!r} cannot be read as {wanted}") from None
 
