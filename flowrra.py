@@ -67,6 +67,7 @@ import contextvars
 import dataclasses
 import datetime as dt
 import enum
+import functools
 import heapq
 import importlib
 import inspect
@@ -77,6 +78,7 @@ import math
 import os
 import queue as thread_queue
 import random
+import re
 import signal
 import sys
 import threading
@@ -96,7 +98,20 @@ from collections.abc import (
     Sequence,
 )
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, Protocol, Self, TypeVar, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    NamedTuple,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    cast,
+    overload,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -110,6 +125,7 @@ __version__ = "0.2.0"
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+TaskT = TypeVar("TaskT", bound="Task[..., Any]")
 
 logger = logging.getLogger("flowrra")
 logger.addHandler(logging.NullHandler())  # or Python would print warnings of a program that sets up no logging
@@ -585,6 +601,7 @@ class ExecutorConfig:
     `io_workers` and `cpu_workers` are the capacities of the queues `default` and `cpu`; `queues` names
     others, and then only those named are served. `lease`: seconds after which a silent worker counts as
     dead; `heartbeat`: seconds between renewals; `drain`: seconds that a stop waits for running jobs.
+    `scheduler`: whether schedules fire here.
     """
 
     io_workers: int = 10
@@ -593,6 +610,7 @@ class ExecutorConfig:
     lease: float = 10.0
     heartbeat: float = 3.0
     drain: float = 30.0
+    scheduler: bool = True
 
     def __post_init__(self) -> None:
         _whole("io_workers", self.io_workers, least=1)
@@ -642,6 +660,8 @@ def _from_text(name: str, kind: str, text: str) -> Any:
         if "Mapping" in kind:
             pairs = (item.rpartition(":") for item in text.split(",") if item.strip())
             return {queue.strip(): int(capacity) for queue, _, capacity in pairs}
+        if kind == "bool":
+            return bool(("0", "false", "no", "1", "true", "yes").index(text.strip().lower()) // 3)
         if "int" in kind:
             return int(text)
         return float(text) if "float" in kind else text
@@ -1025,8 +1045,761 @@ def retry_delay(options: TaskOptions, retry: int, draw: Callable[[], float] = ra
 # 5. Cron
 #
 # When a cron expression is due, and what it says in words. Knows time zones
-# and clock changes; knows nothing of jobs, schedules and loops.
+# and clock changes; knows nothing of jobs, schedules and loops. The authority
+# is Debian's cron: crontab(5), and its entry.c and cron.c.
+#
+# A field becomes one int with a bit for each value. A match is looked for on
+# the wall clock alone; what a clock change makes of it comes after that.
 # ---------------------------------------------------------------------------
+
+
+# In the order of the expression: the least and the greatest value of each field.
+_CRON_FIELDS: Mapping[str, tuple[int, int]] = {
+    "second": (0, 59),
+    "minute": (0, 59),
+    "hour": (0, 23),
+    "day-of-month": (1, 31),
+    "month": (1, 12),
+    "day-of-week": (0, 6),
+    "year": (1970, 2199),
+}
+_CRON_VALUES: Mapping[str, tuple[str, ...]] = {
+    "month": (
+        *("January", "February", "March", "April", "May", "June", "July"),
+        *("August", "September", "October", "November", "December"),
+    ),
+    "day-of-week": ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"),
+}
+_CRON_NAMES: Mapping[str, str] = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+
+# What stands in the fields of days besides plain days: bits above those of the days themselves.
+_LAST_DAY = 1 << 32  # L
+_NEAR = 32  # bit 32 + n: nW, the weekday nearest to day n
+_LAST_NEAR = 1 << 64  # LW
+_LAST_WEEK = 42  # bit 42 + d: dL; bit 7 * k + d: d#k
+
+_WEEKS = 0x810204081  # times seven bits: these, week after week
+
+_CRON_TEXTS = re.compile(r"[^ \t\n\r\f\v]+")
+_CRON_ITEM = re.compile(r"(?:(\*)|([0-9]+|[a-z]+)(?:-([0-9]+|[a-z]+))?)(?:/([0-9]+))?")
+_CRON_HASH = re.compile(r"h(?:\(([0-9]+)-([0-9]+)\))?(?:/([0-9]+))?")
+_CRON_NEAR = re.compile(r"l|([0-9]+|l)w")
+_CRON_WEEK = re.compile(r"([0-9]+|[a-z]{3})(?:l|#([0-9]+))")
+
+
+@functools.lru_cache(maxsize=1024)
+def _cron_bits(field: str, text: str, name: str | None = None) -> int:
+    """The values that the text of a field stands for, as bits; `name` is what H spreads by."""
+    try:
+        if text == "?" and field in ("day-of-month", "day-of-week"):
+            return _cron_item(field, "*")
+        bits = 0
+        for item in text.lower().split(","):
+            bits |= _cron_special(field, item, name) or _cron_item(field, item)
+        return bits
+    except ValueError as error:
+        raise ConfigError(f"bad {field} field {text!r}: {error}") from None
+
+
+def _cron_item(field: str, item: str) -> int:
+    """`*`, `a`, `a-b`, each with a step or without."""
+    found = _CRON_ITEM.fullmatch(item)
+    if not found:
+        raise ValueError(f"{item!r} is not a value, a range or a step")
+    star, first, last, step = found.groups()
+    least, most = _CRON_FIELDS[field]
+    low = least if star else _cron_value(field, first)
+    high = _cron_value(field, last) if last else most if star or step else low
+    return _cron_range(field, low, high, step)
+
+
+def _cron_range(field: str, low: int, high: int, step: str | None) -> int:
+    """From `low` to `high`; a range that goes down runs on from the field's end at its beginning."""
+    if step is not None and not int(step):
+        raise ValueError("a step is 1 or more")
+    least, most = _CRON_FIELDS[field]
+    size = most - least + 1
+    length = high - low if low <= high else (high - low) % size
+    bits = 0
+    for value in range(low, low + length + 1, int(step or 1)):
+        bits |= 1 << (value - least) % size + least
+    return bits
+
+
+def _cron_value(field: str, text: str) -> int:
+    """A number or a name; a Sunday written as 7 stays 7, since 5-7 does not go down."""
+    least, most = _CRON_FIELDS[field]
+    if not text.isdigit():
+        names = [name[:3].lower() for name in _CRON_VALUES.get(field, ())]
+        if text not in names:
+            raise ValueError(f"{text!r} is neither a number nor one of {', '.join(names)}" if names
+                             else f"{text!r} is not a number")  # fmt: skip
+        return names.index(text) + least
+    if not least <= int(text) <= most + (field == "day-of-week"):
+        raise ValueError(f"{int(text)} is not in {least}-{most + (field == 'day-of-week')}")
+    return int(text)
+
+
+def _cron_special(field: str, item: str, name: str | None) -> int:
+    """H of any field, L and W of days of the month, L and # of days of the week; 0 if it is none of these."""
+    if found := _CRON_HASH.fullmatch(item):
+        return _cron_hashed(field, *found.group(1, 2, 3), name=name)
+    if field == "day-of-month" and (found := _CRON_NEAR.fullmatch(item)):
+        if item == "l":
+            return _LAST_DAY
+        return _LAST_NEAR if item == "lw" else 1 << _NEAR + _cron_value(field, found[1])
+    if field == "day-of-week" and (found := _CRON_WEEK.fullmatch(item)):
+        day, week = _cron_value(field, found[1]) % 7, found[2]
+        if week is not None and not 1 <= int(week) <= 5:
+            raise ValueError(f"{int(week)} is not in 1-5, the weeks that # can ask for")
+        return 1 << (_LAST_WEEK if week is None else 7 * int(week)) + day
+    return 0
+
+
+def _cron_hashed(field: str, low: str | None, high: str | None, step: str | None, *, name: str | None) -> int:
+    """H: one value, or the first of its steps, drawn by a hash of the schedule's name that never changes."""
+    import hashlib
+
+    if name is None:
+        raise ValueError("H spreads schedules by their names, and this one has none (name=...)")
+    least, most = (1, 28) if field == "day-of-month" else _CRON_FIELDS[field]  # 28: every month has it
+    if low is not None and high is not None:
+        least, most = _cron_value(field, low), _cron_value(field, high)
+    if least > most:
+        raise ValueError(f"the range of an H goes up, and {least}-{most} does not")
+    choices = most - least + 1 if step is None else max(1, min(int(step), most - least + 1))
+    digest = hashlib.blake2b(f"{field} {name}".encode(), digest_size=8).digest()
+    first = least + int.from_bytes(digest) % choices
+    return _cron_range(field, first, first if step is None else most, step)
+
+
+@functools.lru_cache(maxsize=1024)
+def _first_from(bits: int) -> tuple[int | None, ...]:
+    """For each i from 0 to 60 the first value at or after i, or None."""
+    rests = (bits >> i << i for i in range(61))
+    return tuple((rest & -rest).bit_length() - 1 if rest else None for rest in rests)
+
+
+@functools.lru_cache(maxsize=4096)
+def _days_in_month(days: int, weekdays: int, both: bool, first: int, length: int) -> int:
+    """The days that match in a month of `length` days whose first is the weekday `first` (0 is Sunday)."""
+    every = (2 << length) - 2
+
+    def repeated(week: int) -> int:
+        return ((week & 127) * _WEEKS >> first << 1) & every
+
+    by_week = repeated(weekdays)
+    if weekdays > 127:
+        for week in range(1, 6):
+            by_week |= repeated(weekdays >> 7 * week) & 127 << 7 * week - 6
+        by_week |= repeated(weekdays >> _LAST_WEEK) & 127 << length - 6
+    by_month = days & every
+    if days >= _LAST_DAY:
+        if days & _LAST_DAY:
+            by_month |= 1 << length
+        wanted = [day for day in range(1, length + 1) if days >> _NEAR + day & 1]
+        for day in wanted + [length] * bool(days & _LAST_NEAR):
+            by_month |= 1 << _nearest_workday(day, first, length)
+    return by_month & by_week if both else by_month | by_week
+
+
+def _nearest_workday(day: int, first: int, length: int) -> int:
+    """The Monday to Friday nearest to `day`, never in another month."""
+    weekday = (first + day - 1) % 7
+    if weekday == 6:  # Saturday
+        return day - 1 if day > 1 else 3
+    if weekday == 0:
+        return day + 1 if day < length else day - 2
+    return day
+
+
+class _Days(dict[int, tuple[int, ...]]):
+    """The matching days of each year, made when first asked for.
+
+    A year has thirteen ints: at 1 to 12 the days of that month, at 0 the months that have any.
+    """
+
+    def __init__(self, days: int, months: int, weekdays: int, years: int, both: bool) -> None:
+        super().__init__()
+        self.fields = days, weekdays, both
+        self.months = months
+        self.years = years
+        self.last = years.bit_length() - 1 if years else dt.MAXYEAR
+
+    def __missing__(self, year: int) -> tuple[int, ...]:
+        found = [0] * 13
+        if not self.years or self.years >> year & 1:
+            weekday = dt.date(year, 1, 1).isoweekday()
+            leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
+            for month, length in enumerate((31, 28 + leap, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31), 1):
+                if self.months >> month & 1:
+                    found[month] = _days_in_month(*self.fields, weekday % 7, length)
+                    found[0] |= bool(found[month]) << month
+                weekday += length
+        self[year] = made = tuple(found)
+        return made
+
+    def later(self, year: int, month: int, day: int) -> tuple[int, int, int] | None:
+        """The first matching day after this one."""
+        days = self[year][month] >> day + 1 << day + 1
+        if not days:
+            months = self[year][0] >> month + 1 << month + 1
+            while not months:
+                year += 1
+                if year > self.last:
+                    return None
+                months = self[year][0]
+            month = (months & -months).bit_length() - 1
+            days = self[year][month]
+        return year, month, (days & -days).bit_length() - 1
+
+
+@functools.lru_cache(maxsize=1024)
+def _days_of(days: int, months: int, weekdays: int, years: int, both: bool) -> _Days | None:
+    """The calendar of these fields, shared by all schedules that have them; None if no day ever matches."""
+    found = _Days(days, months, weekdays, years, both)
+    # 28 years hold each kind of year: leap or not, beginning on each weekday.
+    asked = [year for year in range(1970, 2200) if years >> year & 1] if years else range(2000, 2028)
+    return found if any(found[year][0] for year in asked) else None
+
+
+def _begin_of(year: int) -> dt.datetime:
+    """When the year begins, naive; for the year 10000 the last second there is."""
+    return (dt.datetime(year, 1, 1, tzinfo=dt.UTC) if year <= dt.MAXYEAR else _LATEST).replace(tzinfo=None)
+
+
+class _Shift(NamedTuple):
+    """A clock change: the naive moment in UTC, the offsets before and after, and the wall clock it disturbs.
+
+    `low` and `high` are in the zone's own wall clock: such times compare as they read.
+    """
+
+    at: dt.datetime
+    before: dt.timedelta
+    after: dt.timedelta
+    low: dt.datetime
+    high: dt.datetime
+
+
+class _Zone(dict[int, tuple[_Shift, ...]]):
+    """A time zone, and the clock changes of each year (two days more at both ends), found when first asked for."""
+
+    def __init__(self, tzinfo: dt.tzinfo) -> None:
+        super().__init__()
+        self.tzinfo = tzinfo
+        self.key = str(tzinfo)
+
+    def __missing__(self, year: int) -> tuple[_Shift, ...]:
+        """Look every three days: no zone has ever changed twice within less than four."""
+        self[year] = made = tuple(self._changes(year)) if not isinstance(self.tzinfo, dt.timezone) else ()
+        return made
+
+    def _changes(self, year: int) -> Iterator[_Shift]:
+        low = max(_begin_of(year), _begin_of(1) + 4 * _ONE_DAY) - 2 * _ONE_DAY
+        end = min(_begin_of(year + 1), _begin_of(10_000) - 4 * _ONE_DAY) + 2 * _ONE_DAY
+        before = self.offset(low)
+        while low < end:
+            high = low + 3 * _ONE_DAY if end - low > 3 * _ONE_DAY else end
+            after = self.offset(high)
+            if after != before:
+                at = self._bisected(low, high, before)
+                first, last = sorted((at + before, at + after))
+                # A minute more: what falls into a gap runs at the first full minute after it.
+                last += dt.timedelta(minutes=1)
+                yield _Shift(at, before, after, first.replace(tzinfo=self.tzinfo), last.replace(tzinfo=self.tzinfo))
+            low, before = high, after
+
+    def _bisected(self, low: dt.datetime, high: dt.datetime, before: dt.timedelta) -> dt.datetime:
+        """The first second from which on the offset is no longer `before`."""
+        while high - low > dt.timedelta(seconds=1):
+            middle = low + (high - low) // dt.timedelta(seconds=2) * dt.timedelta(seconds=1)
+            low, high = (middle, high) if self.offset(middle) == before else (low, middle)
+        return high
+
+    def offset(self, moment: dt.datetime) -> dt.timedelta:
+        """The offset from UTC at a naive moment in UTC."""
+        return self.aware(moment).utcoffset() or dt.timedelta(0)
+
+    def aware(self, moment: dt.datetime) -> dt.datetime:
+        """The zone's own time at a naive moment in UTC."""
+        return self.tzinfo.fromutc(moment.replace(tzinfo=self.tzinfo))
+
+    def around(self, moment: dt.datetime) -> tuple[_Shift | None, _Shift | None]:
+        """The clock changes of the moment's year (naive, in UTC) last before or at it, and first after it."""
+        behind = ahead = None
+        for shift in self[moment.year]:
+            if shift.at <= moment:
+                behind = shift
+            else:
+                ahead = ahead or shift
+        return behind, ahead
+
+
+_EARLIEST = dt.datetime(1, 1, 5, tzinfo=dt.UTC)  # far enough from the calendar's end to be moved into any zone
+_LATEST = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC)
+_ONE_DAY = dt.timedelta(days=1)
+_INSTANT = dt.timedelta(microseconds=1)
+_CATCH_UP = dt.timedelta(hours=3)  # clock changes up to this are made good for fixed times, as Debian's cron does
+
+
+@functools.lru_cache(maxsize=1024)
+def _named_zone(key: str) -> _Zone:
+    """The zone of a key; UTC and offsets such as +02:00 need no zone database."""
+    if key == "UTC":
+        return _Zone(dt.UTC)
+    if offset := re.fullmatch(r"(?:UTC)?([+-][0-9]{2}:?[0-9]{2}(?::[0-9]{2})?)", key):
+        with contextlib.suppress(ValueError):
+            return _Zone(dt.datetime.strptime(offset[1], "%z").tzinfo or dt.UTC)
+    import zoneinfo
+
+    try:
+        return _Zone(zoneinfo.ZoneInfo(key))
+    except (KeyError, ValueError, OSError):  # the last two: a key such as "/etc" or "Europe"
+        if zoneinfo.available_timezones():
+            raise ConfigError(f"there is no time zone {key!r}: give a key such as 'Europe/Riga'") from None
+        raise ConfigError(
+            f"no time zone database to look {key!r} up in: pip install tzdata (UTC and '+02:00' go without)"
+        ) from None
+
+
+def _zone_of(tz: object) -> _Zone:
+    if isinstance(tz, str):
+        return _named_zone(tz)
+    if not isinstance(tz, dt.tzinfo):
+        raise ConfigError(f"tz must be a time zone's key or a tzinfo, not {tz!r}")
+    # A zone of pytz answers with another tzinfo for each offset, and cannot be set on a datetime.
+    if dt.datetime(2000, 1, 1, tzinfo=dt.UTC).astimezone(tz).tzinfo is not tz:
+        raise ConfigError(f"{tz!r} is no tzinfo that a datetime can carry: give its key, such as 'Europe/Riga'")
+    return _Zone(tz)
+
+
+def _cron_texts(expr: object) -> list[str]:
+    """The seven fields of an expression, the year `*` where there is none."""
+    if not isinstance(expr, str):
+        raise ConfigError(f"a cron expression is a text, not {expr!r}")
+    texts = _CRON_TEXTS.findall(expr)
+    if len(texts) == 1 and expr.isascii():
+        name = texts[0].lower()
+        if name == "@reboot":
+            raise ConfigError("@reboot is no time: what is to run at the start goes into @app.lifespan")
+        if name.startswith("@") and name not in _CRON_NAMES:
+            raise ConfigError(f"there is no {texts[0]!r}: there are {', '.join(_CRON_NAMES)}")
+        texts = _CRON_NAMES.get(name, name).split()
+    if len(texts) == 5:
+        return ["0", *texts, "*"]
+    if len(texts) == 6:
+        return [*texts, "*"]
+    if len(texts) == 7:
+        return texts
+    raise ConfigError(
+        f"a cron expression has five fields (minute hour day-of-month month day-of-week), six (second first) "
+        f"or seven (year last), not {len(texts)}: {expr!r}"
+    )
+
+
+class _NoFire(FlowrraError, ValueError):  # noqa: N818 (an answer, and to callers a ValueError)
+    """There is no fire on that side of the moment."""
+
+
+class _Fires:
+    """What a Cron and a union of them offer beside `next` and `previous`."""
+
+    __slots__ = ()
+
+    def next(self, after: dt.datetime) -> dt.datetime:
+        """The first fire later than `after`.
+
+        Raises:
+            ValueError: there is none before the year 10000.
+        """
+        raise NotImplementedError
+
+    def iter(self, after: dt.datetime) -> Iterator[dt.datetime]:
+        """The fires later than `after`, one after the other; it ends if they do."""
+        with contextlib.suppress(_NoFire):
+            while True:
+                after = self.next(after)
+                yield after
+
+    @property
+    def parts(self) -> tuple[Cron, ...]:
+        """The expressions that it is made of."""
+        raise NotImplementedError
+
+    def __or__(self, other: _Fires) -> CronUnion:
+        return CronUnion(*self.parts, *other.parts) if isinstance(other, _Fires) else NotImplemented
+
+
+class Cron(_Fires):
+    """A cron expression in a time zone: `Cron("30 9 * * mon-fri", "Europe/Riga")`. UTC if no zone is given.
+
+    Five fields: minute, hour, day of month, month, day of week; six: a second before them; seven: a year
+    (1970-2199) after those. `tz` is a key or a tzinfo. `name` is what H spreads by: the same name, the same
+    times. Days match if day-of-month or day-of-week does; both have to if one of them begins with `*`, or
+    with `both_days`.
+
+    A naive moment is the wall clock of the zone. Fires are aware, in the schedule's own tzinfo. Where the clock
+    is put forward (less than 3 h) a time in the gap runs at the first minute after it; where it is put back (up
+    to 3 h) a time runs in the first pass only. A schedule whose second, minute or hour begins with `*` follows
+    the clock as it is: nothing in a gap, and both passes.
+
+    Immutable; equal if fields and zone are.
+
+    Raises:
+        ConfigError: (a ValueError) the expression is wrong, or never fires; there is no such zone.
+    """
+
+    __slots__ = ("_days", "_expr", "_first", "_hours", "_is_fixed", "_key", "_minutes", "_seconds", "_tzinfo", "_zone")
+
+    def __init__(
+        self, expr: str, tz: str | dt.tzinfo = "UTC", *, name: str | None = None, both_days: bool = False
+    ) -> None:
+        texts = _cron_texts(expr)
+        salt = name if "h" in expr.lower() else None  # or the cache would hold fields once for each name
+        bits = tuple([_cron_bits(field, text, salt) for field, text in zip(_CRON_FIELDS, texts, strict=True)])
+        seconds, minutes, hours, days, months, weekdays, years = bits
+        both = both_days or texts[3][0] in "*?" or texts[5][0] in "*?"
+        calendar = _days_of(days, months, weekdays, 0 if texts[6] == "*" else years, both)
+        if calendar is None:
+            raise ConfigError(
+                f"bad day-of-month field {texts[3]!r}: with month {texts[4]!r}, day-of-week {texts[5]!r} "
+                f"and year {texts[6]!r} there is no such day"
+            )
+        self._expr = expr
+        self._zone = _zone_of(tz)
+        self._tzinfo = self._zone.tzinfo
+        self._days = calendar
+        self._seconds, self._minutes, self._hours = _first_from(seconds), _first_from(minutes), _first_from(hours)
+        self._first = (self._hours[0] or 0, self._minutes[0] or 0, self._seconds[0] or 0)
+        self._is_fixed = "*" not in (texts[0][0], texts[1][0], texts[2][0])
+        self._key = (bits, both, self._is_fixed, self._zone.key)
+
+    @property
+    def parts(self) -> tuple[Cron, ...]:
+        """Itself alone."""
+        return (self,)
+
+    @property
+    def expr(self) -> str:
+        """The expression as it was given."""
+        return self._expr
+
+    @property
+    def tz(self) -> str:
+        """The zone's key, or what str() makes of a tzinfo without one."""
+        return self._zone.key
+
+    def __repr__(self) -> str:
+        return f"Cron({self._expr!r}, {self.tz!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return self._key == other._key if isinstance(other, Cron) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def next(self, after: dt.datetime) -> dt.datetime:
+        # The usual case: no clock change touches `after` nor the match. One between the two changes nothing.
+        if after.tzinfo is not self._tzinfo:
+            after = self._own(after)
+        for shift in self._zone[after.year]:
+            if shift.low <= after < shift.high:
+                return self._next_carefully(after)
+        found = self._later(after)
+        if found is None:
+            raise _NoFire(f"{self!r} does not fire after {after}")
+        for shift in self._zone[found.year]:
+            if shift.low <= found < shift.high:
+                return self._next_carefully(after)
+        return found
+
+    def _own(self, moment: dt.datetime) -> dt.datetime:
+        """The moment on the schedule's own clock."""
+        if moment.tzinfo is None:
+            return moment.replace(tzinfo=self._tzinfo, fold=0)
+        try:
+            return moment.astimezone(self._tzinfo)
+        except OverflowError:
+            raise _NoFire(f"{moment} is not within the years 1 to 9999 in {self.tz}") from None
+
+    def _utc(self, moment: dt.datetime) -> dt.datetime:
+        """The moment in UTC, within what `previous` looks through."""
+        try:
+            return max(self._own(moment).astimezone(dt.UTC), _EARLIEST)
+        except OverflowError:
+            return _EARLIEST if moment.year == dt.MINYEAR else _LATEST
+
+    def _later(self, after: dt.datetime) -> dt.datetime | None:
+        """The first match later than `after` on a wall clock that never changes, with the same tzinfo."""
+        year, month, day = after.year, after.month, after.day
+        if self._days[year][month] >> day & 1:
+            hour = after.hour
+            if self._hours[hour] == hour:
+                minute = after.minute
+                if self._minutes[minute] == minute:
+                    second = self._seconds[after.second + 1]
+                    if second is not None:
+                        return dt.datetime(year, month, day, hour, minute, second, 0, after.tzinfo)
+                next_minute = self._minutes[minute + 1]
+                if next_minute is not None:
+                    return dt.datetime(year, month, day, hour, next_minute, self._first[2], 0, after.tzinfo)
+            next_hour = self._hours[hour + 1]
+            if next_hour is not None:
+                return dt.datetime(year, month, day, next_hour, self._first[1], self._first[2], 0, after.tzinfo)
+        found = self._days.later(year, month, day)
+        return found and dt.datetime(*found, *self._first, tzinfo=after.tzinfo)
+
+    def _next_carefully(self, after: dt.datetime) -> dt.datetime:
+        """What `next` is to return, from one clock change to the next: between them a wall time is one moment."""
+        zone = self._zone
+        moment = after.astimezone(dt.UTC).replace(tzinfo=None) + _INSTANT  # the earliest that will do
+        while True:
+            behind, ahead = zone.around(moment)
+            end = ahead.at if ahead else _begin_of(moment.year + 1)
+            offset = zone.offset(moment)
+            found = self._from(moment + offset, behind)
+            if found is not None and found - offset < end:
+                return zone.aware(found - offset)
+            if found is None and ahead is None:  # nor is there a change that brings back what the clock has passed
+                raise _NoFire(f"{self!r} does not fire after {after}")
+            moment = end
+
+    def _from(self, wall: dt.datetime, behind: _Shift | None) -> dt.datetime | None:
+        """The first time to run at or after `wall` (naive) on a clock that was last changed as in `behind`."""
+        moved = None
+        if behind is not None and self._is_fixed:
+            left, entered = behind.at + behind.before, behind.at + behind.after
+            if left - _CATCH_UP <= entered < left:  # what the clock shows again has run before
+                wall = max(wall, left)
+            elif left < entered < left + _CATCH_UP and self._has_match(left, entered):
+                moved = entered + dt.timedelta(seconds=-entered.second % 60)
+        found = self._later(wall - _INSTANT)
+        if moved is not None and wall <= moved and (found is None or moved < found):
+            return moved
+        return found
+
+    def _has_match(self, begin: dt.datetime, end: dt.datetime) -> bool:
+        found = self._later(begin - _INSTANT)
+        return found is not None and found < end
+
+    def previous(self, before: dt.datetime) -> dt.datetime:
+        """The last fire earlier than `before`.
+
+        Raises:
+            ValueError: there is none since the year 1.
+        """
+        limit = self._utc(before)
+        step = dt.timedelta(minutes=1)
+        low = limit - step
+        # Further back each time until something fires before the limit; then what is between is halved.
+        while (found := self._fire(low, limit)) is None:
+            if low <= _EARLIEST:
+                raise _NoFire(f"{self!r} does not fire before {before}")
+            step *= 4
+            low = low - step if low - _EARLIEST > step else _EARLIEST
+        high = limit
+        while (later := self._fire(found, limit)) is not None:
+            middle = later + (high - later) / 2
+            found = self._fire(middle, limit)
+            if found is None:
+                high, found = middle, later
+        return found.astimezone(self._tzinfo)
+
+    def _fire(self, after: dt.datetime, limit: dt.datetime) -> dt.datetime | None:
+        """The next fire in UTC, if there is one earlier than `limit`."""
+        try:
+            found = self.next(after).astimezone(dt.UTC)
+        except (_NoFire, OverflowError):
+            return None
+        return found if found < limit else None
+
+    def matches(self, moment: dt.datetime) -> bool:
+        """Whether it fires in the minute of `moment`; in its second, if the expression has seconds."""
+        begin = self._utc(moment).replace(microsecond=0)
+        length = dt.timedelta(seconds=1)
+        if self._key[0][0] == 1:
+            length, begin = dt.timedelta(minutes=1), begin.replace(second=0)
+        return self._fire(begin - _INSTANT, begin + length) is not None
+
+    @property
+    def takes_either_day(self) -> bool:
+        """Whether days are asked for in two ways, of which one is enough."""
+        *_, days, _, weekdays, _ = self._key[0]
+        plain = _cron_bits("day-of-month", "*"), _cron_bits("day-of-week", "*")
+        return not self._key[1] and days != plain[0] and weekdays != plain[1]
+
+    def clock_marks(self, begin: dt.datetime, end: dt.datetime) -> Iterator[tuple[dt.datetime, str]]:
+        """What the clock changes from `begin` to `end` do to the schedule, in words, and when (in UTC)."""
+        years = range(begin.astimezone(dt.UTC).year, end.astimezone(dt.UTC).year + 1)
+        for shift in sorted({shift for year in years for shift in self._zone[year]}):
+            left, entered = shift.at + shift.before, shift.at + shift.after
+            match = self._later(min(left, entered) - _INSTANT)
+            if not begin <= shift.at.replace(tzinfo=dt.UTC) <= end or match is None or match >= max(left, entered):
+                continue
+            why = f"the clock goes from {left:%H:%M} to {entered:%H:%M}"
+            if left < entered:
+                is_moved = self._is_fixed and entered - left < _CATCH_UP
+                wall = entered + dt.timedelta(seconds=-entered.second % 60) if is_moved else entered
+                marks = [(wall - shift.after, f"{'moved from ' * is_moved}{match:%Y-%m-%d %H:%M}, {why}")]
+            elif self._is_fixed and left - entered <= _CATCH_UP:
+                marks = [(match - shift.before, f"once, though {why}")]
+            else:
+                marks = [(match - offset, f"{which}, {why}") for offset, which in
+                         ((shift.before, "the first of two"), (shift.after, "the second of two"))]  # fmt: skip
+            yield from ((moment.replace(tzinfo=dt.UTC), mark) for moment, mark in marks)
+
+    def explain(self) -> str:
+        """The schedule in words: `At 09:00 on Monday through Friday, Europe/Riga`."""
+        (seconds, minutes, hours, days, months, weekdays, years), both, *_ = self._key
+        said = _said_time(seconds, minutes, hours) + _said_days(days, weekdays, both=both)
+        if months != _cron_bits("month", "*"):
+            said += f" in {_spans(months, lambda month: _CRON_VALUES['month'][month - 1])}"
+        if self._days.years:
+            said += f" in {_spans(years, str)}"
+        return f"{said[0].upper()}{said[1:]}, {self.tz}"
+
+
+class CronUnion(_Fires):
+    """Fires when any of its parts does, once where several do: `Cron(a) | Cron(b)`."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, *parts: Cron) -> None:
+        self._parts = tuple(dict.fromkeys(parts))
+
+    @property
+    def parts(self) -> tuple[Cron, ...]:
+        """The expressions that it is made of, each once."""
+        return self._parts
+
+    def __repr__(self) -> str:
+        return " | ".join(map(repr, self._parts))
+
+    def __eq__(self, other: object) -> bool:
+        return set(self._parts) == set(other._parts) if isinstance(other, CronUnion) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._parts))
+
+    def next(self, after: dt.datetime) -> dt.datetime:
+        """The first fire of any part later than `after`; in the zone of that part."""
+        return min(self._ask(Cron.next, after), key=dt.datetime.timestamp)
+
+    def previous(self, before: dt.datetime) -> dt.datetime:
+        """The last fire of any part earlier than `before`; in the zone of that part."""
+        return max(self._ask(Cron.previous, before), key=dt.datetime.timestamp)
+
+    def _ask(self, question: Callable[[Cron, dt.datetime], dt.datetime], moment: dt.datetime) -> list[dt.datetime]:
+        """The answers of the parts that have one. A naive moment is each part's own wall clock."""
+        answers = []
+        for part in self._parts:
+            with contextlib.suppress(_NoFire):
+                answers.append(question(part, moment))
+        if not answers:
+            raise _NoFire(f"{self!r} has no fire on that side of {moment}")
+        return answers
+
+    def matches(self, moment: dt.datetime) -> bool:
+        """Whether any part fires in the minute (or second, see Cron) of `moment`."""
+        return any(part.matches(moment) for part in self._parts)
+
+    def explain(self) -> str:
+        """What its parts say of themselves."""
+        return "; ".join(part.explain() for part in self._parts)
+
+
+def _values(bits: int) -> list[int]:
+    return [value for value in range(bits.bit_length()) if bits >> value & 1]
+
+
+def _listed(words: Sequence[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _spans(bits: int, say: Callable[[int], str]) -> str:
+    """`1, 3 and 5 through 9`."""
+    spans: list[list[int]] = []
+    for value in _values(bits):
+        if spans and spans[-1][-1] == value - 1:
+            spans[-1].append(value)
+        else:
+            spans.append([value])
+    # Two in a row are two.
+    words = [[f"{say(span[0])} through {say(span[-1])}"] if len(span) > 2 else map(say, span) for span in spans]
+    return _listed(list(itertools.chain.from_iterable(words)))
+
+
+def _nth(number: int) -> str:
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
+def _step_of(field: str, bits: int) -> int | None:
+    """The n of `*/n` (1: of `*`), if that is what the field says."""
+    least = _CRON_FIELDS[field][0]
+    step = (_values(bits)[1:2] or [least])[0] - least
+    return step if step and bits == _cron_bits(field, f"*/{step}") else None
+
+
+def _said_time(seconds: int, minutes: int, hours: int) -> str:
+    """`at 09:00 and 17:30`, or unit by unit: `every 5 minutes of hours 9 through 17`."""
+    if seconds.bit_count() * minutes.bit_count() * hours.bit_count() <= 6:
+        times = itertools.product(_values(hours), _values(minutes), _values(seconds))
+        return f"at {_listed([f'{h:02}:{m:02}' + (f':{s:02}' if seconds != 1 else '') for h, m, s in times])}"
+    words: list[str] = []
+    last: int | None = None
+    units = {"second": seconds, "minute": minutes, "hour": hours}
+    for unit, bits in list(units.items())[seconds == 1 :]:
+        step = _step_of(unit, bits)
+        if step is None or (24 if unit == "hour" else 60) % step:
+            step = None
+            words.append(f"{'of' if words else 'at'} {unit}{'s' * (bits.bit_count() > 1)} {_spans(bits, str)}")
+        elif not words:
+            words.append(f"every {unit}" if step == 1 else f"every {step} {unit}s")
+        elif step > 1 or last is None:  # "every 5 minutes" are those of every hour
+            words.append(f"of every {unit}" if step == 1 else f"of every {_nth(step)} {unit}")
+        last = step
+    return " ".join(words)
+
+
+def _said_days(days: int, weekdays: int, *, both: bool) -> str:
+    said = []
+    if days != _cron_bits("day-of-month", "*"):
+        said.append(_listed(list(_said_by_month(days))))
+    if weekdays != _cron_bits("day-of-week", "*"):
+        said.append(_listed(list(_said_by_week(weekdays))))
+    return f" on {(' if it is ' if both else ' or on ').join(said)}" if said else ""
+
+
+def _said_by_month(days: int) -> Iterator[str]:
+    plain = days & _cron_bits("day-of-month", "*")
+    step = _step_of("day-of-month", plain) if plain.bit_count() > 3 else None
+    if plain:
+        yield f"the {_spans(plain, _nth)}" if step is None else f"every {_nth(step)} day of the month"
+    if days & _LAST_DAY:
+        yield "the last day of the month"
+    for day in _values(days >> _NEAR & _cron_bits("day-of-month", "*")):
+        yield f"the weekday nearest the {_nth(day)}"
+    if days & _LAST_NEAR:
+        yield "the last weekday of the month"
+
+
+def _said_by_week(weekdays: int) -> Iterator[str]:
+    names = _CRON_VALUES["day-of-week"]
+    if plain := weekdays & 127:
+        yield _spans(plain, lambda day: names[day])
+    for week, which in enumerate(("first", "second", "third", "fourth", "fifth", "last"), 1):
+        for day in _values(weekdays >> 7 * week & 127):
+            yield f"the {which} {names[day]} of the month"
 
 
 # ---------------------------------------------------------------------------
@@ -4037,7 +4810,10 @@ class _Attempts:
             if run.runner.cancelling() and self._worker.is_torn_down:
                 raise error
             # else the job has cancelled itself
-        return judge(run.job, options, error, self._worker.clock.time())
+        outcome = judge(run.job, options, error, self._worker.clock.time())
+        if outcome.status is FAILED and (options.result_ttl or 0.0) > self._broker.retention.failed_ttl:
+            outcome.keep = options.result_ttl  # a failure is not forgotten sooner than a success
+        return outcome
 
     def _ended(self, run: _Run) -> Outcome | None:
         while run.runner.cancelling():
@@ -4364,6 +5140,7 @@ class Worker:
         self.is_draining = False
         self.idle = asyncio.Event()  # set when the last job ends, while draining
         self._is_hurried = False
+        self._residents: list[asyncio.Task[None]] = []
         self._lines: dict[str, _Line] = {}
         self._progress: dict[str, Progress] = {}
         self._has_progress = asyncio.Event()
@@ -4379,7 +5156,8 @@ class Worker:
         twin = self.broker.twin()
         if twin is None:
             resident.append(lambda: beat(self, self.broker))
-        self._residents = [asyncio.create_task(self.supervise(work)) for work in resident]
+        for work in resident:
+            self.reside(work)
         self._keeper = _Keeper(self, twin)
         self._keeper.start()
         for line in self._lines.values():
@@ -4460,6 +5238,10 @@ class Worker:
             await asyncio.wait_for(self.broker.heartbeat(self.info, lease=0, now=self.clock.time()), 5.0)
         except (TimeoutError, BrokerError) as error:
             logger.warning("worker %s could not take leave of the broker: %s", self.info.id, error)
+
+    def reside(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a loop beside the others until the worker leaves."""
+        self._residents.append(self.loop.create_task(self.supervise(work)))
 
     async def supervise(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Keep a resident loop alive: an exception is logged, and the loop begins again after a while."""
@@ -4645,6 +5427,16 @@ class Schedule:
     updated: float = 0.0
     turn: int = 0
 
+    @property
+    def next_fire_at(self) -> dt.datetime | None:
+        """When it fires next."""
+        return _moment(self.next_fire)
+
+    @property
+    def last_fire_at(self) -> dt.datetime | None:
+        """The moment that it has fired last."""
+        return _moment(self.last_fire)
+
 
 class Fired(NamedTuple):
     """What a scheduler did with a schedule that it had taken under `turn`."""
@@ -4712,6 +5504,706 @@ class ScheduleStore:
         raise NotImplementedError
 
 
+class MemoryScheduleStore(ScheduleStore):
+    """Schedules in the memory of this process; gone when it ends. Leases run on the monotonic side of `clock`."""
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or Clock()
+        self._schedules: dict[str, Schedule] = {}
+        self._ids: dict[str, str] = {}  # by key
+        self._leases: dict[str, float] = {}  # of those that are taken and not advanced
+        self._due: list[tuple[float, str]] = []  # a heap; an entry that no longer holds is dropped when it comes up
+
+    async def add(self, schedule: Schedule) -> str:
+        old = self._ids.get(schedule.key) or (schedule.id if schedule.id in self._schedules else None)
+        if old is not None:
+            return old
+        self.put(schedule)
+        return schedule.id
+
+    def put(self, schedule: Schedule) -> None:
+        """Keep a schedule, in place of one with its id."""
+        self._drop(schedule.id)
+        self._schedules[schedule.id] = schedule = dataclasses.replace(schedule)
+        self._ids[schedule.key] = schedule.id
+        self._queue(schedule)
+
+    def _queue(self, schedule: Schedule) -> None:
+        self._leases.pop(schedule.id, None)
+        if schedule.enabled and schedule.next_fire is not None:
+            heapq.heappush(self._due, (schedule.next_fire, schedule.id))
+
+    def _drop(self, schedule_id: str) -> bool:
+        schedule = self._schedules.pop(schedule_id, None)
+        if schedule is None:
+            return False
+        self._leases.pop(schedule_id, None)
+        del self._ids[schedule.key]
+        return True
+
+    async def find(self, ids: Sequence[str] | None = None) -> list[Schedule]:
+        wanted = self._schedules if ids is None else set(ids)
+        return [dataclasses.replace(schedule) for schedule in self._schedules.values() if schedule.id in wanted]
+
+    async def change(self, schedule_id: str, changes: Mapping[str, Any]) -> bool:
+        schedule = self._schedules.get(schedule_id)
+        if schedule is None:
+            return False
+        key = changes.get("key", schedule.key)
+        if self._ids.get(key, schedule_id) != schedule_id:
+            raise ConfigError(f"the schedule {self._ids[key]!r} is that already: change or remove that one")
+        if unknown := changes.keys() - _CHANGEABLE:
+            raise ConfigError(f"{min(unknown)!r} is nothing that can be changed in a schedule")
+        del self._ids[schedule.key]
+        schedule = dataclasses.replace(schedule, **changes, turn=schedule.turn + 1)
+        self._schedules[schedule_id] = schedule
+        self._ids[key] = schedule_id
+        self._queue(schedule)
+        return True
+
+    async def remove(self, schedule_id: str) -> bool:
+        return self._drop(schedule_id)
+
+    async def take(self, *, now: float, lease: float, limit: int) -> list[Schedule]:
+        taken: list[Schedule] = []
+        while len(taken) < limit and (schedule := self._first()) is not None and (schedule.next_fire or 0.0) <= now:
+            heapq.heappop(self._due)
+            schedule.turn += 1
+            self._leases[schedule.id] = self._clock.monotonic() + lease
+            taken.append(dataclasses.replace(schedule))
+        return taken
+
+    def _first(self) -> Schedule | None:
+        """The one that is due first; what was taken under a lease that has run out is there again."""
+        now = self._clock.monotonic()
+        for schedule_id in [schedule_id for schedule_id, until in self._leases.items() if -math.inf < until <= now]:
+            self._queue(self._schedules[schedule_id])
+            self._leases[schedule_id] = -math.inf  # its taker may still advance it, as long as nobody else has it
+        while self._due:
+            moment, schedule_id = self._due[0]
+            schedule = self._schedules.get(schedule_id)
+            is_free = self._leases.get(schedule_id, -math.inf) <= now
+            if schedule and schedule.enabled and schedule.next_fire == moment and is_free:
+                return schedule
+            heapq.heappop(self._due)
+        return None
+
+    async def advance(self, fired: Sequence[Fired]) -> list[bool]:
+        return [self._advance(one) for one in fired]
+
+    def _advance(self, fired: Fired) -> bool:
+        schedule = self._schedules.get(fired.schedule_id)
+        if schedule is None or schedule.turn != fired.turn or schedule.id not in self._leases:
+            return False
+        schedule.next_fire, schedule.last_fire, schedule.last_job = fired[2:]
+        self._queue(schedule)
+        return True
+
+    async def next_fire(self) -> float | None:
+        first = self._first()
+        return None if first is None else first.next_fire
+
+    async def purge(self, before: float) -> int:
+        done = [s.id for s in self._schedules.values() if s.next_fire is None and (s.last_fire or before) < before]
+        return sum(map(self._drop, done))
+
+
+_CHANGEABLE = frozenset(f.name for f in dataclasses.fields(Schedule)) - frozenset(("id", "turn"))
+
+
+# When a schedule fires --------------------------------------------------------------------------
+#
+# Moments are whole microseconds since the epoch here, so that all hosts reckon alike and no interval
+# drifts by rounding.
+
+ON_TIME = 15.0  # seconds; later than that it is a misfire. When a scheduler dies, its lease takes 10 s to run out
+MAX_CATCH_UP = 100  # fires of one schedule that are made up for at once
+_LEAST_INTERVAL = 0.001
+_MAX_INTERVAL = 36_525 * 86_400.0
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+
+class _Rule(NamedTuple):
+    """The first moment later than one, and the last one earlier than one; None where there is none."""
+
+    next: Callable[[int], int | None]
+    previous: Callable[[int], int | None]
+
+
+def _rule_of(schedule: Schedule) -> _Rule:
+    """The schedule's rule, ready to reckon with; ConfigError if its text cannot be read."""
+    if schedule.kind == "cron":
+        cron = Cron(schedule.rule, tz=schedule.tz, name=schedule.id)
+        return _Rule(lambda after: _found(cron.next, after), lambda before: _found(cron.previous, before))
+    if schedule.kind == "interval":
+        step = _micro(_seconds("an interval", float(schedule.rule), least=_LEAST_INTERVAL))
+        anchor = _micro(schedule.anchor)
+        return _Rule(
+            lambda after: after + step - (after - anchor) % step,
+            lambda before: before - 1 - (before - 1 - anchor) % step,
+        )
+    moment = _micro(dt.datetime.fromisoformat(schedule.rule).timestamp())
+    return _Rule(lambda after: moment if moment > after else None, lambda before: moment if moment < before else None)
+
+
+def _found(search: Callable[[dt.datetime], dt.datetime], moment: int) -> int | None:
+    try:
+        return (search(_EPOCH + dt.timedelta(microseconds=moment)) - _EPOCH) // dt.timedelta(microseconds=1)
+    except ValueError:  # it matches nothing there any more
+        return None
+
+
+def _micro(seconds: float) -> int:
+    return round(seconds * 1e6)
+
+
+def upcoming(schedule: Schedule, after: float) -> float | None:
+    """The first moment later than `after` at which the schedule's rule is due; None if there is none."""
+    moment = _rule_of(schedule).next(_micro(after))
+    return None if moment is None else moment / 1e6
+
+
+def _due_moments(rule: _Rule, first: int, now: int) -> list[int]:
+    """The fires from `first` to `now`, the earliest first; of many the latest MAX_CATCH_UP."""
+    following = rule.next(first)
+    if following is None or following > now:
+        return [first]
+    moments: list[int] = []
+    moment = rule.previous(now + 1)
+    while moment is not None and moment > first and len(moments) < MAX_CATCH_UP:
+        moments.append(moment)
+        moment = rule.previous(moment)
+    return [*moments, first][:MAX_CATCH_UP][::-1]
+
+
+def _to_fire(misfire: str, moments: Sequence[int], now: int) -> Sequence[int]:
+    """Which of the moments that have come are to be fired."""
+    if misfire == "all":
+        return moments
+    in_time = [moment for moment in moments if now - moment <= ON_TIME * 1e6]
+    return in_time or (moments[-1:] if misfire == "latest" else [])
+
+
+def _stamp(moment: int) -> str:
+    return (_EPOCH + dt.timedelta(microseconds=moment)).isoformat().replace("+00:00", "Z")
+
+
+# Making one -------------------------------------------------------------------------------------
+
+
+class ScheduleOptions(TypedDict, total=False):
+    """What a schedule may be told beside its rule and arguments.
+
+    `misfire` says what becomes of fires that are more than ON_TIME seconds late: "latest" fires the latest
+    one of them, "all" every one (the latest MAX_CATCH_UP), "skip" none. `overlap="skip"` drops a fire while
+    an unfinished job of the schedule is there. `jitter` has each job wait up to so many seconds, the same on
+    all hosts. The others are options of the jobs; what is left out is as the task has it.
+    """
+
+    enabled: bool
+    description: str | None
+    misfire: str
+    overlap: str
+    jitter: float | dt.timedelta
+    priority: int | None
+    queue: str | None
+    max_retries: int | None
+    retry_delay: float | None
+
+
+class StoredOptions(ScheduleOptions, total=False):
+    """What a stored schedule may be told besides: its zone (None: UTC), and its id."""
+
+    tz: str | dt.tzinfo | None
+    task_id: str | None
+
+
+def make_schedule(
+    task: str | Task[..., Any],
+    kind: str,
+    rule: object,
+    *,
+    tz: str | dt.tzinfo | None = None,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    enabled: bool = True,
+    description: str | None = None,
+    misfire: str = "latest",
+    overlap: str = "allow",
+    jitter: float | dt.timedelta = 0.0,
+    **options: Any,
+) -> Schedule:
+    """A checked schedule whose id is made of its task, rule, zone and arguments. It has no next fire yet."""
+    name = task.name if isinstance(task, Task) else task
+    schedule = Schedule(
+        id="",
+        key="",
+        task=name,
+        kind=kind,
+        rule=_rule_text(kind, rule, tz),
+        tz=_zone_of("UTC" if tz is None else tz).key,
+        payload=_payload(task, args, kwargs or {}),
+        options=_job_options(options),
+        misfire=_one_of("misfire", misfire, MISFIRES),
+        overlap=_one_of("overlap", overlap, OVERLAPS),
+        jitter=_seconds("jitter", jitter),
+        enabled=bool(enabled),
+        description=description,
+    )
+    schedule.key = _identity(schedule)
+    schedule.id = f"{name[:100]}:{schedule.key[:12]}"
+    _rule_of(schedule)
+    return schedule
+
+
+def _rule_text(kind: str, rule: object, tz: str | dt.tzinfo | None) -> str:
+    """The rule as it is kept."""
+    if kind == "cron":
+        if not isinstance(rule, str):
+            raise ConfigError(f"a cron expression is a text such as '0 9 * * mon-fri', not {rule!r}")
+        return " ".join(rule.split())
+    if kind == "interval":
+        seconds = _seconds("an interval", rule, least=_LEAST_INTERVAL)
+        if seconds > _MAX_INTERVAL:
+            raise ConfigError(f"an interval must be at most {_MAX_INTERVAL:g} s (100 years), not {rule!r}")
+        return f"{seconds:.6f}".rstrip("0").rstrip(".")
+    if tz is not None and isinstance(rule, dt.datetime) and rule.tzinfo is None:
+        rule = rule.replace(tzinfo=_zone_of(tz).tzinfo)
+    return (_EPOCH + dt.timedelta(microseconds=_micro(_timestamp("run_at", rule)))).isoformat()
+
+
+def _payload(task: str | Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """The text of the arguments, which are checked where the task is known."""
+    if not isinstance(args, list | tuple) or not isinstance(kwargs, Mapping):
+        raise ConfigError(f"args is a tuple and kwargs a dictionary, not {args!r} and {kwargs!r}")
+    if parents_in(args, kwargs):
+        raise ConfigError("a schedule's arguments cannot hold result_of(): it fires again and again")
+    if isinstance(task, Task):
+        task.check(args, kwargs)
+        task = task.name
+    return encode_arguments(Job("", task, tuple(args), kwargs))
+
+
+def _job_options(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of each job, checked, without those that are None."""
+    if unknown := options.keys() - {"priority", "queue", "max_retries", "retry_delay"}:
+        raise TypeError(f"a schedule has no option {min(unknown)!r}")
+    given = {name: value for name, value in options.items() if value is not None}
+    TaskOptions(**given)
+    return given
+
+
+def _one_of(name: str, value: object, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+    return cast("str", value)
+
+
+def _identity(schedule: Schedule) -> str:
+    """What two schedules that are the same have in common, as a digest."""
+    parts = [schedule.task, schedule.kind, schedule.rule, schedule.tz, json.loads(schedule.payload)]
+    return _digest(json.dumps(parts, sort_keys=True))
+
+
+def _digest(text: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# Firing -----------------------------------------------------------------------------------------
+
+LOOK_EVERY = 1.0  # seconds after which the store is asked again: what others have changed in it takes so long
+TAKE_LEASE = 10.0  # seconds that a scheduler has to push and advance what it has taken
+_TAKE_LIMIT = 100
+# A job that a schedule has fired is kept for so many seconds at least: while it is there, a scheduler whose clock is
+# slow, or that comes back from a failure, cannot fire the moment again.
+FIRES_KEPT = 3600.0
+_DONE_KEPT = 604_800.0  # seconds that a schedule with nothing left to fire is kept
+_PURGE_DONE_EVERY = 3600.0
+_UNKNOWN_PATIENCE = 60.0  # seconds that the fire of an unknown task waits for a scheduler that knows it
+
+
+class _Due(NamedTuple):
+    """What is to be done for a schedule that has been taken."""
+
+    jobs: list[Job]
+    fired: Fired
+
+
+class Firing:
+    """Fires the schedules of a store: takes what is due, pushes its jobs, advances it.
+
+    A crash between any two of these leaves the schedule due again, and the ids of its jobs keep them single.
+    """
+
+    def __init__(self, app: Flowrra, store: ScheduleStore) -> None:
+        self.store = store
+        self._app = app
+        self._purge_at = -math.inf
+        self._reported: set[str] = set()  # schedules that a warning has been given of
+
+    def fire_in(self, worker: Worker) -> None:
+        """Fire what comes due until the worker leaves."""
+        worker.reside(lambda: self._keep_firing(worker))
+
+    async def _keep_firing(self, worker: Worker) -> None:
+        """Fire what is due, again and again. What fails is tried again, and no fire is lost by it."""
+        failures = 0
+        while True:
+            try:
+                pause = await self.step()
+            except Exception as error:
+                failures += 1
+                await worker.recover(error, failures)
+            else:
+                failures = 0
+                await asyncio.sleep(pause)
+
+    async def step(self) -> float:
+        """Fire what is due; the seconds to sleep until there may be more.
+
+        Cancelling it leaves open which of the jobs are in; the schedules are due again in 10 s.
+        """
+        now = self._app.clock.time()
+        if not 0.0 <= now - self._purge_at < _PURGE_DONE_EVERY:
+            await self.store.purge(now - _DONE_KEPT)
+            self._purge_at = now
+        first = await self.store.next_fire()
+        if first is None or first > now:
+            return LOOK_EVERY if first is None else min(LOOK_EVERY, first - now)
+        taken = await self.store.take(now=now, lease=TAKE_LEASE, limit=_TAKE_LIMIT)
+        due = [plan for schedule in taken if (plan := self._plan(schedule, now)) is not None]
+        await self.store.advance(await self._push(due))
+        return 0.0 if taken else 0.05
+
+    def _plan(self, schedule: Schedule, now: float) -> _Due | None:
+        """What a taken schedule comes to; None leaves it to others, who can take it when the lease is over."""
+        task = self._app.registry.get(schedule.task)
+        first = cast("float", schedule.next_fire)
+        try:
+            rule = _rule_of(schedule)
+        except ValueError as error:
+            self._report(schedule, f"it cannot be read, so it does not fire: {error}")
+            return None
+        moments = _due_moments(rule, _micro(first), _micro(now))
+        chosen: Sequence[int] = []
+        jobs: list[Job] = []
+        if task is None:
+            self._report(schedule, f"no task {schedule.task!r} is registered here, so it does not fire")
+            if now - first <= _UNKNOWN_PATIENCE:
+                return None
+        else:
+            chosen = _to_fire(schedule.misfire, moments, _micro(now))
+            jobs = [self._job(schedule, task, moment) for moment in chosen]
+            if len(chosen) < len(moments):
+                logger.warning("schedule %s (%s) is late: %d of %d fires up to %s are dropped", schedule.id, task.name,
+                               len(moments) - len(chosen), len(moments), _stamp(moments[-1]))  # fmt: skip
+        following = rule.next(_micro(now))
+        if following is None:
+            return _Due(jobs, Fired(schedule.id, schedule.turn, None, moments[-1] / 1e6, schedule.last_job))
+        last = chosen[-1] / 1e6 if chosen else schedule.last_fire
+        return _Due(jobs, Fired(schedule.id, schedule.turn, following / 1e6, last, schedule.last_job))
+
+    def _report(self, schedule: Schedule, what: str) -> None:
+        if schedule.id not in self._reported:
+            self._reported.add(schedule.id)
+            logger.warning("schedule %s: %s", schedule.id, what)
+
+    def _job(self, schedule: Schedule, task: Task[..., Any], moment: int) -> Job:
+        overrides = dict(schedule.options)
+        job = Job(f"{schedule.id}@{_stamp(moment)}", task.name, payload=schedule.payload)
+        job.queue, job.priority = overrides.pop("queue", task.queue), overrides.pop("priority", task.priority)
+        if schedule.overlap == "skip":
+            job.unique = f"schedule:{schedule.id}"
+        if schedule.jitter:
+            job.due = moment / 1e6 + schedule.jitter * int(_digest(job.id)[:8], 16) / 2**32
+        retention, kept = self._app.broker.retention, task.settings.result_ttl
+        kept = retention.result_ttl if kept is None else kept
+        if min(kept, retention.failed_ttl) < FIRES_KEPT:
+            overrides["result_ttl"] = max(kept, FIRES_KEPT)
+        job.overrides = overrides or None
+        return job
+
+    async def submit(self, schedule: Schedule) -> TaskId[Any]:
+        """Submit a job of a schedule here and now, beside its fires; TaskNotFoundError if its task is not known."""
+        task = self._app.registry.get(schedule.task)
+        if task is None:
+            raise TaskNotFoundError(f"no task {schedule.task!r} is registered here: run it where it is")
+        job = self._job(schedule, task, _micro(self._app.clock.time()))
+        job.id, job.due = self._app.new_id(), None
+        (job_id,) = await self._app.submit_jobs([job])
+        return TaskId(job_id)
+
+    async def _push(self, due: Sequence[_Due]) -> list[Fired]:
+        """Push the jobs of several schedules at once; those that are in."""
+        jobs = [job for one in due for job in one.jobs]
+        try:
+            ids = iter(await self._app.submit_jobs(jobs) if jobs else ())
+        except (QueueFullError, SerializationError) as error:  # the fault of one, which the others must not share
+            if len(due) == 1:
+                logger.error("schedule %s cannot fire, trying again: %s", due[0].fired.schedule_id, error)
+                return []
+            return [fired for one in due for fired in await self._push([one])]
+        pushed = [(one.fired, list(itertools.islice(ids, len(one.jobs)))) for one in due]
+        return [fired._replace(last_job=these[-1]) if these else fired for fired, these in pushed]
+
+
+class CodeSchedules(Firing):
+    """Fires the schedules that an app declares. It remembers nothing from one start to the next."""
+
+    def __init__(self, app: Flowrra) -> None:
+        self._memory = MemoryScheduleStore(app.clock)
+        self._admitted: set[str] = set()
+        super().__init__(app, self._memory)
+
+    def fire_in(self, worker: Worker) -> None:
+        self._admitted.clear()
+        super().fire_in(worker)
+
+    async def step(self) -> float:
+        for schedule_id in self._app.schedules.keys() - self._admitted:
+            await self._admit(self._app.schedules[schedule_id])
+        return await super().step()
+
+    async def _admit(self, schedule: Schedule) -> None:
+        """Have it fire from now on, but no moment again that it has fired before a stop."""
+        self._admitted.add(schedule.id)
+        now = self._app.clock.time()
+        last = next((old.last_fire for old in await self.store.find([schedule.id])), None)
+        after = now if last is None else max(now, last)
+        self._memory.put(dataclasses.replace(schedule, next_fire=upcoming(schedule, after), last_fire=last))
+
+
+# Stored schedules -------------------------------------------------------------------------------
+
+
+class Scheduler(Firing):
+    """Schedules that are kept in a store; made by `app.create_scheduler`.
+
+    They fire while the app runs, in whichever process has a scheduler on the same store, and each fire is
+    one job. What is changed here reaches the others within two seconds. A task may be given by its name,
+    also one that is registered elsewhere only; its arguments are checked if it is registered here.
+    """
+
+    def __init__(self, app: Flowrra, store: ScheduleStore) -> None:
+        super().__init__(app, store)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def schedule_cron(
+        self,
+        task_name: str | Task[..., Any],
+        cron: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[StoredOptions],
+    ) -> str:
+        """Fire when `cron` says, in the zone `tz` (None: UTC); the schedule's id.
+
+        An identical one (task, rule, zone, arguments) is left as it is, and its id returned; so is one with
+        the `task_id` that is given.
+
+        Raises:
+            ConfigError: a bad expression, zone or option, or the `task_id` has another rule.
+            TypeError: the arguments do not fit the task.
+            BackendError: the store failed.
+        """
+        return await self._add(task_name, "cron", cron, args=args, kwargs=kwargs, **options)
+
+    async def schedule_interval(
+        self,
+        task_name: str | Task[..., Any],
+        interval: float | dt.timedelta,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[StoredOptions],
+    ) -> str:
+        """Fire each `interval` seconds from now on; see `schedule_cron`. `tz` matters for showing it only."""
+        return await self._add(task_name, "interval", interval, args=args, kwargs=kwargs, **options)
+
+    async def schedule_once(
+        self,
+        task_name: str | Task[..., Any],
+        run_at: dt.datetime,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[StoredOptions],
+    ) -> str:
+        """Fire once at `run_at`; see `schedule_cron`. It is forgotten a week after that.
+
+        A naive moment is one of the zone `tz`, or else the machine's local time. One in the past is a
+        misfire: it fires at once, unless `misfire` is "skip".
+        """
+        return await self._add(task_name, "once", run_at, args=args, kwargs=kwargs, **options)
+
+    async def _add(
+        self, task: str | Task[..., Any], kind: str, rule: object, *, task_id: str | None = None, **options: Any
+    ) -> str:
+        schedule = make_schedule(self._known_task(task), kind, rule, **options)
+        await self._ready()
+        identity = schedule.key
+        schedule.created = schedule.updated = now = self._app.clock.time()
+        schedule.id = _key("task_id", task_id) or self._app.new_id()
+        schedule.key = schedule.key if task_id is None else f"id:{task_id}"
+        self._start_from(schedule, now)
+        kept = await self.store.add(schedule)
+        for old in await self.store.find([kept]) if task_id is not None else ():
+            if _identity(old) != identity:
+                raise ConfigError(
+                    f"{task_id!r} is a schedule of {old.task} by {old.kind} {old.rule!r} ({old.tz}): "
+                    "update() or unschedule() it, or give another task_id"
+                )
+        return kept
+
+    def _known_task(self, task: str | Task[..., Any]) -> str | Task[..., Any]:
+        if isinstance(task, Task) and task.app is not self._app:
+            raise TaskNotFoundError(f"the task {task.name!r} belongs to another app: schedule it there")
+        if not isinstance(task, Task | str) or not task:
+            raise ConfigError(f"a schedule is given a task or its name, not {task!r}")
+        return self._app.registry.get(task, task) if isinstance(task, str) else task
+
+    def _start_from(self, schedule: Schedule, now: float) -> None:
+        """Set when it fires first, counted from now; ConfigError if that is never."""
+        schedule.anchor = _micro(now) / 1e6
+        once = schedule.kind == "once"
+        schedule.next_fire = _READERS["once"](schedule.rule).timestamp() if once else upcoming(schedule, now)
+        if schedule.next_fire is None:
+            raise ConfigError(f"{schedule.rule!r} has no moment to come: it would never fire")
+
+    async def update(
+        self,
+        schedule_id: str,
+        *,
+        rule: str | float | dt.timedelta | dt.datetime | None = None,
+        tz: str | dt.tzinfo | None = None,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> Schedule:
+        """Change what is given and return the schedule as it is then. `rule` is of the kind that it has.
+
+        With another rule or zone it counts from now.
+
+        Raises:
+            TaskNotFoundError: there is no such schedule.
+            ConfigError: a value cannot work, or another schedule is that already.
+        """
+        old = await self._known(schedule_id)
+        old_args, old_kwargs = decode(old.payload)
+        if options.pop("enabled", old.enabled) != old.enabled:
+            await self._enable(schedule_id, enabled=not old.enabled)
+        given: dict[str, Any] = {name: getattr(old, name) for name in _EDITED} | {**old.options, **options}
+        new = make_schedule(
+            self._known_task(old.task),
+            old.kind,
+            _READERS[old.kind](old.rule) if rule is None else rule,
+            tz=old.tz if tz is None else tz,
+            args=old_args if args is None else args,
+            kwargs=old_kwargs if kwargs is None else kwargs,
+            **given,
+        )
+        changes = {name: getattr(new, name) for name in ("rule", "tz", "payload", "options", *_EDITED)}
+        if old.key == _identity(old):
+            changes["key"] = new.key
+        now = changes["updated"] = self._app.clock.time()
+        new.id, new.anchor = old.id, old.anchor
+        if (new.rule, new.tz) != (old.rule, old.tz):
+            self._start_from(new, now)
+            changes |= {"anchor": new.anchor, "next_fire": new.next_fire}
+        if not await self.store.change(schedule_id, changes):
+            raise unknown_schedule(schedule_id)
+        return await self._known(schedule_id)
+
+    async def unschedule(self, schedule_id: str) -> bool:
+        """Delete a schedule; what it has fired runs all the same. False: there is none."""
+        await self._ready()
+        return await self.store.remove(schedule_id)
+
+    async def enable_task(self, schedule_id: str) -> bool:
+        """Let a schedule fire again, from now on; what it has left out is no misfire. False: there is none."""
+        return await self._enable(schedule_id, enabled=True)
+
+    async def disable_task(self, schedule_id: str) -> bool:
+        """Let a schedule not fire until it is enabled again. False: there is none."""
+        return await self._enable(schedule_id, enabled=False)
+
+    async def _enable(self, schedule_id: str, *, enabled: bool) -> bool:
+        schedule = await self.get_scheduled_task(schedule_id)
+        if schedule is None:
+            return False
+        now = self._app.clock.time()
+        changes: dict[str, Any] = {"enabled": enabled, "updated": now}
+        if enabled and not schedule.enabled and schedule.kind != "once":
+            changes["next_fire"] = upcoming(schedule, now)
+        return await self.store.change(schedule_id, changes)
+
+    async def get_scheduled_task(self, schedule_id: str) -> Schedule | None:
+        """A schedule as it stands; None if there is none."""
+        await self._ready()
+        found = await self.store.find([schedule_id])
+        return found[0] if found else None
+
+    async def list_scheduled_tasks(self) -> list[Schedule]:
+        """All schedules that are kept here, in order of creation."""
+        await self._ready()
+        return await self.store.find()
+
+    async def run_now(self, schedule_id: str) -> TaskId[Any]:
+        """Submit a job of the schedule here and now, beside its fires; the job's id.
+
+        With `overlap="skip"` that is the id of the job that is unfinished, if there is one.
+
+        Raises:
+            TaskNotFoundError: there is no such schedule, or its task is not registered here.
+        """
+        return await self.submit(await self._known(schedule_id))
+
+    async def _known(self, schedule_id: str) -> Schedule:
+        schedule = await self.get_scheduled_task(schedule_id)
+        if schedule is None:
+            raise unknown_schedule(schedule_id)
+        return schedule
+
+    # Opening and closing -----------------------------------------------------------------------
+
+    async def step(self) -> float:
+        await self._ready()
+        return await super().step()
+
+    async def _ready(self) -> None:
+        """Make sure that the app's stores and this one are open here."""
+        await self._app._ready()
+        if self._loop is not asyncio.get_running_loop():
+            async with self._app._gate():
+                await self.open()
+
+    async def open(self) -> None:
+        """Open the store on the running loop, until the app closes its own. Behind the app's gate."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            await self.store.open()
+            self._loop = loop
+            self._app._cleanup.push_async_callback(self.close)
+
+    async def close(self) -> None:
+        """Close the store, if it is open here."""
+        if self._loop is asyncio.get_running_loop():
+            self._loop = None
+            await self.store.close()
+
+
+_EDITED = ("description", "misfire", "overlap", "jitter")  # as they are in make_schedule()
+_READERS: Mapping[str, Callable[[str], Any]] = {
+    "cron": str,
+    "interval": float,
+    "once": dt.datetime.fromisoformat,
+}
+
+
+def unknown_schedule(schedule_id: str) -> TaskNotFoundError:
+    return TaskNotFoundError(f"no schedule {schedule_id!r} is kept here: never made, removed, or done a week ago")
+
+
 # ---------------------------------------------------------------------------
 # 14. App
 #
@@ -4775,6 +6267,26 @@ def broker_from_url(url: str, config: Config, clock: Clock) -> Broker:
     return factory(url, config, clock)
 
 
+def schedule_store_from_url(url: str | None, clock: Clock) -> ScheduleStore:
+    """The store of schedules that a URL stands for; None: the SQLite file .flowrra_schedule.db.
+
+    Raises:
+        ConfigError: no such scheme, a URL that cannot be read, or a driver that is not installed.
+    """
+    if url is not None and (not isinstance(url, str) or not url):
+        raise ConfigError(f"a store of schedules is given as a URL such as sqlite:///schedules.db, not {url!r}")
+    if url in ("memory://", "memory"):
+        return MemoryScheduleStore(clock)
+    try:
+        extra = importlib.import_module("flowrra_extras.scheduler")
+        return cast("ScheduleStore", extra.store_from_url(url or "sqlite:///.flowrra_schedule.db", clock))
+    except ImportError as error:
+        raise ConfigError(
+            f"{url or 'the file .flowrra_schedule.db'} cannot be opened ({error}): pip install 'flowrra[scheduler]', "
+            "or keep schedules in this process only, with memory://"
+        ) from error
+
+
 def _extra_scheme(scheme: str) -> BrokerFactory | None:
     if scheme not in _EXTRAS:
         return None
@@ -4834,6 +6346,7 @@ class _Declarations(Submitter):
         self._hooks = Hooks()
         self._middleware: list[Middleware] = []
         self._lifespan: Callable[[Any], contextlib.AbstractAsyncContextManager[Any]] | None = None
+        self.schedules: dict[str, Schedule] = {}  # those that are declared in code, by id
 
     @overload
     def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
@@ -4884,6 +6397,47 @@ class _Declarations(Submitter):
         task: Task[..., Any] = Task(self, function, _key("name", name) or default, options)
         self.registry.add(task)
         return task
+
+    def cron(
+        self,
+        expression: str,
+        *,
+        tz: str | dt.tzinfo | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> Callable[[TaskT], TaskT]:
+        """Fire a task when a cron expression says, in the zone `tz` (None: UTC). It stands above `@app.task`.
+
+        It fires while the app runs. Of many processes on one broker each tries to, and one job comes of it.
+        Nothing is remembered of what came due while none was running; `create_scheduler` does that.
+
+        Raises:
+            ConfigError: a bad expression, zone or option, or what is decorated is no task of this app.
+            TypeError: the arguments do not fit the task.
+        """
+        return self._schedule("cron", expression, tz=tz, args=args, kwargs=kwargs, **options)
+
+    def every(
+        self,
+        interval: float | dt.timedelta,
+        *,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> Callable[[TaskT], TaskT]:
+        """Fire a task each `interval` seconds, counted from the epoch so that all processes agree; see `cron`."""
+        return self._schedule("interval", interval, args=args, kwargs=kwargs, **options)
+
+    def _schedule(self, kind: str, rule: object, **options: Any) -> Callable[[TaskT], TaskT]:
+        def declare(task: TaskT) -> TaskT:
+            if not isinstance(task, Task) or task.app is not self:
+                raise ConfigError(f"{task!r} is no task of this app: a schedule stands above @app.task, not below it")
+            schedule = make_schedule(task, kind, rule, **options)
+            self.schedules[schedule.id] = schedule
+            return task
+
+        return declare
 
     def middleware(self, function: Middleware) -> Middleware:
         """Wrap the running of every job: `async def mw(job, call_next): return await call_next(job)`.
@@ -4943,6 +6497,8 @@ class _Life(_Declarations):
         self._worker: Worker | None = None
         self._cleanup = contextlib.AsyncExitStack()
         self.registry.on_new = self._welcome
+        self.code_schedules = CodeSchedules(cast("Flowrra", self))
+        self.schedulers: list[Scheduler] = []  # made by create_scheduler()
 
     def _welcome(self, task: Task[..., Any]) -> None:
         if self._worker is not None and self._loop is not None:
@@ -4973,6 +6529,9 @@ class _Life(_Declarations):
     async def _start_worker(self) -> Worker:
         if self._lifespan is not None:
             self.state = await self._cleanup.enter_async_context(self._lifespan(self))
+        firing: list[Firing] = [self.code_schedules, *self.schedulers] if self.config.executor.scheduler else []
+        for scheduler in self.schedulers if firing else ():
+            await scheduler.open()
         worker = Worker(
             self.broker,
             self.registry,
@@ -4984,6 +6543,8 @@ class _Life(_Declarations):
             state=self.state,
         )
         await worker.start()
+        for each in firing:
+            each.fire_in(worker)
         return worker
 
     async def stop(self, wait: bool = True, timeout: float | None = 30.0) -> None:
@@ -5274,6 +6835,22 @@ class Flowrra(_Life):
         """One sentence on where a job stands and, if it does not run, why."""
         return await _explain(self.broker, await self.get_job(task_id), self.now())
 
+    def create_scheduler(self, backend: str | ScheduleStore | None = None) -> Scheduler:
+        """A scheduler whose schedules are kept, and fire while the app runs.
+
+        `backend` is a store or its URL: memory://, sqlite:///file.db, postgresql://, mysql://; None is the
+        SQLite file .flowrra_schedule.db. All but memory:// may be shared by many processes.
+
+        Raises:
+            ConfigError: no such store, or its driver is not installed.
+        """
+        store = backend if isinstance(backend, ScheduleStore) else schedule_store_from_url(backend, self.clock)
+        scheduler = Scheduler(self, store)
+        self.schedulers.append(scheduler)
+        if self._worker is not None and self.config.executor.scheduler:
+            scheduler.fire_in(self._worker)
+        return scheduler
+
 
 def _status(name: str) -> TaskStatus:
     try:
@@ -5531,6 +7108,12 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (status, jobs, show, explain, cancel, requeue, purge, pause, resume):
         sub.add_argument("where", nargs="?", metavar="module:app", help="the app whose broker to ask")
         sub.add_argument("--broker", metavar="URL", help="the broker to ask")
+    cron = add("cron", _cron_command, "say when a cron expression fires")
+    cron.add_argument("expression", help="such as '30 2 * * mon-fri'")
+    cron.add_argument("--tz", default="UTC", metavar="ZONE", help="such as Europe/Riga (UTC)")
+    cron.add_argument("--name", help="the schedule's name, which H spreads by")
+    cron.add_argument("-n", type=int, default=10, metavar="N", help="so many fires (10)")
+    _add_schedules(commands.add_parser("schedules", help="show and steer schedules", description=_schedules.__doc__))
     add("demo", _demo_command, "see it work: a worker, some hundred jobs, a crash and its rescue")
     return parser
 
@@ -5551,6 +7134,7 @@ def _add_worker(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--processes", type=int, default=1, metavar="N", help="worker processes (1)")
     sub.add_argument("--drain", type=float, metavar="S", help="seconds that running jobs get at a stop (30)")
     sub.add_argument("--reload", action="store_true", help="start anew when a source file changes")
+    sub.add_argument("--no-scheduler", action="store_true", help="leave schedules to other workers")
     levels = ["debug", "info", "warning", "error"]
     sub.add_argument("--log-level", default="info", choices=levels, metavar="LEVEL", help=f"{', '.join(levels)} (info)")
     sub.add_argument("--log-format", default="text", choices=["text", "json"], help="text, or a JSON object a line")
@@ -5658,6 +7242,8 @@ def _configure(app: Flowrra, arguments: argparse.Namespace) -> None:
         changes["queues"] = _from_text("--queues", "Mapping of queue:capacity", arguments.queues)
     if arguments.drain is not None:
         changes["drain"] = _seconds("--drain", arguments.drain)
+    if arguments.no_scheduler:
+        changes["scheduler"] = False
     app.config.executor = dataclasses.replace(app.config.executor, **changes)
 
 
@@ -5755,6 +7341,7 @@ class _Supervisor:
         for name in ("concurrency", "queues", "drain"):
             if getattr(arguments, name) is not None:
                 options += [f"--{name}", str(getattr(arguments, name))]
+        options += ["--no-scheduler"] * arguments.no_scheduler
         self._command = python(f"main_of_child({options!r})")
         self._count = arguments.processes
         self._reload = arguments.reload
@@ -6032,6 +7619,173 @@ def _purge_command(arguments: argparse.Namespace) -> None:
 def _pause_command(arguments: argparse.Namespace) -> None:
     _ask(arguments, lambda app: app.broker.set_queue(arguments.queue, paused=arguments.paused))
     print(f"{'paused' if arguments.paused else 'resumed'}: {arguments.queue}")
+
+
+# Cron ------------------------------------------------------------------------------------------
+
+
+def _cron_command(arguments: argparse.Namespace) -> None:
+    cron = Cron(arguments.expression, arguments.tz, name=arguments.name)
+    now = dt.datetime.now(dt.UTC)
+    fires = list(itertools.islice(cron.iter(now), _whole("-n", arguments.n, least=1)))
+    print(cron.explain())
+    if cron.takes_either_day:
+        print("note: days match if day-of-month or day-of-week does; if one begins with * both have to")
+    if not fires:
+        print("it does not fire any more")
+        return
+    rows = {fire.astimezone(dt.UTC): f"{fire:%a %Y-%m-%d %H:%M:%S %z}" for fire in fires}
+    rows = {fire: f"{row}  in {duration((fire - now).total_seconds())}" for fire, row in rows.items()}
+    for moment, mark in cron.clock_marks(now, fires[-1]):
+        rows[moment] = f"{rows[moment]:44}  {mark}" if moment in rows else f"not at all: {mark}"
+    for _, row in sorted(rows.items()):
+        print(row)
+
+
+# Schedules -------------------------------------------------------------------------------------
+
+
+def _add_schedules(sub: argparse.ArgumentParser) -> None:
+    actions = sub.add_subparsers(metavar="ACTION", required=True)
+
+    def add(name: str, action: Callable[..., Awaitable[Any]], text: str, *names: str) -> argparse.ArgumentParser:
+        parser = actions.add_parser(name, help=text, description=text)
+        parser.set_defaults(command=_schedules, action=action)
+        for argument in names:
+            parser.add_argument(argument)
+        parser.add_argument("where", nargs="?", metavar="WHERE", help="module:app, or the URL of a store of schedules")
+        return parser
+
+    listing = add("list", _list_schedules, "list schedules, those in code too")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    adding = add("add", _add_schedule, "store a schedule and print its id", "task")
+    when = adding.add_mutually_exclusive_group(required=True)
+    when.add_argument("--cron", metavar="EXPRESSION", help="fire when it says, such as '0 9 * * mon-fri'")
+    when.add_argument("--every", type=float, metavar="S", help="fire each S seconds")
+    when.add_argument("--at", type=dt.datetime.fromisoformat, metavar="MOMENT", help="fire once, in ISO format")
+    adding.add_argument("--tz", help="the zone of --cron and --at, such as Europe/Riga")
+    adding.add_argument("--arg", action="append", default=[], metavar="JSON", help="an argument; NAME=JSON names it")
+    adding.add_argument("--id", help="the schedule's id")
+    adding.add_argument("--description", metavar="TEXT", help="what it is for")
+    adding.add_argument("--priority", type=int, metavar="N", help="of its jobs; a lower number runs first")
+    adding.add_argument("--misfire", choices=MISFIRES, default="latest", help="what to do about missed fires (latest)")
+    adding.add_argument("--overlap", choices=OVERLAPS, default="allow", help="whether jobs may overlap (allow)")
+    add("remove", _change_schedule, "delete a stored schedule", "id").set_defaults(change=Scheduler.unschedule)
+    add("enable", _change_schedule, "let a schedule fire again", "id").set_defaults(change=Scheduler.enable_task)
+    add("disable", _change_schedule, "let a schedule not fire", "id").set_defaults(change=Scheduler.disable_task)
+    add("run", _run_schedule, "submit a job of a schedule now", "id")
+
+
+def _schedules(arguments: argparse.Namespace) -> None:
+    """Show and steer the schedules of an app, or those in a store that is given by its URL."""
+    where = arguments.where or os.environ.get("FLOWRRA_APP")
+    if not where:
+        raise ConfigError("say where: module:app, the URL of a store of schedules, or FLOWRRA_APP")
+    app = Flowrra()
+    if "://" not in where:
+        loaded = load_app(where)
+        if arguments.action is _run_schedule:
+            app = loaded
+        else:  # nothing is submitted, so the app's broker is left alone: to open it might make it
+            app.registry, app.schedules = loaded.registry, loaded.schedules
+            app.schedulers = [Scheduler(app, scheduler.store) for scheduler in loaded.schedulers]
+    else:
+        if arguments.action is _run_schedule:
+            raise ConfigError("to run a job takes its app: give module:app")
+        path = where.removeprefix("sqlite:///")
+        if path != where and arguments.action is not _add_schedule and not os.path.exists(path):
+            raise ConfigError(f"there is no {path} yet: the first worker or `schedules add` makes it")
+        app.create_scheduler(where)
+
+    async def act() -> None:
+        async with app.client():
+            await arguments.action(app, arguments)
+
+    asyncio.run(act())
+
+
+async def _list_schedules(app: Flowrra, arguments: argparse.Namespace) -> None:
+    stored = [schedule for scheduler in app.schedulers for schedule in await scheduler.list_scheduled_tasks()]
+    coded = [dataclasses.replace(s, next_fire=upcoming(s, app.now())) for s in app.schedules.values()]
+    if arguments.json:
+        for schedule in (*coded, *stored):
+            print(json.dumps(_schedule_as_json(schedule, in_code=schedule in coded)))
+        return
+    rows = [_schedule_row(schedule, in_code=schedule in coded) for schedule in (*coded, *stored)]
+    _print_table(["ID", "TASK", "NEXT FIRE", "STATE", "SCHEDULE"], rows, "no schedules")
+    alike = [s.next_fire_at for s in (*coded, *stored) if s.enabled and s.kind == "cron" and not s.jitter]
+    for moment, count in collections.Counter(filter(None, alike)).items():
+        if count >= _HERD:
+            print(f"{count} schedules fire at {moment:%Y-%m-%d %H:%M} UTC: H for the minute would spread them")
+
+
+def _schedule_as_json(schedule: Schedule, *, in_code: bool) -> dict[str, Any]:
+    shown = dataclasses.asdict(schedule)
+    for name in ("anchor", "next_fire", "last_fire", "created", "updated"):
+        moment = _moment(shown[name])
+        shown[name] = moment and moment.isoformat()
+    arguments = json.loads(shown.pop("payload"))
+    return {**shown, "arguments": arguments, "in_code": in_code, "explanation": _explained(schedule)}
+
+
+_HERD = 5  # schedules that fire in one moment
+
+
+def _schedule_row(schedule: Schedule, *, in_code: bool) -> list[str]:
+    following = schedule.next_fire_at
+    with contextlib.suppress(ValueError):  # a zone that is not known here
+        following = following and following.astimezone(_zone_of(schedule.tz).tzinfo)
+    at = "" if following is None else following.isoformat(" ", "seconds")
+    state = "disabled" if not schedule.enabled else "done" if following is None else ""
+    return [schedule.id, schedule.task, at, f"{'in code ' * in_code}{state}".strip(), _explained(schedule)]
+
+
+def _explained(schedule: Schedule) -> str:
+    """The rule in words."""
+    try:
+        if schedule.kind == "interval":
+            return f"Every {duration(float(schedule.rule))}"
+        return "Once" if schedule.kind == "once" else Cron(schedule.rule, tz=schedule.tz, name=schedule.id).explain()
+    except ValueError as error:
+        return f"It cannot be read: {error}"
+
+
+def _one_scheduler(app: Flowrra) -> Scheduler:
+    if not app.schedulers or isinstance(app.schedulers[0].store, MemoryScheduleStore):
+        raise ConfigError("this app stores no schedules where others find them: app.create_scheduler() makes a store")
+    return app.schedulers[0]
+
+
+async def _add_schedule(app: Flowrra, arguments: argparse.Namespace) -> None:
+    scheduler = _one_scheduler(app)
+    args, kwargs = _read_arguments(arguments.arg)
+    options = {name: getattr(arguments, name) for name in ("tz", "description", "priority", "misfire", "overlap")}
+    options |= {"args": args, "kwargs": kwargs, "task_id": arguments.id}
+    task = _find_task(app, arguments.task).name if app.registry else arguments.task
+    try:
+        if arguments.cron is not None:
+            print(await scheduler.schedule_cron(task, arguments.cron, **options))
+        elif arguments.every is not None:
+            print(await scheduler.schedule_interval(task, arguments.every, **options))
+        else:
+            print(await scheduler.schedule_once(task, arguments.at, **options))
+    except TypeError as error:
+        raise ConfigError(str(error)) from None
+
+
+async def _change_schedule(app: Flowrra, arguments: argparse.Namespace) -> None:
+    if arguments.id in app.schedules:
+        raise ConfigError(f"{arguments.id!r} is declared in code: change it there")
+    if not await arguments.change(_one_scheduler(app), arguments.id):
+        raise unknown_schedule(arguments.id)
+
+
+async def _run_schedule(app: Flowrra, arguments: argparse.Namespace) -> None:
+    _check_shared(app)
+    if arguments.id in app.schedules:
+        print(await app.code_schedules.submit(app.schedules[arguments.id]))
+    else:
+        print(await _one_scheduler(app).run_now(arguments.id))
 
 
 # The demonstration -----------------------------------------------------------------------------

@@ -75,9 +75,9 @@ def mysql_url() -> str:
 def postgres_schema(postgres_url: str) -> Iterator[str]:
     """A URL whose tables are in a schema of their own."""
     name = f"flowrra_{uuid.uuid4().hex}"
-    asyncio.run(_in_postgres(postgres_url, f"CREATE SCHEMA {name}"))
+    asyncio.run(in_postgres(postgres_url, f"CREATE SCHEMA {name}"))
     yield f"{postgres_url}?search_path={name}"
-    asyncio.run(_in_postgres(postgres_url, f"DROP SCHEMA {name} CASCADE"))
+    asyncio.run(in_postgres(postgres_url, f"DROP SCHEMA {name} CASCADE"))
 
 
 @pytest.fixture
@@ -89,7 +89,8 @@ def mysql_database(mysql_url: str) -> Iterator[str]:
     asyncio.run(in_mysql(mysql_url, f"DROP DATABASE {name}"))
 
 
-async def _in_postgres(url: str, statement: str) -> None:
+async def in_postgres(url: str, statement: str) -> None:
+    """Run a statement on the server of `url`."""
     import asyncpg
 
     connection = await asyncpg.connect(url)

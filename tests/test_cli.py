@@ -110,6 +110,7 @@ COMMANDS = {
     "purge": ["--broker"],
     "pause": ["queue", "--broker"],
     "resume": ["queue", "--broker"],
+    "schedules": ["list", "add", "remove", "enable", "disable", "run"],
     "demo": ["worker"],
 }
 

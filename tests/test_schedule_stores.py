@@ -5,9 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from flowrra import ScheduleStore
+from flowrra import MemoryScheduleStore, ScheduleStore
 from flowrra_extras.scheduler import store_from_url
 from flowrra_extras.testing import ManualClock, ScheduleStoreContract
+
+
+class TestMemory(ScheduleStoreContract):
+    async def make_store(self, clock: ManualClock) -> ScheduleStore:
+        return MemoryScheduleStore(clock)
 
 
 class TestSQLiteInMemory(ScheduleStoreContract):

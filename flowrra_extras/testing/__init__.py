@@ -15,9 +15,9 @@ from flowrra_extras.testing.jobs import ClaimContract, PushContract, SettleContr
 from flowrra_extras.testing.lives import CancelContract, CrashContract, ParentsContract
 from flowrra_extras.testing.looking import LookingContract, WaitingContract
 from flowrra_extras.testing.schedules import ScheduleStoreContract
-from flowrra_extras.testing.tools import ManualClock, drain
+from flowrra_extras.testing.tools import ManualClock, drain, fire_due
 
-__all__ = ["BrokerContract", "ManualClock", "ScheduleStoreContract", "drain"]
+__all__ = ["BrokerContract", "ManualClock", "ScheduleStoreContract", "drain", "fire_due"]
 
 
 class BrokerContract(

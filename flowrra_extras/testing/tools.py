@@ -31,6 +31,18 @@ class ManualClock(Clock):
         self._wall += seconds
 
 
+async def fire_due(app: Flowrra) -> None:
+    """Fire the schedules of `app` that are due on its clock, those in code and the stored ones.
+
+    A running app does so too, but looks once a second by real time. A schedule in code counts from the
+    first call, or from the start of the app: `await fire_due(app)`, advance the clock, and again.
+    """
+    for schedules in (app.code_schedules, *app.schedulers):
+        while await schedules.step() == 0.0:
+            pass
+    await _wake(app)
+
+
 async def drain(app: Flowrra, *, timeout: float = 30.0) -> None:
     """Let the running `app` work until there is nothing left that it could do.
 

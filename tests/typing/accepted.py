@@ -1,8 +1,9 @@
 """What a user may write. `mypy --strict` and pyright must accept every line."""
 
+import datetime as dt
 from typing import assert_type
 
-from flowrra import Flowrra, Task, TaskId, TaskResult, current_job, result_of
+from flowrra import Flowrra, Schedule, Task, TaskId, TaskResult, current_job, result_of
 
 app = Flowrra.from_urls()
 
@@ -76,3 +77,27 @@ async def passes_a_task_on(task: Task[[int, int], int]) -> str:
 
 async def hands_over_a_task() -> None:
     await passes_a_task_on(add)
+
+
+@app.cron("0 9 * * mon-fri", tz="Europe/Riga", args=("report",), priority=-1, overlap="skip")
+@app.every(dt.timedelta(hours=1), kwargs={"name": "a", "loud": True}, jitter=30, misfire="skip")
+@app.task(max_retries=1)
+def scheduled(name: str, *, loud: bool = False) -> str:
+    return name
+
+
+async def schedules_keep_the_type_of_the_task() -> None:
+    assert_type(await scheduled.submit("a", loud=True), TaskId[str])
+    await passes_a_task_on(app.every(30)(add))
+
+
+async def schedules_are_stored() -> None:
+    scheduler = app.create_scheduler("memory://")
+    made = await scheduler.schedule_cron(add, "0 9 * * *", (1, 2), tz=dt.UTC, description="sums", max_retries=0)
+    await scheduler.schedule_interval("shop.add", 30, kwargs={"left": 1, "right": 2}, task_id="mine", queue="slow")
+    await scheduler.schedule_once(add, dt.datetime.now(dt.UTC), (1, 2), misfire="all", enabled=False)
+    assert_type(made, str)
+    assert_type(await scheduler.update(made, rule="0 10 * * *", args=(3, 4), priority=None), Schedule)
+    assert_type(await scheduler.list_scheduled_tasks(), list[Schedule])
+    assert_type(await scheduler.get_scheduled_task(made), Schedule | None)
+    assert_type(await scheduler.unschedule(made), bool)

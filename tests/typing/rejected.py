@@ -57,3 +57,33 @@ async def passes_a_task_on(task: Task[[int, int], int]) -> None:
 
 async def hands_over_a_task() -> None:
     await passes_a_task_on(describe)  # E: another signature
+
+
+@app.every("often")  # E: no number of seconds
+@app.task
+async def often() -> None: ...
+
+
+@app.every(30)  # E: the function is no task: @app.task is missing
+async def forgotten() -> None: ...
+
+
+@app.cron("0 9 * * *", colour="red")  # E: unknown option
+@app.task
+async def red() -> None: ...
+
+
+@app.cron("0 9 * * *")
+@app.task
+async def daily(number: int) -> None: ...
+
+
+async def schedules_are_stored() -> None:
+    await daily.submit("1")  # E: wrong type, also under a schedule
+    scheduler = app.create_scheduler()
+    await scheduler.schedule_cron(len, "0 9 * * *")  # E: not a task
+    await scheduler.schedule_interval(add, "often")  # E: no number of seconds
+    await scheduler.schedule_once(add, 30)  # E: no datetime
+    await scheduler.schedule_interval(add, 30, priority="high")  # E: wrong type of an option
+    await scheduler.schedule_interval(add, 30, colour="red")  # E: unknown option
+    await scheduler.update("an id", task_id="other")  # E: an id stays
