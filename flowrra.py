@@ -657,6 +657,9 @@ class Config:
         return config
 
 
+_YES_OR_NO: Mapping[str, bool] = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
 def _from_text(name: str, kind: str, text: str) -> Any:
     """`text` as an option of type `kind`, as it comes from the environment or the command line."""
     try:
@@ -664,11 +667,11 @@ def _from_text(name: str, kind: str, text: str) -> Any:
             pairs = (item.rpartition(":") for item in text.split(",") if item.strip())
             return {queue.strip(): int(capacity) for queue, _, capacity in pairs}
         if kind == "bool":
-            return bool(("0", "false", "no", "1", "true", "yes").index(text.strip().lower()) // 3)
+            return _YES_OR_NO[text.strip().lower()]
         if "int" in kind:
             return int(text)
         return float(text) if "float" in kind else text
-    except ValueError:
+    except (ValueError, KeyError):
         wanted = "queues with their capacities, such as default:50,cpu:2" if "Mapping" in kind else kind.split(" |")[0]
         raise ConfigError(f"{name}={text!r} cannot be read as {wanted}") from None
 
@@ -5843,7 +5846,7 @@ def make_schedule(
         task=name,
         kind=kind,
         rule=_rule_text(kind, rule, tz),
-        tz=zone_key(tz),
+        tz=_zone_of("UTC" if tz is None else tz).key,
         payload=_payload(task, args, kwargs or {}),
         options=_job_options(options),
         misfire=_one_of("misfire", misfire, MISFIRES),
@@ -5858,11 +5861,6 @@ def make_schedule(
     return schedule
 
 
-def zone_key(tz: str | dt.tzinfo | None) -> str:
-    """A zone as it is kept: by its key, or a fixed offset as text."""
-    return "UTC" if tz is None else tz if isinstance(tz, str) else getattr(tz, "key", None) or str(tz)
-
-
 def _rule_text(kind: str, rule: object, tz: str | dt.tzinfo | None) -> str:
     """The rule as it is kept."""
     if kind == "cron":
@@ -5875,7 +5873,7 @@ def _rule_text(kind: str, rule: object, tz: str | dt.tzinfo | None) -> str:
             raise ConfigError(f"an interval must be at most {_MAX_INTERVAL:g} s (100 years), not {rule!r}")
         return f"{seconds:.6f}".rstrip("0").rstrip(".")
     if tz is not None and isinstance(rule, dt.datetime) and rule.tzinfo is None:
-        rule = rule.replace(tzinfo=as_zone(tz))
+        rule = rule.replace(tzinfo=_zone_of(tz).tzinfo)
     return (_EPOCH + dt.timedelta(microseconds=_micro(_timestamp("run_at", rule)))).isoformat()
 
 
@@ -7223,12 +7221,12 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (status, jobs, show, explain, cancel, requeue, purge, pause, resume):
         sub.add_argument("where", nargs="?", metavar="module:app", help="the app whose broker to ask")
         sub.add_argument("--broker", metavar="URL", help="the broker to ask")
-    _add_schedules(commands.add_parser("schedules", help="show and steer schedules", description=_schedules.__doc__))
     cron = add("cron", _cron_command, "say when a cron expression fires")
     cron.add_argument("expression", help="such as '30 2 * * mon-fri'")
     cron.add_argument("--tz", default="UTC", metavar="ZONE", help="such as Europe/Riga (UTC)")
     cron.add_argument("--name", help="the schedule's name, which H spreads by")
     cron.add_argument("-n", type=int, default=10, metavar="N", help="so many fires (10)")
+    _add_schedules(commands.add_parser("schedules", help="show and steer schedules", description=_schedules.__doc__))
     add("demo", _demo_command, "see it work: a worker, some hundred jobs, a crash and its rescue")
     return parser
 
@@ -7849,7 +7847,7 @@ _HERD = 5  # schedules that fire in one moment
 def _schedule_row(schedule: Schedule, *, in_code: bool) -> list[str]:
     following = schedule.next_fire_at
     with contextlib.suppress(ValueError):  # a zone that is not known here
-        following = following and following.astimezone(as_zone(schedule.tz))
+        following = following and following.astimezone(_zone_of(schedule.tz).tzinfo)
     at = "" if following is None else following.isoformat(" ", "seconds")
     state = "disabled" if not schedule.enabled else "done" if following is None else ""
     return [schedule.id, schedule.task, at, f"{'in code ' * in_code}{state}".strip(), _explained(schedule)]

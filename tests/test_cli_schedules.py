@@ -85,10 +85,10 @@ def test_list_shows_what_is_in_code_and_what_is_stored(say: Say) -> None:
     lines = done(say, "list", "crontab:app").splitlines()
     assert lines[0].split("  ")[0] == "ID"
     assert len(lines) == 4
-    assert "crontab.report" in lines[1]
-    assert " 09:00:00+0" in lines[1]
-    assert "in code  At 09:00 on Monday through Friday, Europe/Riga" in lines[1]
-    assert "in code disabled  Every 1 m 30 s" in lines[2]
+    assert "in code disabled  Every 1 m 30 s" in lines[1]
+    assert "crontab.report" in lines[2]
+    assert " 09:00:00+0" in lines[2]
+    assert "in code           At 09:00 on Monday through Friday, Europe/Riga" in lines[2]
     assert lines[3].startswith(f"{made}  crontab.double")
     assert " 02:30:00-0" in lines[3]
     assert done(say, "list", STORE).splitlines()[1].split()[:2] == lines[3].split()[:2]

@@ -220,7 +220,7 @@ async def main(url, where):
         return await execute(self, statement, values)
 
     link.execute = halting
-    assert len(await store.take(now=1_700_000_000.0, lease=0.5, limit=1)) == 1
+    assert len(await store.take(now=1_700_000_000.0, lease=1.0, limit=1)) == 1
     print(flush=True)
     await asyncio.sleep(60)
 

@@ -108,8 +108,8 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mysql"])
-async def test_processes_that_make_the_same_schedules_at_once_share_them(kind: str, tmp_path: Path) -> None:
-    with place(kind, tmp_path) as url, Site(tmp_path, APP.replace("stored():", "stored(n):")) as site:
+def test_processes_that_make_the_same_schedules_at_once_share_them(kind: str, tmp_path: Path) -> None:
+    async def run() -> None:
         makers = [site.script(MAKING, env={"SCHEDULES": url}) for _ in range(4)]
         said = []
         for maker in makers:
@@ -120,6 +120,9 @@ async def test_processes_that_make_the_same_schedules_at_once_share_them(kind: s
         scheduler = app.create_scheduler(url)
         async with app.client():
             kept = [schedule.id for schedule in await scheduler.list_scheduled_tasks()]
-    assert len(set(said[0])) == 20
-    assert said == [said[0]] * 4
-    assert sorted(kept) == sorted(said[0])
+        assert len(set(said[0])) == 20
+        assert said == [said[0]] * 4
+        assert sorted(kept) == sorted(said[0])
+
+    with place(kind, tmp_path) as url, Site(tmp_path, APP.replace("stored():", "stored(n):")) as site:
+        asyncio.run(run())

@@ -1,17 +1,17 @@
 """What schedulers meet: stores and brokers that fail, tasks that are gone, rules that cannot be read."""
 
 import asyncio
-import contextlib
 import gc
 import itertools
 import logging
 import sys
 import urllib.parse
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+import flowrra
 from flowrra import (
     BackendError,
     BrokerConfig,
@@ -26,8 +26,8 @@ from flowrra import (
 )
 from flowrra_extras.testing import ManualClock, fire_due
 from tests.apps import eventually, make_app
+from tests.proxy import proxy_to
 from tests.schedule_stores import place
-from tests.services import address
 from tests.test_schedules import jobs_of, moments
 
 START = 1_700_000_000.0  # 2023-11-14 22:13:20 UTC
@@ -357,61 +357,16 @@ def test_the_store_is_a_file_here_unless_told_otherwise(tmp_path: Path, monkeypa
     assert (tmp_path / ".flowrra_schedule.db").exists()
 
 
-class Proxy:
-    """Passes bytes on to a server, until it is cut."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._target = (host, port)
-        self._links: set[asyncio.StreamWriter] = set()
-        self._server: asyncio.Server | None = None
-        self.port = 0
-
-    async def connect(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def cut(self) -> None:
-        assert self._server is not None
-        self._server.close()
-        for link in list(self._links):
-            link.transport.abort()
-        await self._server.wait_closed()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection(*self._target)
-        self._links |= {writer, back}
-        await asyncio.gather(_pass(reader, back), _pass(there, writer))
-        self._links -= {writer, back}
-
-
-async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(ConnectionError):
-        while data := await reader.read(65_536):
-            writer.write(data)
-            await writer.drain()
-    writer.close()
-    with contextlib.suppress(ConnectionError):
-        await writer.wait_closed()
-
-
-@contextlib.asynccontextmanager
-async def proxied(url: str) -> AsyncIterator[tuple[str, Proxy]]:
-    parts = urllib.parse.urlsplit(url)
-    proxy = Proxy(*address(url))
-    await proxy.connect()
-    user = parts.netloc.rpartition("@")[0]
-    try:
-        yield parts._replace(netloc=f"{user}@127.0.0.1:{proxy.port}").geturl(), proxy
-    finally:
-        await proxy.cut()
-
-
 @pytest.mark.parametrize("kind", ["postgresql", "mysql"])
 def test_a_database_that_goes_away_and_comes_back_loses_nothing(
-    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(flowrra, "TAKE_LEASE", 1.0)  # what is cut off in the middle of a fire comes back then
+
     async def run(url: str) -> None:
-        async with proxied(url) as (through, proxy):
+        async with proxy_to(url) as proxy:
+            parts = urllib.parse.urlsplit(url)
+            through = parts._replace(netloc=f"{parts.username}@127.0.0.1:{proxy.port}").geturl()
             app = make_app()
             app.task(name="tick")(lambda: None)
             scheduler = app.create_scheduler(through)
@@ -425,7 +380,7 @@ def test_a_database_that_goes_away_and_comes_back_loses_nothing(
                 await proxy.cut()
                 await eventually(lambda: len(warnings_of(caplog, "failure 2 in a row")) >= 1)
                 before = len(await jobs_of(app))
-                await proxy.connect()
+                await proxy.start()
                 await eventually(lambda: has_fired(before + 6))
                 schedule = await scheduler.get_scheduled_task(made)
                 fired = [float(job.id[-10:-1]) for job in await jobs_of(app)]

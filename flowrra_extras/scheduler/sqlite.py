@@ -46,7 +46,10 @@ class SQLite:
 
     async def connect(self, timeout: float) -> "_Link":
         # Half the time, so that a file that stays locked is told as such and not as a time-out.
-        return _Link(await aiosqlite.Connection(lambda: _open(self._path, timeout / 2), 64), self._path is None)
+        connection = aiosqlite.Connection(lambda: _open(self._path, timeout / 2), 64)
+        # A program that ends without closing the store would wait for its thread for ever.
+        getattr(connection, "_thread", connection).daemon = True  # before 0.22 the connection was the thread
+        return _Link(await connection, self._path is None)
 
 
 class _Link:

@@ -349,7 +349,7 @@ class FireContract(_ScheduleContract):
                 Fired("a", one.turn, t.now + 0.000001, t.now, None),
             ]
             assert await t.store.advance(fired) == [True, True]
-            following = {"next_fire": t.now + 0.000001, "last_fire": t.now, "last_job": None}
+            following: dict[str, Any] = {"next_fire": t.now + 0.000001, "last_fire": t.now, "last_job": None}
             assert await t.get("a") == dataclasses.replace(one, **following)
             (again,) = await t.take()
             assert (again.id, again.turn, again.last_job) == ("b", two.turn + 1, "job of b")
