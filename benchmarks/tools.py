@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +54,32 @@ def process(*command: str, **environment: str) -> Iterator[subprocess.Popen[byte
         except subprocess.TimeoutExpired:
             running.kill()
             running.wait()
+
+
+@contextmanager
+def redis_server() -> Iterator[str]:
+    """A Redis of the part's own, which keeps nothing on disk; its URL, also as BENCH_URL."""
+    program = shutil.which("redis-server")
+    if program is None:
+        raise RuntimeError("redis-server is not installed")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = ("--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
+    running = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: _answers(port), timeout=10)
+        os.environ["BENCH_URL"] = f"redis://127.0.0.1:{port}/0"
+        yield os.environ["BENCH_URL"]
+    finally:
+        running.kill()
+        running.wait()
+
+
+def _answers(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
 
 
 def last_words() -> str:

@@ -64,24 +64,25 @@ def idle_share(worker: int, watch: float) -> Figures:
 
 
 def flowrra(synchronous: str, *, watch: float) -> Callable[[Settings], Figures]:
-    async def run(worker: int) -> Figures:
-        from benchmarks.apps import ours
-
-        async def submit() -> Any:
-            return await ours.app.submit(ours.stamp)
-
-        async def start(job: Any) -> int:
-            return int((await ours.app.wait_for_result(job, timeout=30)).result)
-
-        async with ours.app.client():
-            return await measure(submit, start, worker, watch=watch)
-
     def part(settings: Settings) -> Figures:
         os.environ["BENCH_URL"] = url(synchronous)
         with tools.process(*WORKER) as worker:
-            return asyncio.run(run(worker.pid))
+            return asyncio.run(measure_ours(worker.pid, watch))
 
     return part
+
+
+async def measure_ours(worker: int, watch: float) -> Figures:
+    from benchmarks.apps import ours
+
+    async def submit() -> Any:
+        return await ours.app.submit(ours.stamp)
+
+    async def start(job: Any) -> int:
+        return int((await ours.app.wait_for_result(job, timeout=30)).result)
+
+    async with ours.app.client():
+        return await measure(submit, start, worker, watch=watch)
 
 
 def huey(settings: Settings) -> Figures:
