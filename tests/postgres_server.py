@@ -5,7 +5,6 @@ import os
 import pwd
 import secrets
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +30,8 @@ def clean_schema(url: str) -> Iterator[tuple[Connection, str]]:
 
 
 def drop(connection: Connection, schema: str) -> None:
+    if connection.closed:  # with its server, which is gone as a whole
+        return
     connection.execute("SET client_min_messages = warning")
     connection.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE".encode())
 
@@ -90,10 +91,14 @@ class Server:
     def pid(self) -> int:
         return int((self._folder / "data" / "postmaster.pid").read_text().split()[0])
 
+    def processes(self) -> list[int]:
+        """The server and its children, which serve one connection each."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return [self.pid, *map(int, children)]
+
     def kill(self) -> None:
         """End it as a crash does, all its processes at once; what was committed is in its log."""
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            os.kill(self.pid, signal.SIGQUIT)
+        if (self._folder / "data" / "postmaster.pid").exists():
             self._run("pg_ctl", "-D", str(self._folder / "data"), "-w", "-m", "immediate", "stop")
 
     def read_only(self, on: bool) -> None:

@@ -1,0 +1,252 @@
+"""Jobs in PostgreSQL 13+, for many machines, in the database you already run: `pip install flowrra[postgresql]`.
+
+    app = Flowrra.from_urls("postgresql://user:password@host:5432/database")
+    app = Flowrra.from_urls("postgresql:///app?host=/var/run/postgresql&schema=billing")
+    app = Flowrra.from_urls("postgresql://one,two/app?target_session_attrs=read-write")  # whichever is the primary
+
+User and password are percent-encoded. Own options: `schema=` (flowrra), where the tables live, made at the first
+opening; `pool_size=` (4), connections at most, beside one that listens; `synchronous_commit=` as in postgresql.conf,
+for what is acknowledged (the server's own setting unless told otherwise); `statement_cache_size=0` for a pooler in
+transaction mode such as pgbouncer: no prepared statements, no session state, no LISTEN, news by a look each second.
+The others are libpq's, as asyncpg takes them.
+
+A job is one row, and every move of it a guarded UPDATE. What concurrent callers want goes out as one statement over
+arrays. Whoever waits is told by NOTIFY, and looks each second in case a notification was lost. The schema and the
+SQL are in `statements`, what a call does with them in `store`, the connections in `connections`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any, cast
+
+from flowrra import (
+    SUCCESS,
+    BackendConfig,
+    Broker,
+    BrokerConfig,
+    BrokerError,
+    Clock,
+    Config,
+    ConfigError,
+    Job,
+    JobFilter,
+    Notices,
+    Outcome,
+    Progress,
+    TaskResult,
+    TaskStatus,
+    WorkerInfo,
+    check_queue,
+    encode_value,
+    timed_out,
+    unknown_job,
+)
+from flowrra_extras.postgres import statements as sql
+from flowrra_extras.postgres.connections import SILENCE, Address, Link, callers_session
+from flowrra_extras.postgres.groups import CHUNK, Claim, Groups, encode_payloads
+from flowrra_extras.postgres.rows import job_of_row, recorded_columns, where_clause, worker_of_row
+from flowrra_extras.postgres.store import Store, migrate
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["PostgresBroker", "broker_from_url"]
+
+
+class PostgresBroker(Broker):
+    """Jobs in PostgreSQL, for many processes on many machines; `url` as at the top of this module.
+
+    A call waits up to `config.timeout` seconds for a server that is away, restarts or fails over, and then
+    raises a BrokerError. That leaves it open whether the call was carried out: `push` again with the same
+    ids changes nothing. A connection that is silent for 5 s is given up for a new one.
+    """
+
+    keeps_text = True
+
+    def __init__(
+        self,
+        url: str,
+        config: BrokerConfig | None = None,
+        retention: BackendConfig | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.url = url
+        self.config = config or BrokerConfig()
+        self.retention = retention or BackendConfig()
+        self._clock = clock or Clock()
+        self._address = Address(url)
+        self._link: Link | None = None
+        self._groups: Groups
+
+    def twin(self) -> PostgresBroker:
+        return PostgresBroker(self.url, self.config, self.retention, self._clock)
+
+    # Opening and closing -----------------------------------------------------------------------
+
+    async def open(self) -> None:
+        if self._link is not None:
+            self._link.abandon()
+            self._groups.waits.ear.abandon()
+            self._link = None
+        link = Link(self._address, self.config.timeout)
+        try:
+            self._store_id = await link.run(migrate, self.config.timeout)
+        except BaseException:
+            await link.close()
+            raise
+        self._groups = Groups(self._address, link, self.retention, self._clock)
+        self._link = link
+
+    async def close(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            await self._groups.close()
+            await link.close()
+            await asyncio.sleep(0)  # for the transports, which close their sockets in the next turn
+
+    def _opened(self) -> Groups:
+        if self._link is None:
+            raise BrokerError(f"the broker on {self._address.name} is not open")
+        return self._groups
+
+    async def _run(self, text: str, *values: Any, patience: float = SILENCE) -> Sequence[Any]:
+        """Have one statement run, and return its rows."""
+        self._opened()
+        return await cast("Link", self._link).run(lambda session: session.fetch(text, *values), patience)
+
+    # Jobs --------------------------------------------------------------------------------------
+
+    async def push(self, jobs: Sequence[Job], *, now: float) -> list[str]:
+        groups = self._opened()
+        if not jobs:
+            return []
+        if len(jobs) <= CHUNK:
+            encode_payloads(jobs)
+        return cast("list[str]", await groups.pushes.put((jobs, now), len(jobs)))
+
+    async def push_in(self, connection: Any, jobs: Sequence[Job], *, now: float) -> list[str]:
+        self._opened()
+        encode_payloads(jobs)
+        session = callers_session(connection, self._address.schema)
+        async with session.savepoint():
+            if await session.store_id() != self._store_id:
+                where = self._address.name
+                raise ConfigError(f"the connection is to another database than {where}, where the jobs are")
+            store = Store(session, self.retention)
+            push = store.push_family if any(job.parents for job in jobs) else store.push
+            ids = await push(jobs, now)
+            channels = [f"{self._address.schema}_jobs"]
+            await session.fetch(sql.TELL.replace(sql.LAZY, "true"), store.finished, channels, [" "])
+        return ids
+
+    async def claim(self, queue: str, *, limit: int, worker: str, now: float) -> list[Job]:
+        groups = self._opened()
+        groups.waits.look(queue)
+        return await groups.claiming.put(Claim(queue, limit, worker, now))
+
+    async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
+        groups = self._opened()
+        if not outcomes:
+            return []
+        for outcome in outcomes:
+            if outcome.status is SUCCESS and outcome.text is None:
+                outcome.text = encode_value(outcome)
+        return cast("list[bool]", await groups.settles.put((outcomes, now), len(outcomes)))
+
+    async def cancel(self, task_id: str, *, now: float) -> bool:
+        groups = self._opened()
+        ends, is_running = await groups.transact(lambda store: store.cancel(task_id, now))
+        if is_running:
+            groups.waits.tell(news=True)
+        return ends
+
+    async def requeue(self, task_ids: Sequence[str], *, now: float) -> list[bool]:
+        groups = self._opened()
+        return [await groups.transact(lambda store, i=task_id: store.requeue(i, now)) for task_id in task_ids]  # type: ignore[misc]
+
+    async def purge(self, before: float, limit: int) -> int:
+        await self._run(sql.FORGET_AWAITED, patience=self.config.timeout)
+        return len(await self._run(sql.PURGE, before, limit, patience=self.config.timeout))
+
+    async def record(self, results: Sequence[TaskResult[Any]]) -> None:
+        latest = {result.task_id: result for result in results}
+        if latest:
+            await self._run(sql.RECORD, *recorded_columns(list(latest.values()), self.retention))
+            self._groups.waits.tell(finished=list(latest))
+
+    # Workers -----------------------------------------------------------------------------------
+
+    async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
+        groups = self._opened()
+        groups.waits.look("")
+        if lease <= 0:
+            await groups.transact(lambda store: store.leave(worker.id, now))
+            return Notices()
+        notices = await groups.beat(worker, lease, now)
+        worker.seen = now
+        return notices
+
+    async def report(self, progress: Mapping[str, Progress]) -> None:
+        texts = [json.dumps([p.done, p.total, p.note]) for p in progress.values()]
+        await self._run(sql.REPORT, list(progress), texts)
+
+    async def set_queue(self, queue: str, *, paused: bool) -> None:
+        await self._run(sql.PAUSE if paused else sql.RESUME_QUEUE, check_queue(queue))
+        self._groups.waits.tell(ready=[queue], news=True)
+
+    async def workers(self) -> list[WorkerInfo]:
+        return [worker_of_row(*row) for row in await self._run(sql.WORKERS)]
+
+    async def paused(self) -> set[str]:
+        return {row[0] for row in await self._run("SELECT queue FROM flowrra.paused")}
+
+    # Waiting and looking -----------------------------------------------------------------------
+
+    async def wait_ready(self, queues: Sequence[str], timeout: float) -> None:
+        groups = self._opened()
+        await groups.waits.wait_ready(queues, timeout, groups.claims.next_due)
+
+    async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
+        waits = self._opened().waits
+        waiter = waits.expect(task_id)
+        try:
+            result = await self._known(task_id)
+            async with asyncio.timeout(timeout):
+                while not result.is_finished:
+                    if not await waits.announce(task_id):
+                        await waiter
+                        waiter = waits.expect(task_id)
+                    result = await self._known(task_id)
+            return result
+        except TimeoutError:
+            raise timed_out(task_id, timeout) from None
+        finally:
+            waits.expect_no_more(task_id, waiter)
+
+    async def _known(self, task_id: str) -> TaskResult[Any]:
+        (result,) = await self.get([task_id])
+        if result is None:
+            raise unknown_job(task_id)
+        return result
+
+    async def get(self, task_ids: Sequence[str]) -> list[TaskResult[Any] | None]:
+        groups = self._opened()
+        return cast("list[TaskResult[Any] | None]", await groups.gets.put(task_ids, len(task_ids)))
+
+    async def find(self, which: JobFilter, *, limit: int = 100, after: int | None = None) -> list[Job]:
+        where, values = where_clause(which, after)
+        query = f"SELECT {sql.JOB_COLUMNS} FROM flowrra.job WHERE {where} ORDER BY seq DESC LIMIT {int(limit)}"
+        return [job_of_row(row) for row in await self._run(query, *values, patience=self.config.timeout)]
+
+    async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
+        where, values = where_clause(which or JobFilter())
+        query = f"SELECT queue, status, count(*) FROM flowrra.job WHERE {where} GROUP BY queue, status"
+        rows = await self._run(query, *values, patience=self.config.timeout)
+        return {(queue, TaskStatus(status)): count for queue, status, count in rows}
+
+
+def broker_from_url(url: str, config: Config, clock: Clock) -> PostgresBroker:
+    """The broker that `postgresql://` and `postgres://` stand for."""
+    return PostgresBroker(url, config.broker, config.backend, clock)

@@ -1,0 +1,367 @@
+"""Connections: a few that carry statements, and the one that listens.
+
+What the server cannot do now but will be able to (it restarts, fails over, is silent) is tried again on
+another connection, for as long as a call may take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import itertools
+import logging
+import random
+import re
+import urllib.parse
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import asyncpg
+
+from flowrra import BrokerError, ConfigError, FlowrraError, SerializationError
+from flowrra_extras.postgres.statements import in_schema
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+__all__ = ["SILENCE", "Address", "AwayError", "Ear", "Link", "Session", "callers_session"]
+
+T = TypeVar("T")
+
+logger = logging.getLogger("flowrra")
+
+SILENCE = 5.0  # seconds after which a connection that does not answer is given up for a new one
+_LIBPQ = frozenset(
+    ("application_name", "database", "dbname", "gsslib", "host", "krbsrvname", "passfile", "password", "port",
+     "sslcert", "sslcrl", "sslkey", "sslmode", "sslnegotiation", "sslpassword", "sslrootcert",
+     "ssl_max_protocol_version", "ssl_min_protocol_version", "target_session_attrs", "user")
+)  # fmt: skip
+_COMMITS = ("on", "off", "local", "remote_write", "remote_apply")
+# Plans that are made while a table is empty are kept, and would read all of it when it is full: of what these forbid,
+# no statement here has need. And none is worth compiling.
+_PLANS = {
+    "enable_seqscan": "off", "enable_bitmapscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off",
+    "jit": "off", "plan_cache_mode": "force_generic_plan",
+}  # fmt: skip
+_AWAY = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.TransactionRollbackError,  # deadlocks
+    asyncpg.UniqueViolationError,  # of two requeues with one key: the second look tells
+    asyncpg.ObjectNotInPrerequisiteStateError,
+    asyncpg.exceptions.InvalidCachedStatementError,
+)
+_NOT_AWAY = (
+    asyncpg.DataError,
+    asyncpg.QueryCanceledError,
+    asyncpg.DiskFullError,
+    asyncpg.exceptions.ClientConfigurationError,
+)
+
+
+class AwayError(BrokerError):
+    """The server could not be used for as long as a call may take."""
+
+
+class Address:
+    """Where a database is, as its URL says."""
+
+    def __init__(self, url: str) -> None:
+        parts = urllib.parse.urlsplit(url)
+        options = dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True))
+        where = parts._replace(scheme="postgresql", netloc=parts.netloc.rpartition("@")[2], query="")
+        self.name = where.geturl() + (f" ({options['host']})" if "host" in options else "")
+        self.schema = options.pop("schema", "flowrra")
+        if not re.fullmatch(r"[a-z_][a-z0-9_]{0,39}", self.schema) or self.schema.startswith("pg_"):
+            raise ConfigError(f"schema must be up to 40 of a-z, 0-9 and _, not {self.schema!r}")
+        self.cache = self._number(options, "statement_cache_size", 100, 0)
+        self.pool_size = self._number(options, "pool_size", 4, 1)
+        commit = options.pop("synchronous_commit", None)
+        if commit not in (None, *_COMMITS):
+            raise ConfigError(f"synchronous_commit must be one of {', '.join(_COMMITS)}, not {commit!r}")
+        for name in options.keys() - _LIBPQ:
+            raise ConfigError(f"{self.name} has the unknown option {name!r}; there are pool_size=, schema=, "
+                              "statement_cache_size=, synchronous_commit=, and libpq's own")  # fmt: skip
+        self._settings = {"application_name": options.pop("application_name", "flowrra")}
+        if not self.is_pooled:
+            self._settings |= _PLANS | ({} if commit is None else {"synchronous_commit": commit})
+        elif commit is not None:
+            raise ConfigError(
+                "synchronous_commit= is a setting of a session, of which a pooler in transaction mode has none"
+            )
+        self._url = parts._replace(scheme="postgresql", query=urllib.parse.urlencode(options)).geturl()
+        self._check()
+
+    def _number(self, options: dict[str, str], name: str, default: int, least: int) -> int:
+        text = options.pop(name, str(default))
+        if not text.isdecimal() or int(text) < least:
+            raise ConfigError(f"{name} must be a whole number of at least {least}, not {text!r}")
+        return int(text)
+
+    def _check(self) -> None:
+        """Refuse a port that is none now, and not at the first connection."""
+        netloc = urllib.parse.urlsplit(self._url).netloc.rpartition("@")[2]
+        for host in netloc.split(","):
+            _, colon, port = host.rpartition(":")
+            if colon and not host.endswith("]") and not port.isdecimal():
+                raise ConfigError(f"{self.name}: {port!r} is not the number of a port")
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether there is a pooler in between, so that a session is ours for one transaction only."""
+        return self.cache == 0
+
+    async def connect(self) -> asyncpg.Connection[Any]:
+        return await asyncpg.connect(
+            self._url, timeout=SILENCE, statement_cache_size=self.cache, server_settings=self._settings
+        )
+
+
+class Session:
+    """A connection while it does one thing. Statements name the schema `flowrra`."""
+
+    def __init__(self, connection: Any, schema: str) -> None:
+        self.connection = connection
+        self.schema = schema
+
+    async def fetch(self, text: str, *values: Any) -> Sequence[Any]:
+        rows: Sequence[Any] = await self.connection.fetch(in_schema(text, self.schema), *values)
+        return rows
+
+    async def change(self, text: str, *values: Any) -> int:
+        """How many rows it changed."""
+        tag: str = await self.connection.execute(in_schema(text, self.schema), *values)
+        return int(tag.rpartition(" ")[2])
+
+    async def script(self, text: str) -> None:
+        """Run several statements without values."""
+        await self.connection.execute(in_schema(text, self.schema))
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        async with self.connection.transaction(isolation="read_committed"):
+            yield
+
+
+class CallersSession(Session):
+    """A connection of the user's, inside the user's transaction, which a failure of ours leaves as it was."""
+
+    @contextlib.asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
+        if not self.is_in_transaction():
+            raise ConfigError("the connection is in no transaction: begin one, which then decides over the job too")
+        await self.fetch("SAVEPOINT flowrra_push")
+        try:
+            yield
+        except BaseException:
+            await self.fetch("ROLLBACK TO SAVEPOINT flowrra_push")
+            await self.fetch("RELEASE SAVEPOINT flowrra_push")
+            raise
+        await self.fetch("RELEASE SAVEPOINT flowrra_push")
+
+    def is_in_transaction(self) -> bool:
+        return bool(self.connection.is_in_transaction())
+
+    async def store_id(self) -> str | None:
+        """What identifies the store that is found through this connection; None if there is none."""
+        if not (await self.fetch("SELECT to_regclass('flowrra.meta') IS NOT NULL"))[0][0]:
+            return None
+        return str((await self.fetch("SELECT store::text FROM flowrra.meta"))[0][0])
+
+
+class PsycopgSession(CallersSession):
+    """The same for psycopg 3.2 and later, whose connections may be plain ones: those block the loop meanwhile."""
+
+    async def fetch(self, text: str, *values: Any) -> Sequence[Any]:
+        cursor = await self._execute(text, values)
+        rows = cursor.fetchall() if cursor.description else []
+        return cast("Sequence[Any]", await rows if inspect.isawaitable(rows) else rows)
+
+    async def change(self, text: str, *values: Any) -> int:
+        return int((await self._execute(text, values)).rowcount)
+
+    async def _execute(self, text: str, values: Sequence[Any]) -> Any:
+        import psycopg
+        from psycopg.rows import tuple_row
+
+        is_async = isinstance(self.connection, psycopg.AsyncConnection)
+        kind = psycopg.AsyncRawCursor if is_async else psycopg.RawCursor
+        cursor = kind(self.connection, row_factory=tuple_row)
+        done = cursor.execute(in_schema(text, self.schema).encode(), values or None)
+        return await done if inspect.isawaitable(done) else done
+
+    def is_in_transaction(self) -> bool:
+        """Whether it is in one, or about to begin one."""
+        return not self.connection.autocommit or self.connection.info.transaction_status != 0
+
+
+def callers_session(connection: Any, schema: str) -> CallersSession:
+    module = type(connection).__module__.partition(".")[0]
+    if module == "psycopg":
+        return PsycopgSession(connection, schema)
+    if module == "asyncpg":
+        return CallersSession(connection, schema)
+    raise ConfigError(f"submit_in() takes a connection of asyncpg or psycopg here, not {type(connection).__name__}")
+
+
+class Link:
+    """A few connections, made when they are needed and given up when they fail."""
+
+    def __init__(self, address: Address, timeout: float) -> None:
+        self._address = address
+        self._timeout = timeout
+        self._idle: list[asyncpg.Connection[Any]] = []
+        self._gate = asyncio.Semaphore(address.pool_size)
+
+    async def run(self, work: Callable[[Session], Awaitable[T]], silence: float = SILENCE) -> T:
+        """What `work` gives. It may be called again if a connection was lost, or silent for so many seconds.
+
+        Cancelling leaves it open whether it was done.
+
+        Raises:
+            BrokerError: the server was away for as long as a call may take, or refuses this.
+            SerializationError: a value that the server cannot keep.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout
+        failure: Exception | None = None
+        for pause in itertools.chain((0.0, 0.02, 0.05, 0.1, 0.2), itertools.repeat(0.5)):
+            try:
+                async with asyncio.timeout_at(min(deadline, loop.time() + silence)):
+                    return await self._try(work)
+            except _NOT_AWAY as error:
+                raise self._explained(error) from error
+            except _AWAY as error:
+                failure = error if str(error) or failure is None else failure
+            except asyncpg.PostgresError as error:
+                raise self._explained(error) from error
+            if loop.time() + pause >= deadline:
+                break
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (no secret)
+        why = str(failure) or "it is silent"
+        raise AwayError(f"{self._address.name} has not answered for {self._timeout:g} s: {why}") from failure
+
+    async def _try(self, work: Callable[[Session], Awaitable[T]]) -> T:
+        async with self._gate:
+            connection = self._idle.pop() if self._idle else await self._address.connect()
+            try:
+                result = await work(Session(connection, self._address.schema))
+            except BaseException as error:
+                self._put_back(connection, usable=isinstance(error, Exception) and not isinstance(error, _AWAY))
+                raise
+            self._put_back(connection, usable=True)
+            return result
+
+    def _put_back(self, connection: asyncpg.Connection[Any], *, usable: bool) -> None:
+        """A connection whose server has said no, or that is in the middle of something, is of no use to others."""
+        if usable and not connection.is_closed() and not connection.is_in_transaction():
+            self._idle.append(connection)
+        else:
+            drop(connection)
+
+    def _explained(self, error: Exception) -> FlowrraError:
+        if isinstance(error, asyncpg.DataError):
+            return SerializationError(f"{self._address.name} cannot keep this: {error}")
+        if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
+            return BrokerError(f"{self._address.name} does not accept this user and password: {error}")
+        if isinstance(error, asyncpg.DiskFullError):
+            return BrokerError(
+                f"{self._address.name} has a full disk: nothing of this was written; make room ({error})"
+            )
+        return BrokerError(f"{self._address.name}: {error}")
+
+    async def close(self) -> None:
+        """Say good-bye to the server, within a second."""
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            try:
+                await connection.close(timeout=1.0)
+            except (TimeoutError, *_AWAY):
+                drop(connection)
+
+    def abandon(self) -> None:
+        """Drop the connections of a loop that has ended without closing them."""
+        while self._idle:
+            drop(self._idle.pop())
+
+
+def drop(connection: asyncpg.Connection[Any]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop was closed
+        connection.terminate()
+
+
+class Ear:
+    """The connection that listens: to channels that are wanted, again and again.
+
+    `hear(channel, text)` is called for each notification, and with None when listening begins: before that,
+    anything may have been missed. Behind a pooler there is nothing to be heard.
+    """
+
+    def __init__(self, address: Address, hear: Callable[[str, str | None], None]) -> None:
+        self._address = address
+        self._hear = hear
+        self._wanted: list[str] = []
+        self._heeded: set[str] = set()
+        self._connection: asyncpg.Connection[Any] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._call = asyncio.Event()
+
+    def want(self, channel: str) -> None:
+        """Listen to `channel` from now on."""
+        if channel in self._wanted or self._address.is_pooled:
+            return
+        self._wanted.append(channel)
+        self._call.set()
+        if self._task is None:
+            self._task = asyncio.create_task(self._listen())
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+
+    def abandon(self) -> None:
+        """Drop the connection of a loop that has ended without closing it."""
+        if self._connection is not None:
+            drop(self._connection)
+
+    async def _listen(self) -> None:
+        for failures in itertools.count(1):
+            try:
+                await self._follow()
+            except (TimeoutError, asyncpg.PostgresError, *_AWAY) as error:
+                if failures % 20 == 1:
+                    logger.warning("%s: no notifications from there (%s); trying again", self._address.name, error)
+            await asyncio.sleep(random.uniform(0.1, 0.5))  # noqa: S311 (no secret)
+
+    async def _follow(self) -> None:
+        """Listen until the connection is lost. One that is silent is asked whether it is still there."""
+        self._connection = connection = await self._address.connect()
+        self._heeded = set()
+        connection.add_termination_listener(lambda _: self._call.set())
+        try:
+            while True:
+                self._call.clear()
+                for channel in self._wanted:
+                    if channel not in self._heeded:
+                        await connection.add_listener(channel, self._take)
+                        self._heeded.add(channel)
+                        self._hear(channel, None)
+                try:
+                    await asyncio.wait_for(self._call.wait(), SILENCE)
+                except TimeoutError:
+                    await connection.fetch("SELECT 1", timeout=SILENCE)
+                if connection.is_closed():
+                    raise ConnectionError("the connection was closed")
+        finally:
+            self._connection = None
+            drop(connection)
+
+    def _take(self, _connection: object, _pid: int, channel: str, payload: object) -> None:
+        self._hear(channel, str(payload))

@@ -1,0 +1,148 @@
+"""Rows of the database as jobs, results and workers, and what is looked for as a WHERE clause."""
+
+from __future__ import annotations
+
+import json
+import types
+from typing import TYPE_CHECKING, Any
+
+from flowrra import (
+    RUNNING,
+    Attempt,
+    BackendConfig,
+    Job,
+    JobFilter,
+    Progress,
+    TaskResult,
+    TaskStatus,
+    WorkerInfo,
+    decode,
+    encode,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+def where_clause(which: JobFilter, after: int | None = None) -> tuple[str, list[Any]]:
+    """A filter as the text of a WHERE clause and its values."""
+    terms: list[str] = []
+    values: list[Any] = []
+    status = None if which.status is None else [str(status) for status in which.status]
+    for term, value in (
+        ("id = ANY (${}::text[])", None if which.ids is None else list(which.ids)),
+        ("status = ANY (${}::text[])", status),
+        ("task = ${}", which.task),
+        ("queue = ${}", which.queue),
+        ("worker = ${}", which.worker),
+        ("seq < ${}", after),
+    ):
+        if value is not None:
+            values.append(value)
+            terms.append(term.format(len(values)))
+    if which.ahead_of is not None:
+        job, n = which.ahead_of, len(values)
+        values += [job.queue, job.priority, job.seq]
+        terms.append(
+            f"status = 'pending' AND queue = ${n + 1} AND (priority, seq) < (${n + 2}::bigint, ${n + 3}::bigint)"
+        )
+    return " AND ".join(terms) or "true", values
+
+
+def jobs_of_claim(rows: Sequence[Any], worker: str, now: float) -> list[Job]:
+    """The jobs that a claim has taken, in order: an UPDATE returns them in any."""
+    jobs = [job_of_claim(row, worker, now) for row in rows if row["seq"] is not None]
+    jobs.sort(key=lambda job: (job.priority, job.seq))
+    return jobs
+
+
+def job_of_claim(row: Any, worker: str, now: float) -> Job:
+    seq, task_id, task, payload, queue, priority, submitted, attempt, failures, crashes, overrides, parents = row[-12:]
+    job = Job(task_id, task, (), _NO_KEYWORDS, queue, priority, payload)
+    job.status = RUNNING
+    job.worker = worker
+    job.started = now
+    job.submitted = submitted
+    job.seq = seq
+    job.attempt = attempt
+    job.failures = failures
+    job.crashes = crashes
+    if overrides is not None:
+        job.overrides = json.loads(overrides)
+    if parents is not None:
+        job.parents = tuple(json.loads(parents))
+    return job
+
+
+_NO_KEYWORDS: Mapping[str, Any] = types.MappingProxyType({})
+
+
+def job_of_row(row: Any) -> Job:
+    values = dict(row)
+    values["unique"] = values.pop("unique_key")
+    values["status"] = TaskStatus(values["status"])
+    values["parents"] = tuple(_parsed(values["parents"], ()))
+    values["overrides"] = _parsed(values["overrides"], None)
+    values["history"] = tuple(Attempt(*entry) for entry in _parsed(values["history"], ()))
+    values["progress"] = _progress_of(values["progress"])
+    values["result"] = _stored_result(values["result"])
+    return Job(**values)
+
+
+def result_of_row(row: Any) -> TaskResult[Any]:
+    task_id, task, status, result, error, traceback, attempt, submitted, started, finished, progress = row
+    return TaskResult(
+        task_id,
+        task,
+        TaskStatus(status),
+        _stored_result(result),
+        error,
+        traceback,
+        attempt,
+        submitted,
+        started,
+        finished,
+        _progress_of(progress),
+    )
+
+
+def worker_of_row(
+    worker: str, host: str, pid: int, queues: str, tasks: str, started: float, seen: float, running: int, version: str
+) -> WorkerInfo:
+    return WorkerInfo(worker, host, pid, json.loads(queues), json.loads(tasks), started, seen, running, version)
+
+
+def recorded_columns(results: Sequence[TaskResult[Any]], retention: BackendConfig) -> list[list[Any]]:
+    """Results from elsewhere as the arrays that sql.RECORD takes."""
+    return [
+        [r.task_id for r in results],
+        [r.task for r in results],
+        [r.status for r in results],
+        [r.submitted for r in results],
+        [r.attempts for r in results],
+        [r.started for r in results],
+        [r.finished or 0.0 for r in results],
+        [(r.finished or 0.0) + retention.ttl(r.status) for r in results],
+        [clean(r.error) for r in results],
+        [clean(r.traceback) for r in results],
+        [encode(r.result) if r.is_success else None for r in results],
+    ]
+
+
+def clean(text: str | None) -> str | None:
+    """Text that PostgreSQL can hold: a NUL or half a surrogate pair is written out."""
+    if text is None or (text.isascii() and "\0" not in text):
+        return text
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
+
+
+def _parsed(text: str | None, default: Any) -> Any:
+    return default if text is None else json.loads(text)
+
+
+def _stored_result(text: str | None) -> Any:
+    return None if text is None or text == "null" else decode(text)
+
+
+def _progress_of(text: str | None) -> Progress | None:
+    return None if text is None else Progress(*json.loads(text))

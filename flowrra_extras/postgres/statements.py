@@ -1,0 +1,340 @@
+"""The schema, and every statement. `flowrra.` stands for the schema of the URL.
+
+Moments are seconds since the epoch by the callers' clocks; leases alone are by the server's.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from flowrra import HISTORY_LIMIT, NO_ARGUMENTS
+
+_PROMOTED = 10_000  # jobs that have come due and are made ready in one step
+_PAYLOAD = 7_900  # bytes; PostgreSQL refuses a notification of 8,000
+
+DUE_LATER = "('scheduled', 'retrying')"
+NOT_BEGUN = "('scheduled', 'blocked', 'pending')"
+UNFINISHED = "('scheduled', 'blocked', 'pending', 'running', 'retrying')"
+AT_REST = "('scheduled', 'blocked', 'pending', 'retrying')"
+REQUEUABLE = "('failed', 'cancelled')"
+
+SCHEMA = f"""
+CREATE TABLE flowrra.job (
+    seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,  -- the order of submission
+    id text COLLATE "C" NOT NULL UNIQUE,
+    task text COLLATE "C" NOT NULL,
+    queue text COLLATE "C" NOT NULL,
+    priority bigint NOT NULL,
+    status text COLLATE "C" NOT NULL,
+    payload text NOT NULL,
+    submitted float8 NOT NULL,
+    due float8,
+    expires float8,
+    unique_key text COLLATE "C",
+    parents text,
+    overrides text,
+    attempt integer NOT NULL DEFAULT 0,
+    failures integer NOT NULL DEFAULT 0,
+    crashes integer NOT NULL DEFAULT 0,
+    cancel_requested boolean NOT NULL DEFAULT false,
+    has_children boolean NOT NULL DEFAULT false,  -- then its end concerns others
+    worker text COLLATE "C",
+    started float8,
+    finished float8,
+    purge_at float8,
+    result text,
+    error text,
+    traceback text,
+    progress text,
+    history jsonb,
+    CHECK (CASE status
+        WHEN 'pending' THEN finished IS NULL
+        WHEN 'running' THEN finished IS NULL AND attempt > 0 AND worker IS NOT NULL AND started IS NOT NULL
+        WHEN 'success' THEN finished IS NOT NULL
+        WHEN 'scheduled' THEN finished IS NULL AND due IS NOT NULL
+        WHEN 'retrying' THEN finished IS NULL AND due IS NOT NULL AND failures > 0
+        WHEN 'blocked' THEN finished IS NULL
+        WHEN 'failed' THEN finished IS NOT NULL
+        WHEN 'cancelled' THEN finished IS NOT NULL
+        ELSE false END)
+) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000);
+-- A claim and a settle change what partial indexes ask for, so that neither can be a HOT update: each writes an
+-- entry for seq, for id, and for the one other index that the row then belongs to. Waiting jobs stay out of the
+-- line by their status, and suspects have a line of their own, as in the schema of the SQLite store.
+CREATE INDEX job_ready ON flowrra.job (queue, priority, seq) WHERE status = 'pending' AND crashes = 0;
+CREATE INDEX job_suspect ON flowrra.job (queue, crashes, priority, seq) WHERE status = 'pending' AND crashes > 0;
+CREATE INDEX job_due ON flowrra.job (due) WHERE status IN {DUE_LATER};
+CREATE INDEX job_expiring ON flowrra.job (expires)
+    WHERE expires IS NOT NULL AND attempt = 0 AND status IN {NOT_BEGUN};
+CREATE INDEX job_running ON flowrra.job (worker) WHERE status = 'running';
+CREATE INDEX job_running_suspect ON flowrra.job (worker) WHERE status = 'running' AND crashes > 0;
+CREATE INDEX job_cancelling ON flowrra.job (worker) WHERE status = 'running' AND cancel_requested;
+CREATE INDEX job_purge ON flowrra.job (purge_at) WHERE purge_at IS NOT NULL;
+CREATE UNIQUE INDEX job_unique ON flowrra.job (unique_key) WHERE unique_key IS NOT NULL AND status IN {UNFINISHED};
+CREATE TABLE flowrra.dependency (  -- unfinished parents that a blocked job waits for, both by seq
+    parent bigint NOT NULL,
+    child bigint NOT NULL,
+    PRIMARY KEY (parent, child)
+);
+CREATE INDEX dependency_child ON flowrra.dependency (child);
+CREATE TABLE flowrra.worker (
+    id text COLLATE "C" PRIMARY KEY,
+    host text NOT NULL,
+    pid integer NOT NULL,
+    queues text NOT NULL,
+    tasks text NOT NULL,
+    started float8 NOT NULL,
+    seen float8 NOT NULL,
+    running integer NOT NULL,
+    version text NOT NULL,
+    lease timestamptz NOT NULL  -- by the server's clock; in no index, so that a heartbeat is a HOT update
+) WITH (fillfactor = 50);
+CREATE TABLE flowrra.paused (queue text COLLATE "C" PRIMARY KEY);
+CREATE TABLE flowrra.awaited (  -- jobs whose end somebody waits for, and the channel to tell it on
+    id text COLLATE "C" NOT NULL,
+    channel text NOT NULL,
+    PRIMARY KEY (id, channel)
+);
+"""
+
+# Entry n takes a store from schema n to n + 1.
+MIGRATIONS = (SCHEMA,)
+
+META = """
+CREATE SCHEMA IF NOT EXISTS flowrra;
+CREATE TABLE IF NOT EXISTS flowrra.meta (version integer NOT NULL, store uuid NOT NULL);
+INSERT INTO flowrra.meta SELECT 0, gen_random_uuid() WHERE NOT EXISTS (SELECT FROM flowrra.meta)
+"""
+
+# In a statement's WHERE: what it commits need not be on disk at once. A power cut may undo it; no job is lost.
+LAZY = "set_config('synchronous_commit', 'off', true) = 'off'"
+
+# Neighbours that differ in id and arguments alone: 156,000/s at 1,000 a statement, of INSERT 102,000.
+# $1 now, $2 ids, $3 payloads, $4 task, $5 queue, $6 priority, $7 due, $8 expires, $9 overrides
+INSERT_ALIKE = """
+    INSERT INTO flowrra.job (id, payload, task, queue, priority, status, submitted, due, expires, overrides)
+    SELECT id, payload, $4::text, $5::text, $6::bigint,
+        CASE WHEN $7::float8 > $1::float8 THEN 'scheduled' ELSE 'pending' END, $1::float8,
+        CASE WHEN $7::float8 > $1::float8 THEN $7::float8 END, $8::float8, $9::text
+    FROM unnest($2::text[], $3::text[]) AS v (id, payload) ON CONFLICT DO NOTHING"""
+# The same, with $11 said on channel $10: tells in one round trip less (1.0 for 1.25 ms from submit to start), but makes
+# all commits that do so wait for one another.
+INSERT_AND_TELL = f"WITH new AS ({INSERT_ALIKE} RETURNING 1) SELECT (SELECT count(*) FROM new), pg_notify($10, $11)"
+# $1 now, then arrays: ids, payloads, tasks, queues, priorities, dues, expires, overrides, unique keys, parents
+INSERT = """
+    INSERT INTO flowrra.job (id, payload, task, queue, priority, status, submitted, due, expires, overrides,
+        unique_key, parents)
+    SELECT id, payload, task, queue, priority,
+        CASE WHEN parents IS NOT NULL THEN 'blocked' WHEN due > $1::float8 THEN 'scheduled' ELSE 'pending' END,
+        $1::float8, CASE WHEN parents IS NOT NULL OR due > $1::float8 THEN due END, expires, overrides,
+        unique_key, parents
+    FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::float8[], $8::float8[],
+        $9::text[], $10::text[], $11::text[])
+        AS v (id, payload, task, queue, priority, due, expires, overrides, unique_key, parents)
+    ON CONFLICT DO NOTHING"""
+INSERTED = f"{INSERT} RETURNING seq, id"
+HOLDERS = f"""
+    SELECT unique_key, id FROM flowrra.job WHERE unique_key = ANY ($1::text[]) AND status IN {UNFINISHED}"""
+
+# The line of a parent and that of its children are held by the row locks of the parents: whoever ends one waits here.
+LOCK_PARENTS = """
+    SELECT id, seq, status FROM flowrra.job WHERE id = ANY ($1::text[]) ORDER BY seq FOR NO KEY UPDATE"""
+DEPEND = """
+    WITH told AS (UPDATE flowrra.job SET has_children = true WHERE seq = ANY ($1::bigint[]) AND NOT has_children)
+    INSERT INTO flowrra.dependency SELECT * FROM unnest($1::bigint[], $2::bigint[]) ON CONFLICT DO NOTHING"""
+LOCK_CHILDREN = """
+    SELECT seq FROM flowrra.job WHERE seq IN (SELECT child FROM flowrra.dependency WHERE parent = ANY ($1::bigint[]))
+    ORDER BY seq FOR NO KEY UPDATE"""
+FORGET_PARENTS = "DELETE FROM flowrra.dependency WHERE parent = ANY ($1::bigint[])"
+UNBLOCK = """
+    UPDATE flowrra.job SET status = CASE WHEN due > $2::float8 THEN 'scheduled' ELSE 'pending' END,
+        due = CASE WHEN due > $2::float8 THEN due END
+    WHERE seq = ANY ($1::bigint[]) AND status = 'blocked'
+        AND NOT EXISTS (SELECT FROM flowrra.dependency WHERE child = seq)"""
+
+# What waits for its turn: $1 seqs, $2 their reasons, $3 status, $4 now, $5 when to purge.
+BURY = f"""
+    UPDATE flowrra.job SET status = $3::text, error = v.error, traceback = NULL, finished = $4::float8,
+        purge_at = $5::float8
+    FROM unnest($1::bigint[], $2::text[]) AS v (seq, error)
+    WHERE job.seq = v.seq AND status IN {AT_REST} RETURNING job.seq, id"""
+CHILDREN = "SELECT parent, child FROM flowrra.dependency WHERE parent = ANY ($1::bigint[]) ORDER BY parent"
+
+CLAIMED = "seq, id, task, payload, queue, priority, submitted, attempt, failures, crashes, overrides, parents"
+# A claim holds its worker's row: whoever rescues that worker's jobs deletes the row first, so waits for the claim and
+# then sees all that it took. `FOR KEY SHARE` lets heartbeats pass.
+ME = f"SELECT FROM flowrra.worker WHERE id = $2 AND lease > clock_timestamp() AND {LAZY} FOR KEY SHARE"
+# $1 queue, $2 worker, $3 now, $4 limit, ($5 priority, $6 seq) after which to look, $7 whether there may be something
+# to do first, $8 whether there may be suspects. One row at least: what stands in the way, and the job if there is one.
+CLAIM = f"""
+    WITH me AS MATERIALIZED ({ME}),
+    state AS MATERIALIZED (
+        SELECT EXISTS (SELECT FROM me) AND NOT EXISTS (SELECT FROM flowrra.paused WHERE queue = $1) AS may,
+            $7::boolean AND (EXISTS (SELECT FROM flowrra.worker WHERE lease <= clock_timestamp() AND id <> $2)
+                OR EXISTS (SELECT FROM flowrra.job WHERE status IN {DUE_LATER} AND due <= $3)
+                OR EXISTS (SELECT FROM flowrra.job WHERE expires IS NOT NULL AND attempt = 0
+                    AND status IN {NOT_BEGUN} AND expires <= $3)) AS upkeep,
+            $8::boolean AND (EXISTS (SELECT FROM flowrra.job WHERE status = 'pending' AND crashes > 0 AND queue = $1)
+                OR EXISTS (SELECT FROM flowrra.job WHERE status = 'running' AND crashes > 0 AND worker = $2))
+                AS suspects),
+    started AS (
+        UPDATE flowrra.job SET status = 'running', attempt = attempt + 1, worker = $2::text, started = $3::float8
+        WHERE seq = ANY (ARRAY(
+            SELECT seq FROM flowrra.job WHERE status = 'pending' AND crashes = 0 AND queue = $1
+                AND (priority, seq) > ($5::bigint, $6::bigint)
+                AND (SELECT may AND NOT upkeep AND NOT suspects FROM state)
+            ORDER BY priority, seq LIMIT $4::bigint FOR UPDATE SKIP LOCKED))
+        RETURNING {CLAIMED})
+    SELECT may, upkeep, suspects, CASE WHEN seq IS NULL THEN
+            (SELECT due FROM flowrra.job WHERE status IN {DUE_LATER} ORDER BY due LIMIT 1) END AS next_due, started.*
+    FROM state LEFT JOIN started ON true"""
+# $1 queue, $2 worker, $3 now. One row at least: whether the worker runs something, and whether that is a suspect.
+CLAIM_SUSPECT = f"""
+    WITH me AS MATERIALIZED ({ME}),
+    held AS MATERIALIZED (
+        SELECT count(*) > 0 AS busy, coalesce(max(crashes), 0) > 0 AS alone
+        FROM flowrra.job WHERE status = 'running' AND worker = $2),
+    started AS (
+        UPDATE flowrra.job SET status = 'running', attempt = attempt + 1, worker = $2::text, started = $3::float8
+        WHERE seq = ANY (ARRAY(
+            SELECT seq FROM flowrra.job WHERE status = 'pending' AND crashes > 0 AND queue = $1
+                AND EXISTS (SELECT FROM me) AND (SELECT NOT busy FROM held)
+            ORDER BY crashes, priority, seq LIMIT 1 FOR UPDATE SKIP LOCKED))
+        RETURNING {CLAIMED})
+    SELECT busy, alone, started.* FROM held LEFT JOIN started ON true"""
+RESUME = f"""
+    SELECT {CLAIMED} FROM flowrra.job WHERE status = 'running' AND worker = $2 AND queue = $1 AND started = $3"""
+
+PROMOTE = f"""
+    UPDATE flowrra.job SET status = 'pending', due = NULL WHERE seq IN (
+        SELECT seq FROM flowrra.job WHERE status IN {DUE_LATER} AND due <= $1 ORDER BY due LIMIT {_PROMOTED}
+        FOR UPDATE SKIP LOCKED)"""
+EXPIRED = f"""
+    SELECT seq FROM flowrra.job WHERE expires IS NOT NULL AND attempt = 0 AND status IN {NOT_BEGUN}
+        AND expires <= $1 ORDER BY expires LIMIT {_PROMOTED}"""
+
+# Of a job's latest attempt, into its history: how it ended, why, with which traceback.
+ARCHIVE = f"""history = CASE WHEN started IS NULL THEN history ELSE
+        CASE WHEN jsonb_array_length(history) >= {HISTORY_LIMIT} THEN history - 0 ELSE coalesce(history, '[]') END
+        || jsonb_build_array(jsonb_build_array(job.attempt, worker, started, %s)) END,
+    worker = NULL, started = NULL, finished = NULL, purge_at = NULL, progress = NULL"""
+
+# Each settle writes what needs no second step, and returns what it wrote; the rest is told from the lost by trying
+# again with $1 (careful), inside a transaction that goes on to children and cancellations.
+# $2 now, then arrays: seqs, attempts, results, when to purge
+SUCCEED = """
+    UPDATE flowrra.job SET status = 'success', result = v.result, finished = $2::float8, purge_at = v.purge_at,
+        error = NULL, traceback = NULL
+    FROM unnest($3::bigint[], $4::integer[], $5::text[], $6::float8[]) AS v (seq, attempt, result, purge_at)
+    WHERE job.seq = v.seq AND job.attempt = v.attempt AND status = 'running' AND ($1::boolean OR NOT has_children)
+    RETURNING job.seq, id, has_children, job.attempt"""
+# $2 now, then arrays: seqs, attempts, statuses, errors, tracebacks, failures to count, when to purge
+END = """
+    UPDATE flowrra.job SET status = v.status, finished = $2::float8, purge_at = v.purge_at, error = v.error,
+        traceback = v.traceback, failures = failures + v.failed
+    FROM unnest($3::bigint[], $4::integer[], $5::text[], $6::text[], $7::text[], $8::integer[], $9::float8[])
+        AS v (seq, attempt, status, error, traceback, failed, purge_at)
+    WHERE job.seq = v.seq AND job.attempt = v.attempt AND job.status = 'running' AND ($1::boolean OR NOT has_children)
+    RETURNING job.seq, id, has_children, job.attempt"""
+# $2 now, then arrays: seqs, attempts, statuses, errors, tracebacks, failures to count, dues, endings
+AGAIN = f"""
+    UPDATE flowrra.job SET status = v.status, error = v.error, traceback = v.traceback, due = v.due,
+        failures = failures + v.failed, {ARCHIVE % "$2::float8, v.ending, v.error, v.traceback"}
+    FROM unnest($3::bigint[], $4::integer[], $5::text[], $6::text[], $7::text[], $8::integer[], $9::float8[],
+        $10::text[]) AS v (seq, attempt, status, error, traceback, failed, due, ending)
+    WHERE job.seq = v.seq AND job.attempt = v.attempt AND job.status = 'running'
+        AND ($1::boolean OR NOT cancel_requested)
+    RETURNING job.seq, id, cancel_requested, job.attempt"""
+# Whether an attempt was written down by a settle at $1 whose answer was lost: $2 seqs, $3 attempts.
+WRITTEN = """
+    SELECT v.seq, v.attempt
+    FROM flowrra.job JOIN unnest($2::bigint[], $3::integer[]) AS v (seq, attempt) ON job.seq = v.seq
+    WHERE job.attempt = v.attempt AND (finished = $1::float8 OR status <> 'running'
+        AND history -> -1 -> 0 = to_jsonb(v.attempt) AND history -> -1 -> 3 = to_jsonb($1::float8))"""
+
+RENEW = f"""
+    UPDATE flowrra.worker SET lease = clock_timestamp() + make_interval(secs => $2::float8), seen = $3::float8,
+        running = $4::integer, queues = $5::text, tasks = $6::text
+    WHERE id = $1 AND {LAZY}"""
+REGISTER = """
+    INSERT INTO flowrra.worker VALUES ($1, $7, $8, $5, $6, $9, $3, $4, $10,
+        clock_timestamp() + make_interval(secs => $2::float8))
+    ON CONFLICT (id) DO UPDATE SET lease = excluded.lease, seen = excluded.seen"""
+# $1 worker, $2 its queues
+NOTICES = """
+    SELECT EXISTS (SELECT FROM flowrra.worker WHERE lease <= clock_timestamp() AND id <> $1) AS lost,
+        ARRAY(SELECT id FROM flowrra.job WHERE status = 'running' AND cancel_requested AND worker = $1) AS cancelled,
+        ARRAY(SELECT queue FROM flowrra.paused) AS paused,
+        EXISTS (SELECT FROM flowrra.job WHERE status = 'pending' AND crashes > 0 AND queue = ANY ($2::text[]))
+            AS suspects"""
+LAPSED = "DELETE FROM flowrra.worker WHERE lease <= clock_timestamp() AND id <> $1 RETURNING id"
+# $1 workers, $2 now, $3 ending, $4 error, $5 crashes to count
+PUT_BACK = f"""
+    UPDATE flowrra.job SET status = 'pending', crashes = crashes + $5::integer, due = NULL, error = $4::text,
+        traceback = NULL, {ARCHIVE % "$2::float8, $3::text, $4::text, NULL"}
+    WHERE status = 'running' AND worker = ANY ($1::text[]) RETURNING seq, crashes, cancel_requested"""
+REPORT = f"""
+    UPDATE flowrra.job SET progress = v.progress FROM unnest($1::text[], $2::text[]) AS v (id, progress)
+    WHERE job.id = v.id AND status = 'running' AND {LAZY}"""
+
+ASK_TO_END = "UPDATE flowrra.job SET cancel_requested = true WHERE id = $1 AND status = 'running'"
+LOCK_REQUEUED = f"""
+    SELECT seq, parents FROM flowrra.job WHERE id = $1 AND status IN {REQUEUABLE} FOR NO KEY UPDATE"""
+# $1 seq, $2 status
+REQUEUE = f"""
+    UPDATE flowrra.job SET status = $2::text, failures = 0, crashes = 0, cancel_requested = false, due = NULL,
+        expires = NULL,
+        {ARCHIVE % "finished, CASE status WHEN 'failed' THEN 'failure' ELSE 'cancel' END, error, traceback"},
+        error = NULL, traceback = NULL
+    WHERE seq = $1 AND NOT EXISTS (SELECT FROM flowrra.job AS other
+        WHERE other.unique_key = job.unique_key AND other.unique_key IS NOT NULL AND other.status IN {UNFINISHED})"""
+PURGE = """
+    DELETE FROM flowrra.job WHERE seq IN (
+        SELECT seq FROM flowrra.job WHERE purge_at IS NOT NULL AND purge_at < $1
+        ORDER BY purge_at LIMIT $2 FOR UPDATE SKIP LOCKED) RETURNING seq"""
+FORGET_AWAITED = f"""
+    DELETE FROM flowrra.awaited WHERE NOT EXISTS (
+        SELECT FROM flowrra.job WHERE job.id = awaited.id AND status IN {UNFINISHED})"""
+# Arrays: ids, tasks, statuses, submitted, attempts, started, finished, when to purge, errors, tracebacks, results
+RECORD = f"""
+    INSERT INTO flowrra.job (id, task, status, submitted, attempt, started, finished, purge_at, error, traceback,
+        result, payload, queue, priority)
+    SELECT *, '{NO_ARGUMENTS}', '', 0 FROM unnest($1::text[], $2::text[], $3::text[], $4::float8[], $5::integer[],
+        $6::float8[], $7::float8[], $8::float8[], $9::text[], $10::text[], $11::text[])
+    ON CONFLICT (id) DO UPDATE SET task = excluded.task, status = excluded.status, submitted = excluded.submitted,
+        attempt = excluded.attempt, started = excluded.started, finished = excluded.finished,
+        purge_at = excluded.purge_at, error = excluded.error, traceback = excluded.traceback,
+        result = excluded.result"""
+
+AWAIT = f"""
+    INSERT INTO flowrra.awaited SELECT id, $2::text FROM unnest($1::text[]) AS v (id) WHERE {LAZY}
+    ON CONFLICT DO NOTHING"""
+# After the commit: $1 finished ids, and channels with what to say on them, $2 and $3. NOTIFY holds a lock on which all
+# commits with a NOTIFY wait, so that it goes in a transaction of its own, which does not wait for the disk.
+TELL = f"""
+    WITH told AS (DELETE FROM flowrra.awaited WHERE id = ANY ($1::text[]) AND {LAZY} RETURNING channel, id),
+    news AS (
+        SELECT channel, CASE WHEN sum(octet_length(id) + 3) < {_PAYLOAD} THEN json_agg(id)::text ELSE '' END AS payload
+        FROM told GROUP BY channel
+        UNION ALL SELECT * FROM unnest($2::text[], $3::text[]))
+    SELECT pg_notify(channel, payload) FROM news WHERE {LAZY}"""
+
+RESULT_COLUMNS = "id, task, status, result, error, traceback, attempt, submitted, started, finished, progress"
+GET = f"SELECT {RESULT_COLUMNS} FROM flowrra.job WHERE id = ANY ($1::text[])"
+JOB_COLUMNS = (
+    "seq, id, task, payload, queue, priority, status, submitted, due, expires, unique_key, parents, overrides, "
+    "attempt, failures, crashes, cancel_requested, worker, started, finished, purge_at, result, error, "
+    "traceback, progress, history"
+)
+PAUSE = "INSERT INTO flowrra.paused VALUES ($1) ON CONFLICT DO NOTHING"
+RESUME_QUEUE = "DELETE FROM flowrra.paused WHERE queue = $1"
+WORKERS = """
+    SELECT id, host, pid, queues, tasks, started, seen, running, version FROM flowrra.worker
+    WHERE lease > clock_timestamp() ORDER BY started"""
+
+
+@functools.cache
+def in_schema(text: str, schema: str) -> str:
+    return text.replace("flowrra.", f'"{schema}".').replace(
+        "SCHEMA IF NOT EXISTS flowrra", f'SCHEMA IF NOT EXISTS "{schema}"'
+    )

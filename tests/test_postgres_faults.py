@@ -1,0 +1,290 @@
+"""The network and the server fail under load, clocks differ, workers die: PostgreSQL loses and doubles nothing."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from flowrra import BrokerConfig, BrokerError, Flowrra, Job, JobFilter, Outcome, TaskStatus, WorkerInfo
+from flowrra_extras.postgres import PostgresBroker, connections, groups
+from tests.postgres_server import Server, clean_schema
+from tests.processes import (
+    SHORT_LEASE,
+    Site,
+    all_finished,
+    count,
+    site_on,
+    some_succeeded,
+    stand_in,
+    statuses,
+)
+from tests.redis_server import Proxy
+from tests.services import POSTGRES_URL, address
+from tests.test_redis_faults import (
+    AHEAD,
+    assert_worker_goes_on,
+    test_clocks_that_are_minutes_apart_cost_no_lease,
+    test_two_workers_one_killed_every_second,
+)
+
+__all__ = ["test_clocks_that_are_minutes_apart_cost_no_lease", "test_two_workers_one_killed_every_second"]
+
+pytestmark = pytest.mark.usefixtures("postgres_url")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with site_on("postgresql", tmp_path, AHEAD) as site:
+        yield site
+
+
+# ---------------------------------------------------------------------------
+# Connections that fail
+# ---------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def through_a_proxy(timeout: float = 10.0) -> AsyncIterator[tuple[PostgresBroker, Proxy]]:
+    """A broker with a proxy before its server, and the lease of a worker `w`."""
+    with clean_schema(POSTGRES_URL) as (_, schema):
+        async with Proxy(address(POSTGRES_URL)[1]) as proxy:
+            url = f"postgresql://postgres@127.0.0.1:{proxy.port}/test?schema={schema}&sslmode=disable"
+            broker = PostgresBroker(url, BrokerConfig(timeout=timeout))
+            await broker.open()
+            try:
+                await broker.heartbeat(WorkerInfo("worker-w", queues={"default": 9}), lease=60, now=0.0)
+                yield broker, proxy
+            finally:
+                await broker.close()
+
+
+async def push(broker: PostgresBroker, *task_ids: str) -> list[str]:
+    return await broker.push([Job(task_id, "task") for task_id in task_ids], now=0.0)
+
+
+async def claim(broker: PostgresBroker, now: float = 0.0) -> list[Job]:
+    return await broker.claim("default", limit=9, worker="worker-w", now=now)
+
+
+async def test_a_push_whose_answer_is_lost_is_sent_again() -> None:
+    async with through_a_proxy() as (broker, proxy):
+        for ids in (["alone"], ["a", "b"]):
+            proxy.lose_answer_to = ids[0].encode()
+            assert await push(broker, *ids) == ids
+            assert proxy.lose_answer_to is None
+        assert await broker.push([Job("c", "task", unique="key")], now=0.0) == ["c"]
+        proxy.lose_answer_to = b"key"
+        assert await broker.push([Job("d", "task", unique="key")], now=0.0) == ["c"]
+        assert [job.id for job in await broker.find(JobFilter())] == ["c", "b", "a", "alone"]
+
+
+async def test_what_a_lost_answer_had_claimed_is_found_again() -> None:
+    async with through_a_proxy() as (broker, proxy):
+        await push(broker, "held")
+        (held,) = await claim(broker, 1.0)
+        await push(broker, "a", "b")
+        proxy.lose_answer_to = b"worker-w"
+        found = await claim(broker, 2.0)
+        assert proxy.lose_answer_to is None
+        assert [(job.id, job.attempt, job.crashes) for job in found] == [("a", 1, 0), ("b", 1, 0)]
+        outcomes = [Outcome.succeed(job, 1) for job in (held, *found)]
+        assert await broker.settle(outcomes, now=3.0) == [True] * 3
+        assert await claim(broker, 4.0) == []
+
+
+async def test_what_a_claim_took_that_failed_for_good_comes_with_a_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with through_a_proxy(timeout=0.3) as (broker, proxy):
+        await push(broker, "a", "b")
+        proxy.lose_answer_to = b"worker-w"
+        monkeypatch.setattr(connections.Address, "connect", refuse)
+        with pytest.raises(BrokerError, match=r"has not answered for 0.3 s"):
+            await claim(broker, 1.0)
+        monkeypatch.undo()
+        await push(broker, "c")
+        assert [job.id for job in await claim(broker, 2.0)] == ["a", "b"]
+        assert [job.id for job in await claim(broker, 3.0)] == ["c"]
+        assert await claim(broker, 4.0) == []
+
+
+async def refuse(_: object) -> None:
+    raise ConnectionRefusedError("refused")
+
+
+async def test_a_settle_whose_answer_is_lost_is_recognised() -> None:
+    async with through_a_proxy() as (broker, proxy):
+        await push(broker, "good", "bad", "again", "parent", "lost")
+        await broker.push([Job("child", "task", parents=("parent",))], now=0.0)
+        good, bad, again, parent, lost = await claim(broker)
+        await broker.settle([Outcome.release(lost, "gone")], now=0.5)
+        outcomes = [Outcome.succeed(good, "a-result"), Outcome.fail(bad, "boom"), Outcome.retry_at(again, 9.0, "boom")]
+        outcomes += [Outcome.succeed(parent, 1), Outcome.succeed(lost, 1)]
+        proxy.lose_answer_to = b"a-result"
+        assert await broker.settle(outcomes, now=1.0) == [True, True, True, True, False]
+        assert proxy.lose_answer_to is None
+        assert await broker.settle(outcomes, now=2.0) == [False] * 5
+        assert {job.finished for job in await broker.find(JobFilter(ids=["good", "bad"]))} == {1.0}
+        assert [job.failures for job in await broker.find(JobFilter(ids=["again"]))] == [1]
+        (child,) = await broker.find(JobFilter(ids=["child"]))
+        assert child.status is TaskStatus.PENDING
+
+
+async def test_a_silent_connection_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither end is told, as when a firewall forgets a connection."""
+    for module in (connections, groups):
+        monkeypatch.setattr(module, "SILENCE", 0.2)
+    monkeypatch.setattr(connections.Link.run, "__defaults__", (0.2,))
+    async with through_a_proxy() as (broker, proxy), asyncio.TaskGroup() as group:
+        await push(broker, "a")
+        (a,) = await claim(broker)
+        waiter = group.create_task(broker.wait_for("a", 20.0))
+        await asyncio.sleep(0.05)
+        proxy.forget()
+        assert await push(broker, "b") == ["b"]
+        proxy.forget()
+        assert await broker.settle([Outcome.succeed(a, 7)], now=0.0) == [True]
+        assert (await waiter).result == 7
+
+
+async def test_who_waits_hears_again_after_a_cut() -> None:
+    async with through_a_proxy() as (broker, proxy):
+        for number in range(3):
+            task_id = f"j{number}"
+            async with asyncio.TaskGroup() as group:
+                await push(broker, task_id)
+                waiter = group.create_task(broker.wait_for(task_id, 20.0))
+                (job,) = await claim(broker, float(number))
+                ready = group.create_task(broker.wait_ready(["default"], 20.0))
+                await asyncio.sleep(0.05)
+                proxy.cut()
+                assert await broker.settle([Outcome.succeed(job, number)], now=0.0) == [True]
+                assert (await waiter).result == number
+                await ready
+
+
+# ---------------------------------------------------------------------------
+# Servers that go away
+# ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("postgres")) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def own_site(folder: Path, server: Server, **env: str) -> Iterator[Site]:
+    """A site on a server of its own, on an empty schema."""
+    with clean_schema(server.url) as (connection, schema):
+        connection.close()
+        with Site(folder, url=f"{server.url}?schema={schema}", env={**SHORT_LEASE, **env}) as site:
+            yield site
+
+
+def end_sessions(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'flowrra'")
+
+
+async def test_sessions_ended_at_random_double_nothing(tmp_path: Path, server: Server) -> None:
+    """Every run ends once and is settled once, though requests and answers are lost all the time."""
+    with own_site(tmp_path, server) as site:
+        async with site.client() as app:
+            worker = await site.worker("--concurrency", "20")
+            nap = stand_in(app, "app.nap")
+            for _ in range(20):
+                submits = asyncio.gather(*(app.submit(nap, 0.01) for _ in range(20)))
+                await asyncio.sleep(0.05)
+                await asyncio.to_thread(end_sessions, server.url)
+                await submits
+            jobs = await all_finished(app)
+            assert not worker.is_over
+            await assert_worker_goes_on(app, worker)
+    assert statuses(jobs) == {TaskStatus.SUCCESS: 400}
+    assert {runs for task_id, runs in site.runs().items() if task_id in {job.id for job in jobs}} == {1}
+    assert "its lease was lost" not in worker.log
+
+
+async def restart(server: Server, pause: float) -> None:
+    await asyncio.to_thread(server.kill)
+    await asyncio.sleep(pause)  # how long it is away
+    await asyncio.to_thread(server.start)
+
+
+async def test_a_server_that_is_killed_under_load_loses_nothing(tmp_path: Path, server: Server) -> None:
+    with own_site(tmp_path, server) as site:
+        async with site.client() as app:
+            nap = stand_in(app, "app.nap")
+            worker = await site.worker("--concurrency", "5")
+            await app.submit_many(nap, [(0.02,)] * 300)
+            for _ in range(2):
+                await some_succeeded(app, await count(app, TaskStatus.SUCCESS) + 50)
+                submits = asyncio.gather(*(app.submit(nap, 0.0) for _ in range(20)))
+                await restart(server, 0.3)
+                await submits
+            jobs = await all_finished(app)
+            await assert_worker_goes_on(app, worker)
+    assert statuses(jobs) == {TaskStatus.SUCCESS: 340}
+    assert {job.failures for job in jobs} == {0}
+
+
+async def test_a_stall_longer_than_the_lease_ends_no_worker(tmp_path: Path, server: Server) -> None:
+    """All server processes stand still for two leases: what ran is settled or refused, and all is done."""
+    with own_site(tmp_path, server, FLOWRRA_BROKER_TIMEOUT="0.5") as site:
+        async with site.client() as app:
+            workers = [await site.worker("--concurrency", "5") for _ in range(2)]
+            await app.submit_many(stand_in(app, "app.nap"), [(0.02,)] * 200)
+            await some_succeeded(app, 30)
+            stopped = server.processes()
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
+            try:
+                await workers[0].says("has not answered for 0.5 s")
+                await asyncio.sleep(2.0)  # two leases
+            finally:
+                for pid in stopped:
+                    os.kill(pid, signal.SIGCONT)
+            jobs = await all_finished(app)
+            await app.submit_many(stand_in(app, "app.nap"), [(0.05,)] * 40)
+            later = await all_finished(app)
+    assert statuses(jobs) == {TaskStatus.SUCCESS: 200}
+    assert len({job.worker for job in later[200:]}) == 2, "neither worker has gone silent"
+
+
+async def test_a_standby_is_waited_out(server: Server) -> None:
+    """As after a failover: the connection is to what cannot be written any more, and then to what can."""
+    with clean_schema(server.url) as (_, schema):
+        broker = PostgresBroker(f"{server.url}?schema={schema}")
+        await broker.open()
+        await asyncio.to_thread(server.read_only, True)
+        try:
+            push_in_time = asyncio.create_task(push(broker, "a"))
+            done, _ = await asyncio.wait([push_in_time], timeout=0.4)
+            assert not done
+        finally:
+            await asyncio.to_thread(server.read_only, False)
+        assert await push_in_time == ["a"]
+        await broker.close()
+
+
+async def test_a_submit_says_within_its_time_that_the_server_is_away(server: Server) -> None:
+    with clean_schema(server.url) as (connection, schema):
+        connection.close()
+        url = server.url.replace("postgres@", "postgres:secret@") + f"?schema={schema}"
+        broker = PostgresBroker(url, BrokerConfig(timeout=0.3))
+        app = Flowrra(broker=broker)
+        nap = stand_in(app, "app.nap")
+        async with app.client():
+            await asyncio.to_thread(server.kill)
+            try:
+                with pytest.raises(BrokerError, match=rf"127.0.0.1:{server.port}/postgres has not answered") as caught:
+                    await app.submit(nap, 0)
+                assert "secret" not in str(caught.value)
+            finally:
+                await asyncio.to_thread(server.start)
+            await app.submit(nap, 0)
