@@ -86,6 +86,11 @@ class Process:
     def send(self, number: signal.Signals) -> None:
         self.popen.send_signal(number)
 
+    async def line(self) -> bytes:
+        """The next line that it prints; empty if it ends without one."""
+        assert self.popen.stdout is not None
+        return await asyncio.to_thread(self.popen.stdout.readline)
+
     async def says(self, text: str, *, times: int = 1, within: float = 15.0) -> None:
         """Wait until the log holds `text` so often."""
         await until(lambda: self.log.count(text) >= times or self.is_over, f"{text!r} in the log", within=within)

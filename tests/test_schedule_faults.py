@@ -153,6 +153,18 @@ async def test_a_password_is_decoded(mysql_database: str) -> None:
         await in_mysql(mysql_database, f"DROP USER '{user}'@'%%'")
 
 
+async def test_a_call_that_waits_while_the_store_is_closed_is_told(server_url: str) -> None:
+    store = store_from_url(server_url)
+    await store.open()
+    calls = [asyncio.ensure_future(store.next_fire()) for _ in range(5)]
+    await asyncio.sleep(0)
+    await store.close()
+    for answer in await asyncio.gather(*calls, return_exceptions=True):
+        assert answer is None or (isinstance(answer, BackendError) and "not open" in str(answer))
+    with pytest.raises(BackendError, match="not open"):
+        await store.find()
+
+
 # ---------------------------------------------------------------------------
 # Many processes
 # ---------------------------------------------------------------------------
@@ -190,7 +202,7 @@ async def test_processes_that_take_at_once_fire_each_turn_once(url: str, tmp_pat
         for ear, _ in pipes:
             os.close(ear)
         for process in firing:
-            await asyncio.to_thread(process.popen.stdout.readline)  # it is open
+            await process.line()  # it is open
         async with opened(url) as store:
             for one in schedules:
                 await store.add(schedule(one, next_fire=0.0))
@@ -210,7 +222,7 @@ from flowrra_extras.scheduler import store_from_url
 async def main(url, where):
     store = store_from_url(url)
     await store.open()
-    link = type(store._link)
+    link = type(store._session._link)
     execute = link.execute
 
     async def halting(self, statement, values=()):
@@ -234,7 +246,7 @@ async def test_what_a_killed_process_has_taken_comes_free(url: str, where: str, 
         async with opened(url) as store:
             await store.add(schedule("a", next_fire=NOW))
             process = site.start(str(site.write("halting.py", HALTING)), url, where)
-            assert await asyncio.to_thread(process.popen.stdout.readline), process.log
+            assert await process.line(), process.log
             if where == "after the commit":
                 assert await store.take(now=NOW, lease=60, limit=1) == []
             await process.kill()

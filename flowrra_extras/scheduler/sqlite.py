@@ -48,7 +48,8 @@ class SQLite:
         # Half the time, so that a file that stays locked is told as such and not as a time-out.
         connection = aiosqlite.Connection(lambda: _open(self._path, timeout / 2), 64)
         # A program that ends without closing the store would wait for its thread for ever.
-        getattr(connection, "_thread", connection).daemon = True  # before 0.22 the connection was the thread
+        thread: Any = getattr(connection, "_thread", connection)  # before 0.22 the connection was the thread
+        thread.daemon = True
         return _Link(await connection, self._path is None)
 
 

@@ -1,36 +1,31 @@
 """Schedules in SQL: every statement, and how a row becomes a `Schedule`. Knows databases by `Database` only."""
 
-import asyncio
 import dataclasses
 import datetime as dt
 import itertools
 import json
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from flowrra import (
     MAX_LEASE,
     MISFIRES,
     OVERLAPS,
     RULE_KINDS,
-    BackendError,
     Clock,
     ConfigError,
     Fired,
-    FlowrraError,
     Schedule,
     ScheduleStore,
 )
 from flowrra_extras.scheduler.database import Database, Link
-
-T = TypeVar("T")
+from flowrra_extras.scheduler.session import Session
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Schedule))
 _MOMENTS = frozenset(("anchor", "next_fire", "last_fire", "created", "updated"))
 _FIXED = frozenset(("id", "turn"))  # what change() leaves alone
 _NAME_LENGTH = 255  # of what stands in a unique index
 _CHUNK = 1_000  # placeholders in one statement; PostgreSQL takes 32,767, SQLite 32,766
-_TRIES = 5  # of a transaction to which others are preferred
 
 
 def _column(field: str) -> str:
@@ -112,25 +107,15 @@ class SQLScheduleStore(ScheduleStore):
     """
 
     def __init__(self, database: Database, clock: Clock | None = None, *, timeout: float = 10.0) -> None:
-        self._database = database
+        self._session = Session(database, _MIGRATIONS, timeout)
         self._dialect = database.dialect
         self._clock = clock or Clock()
-        self._timeout = timeout
-        self._link: Link | None = None
-        self._lock: asyncio.Lock | None = None  # held by whoever uses the link; None: not open
 
     async def open(self) -> None:
-        self._lock = asyncio.Lock()
-        await self._call(lambda link: link.is_alive())
+        await self._session.open()
 
     async def close(self) -> None:
-        lock, self._lock = self._lock, None
-        if lock is None:
-            return
-        async with lock:
-            link, self._link = self._link, None
-            if link is not None:
-                await self._leave(link)
+        await self._session.close()
 
     # Schedules ---------------------------------------------------------------------------------
 
@@ -143,7 +128,7 @@ class SQLScheduleStore(ScheduleStore):
                 if rows := await self._fetch(link, _HOLDER, values):
                     return str(rows[0][0])
 
-        return await self._call(work)
+        return await self._session.call(work)
 
     async def find(self, ids: Sequence[str] | None = None) -> list[Schedule]:
         async def work(link: Link) -> list[Sequence[Any]]:
@@ -152,7 +137,7 @@ class SQLScheduleStore(ScheduleStore):
             rows = [row for chunk in _chunks(set(ids)) for row in await self._fetch(link, _FIND_SOME, {"ids": chunk})]
             return sorted(rows, key=lambda row: row[-1])
 
-        return [self._schedule(row) for row in await self._call(work)]
+        return [self._schedule(row) for row in await self._session.call(work)]
 
     async def change(self, schedule_id: str, changes: Mapping[str, Any]) -> bool:
         if wrong := set(changes) - set(_FIELDS) | set(changes) & _FIXED:
@@ -169,17 +154,17 @@ class SQLScheduleStore(ScheduleStore):
                     raise
                 return None
 
-        changed = await self._call(work)
+        changed = await self._session.call(work)
         if changed is None:
             raise ConfigError(f"schedule {schedule_id} cannot become what another schedule is: {changes.get('key')!r}")
         return changed > 0
 
     async def remove(self, schedule_id: str) -> bool:
-        return await self._call(lambda link: self._execute(link, _REMOVE, {"id": schedule_id})) > 0
+        return await self._session.call(lambda link: self._execute(link, _REMOVE, {"id": schedule_id})) > 0
 
     async def purge(self, before: float) -> int:
         values = {"before": self._to_column("last_fire", before)}
-        return await self._call(lambda link: self._execute(link, _PURGE, values))
+        return await self._session.call(lambda link: self._execute(link, _PURGE, values))
 
     # Fires -------------------------------------------------------------------------------------
 
@@ -194,7 +179,7 @@ class SQLScheduleStore(ScheduleStore):
                 await self._execute(link, _LEASE, {**values, "ids": ids})
             return rows
 
-        rows = await self._transact(work)
+        rows = await self._session.transact(work)
         return [dataclasses.replace(taken, turn=taken.turn + 1) for taken in map(self._schedule, rows)]
 
     async def advance(self, fired: Sequence[Fired]) -> list[bool]:
@@ -210,10 +195,10 @@ class SQLScheduleStore(ScheduleStore):
                 await link.execute_each(bound[0][0], [values for _, values in bound])
             return done
 
-        return await self._transact(work) if fired else []
+        return await self._session.transact(work) if fired else []
 
     async def next_fire(self) -> float | None:
-        rows = await self._call(lambda link: self._fetch(link, _NEXT))
+        rows = await self._session.call(lambda link: self._fetch(link, _NEXT))
         return self._from_column("next_fire", rows[0][0]) if rows else None
 
     # Rows --------------------------------------------------------------------------------------
@@ -243,117 +228,11 @@ class SQLScheduleStore(ScheduleStore):
             return json.loads(value)
         return bool(value) if field == "enabled" else value
 
-    # The connection ----------------------------------------------------------------------------
-
     async def _fetch(self, link: Link, text: str, values: Mapping[str, Any] | None = None) -> Sequence[Sequence[Any]]:
         return await link.fetch(*self._dialect.bind(text, {"clock": self._clock.monotonic(), **(values or {})}))
 
     async def _execute(self, link: Link, text: str, values: Mapping[str, Any] | None = None) -> int:
         return await link.execute(*self._dialect.bind(text, {"clock": self._clock.monotonic(), **(values or {})}))
-
-    async def _transact(self, work: Callable[[Link], Awaitable[T]]) -> T:
-        async def whole(link: Link) -> T:
-            await link.execute(self._dialect.begin)
-            done = await work(link)
-            await link.execute("COMMIT")
-            return done
-
-        return await self._call(whole)
-
-    async def _call(self, work: Callable[[Link], Awaitable[T]]) -> T:
-        """Do `work` on the link, again if another transaction was preferred."""
-        if self._lock is None:
-            raise BackendError(f"the store of schedules in {self._database.place} is not open")
-        try:
-            async with asyncio.timeout(self._timeout), self._lock:
-                return await self._insist(work)
-        except FlowrraError:
-            raise
-        except TimeoutError as error:
-            raise BackendError(f"{self._database.place}: no answer in time (timeout={self._timeout:g})") from error
-        except Exception as error:  # drivers raise what they like when a server goes away
-            raise BackendError(f"{self._database.place}: {type(error).__name__}: {error}") from error
-
-    async def _insist(self, work: Callable[[Link], Awaitable[T]]) -> T:
-        for _ in range(_TRIES - 1):
-            try:
-                return await self._try(work)
-            except Exception as error:
-                if self._dialect.code(error) not in self._dialect.conflicts:
-                    raise
-        return await self._try(work)
-
-    async def _try(self, work: Callable[[Link], Awaitable[T]]) -> T:
-        link = await self._connected()
-        try:
-            return await work(link)
-        except BaseException:
-            if await link.drop():
-                self._link = None
-            raise
-
-    async def _connected(self) -> Link:
-        if self._link is not None and not await self._link.is_alive():
-            await self._link.drop()
-            self._link = None
-        if self._link is None:
-            connecting = asyncio.ensure_future(self._connect())
-            try:
-                self._link = await asyncio.shield(connecting)
-            except asyncio.CancelledError:
-                # Drivers leave loose ends if they are stopped half-way. The next caller will use it.
-                await asyncio.wait([connecting])
-                self._link = None if connecting.exception() else connecting.result()
-                raise
-        return self._link
-
-    async def _connect(self) -> Link:
-        async with asyncio.timeout(self._timeout / 2):
-            link = await self._database.connect(self._timeout / 2)
-            try:
-                await self._migrate(link)
-            except BaseException:
-                await link.drop()
-                raise
-            return link
-
-    # The schema --------------------------------------------------------------------------------
-
-    async def _migrate(self, link: Link) -> None:
-        if await self._version(link) == len(_MIGRATIONS):
-            return
-        await link.execute(self._dialect.begin)
-        if self._dialect.lock:
-            await link.fetch(self._dialect.lock)  # the time-out of the call bounds the wait
-        version = await self._version(link)
-        for statement in itertools.chain.from_iterable(_MIGRATIONS[version:]):
-            await self._execute(link, statement)
-        await self._execute(link, "DELETE FROM flowrra_schedule_meta")
-        await self._execute(link, "INSERT INTO flowrra_schedule_meta VALUES (:version)", {"version": len(_MIGRATIONS)})
-        await link.execute("COMMIT")
-        if self._dialect.unlock:
-            await link.fetch(self._dialect.unlock)
-
-    async def _version(self, link: Link) -> int:
-        if not await link.fetch(self._dialect.existing):
-            return 0
-        rows = await link.fetch("SELECT coalesce(max(version), 0) FROM flowrra_schedule_meta")
-        version = int(rows[0][0])
-        if version > len(_MIGRATIONS):
-            raise BackendError(
-                f"{self._database.place} has schema {version} of schedules, newer than the {len(_MIGRATIONS)} of this "
-                "flowrra: upgrade it"
-            )
-        return version
-
-    async def _leave(self, link: Link) -> None:
-        try:
-            async with asyncio.timeout(self._timeout):
-                await link.close()
-        except BaseException as error:
-            await link.drop()
-            if not isinstance(error, Exception):
-                raise
 
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)

@@ -1,0 +1,149 @@
+"""One connection that is there when it is needed: made anew when it was lost, its schema looked after."""
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from flowrra import BackendError, FlowrraError
+from flowrra_extras.scheduler.database import Database, Link
+
+T = TypeVar("T")
+
+_TRIES = 5  # of a transaction to which others are preferred
+_SET_VERSION = "INSERT INTO flowrra_schedule_meta VALUES (:version)"
+
+
+class Session:
+    """Runs one call after the other on a link to the database; `SQLScheduleStore` says what a call promises."""
+
+    def __init__(self, database: Database, migrations: Sequence[Sequence[str]], timeout: float) -> None:
+        self._database = database
+        self._dialect = database.dialect
+        self._migrations = migrations
+        self._timeout = timeout
+        self._link: Link | None = None
+        self._lock: asyncio.Lock | None = None  # held by whoever uses the link; None: not open
+
+    async def open(self) -> None:
+        self._lock = asyncio.Lock()
+        await self.call(lambda link: link.is_alive())
+
+    async def close(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is None:
+            return
+        async with lock:
+            link, self._link = self._link, None
+            if link is not None:
+                await self._leave(link)
+
+    async def _leave(self, link: Link) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await link.close()
+        except BaseException as error:
+            await link.drop()
+            if not isinstance(error, Exception):
+                raise
+
+    async def transact(self, work: Callable[[Link], Awaitable[T]]) -> T:
+        """Do `work` in a transaction."""
+
+        async def whole(link: Link) -> T:
+            await link.execute(self._dialect.begin)
+            done = await work(link)
+            await link.execute("COMMIT")
+            return done
+
+        return await self.call(whole)
+
+    async def call(self, work: Callable[[Link], Awaitable[T]]) -> T:
+        """Do `work` on the link, again if another transaction was preferred."""
+        lock = self._lock
+        try:
+            async with asyncio.timeout(self._timeout), lock or contextlib.nullcontext():
+                if lock is None or lock is not self._lock:  # closed while this call was waiting
+                    raise BackendError(f"the store of schedules in {self._database.place} is not open")
+                return await self._insist(work)
+        except FlowrraError:
+            raise
+        except TimeoutError as error:
+            raise BackendError(f"{self._database.place}: no answer in time (timeout={self._timeout:g})") from error
+        except Exception as error:  # drivers raise what they like when a server goes away
+            raise BackendError(f"{self._database.place}: {type(error).__name__}: {error}") from error
+
+    async def _insist(self, work: Callable[[Link], Awaitable[T]]) -> T:
+        for _ in range(_TRIES - 1):
+            try:
+                return await self._try(work)
+            except Exception as error:
+                if self._dialect.code(error) not in self._dialect.conflicts:
+                    raise
+        return await self._try(work)
+
+    async def _try(self, work: Callable[[Link], Awaitable[T]]) -> T:
+        link = await self._connected()
+        try:
+            return await work(link)
+        except BaseException:
+            if await link.drop():
+                self._link = None
+            raise
+
+    async def _connected(self) -> Link:
+        if self._link is not None:
+            if await self._link.is_alive():
+                return self._link
+            await self._link.drop()
+            self._link = None
+        connecting = asyncio.ensure_future(self._connect())
+        try:
+            self._link = link = await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            # Drivers leave loose ends if they are stopped half-way. The next caller will use it.
+            await asyncio.wait([connecting])
+            self._link = None if connecting.exception() else connecting.result()
+            raise
+        return link
+
+    async def _connect(self) -> Link:
+        async with asyncio.timeout(self._timeout / 2):
+            link = await self._database.connect(self._timeout / 2)
+            try:
+                await self._migrate(link)
+            except BaseException:
+                await link.drop()
+                raise
+            return link
+
+    # The schema --------------------------------------------------------------------------------
+
+    async def _migrate(self, link: Link) -> None:
+        if await self._version(link) == len(self._migrations):
+            return
+        await link.execute(self._dialect.begin)
+        if self._dialect.lock:
+            await link.fetch(self._dialect.lock)  # the time-out of the call bounds the wait
+        version = await self._version(link)
+        for statement in itertools.chain.from_iterable(self._migrations[version:]):
+            await link.execute(*self._dialect.bind(statement, {}))
+        await link.execute("DELETE FROM flowrra_schedule_meta")
+        await link.execute(*self._dialect.bind(_SET_VERSION, {"version": len(self._migrations)}))
+        await link.execute("COMMIT")
+        if self._dialect.unlock:
+            await link.fetch(self._dialect.unlock)
+
+    async def _version(self, link: Link) -> int:
+        if not await link.fetch(self._dialect.existing):
+            return 0
+        rows = await link.fetch("SELECT coalesce(max(version), 0) FROM flowrra_schedule_meta")
+        version = int(rows[0][0])
+        if version > len(self._migrations):
+            newest = len(self._migrations)
+            raise BackendError(
+                f"{self._database.place} has schema {version} of schedules, newer than the {newest} of this flowrra: "
+                "upgrade it"
+            )
+        return version
