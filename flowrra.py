@@ -1491,7 +1491,7 @@ class Cron(_Fires):
     def next(self, after: dt.datetime) -> dt.datetime:
         # The usual case: no clock change touches `after` nor the match. One between the two changes nothing.
         if after.tzinfo is not self._tzinfo:
-            after = self._own(after)
+            after = self.local(after)
         for shift in self._zone[after.year]:
             if shift.low <= after < shift.high:
                 return self._next_carefully(after)
@@ -1503,8 +1503,8 @@ class Cron(_Fires):
                 return self._next_carefully(after)
         return found
 
-    def _own(self, moment: dt.datetime) -> dt.datetime:
-        """The moment on the schedule's own clock."""
+    def local(self, moment: dt.datetime) -> dt.datetime:
+        """The moment on the schedule's own clock; a naive one is read off it."""
         if moment.tzinfo is None:
             return moment.replace(tzinfo=self._tzinfo, fold=0)
         try:
@@ -1515,7 +1515,7 @@ class Cron(_Fires):
     def _utc(self, moment: dt.datetime) -> dt.datetime:
         """The moment in UTC, within what `previous` looks through."""
         try:
-            return max(self._own(moment).astimezone(dt.UTC), _EARLIEST)
+            return max(self.local(moment).astimezone(dt.UTC), _EARLIEST)
         except OverflowError:
             return _EARLIEST if moment.year == dt.MINYEAR else _LATEST
 
@@ -1630,7 +1630,9 @@ class Cron(_Fires):
             if left < entered:
                 is_moved = self._is_fixed and entered - left < _CATCH_UP
                 wall = entered + dt.timedelta(seconds=-entered.second % 60) if is_moved else entered
-                marks = [(wall - shift.after, f"{'moved from ' * is_moved}{match:%Y-%m-%d %H:%M}, {why}")]
+                marks = [
+                    (wall - shift.after, f"{match:%Y-%m-%d %H:%M} {'moved here' if is_moved else 'not at all'}, {why}")
+                ]
             elif self._is_fixed and left - entered <= _CATCH_UP:
                 marks = [(match - shift.before, f"once, though {why}")]
             else:
@@ -6290,6 +6292,7 @@ def _parser() -> argparse.ArgumentParser:
     cron.add_argument("expression", help="such as '30 2 * * mon-fri'")
     cron.add_argument("--tz", default="UTC", metavar="ZONE", help="such as Europe/Riga (UTC)")
     cron.add_argument("--name", help="the schedule's name, which H spreads by")
+    cron.add_argument("--after", metavar="TIME", help="such as 2026-03-07T12:00, by the clock of ZONE (now)")
     cron.add_argument("-n", type=int, default=10, metavar="N", help="so many fires (10)")
     add("demo", _demo_command, "see it work: a worker, some hundred jobs, a crash and its rescue")
     return parser
@@ -6797,9 +6800,16 @@ def _pause_command(arguments: argparse.Namespace) -> None:
 # Cron ------------------------------------------------------------------------------------------
 
 
+def _iso_moment(text: str) -> dt.datetime:
+    try:
+        return dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"a moment is given as in 2026-03-07T12:00, not {text!r}") from None
+
+
 def _cron_command(arguments: argparse.Namespace) -> None:
     cron = Cron(arguments.expression, arguments.tz, name=arguments.name)
-    now = dt.datetime.now(dt.UTC)
+    now = cron.local(_iso_moment(arguments.after)) if arguments.after else dt.datetime.now(dt.UTC)
     fires = list(itertools.islice(cron.iter(now), _whole("-n", arguments.n, least=1)))
     print(cron.explain())
     if cron.takes_either_day:
@@ -6810,7 +6820,7 @@ def _cron_command(arguments: argparse.Namespace) -> None:
     rows = {fire.astimezone(dt.UTC): f"{fire:%a %Y-%m-%d %H:%M:%S %z}" for fire in fires}
     rows = {fire: f"{row}  in {duration((fire - now).total_seconds())}" for fire, row in rows.items()}
     for moment, mark in cron.clock_marks(now, fires[-1]):
-        rows[moment] = f"{rows[moment]:44}  {mark}" if moment in rows else f"not at all: {mark}"
+        rows[moment] = f"{rows[moment]:46}  {mark}" if moment in rows else mark
     for _, row in sorted(rows.items()):
         print(row)
 
