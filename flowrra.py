@@ -1082,18 +1082,20 @@ def _cron_bits(field: str, text: str, name: str | None = None) -> int:
     """The values that the text of a field stands for, as bits; `name` is what H spreads by."""
     try:
         if text == "?" and field in ("day-of-month", "day-of-week"):
-            return _cron_item(field, "*")
+            text = "*"
         bits = 0
         for item in text.lower().split(","):
-            bits |= _cron_special(field, item, name) or _cron_item(field, item)
+            bits |= _cron_item(field, item, name)
         return bits
     except ValueError as error:
         raise ConfigError(f"bad {field} field {text!r}: {error}") from None
 
 
-def _cron_item(field: str, item: str) -> int:
-    """`*`, `a`, `a-b`, each with a step or without."""
+def _cron_item(field: str, item: str, name: str | None) -> int:
+    """`*`, `a`, `a-b`, each with a step or without; or what is special."""
     found = _CRON_ITEM.fullmatch(item)
+    if (not found or found[2] in ("h", "l", "lw")) and (bits := _cron_special(field, item, name)):
+        return bits
     if not found:
         raise ValueError(f"{item!r} is not a value, a range or a step")
     star, first, last, step = found.groups()
@@ -1166,8 +1168,18 @@ def _cron_hashed(field: str, low: str | None, high: str | None, step: str | None
 @functools.lru_cache(maxsize=1024)
 def _first_from(bits: int) -> tuple[int | None, ...]:
     """For each i from 0 to 60 the first value at or after i, or None."""
-    rests = (bits >> i << i for i in range(61))
-    return tuple((rest & -rest).bit_length() - 1 if rest else None for rest in rests)
+    table: list[int | None] = []
+    for value in _values(bits):
+        table += [value] * (value + 1 - len(table))
+    return *table, *[None] * (61 - len(table))
+
+
+def _values(bits: int) -> list[int]:
+    values = []
+    while bits:
+        values.append((bits & -bits).bit_length() - 1)
+        bits &= bits - 1
+    return values
 
 
 @functools.lru_cache(maxsize=4096)
@@ -1698,10 +1710,6 @@ class CronUnion(_Fires):
     def explain(self) -> str:
         """What its parts say of themselves."""
         return "; ".join(part.explain() for part in self._parts)
-
-
-def _values(bits: int) -> list[int]:
-    return [value for value in range(bits.bit_length()) if bits >> value & 1]
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -110,6 +110,7 @@ COMMANDS = {
     "purge": ["--broker"],
     "pause": ["queue", "--broker"],
     "resume": ["queue", "--broker"],
+    "cron": ["expression", "--tz", "--name", "--after", "-n"],
     "demo": ["worker"],
 }
 

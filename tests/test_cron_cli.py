@@ -46,7 +46,8 @@ def test_a_fire_that_a_gap_moves(say: Say) -> None:
     _, lines = say("30 2 * * *", "--tz", "America/New_York", "-n", "3", "--after", "2026-03-07T00:00")
     assert lines[1:] == [
         "Sat 2026-03-07 02:30:00 -0500  in 2 h 30 m",
-        "Sun 2026-03-08 03:00:00 -0400  in 1 d 2 h       2026-03-08 02:30 moved here, the clock goes from 02:00 to 03:00",
+        "Sun 2026-03-08 03:00:00 -0400  in 1 d 2 h".ljust(48)
+        + "2026-03-08 02:30 moved here, the clock goes from 02:00 to 03:00",
         "Mon 2026-03-09 02:30:00 -0400  in 2 d 1 h",
     ]
 

@@ -122,10 +122,11 @@ def schedules(draw: st.DrawFn) -> Scanned:
     month = draw(st.just(any_month) | field(1, 12, dense=True))
     weekday = draw(st.just(("*", set(range(7)))) | field(0, 6, dense=True))
     drawn = (minute, hour, day, month, weekday)
-    both = "*" in (day[0][0], weekday[0][0])
+    minutes, hours, days, months, weekdays = (values for _, values in drawn)
     return Scanned(
-        " ".join(text for text, _ in drawn), *(values for _, values in drawn), both, "*" in (minute[0][0], hour[0][0])
-    )
+        " ".join(text for text, _ in drawn), minutes, hours, days, months, weekdays,
+        both="*" in (day[0][0], weekday[0][0]), wild="*" in (minute[0][0], hour[0][0]),
+    )  # fmt: skip
 
 
 @st.composite
