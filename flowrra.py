@@ -1094,7 +1094,7 @@ def _cron_bits(field: str, text: str, name: str | None = None) -> int:
 def _cron_item(field: str, item: str, name: str | None) -> int:
     """`*`, `a`, `a-b`, each with a step or without; or what is special."""
     found = _CRON_ITEM.fullmatch(item)
-    if (not found or found[2] in ("h", "l", "lw")) and (bits := _cron_special(field, item, name)):
+    if (not found or (found[2] or "*")[-1] in "hlw") and (bits := _cron_special(field, item, name)):
         return bits
     if not found:
         raise ValueError(f"{item!r} is not a value, a range or a step")
