@@ -1107,18 +1107,20 @@ def _cron_bits(field: str, text: str, name: str | None = None) -> int:
     """The values that the text of a field stands for, as bits; `name` is what H spreads by."""
     try:
         if text == "?" and field in ("day-of-month", "day-of-week"):
-            return _cron_item(field, "*")
+            text = "*"
         bits = 0
         for item in text.lower().split(","):
-            bits |= _cron_special(field, item, name) or _cron_item(field, item)
+            bits |= _cron_item(field, item, name)
         return bits
     except ValueError as error:
         raise ConfigError(f"bad {field} field {text!r}: {error}") from None
 
 
-def _cron_item(field: str, item: str) -> int:
-    """`*`, `a`, `a-b`, each with a step or without."""
+def _cron_item(field: str, item: str, name: str | None) -> int:
+    """`*`, `a`, `a-b`, each with a step or without; or what is special."""
     found = _CRON_ITEM.fullmatch(item)
+    if (not found or (found[2] or "*")[-1] in "hlw") and (bits := _cron_special(field, item, name)):
+        return bits
     if not found:
         raise ValueError(f"{item!r} is not a value, a range or a step")
     star, first, last, step = found.groups()
@@ -1191,8 +1193,18 @@ def _cron_hashed(field: str, low: str | None, high: str | None, step: str | None
 @functools.lru_cache(maxsize=1024)
 def _first_from(bits: int) -> tuple[int | None, ...]:
     """For each i from 0 to 60 the first value at or after i, or None."""
-    rests = (bits >> i << i for i in range(61))
-    return tuple((rest & -rest).bit_length() - 1 if rest else None for rest in rests)
+    table: list[int | None] = []
+    for value in _values(bits):
+        table += [value] * (value + 1 - len(table))
+    return *table, *[None] * (61 - len(table))
+
+
+def _values(bits: int) -> list[int]:
+    values = []
+    while bits:
+        values.append((bits & -bits).bit_length() - 1)
+        bits &= bits - 1
+    return values
 
 
 @functools.lru_cache(maxsize=4096)
@@ -1516,7 +1528,7 @@ class Cron(_Fires):
     def next(self, after: dt.datetime) -> dt.datetime:
         # The usual case: no clock change touches `after` nor the match. One between the two changes nothing.
         if after.tzinfo is not self._tzinfo:
-            after = self._own(after)
+            after = self.local(after)
         for shift in self._zone[after.year]:
             if shift.low <= after < shift.high:
                 return self._next_carefully(after)
@@ -1528,8 +1540,8 @@ class Cron(_Fires):
                 return self._next_carefully(after)
         return found
 
-    def _own(self, moment: dt.datetime) -> dt.datetime:
-        """The moment on the schedule's own clock."""
+    def local(self, moment: dt.datetime) -> dt.datetime:
+        """The moment on the schedule's own clock; a naive one is read off it."""
         if moment.tzinfo is None:
             return moment.replace(tzinfo=self._tzinfo, fold=0)
         try:
@@ -1540,7 +1552,7 @@ class Cron(_Fires):
     def _utc(self, moment: dt.datetime) -> dt.datetime:
         """The moment in UTC, within what `previous` looks through."""
         try:
-            return max(self._own(moment).astimezone(dt.UTC), _EARLIEST)
+            return max(self.local(moment).astimezone(dt.UTC), _EARLIEST)
         except OverflowError:
             return _EARLIEST if moment.year == dt.MINYEAR else _LATEST
 
@@ -1655,7 +1667,9 @@ class Cron(_Fires):
             if left < entered:
                 is_moved = self._is_fixed and entered - left < _CATCH_UP
                 wall = entered + dt.timedelta(seconds=-entered.second % 60) if is_moved else entered
-                marks = [(wall - shift.after, f"{'moved from ' * is_moved}{match:%Y-%m-%d %H:%M}, {why}")]
+                marks = [
+                    (wall - shift.after, f"{match:%Y-%m-%d %H:%M} {'moved here' if is_moved else 'not at all'}, {why}")
+                ]
             elif self._is_fixed and left - entered <= _CATCH_UP:
                 marks = [(match - shift.before, f"once, though {why}")]
             else:
@@ -1721,10 +1735,6 @@ class CronUnion(_Fires):
     def explain(self) -> str:
         """What its parts say of themselves."""
         return "; ".join(part.explain() for part in self._parts)
-
-
-def _values(bits: int) -> list[int]:
-    return [value for value in range(bits.bit_length()) if bits >> value & 1]
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -7225,6 +7235,7 @@ def _parser() -> argparse.ArgumentParser:
     cron.add_argument("expression", help="such as '30 2 * * mon-fri'")
     cron.add_argument("--tz", default="UTC", metavar="ZONE", help="such as Europe/Riga (UTC)")
     cron.add_argument("--name", help="the schedule's name, which H spreads by")
+    cron.add_argument("--after", metavar="TIME", help="such as 2026-03-07T12:00, by the clock of ZONE (now)")
     cron.add_argument("-n", type=int, default=10, metavar="N", help="so many fires (10)")
     _add_schedules(commands.add_parser("schedules", help="show and steer schedules", description=_schedules.__doc__))
     add("demo", _demo_command, "see it work: a worker, some hundred jobs, a crash and its rescue")
@@ -7737,9 +7748,16 @@ def _pause_command(arguments: argparse.Namespace) -> None:
 # Cron ------------------------------------------------------------------------------------------
 
 
+def _iso_moment(text: str) -> dt.datetime:
+    try:
+        return dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"a moment is given as in 2026-03-07T12:00, not {text!r}") from None
+
+
 def _cron_command(arguments: argparse.Namespace) -> None:
     cron = Cron(arguments.expression, arguments.tz, name=arguments.name)
-    now = dt.datetime.now(dt.UTC)
+    now = cron.local(_iso_moment(arguments.after)) if arguments.after else dt.datetime.now(dt.UTC)
     fires = list(itertools.islice(cron.iter(now), _whole("-n", arguments.n, least=1)))
     print(cron.explain())
     if cron.takes_either_day:
@@ -7750,7 +7768,7 @@ def _cron_command(arguments: argparse.Namespace) -> None:
     rows = {fire.astimezone(dt.UTC): f"{fire:%a %Y-%m-%d %H:%M:%S %z}" for fire in fires}
     rows = {fire: f"{row}  in {duration((fire - now).total_seconds())}" for fire, row in rows.items()}
     for moment, mark in cron.clock_marks(now, fires[-1]):
-        rows[moment] = f"{rows[moment]:44}  {mark}" if moment in rows else f"not at all: {mark}"
+        rows[moment] = f"{rows[moment]:46}  {mark}" if moment in rows else mark
     for _, row in sorted(rows.items()):
         print(row)
 

@@ -27,6 +27,7 @@ NAMES = (
     "due",
     "flat",
     "cpu",
+    "cron",
     "footprint",
     "redis_drain",
     "redis_enqueue",

@@ -110,7 +110,7 @@ COMMANDS = {
     "purge": ["--broker"],
     "pause": ["queue", "--broker"],
     "resume": ["queue", "--broker"],
-    "cron": ["expression", "--tz", "--name", "-n"],
+    "cron": ["expression", "--tz", "--name", "--after", "-n"],
     "schedules": ["list", "add", "remove", "enable", "disable", "run"],
     "demo": ["worker"],
 }
