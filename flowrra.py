@@ -1428,36 +1428,14 @@ class _NoFire(FlowrraError, ValueError):  # noqa: N818 (an answer, and to caller
     """There is no fire on that side of the moment."""
 
 
-class _Fires:
-    """What a Cron and a union of them offer beside `next` and `previous`."""
-
-    __slots__ = ()
-
-    def next(self, after: dt.datetime) -> dt.datetime:
-        """The first fire later than `after`.
-
-        Raises:
-            ValueError: there is none before the year 10000.
-        """
-        raise NotImplementedError
-
-    def iter(self, after: dt.datetime) -> Iterator[dt.datetime]:
-        """The fires later than `after`, one after the other; it ends if they do."""
-        with contextlib.suppress(_NoFire):
-            while True:
-                after = self.next(after)
-                yield after
-
-    @property
-    def parts(self) -> tuple[Cron, ...]:
-        """The expressions that it is made of."""
-        raise NotImplementedError
-
-    def __or__(self, other: _Fires) -> CronUnion:
-        return CronUnion(*self.parts, *other.parts) if isinstance(other, _Fires) else NotImplemented
+def _one_by_one(search: Callable[[dt.datetime], dt.datetime], after: dt.datetime) -> Iterator[dt.datetime]:
+    with contextlib.suppress(_NoFire):
+        while True:
+            after = search(after)
+            yield after
 
 
-class Cron(_Fires):
+class Cron:
     """A cron expression in a time zone: `Cron("30 9 * * mon-fri", "Europe/Riga")`. UTC if no zone is given.
 
     Five fields: minute, hour, day of month, month, day of week; six: a second before them; seven: a year
@@ -1502,11 +1480,6 @@ class Cron(_Fires):
         self._key = (bits, both, self._is_fixed, self._zone.key)
 
     @property
-    def parts(self) -> tuple[Cron, ...]:
-        """Itself alone."""
-        return (self,)
-
-    @property
     def expr(self) -> str:
         """The expression as it was given."""
         return self._expr
@@ -1525,7 +1498,15 @@ class Cron(_Fires):
     def __hash__(self) -> int:
         return hash(self._key)
 
+    def __or__(self, other: Cron | CronUnion) -> CronUnion:
+        return CronUnion(self, other) if isinstance(other, Cron | CronUnion) else NotImplemented
+
     def next(self, after: dt.datetime) -> dt.datetime:
+        """The first fire later than `after`.
+
+        Raises:
+            ValueError: there is none before the year 10000.
+        """
         # The usual case: no clock change touches `after` nor the match. One between the two changes nothing.
         if after.tzinfo is not self._tzinfo:
             after = self.local(after)
@@ -1539,6 +1520,10 @@ class Cron(_Fires):
             if shift.low <= found < shift.high:
                 return self._next_carefully(after)
         return found
+
+    def iter(self, after: dt.datetime) -> Iterator[dt.datetime]:
+        """The fires later than `after`, one after the other; it ends if they do."""
+        return _one_by_one(self.next, after)
 
     def local(self, moment: dt.datetime) -> dt.datetime:
         """The moment on the schedule's own clock; a naive one is read off it."""
@@ -1688,18 +1673,17 @@ class Cron(_Fires):
         return f"{said[0].upper()}{said[1:]}, {self.tz}"
 
 
-class CronUnion(_Fires):
-    """Fires when any of its parts does, once where several do: `Cron(a) | Cron(b)`."""
+class CronUnion:
+    """Fires when any of its parts does, once where several do: `Cron(a) | Cron(b)`.
+
+    A naive moment is the wall clock of each part's own zone.
+    """
 
     __slots__ = ("_parts",)
 
-    def __init__(self, *parts: Cron) -> None:
-        self._parts = tuple(dict.fromkeys(parts))
-
-    @property
-    def parts(self) -> tuple[Cron, ...]:
-        """The expressions that it is made of, each once."""
-        return self._parts
+    def __init__(self, *parts: Cron | CronUnion) -> None:
+        plain = (part._parts if isinstance(part, CronUnion) else (part,) for part in parts)
+        self._parts: tuple[Cron, ...] = tuple(dict.fromkeys(itertools.chain.from_iterable(plain)))
 
     def __repr__(self) -> str:
         return " | ".join(map(repr, self._parts))
@@ -1710,6 +1694,13 @@ class CronUnion(_Fires):
     def __hash__(self) -> int:
         return hash(frozenset(self._parts))
 
+    def __or__(self, other: Cron | CronUnion) -> CronUnion:
+        return CronUnion(self, other) if isinstance(other, Cron | CronUnion) else NotImplemented
+
+    def iter(self, after: dt.datetime) -> Iterator[dt.datetime]:
+        """The fires later than `after`, one after the other; it ends if they do."""
+        return _one_by_one(self.next, after)
+
     def next(self, after: dt.datetime) -> dt.datetime:
         """The first fire of any part later than `after`; in the zone of that part."""
         return min(self._ask(Cron.next, after), key=dt.datetime.timestamp)
@@ -1719,7 +1710,7 @@ class CronUnion(_Fires):
         return max(self._ask(Cron.previous, before), key=dt.datetime.timestamp)
 
     def _ask(self, question: Callable[[Cron, dt.datetime], dt.datetime], moment: dt.datetime) -> list[dt.datetime]:
-        """The answers of the parts that have one. A naive moment is each part's own wall clock."""
+        """The answers of the parts that have one."""
         answers = []
         for part in self._parts:
             with contextlib.suppress(_NoFire):

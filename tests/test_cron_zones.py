@@ -162,6 +162,12 @@ def test_a_zone_that_gave_up_changing_its_clock() -> None:
     with pytest.raises(ValueError, match="does not fire after"):
         cron.next(moment("2014-10-26T01:40+04:00"))
     assert cron.next(moment("2014-10-26T00:00+04:00")).isoformat() == "2014-10-26T01:30:00+04:00"
+    # With a star it has its second pass still before it.
+    wild = Cron("0 */30 1 26 10 ? 2014", "Europe/Moscow")
+    assert instants(list(wild.iter(moment("2014-10-26T01:40+04:00")))) == [
+        "2014-10-26T01:00:00+03:00",
+        "2014-10-26T01:30:00+03:00",
+    ]
 
 
 # ---------------------------------------------------------------------------
