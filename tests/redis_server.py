@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self, cast
+from typing import Any, Self
 
 import redis
 
@@ -36,8 +36,9 @@ def forget(client: redis.Redis, prefix: str) -> None:
 def age_leases(client: redis.Redis, prefix: str, seconds: float) -> None:
     """Let time pass for leases, without waiting: all end so much earlier."""
     key = f"{{{prefix}}}:leases"
-    for worker in client.zrange(key, 0, -1):
-        client.zincrby(key, -seconds, cast("bytes", worker))
+    workers: Any = client.zrange(key, 0, -1)  # typed as awaitable too, before 8
+    for worker in workers:
+        client.zincrby(key, -seconds, worker)
 
 
 def free_port() -> int:
