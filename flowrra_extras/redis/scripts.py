@@ -33,22 +33,20 @@ _COMMON = """
 local p = KEYS[1]  -- with its colon, so that an ACL of ~{flowrra}:* allows it
 local call, decode, encode, format = redis.call, cjson.decode, cjson.encode, string.format
 local now, bury_at      -- the caller's wall clock, and until when what is ended here is kept
-local counts, fresh, woken, ended = {}, {}, {}, {}
+local counts, fresh, woken, ended, purges = {}, {}, {}, {}, {}
 
 local function tally(status, queue, step)
     local name = status .. ' ' .. queue
     counts[name] = (counts[name] or 0) + step
 end
 
-local FIELDS = {'status', 'queue', 'place', 'attempt', 'worker', 'started', 'crashes', 'unique', 'expires',
-    'children', 'cancel'}
-
 local function load(id)
-    local values = call('HMGET', p .. 'job:' .. id, unpack(FIELDS))
-    if not values[1] then return nil end
-    local job = {id = id, key = p .. 'job:' .. id}
-    for i, name in ipairs(FIELDS) do job[name] = values[i] end
-    return job
+    local key = p .. 'job:' .. id
+    local v = call('HMGET', key, 'status', 'queue', 'place', 'attempt', 'worker', 'started', 'crashes', 'unique',
+        'expires', 'children', 'cancel')
+    if not v[1] then return nil end
+    return {id = id, key = key, status = v[1], queue = v[2], place = v[3], attempt = v[4], worker = v[5],
+        started = v[6], crashes = v[7], unique = v[8], expires = v[9], children = v[10], cancel = v[11]}
 end
 
 local function move(job, status)
@@ -122,7 +120,8 @@ local function finish(job, status, purge_at, ...)
     end
     move(job, status)
     call('HSET', job.key, 'status', status, 'finished', now, 'purge_at', purge_at, ...)
-    call('ZADD', p .. 'purge', purge_at, job.id)
+    purges[#purges + 1] = purge_at
+    purges[#purges + 1] = job.id
     if job.unique then call('HDEL', p .. 'unique', job.unique) end
     if job.cancel then call('SREM', p .. 'cancelling', job.id) end
     ended[#ended + 1] = job.id
@@ -243,8 +242,10 @@ local function await_parents(job, parents)
     if not waits then unblock(job) end
 end
 
+-- What comes last in every script that writes.
 local function publish()
     flush()
+    add_all(p .. 'purge', purges)
     for name, step in pairs(counts) do
         if step ~= 0 and call('HINCRBY', p .. 'counts', name, step) == 0 then call('HDEL', p .. 'counts', name) end
     end
@@ -451,7 +452,7 @@ return answer
 #   `again`: it may have been written already, by a call whose answer was lost.
 # Answer: of each call a text with a 1 for each outcome that was written, a 0 for each that was not.
 _SETTLE = """
-local flags
+local flags, settled
 
 local function check(worker, id, attempt, status, again)
     local job = load(id)
@@ -459,7 +460,7 @@ local function check(worker, id, attempt, status, again)
     local holds = mine and job.status == 'running'
     flags[#flags + 1] = (holds or (again and mine and job.status == status)) and '1' or '0'
     if holds then
-        call('SREM', p .. 'running:' .. worker, id)
+        settled[#settled + 1] = id
         return job
     end
 end
@@ -482,7 +483,7 @@ for i, text in ipairs(ARGV) do
     flags = {}
     for _, group in ipairs(decode(text)) do
         local worker, status, purge_at, again, rest = group[1], group[2], group[5], group[6], group[7]
-        now, bury_at = group[3], group[4]
+        now, bury_at, settled = group[3], group[4], {}
         if status ~= 'success' then
             write_other(worker, status, purge_at, again, unpack(rest, 1, 6))
         else
@@ -493,6 +494,9 @@ for i, text in ipairs(ARGV) do
                     if job.children then tell(job) end
                 end
             end
+        end
+        for n = 1, #settled, 5000 do
+            call('SREM', p .. 'running:' .. worker, unpack(settled, n, math.min(n + 4999, #settled)))
         end
     end
     answers[i] = table.concat(flags)
