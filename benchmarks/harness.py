@@ -19,7 +19,7 @@ from benchmarks.model import Measured, Part, Scenario, Settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-NAMES = ("memory", "drain", "enqueue", "latency", "due", "flat", "cpu", "footprint")
+NAMES = ("memory", "drain", "enqueue", "latency", "due", "flat", "cpu", "footprint", "postgres")
 TIME_LIMIT = 300.0
 FULL_TIME_LIMIT = 1200.0
 

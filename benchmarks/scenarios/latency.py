@@ -64,6 +64,10 @@ def idle_share(worker: int, watch: float) -> Figures:
 
 
 def flowrra(synchronous: str, *, watch: float) -> Callable[[Settings], Figures]:
+    return lambda settings: flowrra_on(url(synchronous), watch=watch)
+
+
+def flowrra_on(database: str, *, watch: float) -> Figures:
     async def run(worker: int) -> Figures:
         from benchmarks.apps import ours
 
@@ -76,12 +80,9 @@ def flowrra(synchronous: str, *, watch: float) -> Callable[[Settings], Figures]:
         async with ours.app.client():
             return await measure(submit, start, worker, watch=watch)
 
-    def part(settings: Settings) -> Figures:
-        os.environ["BENCH_URL"] = url(synchronous)
-        with tools.process(*WORKER) as worker:
-            return asyncio.run(run(worker.pid))
-
-    return part
+    os.environ["BENCH_URL"] = database
+    with tools.process(*WORKER) as worker:
+        return asyncio.run(run(worker.pid))
 
 
 def huey(settings: Settings) -> Figures:
