@@ -32,6 +32,7 @@ NAMES = (
     "redis_drain",
     "redis_enqueue",
     "redis_latency",
+    "postgres",
 )
 TIME_LIMIT = 300.0
 FULL_TIME_LIMIT = 1200.0

@@ -49,6 +49,15 @@ def stamp() -> int:
     return time.monotonic_ns()
 
 
+def leave_stamp(name: str) -> None:
+    """The same into a file, for queues that keep no results."""
+    Path(f"stamp-{name}").write_text(str(stamp()))
+
+
+def read_stamp(name: str) -> int:
+    return int(Path(f"stamp-{name}").read_text())
+
+
 def wall_stamp() -> float:
     return time.time()
 

@@ -64,12 +64,13 @@ def idle_share(worker: int, watch: float) -> Figures:
 
 
 def flowrra(synchronous: str, *, watch: float) -> Callable[[Settings], Figures]:
-    def part(settings: Settings) -> Figures:
-        os.environ["BENCH_URL"] = url(synchronous)
-        with tools.process(*WORKER) as worker:
-            return asyncio.run(measure_ours(worker.pid, watch))
+    return lambda settings: flowrra_on(url(synchronous), watch=watch)
 
-    return part
+
+def flowrra_on(database: str, *, watch: float) -> Figures:
+    os.environ["BENCH_URL"] = database
+    with tools.process(*WORKER) as worker:
+        return asyncio.run(measure_ours(worker.pid, watch))
 
 
 async def measure_ours(worker: int, watch: float) -> Figures:
