@@ -1,5 +1,6 @@
 """Schedules in a SQLite file, through aiosqlite."""
 
+import asyncio
 import datetime as dt
 import sqlite3
 import time
@@ -50,7 +51,11 @@ class SQLite:
         # A program that ends without closing the store would wait for its thread for ever.
         thread: Any = getattr(connection, "_thread", connection)  # before 0.22 the connection was the thread
         thread.daemon = True
-        return _Link(await connection, self._path is None)
+        try:
+            return _Link(await connection, self._path is None)
+        except Exception:
+            await asyncio.to_thread(thread.join, timeout)  # its last word is for this loop, which may be closed next
+            raise
 
 
 class _Link:
