@@ -7162,9 +7162,13 @@ class SyncFace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        status: int = arguments.command(arguments) or 0
+        if argv[:1] and argv[0] in _EXTRA_COMMANDS:
+            status: int = _extra_command(argv[0])(argv[1:]) or 0
+        else:
+            arguments = _parser().parse_args(argv)
+            status = arguments.command(arguments) or 0
         sys.stdout.flush()  # a reader that is gone is to be met here, not when Python ends
         return status
     except FlowrraError as error:
@@ -7230,6 +7234,8 @@ def _parser() -> argparse.ArgumentParser:
     cron.add_argument("-n", type=int, default=10, metavar="N", help="so many fires (10)")
     _add_schedules(commands.add_parser("schedules", help="show and steer schedules", description=_schedules.__doc__))
     add("demo", _demo_command, "see it work: a worker, some hundred jobs, a crash and its rescue")
+    for name, (_, _, text) in _EXTRA_COMMANDS.items():
+        commands.add_parser(name, help=text)  # main() has handed these on before it comes to parse
     return parser
 
 
@@ -7240,6 +7246,22 @@ examples:
   flowrra status --broker sqlite:///jobs.db       look at a store
   flowrra explain ID shop.jobs:app                why does that job not run?
 FLOWRRA_APP and FLOWRRA_BROKER stand in for module:app and --broker."""
+
+
+# Command: the module whose `main` carries it out, what installs what that needs, and a line of help.
+_EXTRA_COMMANDS: Mapping[str, tuple[str, str, str]] = {
+    "dashboard": ("flowrra_extras.dashboard", "flowrra[dashboard]", "serve the dashboard"),
+    "migrate": ("flowrra_extras.migrate", "flowrra", "move jobs from one broker to another"),
+}
+
+
+def _extra_command(name: str) -> Callable[[Sequence[str]], int | None]:
+    """The `main` of a command that an extra brings."""
+    module, package, _ = _EXTRA_COMMANDS[name]
+    try:
+        return cast("Callable[[Sequence[str]], int | None]", importlib.import_module(module).main)
+    except ImportError as error:
+        raise ConfigError(f"the command {name!r} cannot be run ({error}): pip install '{package}'") from error
 
 
 def _add_worker(sub: argparse.ArgumentParser) -> None:

@@ -1,0 +1,1 @@
+"""The dashboard: see and steer every job, mounted in a web program or on its own."""
