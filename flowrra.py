@@ -6797,6 +6797,14 @@ class Flowrra(_Life):
         """
         return cls(Config(broker=BrokerConfig(url=broker), backend=BackendConfig(url=backend)))
 
+    async def connect(self) -> None:
+        """Open the stores on the running loop unless they are open, as each call on the app does first.
+
+        Raises:
+            ExecutorNotRunningError: the app has been stopped.
+        """
+        await self._ready()
+
     @overload
     async def submit(self, task: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]: ...
     @overload
@@ -7105,6 +7113,10 @@ class SyncFace:
     def explain(self, task_id: str) -> str:
         """See `Flowrra.explain`."""
         return self._run(self._app.explain(task_id))
+
+    def run(self, call: Coroutine[Any, Any, T]) -> T:
+        """What any coroutine gives that uses the app; it runs on the loop that these calls run on."""
+        return self._run(call)
 
     def is_open_elsewhere(self) -> bool:
         """Whether these calls have a thread of their own, which is not the one that asks."""

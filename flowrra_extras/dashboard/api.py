@@ -1,0 +1,76 @@
+"""The JSON API: what each route reads from a request, asks of the service, and answers."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from typing import TYPE_CHECKING, Any
+
+from flowrra import ConfigError
+from flowrra_extras.dashboard.web import Response
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flowrra_extras.dashboard.access import Access
+    from flowrra_extras.dashboard.service import Service
+    from flowrra_extras.dashboard.web import Request
+
+
+def answer(value: object, status: int = 200) -> Response:
+    """A JSON answer; moments in ISO 8601."""
+    body = json.dumps(value, default=_plain, ensure_ascii=False).encode("utf-8", "replace")
+    return Response(status, body, {"content-type": "application/json"})
+
+
+def _plain(value: object) -> object:
+    return value.isoformat() if isinstance(value, dt.datetime) else str(value)
+
+
+def trouble(status: int, message: str) -> Response:
+    """A JSON answer that says what is wrong."""
+    return answer({"error": message}, status)
+
+
+def number_in(parameters: Mapping[str, str], name: str, default: int) -> int:
+    """A whole number from the query; ConfigError if it is none."""
+    text = parameters.get(name, "")
+    if text and not (text.isascii() and text.isdecimal() and len(text) <= 9):
+        raise ConfigError(f"{name} must be a whole number, not {text[:40]!r}")
+    return int(text) if text else default
+
+
+class Api:
+    """The handlers of the API: each is given the request, the visitor's access and the parts of the path."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def stats(self, request: Request, access: Access) -> Response:
+        return answer(await self._service.overview())
+
+    async def health(self, request: Request, access: Access) -> Response:
+        health = await self._service.health()
+        return answer(health, 200 if health["healthy"] else 503)
+
+    async def tasks(self, request: Request, access: Access) -> Response:
+        return answer({"tasks": await self._service.tasks()})
+
+    async def task(self, request: Request, access: Access, name: str) -> Response:
+        return answer(await self._service.task(name))
+
+    async def jobs(self, request: Request, access: Access) -> Response:
+        given = request.parameters
+        page = await self._service.jobs(
+            given.get("search", ""), after=given.get("after"), limit=number_in(given, "limit", 50)
+        )
+        return answer(page, 422 if page["problems"] else 200)
+
+    async def job(self, request: Request, access: Access, task_id: str) -> Response:
+        return answer(await self._service.job(task_id))
+
+    async def queues(self, request: Request, access: Access) -> Response:
+        return answer({"queues": await self._service.queues()})
+
+    async def workers(self, request: Request, access: Access) -> Response:
+        return answer({"workers": await self._service.workers()})

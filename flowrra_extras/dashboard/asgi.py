@@ -1,0 +1,139 @@
+"""The dashboard as an ASGI application, to be mounted anywhere or served alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from flowrra_extras.dashboard.router import BODY_LIMIT
+from flowrra_extras.dashboard.web import Request
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+
+    from flowrra_extras.dashboard.router import Router
+    from flowrra_extras.dashboard.web import Response
+
+    Scope = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+    Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+async def asked(auth: Callable[[Any], Any] | None, native: object) -> Any:
+    """What `auth` says of the framework's request. A plain function has a thread, since it may ask a database."""
+    if auth is None:
+        return None
+    if inspect.iscoroutinefunction(auth) or inspect.iscoroutinefunction(getattr(auth, "__call__", None)):  # noqa: B004
+        return await auth(native)
+    answer = await asyncio.to_thread(auth, native)
+    return await answer if inspect.isawaitable(answer) else answer
+
+
+class AsgiApp:
+    """An ASGI application. Mounted by a framework, it takes the prefix from the scope's `root_path`."""
+
+    def __init__(self, router: Router) -> None:
+        self.router = router
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        else:  # a WebSocket
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """Served alone: open the app's stores, and close them at the end."""
+        async with contextlib.AsyncExitStack() as stack:
+            await receive()
+            try:
+                await stack.enter_async_context(self.router.service.app.client())
+            except Exception as error:
+                await send({"type": "lifespan.startup.failed", "message": str(error)})
+                return
+            stack.push_async_callback(self.router.service.close)
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_body(receive)
+        if body is None:
+            return
+        request = request_from(scope, body)
+        granted = await asked(self.router.door.auth, scope)
+        await respond(await self.router.handle(request, granted), receive, send)
+
+
+async def read_body(receive: Receive) -> bytes | None:
+    """The request's body, no more of it than is needed to see that it is too long; None if the client has gone."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += message.get("body", b"")
+        if not message.get("more_body") or len(body) > BODY_LIMIT:
+            return bytes(body)
+
+
+def request_from(scope: Scope, body: bytes = b"", native: object = None) -> Request:
+    """The request as the router knows it."""
+    root = scope.get("root_path", "").rstrip("/")
+    path = scope["path"]
+    if root and path.startswith(root):  # since ASGI 2.5 the path holds the prefix
+        path = path[len(root) :]
+    headers: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        headers[key] = f"{headers[key]}{'; ' if key == 'cookie' else ', '}{text}" if key in headers else text
+    client = scope.get("client")
+    return Request(
+        method=scope["method"],
+        path=path if path.startswith("/") else f"/{path}",
+        root=root,
+        query=scope.get("query_string", b"").decode("latin-1"),
+        headers=headers,
+        body=body,
+        client=client[0] if client else None,
+        scheme=scope.get("scheme", "http"),
+        native=scope if native is None else native,
+    )
+
+
+async def respond(response: Response, receive: Receive, send: Send) -> None:
+    """Send the response; a stream, until it ends or the client goes."""
+    headers = [(name.encode(), value.encode("latin-1", "replace")) for name, value in response.headers.items()]
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    if response.stream is None:
+        await send({"type": "http.response.body", "body": response.body})
+        return
+    await send({"type": "http.response.body", "body": response.body, "more_body": True})
+    sending = asyncio.create_task(_send_pieces(response.stream, send))
+    leaving = asyncio.create_task(_until_gone(receive))
+    try:
+        await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (sending, leaving):
+            task.cancel()
+        await asyncio.gather(sending, leaving, return_exceptions=True)
+
+
+async def _send_pieces(pieces: AsyncIterator[bytes], send: Send) -> None:
+    """Send a stream piece by piece. However it ends, the stream is closed: nobody stays subscribed."""
+    try:
+        async for piece in pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    finally:
+        close = getattr(pieces, "aclose", None)
+        if close is not None:
+            await close()
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

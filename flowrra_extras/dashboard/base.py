@@ -1,0 +1,97 @@
+"""What all parts of the service share: the app, what is hidden, and the figures that take long to find."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from flowrra import Job, JobFilter, TaskStatus
+from flowrra_extras.dashboard import search
+from flowrra_extras.dashboard.fresh import Fresh
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from flowrra import Flowrra, Scheduler, WorkerInfo
+
+logger = logging.getLogger("flowrra.dashboard")
+
+Redact = "bool | Callable[[Job], bool]"
+
+
+class Tally(NamedTuple):
+    """The jobs by queue and state, counted at `at`; since when the oldest ready job of a queue waits."""
+
+    at: float
+    counts: Mapping[tuple[str, TaskStatus], int]
+    oldest: Mapping[str, float]
+
+    def total(self, *statuses: TaskStatus, queue: str | None = None) -> int:
+        """How many jobs are in one of these states (in all queues, unless one is given)."""
+        return sum(
+            number
+            for (name, status), number in self.counts.items()
+            if status in statuses and (queue is None or name == queue)
+        )
+
+
+class Base:
+    """The app and the way to its store.
+
+    Args:
+        app: what is shown and steered. Its stores are opened at the first question.
+        schedulers: those whose schedules are shown (None: those that the app has made).
+        redact: True hides the arguments of all jobs; a function says of which.
+    """
+
+    def __init__(
+        self,
+        app: Flowrra,
+        *,
+        schedulers: Sequence[Scheduler] | None = None,
+        redact: bool | Callable[[Job], bool] = False,
+    ) -> None:
+        self.app = app
+        self._schedulers = schedulers
+        self._redact = redact
+        self._tally = Fresh(self._count)
+
+    @property
+    def schedulers(self) -> Sequence[Scheduler]:
+        """The stores of schedules that are shown."""
+        return self.app.schedulers if self._schedulers is None else self._schedulers
+
+    async def close(self) -> None:
+        """End what is being counted. The app's stores are left to the app."""
+        await self._tally.close()
+
+    def hides(self, job: Job) -> bool:
+        """Whether the arguments of the job are not to be shown. A function that fails hides them."""
+        if isinstance(self._redact, bool):
+            return self._redact
+        try:
+            return bool(self._redact(job))
+        except Exception:
+            logger.exception("redact= failed on a job of %s, whose arguments are hidden therefore", job.task)
+            return True
+
+    def named_arguments(self, job: Job) -> Mapping[str, Any]:
+        """The arguments by name, to search them; none where they are hidden."""
+        if self.hides(job):
+            return {}
+        task = self.app.registry.get(job.task)
+        return search.arguments_by_name(job, list(task.signature.parameters) if task is not None else ())
+
+    async def known_tasks(self, workers: Sequence[WorkerInfo]) -> list[str]:
+        """The names of all tasks that are registered here or known to a live worker."""
+        return sorted({*self.app.registry, *(name for worker in workers for name in worker.tasks)})
+
+    async def _count(self) -> Tally:
+        counts = await self.app.broker.counts()
+        oldest = {}
+        for (queue, status), number in counts.items():
+            if status is TaskStatus.PENDING and number and hasattr(JobFilter, "from_seq"):
+                ready = JobFilter(queue=queue, status=frozenset({status}))
+                for job in await self.app.broker.find(ready, limit=1, oldest_first=True):
+                    oldest[queue] = max(job.submitted, job.due or 0.0)
+        return Tally(self.app.now(), counts, oldest)

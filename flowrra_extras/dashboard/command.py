@@ -1,0 +1,100 @@
+"""`python -m flowrra dashboard`: the dashboard alone, by uvicorn if it is installed, else by the standard library."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import socketserver
+import urllib.parse
+import wsgiref.simple_server
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flowrra import ConfigError, Flowrra, load_app
+from flowrra_extras.dashboard.asgi import AsgiApp
+from flowrra_extras.dashboard.building import build
+from flowrra_extras.dashboard.wsgi import WsgiApp
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PORT = 8420
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve the dashboard until Ctrl-C; the exit status."""
+    arguments = _parser().parse_args(argv)
+    app = _app_for(arguments)
+    if arguments.schedules:
+        app.create_scheduler(arguments.schedules)
+    print(f"Flowrra dashboard on http://{_host_in_url(arguments.host)}:{arguments.port}/", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        serve = _serve_asgi if importlib.util.find_spec("uvicorn") and not arguments.wsgi else _serve_wsgi
+        serve(app, arguments)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="flowrra dashboard", description="Serve the dashboard on this host.")
+    parser.add_argument("where", nargs="?", metavar="module:app", help="the app to show (or FLOWRRA_APP)")
+    parser.add_argument("--broker", metavar="URL", help="the store to show, without an app (or FLOWRRA_BROKER)")
+    parser.add_argument("--schedules", metavar="URL", help="a store of schedules to show as well")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=PORT, help=f"the port to listen on ({PORT})")
+    parser.add_argument("--read-only", action="store_true", help="let nobody change anything")
+    parser.add_argument("--insecure", action="store_true", help="let in whoever comes, from other hosts too")
+    parser.add_argument("--wsgi", action="store_true", help="serve by the standard library although uvicorn is there")
+    return parser
+
+
+def _app_for(arguments: argparse.Namespace) -> Flowrra:
+    """The app, or one without tasks on the broker. To look must not make a store where there is none."""
+    target = arguments.where or (None if arguments.broker else os.environ.get("FLOWRRA_APP"))
+    url = arguments.broker or os.environ.get("FLOWRRA_BROKER")
+    if target:
+        app = load_app(target)
+    elif url:
+        app = Flowrra.from_urls(url)
+    else:
+        raise ConfigError("say which store: module:app, --broker URL, FLOWRRA_APP or FLOWRRA_BROKER")
+    shown = urllib.parse.urlsplit(app.config.broker.url)
+    path = shown.path.removeprefix("/")
+    if shown.scheme == "sqlite" and path and not Path(urllib.parse.unquote(path)).exists():
+        raise ConfigError(f"there is no {path} yet: the first worker or submit makes it")
+    return app
+
+
+def _host_in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _serve_asgi(app: Flowrra, arguments: argparse.Namespace) -> None:
+    import uvicorn
+
+    router = build(app, live="events", insecure=arguments.insecure, read_only=arguments.read_only)
+    # The dashboard judges by itself who has come through a proxy: uvicorn must not put that client's address in.
+    uvicorn.run(
+        AsgiApp(router), host=arguments.host, port=arguments.port, log_level="warning", proxy_headers=False,
+        timeout_graceful_shutdown=1,
+    )  # fmt: skip
+
+
+class _Server(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGIServer):
+    daemon_threads = True
+
+
+class _Handler(wsgiref.simple_server.WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing of each request; refused ones are logged by the router."""
+
+
+def _serve_wsgi(app: Flowrra, arguments: argparse.Namespace) -> None:
+    router = build(app, live="poll", insecure=arguments.insecure, read_only=arguments.read_only)
+    make = wsgiref.simple_server.make_server
+    try:
+        with make(arguments.host, arguments.port, WsgiApp(router), _Server, _Handler) as server:
+            server.serve_forever()
+    finally:
+        app.sync.close()

@@ -1,0 +1,307 @@
+"""What the dashboard shows of jobs, tasks, queues and workers. Nothing here changes anything."""
+
+from __future__ import annotations
+
+import inspect
+import urllib.parse
+from typing import TYPE_CHECKING, Any
+
+from flowrra import (
+    ConfigError,
+    Job,
+    JobFilter,
+    TaskNotFoundError,
+    TaskStatus,
+    WorkerInfo,
+    __version__,
+    kind_name,
+)
+from flowrra_extras.dashboard import minutes, rows, search
+from flowrra_extras.dashboard.base import Base
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flowrra import Task
+    from flowrra_extras.dashboard import shapes
+
+PAGE_LIMIT = 500  # jobs on a page at the most
+LATEST = 10  # jobs of a short list
+RUNNING_SHOWN = 200  # running jobs that are shown with their workers
+QUIET = 60.0  # seconds that the oldest ready job may wait before the health is called bad
+_TEXTS = ("args", "kwargs", "result", "traceback", "message")
+
+
+class Looking(Base):
+    """The questions. Unknown names and ids raise TaskNotFoundError."""
+
+    async def overview(self) -> shapes.Overview:
+        """The state of things."""
+        await self.app.connect()
+        now = self.app.now()
+        tally, workers, paused = await self._tally.get(), await self.app.broker.workers(), await self.app.broker.paused()
+        activity = await self._activity(now)
+        failed = await self.app.broker.find(JobFilter(status=frozenset({TaskStatus.FAILED})), limit=LATEST)
+        return {
+            "at": rows.moment(now),
+            "counted_at": rows.moment(tally.at),
+            "counts": {str(status): tally.total(status) for status in TaskStatus},
+            "minutes": minutes.each_minute(activity, now),
+            "last_hour": minutes.summed(activity, minutes.begin(now)),
+            "queues": queue_rows(tally, workers, paused, now),
+            "workers": [worker_row(worker, ()) for worker in workers],
+            "failures": [self._row(job, now) for job in failed],
+            "broker": shown_url(self.app.config.broker.url),
+            "version": __version__,
+        }
+
+    async def queues(self) -> list[shapes.QueueRow]:
+        """The queues that hold jobs, are paused or are served."""
+        await self.app.connect()
+        tally, workers, paused = await self._tally.get(), await self.app.broker.workers(), await self.app.broker.paused()
+        return queue_rows(tally, workers, paused, self.app.now())
+
+    async def workers(self) -> list[shapes.WorkerRow]:
+        """The live workers with what they run."""
+        await self.app.connect()
+        running = JobFilter(status=frozenset({TaskStatus.RUNNING}))
+        jobs = await self.app.broker.find(running, limit=RUNNING_SHOWN)
+        return [worker_row(worker, jobs) for worker in await self.app.broker.workers()]
+
+    async def health(self) -> shapes.Health:
+        """Whether someone is at work."""
+        queues = await self.queues()
+        workers = await self.app.broker.workers()
+        problems = [] if workers else ["no worker is alive"]
+        for queue in queues if workers else ():
+            if queue["ready"] and not queue["workers"] and not queue["paused"]:
+                problems.append(f"no live worker serves the queue {queue['name']}, where {queue['ready']} job(s) wait")
+            elif (queue["lag"] or 0.0) > QUIET and not queue["paused"] and queue["running"] < queue["capacity"]:
+                problems.append(f"the oldest job of the queue {queue['name']} waits although workers are free")
+        lags = [queue["lag"] for queue in queues if queue["lag"] is not None]
+        return {
+            "healthy": not problems,
+            "problems": problems,
+            "workers": len(workers),
+            "ready": sum(queue["ready"] for queue in queues),
+            "lag": max(lags, default=None),
+        }
+
+    async def _activity(self, now: float) -> list[Any]:
+        activity = getattr(self.app.broker, "activity", None)
+        return list(await activity(minutes.begin(now))) if activity is not None else []
+
+    # Jobs --------------------------------------------------------------------------------------
+
+    async def jobs(self, line: str = "", *, after: str | None = None, limit: int = 50) -> shapes.JobPage:
+        """The jobs that a search line asks for, the latest first; `after` is from the page before."""
+        if not 1 <= limit <= PAGE_LIMIT:
+            raise ConfigError(f"limit must be between 1 and {PAGE_LIMIT}, not {limit}")
+        await self.app.connect()
+        now = self.app.now()
+        wanted = await self.understood(line)
+        found = await self.app.broker.find(wanted.which, limit=limit + 1, after=position(after))
+        matching = [job for job in found if wanted.matches(job)][:limit]
+        return {
+            "jobs": [self._row(job, now) for job in matching],
+            "after": str(found[limit - 1].seq) if len(found) > limit else None,
+            "count": None,
+            "searched_to": None,
+            "problems": wanted.problems,
+        }
+
+    async def understood(self, line: str) -> search.Search:
+        """The search that a line stands for."""
+        workers = await self.app.broker.workers()
+        around = search.Surroundings(self.app.now(), await self.known_tasks(workers), self.named_arguments)
+        return search.parse(line, around)
+
+    async def job(self, task_id: str) -> shapes.JobView:
+        """A job with all that is known of it."""
+        await self.app.connect()
+        job = await self.app.get_job(task_id)
+        return rows.job_view(
+            job,
+            self.app.now(),
+            redacted=self.hides(job),
+            parents=await self._parents(job),
+            children=[],
+            explanation=await self.app.explain(task_id),
+        )
+
+    async def text(self, task_id: str, field: str) -> str:
+        """The whole of a long text of a job: args, kwargs, result, traceback or message."""
+        job = await self.app.get_job(task_id)
+        if field not in _TEXTS:
+            raise TaskNotFoundError(f"a job has no text {field!r}: {', '.join(_TEXTS)}")
+        args, kwargs = (rows.REDACTED, rows.REDACTED) if self.hides(job) else rows.arguments_json(job)
+        texts = {"args": args, "kwargs": kwargs, "result": rows.result_json(job), "traceback": job.traceback}
+        return texts.get(field, job.error) or ""
+
+    async def _parents(self, job: Job) -> list[shapes.Relative]:
+        if not job.parents:
+            return []
+        found = {p.id: p for p in await self.app.broker.find(JobFilter(ids=job.parents), limit=len(job.parents))}
+        gone: shapes.Relative = {"id": "", "task": "", "status": "purged"}
+        return [rows.relative(found[i]) if i in found else {**gone, "id": i} for i in job.parents]
+
+    def _row(self, job: Job, now: float) -> shapes.JobRow:
+        return rows.job_row(job, now, redacted=self.hides(job))
+
+    # Tasks -------------------------------------------------------------------------------------
+
+    async def tasks(self) -> list[shapes.TaskRow]:
+        """The tasks that are registered here, known to a live worker, or were run in the last hour."""
+        await self.app.connect()
+        workers = await self.app.broker.workers()
+        activity = minutes.by_task(await self._activity(self.app.now()))
+        names = sorted({*await self.known_tasks(workers), *activity})
+        return [self._task_row(name, workers, activity.get(name, [])) for name in names]
+
+    async def task(self, name: str) -> shapes.TaskView:
+        """A task with its options and parameters."""
+        await self.app.connect()
+        now, workers = self.app.now(), await self.app.broker.workers()
+        activity = minutes.by_task(await self._activity(now)).get(name, [])
+        task = self.app.registry.get(name)
+        if task is None and not activity and name not in await self.known_tasks(workers):
+            raise TaskNotFoundError(f"no task {name!r} is registered here or known to a live worker")
+        latest = await self.app.broker.find(JobFilter(task=name), limit=LATEST)
+        return {
+            **self._task_row(name, workers, activity),
+            "summary": None if task is None else inspect.getdoc(task.function),
+            "signature": None if task is None else str(task.signature),
+            "parameters": [] if task is None else [parameter_of(p) for p in task.signature.parameters.values()],
+            "options": {} if task is None else options_of(task),
+            "minutes": minutes.each_minute(activity, now),
+            "latest": [self._row(job, now) for job in latest],
+        }
+
+    def _task_row(self, name: str, workers: list[WorkerInfo], activity: list[Any]) -> shapes.TaskRow:
+        task, hour = self.app.registry.get(name), minutes.summed(activity, self.app.now())
+        ended = hour["succeeded"] + hour["failed"]
+        return {
+            "name": name,
+            "is_registered": task is not None,
+            "kind": None if task is None else kind_of(task),
+            "queue": None if task is None else task.queue,
+            "succeeded": hour["succeeded"],
+            "failed": hour["failed"],
+            "retried": hour["retried"],
+            "failure_share": hour["failed"] / ended if ended else None,
+            "run_p50": hour["run_p50"],
+            "run_p95": hour["run_p95"],
+            "workers": sum(name in worker.tasks for worker in workers),
+        }
+
+    # The search line ---------------------------------------------------------------------------
+
+    async def complete(self, word: str) -> list[str]:
+        """How the word that is being typed in the search line may go on."""
+        await self.app.connect()
+        workers = await self.app.broker.workers()
+        tally = await self._tally.get()
+        choices = {
+            "state": list(map(str, TaskStatus)),
+            "task": await self.known_tasks(workers),
+            "queue": sorted({queue for queue, _ in tally.counts} | {q for w in workers for q in w.queues}),
+            "worker": [worker.id for worker in workers],
+        }
+        return search.complete(word, choices)
+
+
+# Rows of what is no job ------------------------------------------------------------------------
+
+
+def position(after: str | None) -> int | None:
+    """The cursor that a page gave, as the store's; ConfigError if it is none."""
+    if after is None or after == "":
+        return None
+    if not (after.isdecimal() and len(after) <= 18):
+        raise ConfigError(f"after={after!r} is no cursor that a page gave")
+    return int(after)
+
+
+def queue_rows(tally: Any, workers: list[WorkerInfo], paused: set[str], now: float) -> list[shapes.QueueRow]:
+    """A row for each queue that holds jobs, is paused or is served."""
+    names = {queue for queue, _ in tally.counts} | paused | {queue for worker in workers for queue in worker.queues}
+    return [_queue_row(name, tally, workers, now, paused=name in paused) for name in sorted(names)]
+
+
+def _queue_row(name: str, tally: Any, workers: list[WorkerInfo], now: float, *, paused: bool) -> shapes.QueueRow:
+    serving = [worker for worker in workers if name in worker.queues]
+    later = (TaskStatus.SCHEDULED, TaskStatus.RETRYING, TaskStatus.BLOCKED)
+    oldest = tally.oldest.get(name)
+    return {
+        "name": name,
+        "paused": paused,
+        "ready": tally.total(TaskStatus.PENDING, queue=name),
+        "running": tally.total(TaskStatus.RUNNING, queue=name),
+        "waiting": tally.total(*later, queue=name),
+        "capacity": sum(worker.queues[name] for worker in serving),
+        "workers": len(serving),
+        "lag": None if oldest is None else max(0.0, now - oldest),
+    }
+
+
+def worker_row(worker: WorkerInfo, running: Any) -> shapes.WorkerRow:
+    """A worker with those of the running jobs that are its own."""
+    return {
+        "id": worker.id,
+        "host": worker.host,
+        "pid": worker.pid,
+        "queues": dict(worker.queues),
+        "tasks": list(worker.tasks),
+        "running": [rows.relative(job) for job in running if job.worker == worker.id],
+        "started": rows.moment(worker.started),
+        "seen": rows.moment(worker.seen),
+        "memory": getattr(worker, "memory", None),
+        "version": worker.version,
+    }
+
+
+def kind_of(task: Task[..., Any]) -> str:
+    """Where the task runs: async, thread or process."""
+    if task.settings.cpu_bound:
+        return "process"
+    return "async" if task.is_async else "thread"
+
+
+_KINDS: Mapping[inspect._ParameterKind, str] = {
+    inspect.Parameter.POSITIONAL_ONLY: "positional",
+    inspect.Parameter.POSITIONAL_OR_KEYWORD: "positional",
+    inspect.Parameter.VAR_POSITIONAL: "args",
+    inspect.Parameter.KEYWORD_ONLY: "keyword",
+    inspect.Parameter.VAR_KEYWORD: "kwargs",
+}
+
+
+def parameter_of(parameter: inspect.Parameter) -> shapes.Parameter:
+    """A parameter of a task, as its form asks for it."""
+    empty, variable = parameter.empty, parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    note, default = parameter.annotation, parameter.default
+    return {
+        "name": parameter.name,
+        "kind": _KINDS[parameter.kind],
+        "annotation": None if note is empty else note if isinstance(note, str) else inspect.formatannotation(note),
+        "default": None if default is empty else rows.line(repr(default)),
+        "required": default is empty and not variable,
+    }
+
+
+def options_of(task: Task[..., Any]) -> dict[str, Any]:
+    """The options of a task as they would be written; exception types by their names."""
+    names = task.settings.__dataclass_fields__
+    values = {name: getattr(task.settings, name) for name in names}
+    for name in ("retry_on", "no_retry_on"):
+        values[name] = [kind_name(kind) for kind in values[name]]
+    return {**values, "queue": task.queue}
+
+
+def shown_url(url: str) -> str:
+    """A store's URL without its password and without options that may hold one."""
+    parts = urllib.parse.urlsplit(url)
+    name = f"{parts.username}@" if parts.username else ""
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{name}{host}{parts.path}" if parts.scheme else url
+

@@ -1,0 +1,9 @@
+"""The dashboard without any page: an app goes in, the dictionaries of `shapes` come out."""
+
+from __future__ import annotations
+
+from flowrra_extras.dashboard.looking import Looking
+
+
+class Service(Looking):
+    """All that the dashboard shows and does. The only part that talks to the app, its broker and its schedulers."""

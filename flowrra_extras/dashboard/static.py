@@ -1,0 +1,46 @@
+"""The files that pages load: a fixed table of names, read once. No path that comes from outside is opened."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+from importlib import resources
+from typing import TYPE_CHECKING, NamedTuple
+
+from flowrra_extras.dashboard.web import Response
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+NAMES: Mapping[str, str] = {"app.css": "text/css; charset=utf-8", "app.js": "text/javascript; charset=utf-8"}
+FOREVER = "public, max-age=31536000, immutable"
+
+
+class File(NamedTuple):
+    """A static file. `digest` stands in its URL, so that it may be kept for ever."""
+
+    body: bytes
+    packed: bytes
+    digest: str
+    media_type: str
+
+
+@functools.cache
+def file(name: str) -> File:
+    """The file with one of the NAMES."""
+    body = resources.files("flowrra_extras.dashboard").joinpath("static", name).read_bytes()
+    return File(body, gzip.compress(body, mtime=0), hashlib.sha256(body).hexdigest()[:12], NAMES[name])
+
+
+def answer(name: str, digest: str, *, packed: bool) -> Response | None:
+    """The file; None if there is none of that name. One of another digest is not kept."""
+    if name not in NAMES:
+        return None
+    found = file(name)
+    headers = {"content-type": found.media_type, "vary": "accept-encoding"}
+    if digest == found.digest:
+        headers["cache-control"] = FOREVER
+    if packed:
+        headers["content-encoding"] = "gzip"
+    return Response(200, found.packed if packed else found.body, headers)

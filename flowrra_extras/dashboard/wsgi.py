@@ -1,0 +1,69 @@
+"""The dashboard as a WSGI application. What it asks runs on the loop of `app.sync`; pages look for news by polling."""
+
+from __future__ import annotations
+
+import http
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from flowrra_extras.dashboard.router import BODY_LIMIT
+from flowrra_extras.dashboard.web import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from flowrra_extras.dashboard.router import Router
+    from flowrra_extras.dashboard.web import Response
+
+
+def answer(router: Router, request: Request) -> Response:
+    """Answer a request from plain code. `auth` is asked in this thread, where the framework's request is at home."""
+    run = router.service.app.sync.run
+    granted = router.door.auth(request.native) if router.door.auth is not None else None
+    if inspect.isawaitable(granted):
+        granted = run(_awaited(granted))
+    return run(router.handle(request, granted))
+
+
+async def _awaited(answer: Any) -> Any:
+    return await answer
+
+
+class WsgiApp:
+    """A WSGI application. Mounted by a framework, it takes the prefix from SCRIPT_NAME."""
+
+    def __init__(self, router: Router) -> None:
+        self.router = router
+
+    def __call__(self, environ: Mapping[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        response = answer(self.router, request_from(environ))
+        status = f"{response.status} {http.HTTPStatus(response.status).phrase}"
+        start_response(status, list(response.headers.items()))
+        return [response.body]
+
+
+def request_from(environ: Mapping[str, Any], native: object = None) -> Request:
+    """The request as the router knows it."""
+    headers = {
+        name.removeprefix("HTTP_").replace("_", "-").lower(): value
+        for name, value in environ.items()
+        if name.startswith("HTTP_") or name in ("CONTENT_TYPE", "CONTENT_LENGTH")
+    }
+    length = environ.get("CONTENT_LENGTH") or "0"
+    size = min(int(length), BODY_LIMIT + 1) if length.isdecimal() else 0
+    return Request(
+        method=environ["REQUEST_METHOD"],
+        path=_text(environ.get("PATH_INFO", "")) or "/",
+        root=_text(environ.get("SCRIPT_NAME", "")).rstrip("/"),
+        query=environ.get("QUERY_STRING", ""),
+        headers=headers,
+        body=environ["wsgi.input"].read(size) if size else b"",
+        client=environ.get("REMOTE_ADDR") or None,
+        scheme=environ.get("wsgi.url_scheme", "http"),
+        native=environ if native is None else native,
+    )
+
+
+def _text(path: str) -> str:
+    """WSGI hands paths over as bytes in the shape of Latin-1."""
+    return path.encode("latin-1").decode("utf-8", "replace")
