@@ -37,5 +37,5 @@ def build(app: Flowrra, *, live: str, **options: Unpack[Options]) -> Router:
     door = Door(
         options.get("auth"), insecure=options.get("insecure", False), read_only=options.get("read_only", False)
     )
-    pages = importlib.import_module("flowrra_extras.dashboard.pages").Pages(service)
+    pages = importlib.import_module("flowrra_extras.dashboard.pages").Pages(service, live=live)
     return Router(service, door, cast("PageMaker", pages))
