@@ -1,38 +1,19 @@
-"""What all parts of the service share: the app, what is hidden, and the figures that take long to find."""
+"""What all parts of the service share: the app, what is hidden of it, and the figures that take long to find."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from flowrra import Job, JobFilter, TaskStatus
 from flowrra_extras.dashboard import search
-from flowrra_extras.dashboard.fresh import Fresh
+from flowrra_extras.dashboard.counting import Counting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from flowrra import Flowrra, Scheduler, WorkerInfo
+    from flowrra import Flowrra, Job, Scheduler, WorkerInfo
 
 logger = logging.getLogger("flowrra.dashboard")
-
-Redact = "bool | Callable[[Job], bool]"
-
-
-class Tally(NamedTuple):
-    """The jobs by queue and state, counted at `at`; since when the oldest ready job of a queue waits."""
-
-    at: float
-    counts: Mapping[tuple[str, TaskStatus], int]
-    oldest: Mapping[str, float]
-
-    def total(self, *statuses: TaskStatus, queue: str | None = None) -> int:
-        """How many jobs are in one of these states (in all queues, unless one is given)."""
-        return sum(
-            number
-            for (name, status), number in self.counts.items()
-            if status in statuses and (queue is None or name == queue)
-        )
 
 
 class Base:
@@ -54,7 +35,7 @@ class Base:
         self.app = app
         self._schedulers = schedulers
         self._redact = redact
-        self._tally = Fresh(self._count)
+        self._counting = Counting(app)
 
     @property
     def schedulers(self) -> Sequence[Scheduler]:
@@ -63,7 +44,7 @@ class Base:
 
     async def close(self) -> None:
         """End what is being counted. The app's stores are left to the app."""
-        await self._tally.close()
+        await self._counting.close()
 
     def hides(self, job: Job) -> bool:
         """Whether the arguments of the job are not to be shown. A function that fails hides them."""
@@ -85,13 +66,3 @@ class Base:
     async def known_tasks(self, workers: Sequence[WorkerInfo]) -> list[str]:
         """The names of all tasks that are registered here or known to a live worker."""
         return sorted({*self.app.registry, *(name for worker in workers for name in worker.tasks)})
-
-    async def _count(self) -> Tally:
-        counts = await self.app.broker.counts()
-        oldest = {}
-        for (queue, status), number in counts.items():
-            if status is TaskStatus.PENDING and number and hasattr(JobFilter, "from_seq"):
-                ready = JobFilter(queue=queue, status=frozenset({status}))
-                for job in await self.app.broker.find(ready, limit=1, oldest_first=True):
-                    oldest[queue] = max(job.submitted, job.due or 0.0)
-        return Tally(self.app.now(), counts, oldest)

@@ -40,12 +40,21 @@ class Fresh(Generic[T]):
 
         Cancelling it leaves the search to those who come next.
         """
+        await self._wait(None if self._found is None else PATIENCE)
+        return self._search.result().value if self._found is None and self._search is not None else self._value()
+
+    async def glance(self) -> T | None:
+        """The value; None if it takes too long to find for the first time, or cannot be found."""
+        await self._wait(PATIENCE)
+        return None if self._found is None else self._value()
+
+    async def _wait(self, patience: float | None) -> None:
         if self._is_due():
             self._begin()
         if self._search is not None:
-            await asyncio.wait({self._search}, timeout=None if self._found is None else PATIENCE)
-        if self._found is None and self._search is not None:
-            return self._search.result().value
+            await asyncio.wait({self._search}, timeout=patience)
+
+    def _value(self) -> T:
         assert self._found is not None
         return self._found.value
 

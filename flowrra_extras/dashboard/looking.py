@@ -16,32 +16,51 @@ from flowrra import (
     __version__,
     kind_name,
 )
-from flowrra_extras.dashboard import minutes, rows, search
+from flowrra_extras.dashboard import failures, minutes, rows, search
 from flowrra_extras.dashboard.base import Base
+from flowrra_extras.dashboard.fresh import Fresh
+from flowrra_extras.dashboard.seeking import seek
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from flowrra import Task
+    from flowrra import Activity, Flowrra, Task
     from flowrra_extras.dashboard import shapes
+    from flowrra_extras.dashboard.counting import Tally
+    from flowrra_extras.dashboard.seeking import Found
 
 PAGE_LIMIT = 500  # jobs on a page at the most
 LATEST = 10  # jobs of a short list
 RUNNING_SHOWN = 200  # running jobs that are shown with their workers
 QUIET = 60.0  # seconds that the oldest ready job may wait before the health is called bad
-_TEXTS = ("args", "kwargs", "result", "traceback", "message")
+FAILURES_READ = 1_000  # failed jobs that are put into groups
+FAMILY = 50  # children of a job that are shown
+FAILED_JOBS = JobFilter(status=frozenset({TaskStatus.FAILED}))
 
 
 class Looking(Base):
     """The questions. Unknown names and ids raise TaskNotFoundError."""
 
+    def __init__(self, app: Flowrra, **options: Any) -> None:
+        super().__init__(app, **options)
+        self._failures = Fresh(self._group_failures)
+
+    async def close(self) -> None:
+        await self._failures.close()
+        await super().close()
+
+    def forget(self) -> None:
+        """Show what is there now: something was changed from here."""
+        self._counting.forget()
+        self._failures.forget()
+
     async def overview(self) -> shapes.Overview:
         """The state of things."""
         await self.app.connect()
         now = self.app.now()
-        tally, workers, paused = await self._tally.get(), await self.app.broker.workers(), await self.app.broker.paused()
+        tally, workers, paused = await self._around()
         activity = await self._activity(now)
-        failed = await self.app.broker.find(JobFilter(status=frozenset({TaskStatus.FAILED})), limit=LATEST)
+        failed = await self.app.broker.find(FAILED_JOBS, limit=LATEST)
         return {
             "at": rows.moment(now),
             "counted_at": rows.moment(tally.at),
@@ -58,7 +77,7 @@ class Looking(Base):
     async def queues(self) -> list[shapes.QueueRow]:
         """The queues that hold jobs, are paused or are served."""
         await self.app.connect()
-        tally, workers, paused = await self._tally.get(), await self.app.broker.workers(), await self.app.broker.paused()
+        tally, workers, paused = await self._around()
         return queue_rows(tally, workers, paused, self.app.now())
 
     async def workers(self) -> list[shapes.WorkerRow]:
@@ -87,56 +106,88 @@ class Looking(Base):
             "lag": max(lags, default=None),
         }
 
-    async def _activity(self, now: float) -> list[Any]:
-        activity = getattr(self.app.broker, "activity", None)
-        return list(await activity(minutes.begin(now))) if activity is not None else []
+    async def _around(self) -> tuple[Tally, list[WorkerInfo], set[str]]:
+        broker = self.app.broker
+        return await self._counting.tally(), await broker.workers(), await broker.paused()
+
+    async def _activity(self, now: float) -> list[Activity]:
+        return await self.app.broker.activity(minutes.begin(now))
 
     # Jobs --------------------------------------------------------------------------------------
+
+    async def failures(self) -> shapes.Failures:
+        """The latest failed jobs in groups, most jobs first."""
+        await self.app.connect()
+        groups, looked_at = await self._failures.get()
+        number = await self._counting.number(FAILED_JOBS)
+        return {
+            "groups": groups,
+            "looked_at": looked_at,
+            "total": {"number": looked_at, "is_exact": False} if number is None else {"number": number, "is_exact": True},
+        }
+
+    async def _group_failures(self) -> tuple[list[shapes.FailureGroup], int]:
+        jobs = await self.app.broker.find(FAILED_JOBS, limit=FAILURES_READ)
+        return failures.groups(jobs), len(jobs)
 
     async def jobs(self, line: str = "", *, after: str | None = None, limit: int = 50) -> shapes.JobPage:
         """The jobs that a search line asks for, the latest first; `after` is from the page before."""
         if not 1 <= limit <= PAGE_LIMIT:
             raise ConfigError(f"limit must be between 1 and {PAGE_LIMIT}, not {limit}")
         await self.app.connect()
-        now = self.app.now()
-        wanted = await self.understood(line)
-        found = await self.app.broker.find(wanted.which, limit=limit + 1, after=position(after))
-        matching = [job for job in found if wanted.matches(job)][:limit]
+        now, wanted = self.app.now(), await self.understood(line)
+        found = await seek(self.app.broker, wanted, limit=limit, after=position(after))
         return {
-            "jobs": [self._row(job, now) for job in matching],
-            "after": str(found[limit - 1].seq) if len(found) > limit else None,
-            "count": None,
-            "searched_to": None,
+            "jobs": [self._row(job, now) for job in found.jobs],
+            "after": None if found.after is None else str(found.after),
+            "count": await self._number(wanted, found, is_first=not after),
+            "searched_to": rows.moment_or_none(found.searched_to),
             "problems": wanted.problems,
         }
+
+    async def _number(self, wanted: search.Search, found: Found, *, is_first: bool) -> shapes.Count | None:
+        """How many jobs there are in all, as far as that is known."""
+        if wanted.problems:
+            return None
+        if is_first and found.after is None:
+            return {"number": len(found.jobs), "is_exact": True}
+        number = await self._counting.number(wanted.which) if wanted.is_for_the_store else None
+        if number is not None:
+            return {"number": number, "is_exact": True}
+        return {"number": len(found.jobs), "is_exact": False} if is_first else None
 
     async def understood(self, line: str) -> search.Search:
         """The search that a line stands for."""
         workers = await self.app.broker.workers()
-        around = search.Surroundings(self.app.now(), await self.known_tasks(workers), self.named_arguments)
-        return search.parse(line, around)
+        tasks = await self.known_tasks(workers)
+        return search.parse(line, search.Surroundings(self.app.now(), tasks, self.named_arguments, failures.key))
 
     async def job(self, task_id: str) -> shapes.JobView:
         """A job with all that is known of it."""
         await self.app.connect()
         job = await self.app.get_job(task_id)
+        children = await self.app.broker.find(JobFilter(parent=task_id), limit=FAMILY)
         return rows.job_view(
             job,
             self.app.now(),
             redacted=self.hides(job),
             parents=await self._parents(job),
-            children=[],
+            children=[rows.relative(child) for child in children],
             explanation=await self.app.explain(task_id),
         )
 
     async def text(self, task_id: str, field: str) -> str:
-        """The whole of a long text of a job: args, kwargs, result, traceback or message."""
+        """The whole of a long text of a job: args, kwargs, result, message, traceback, or traceback-2 of attempt 2."""
+        await self.app.connect()
         job = await self.app.get_job(task_id)
-        if field not in _TEXTS:
-            raise TaskNotFoundError(f"a job has no text {field!r}: {', '.join(_TEXTS)}")
         args, kwargs = (rows.REDACTED, rows.REDACTED) if self.hides(job) else rows.arguments_json(job)
-        texts = {"args": args, "kwargs": kwargs, "result": rows.result_json(job), "traceback": job.traceback}
-        return texts.get(field, job.error) or ""
+        texts = {f"traceback-{attempt.number}": attempt.traceback for attempt in job.attempts}
+        texts |= {"args": args, "kwargs": kwargs, "result": rows.result_json(job)}
+        texts |= {"message": job.error, "traceback": job.traceback}
+        found = texts.get(field)
+        if found is None:
+            raise TaskNotFoundError(f"the job {task_id} has no text {field!r}")
+        return found
 
     async def _parents(self, job: Job) -> list[shapes.Relative]:
         if not job.parents:
@@ -177,7 +228,7 @@ class Looking(Base):
             "latest": [self._row(job, now) for job in latest],
         }
 
-    def _task_row(self, name: str, workers: list[WorkerInfo], activity: list[Any]) -> shapes.TaskRow:
+    def _task_row(self, name: str, workers: list[WorkerInfo], activity: list[Activity]) -> shapes.TaskRow:
         task, hour = self.app.registry.get(name), minutes.summed(activity, self.app.now())
         ended = hour["succeeded"] + hour["failed"]
         return {
@@ -200,7 +251,7 @@ class Looking(Base):
         """How the word that is being typed in the search line may go on."""
         await self.app.connect()
         workers = await self.app.broker.workers()
-        tally = await self._tally.get()
+        tally = await self._counting.tally()
         choices = {
             "state": list(map(str, TaskStatus)),
             "task": await self.known_tasks(workers),
@@ -222,13 +273,13 @@ def position(after: str | None) -> int | None:
     return int(after)
 
 
-def queue_rows(tally: Any, workers: list[WorkerInfo], paused: set[str], now: float) -> list[shapes.QueueRow]:
+def queue_rows(tally: Tally, workers: list[WorkerInfo], paused: set[str], now: float) -> list[shapes.QueueRow]:
     """A row for each queue that holds jobs, is paused or is served."""
     names = {queue for queue, _ in tally.counts} | paused | {queue for worker in workers for queue in worker.queues}
     return [_queue_row(name, tally, workers, now, paused=name in paused) for name in sorted(names)]
 
 
-def _queue_row(name: str, tally: Any, workers: list[WorkerInfo], now: float, *, paused: bool) -> shapes.QueueRow:
+def _queue_row(name: str, tally: Tally, workers: list[WorkerInfo], now: float, *, paused: bool) -> shapes.QueueRow:
     serving = [worker for worker in workers if name in worker.queues]
     later = (TaskStatus.SCHEDULED, TaskStatus.RETRYING, TaskStatus.BLOCKED)
     oldest = tally.oldest.get(name)
@@ -255,7 +306,7 @@ def worker_row(worker: WorkerInfo, running: Any) -> shapes.WorkerRow:
         "running": [rows.relative(job) for job in running if job.worker == worker.id],
         "started": rows.moment(worker.started),
         "seen": rows.moment(worker.seen),
-        "memory": getattr(worker, "memory", None),
+        "memory": worker.memory,
         "version": worker.version,
     }
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from flowrra import Job
 
-KEYS = ("state", "task", "queue", "worker", "error", "parent", "id", "args", "after", "before")
+KEYS = ("state", "task", "queue", "worker", "error", "alike", "parent", "id", "args", "after", "before")
 LINE_LIMIT = 1_000  # characters
 _UNITS: Mapping[str, float] = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0, "w": 604_800.0}
 _AGO = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhdw])")
@@ -29,7 +29,7 @@ _AGO = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhdw])")
 class Search:
     """What a line asks for. `after` and `before` bound the submission, in seconds since the epoch.
 
-    `tests` must all hold of a job; with `needs_arguments` they read arguments, which may be hidden.
+    `tests` must all hold of a job.
     `problems` are the words that cannot be understood, each with the reason.
     """
 
@@ -58,11 +58,13 @@ class Surroundings:
     """What the meaning of a line depends on.
 
     `named` gives the arguments of a job by name and position, and nothing for a job whose arguments are hidden.
+    `kind` gives the key of the group of failures that a job belongs to.
     """
 
     now: float
     tasks: Sequence[str]
     named: Callable[[Job], Mapping[str, Any]]
+    kind: Callable[[Job], str]
 
 
 def parse(line: str, around: Surroundings) -> Search:
@@ -124,8 +126,9 @@ def task_named(text: str, tasks: Sequence[str]) -> str:
     return alike[0] if len(alike) == 1 else text
 
 
-def _read_error(search: Search, key: str, value: str, around: Surroundings) -> str | None:
-    search.which.error = value
+def _read_alike(search: Search, key: str, value: str, around: Surroundings) -> str | None:
+    kind = around.kind
+    search.tests.append(lambda job: kind(job) == value)
     return None
 
 
@@ -198,7 +201,8 @@ _READERS: Mapping[str, Callable[[Search, str, str, Surroundings], str | None]] =
     "task": _read_task,
     "queue": _read_exactly,
     "worker": _read_exactly,
-    "error": _read_error,
+    "error": _read_exactly,
+    "alike": _read_alike,
     "parent": _read_exactly,
     "id": _read_id,
     "args": _read_argument,

@@ -33,6 +33,11 @@ def file(name: str) -> File:
     return File(body, gzip.compress(body, mtime=0), hashlib.sha256(body).hexdigest()[:12], NAMES[name])
 
 
+def path(name: str) -> str:
+    """Where the file is, from the dashboard's root on."""
+    return f"/static/{name}?v={file(name).digest}"
+
+
 def answer(name: str, digest: str, *, packed: bool) -> Response | None:
     """The file; None if there is none of that name. One of another digest is not kept."""
     if name not in NAMES:

@@ -26,11 +26,12 @@ class Request:
     client: str | None = None
     scheme: str = "http"
     native: object = None  # the framework's own request, for `auth=`
+    streams: bool = False  # whether an answer may go on for as long as the visitor stays
 
     @property
     def parameters(self) -> dict[str, str]:
-        """The query's parameters; of several with one name, the last."""
-        return dict(urllib.parse.parse_qsl(self.query, keep_blank_values=True))
+        """The query's parameters; of several with one name, the last. ValueError where there are more than 100."""
+        return dict(urllib.parse.parse_qsl(self.query, keep_blank_values=True, max_num_fields=100))
 
 
 @dataclass(slots=True)
