@@ -106,11 +106,10 @@ class Main:
 
 
 class Pages:
-    """Renders the pages of a service. `live` tells the script how to get news: "events" or "poll"."""
+    """Renders the pages of a service."""
 
-    def __init__(self, service: Service, *, live: str = "poll") -> None:
+    def __init__(self, service: Service) -> None:
         self._service = service
-        self._live = live
         # Stands for the visitor's token. Nobody can know it, so that no text from a store contains it.
         self._token_mark = secrets.token_hex(16)
         self._environment = _environment()
@@ -160,7 +159,7 @@ class Pages:
     def _framed(self, request: Request, access: Access | None, main: Main) -> str:
         """The whole page around a main part; for a visitor without access, one that shows nothing else."""
         here = "/" + request.path.split("/")[1]
-        live = "" if access is None or _is_form(request.path) else self._live
+        live = "" if access is None or _is_form(request.path) else ("events" if request.streams else "poll")
         return self._environment.get_template("shell.html").render(
             root=request.root,
             title=main.title,
