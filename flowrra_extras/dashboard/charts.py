@@ -119,7 +119,7 @@ def timeline(job: JobView) -> Chart | None:
         kind = _kind(attempt)
         paths[kind] = paths.get(kind, "") + f"M{_short(left)} 0V8H{_short(right)}V0z"
     words = "; ".join(f"attempt {attempt['number']}: {attempt['outcome']}" for attempt in tries)
-    return Chart(paths, wording.stamp(begin), wording.stamp(last), words)
+    return Chart(paths, "submitted", f"{wording.length((last - begin).total_seconds())} later", words)
 
 
 def _kind(attempt: AttemptRow) -> str:

@@ -159,7 +159,7 @@ class Pages:
     def _framed(self, request: Request, access: Access | None, main: Main) -> str:
         """The whole page around a main part; for a visitor without access, one that shows nothing else."""
         here = "/" + request.path.split("/")[1]
-        live = "" if access is None or _is_form(request.path) else ("sse" if request.streams else "poll")
+        live = "" if access is None or _is_form(request.path) else ("events" if request.streams else "poll")
         return self._environment.get_template("shell.html").render(
             root=request.root,
             title=main.title,
@@ -269,21 +269,25 @@ class Pages:
             "misfire": row["misfire"],
             "overlap": row["overlap"],
         }
-        context = await self._schedule_form(row["kind"], {**stored, **view.parameters}, entered)
+        typed = view.parameters
+        context = await self._schedule_form(row["kind"], {**stored, **typed}, entered, preview="rule" in typed)
         return f"Schedule of {row['task']}", "schedule.html", {"row": row, **context}
 
     async def _new_schedule(self, view: View, entered: Entered | None) -> Shown:
         kind = (entered.fields if entered else view.parameters).get("kind", "cron")
-        context = await self._schedule_form(kind if kind in ("interval", "once") else "cron", view.parameters, entered)
+        kind = kind if kind in ("interval", "once") else "cron"
+        context = await self._schedule_form(kind, view.parameters, entered, preview=True)
         tasks = [row["name"] for row in await self._service.tasks() if row["is_registered"]]
         return "New schedule", "schedule_new.html", {"tasks": tasks, **context}
 
-    async def _schedule_form(self, kind: str, fields: Mapping[str, str], entered: Entered | None) -> dict[str, Any]:
+    async def _schedule_form(
+        self, kind: str, fields: Mapping[str, str], entered: Entered | None, *, preview: bool
+    ) -> dict[str, Any]:
         """The form's fields, and what the rule in them means."""
         shown = _filled(entered, fields)
         rule, tz = shown["filled"]["rule"], shown["filled"]["tz"] or "UTC"
-        preview = await self._service.preview(kind, rule, tz) if rule and "rule" in fields else None
-        return {"kind": kind, "preview": preview, **shown}
+        meaning = await self._service.preview(kind, rule, tz) if rule and (preview or entered) else None
+        return {"kind": kind, "preview": meaning, **shown}
 
     async def _workers(self, view: View, entered: Entered | None) -> Shown:
         workers = await self._service.workers()
@@ -345,12 +349,13 @@ def _environment() -> jinja2.Environment:
         "size": wording.size,
         "iso": wording.iso,
         "stamp": wording.stamp,
+        "short": wording.short,
         "weekday": wording.weekday,
         "quoted": controls.quoted,
         "path": lambda name: urllib.parse.quote(name, safe=""),
         "oldest": oldest,
     }
-    environment.globals["file"] = static.path
+    environment.globals["file"] = lambda name: f"/static/{static.file(name).digest}/{name}"
     return environment
 
 

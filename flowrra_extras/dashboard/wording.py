@@ -73,6 +73,11 @@ def stamp(moment: dt.datetime, zone: str = "UTC") -> str:
     return moment.astimezone(_zone(zone)).strftime("%Y-%m-%d %H:%M:%S")
 
 
+def short(moment: dt.datetime) -> str:
+    """The same for a narrow column, without the year: 11-25 09:42:44."""
+    return moment.astimezone(dt.UTC).strftime("%m-%d %H:%M:%S")
+
+
 def weekday(moment: dt.datetime, zone: str = "UTC") -> str:
     """The day of the week there: Wed."""
     return moment.astimezone(_zone(zone)).strftime("%a")

@@ -1,0 +1,165 @@
+"""News for open tabs: what is looked at is rendered again and again, and what has changed is sent.
+
+One rendering serves all tabs with the same view. The hub rests for some times as long as its work took, so that its
+load is bounded whatever the number of tabs. Knows of jobs and stores no more than that pages show them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from typing import TYPE_CHECKING
+
+from flowrra import FlowrraError, TaskNotFoundError
+from flowrra_extras.dashboard.pages import View
+from flowrra_extras.dashboard.web import Response
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from flowrra_extras.dashboard.access import Access
+    from flowrra_extras.dashboard.pages import Pages
+    from flowrra_extras.dashboard.web import Request
+
+logger = logging.getLogger("flowrra.dashboard")
+
+TICK = 0.2  # seconds between two looks: with the rendering, a change is on the screen within 0.3
+REST = 3  # the hub rests for so many times the length of its last round: at most a quarter of a core
+HEARTBEAT = 15.0  # seconds without news after which a comment is sent, so that no proxy hangs up
+LIFETIME = 600.0  # seconds; the browser comes again by itself, and is asked again who it is
+VIEWS = 100  # that may be looked at at once
+TABS = 1_000
+_FULL = "Too many tabs look at this dashboard. This one looks again by itself."
+_LINE_END = re.compile(r"\r\n|\r|\n")  # what ends a line of an event: a text must not bring lines of its own
+
+
+class Channel:
+    """A view, the latest event for it, and who waits for the next one."""
+
+    __slots__ = ("digest", "event", "is_over", "waiters")
+
+    def __init__(self) -> None:
+        self.digest = ""
+        self.event = b""
+        self.is_over = False
+        self.waiters: set[asyncio.Event] = set()
+
+    def tell(self, digest: str, event: bytes) -> None:
+        """Hand the event to all who look; one who is slow gets the latest only."""
+        self.digest, self.event = digest, event
+        for waiter in self.waiters:
+            waiter.set()
+
+
+class Hub:
+    """Sends the news of views to their tabs. It works while somebody looks, and ends with the last one."""
+
+    def __init__(self, pages: Pages, *, tick: float = TICK, heartbeat: float = HEARTBEAT) -> None:
+        self._pages = pages
+        self._tick = tick
+        self._heartbeat = heartbeat
+        self._channels: dict[View, Channel] = {}
+        self._work: asyncio.Task[None] | None = None
+
+    @property
+    def tabs(self) -> int:
+        """How many tabs look on."""
+        return sum(len(channel.waiters) for channel in self._channels.values())
+
+    async def answer(self, request: Request, access: Access) -> Response:
+        """The stream of events for the view that the request names; 503 if there are too many.
+
+        Raises:
+            TaskNotFoundError: the server cannot send a stream.
+        """
+        if not request.streams:
+            raise TaskNotFoundError("this server sends no events: look at the pages themselves")
+        given = request.parameters
+        path, _, query = given.get("view", "/").partition("?")
+        view = View(request.root, path, query, access.allows("full"))
+        if self.tabs >= TABS or (view not in self._channels and len(self._channels) >= VIEWS):
+            return Response(503, _FULL.encode(), {"content-type": "text/plain; charset=utf-8", "retry-after": "5"})
+        # A browser that comes again says what it has seen last.
+        seen = request.headers.get("last-event-id") or given.get("digest", "")
+        headers = {"content-type": "text/event-stream", "x-accel-buffering": "no"}
+        return Response(200, b": \n\n", headers, None if request.method == "HEAD" else self.follow(view, seen))
+
+    async def follow(self, view: View, seen: str = "") -> AsyncIterator[bytes]:
+        """The events of a view, but for the one that was `seen`. Closing it, however it ends, leaves nothing behind."""
+        # Joined here and not before: a stream of which nobody takes a first piece is never closed either.
+        channel = self._channels.setdefault(view, Channel())
+        news = asyncio.Event()
+        channel.waiters.add(news)
+        if channel.event:
+            news.set()
+        self._begin()
+        leave_at = asyncio.get_running_loop().time() + LIFETIME
+        try:
+            while asyncio.get_running_loop().time() < leave_at:
+                if not await self._within(news):
+                    yield b": \n\n"
+                elif channel.digest != seen:
+                    seen = channel.digest
+                    yield channel.event
+                if channel.is_over:
+                    return
+        finally:
+            channel.waiters.discard(news)
+            if not channel.waiters and self._channels.get(view) is channel:
+                del self._channels[view]
+
+    async def _within(self, news: asyncio.Event) -> bool:
+        """Wait for news; False if a heartbeat is due."""
+        try:
+            async with asyncio.timeout(self._heartbeat):
+                await news.wait()
+        except TimeoutError:
+            return False
+        news.clear()
+        return True
+
+    async def close(self) -> None:
+        """End all streams."""
+        for channel in self._channels.values():
+            channel.is_over = True
+            channel.tell("", b"")
+        if self._work is not None:
+            self._work.cancel()
+            await asyncio.wait({self._work})
+
+    # The work ----------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        if self._work is None or self._work.done():
+            self._work = asyncio.create_task(self._look_on(), name="flowrra-dashboard-live")
+
+    async def _look_on(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while self._channels:
+            began = clock()
+            for view, channel in list(self._channels.items()):
+                await self._look(view, channel)
+            await asyncio.sleep(max(self._tick, REST * (clock() - began)))
+
+    async def _look(self, view: View, channel: Channel) -> None:
+        """Render the view, and tell of it if it has changed. One that fails is tried again."""
+        try:
+            main = await self._pages.main(view)
+        except TaskNotFoundError:
+            channel.is_over = True
+            channel.tell("gone", b"event: gone\ndata:\n\n")
+            self._channels.pop(view, None)
+        except FlowrraError as error:
+            logger.warning("no news of %s: %s", view.path[:200], error)
+        except Exception:
+            logger.exception("no news of %s", view.path[:200])
+        else:
+            if main.digest != channel.digest:
+                channel.tell(main.digest, event_of(main.digest, self._pages.for_all(main)))
+
+
+def event_of(digest: str, text: str) -> bytes:
+    """The event that brings a main part."""
+    lines = "".join(f"data: {line}\n" for line in _LINE_END.split(text))
+    return f"id: {digest}\nevent: main\n{lines}\n".encode("utf-8", "replace")
