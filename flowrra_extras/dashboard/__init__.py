@@ -28,9 +28,9 @@ __all__ = ["Access", "AsgiApp", "Options", "Service", "WsgiApp", "create_asgi_ap
 
 def create_asgi_app(app: Flowrra, **options: Unpack[Options]) -> AsgiApp:
     """The dashboard as an ASGI application, which Starlette, Litestar or any other can mount."""
-    return AsgiApp(build(app, live="events", **options))
+    return AsgiApp(build(app, **options))
 
 
 def create_wsgi_app(app: Flowrra, **options: Unpack[Options]) -> WsgiApp:
     """The dashboard as a WSGI application."""
-    return WsgiApp(build(app, live="poll", **options))
+    return WsgiApp(build(app, **options))

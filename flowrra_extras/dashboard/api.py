@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flowrra import ConfigError
+from flowrra_extras import metrics
+from flowrra_extras.dashboard import openapi, search
 from flowrra_extras.dashboard.web import Response
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class Api:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._exporter = metrics.Exporter(service.app)
 
     async def stats(self, request: Request, access: Access) -> Response:
         return answer(await self._service.overview())
@@ -61,16 +64,41 @@ class Api:
 
     async def jobs(self, request: Request, access: Access) -> Response:
         given = request.parameters
-        page = await self._service.jobs(
-            given.get("search", ""), after=given.get("after"), limit=number_in(given, "limit", 50)
-        )
+        words = search.written(state=given.get("state"), task=given.get("task"), queue=given.get("queue"))
+        line, limit = f"{given.get('search', '')} {words}".strip(), number_in(given, "limit", 50)
+        page = await self._service.jobs(line, after=given.get("after"), limit=limit)
         return answer(page, 422 if page["problems"] else 200)
 
     async def job(self, request: Request, access: Access, task_id: str) -> Response:
         return answer(await self._service.job(task_id))
+
+    async def text(self, request: Request, access: Access, task_id: str, field: str) -> Response:
+        whole = await self._service.text(task_id, field)
+        return Response(200, whole.encode("utf-8", "replace"), {"content-type": "text/plain; charset=utf-8"})
+
+    async def schedules(self, request: Request, access: Access) -> Response:
+        return answer({"schedules": await self._service.schedules()})
+
+    async def schedule(self, request: Request, access: Access, schedule_id: str) -> Response:
+        return answer(await self._service.schedule(schedule_id))
 
     async def queues(self, request: Request, access: Access) -> Response:
         return answer({"queues": await self._service.queues()})
 
     async def workers(self, request: Request, access: Access) -> Response:
         return answer({"workers": await self._service.workers()})
+
+    async def complete(self, request: Request, access: Access) -> Response:
+        return answer({"words": await self._service.complete(request.parameters.get("word", "")[:200])})
+
+    async def preview(self, request: Request, access: Access) -> Response:
+        given = request.parameters
+        kind, rule, tz = given.get("kind", "cron"), given.get("rule", ""), given.get("tz", "UTC")
+        return answer(await self._service.preview(kind, rule, tz))
+
+    async def metrics(self, request: Request, access: Access) -> Response:
+        text = await self._exporter.text()
+        return Response(200, text.encode("utf-8", "replace"), {"content-type": metrics.CONTENT_TYPE})
+
+    async def openapi(self, request: Request, access: Access) -> Response:
+        return answer(openapi.document(f"{request.root}/api"))

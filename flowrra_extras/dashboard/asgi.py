@@ -41,7 +41,7 @@ class AsgiApp:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "http":
-            await self._answer(scope, receive, send)
+            await answer(self.router, scope, receive, send)
         else:  # a WebSocket
             await send({"type": "websocket.close", "code": 1000})
 
@@ -54,18 +54,20 @@ class AsgiApp:
             except Exception as error:
                 await send({"type": "lifespan.startup.failed", "message": str(error)})
                 return
-            stack.push_async_callback(self.router.service.close)
+            stack.push_async_callback(self.router.close)
             await send({"type": "lifespan.startup.complete"})
             await receive()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await read_body(receive)
-        if body is None:
-            return
-        request = request_from(scope, body)
-        granted = await asked(self.router.door.auth, scope)
-        await respond(await self.router.handle(request, granted), receive, send)
+
+async def answer(
+    router: Router, scope: Scope, receive: Receive, send: Send, *, path: str | None = None, native: object = None
+) -> None:
+    """Answer a request. A framework that has routed it tells the `path` below the dashboard's root and its request."""
+    body = await read_body(receive)
+    if body is not None:
+        granted = await asked(router.door.auth, scope if native is None else native)
+        await respond(await router.handle(request_from(scope, body, path, native), granted), receive, send)
 
 
 async def read_body(receive: Receive) -> bytes | None:
@@ -80,12 +82,13 @@ async def read_body(receive: Receive) -> bytes | None:
             return bytes(body)
 
 
-def request_from(scope: Scope, body: bytes = b"", native: object = None) -> Request:
-    """The request as the router knows it."""
-    root = scope.get("root_path", "").rstrip("/")
-    path = scope["path"]
-    if root and path.startswith(root):  # since ASGI 2.5 the path holds the prefix
+def request_from(scope: Scope, body: bytes = b"", below: str | None = None, native: object = None) -> Request:
+    """The request as the router knows it. `below` is its path below the dashboard's root, if the framework knows."""
+    root, path = scope.get("root_path", "").rstrip("/"), scope["path"]
+    if root and path.startswith(root):  # some servers leave the prefix in, as ASGI says since 2.5
         path = path[len(root) :]
+    if below is not None and path.endswith(below):
+        root, path = root + path[: len(path) - len(below)], below
     headers: dict[str, str] = {}
     for name, value in scope["headers"]:
         key, text = name.decode("latin-1").lower(), value.decode("latin-1")
@@ -101,6 +104,7 @@ def request_from(scope: Scope, body: bytes = b"", native: object = None) -> Requ
         client=client[0] if client else None,
         scheme=scope.get("scheme", "http"),
         native=scope if native is None else native,
+        streams=True,
     )
 
 

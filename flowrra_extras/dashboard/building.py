@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from flowrra_extras.dashboard.access import Door
-from flowrra_extras.dashboard.router import PageMaker, Router
+from flowrra_extras.dashboard.router import Router
 from flowrra_extras.dashboard.service import Service
 
 if TYPE_CHECKING:
@@ -24,18 +23,15 @@ class Options(TypedDict, total=False):
     shown (the app's, unless told otherwise).
     """
 
-    auth: Callable[[Any], Any] | None
+    auth: Callable[..., object] | None
     insecure: bool
     read_only: bool
     redact: bool | Callable[[Job], bool]
     schedulers: Sequence[Scheduler] | None
 
 
-def build(app: Flowrra, *, live: str, **options: Unpack[Options]) -> Router:
-    """The dashboard of an app, without a face. `live` says how pages get news: "events" or "poll"."""
+def build(app: Flowrra, **options: Unpack[Options]) -> Router:
+    """The dashboard of an app, without a face."""
     service = Service(app, schedulers=options.get("schedulers"), redact=options.get("redact", False))
-    door = Door(
-        options.get("auth"), insecure=options.get("insecure", False), read_only=options.get("read_only", False)
-    )
-    pages = importlib.import_module("flowrra_extras.dashboard.pages").Pages(service, live=live)
-    return Router(service, door, cast("PageMaker", pages))
+    insecure, read_only = options.get("insecure", False), options.get("read_only", False)
+    return Router(service, Door(options.get("auth"), insecure=insecure, read_only=read_only))

@@ -73,7 +73,7 @@ def _host_in_url(host: str) -> str:
 def _serve_asgi(app: Flowrra, arguments: argparse.Namespace) -> None:
     import uvicorn
 
-    router = build(app, live="events", insecure=arguments.insecure, read_only=arguments.read_only)
+    router = build(app, insecure=arguments.insecure, read_only=arguments.read_only)
     # The dashboard judges by itself who has come through a proxy: uvicorn must not put that client's address in.
     uvicorn.run(
         AsgiApp(router), host=arguments.host, port=arguments.port, log_level="warning", proxy_headers=False,
@@ -91,7 +91,7 @@ class _Handler(wsgiref.simple_server.WSGIRequestHandler):
 
 
 def _serve_wsgi(app: Flowrra, arguments: argparse.Namespace) -> None:
-    router = build(app, live="poll", insecure=arguments.insecure, read_only=arguments.read_only)
+    router = build(app, insecure=arguments.insecure, read_only=arguments.read_only)
     make = wsgiref.simple_server.make_server
     try:
         with make(arguments.host, arguments.port, WsgiApp(router), _Server, _Handler) as server:

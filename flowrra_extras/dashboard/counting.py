@@ -61,12 +61,14 @@ class Counting:
 
     def forget(self) -> None:
         """Count anew: something was changed from here."""
-        for fresh in (self._all, *self._some.values()):
+        self._all.forget()
+        for fresh in self._some.values():
             fresh.forget()
 
     async def close(self) -> None:
         """End what is being counted."""
-        for fresh in (self._all, *self._some.values()):
+        await self._all.close()
+        for fresh in self._some.values():
             await fresh.close()
 
     async def _count_some(self, which: JobFilter) -> int:

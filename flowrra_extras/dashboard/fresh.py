@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -41,22 +41,20 @@ class Fresh(Generic[T]):
         Cancelling it leaves the search to those who come next.
         """
         await self._wait(None if self._found is None else PATIENCE)
-        return self._search.result().value if self._found is None and self._search is not None else self._value()
+        if self._found is None and self._search is not None:
+            return self._search.result().value
+        return cast("_Found[T]", self._found).value
 
     async def glance(self) -> T | None:
         """The value; None if it takes too long to find for the first time, or cannot be found."""
         await self._wait(PATIENCE)
-        return None if self._found is None else self._value()
+        return None if self._found is None else self._found.value
 
     async def _wait(self, patience: float | None) -> None:
         if self._is_due():
             self._begin()
         if self._search is not None:
             await asyncio.wait({self._search}, timeout=patience)
-
-    def _value(self) -> T:
-        assert self._found is not None
-        return self._found.value
 
     def _is_due(self) -> bool:
         loop = asyncio.get_running_loop()

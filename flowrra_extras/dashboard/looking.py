@@ -123,7 +123,9 @@ class Looking(Base):
         return {
             "groups": groups,
             "looked_at": looked_at,
-            "total": {"number": looked_at, "is_exact": False} if number is None else {"number": number, "is_exact": True},
+            "total": {"number": looked_at, "is_exact": False}
+            if number is None
+            else {"number": number, "is_exact": True},
         }
 
     async def _group_failures(self) -> tuple[list[shapes.FailureGroup], int]:
@@ -355,4 +357,3 @@ def shown_url(url: str) -> str:
     name = f"{parts.username}@" if parts.username else ""
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{name}{host}{parts.path}" if parts.scheme else url
-

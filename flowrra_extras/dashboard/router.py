@@ -5,22 +5,23 @@ Knows of no web framework. A face makes a Request of what it was asked, and send
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import logging
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flowrra import BackendError, ConfigError, FlowrraError, SerializationError, TaskNotFoundError
 from flowrra_extras.dashboard import access as safety
-from flowrra_extras.dashboard import api, static
-from flowrra_extras.dashboard.web import Response
+from flowrra_extras.dashboard import actions, api, given, static
+from flowrra_extras.dashboard.pages import Entered, Pages
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from flowrra_extras.dashboard.access import Access, Door, Level
     from flowrra_extras.dashboard.service import Service
-    from flowrra_extras.dashboard.web import Request
+    from flowrra_extras.dashboard.web import Request, Response
 
 logger = logging.getLogger("flowrra.dashboard")
 
@@ -28,23 +29,17 @@ BODY_LIMIT = 1_000_000  # bytes of a request
 _WORTH_PACKING = 600  # bytes
 
 
-class PageMaker(Protocol):
-    """What makes the pages."""
-
-    async def render(self, request: Request, access: Access) -> Response:
-        """The page at the request's path."""
-
-    def error(self, request: Request, status: int, message: str) -> Response:
-        """A page that says what is wrong."""
-
-
 class Route(NamedTuple):
-    """A path for a method, what it takes to use it, and what answers. `{name}` in a path may hold slashes."""
+    """A path for a method, what it takes to use it, and what answers. `{name}` in a path may hold slashes.
+
+    An action whose form was refused shows the `form` again, a path of a page with the same parts.
+    """
 
     method: str
     path: str
     level: Level
-    handler: Callable[..., Awaitable[Response]]
+    handler: Callable[..., Awaitable[Any]]
+    form: str = ""
 
     @property
     def pattern(self) -> re.Pattern[str]:
@@ -53,30 +48,18 @@ class Route(NamedTuple):
 
 
 class Router:
-    """Answers requests. `handle` never raises but what is to stop the program."""
+    """Answers requests. `handle` raises nothing but what is to stop the program."""
 
-    def __init__(self, service: Service, door: Door, pages: PageMaker) -> None:
+    def __init__(self, service: Service, door: Door) -> None:
         self.service = service
         self.door = door
-        self.pages = pages
-        self.routes = self._table()
+        self.pages = Pages(service)
+        self.routes = [*_reading(api.Api(service), self._page), *_acting(actions.Actions(service))]
         self._patterns = [(route, route.pattern) for route in self.routes]
 
-    def _table(self) -> list[Route]:
-        """What there is. The first route that fits is taken."""
-        handlers = api.Api(self.service)
-        page = self.pages.render
-        return [
-            Route("GET", "/api/stats", "read", handlers.stats),
-            Route("GET", "/api/health", "read", handlers.health),
-            Route("GET", "/api/tasks", "read", handlers.tasks),
-            Route("GET", "/api/tasks/{name}", "read", handlers.task),
-            Route("GET", "/api/jobs", "read", handlers.jobs),
-            Route("GET", "/api/jobs/{task_id}", "read", handlers.job),
-            Route("GET", "/api/queues", "read", handlers.queues),
-            Route("GET", "/api/workers", "read", handlers.workers),
-            *(Route("GET", path, "read", _page(page)) for path in PAGES),
-        ]
+    async def close(self) -> None:
+        """End what the dashboard does by itself."""
+        await self.service.close()
 
     async def handle(self, request: Request, answer: Any = None) -> Response:
         """Answer a request; `answer` is what `auth` said of it."""
@@ -88,34 +71,62 @@ class Router:
         return _finished(request, access, response)
 
     async def _respond(self, request: Request, access: Access) -> Response:
-        if len(request.body) > BODY_LIMIT:
-            return self._refused(request, access, 413, f"a request may have {BODY_LIMIT} bytes")
-        method = "GET" if request.method == "HEAD" else request.method
-        if method == "GET" and (found := _static(request)) is not None:
-            return found
-        fitting = [(route, match) for route, pattern in self._patterns if (match := pattern.fullmatch(request.path))]
+        if request.path.startswith("/static/") and request.method in safety.SAFE_METHODS:
+            return static.answer(request) or self.error(request, 404, "There is no such file.")
         if not access.allows("read"):
             return self._refused(request, access, 403, self.door.why_closed(request))
-        for route, match in fitting:
-            if route.method == method:
-                return await self._checked(request, access, route, match.groupdict())
-        if not fitting:
+        if len(request.body) > BODY_LIMIT:
+            return self._refused(request, access, 413, f"A request may have {BODY_LIMIT:,} bytes.")
+        if "\0" in request.path:
             return self.error(request, 404, "There is no such page.")
-        allowed = sorted({route.method for route, _ in fitting})
-        response = self.error(request, 405, f"{request.method} is not for this address, but {', '.join(allowed)}.")
-        response.headers["allow"] = ", ".join(allowed)
-        return response
+        method = "GET" if request.method == "HEAD" else request.method
+        allowed = set()
+        for route, pattern in self._patterns:
+            if match := pattern.fullmatch(request.path):
+                if route.method == method:
+                    return await self._enter(request, access, route, match.groupdict())
+                allowed.add(route.method)
+        return self._nowhere(request, allowed)
 
-    async def _checked(self, request: Request, access: Access, route: Route, parts: dict[str, str]) -> Response:
+    async def _enter(self, request: Request, access: Access, route: Route, parts: dict[str, str]) -> Response:
         """What the route answers, if the visitor may use it and has asked for it themself."""
         if not access.allows(route.level):
             return self._refused(request, access, 403, "You may look at everything here, but change nothing.")
-        return await route.handler(request, access, **parts)
+        if route.method == "GET":
+            response: Response = await route.handler(request, access, **parts)
+            return response
+        if reason := safety.crossing(request):
+            return self._refused(request, access, 403, f"This request was sent by another site: {reason}.")
+        fields = given.read(request)
+        if reason := safety.unproven(request, fields.token or request.headers.get("x-flowrra-token")):
+            return self._refused(request, access, 403, f"This request may have been sent by another site: {reason}.")
+        try:
+            return actions.answer(request, fields, await route.handler(fields, access, **parts))
+        except (ConfigError, SerializationError) as error:
+            if not (fields.is_form and route.form):
+                raise
+            entered = Entered(str(error), {name: str(value) for name, value in fields.values.items()})
+            page = dataclasses.replace(request, method="GET", path=route.form.format_map(parts), query="")
+            return await self.pages.render(page, access, entered)
+
+    async def _page(self, request: Request, access: Access, **parts: str) -> Response:
+        """Pages read the path themselves."""
+        return await self.pages.render(request, access)
+
+    # What goes wrong ---------------------------------------------------------------------------
+
+    def _nowhere(self, request: Request, allowed: set[str]) -> Response:
+        if not allowed:
+            return self.error(request, 404, "There is no such page.")
+        methods = ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))
+        response = self.error(request, 405, f"{request.method[:20]} cannot be done here, but {methods}.")
+        response.headers["allow"] = methods
+        return response
 
     def _refused(self, request: Request, access: Access, status: int, message: str) -> Response:
         logger.warning(
-            "refused %s %r of %s, who may do %s: %s",
-            request.method[:10], request.path[:200], request.client, access.level, message[:300],
+            "refused %r %r of %s, who may do %s: %s",
+            request.method[:20], request.path[:200], request.client, access.level, message[:300],
         )  # fmt: skip
         return self.error(request, status, message)
 
@@ -123,58 +134,99 @@ class Router:
         for kinds, status in _STATUSES:
             if isinstance(error, kinds):
                 return self.error(request, status, str(error))
-        logger.exception("%s %r failed", request.method[:10], request.path[:200], exc_info=error)
+        logger.error("%r %r failed", request.method[:20], request.path[:200], exc_info=error)
         return self.error(request, 500, "This has failed. What has happened is in the log of the web program.")
 
     def error(self, request: Request, status: int, message: str) -> Response:
         """What is wrong, as JSON or as a page."""
-        if request.path.startswith("/api/"):
+        if request.path.startswith("/api/") or safety.media_type(request) == "application/json":
             return api.trouble(status, message)
         return self.pages.error(request, status, message)
 
 
-PAGES = (
-    *("/", "/failures", "/jobs", "/jobs/{task_id}/clone", "/jobs/{task_id}", "/tasks", "/tasks/{name}"),
-    *("/schedules", "/schedules/new", "/schedules/{schedule_id}", "/workers"),
-)
 _STATUSES: tuple[tuple[tuple[type[Exception], ...], int], ...] = (
     ((TaskNotFoundError,), 404),
-    ((ConfigError, SerializationError), 422),
+    ((ConfigError, SerializationError, UnicodeError), 422),
     ((BackendError,), 503),
     ((FlowrraError,), 409),
 )
 
 
-def _page(render: Callable[[Request, Access], Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
-    """Pages read the path themselves."""
-
-    async def answer(request: Request, access: Access, **parts: str) -> Response:
-        return await render(request, access)
-
-    return answer
+# The table -------------------------------------------------------------------------------------
 
 
-def _static(request: Request) -> Response | None:
-    """A file that pages load. It tells nothing, and anybody may have it."""
-    if not request.path.startswith("/static/"):
-        return None
-    name, digest = request.path.removeprefix("/static/"), request.parameters.get("v", "")
-    return static.answer(name, digest, packed=_takes_gzip(request))
+def _reading(handlers: api.Api, page: Callable[..., Awaitable[Response]]) -> list[Route]:
+    """What can be looked at. The first route that fits is taken."""
+    table: dict[str, Callable[..., Awaitable[Response]]] = {
+        "/api/stats": handlers.stats,
+        "/api/health": handlers.health,
+        "/api/tasks": handlers.tasks,
+        "/api/tasks/{name}": handlers.task,
+        "/api/jobs": handlers.jobs,
+        "/api/jobs/{task_id}/text/{field}": handlers.text,
+        "/api/jobs/{task_id}": handlers.job,
+        "/api/queues": handlers.queues,
+        "/api/workers": handlers.workers,
+        "/api/schedules": handlers.schedules,
+        "/api/schedules/{schedule_id}": handlers.schedule,
+        "/api/complete": handlers.complete,
+        "/api/preview": handlers.preview,
+        "/api/openapi.json": handlers.openapi,
+        "/api/metrics": handlers.metrics,
+        "/metrics": handlers.metrics,
+        "/jobs/{task_id}/text/{field}": handlers.text,
+        **dict.fromkeys(_PAGES, page),
+    }
+    return [Route("GET", path, "read", handler) for path, handler in table.items()]
 
 
-def _takes_gzip(request: Request) -> bool:
-    return "gzip" in request.headers.get("accept-encoding", "")
+_PAGES = (
+    *("/", "/failures", "/jobs", "/jobs/{task_id}/clone", "/jobs/{task_id}", "/tasks", "/tasks/{name}"),
+    *("/schedules", "/schedules/new", "/schedules/{schedule_id}", "/workers"),
+)
+
+
+def _acting(act: actions.Actions) -> list[Route]:
+    """What changes something. Pages send forms to these paths, programs JSON to the same under /api."""
+    both = [
+        *(Route("POST", f"/jobs/{name}", "full", act.on_many(name)) for name in ("cancel", "requeue", "delete")),
+        *(Route("POST", f"/jobs/{{task_id}}/{name}", "full", act.on_one(name)) for name in ("cancel", "requeue")),
+        Route("POST", "/jobs/{task_id}/delete", "full", act.on_one("delete")),
+        Route("POST", "/jobs/{task_id}/clone", "full", act.clone, "/jobs/{task_id}/clone"),
+        Route("POST", "/tasks/{name}/run", "full", act.run_task, "/tasks/{name}"),
+        Route("POST", "/queues/{name}/pause", "full", act.pause),
+        Route("POST", "/queues/{name}/resume", "full", act.resume),
+        Route("POST", "/schedules/{schedule_id}/run", "full", act.run_schedule),
+    ]
+    forms = [
+        Route("POST", "/schedules/{schedule_id}/enable", "full", act.enable_schedule),
+        Route("POST", "/schedules/{schedule_id}/disable", "full", act.disable_schedule),
+        Route("POST", "/schedules/{schedule_id}/delete", "full", act.remove_schedule),
+        Route("POST", "/schedules", "full", act.add_schedule, "/schedules/new"),
+        Route("POST", "/schedules/{schedule_id}", "full", act.update_schedule, "/schedules/{schedule_id}"),
+    ]
+    programs = [
+        Route("POST", "/api/run", "full", act.run),
+        *(Route("POST", f"/api/schedules/{kind}", "full", act.adds(kind)) for kind in ("cron", "interval", "once")),
+        Route("PUT", "/api/schedules/{schedule_id}/enable", "full", act.enable_schedule),
+        Route("PUT", "/api/schedules/{schedule_id}/disable", "full", act.disable_schedule),
+        Route("DELETE", "/api/schedules/{schedule_id}", "full", act.remove_schedule),
+    ]
+    return [*both, *forms, *(route._replace(path=f"/api{route.path}", form="") for route in both), *programs]
+
+
+# What every answer has -------------------------------------------------------------------------
 
 
 def _finished(request: Request, access: Access, response: Response) -> Response:
-    """The response with what every one has: the headers of safety, the token's cookie, less bytes."""
+    """The response with the headers of safety and the token's cookie, in less bytes where the visitor takes that."""
     response.headers = {**safety.HEADERS, **response.headers}
     if response.headers.get("content-type", "").startswith("text/html"):
+        response.headers["vary"] = "accept-encoding, cookie, x-flowrra-fragment"
         if access.allows("read") and safety.token_of(request) != access.token:
             response.headers["set-cookie"] = safety.token_cookie(request, access.token)
-        response.headers.setdefault("vary", "accept-encoding, cookie")
     is_plain = "content-encoding" not in response.headers and response.stream is None
-    if is_plain and len(response.body) > _WORTH_PACKING and _takes_gzip(request):
+    if is_plain and len(response.body) > _WORTH_PACKING and static.takes_gzip(request):
         response.body = gzip.compress(response.body, 5, mtime=0)
         response.headers["content-encoding"] = "gzip"
     if response.stream is None and response.status != 304:

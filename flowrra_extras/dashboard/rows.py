@@ -36,8 +36,11 @@ REDACTED = "redacted"
 
 
 def moment(seconds: float) -> dt.datetime:
-    """Seconds since the epoch as people write them."""
-    return dt.datetime.fromtimestamp(seconds, dt.UTC)
+    """Seconds since the epoch as people write them; what no calendar reaches is its end."""
+    try:
+        return dt.datetime.fromtimestamp(seconds, dt.UTC)
+    except (OverflowError, ValueError, OSError):
+        return dt.datetime.max.replace(tzinfo=dt.UTC)
 
 
 def moment_or_none(seconds: float | None) -> dt.datetime | None:

@@ -61,9 +61,7 @@ async def _around(broker: Broker, moment: float, top: int) -> tuple[int, int]:
     return low, high
 
 
-async def _look_through(
-    broker: Broker, wanted: Search, limit: int, top: int, floor: int, deadline: float
-) -> Found:
+async def _look_through(broker: Broker, wanted: Search, limit: int, top: int, floor: int, deadline: float) -> Found:
     jobs: list[Job] = []
     batch = limit + 1 if wanted.is_for_the_store else _BATCH
     stretch = _STRETCH

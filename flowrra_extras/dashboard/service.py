@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from flowrra_extras.dashboard.looking import Looking
+from flowrra_extras.dashboard.acting import Acting
+from flowrra_extras.dashboard.planning import Planning
 
 
-class Service(Looking):
+class Service(Acting, Planning):
     """All that the dashboard shows and does. The only part that talks to the app, its broker and its schedulers."""

@@ -13,6 +13,8 @@ from flowrra_extras.dashboard.web import Response
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from flowrra_extras.dashboard.web import Request
+
 NAMES: Mapping[str, str] = {"app.css": "text/css; charset=utf-8", "app.js": "text/javascript; charset=utf-8"}
 FOREVER = "public, max-age=31536000, immutable"
 
@@ -38,14 +40,20 @@ def path(name: str) -> str:
     return f"/static/{name}?v={file(name).digest}"
 
 
-def answer(name: str, digest: str, *, packed: bool) -> Response | None:
-    """The file; None if there is none of that name. One of another digest is not kept."""
+def answer(request: Request) -> Response | None:
+    """The file that is asked for; None if there is none of that name. One of another digest is not kept."""
+    name = request.path.removeprefix("/static/")
     if name not in NAMES:
         return None
     found = file(name)
     headers = {"content-type": found.media_type, "vary": "accept-encoding"}
-    if digest == found.digest:
+    if request.parameters.get("v") == found.digest:
         headers["cache-control"] = FOREVER
-    if packed:
-        headers["content-encoding"] = "gzip"
-    return Response(200, found.packed if packed else found.body, headers)
+    if takes_gzip(request):
+        return Response(200, found.packed, {**headers, "content-encoding": "gzip"})
+    return Response(200, found.body, headers)
+
+
+def takes_gzip(request: Request) -> bool:
+    """Whether the visitor takes an answer in less bytes."""
+    return "gzip" in request.headers.get("accept-encoding", "")

@@ -10,7 +10,7 @@ from flowrra_extras.dashboard.router import BODY_LIMIT
 from flowrra_extras.dashboard.web import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from flowrra_extras.dashboard.router import Router
     from flowrra_extras.dashboard.web import Response
@@ -42,26 +42,42 @@ class WsgiApp:
         return [response.body]
 
 
-def request_from(environ: Mapping[str, Any], native: object = None) -> Request:
-    """The request as the router knows it."""
-    headers = {
-        name.removeprefix("HTTP_").replace("_", "-").lower(): value
-        for name, value in environ.items()
-        if name.startswith("HTTP_") or name in ("CONTENT_TYPE", "CONTENT_LENGTH")
-    }
-    length = environ.get("CONTENT_LENGTH") or "0"
-    size = min(int(length), BODY_LIMIT + 1) if length.isdecimal() else 0
+def request_from(
+    environ: Mapping[str, Any], *, below: str | None = None, body: bytes | None = None, native: object = None
+) -> Request:
+    """The request as the router knows it.
+
+    A framework that has routed it tells the path `below` the dashboard's root, the body if it has read it, and
+    its own request.
+    """
+    root, path = _text(environ.get("SCRIPT_NAME", "")).rstrip("/"), _text(environ.get("PATH_INFO", "")) or "/"
+    if below is not None and path.endswith(below):
+        root, path = root + path[: len(path) - len(below)], below
     return Request(
         method=environ["REQUEST_METHOD"],
-        path=_text(environ.get("PATH_INFO", "")) or "/",
-        root=_text(environ.get("SCRIPT_NAME", "")).rstrip("/"),
+        path=path,
+        root=root,
         query=environ.get("QUERY_STRING", ""),
-        headers=headers,
-        body=environ["wsgi.input"].read(size) if size else b"",
+        headers=dict(_headers(environ)),
+        body=_body(environ) if body is None else body,
         client=environ.get("REMOTE_ADDR") or None,
         scheme=environ.get("wsgi.url_scheme", "http"),
         native=environ if native is None else native,
     )
+
+
+def _headers(environ: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in environ.items():
+        if name.startswith("HTTP_") or name in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+            yield name.removeprefix("HTTP_").replace("_", "-").lower(), value
+
+
+def _body(environ: Mapping[str, Any]) -> bytes:
+    """The body, no more of it than is needed to see that it is too long."""
+    length = environ.get("CONTENT_LENGTH") or "0"
+    size = min(int(length), BODY_LIMIT + 1) if length.isascii() and length.isdecimal() else 0
+    body: bytes = environ["wsgi.input"].read(size) if size else b""
+    return body
 
 
 def _text(path: str) -> str:

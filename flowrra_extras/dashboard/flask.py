@@ -1,0 +1,34 @@
+"""The dashboard for Flask: `app.register_blueprint(create_blueprint(flowrra), url_prefix="/flowrra")`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Unpack
+
+import flask
+
+from flowrra_extras.dashboard import wsgi
+from flowrra_extras.dashboard.building import Options, build
+
+if TYPE_CHECKING:
+    from flowrra import Flowrra
+
+METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE"]
+
+
+def create_blueprint(app: Flowrra, name: str = "flowrra", **options: Unpack[Options]) -> flask.Blueprint:
+    """The dashboard of `app`.
+
+    The blueprint's `before_request` protects it; say `auth=lambda request: "full"` then, since without `auth=`
+    only this host is let in. `auth` is given Flask's request.
+    """
+    router = build(app, **options)
+    blueprint = flask.Blueprint(name, __name__)
+
+    def dashboard(path: str = "") -> flask.Response:
+        request = wsgi.request_from(flask.request.environ, below=f"/{path}", native=flask.request)
+        response = wsgi.answer(router, request)
+        return flask.Response(response.body, response.status, response.headers)
+
+    for rule in ("/", "/<path:path>"):
+        blueprint.add_url_rule(rule, "dashboard", dashboard, methods=METHODS, provide_automatic_options=False)
+    return blueprint

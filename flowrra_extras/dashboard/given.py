@@ -1,0 +1,101 @@
+"""What came with a request that is to change something: the fields of a form or of a JSON object."""
+
+from __future__ import annotations
+
+import json
+import urllib.parse
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from flowrra import ConfigError
+from flowrra_extras.dashboard.access import TOKEN_FIELD, media_type
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from flowrra_extras.dashboard.web import Request
+
+FIELDS_LIMIT = 2_000
+FORM = "application/x-www-form-urlencoded"
+
+
+@dataclass(slots=True, frozen=True)
+class Given:
+    """The fields. Those of a form are all texts; `many` holds every value of a name that came more than once."""
+
+    values: Mapping[str, Any]
+    many: Mapping[str, Sequence[str]]
+    is_form: bool
+
+    @property
+    def token(self) -> str | None:
+        """The token that the form brought."""
+        return self.values.get(TOKEN_FIELD) if self.is_form else None
+
+    def only(self, *names: str) -> None:
+        """Refuse JSON with other fields: what is misspelt would be left out without a word."""
+        if not self.is_form and (unknown := self.values.keys() - {*names}):
+            raise ConfigError(f"there is no field {min(unknown)!r} here{': ' if names else ''}{', '.join(names)}")
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """A text; ConfigError if there is none, or it is something else."""
+        value = self.values.get(name, default)
+        if not isinstance(value, str):
+            raise ConfigError(f"{name} must be a text, not {value!r:.80}")
+        return value
+
+    def texts(self, name: str) -> list[str]:
+        """A list of texts; empty if there is none."""
+        values = list(self.many.get(name, ())) if self.is_form else self.values.get(name, [])
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise ConfigError(f"{name} must be a list of texts, not {values!r:.80}")
+        return values
+
+    def json_text(self, name: str, default: str | None = None) -> str | None:
+        """A JSON value as its text, which a form brings as it is; `default` if there is none."""
+        value = self.values.get(name)
+        if value is None or (self.is_form and not value.strip()):
+            return default
+        return value if self.is_form else json.dumps(value)
+
+    def without(self, *names: str) -> dict[str, Any]:
+        """The other fields, those of a form that were left empty not among them."""
+        names = (*names, TOKEN_FIELD, "back") if self.is_form else names
+        return {
+            name: value
+            for name, value in self.values.items()
+            if name not in names and not (self.is_form and not value.strip())
+        }
+
+
+def read(request: Request) -> Given:
+    """The fields of the request's body; ConfigError if they cannot be read."""
+    if media_type(request) == FORM:
+        return _read_form(request.body)
+    try:
+        values = json.loads(request.body, parse_constant=_refuse) if request.body.strip() else {}
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"the body is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"the body must be a JSON object, not {values!r:.80}")
+    return Given(values, {}, is_form=False)
+
+
+def _read_form(body: bytes) -> Given:
+    try:
+        many = urllib.parse.parse_qs(body.decode(), keep_blank_values=True, max_num_fields=FIELDS_LIMIT)
+    except ValueError as error:
+        raise ConfigError(f"the form cannot be read: {error}") from None
+    return Given({name: values[-1] for name, values in many.items()}, many, is_form=True)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def value_of(text: str) -> Any:
+    """A field of a form that stands for any value: JSON, or else the text itself."""
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return text

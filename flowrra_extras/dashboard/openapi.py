@@ -1,0 +1,218 @@
+"""The OpenAPI document of the JSON API. What is answered is described by the types of `shapes`, read from there."""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import types
+import typing
+from typing import Any
+
+import flowrra
+from flowrra_extras.dashboard import shapes
+
+Schema = dict[str, Any]
+
+_PLAIN: dict[Any, Schema] = {
+    str: {"type": "string"},
+    int: {"type": "integer"},
+    float: {"type": "number"},
+    bool: {"type": "boolean"},
+    dt.datetime: {"type": "string", "format": "date-time"},
+    type(None): {"type": "null"},
+    Any: {},
+}
+
+
+def schema_of(kind: Any) -> Schema:
+    """The JSON schema of a type that stands in `shapes`."""
+    if kind in _PLAIN:
+        return _PLAIN[kind]
+    if typing.is_typeddict(kind):
+        return {"$ref": f"#/components/schemas/{kind.__name__}"}
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is list:
+        return {"type": "array", "items": schema_of(parts[0])}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": schema_of(parts[1])}
+    if origin in (types.UnionType, typing.Union):
+        return {"anyOf": [schema_of(part) for part in parts]}
+    raise TypeError(f"there is no schema for {kind!r}")
+
+
+def _component(kind: Any) -> Schema:
+    hints = typing.get_type_hints(kind, localns={"dt": dt})
+    return {
+        "type": "object",
+        "description": (kind.__doc__ or "").strip(),
+        "properties": {name: schema_of(hint) for name, hint in hints.items()},
+        "required": sorted(hints),
+    }
+
+
+# Requests --------------------------------------------------------------------------------------
+
+
+def _object(required: tuple[str, ...] = (), **properties: Schema) -> Schema:
+    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
+
+
+TEXT: Schema = {"type": "string", "minLength": 1, "maxLength": 200}
+NUMBER: Schema = {"type": "number", "minimum": 0, "maximum": 1e6}
+WHOLE: Schema = {"type": "integer", "minimum": 0, "maximum": 1_000_000}
+ARGUMENTS: dict[str, Schema] = {
+    "args": {"type": "array", "description": "arguments by position"},
+    "kwargs": {"type": "object", "description": "arguments by name"},
+}
+NOTHING = _object()
+MANY = _object(
+    ids={"type": "array", "items": {"type": "string"}, "maxItems": 1_000},
+    search={"type": "string", "description": "a search line: all jobs that it finds"},
+    after={"type": "string", "description": "what an earlier report gave, to go on from there"},
+)
+CLONE = _object((), **ARGUMENTS)
+RUN = _object(
+    ("task_name",),
+    task_name=TEXT,
+    **ARGUMENTS,
+    priority={"type": "integer"},
+    queue=TEXT,
+    delay=NUMBER,
+    run_at={"type": "string", "format": "date-time"},
+    unique=TEXT,
+    task_id=TEXT,
+    max_retries=WHOLE,
+    retry_delay=NUMBER,
+    timeout=NUMBER,
+    result_ttl=NUMBER,
+)
+_SCHEDULED: dict[str, Schema] = {
+    "task_name": TEXT,
+    **ARGUMENTS,
+    "tz": {"type": "string", "description": "such as Europe/Riga"},
+    "task_id": {**TEXT, "description": "the schedule's id"},
+    "description": {"type": "string"},
+    "enabled": {"type": "boolean"},
+    "misfire": {"enum": list(flowrra.MISFIRES)},
+    "overlap": {"enum": list(flowrra.OVERLAPS)},
+    "jitter": NUMBER,
+    "priority": {"type": "integer"},
+    "queue": TEXT,
+    "max_retries": WHOLE,
+    "retry_delay": NUMBER,
+}
+CRON = _object(("task_name", "cron"), cron={"type": "string", "examples": ["0 9 * * mon-fri"]}, **_SCHEDULED)
+INTERVAL = _object(("task_name", "interval"), interval={"type": "number", "description": "seconds"}, **_SCHEDULED)
+ONCE = _object(("task_name", "run_at"), run_at={"type": "string", "format": "date-time"}, **_SCHEDULED)
+
+JOB_ID: Schema = {"type": "object", "properties": {"id": {"type": "string"}}, "required": ["id"]}
+SCHEDULE_ID: Schema = {
+    "type": "object",
+    "properties": {"id": {"type": "string"}, "schedule_id": {"type": "string"}},
+    "required": ["id", "schedule_id"],
+}
+CHANGED: Schema = {"type": "object"}
+
+
+def _listed(name: str, kind: Any) -> Schema:
+    return {"type": "object", "properties": {name: schema_of(list[kind])}, "required": [name]}
+
+
+def _query(name: str, text: str, **schema: Any) -> Schema:
+    return {"name": name, "in": "query", "description": text, "schema": {"type": "string", **schema}}
+
+
+# Path, method, what it does, body, answer, status. Each stands in the router's table under the same path.
+OPERATIONS: tuple[tuple[str, str, str, Schema | None, Schema, int], ...] = (
+    ("/stats", "get", "The state of things", None, schema_of(shapes.Overview), 200),
+    ("/health", "get", "Whether someone is at work: 503 if not", None, schema_of(shapes.Health), 200),
+    ("/tasks", "get", "The tasks", None, _listed("tasks", shapes.TaskRow), 200),
+    ("/tasks/{name}", "get", "A task", None, schema_of(shapes.TaskView), 200),
+    ("/jobs", "get", "A page of jobs, the latest first", None, schema_of(shapes.JobPage), 200),
+    ("/jobs/cancel", "post", "Cancel jobs", MANY, schema_of(shapes.Report), 200),
+    ("/jobs/requeue", "post", "Let failed and cancelled jobs run again", MANY, schema_of(shapes.Report), 200),
+    ("/jobs/delete", "post", "Delete finished jobs", MANY, schema_of(shapes.Report), 200),
+    ("/jobs/{task_id}", "get", "A job", None, schema_of(shapes.JobView), 200),
+    ("/jobs/{task_id}/cancel", "post", "Cancel a job", NOTHING, schema_of(shapes.Report), 200),
+    ("/jobs/{task_id}/requeue", "post", "Let a job run again", NOTHING, schema_of(shapes.Report), 200),
+    ("/jobs/{task_id}/delete", "post", "Delete a finished job", NOTHING, schema_of(shapes.Report), 200),
+    ("/jobs/{task_id}/clone", "post", "Submit a job like it", CLONE, JOB_ID, 201),
+    ("/run", "post", "Submit a job of a task", RUN, JOB_ID, 201),
+    ("/queues", "get", "The queues", None, _listed("queues", shapes.QueueRow), 200),
+    ("/queues/{name}/pause", "post", "Hand out no more jobs of a queue", NOTHING, CHANGED, 200),
+    ("/queues/{name}/resume", "post", "Hand out its jobs again", NOTHING, CHANGED, 200),
+    ("/workers", "get", "The live workers", None, _listed("workers", shapes.WorkerRow), 200),
+    ("/schedules", "get", "The schedules", None, _listed("schedules", shapes.ScheduleRow), 200),
+    ("/schedules/cron", "post", "Store a schedule by a cron expression", CRON, SCHEDULE_ID, 201),
+    ("/schedules/interval", "post", "Store a schedule that fires each so many seconds", INTERVAL, SCHEDULE_ID, 201),
+    ("/schedules/once", "post", "Store a schedule that fires once", ONCE, SCHEDULE_ID, 201),
+    ("/schedules/{schedule_id}", "get", "A schedule", None, schema_of(shapes.ScheduleRow), 200),
+    ("/schedules/{schedule_id}", "delete", "Delete a schedule", NOTHING, CHANGED, 200),
+    ("/schedules/{schedule_id}/enable", "put", "Let a schedule fire", NOTHING, CHANGED, 200),
+    ("/schedules/{schedule_id}/disable", "put", "Let a schedule not fire", NOTHING, CHANGED, 200),
+    ("/schedules/{schedule_id}/run", "post", "Submit its job now, beside its fires", NOTHING, JOB_ID, 201),
+)
+_JOBS_QUERY = [
+    _query("search", "a search line, such as state:failed args.user:42 after:2h", maxLength=1_000),
+    _query("state", "states, with commas between them"),
+    _query("task", "a task's name, or its last part"),
+    _query("queue", "a queue's name"),
+    _query("after", "what the page before gave", pattern="^[0-9]{1,18}$"),
+    _query("limit", "jobs on the page", type="integer", minimum=1, maximum=500, default=50),
+]
+_TROUBLES = {
+    "401": "Who you are is not known",
+    "403": "You may not do that, or the request was sent by another site",
+    "404": "There is no such thing",
+    "405": "That cannot be done here",
+    "409": "It is in no state for that",
+    "413": "The request is too long",
+    "422": "Something in the request cannot be understood",
+    "503": "The store does not answer",
+}
+
+
+@functools.cache
+def document(root: str) -> Schema:
+    """The document of an API that is served under `root`."""
+    kinds = [kind for kind in vars(shapes).values() if typing.is_typeddict(kind)]
+    trouble = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Flowrra", "version": flowrra.__version__},
+        "servers": [{"url": root}],
+        "paths": _paths(),
+        "components": {"schemas": {"Trouble": trouble, **{kind.__name__: _component(kind) for kind in kinds}}},
+    }
+
+
+def _paths() -> Schema:
+    paths: dict[str, Schema] = {}
+    for path, method, text, body, answer, status in OPERATIONS:
+        operation: Schema = {"summary": text, "operationId": f"{method} {path}"}
+        operation["parameters"] = [_in_path(part[1:-1]) for part in path.split("/") if part.startswith("{")]
+        if path == "/jobs":
+            operation["parameters"] = _JOBS_QUERY
+        if body is not None:
+            operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+        operation["responses"] = {str(status): _answered(text, answer), **_troubles(path, answer)}
+        paths.setdefault(path, {})[method] = operation
+    return paths
+
+
+def _in_path(name: str) -> Schema:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+
+
+def _answered(text: str, schema: Schema) -> Schema:
+    return {"description": text, "content": {"application/json": {"schema": schema}}}
+
+
+def _troubles(path: str, answer: Schema) -> Schema:
+    trouble: Schema = {"$ref": "#/components/schemas/Trouble"}
+    schemas = dict.fromkeys(_TROUBLES, trouble)
+    if path == "/health":
+        schemas["503"] = {"anyOf": [answer, trouble]}
+    if path == "/jobs":
+        schemas["422"] = {"anyOf": [answer, trouble]}
+    return {status: _answered(_TROUBLES[status], schema) for status, schema in schemas.items()}

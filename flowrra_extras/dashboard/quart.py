@@ -1,0 +1,41 @@
+"""The dashboard for Quart: `app.register_blueprint(create_blueprint(flowrra), url_prefix="/flowrra")`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Unpack
+
+import quart
+
+from flowrra_extras.dashboard import asgi
+from flowrra_extras.dashboard.building import Options, build
+
+if TYPE_CHECKING:
+    from flowrra import Flowrra
+
+METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE"]
+
+
+def create_blueprint(app: Flowrra, name: str = "flowrra", **options: Unpack[Options]) -> quart.Blueprint:
+    """The dashboard of `app`.
+
+    The blueprint's `before_request` protects it; say `auth=lambda request: "full"` then, since without `auth=`
+    only this host is let in. `auth` is given Quart's request.
+    """
+    router = build(app, **options)
+    blueprint = quart.Blueprint(name, __name__)
+
+    async def dashboard(path: str = "") -> quart.Response:
+        native: Any = quart.request
+        body = await native.get_data(cache=False, parse_form_data=False)
+        request = asgi.request_from(native.scope, body, f"/{path}", native)
+        response = await router.handle(request, await asgi.asked(router.door.auth, native))
+        answer = quart.Response(response.body if response.stream is None else response.stream, response.status)
+        answer.headers.clear()
+        answer.headers.update(response.headers)
+        answer.timeout = None if response.stream is not None else answer.timeout
+        return answer
+
+    for rule in ("/", "/<path:path>"):
+        blueprint.add_url_rule(rule, "dashboard", dashboard, methods=METHODS, provide_automatic_options=False)
+    blueprint.after_app_serving(router.close)
+    return blueprint
