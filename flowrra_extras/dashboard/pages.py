@@ -13,7 +13,6 @@ import hashlib
 import re
 import secrets
 import urllib.parse
-from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +25,8 @@ from flowrra_extras.dashboard import charts, controls, static, wording
 from flowrra_extras.dashboard.web import Response
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
     from flowrra_extras.dashboard.access import Access
     from flowrra_extras.dashboard.service import Service
     from flowrra_extras.dashboard.shapes import QueueRow

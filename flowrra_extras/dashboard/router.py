@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from flowrra import BackendError, ConfigError, FlowrraError, SerializationError, TaskNotFoundError
 from flowrra_extras.dashboard import access as safety
 from flowrra_extras.dashboard import actions, api, given, static
+from flowrra_extras.dashboard.live import Hub
 from flowrra_extras.dashboard.pages import Entered, Pages
 
 if TYPE_CHECKING:
@@ -54,11 +55,13 @@ class Router:
         self.service = service
         self.door = door
         self.pages = Pages(service)
-        self.routes = [*_reading(api.Api(service), self._page), *_acting(actions.Actions(service))]
+        self.hub = Hub(self.pages)
+        self.routes = [*_reading(api.Api(service), self.hub, self._page), *_acting(actions.Actions(service))]
         self._patterns = [(route, route.pattern) for route in self.routes]
 
     async def close(self) -> None:
         """End what the dashboard does by itself."""
+        await self.hub.close()
         await self.service.close()
 
     async def handle(self, request: Request, answer: Any = None) -> Response:
@@ -155,7 +158,7 @@ _STATUSES: tuple[tuple[tuple[type[Exception], ...], int], ...] = (
 # The table -------------------------------------------------------------------------------------
 
 
-def _reading(handlers: api.Api, page: Callable[..., Awaitable[Response]]) -> list[Route]:
+def _reading(handlers: api.Api, hub: Hub, page: Callable[..., Awaitable[Response]]) -> list[Route]:
     """What can be looked at. The first route that fits is taken."""
     table: dict[str, Callable[..., Awaitable[Response]]] = {
         "/api/stats": handlers.stats,
@@ -174,6 +177,7 @@ def _reading(handlers: api.Api, page: Callable[..., Awaitable[Response]]) -> lis
         "/api/openapi.json": handlers.openapi,
         "/api/metrics": handlers.metrics,
         "/metrics": handlers.metrics,
+        "/events": hub.answer,
         "/jobs/{task_id}/text/{field}": handlers.text,
         **dict.fromkeys(_PAGES, page),
     }
