@@ -355,7 +355,7 @@ def _environment() -> jinja2.Environment:
         "path": lambda name: urllib.parse.quote(name, safe=""),
         "oldest": oldest,
     }
-    environment.globals["file"] = lambda name: f"/static/{static.file(name).digest}/{name}"
+    environment.globals["file"] = static.path
     return environment
 
 
