@@ -28,6 +28,7 @@ NAMES = (
     "flat",
     "cpu",
     "cron",
+    "dashboard",
     "footprint",
     "redis_drain",
     "redis_enqueue",

@@ -37,17 +37,17 @@ def file(name: str) -> File:
 
 def path(name: str) -> str:
     """Where the file is, from the dashboard's root on."""
-    return f"/static/{name}?v={file(name).digest}"
+    return f"/static/{file(name).digest}/{name}"
 
 
 def answer(request: Request) -> Response | None:
     """The file that is asked for; None if there is none of that name. One of another digest is not kept."""
-    name = request.path.removeprefix("/static/")
-    if name not in NAMES:
+    digest, _, name = request.path.removeprefix("/static/").rpartition("/")
+    if name not in NAMES or "/" in digest:
         return None
     found = file(name)
     headers = {"content-type": found.media_type, "vary": "accept-encoding"}
-    if request.parameters.get("v") == found.digest:
+    if digest == found.digest:
         headers["cache-control"] = FOREVER
     if takes_gzip(request):
         return Response(200, found.packed, {**headers, "content-encoding": "gzip"})
