@@ -2069,8 +2069,10 @@ class Broker(Backend):
         raise NotImplementedError
 
 
-def noted(job: Job, by: str, deed: str, now: float) -> tuple[Attempt, ...]:
-    """The history of `job` with a line on what somebody did to it."""
+def noted(job: Job, by: str | None, deed: str, now: float) -> tuple[Attempt, ...]:
+    """The history of `job` with a line on what somebody did to it; without, if nobody says who."""
+    if by is None:
+        return job.history
     return (*job.history[1 - HISTORY_LIMIT :], Attempt(job.attempt, by, now, now, "note", deed))
 
 
@@ -2236,8 +2238,6 @@ class MemoryBroker(Broker):
         if self._expiring and self._expiring[0][0] <= now:
             self._expire(now)
         heap = self._ready[queue]
-        if not heap:
-            return []
         if self._suspects:
             return self._claim_carefully(heap, limit, worker, now)
         return self._take(heap, limit, worker, now)
@@ -2356,7 +2356,9 @@ class MemoryBroker(Broker):
         job.purge_at = now + (keep if keep is not None else self.retention.ttl(status))
         self._finished.append(job)
         if len(self._finished) > self.retention.max_results:
-            self._forget(self._finished.popleft())
+            oldest = self._finished.popleft()
+            if self._jobs.get(oldest.id) is oldest:  # not recorded anew since
+                del self._jobs[oldest.id]
         if job.unique is not None:
             self._unique.pop(job.unique, None)
         if self._suspects:
@@ -2398,10 +2400,6 @@ class MemoryBroker(Broker):
             else:
                 told += [(child, grandchild) for grandchild in self._children.pop(task_id, ())]
                 self._finish(child, CANCELLED, now, error=orphaned(ended.id, ended.status))
-
-    def _forget(self, job: Job) -> None:
-        if self._jobs.get(job.id) is job and job.status in FINISHED:
-            del self._jobs[job.id]
 
     # Workers and waiting -----------------------------------------------------------------------
 
@@ -2520,8 +2518,7 @@ class MemoryBroker(Broker):
         job = self._jobs.get(task_id)
         if job is None or job.status in FINISHED:
             return False
-        if by is not None:
-            job.history = noted(job, by, "cancelled", now)
+        job.history = noted(job, by, "cancelled", now)
         if job.status is RUNNING:
             job.cancel_requested = True
             self._cancelling.add(task_id)
@@ -2542,8 +2539,7 @@ class MemoryBroker(Broker):
             return False  # an unfinished job has the key now
         self._finished.remove(job)
         self._archive(job, _ENDING_OF[job.status])
-        if by is not None:
-            job.history = noted(job, by, "requeued", now)
+        job.history = noted(job, by, "requeued", now)
         job.failures = job.crashes = 0
         job.error = job.traceback = job.due = job.expires = None
         job.cancel_requested = False
@@ -2555,17 +2551,18 @@ class MemoryBroker(Broker):
 
     async def delete(self, task_ids: Sequence[str]) -> list[bool]:
         gone = {task_id for task_id in task_ids if (job := self._jobs.get(task_id)) and job.status in FINISHED}
-        self._finished = collections.deque(job for job in self._finished if job.id not in gone)
-        for task_id in gone:
-            del self._jobs[task_id]
+        self._drop(gone)
         return [task_id in gone for task_id in task_ids]
+
+    def _drop(self, finished: Collection[str]) -> None:
+        self._finished = collections.deque(job for job in self._finished if job.id not in finished)
+        for task_id in finished:
+            del self._jobs[task_id]
 
     async def purge(self, before: float, limit: int) -> int:
         due = (job for job in self._finished if job.purge_at is not None and job.purge_at < before)
-        gone = {job.id: job for job in itertools.islice(due, limit)}
-        self._finished = collections.deque(job for job in self._finished if job.id not in gone)
-        for job in gone.values():
-            self._forget(job)
+        gone = {job.id for job in itertools.islice(due, limit)}
+        self._drop(gone)
         return len(gone)
 
     async def set_queue(self, queue: str, *, paused: bool) -> None:
@@ -2637,8 +2634,8 @@ _FINISHED = _quoted(FINISHED)
 _UNFINISHED = _quoted(UNFINISHED)
 _REQUEUABLE = _quoted(REQUEUABLE)
 _AT_REST = _quoted(UNFINISHED - {RUNNING})
-_SLOW_STATES = frozenset(TaskStatus) - {PENDING, RUNNING, SUCCESS}  # those that few jobs come to
-_SLOW = _quoted(_SLOW_STATES)
+_RARE_STATES = frozenset((SCHEDULED, BLOCKED, RETRYING, FAILED, CANCELLED))  # those that few jobs come to
+_RARE = _quoted(_RARE_STATES)
 
 _SCHEMA = f"""
 CREATE TABLE flowrra_job (
@@ -2695,7 +2692,7 @@ CREATE TABLE flowrra_paused (queue TEXT PRIMARY KEY);
 
 _SCHEMA_2 = f"""
 -- An index over all states would cost every move of every job a write.
-CREATE INDEX flowrra_slow ON flowrra_job (status, seq) WHERE status IN {_SLOW};
+CREATE INDEX flowrra_rare ON flowrra_job (status, seq) WHERE status IN {_RARE};
 CREATE TABLE flowrra_family (  -- all parents of all jobs
     parent TEXT NOT NULL, child INTEGER NOT NULL, PRIMARY KEY (parent, child)
 ) WITHOUT ROWID;
@@ -3217,10 +3214,10 @@ class SQLiteStore:
         return [found.get(task_id) for task_id in task_ids]
 
     def find(self, which: JobFilter, *, limit: int, after: int | None, oldest_first: bool) -> list[Job]:
-        if which.status is not None and len(which.status) > 1 and which.status <= _SLOW_STATES:
+        if which.status is not None and len(which.status) > 1 and which.status <= _RARE_STATES:
             apart = (dataclasses.replace(which, status=frozenset((status,))) for status in which.status)
             found = [self.find(one, limit=limit, after=after, oldest_first=oldest_first) for one in apart]
-            jobs = itertools.chain.from_iterable(found)  # each by flowrra_slow, which has one state after the other
+            jobs = itertools.chain.from_iterable(found)  # each by flowrra_rare, which has one state after the other
             return sorted(jobs, key=lambda job: job.seq, reverse=not oldest_first)[:limit]
         where, values = _where(which)
         order, behind = ("ASC", ">") if oldest_first else ("DESC", "<")
@@ -3349,8 +3346,8 @@ def _where(which: JobFilter) -> tuple[str, list[Any]]:
     if which.ids is not None:
         terms.append(("id IN (SELECT value FROM json_each(?))", [json.dumps(list(which.ids))]))
     if which.status is not None:
-        slow = f"status IN {_SLOW} AND " if which.status <= _SLOW_STATES else ""  # as the index says it
-        terms.append((f"{slow}status IN {_quoted(which.status)}", []))
+        rare = f"status IN {_RARE} AND " if which.status <= _RARE_STATES else ""  # as the index says it
+        terms.append((f"{rare}status IN {_quoted(which.status)}", []))
     for term, value in (
         ("task = ?", which.task),
         ("queue = ?", which.queue),
@@ -7431,7 +7428,6 @@ def _parser() -> argparse.ArgumentParser:
     cron.add_argument("--name", help="the schedule's name, which H spreads by")
     cron.add_argument("--after", metavar="TIME", help="such as 2026-03-07T12:00, by the clock of ZONE (now)")
     cron.add_argument("-n", type=int, default=10, metavar="N", help="so many fires (10)")
-    _add_schedules(commands.add_parser("schedules", help="show and steer schedules", description=_schedules.__doc__))
     add("demo", _demo_command, "see it work: a worker, some hundred jobs, a crash and its rescue")
     for name, (_, _, text) in _EXTRA_COMMANDS.items():
         commands.add_parser(name, help=text)  # main() has handed these on before it comes to parse
@@ -7449,6 +7445,7 @@ FLOWRRA_APP and FLOWRRA_BROKER stand in for module:app and --broker."""
 
 # Command: the module whose `main` carries it out, what installs what that needs, and a line of help.
 _EXTRA_COMMANDS: Mapping[str, tuple[str, str, str]] = {
+    "schedules": ("flowrra_extras.scheduler.commands", "flowrra", "show and steer schedules"),
     "dashboard": ("flowrra_extras.dashboard", "flowrra[dashboard]", "serve the dashboard"),
     "migrate": ("flowrra_extras.migrate", "flowrra", "move jobs from one broker to another"),
 }
@@ -7516,7 +7513,7 @@ def _app_for(arguments: argparse.Namespace) -> Flowrra:
     raise ConfigError("say which store: module:app, --broker URL, FLOWRRA_APP or FLOWRRA_BROKER")
 
 
-def _check_shared(app: Flowrra) -> None:
+def check_shared(app: Flowrra) -> None:
     """Refuse a store that no other process can see: what is submitted there would be lost without a word."""
     broker = app.broker
     if isinstance(broker, MemoryBroker) or (isinstance(broker, SQLiteBroker) and broker.path is None):
@@ -7527,7 +7524,7 @@ def _check_shared(app: Flowrra) -> None:
 def _ask(arguments: argparse.Namespace, question: Callable[[Flowrra], Awaitable[T]]) -> T:
     """Open the store, ask, close it. To look must not make one where there is none."""
     app = _app_for(arguments)
-    _check_shared(app)
+    check_shared(app)
     if isinstance(app.broker, SQLiteBroker) and not os.path.exists(app.broker.path or ""):
         raise ConfigError(f"there is no {app.broker.path} yet: the first worker or submit makes it")
 
@@ -7585,7 +7582,7 @@ def _configure(app: Flowrra, arguments: argparse.Namespace) -> None:
 
 async def _work(app: Flowrra, ear: socket.socket, mouth: socket.socket) -> int:
     """Run a worker until a signal says stop; a second signal waits for no job."""
-    _check_shared(app)
+    check_shared(app)
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
     drain = app.config.executor.drain
@@ -7757,9 +7754,9 @@ def main_of_child(argv: Sequence[str]) -> int:
 
 def _enqueue_command(arguments: argparse.Namespace) -> int:
     app = load_app(arguments.app)
-    _check_shared(app)
-    task = _find_task(app, arguments.task)
-    args, kwargs = _read_arguments(arguments.arg)
+    check_shared(app)
+    task = find_task(app, arguments.task)
+    args, kwargs = read_arguments(arguments.arg)
     return asyncio.run(_enqueue(app, task, args, kwargs, wait=arguments.wait))
 
 
@@ -7780,7 +7777,7 @@ async def _enqueue(app: Flowrra, task: Task[..., Any], args: list[Any], kwargs: 
     return 0
 
 
-def _find_task(app: Flowrra, name: str) -> Task[..., Any]:
+def find_task(app: Flowrra, name: str) -> Task[..., Any]:
     found = [task for full, task in app.registry.items() if full == name or full.endswith(f".{name}")]
     if len(found) != 1:
         known = ", ".join(sorted(app.registry)) or "none at all"
@@ -7788,7 +7785,7 @@ def _find_task(app: Flowrra, name: str) -> Task[..., Any]:
     return found[0]
 
 
-def _read_arguments(texts: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
+def read_arguments(texts: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     for text in texts:
@@ -7825,9 +7822,9 @@ def _status_command(arguments: argparse.Namespace) -> None:
         [name, *(str(counts.get((name, status), 0)) for status in TaskStatus), "paused" * (name in paused)]
         for name in sorted({queue for queue, _ in counts} | paused)
     ]
-    _print_table(["QUEUE", *(status.upper() for status in TaskStatus), ""], rows, "no jobs")
+    print_table(["QUEUE", *(status.upper() for status in TaskStatus), ""], rows, "no jobs")
     print()
-    _print_table(["WORKER", "PID", "RUNNING", "QUEUES", "UP"], map(_worker_row, workers), "no live workers")
+    print_table(["WORKER", "PID", "RUNNING", "QUEUES", "UP"], map(_worker_row, workers), "no live workers")
 
 
 def _worker_row(worker: WorkerInfo) -> list[str]:
@@ -7839,7 +7836,7 @@ async def _look_around(app: Flowrra) -> tuple[dict[tuple[str, TaskStatus], int],
     return await app.broker.counts(), await app.broker.workers(), await app.broker.paused()
 
 
-def _print_table(head: Sequence[str], rows: Iterable[Sequence[str]], none: str = "") -> None:
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], none: str = "") -> None:
     """The rows in columns under their heads; `none` where there are no rows."""
     lines = [head, *rows]
     if len(lines) == 1:
@@ -7858,7 +7855,7 @@ def _jobs_command(arguments: argparse.Namespace) -> None:
             print(json.dumps(_job_as_json(job)))
         return
     head = ["ID", "TASK", "QUEUE", "STATE", "ATTEMPT", "AGE", "ERROR"]
-    _print_table(head, map(_job_row, jobs), "no such jobs")
+    print_table(head, map(_job_row, jobs), "no such jobs")
 
 
 def _job_row(job: Job) -> list[str]:
@@ -7914,7 +7911,7 @@ def _show_command(arguments: argparse.Namespace) -> None:
         print(f"{'result':10} {_shown(job.result)}")
     if job.attempts:
         print()
-        _print_table(["ATTEMPT", "OUTCOME", "WORKER", "TOOK", "ERROR"], map(_attempt_row, job.attempts))
+        print_table(["ATTEMPT", "OUTCOME", "WORKER", "TOOK", "ERROR"], map(_attempt_row, job.attempts))
     if job.traceback:
         print(f"\n{job.traceback.rstrip()}")
 
@@ -7985,152 +7982,6 @@ def _cron_command(arguments: argparse.Namespace) -> None:
         rows[moment] = f"{rows[moment]:46}  {mark}" if moment in rows else mark
     for _, row in sorted(rows.items()):
         print(row)
-
-
-# Schedules -------------------------------------------------------------------------------------
-
-
-def _add_schedules(sub: argparse.ArgumentParser) -> None:
-    actions = sub.add_subparsers(metavar="ACTION", required=True)
-
-    def add(name: str, action: Callable[..., Awaitable[Any]], text: str, *names: str) -> argparse.ArgumentParser:
-        parser = actions.add_parser(name, help=text, description=text)
-        parser.set_defaults(command=_schedules, action=action)
-        for argument in names:
-            parser.add_argument(argument)
-        parser.add_argument("where", nargs="?", metavar="WHERE", help="module:app, or the URL of a store of schedules")
-        return parser
-
-    listing = add("list", _list_schedules, "list schedules, those in code too")
-    listing.add_argument("--json", action="store_true", help="print JSON")
-    adding = add("add", _add_schedule, "store a schedule and print its id", "task")
-    when = adding.add_mutually_exclusive_group(required=True)
-    when.add_argument("--cron", metavar="EXPRESSION", help="fire when it says, such as '0 9 * * mon-fri'")
-    when.add_argument("--every", type=float, metavar="S", help="fire each S seconds")
-    when.add_argument("--at", type=dt.datetime.fromisoformat, metavar="MOMENT", help="fire once, in ISO format")
-    adding.add_argument("--tz", help="the zone of --cron and --at, such as Europe/Riga")
-    adding.add_argument("--arg", action="append", default=[], metavar="JSON", help="an argument; NAME=JSON names it")
-    adding.add_argument("--id", help="the schedule's id")
-    adding.add_argument("--description", metavar="TEXT", help="what it is for")
-    adding.add_argument("--priority", type=int, metavar="N", help="of its jobs; a lower number runs first")
-    adding.add_argument("--misfire", choices=MISFIRES, default="latest", help="what to do about missed fires (latest)")
-    adding.add_argument("--overlap", choices=OVERLAPS, default="allow", help="whether jobs may overlap (allow)")
-    add("remove", _change_schedule, "delete a stored schedule", "id").set_defaults(change=Scheduler.unschedule)
-    add("enable", _change_schedule, "let a schedule fire again", "id").set_defaults(change=Scheduler.enable_task)
-    add("disable", _change_schedule, "let a schedule not fire", "id").set_defaults(change=Scheduler.disable_task)
-    add("run", _run_schedule, "submit a job of a schedule now", "id")
-
-
-def _schedules(arguments: argparse.Namespace) -> None:
-    """Show and steer the schedules of an app, or those in a store that is given by its URL."""
-    where = arguments.where or os.environ.get("FLOWRRA_APP")
-    if not where:
-        raise ConfigError("say where: module:app, the URL of a store of schedules, or FLOWRRA_APP")
-    app = Flowrra()
-    if "://" not in where:
-        loaded = load_app(where)
-        if arguments.action is _run_schedule:
-            app = loaded
-        else:  # nothing is submitted, so the app's broker is left alone: to open it might make it
-            app.registry, app.schedules = loaded.registry, loaded.schedules
-            app.schedulers = [Scheduler(app, scheduler.store) for scheduler in loaded.schedulers]
-    else:
-        if arguments.action is _run_schedule:
-            raise ConfigError("to run a job takes its app: give module:app")
-        path = where.removeprefix("sqlite:///")
-        if path != where and arguments.action is not _add_schedule and not os.path.exists(path):
-            raise ConfigError(f"there is no {path} yet: the first worker or `schedules add` makes it")
-        app.create_scheduler(where)
-
-    async def act() -> None:
-        async with app.client():
-            await arguments.action(app, arguments)
-
-    asyncio.run(act())
-
-
-async def _list_schedules(app: Flowrra, arguments: argparse.Namespace) -> None:
-    stored = [schedule for scheduler in app.schedulers for schedule in await scheduler.list_scheduled_tasks()]
-    coded = [dataclasses.replace(s, next_fire=upcoming(s, app.now())) for s in app.schedules.values()]
-    if arguments.json:
-        for schedule in (*coded, *stored):
-            print(json.dumps(_schedule_as_json(schedule, in_code=schedule in coded)))
-        return
-    rows = [_schedule_row(schedule, in_code=schedule in coded) for schedule in (*coded, *stored)]
-    _print_table(["ID", "TASK", "NEXT FIRE", "STATE", "SCHEDULE"], rows, "no schedules")
-    alike = [s.next_fire_at for s in (*coded, *stored) if s.enabled and s.kind == "cron" and not s.jitter]
-    for moment, count in collections.Counter(filter(None, alike)).items():
-        if count >= _HERD:
-            print(f"{count} schedules fire at {moment:%Y-%m-%d %H:%M} UTC: H for the minute would spread them")
-
-
-def _schedule_as_json(schedule: Schedule, *, in_code: bool) -> dict[str, Any]:
-    shown = dataclasses.asdict(schedule)
-    for name in ("anchor", "next_fire", "last_fire", "created", "updated"):
-        moment = _moment(shown[name])
-        shown[name] = moment and moment.isoformat()
-    arguments = json.loads(shown.pop("payload"))
-    return {**shown, "arguments": arguments, "in_code": in_code, "explanation": _explained(schedule)}
-
-
-_HERD = 5  # schedules that fire in one moment
-
-
-def _schedule_row(schedule: Schedule, *, in_code: bool) -> list[str]:
-    following = schedule.next_fire_at
-    with contextlib.suppress(ValueError):  # a zone that is not known here
-        following = following and following.astimezone(_zone_of(schedule.tz).tzinfo)
-    at = "" if following is None else following.isoformat(" ", "seconds")
-    state = "disabled" if not schedule.enabled else "done" if following is None else ""
-    return [schedule.id, schedule.task, at, f"{'in code ' * in_code}{state}".strip(), _explained(schedule)]
-
-
-def _explained(schedule: Schedule) -> str:
-    """The rule in words."""
-    try:
-        if schedule.kind == "interval":
-            return f"Every {duration(float(schedule.rule))}"
-        return "Once" if schedule.kind == "once" else Cron(schedule.rule, tz=schedule.tz, name=schedule.id).explain()
-    except ValueError as error:
-        return f"It cannot be read: {error}"
-
-
-def _one_scheduler(app: Flowrra) -> Scheduler:
-    if not app.schedulers or isinstance(app.schedulers[0].store, MemoryScheduleStore):
-        raise ConfigError("this app stores no schedules where others find them: app.create_scheduler() makes a store")
-    return app.schedulers[0]
-
-
-async def _add_schedule(app: Flowrra, arguments: argparse.Namespace) -> None:
-    scheduler = _one_scheduler(app)
-    args, kwargs = _read_arguments(arguments.arg)
-    options = {name: getattr(arguments, name) for name in ("tz", "description", "priority", "misfire", "overlap")}
-    options |= {"args": args, "kwargs": kwargs, "task_id": arguments.id}
-    task = _find_task(app, arguments.task).name if app.registry else arguments.task
-    try:
-        if arguments.cron is not None:
-            print(await scheduler.schedule_cron(task, arguments.cron, **options))
-        elif arguments.every is not None:
-            print(await scheduler.schedule_interval(task, arguments.every, **options))
-        else:
-            print(await scheduler.schedule_once(task, arguments.at, **options))
-    except TypeError as error:
-        raise ConfigError(str(error)) from None
-
-
-async def _change_schedule(app: Flowrra, arguments: argparse.Namespace) -> None:
-    if arguments.id in app.schedules:
-        raise ConfigError(f"{arguments.id!r} is declared in code: change it there")
-    if not await arguments.change(_one_scheduler(app), arguments.id):
-        raise unknown_schedule(arguments.id)
-
-
-async def _run_schedule(app: Flowrra, arguments: argparse.Namespace) -> None:
-    _check_shared(app)
-    if arguments.id in app.schedules:
-        print(await app.code_schedules.submit(app.schedules[arguments.id]))
-    else:
-        print(await _one_scheduler(app).run_now(arguments.id))
 
 
 # The demonstration -----------------------------------------------------------------------------
