@@ -3347,7 +3347,9 @@ def _where(which: JobFilter) -> tuple[str, list[Any]]:
         terms.append(("id IN (SELECT value FROM json_each(?))", [json.dumps(list(which.ids))]))
     if which.status is not None:
         rare = f"status IN {_RARE} AND " if which.status <= _RARE_STATES else ""  # as the index says it
-        terms.append((f"{rare}status IN {_quoted(which.status)}", []))
+        # Of IN with one state the planner does not see that it is the one of flowrra_running.
+        states = f"= {_quoted(which.status)[1:-1]}" if len(which.status) == 1 else f"IN {_quoted(which.status)}"
+        terms.append((f"{rare}status {states}", []))
     for term, value in (
         ("task = ?", which.task),
         ("queue = ?", which.queue),
