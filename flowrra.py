@@ -551,27 +551,23 @@ class Activity:
 class ActivitySums(dict[tuple[int, str], Activity]):
     """Rows of activity by minute and task."""
 
-    def row(self, minute: int, task: str) -> Activity:
-        """The row of that minute and task."""
-        key = minute, task
-        return self.get(key) or self.setdefault(key, Activity(minute, task))
+    def __missing__(self, key: tuple[int, str]) -> Activity:
+        row = self[key] = Activity(*key)
+        return row
 
     def count(self, job: Job, status: TaskStatus, began: float, ended: float) -> None:
         """Add an attempt of `job` that ended as SUCCESS, FAILED or RETRYING."""
-        row = self.row(int(ended // 60) * 60, job.task)
-        if status is SUCCESS:
-            row.succeeded += 1
-        elif status is FAILED:
-            row.failed += 1
-        else:
-            row.retried += 1
+        row = self[int(ended // 60) * 60, job.task]
+        row.succeeded += status is SUCCESS
+        row.failed += status is FAILED
+        row.retried += status is RETRYING
         row.runs[length_bucket(ended - began)] += 1
         if job.attempt == 1 and not job.parents:
             row.waits[length_bucket(began - max(job.submitted, job.due or 0.0))] += 1
 
     def add(self, other: Activity) -> None:
         """Add what was done elsewhere."""
-        row = self.row(other.minute, other.task)
+        row = self[other.minute, other.task]
         row.succeeded += other.succeeded
         row.failed += other.failed
         row.retried += other.retried
@@ -2073,8 +2069,10 @@ class Broker(Backend):
         raise NotImplementedError
 
 
-def noted(job: Job, by: str, deed: str, now: float) -> tuple[Attempt, ...]:
-    """The history of `job` with a line on what somebody did to it."""
+def noted(job: Job, by: str | None, deed: str, now: float) -> tuple[Attempt, ...]:
+    """The history of `job` with a line on what somebody did to it; without, if nobody says who."""
+    if by is None:
+        return job.history
     return (*job.history[1 - HISTORY_LIMIT :], Attempt(job.attempt, by, now, now, "note", deed))
 
 
@@ -2240,8 +2238,6 @@ class MemoryBroker(Broker):
         if self._expiring and self._expiring[0][0] <= now:
             self._expire(now)
         heap = self._ready[queue]
-        if not heap:
-            return []
         if self._suspects:
             return self._claim_carefully(heap, limit, worker, now)
         return self._take(heap, limit, worker, now)
@@ -2360,7 +2356,9 @@ class MemoryBroker(Broker):
         job.purge_at = now + (keep if keep is not None else self.retention.ttl(status))
         self._finished.append(job)
         if len(self._finished) > self.retention.max_results:
-            self._forget(self._finished.popleft())
+            oldest = self._finished.popleft()
+            if self._jobs.get(oldest.id) is oldest:  # not recorded anew since
+                del self._jobs[oldest.id]
         if job.unique is not None:
             self._unique.pop(job.unique, None)
         if self._suspects:
@@ -2402,10 +2400,6 @@ class MemoryBroker(Broker):
             else:
                 told += [(child, grandchild) for grandchild in self._children.pop(task_id, ())]
                 self._finish(child, CANCELLED, now, error=orphaned(ended.id, ended.status))
-
-    def _forget(self, job: Job) -> None:
-        if self._jobs.get(job.id) is job and job.status in FINISHED:
-            del self._jobs[job.id]
 
     # Workers and waiting -----------------------------------------------------------------------
 
@@ -2524,8 +2518,7 @@ class MemoryBroker(Broker):
         job = self._jobs.get(task_id)
         if job is None or job.status in FINISHED:
             return False
-        if by is not None:
-            job.history = noted(job, by, "cancelled", now)
+        job.history = noted(job, by, "cancelled", now)
         if job.status is RUNNING:
             job.cancel_requested = True
             self._cancelling.add(task_id)
@@ -2546,8 +2539,7 @@ class MemoryBroker(Broker):
             return False  # an unfinished job has the key now
         self._finished.remove(job)
         self._archive(job, _ENDING_OF[job.status])
-        if by is not None:
-            job.history = noted(job, by, "requeued", now)
+        job.history = noted(job, by, "requeued", now)
         job.failures = job.crashes = 0
         job.error = job.traceback = job.due = job.expires = None
         job.cancel_requested = False
@@ -2559,17 +2551,18 @@ class MemoryBroker(Broker):
 
     async def delete(self, task_ids: Sequence[str]) -> list[bool]:
         gone = {task_id for task_id in task_ids if (job := self._jobs.get(task_id)) and job.status in FINISHED}
-        self._finished = collections.deque(job for job in self._finished if job.id not in gone)
-        for task_id in gone:
-            del self._jobs[task_id]
+        self._drop(gone)
         return [task_id in gone for task_id in task_ids]
+
+    def _drop(self, finished: Collection[str]) -> None:
+        self._finished = collections.deque(job for job in self._finished if job.id not in finished)
+        for task_id in finished:
+            del self._jobs[task_id]
 
     async def purge(self, before: float, limit: int) -> int:
         due = (job for job in self._finished if job.purge_at is not None and job.purge_at < before)
-        gone = {job.id: job for job in itertools.islice(due, limit)}
-        self._finished = collections.deque(job for job in self._finished if job.id not in gone)
-        for job in gone.values():
-            self._forget(job)
+        gone = {job.id for job in itertools.islice(due, limit)}
+        self._drop(gone)
         return len(gone)
 
     async def set_queue(self, queue: str, *, paused: bool) -> None:
@@ -2600,8 +2593,8 @@ def _activity_of(jobs: Iterable[Job]) -> list[Activity]:
     for job in jobs:
         for attempt in job.attempts:
             if attempt.outcome in ("success", "failure") and attempt.ended is not None:
-                status = job.status if attempt.number == job.attempt else RETRYING
-                sums.count(job, status, attempt.started, attempt.ended)
+                is_last = attempt.number == job.attempt and job.status is not CANCELLED
+                sums.count(job, job.status if is_last else RETRYING, attempt.started, attempt.ended)
     return sums.in_order()
 
 
@@ -2641,37 +2634,19 @@ _FINISHED = _quoted(FINISHED)
 _UNFINISHED = _quoted(UNFINISHED)
 _REQUEUABLE = _quoted(REQUEUABLE)
 _AT_REST = _quoted(UNFINISHED - {RUNNING})
-_SLOW_STATES = frozenset(TaskStatus) - {PENDING, RUNNING, SUCCESS}  # those that few jobs come to
-_SLOW = _quoted(_SLOW_STATES)
+_RARE_STATES = frozenset((SCHEDULED, BLOCKED, RETRYING, FAILED, CANCELLED))  # those that few jobs come to
+_RARE = _quoted(_RARE_STATES)
 
 _SCHEMA = f"""
 CREATE TABLE flowrra_job (
     seq INTEGER PRIMARY KEY,  -- the order of submission
-    id TEXT NOT NULL UNIQUE,
-    task TEXT NOT NULL,
-    queue TEXT NOT NULL,
-    priority INTEGER NOT NULL,
-    status TEXT NOT NULL,
-    payload TEXT NOT NULL,
-    submitted REAL NOT NULL,
-    due REAL,
-    expires REAL,
-    unique_key TEXT,
-    parents TEXT,
-    overrides TEXT,
-    attempt INTEGER NOT NULL DEFAULT 0,
-    failures INTEGER NOT NULL DEFAULT 0,
-    crashes INTEGER NOT NULL DEFAULT 0,
+    id TEXT NOT NULL UNIQUE, task TEXT NOT NULL, queue TEXT NOT NULL, priority INTEGER NOT NULL,
+    status TEXT NOT NULL, payload TEXT NOT NULL, submitted REAL NOT NULL,
+    due REAL, expires REAL, unique_key TEXT, parents TEXT, overrides TEXT,
+    attempt INTEGER NOT NULL DEFAULT 0, failures INTEGER NOT NULL DEFAULT 0, crashes INTEGER NOT NULL DEFAULT 0,
     cancel_requested INTEGER NOT NULL DEFAULT 0,
-    worker TEXT,
-    started REAL,
-    finished REAL,
-    purge_at REAL,
-    result TEXT,
-    error TEXT,
-    traceback TEXT,
-    progress TEXT,
-    history TEXT,
+    worker TEXT, started REAL, finished REAL, purge_at REAL,
+    result TEXT, error TEXT, traceback TEXT, progress TEXT, history TEXT,
     CHECK (CASE status  -- one CASE: the same as four CHECKs costs each write 2.5 us
         WHEN 'pending' THEN finished IS NULL
         WHEN 'running' THEN finished IS NULL AND attempt > 0 AND worker IS NOT NULL AND started IS NOT NULL
@@ -2697,52 +2672,36 @@ CREATE INDEX flowrra_purge ON flowrra_job (purge_at) WHERE purge_at IS NOT NULL;
 CREATE UNIQUE INDEX flowrra_unique ON flowrra_job (unique_key)
     WHERE unique_key IS NOT NULL AND status IN {_UNFINISHED};
 CREATE TABLE flowrra_dependency (  -- parents that a blocked job still waits for
-    parent TEXT NOT NULL,
-    child INTEGER NOT NULL,
-    PRIMARY KEY (parent, child)
+    parent TEXT NOT NULL, child INTEGER NOT NULL, PRIMARY KEY (parent, child)
 ) WITHOUT ROWID;
 CREATE INDEX flowrra_child ON flowrra_dependency (child);
 CREATE TABLE flowrra_worker (
-    id TEXT PRIMARY KEY,
-    host TEXT NOT NULL,
+    id TEXT PRIMARY KEY, host TEXT NOT NULL,
     home TEXT NOT NULL,  -- where its pid means something: boot and pid namespace
     pid INTEGER NOT NULL,
     birth TEXT NOT NULL,  -- when the process began, since pids are used again
-    queues TEXT NOT NULL,
-    tasks TEXT NOT NULL,
-    started REAL NOT NULL,
-    seen REAL NOT NULL,
-    running INTEGER NOT NULL,
-    version TEXT NOT NULL,
+    queues TEXT NOT NULL, tasks TEXT NOT NULL, started REAL NOT NULL, seen REAL NOT NULL,
+    running INTEGER NOT NULL, version TEXT NOT NULL,
     lease REAL NOT NULL  -- on the monotonic clock of this boot
 );
 CREATE TABLE flowrra_listener (  -- loopback ports of those who want to be told
-    port INTEGER PRIMARY KEY,
-    kinds TEXT NOT NULL,
-    home TEXT NOT NULL,
-    pid INTEGER NOT NULL,
-    birth TEXT NOT NULL
+    port INTEGER PRIMARY KEY, kinds TEXT NOT NULL, home TEXT NOT NULL, pid INTEGER NOT NULL, birth TEXT NOT NULL
 );
 CREATE TABLE flowrra_paused (queue TEXT PRIMARY KEY);
 """
 
 _SCHEMA_2 = f"""
 -- An index over all states would cost every move of every job a write.
-CREATE INDEX flowrra_slow ON flowrra_job (status, seq) WHERE status IN {_SLOW};
-CREATE TABLE flowrra_family (  -- parents of whatever job there is
-    parent TEXT NOT NULL,
-    child INTEGER NOT NULL,
-    PRIMARY KEY (parent, child)
+CREATE INDEX flowrra_rare ON flowrra_job (status, seq) WHERE status IN {_RARE};
+CREATE TABLE flowrra_family (  -- all parents of all jobs
+    parent TEXT NOT NULL, child INTEGER NOT NULL, PRIMARY KEY (parent, child)
 ) WITHOUT ROWID;
 INSERT INTO flowrra_family SELECT DISTINCT value, seq FROM flowrra_job, json_each(parents) WHERE parents IS NOT NULL;
 CREATE TRIGGER flowrra_child_gone AFTER DELETE ON flowrra_job WHEN old.parents IS NOT NULL BEGIN
     DELETE FROM flowrra_family WHERE child = old.seq AND parent IN (SELECT value FROM json_each(old.parents));
 END;
 CREATE TABLE flowrra_activity (
-    minute INTEGER NOT NULL,
-    worker TEXT NOT NULL,
-    counts TEXT NOT NULL,
-    PRIMARY KEY (minute, worker)
+    minute INTEGER NOT NULL, worker TEXT NOT NULL, counts TEXT NOT NULL, PRIMARY KEY (minute, worker)
 ) WITHOUT ROWID;
 ALTER TABLE flowrra_worker ADD COLUMN memory INTEGER;
 """
@@ -2792,7 +2751,9 @@ _SUCCEED = """
     UPDATE flowrra_job SET status = 'success', result = v.value, finished = ?, purge_at = ?,
         error = NULL, traceback = NULL
     FROM json_each(?) AS v
-    WHERE seq = CAST(v.key AS INTEGER) AND status = 'running' AND attempt = ?
+    WHERE seq = CAST(v.key AS INTEGER)  -- the number that the key begins with
+        AND v.key = seq || ' ' || flowrra_job.id  -- a `seq` may be that of a job which is deleted
+        AND status = 'running' AND attempt = ?
         AND +worker = ?  -- the plus keeps the planner off flowrra_running, which would pair all with all"""
 _END = """
     UPDATE flowrra_job SET status = :status, error = :error, traceback = :traceback, finished = :now,
@@ -3007,29 +2968,27 @@ class SQLiteStore:
         return written
 
     def _settle_successes(self, outcomes: Sequence[Outcome], now: float) -> list[bool]:
-        """Write the successes, one statement for all that share attempt number, worker and retention.
-
-        The worker counts too, since SQLite may give the `seq` of a purged job to a new one.
-        """
-        alike: dict[tuple[int, str | None, float | None], dict[int, int]] = {}
+        """Write the successes, one statement for all that share attempt number, worker and retention."""
+        alike: dict[tuple[int, str | None, float | None], dict[str, int]] = {}
         written = [False] * len(outcomes)
         for index, outcome in enumerate(outcomes):
             if outcome.status is SUCCESS:
                 kin = (outcome.attempt, outcome.job.worker, outcome.keep)
-                alike.setdefault(kin, {}).setdefault(outcome.job.seq, index)
+                key = f'"{outcome.job.seq} {_json_key(outcome.job.id)[1:]}'
+                alike.setdefault(kin, {}).setdefault(key, index)
         for kin, indices in alike.items():
-            if self._succeed(kin, {seq: cast("str", outcomes[index].text) for seq, index in indices.items()}, now):
+            if self._succeed(kin, {key: outcomes[index].text for key, index in indices.items()}, now):
                 for index in indices.values():
                     written[index] = True
             else:
-                for seq, index in indices.items():
-                    written[index] = self._succeed(kin, {seq: cast("str", outcomes[index].text)}, now)
+                for key, index in indices.items():
+                    written[index] = self._succeed(kin, {key: outcomes[index].text}, now)
         return written
 
-    def _succeed(self, kin: tuple[int, str | None, float | None], results: Mapping[int, str], now: float) -> bool:
+    def _succeed(self, kin: tuple[int, str | None, float | None], results: Mapping[str, Any], now: float) -> bool:
         """All of them or none: an attempt that lost its lease sends the caller back to single steps."""
         attempt, worker, keep = kin
-        text = ",".join([f'"{seq}":[{result}]' for seq, result in results.items()])
+        text = ",".join([f"{key}:[{result}]" for key, result in results.items()])
         purge_at = now + (self._retention.result_ttl if keep is None else keep)
         self._db.execute("SAVEPOINT succeed")
         changed = self._db.execute(_SUCCEED, (now, purge_at, f"{{{text}}}", attempt, worker)).rowcount
@@ -3239,12 +3198,8 @@ class SQLiteStore:
         return self._db.execute(f"DELETE FROM flowrra_job WHERE seq IN ({oldest})", (before, limit)).rowcount
 
     def set_queue(self, queue: str, *, paused: bool) -> None:
-        change = (
-            "INSERT OR IGNORE INTO flowrra_paused VALUES (?)"
-            if paused
-            else "DELETE FROM flowrra_paused WHERE queue = ?"
-        )
-        self._db.execute(change, (queue,))
+        pause, resume = "INSERT OR IGNORE INTO flowrra_paused VALUES (?)", "DELETE FROM flowrra_paused WHERE queue = ?"
+        self._db.execute(pause if paused else resume, (queue,))
         self.news.update(j=[], n=[])
 
     # Looking -----------------------------------------------------------------------------------
@@ -3259,10 +3214,10 @@ class SQLiteStore:
         return [found.get(task_id) for task_id in task_ids]
 
     def find(self, which: JobFilter, *, limit: int, after: int | None, oldest_first: bool) -> list[Job]:
-        if which.status is not None and len(which.status) > 1 and which.status <= _SLOW_STATES:
+        if which.status is not None and len(which.status) > 1 and which.status <= _RARE_STATES:
             apart = (dataclasses.replace(which, status=frozenset((status,))) for status in which.status)
             found = [self.find(one, limit=limit, after=after, oldest_first=oldest_first) for one in apart]
-            jobs = itertools.chain.from_iterable(found)  # each by flowrra_slow, which has one state after the other
+            jobs = itertools.chain.from_iterable(found)  # each by flowrra_rare, which has one state after the other
             return sorted(jobs, key=lambda job: job.seq, reverse=not oldest_first)[:limit]
         where, values = _where(which)
         order, behind = ("ASC", ">") if oldest_first else ("DESC", "<")
@@ -3391,8 +3346,10 @@ def _where(which: JobFilter) -> tuple[str, list[Any]]:
     if which.ids is not None:
         terms.append(("id IN (SELECT value FROM json_each(?))", [json.dumps(list(which.ids))]))
     if which.status is not None:
-        slow = f"status IN {_SLOW} AND " if which.status <= _SLOW_STATES else ""  # as the index says it
-        terms.append((f"{slow}status IN {_quoted(which.status)}", []))
+        rare = f"status IN {_RARE} AND " if which.status <= _RARE_STATES else ""  # as the index says it
+        # Of IN with one state the planner does not see that it is the one of flowrra_running.
+        states = f"= {_quoted(which.status)[1:-1]}" if len(which.status) == 1 else f"IN {_quoted(which.status)}"
+        terms.append((f"{rare}status {states}", []))
     for term, value in (
         ("task = ?", which.task),
         ("queue = ?", which.queue),
@@ -4063,25 +4020,25 @@ class SQLiteBroker(Broker):
         await self._run(_Operation("report", {"progress": progress}))
 
     async def cancel(self, task_id: str, *, now: float, by: str | None = None) -> bool:
-        operation = _Operation("cancel", {"task_id": task_id, "now": now, "by": by}, sync=_BEFORE_SIGHT)
-        return cast("bool", await self._run(operation))
+        return bool(await self._change("cancel", task_id=task_id, now=now, by=by))
 
     async def requeue(self, task_ids: Sequence[str], *, now: float, by: str | None = None) -> list[bool]:
-        operation = _Operation("requeue", {"task_ids": task_ids, "now": now, "by": by}, sync=_BEFORE_SIGHT)
-        return cast("list[bool]", await self._run(operation))
+        return cast("list[bool]", await self._change("requeue", task_ids=task_ids, now=now, by=by))
 
     async def delete(self, task_ids: Sequence[str]) -> list[bool]:
-        operation = _Operation("delete", {"task_ids": task_ids}, sync=_BEFORE_SIGHT)
-        return cast("list[bool]", await self._run(operation))
+        return cast("list[bool]", await self._change("delete", task_ids=task_ids))
 
     async def purge(self, before: float, limit: int) -> int:
         return cast("int", await self._run(_Operation("purge", {"before": before, "limit": limit})))
 
     async def set_queue(self, queue: str, *, paused: bool) -> None:
-        await self._run(_Operation("set_queue", {"queue": check_queue(queue), "paused": paused}, sync=_BEFORE_SIGHT))
+        await self._change("set_queue", queue=check_queue(queue), paused=paused)
 
     async def record(self, results: Sequence[TaskResult[Any]]) -> None:
-        await self._run(_Operation("record", {"results": results}, sync=_BEFORE_SIGHT))
+        await self._change("record", results=results)
+
+    async def _change(self, method: str, **options: Any) -> Any:
+        return await self._run(_Operation(method, options, sync=_BEFORE_SIGHT))
 
     async def get(self, task_ids: Sequence[str]) -> list[TaskResult[Any] | None]:
         if len(task_ids) <= 100:
@@ -5271,14 +5228,11 @@ class _Tally:
     def take(self, now: float) -> list[Activity]:
         """The rows of each minute that has changed, for a heartbeat."""
         with self._lock:
-            for key in [key for key in self._sums if key[0] < now - 180 and key[0] not in self._changed]:
+            told, self._changed = self._changed, set()
+            for key in [key for key in self._sums if key[0] < now - 180 and key[0] not in told]:
                 del self._sums[key]  # 180 s: a clock that is set back shall not begin a minute anew
-            told = ActivitySums()
-            for row in self._sums.in_order():
-                if row.minute in self._changed:
-                    told.add(row)
-            self._changed = set()
-            return told.in_order()
+            rows = [row for row in self._sums.in_order() if row.minute in told]
+            return [dataclasses.replace(row, waits=row.waits.copy(), runs=row.runs.copy()) for row in rows]
 
     def keep(self, rows: Iterable[Activity]) -> None:
         """These rows could not be told: take them again."""
@@ -5563,8 +5517,6 @@ class Worker:
         except BaseException:
             self.tally.keep(self.info.activity)
             raise
-        finally:
-            self.info.activity = ()
 
     def reside(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run a loop beside the others until the worker leaves."""
@@ -7490,7 +7442,6 @@ def _parser() -> argparse.ArgumentParser:
     cron.add_argument("--name", help="the schedule's name, which H spreads by")
     cron.add_argument("--after", metavar="TIME", help="such as 2026-03-07T12:00, by the clock of ZONE (now)")
     cron.add_argument("-n", type=int, default=10, metavar="N", help="so many fires (10)")
-    _add_schedules(commands.add_parser("schedules", help="show and steer schedules", description=_schedules.__doc__))
     add("demo", _demo_command, "see it work: a worker, some hundred jobs, a crash and its rescue")
     for name, (_, _, text) in _EXTRA_COMMANDS.items():
         commands.add_parser(name, help=text)  # main() has handed these on before it comes to parse
@@ -7508,6 +7459,7 @@ FLOWRRA_APP and FLOWRRA_BROKER stand in for module:app and --broker."""
 
 # Command: the module whose `main` carries it out, what installs what that needs, and a line of help.
 _EXTRA_COMMANDS: Mapping[str, tuple[str, str, str]] = {
+    "schedules": ("flowrra_extras.scheduler.commands", "flowrra", "show and steer schedules"),
     "dashboard": ("flowrra_extras.dashboard", "flowrra[dashboard]", "serve the dashboard"),
     "migrate": ("flowrra_extras.migrate", "flowrra", "move jobs from one broker to another"),
 }
@@ -7575,7 +7527,7 @@ def _app_for(arguments: argparse.Namespace) -> Flowrra:
     raise ConfigError("say which store: module:app, --broker URL, FLOWRRA_APP or FLOWRRA_BROKER")
 
 
-def _check_shared(app: Flowrra) -> None:
+def check_shared(app: Flowrra) -> None:
     """Refuse a store that no other process can see: what is submitted there would be lost without a word."""
     broker = app.broker
     if isinstance(broker, MemoryBroker) or (isinstance(broker, SQLiteBroker) and broker.path is None):
@@ -7586,7 +7538,7 @@ def _check_shared(app: Flowrra) -> None:
 def _ask(arguments: argparse.Namespace, question: Callable[[Flowrra], Awaitable[T]]) -> T:
     """Open the store, ask, close it. To look must not make one where there is none."""
     app = _app_for(arguments)
-    _check_shared(app)
+    check_shared(app)
     if isinstance(app.broker, SQLiteBroker) and not os.path.exists(app.broker.path or ""):
         raise ConfigError(f"there is no {app.broker.path} yet: the first worker or submit makes it")
 
@@ -7644,7 +7596,7 @@ def _configure(app: Flowrra, arguments: argparse.Namespace) -> None:
 
 async def _work(app: Flowrra, ear: socket.socket, mouth: socket.socket) -> int:
     """Run a worker until a signal says stop; a second signal waits for no job."""
-    _check_shared(app)
+    check_shared(app)
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
     drain = app.config.executor.drain
@@ -7816,9 +7768,9 @@ def main_of_child(argv: Sequence[str]) -> int:
 
 def _enqueue_command(arguments: argparse.Namespace) -> int:
     app = load_app(arguments.app)
-    _check_shared(app)
-    task = _find_task(app, arguments.task)
-    args, kwargs = _read_arguments(arguments.arg)
+    check_shared(app)
+    task = find_task(app, arguments.task)
+    args, kwargs = read_arguments(arguments.arg)
     return asyncio.run(_enqueue(app, task, args, kwargs, wait=arguments.wait))
 
 
@@ -7839,7 +7791,7 @@ async def _enqueue(app: Flowrra, task: Task[..., Any], args: list[Any], kwargs: 
     return 0
 
 
-def _find_task(app: Flowrra, name: str) -> Task[..., Any]:
+def find_task(app: Flowrra, name: str) -> Task[..., Any]:
     found = [task for full, task in app.registry.items() if full == name or full.endswith(f".{name}")]
     if len(found) != 1:
         known = ", ".join(sorted(app.registry)) or "none at all"
@@ -7847,7 +7799,7 @@ def _find_task(app: Flowrra, name: str) -> Task[..., Any]:
     return found[0]
 
 
-def _read_arguments(texts: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
+def read_arguments(texts: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     for text in texts:
@@ -7884,9 +7836,9 @@ def _status_command(arguments: argparse.Namespace) -> None:
         [name, *(str(counts.get((name, status), 0)) for status in TaskStatus), "paused" * (name in paused)]
         for name in sorted({queue for queue, _ in counts} | paused)
     ]
-    _print_table(["QUEUE", *(status.upper() for status in TaskStatus), ""], rows, "no jobs")
+    print_table(["QUEUE", *(status.upper() for status in TaskStatus), ""], rows, "no jobs")
     print()
-    _print_table(["WORKER", "PID", "RUNNING", "QUEUES", "UP"], map(_worker_row, workers), "no live workers")
+    print_table(["WORKER", "PID", "RUNNING", "QUEUES", "UP"], map(_worker_row, workers), "no live workers")
 
 
 def _worker_row(worker: WorkerInfo) -> list[str]:
@@ -7898,7 +7850,7 @@ async def _look_around(app: Flowrra) -> tuple[dict[tuple[str, TaskStatus], int],
     return await app.broker.counts(), await app.broker.workers(), await app.broker.paused()
 
 
-def _print_table(head: Sequence[str], rows: Iterable[Sequence[str]], none: str = "") -> None:
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], none: str = "") -> None:
     """The rows in columns under their heads; `none` where there are no rows."""
     lines = [head, *rows]
     if len(lines) == 1:
@@ -7917,7 +7869,7 @@ def _jobs_command(arguments: argparse.Namespace) -> None:
             print(json.dumps(_job_as_json(job)))
         return
     head = ["ID", "TASK", "QUEUE", "STATE", "ATTEMPT", "AGE", "ERROR"]
-    _print_table(head, map(_job_row, jobs), "no such jobs")
+    print_table(head, map(_job_row, jobs), "no such jobs")
 
 
 def _job_row(job: Job) -> list[str]:
@@ -7973,7 +7925,7 @@ def _show_command(arguments: argparse.Namespace) -> None:
         print(f"{'result':10} {_shown(job.result)}")
     if job.attempts:
         print()
-        _print_table(["ATTEMPT", "OUTCOME", "WORKER", "TOOK", "ERROR"], map(_attempt_row, job.attempts))
+        print_table(["ATTEMPT", "OUTCOME", "WORKER", "TOOK", "ERROR"], map(_attempt_row, job.attempts))
     if job.traceback:
         print(f"\n{job.traceback.rstrip()}")
 
@@ -8044,152 +7996,6 @@ def _cron_command(arguments: argparse.Namespace) -> None:
         rows[moment] = f"{rows[moment]:46}  {mark}" if moment in rows else mark
     for _, row in sorted(rows.items()):
         print(row)
-
-
-# Schedules -------------------------------------------------------------------------------------
-
-
-def _add_schedules(sub: argparse.ArgumentParser) -> None:
-    actions = sub.add_subparsers(metavar="ACTION", required=True)
-
-    def add(name: str, action: Callable[..., Awaitable[Any]], text: str, *names: str) -> argparse.ArgumentParser:
-        parser = actions.add_parser(name, help=text, description=text)
-        parser.set_defaults(command=_schedules, action=action)
-        for argument in names:
-            parser.add_argument(argument)
-        parser.add_argument("where", nargs="?", metavar="WHERE", help="module:app, or the URL of a store of schedules")
-        return parser
-
-    listing = add("list", _list_schedules, "list schedules, those in code too")
-    listing.add_argument("--json", action="store_true", help="print JSON")
-    adding = add("add", _add_schedule, "store a schedule and print its id", "task")
-    when = adding.add_mutually_exclusive_group(required=True)
-    when.add_argument("--cron", metavar="EXPRESSION", help="fire when it says, such as '0 9 * * mon-fri'")
-    when.add_argument("--every", type=float, metavar="S", help="fire each S seconds")
-    when.add_argument("--at", type=dt.datetime.fromisoformat, metavar="MOMENT", help="fire once, in ISO format")
-    adding.add_argument("--tz", help="the zone of --cron and --at, such as Europe/Riga")
-    adding.add_argument("--arg", action="append", default=[], metavar="JSON", help="an argument; NAME=JSON names it")
-    adding.add_argument("--id", help="the schedule's id")
-    adding.add_argument("--description", metavar="TEXT", help="what it is for")
-    adding.add_argument("--priority", type=int, metavar="N", help="of its jobs; a lower number runs first")
-    adding.add_argument("--misfire", choices=MISFIRES, default="latest", help="what to do about missed fires (latest)")
-    adding.add_argument("--overlap", choices=OVERLAPS, default="allow", help="whether jobs may overlap (allow)")
-    add("remove", _change_schedule, "delete a stored schedule", "id").set_defaults(change=Scheduler.unschedule)
-    add("enable", _change_schedule, "let a schedule fire again", "id").set_defaults(change=Scheduler.enable_task)
-    add("disable", _change_schedule, "let a schedule not fire", "id").set_defaults(change=Scheduler.disable_task)
-    add("run", _run_schedule, "submit a job of a schedule now", "id")
-
-
-def _schedules(arguments: argparse.Namespace) -> None:
-    """Show and steer the schedules of an app, or those in a store that is given by its URL."""
-    where = arguments.where or os.environ.get("FLOWRRA_APP")
-    if not where:
-        raise ConfigError("say where: module:app, the URL of a store of schedules, or FLOWRRA_APP")
-    app = Flowrra()
-    if "://" not in where:
-        loaded = load_app(where)
-        if arguments.action is _run_schedule:
-            app = loaded
-        else:  # nothing is submitted, so the app's broker is left alone: to open it might make it
-            app.registry, app.schedules = loaded.registry, loaded.schedules
-            app.schedulers = [Scheduler(app, scheduler.store) for scheduler in loaded.schedulers]
-    else:
-        if arguments.action is _run_schedule:
-            raise ConfigError("to run a job takes its app: give module:app")
-        path = where.removeprefix("sqlite:///")
-        if path != where and arguments.action is not _add_schedule and not os.path.exists(path):
-            raise ConfigError(f"there is no {path} yet: the first worker or `schedules add` makes it")
-        app.create_scheduler(where)
-
-    async def act() -> None:
-        async with app.client():
-            await arguments.action(app, arguments)
-
-    asyncio.run(act())
-
-
-async def _list_schedules(app: Flowrra, arguments: argparse.Namespace) -> None:
-    stored = [schedule for scheduler in app.schedulers for schedule in await scheduler.list_scheduled_tasks()]
-    coded = [dataclasses.replace(s, next_fire=upcoming(s, app.now())) for s in app.schedules.values()]
-    if arguments.json:
-        for schedule in (*coded, *stored):
-            print(json.dumps(_schedule_as_json(schedule, in_code=schedule in coded)))
-        return
-    rows = [_schedule_row(schedule, in_code=schedule in coded) for schedule in (*coded, *stored)]
-    _print_table(["ID", "TASK", "NEXT FIRE", "STATE", "SCHEDULE"], rows, "no schedules")
-    alike = [s.next_fire_at for s in (*coded, *stored) if s.enabled and s.kind == "cron" and not s.jitter]
-    for moment, count in collections.Counter(filter(None, alike)).items():
-        if count >= _HERD:
-            print(f"{count} schedules fire at {moment:%Y-%m-%d %H:%M} UTC: H for the minute would spread them")
-
-
-def _schedule_as_json(schedule: Schedule, *, in_code: bool) -> dict[str, Any]:
-    shown = dataclasses.asdict(schedule)
-    for name in ("anchor", "next_fire", "last_fire", "created", "updated"):
-        moment = _moment(shown[name])
-        shown[name] = moment and moment.isoformat()
-    arguments = json.loads(shown.pop("payload"))
-    return {**shown, "arguments": arguments, "in_code": in_code, "explanation": _explained(schedule)}
-
-
-_HERD = 5  # schedules that fire in one moment
-
-
-def _schedule_row(schedule: Schedule, *, in_code: bool) -> list[str]:
-    following = schedule.next_fire_at
-    with contextlib.suppress(ValueError):  # a zone that is not known here
-        following = following and following.astimezone(_zone_of(schedule.tz).tzinfo)
-    at = "" if following is None else following.isoformat(" ", "seconds")
-    state = "disabled" if not schedule.enabled else "done" if following is None else ""
-    return [schedule.id, schedule.task, at, f"{'in code ' * in_code}{state}".strip(), _explained(schedule)]
-
-
-def _explained(schedule: Schedule) -> str:
-    """The rule in words."""
-    try:
-        if schedule.kind == "interval":
-            return f"Every {duration(float(schedule.rule))}"
-        return "Once" if schedule.kind == "once" else Cron(schedule.rule, tz=schedule.tz, name=schedule.id).explain()
-    except ValueError as error:
-        return f"It cannot be read: {error}"
-
-
-def _one_scheduler(app: Flowrra) -> Scheduler:
-    if not app.schedulers or isinstance(app.schedulers[0].store, MemoryScheduleStore):
-        raise ConfigError("this app stores no schedules where others find them: app.create_scheduler() makes a store")
-    return app.schedulers[0]
-
-
-async def _add_schedule(app: Flowrra, arguments: argparse.Namespace) -> None:
-    scheduler = _one_scheduler(app)
-    args, kwargs = _read_arguments(arguments.arg)
-    options = {name: getattr(arguments, name) for name in ("tz", "description", "priority", "misfire", "overlap")}
-    options |= {"args": args, "kwargs": kwargs, "task_id": arguments.id}
-    task = _find_task(app, arguments.task).name if app.registry else arguments.task
-    try:
-        if arguments.cron is not None:
-            print(await scheduler.schedule_cron(task, arguments.cron, **options))
-        elif arguments.every is not None:
-            print(await scheduler.schedule_interval(task, arguments.every, **options))
-        else:
-            print(await scheduler.schedule_once(task, arguments.at, **options))
-    except TypeError as error:
-        raise ConfigError(str(error)) from None
-
-
-async def _change_schedule(app: Flowrra, arguments: argparse.Namespace) -> None:
-    if arguments.id in app.schedules:
-        raise ConfigError(f"{arguments.id!r} is declared in code: change it there")
-    if not await arguments.change(_one_scheduler(app), arguments.id):
-        raise unknown_schedule(arguments.id)
-
-
-async def _run_schedule(app: Flowrra, arguments: argparse.Namespace) -> None:
-    _check_shared(app)
-    if arguments.id in app.schedules:
-        print(await app.code_schedules.submit(app.schedules[arguments.id]))
-    else:
-        print(await _one_scheduler(app).run_now(arguments.id))
 
 
 # The demonstration -----------------------------------------------------------------------------

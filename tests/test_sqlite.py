@@ -489,7 +489,7 @@ INTENDED = {
     "a claim": ("crashes = 0 AND queue =", "flowrra_ready (queue=?)"),
     "a claim of a suspect": ("crashes > 0 AND queue =", "flowrra_suspect (queue=? AND crashes>?)"),
     "what a worker holds": ("SELECT crashes FROM flowrra_job WHERE status = 'running'", "flowrra_running (worker=?)"),
-    "a promotion": ("SET status = 'pending', due = NULL WHERE", "flowrra_due (due<?)"),
+    "a promotion": ("SET status = 'pending' WHERE status", "flowrra_due (due<?)"),
     "the next moment": ("SELECT min(due)", "flowrra_due"),
     "an expiry": ("AND expires <=", "flowrra_expiring (expires>? AND expires<?)"),
     "a rescue": ("crashes = crashes +", "flowrra_running (worker=?)"),

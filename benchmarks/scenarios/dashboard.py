@@ -143,6 +143,8 @@ SCENARIO = Scenario(
             Check(label=f"{name}, p95", ours="flowrra", figure=f"{name}_p95", unit="ms", goal=GOAL, at_most=True)
             for name in pages("", "")
         ),
-        Check(label="bytes of a first visit", ours="flowrra", figure="first_visit_kb", unit="kB", goal=40, at_most=True),
+        Check(
+            label="bytes of a first visit", ours="flowrra", figure="first_visit_kb", unit="kB", goal=40, at_most=True
+        ),
     ),
 )

@@ -47,7 +47,7 @@ class Api:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._exporter = metrics.Exporter(service.app)
+        self._exporter = metrics.Exporter(service.app, service.counts)
 
     async def stats(self, request: Request, access: Access) -> Response:
         return answer(await self._service.overview())

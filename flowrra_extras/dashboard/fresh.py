@@ -15,6 +15,7 @@ logger = logging.getLogger("flowrra.dashboard")
 
 REST = 20  # a search rests for so many times its own length, which bounds its load to a twentieth of a core
 LEAST_REST = 0.25  # seconds
+GLANCE = 0.005  # seconds that one waits for a value that may be left out
 PATIENCE = 0.02  # seconds that a page waits for a newer value when it has an older one
 
 
@@ -47,7 +48,7 @@ class Fresh(Generic[T]):
 
     async def glance(self) -> T | None:
         """The value; None if it takes too long to find for the first time, or cannot be found."""
-        await self._wait(PATIENCE)
+        await self._wait(GLANCE)
         return None if self._found is None else self._found.value
 
     async def _wait(self, patience: float | None) -> None:

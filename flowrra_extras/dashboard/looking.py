@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import urllib.parse
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from flowrra_extras.dashboard.fresh import Fresh
 from flowrra_extras.dashboard.seeking import seek
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from flowrra import Activity, Flowrra, Task
     from flowrra_extras.dashboard import shapes
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 PAGE_LIMIT = 500  # jobs on a page at the most
 LATEST = 10  # jobs of a short list
+FEW_WORKERS = 20
 RUNNING_SHOWN = 200  # running jobs that are shown with their workers
 QUIET = 60.0  # seconds that the oldest ready job may wait before the health is called bad
 FAILURES_READ = 1_000  # failed jobs that are put into groups
@@ -83,9 +85,21 @@ class Looking(Base):
     async def workers(self) -> list[shapes.WorkerRow]:
         """The live workers with what they run."""
         await self.app.connect()
-        running = JobFilter(status=frozenset({TaskStatus.RUNNING}))
-        jobs = await self.app.broker.find(running, limit=RUNNING_SHOWN)
-        return [worker_row(worker, jobs) for worker in await self.app.broker.workers()]
+        workers = await self.app.broker.workers()
+        running = await self._running_on([worker for worker in workers if worker.running])
+        return [worker_row(worker, running) for worker in workers]
+
+    async def _running_on(self, workers: Sequence[WorkerInfo]) -> list[Job]:
+        """The jobs that run on these workers: by worker as long as they are few, since stores find them so at once."""
+        which = JobFilter(status=frozenset({TaskStatus.RUNNING}))
+        if len(workers) > FEW_WORKERS:
+            return await self.app.broker.find(which, limit=RUNNING_SHOWN)
+        by_worker = [dataclasses.replace(which, worker=worker.id) for worker in workers]
+        return [job for one in by_worker for job in await self.app.broker.find(one, limit=RUNNING_SHOWN)]
+
+    async def counts(self) -> Mapping[tuple[str, TaskStatus], int]:
+        """How many jobs there are, by queue and state."""
+        return (await self._counting.tally()).counts
 
     async def health(self) -> shapes.Health:
         """Whether someone is at work."""
@@ -217,9 +231,9 @@ class Looking(Base):
         now, workers = self.app.now(), await self.app.broker.workers()
         activity = minutes.by_task(await self._activity(now)).get(name, [])
         task = self.app.registry.get(name)
-        if task is None and not activity and name not in await self.known_tasks(workers):
-            raise TaskNotFoundError(f"no task {name!r} is registered here or known to a live worker")
-        latest = await self.app.broker.find(JobFilter(task=name), limit=LATEST)
+        latest = await self._latest_of(name)
+        if task is None and not activity and not latest and name not in await self.known_tasks(workers):
+            raise TaskNotFoundError(f"no task {name!r} is registered here, known to a live worker, or that of a job")
         return {
             **self._task_row(name, workers, activity),
             "summary": None if task is None else inspect.getdoc(task.function),
@@ -229,6 +243,10 @@ class Looking(Base):
             "minutes": minutes.each_minute(activity, now),
             "latest": [self._row(job, now) for job in latest],
         }
+
+    async def _latest_of(self, task: str) -> list[Job]:
+        wanted = search.Search(JobFilter(task=task))
+        return (await seek(self.app.broker, wanted, limit=LATEST)).jobs
 
     def _task_row(self, name: str, workers: list[WorkerInfo], activity: list[Activity]) -> shapes.TaskRow:
         task, hour = self.app.registry.get(name), minutes.summed(activity, self.app.now())

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from flowrra import Broker, Job
     from flowrra_extras.dashboard.search import Search
 
-SECONDS = 0.03  # that a page gives to a search
+SECONDS = 0.015  # that a page gives to a search
 _STRETCH = 4_096  # numbers of submissions that are looked through at first; more if that was quick
 _BATCH = 200  # jobs that are read at once to be tested
 _CLOSE = 256  # jobs among which a moment need not be found more exactly

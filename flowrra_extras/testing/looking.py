@@ -270,6 +270,24 @@ class WaitingContract(Contract):
 
             assert await self.consume(t, push_and_let_pass) == ["a"]
 
+    async def test_a_due_job_of_a_paused_queue_lets_its_workers_sleep(self) -> None:
+        """They get nothing however often they ask, so that its moment, which is past, must not wake them."""
+        async with self.trial() as t:
+            await t.push(job("a", due=t.now + 1))
+            await t.broker.set_queue("default", paused=True)
+            t.clock.advance(2)
+            for _ in range(20):  # the first may return at once
+                assert await t.claim() == []
+                wait = asyncio.create_task(t.broker.wait_ready(["default"], 60))
+                done, _ = await asyncio.wait([wait], timeout=0.03)
+                if not done:
+                    break
+            assert not done
+            await t.broker.set_queue("default", paused=False)
+            async with asyncio.timeout(SOON):
+                await wait
+            assert await t.claim_ids() == ["a"]
+
     async def test_a_wait_ends_after_its_time(self) -> None:
         async with self.trial() as t:
             await t.claim()
