@@ -201,6 +201,7 @@ async def test_a_refused_form_is_shown_again(path: str, field: str) -> None:
     assert response.status == 422
     assert b"that is no JSON" in response.body
     assert b"what I typed" in response.body
+    assert Elements(response).all("body")[0]["data-live"] == ""  # news would undo it
 
 
 async def test_a_new_schedule_is_explained_before_it_is_made() -> None:

@@ -16,7 +16,7 @@ from flowrra_extras.dashboard.pages import View
 from flowrra_extras.dashboard.web import Response
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from flowrra_extras.dashboard.access import Access
     from flowrra_extras.dashboard.pages import Pages
@@ -88,7 +88,7 @@ class Hub:
         stream = None if request.method == "HEAD" else self.follow(view, seen)
         return Response(200, f"retry: {AGAIN * 1000:.0f}\n\n".encode(), headers, stream)
 
-    async def follow(self, view: View, seen: str = "") -> AsyncIterator[bytes]:
+    async def follow(self, view: View, seen: str = "") -> AsyncGenerator[bytes, None]:
         """The events of a view, but for the one that was `seen`. Closing it, however it ends, leaves nothing behind."""
         # Joined here and not before: a stream of which nobody takes a first piece is never closed either.
         channel = self._channels.setdefault(view, Channel())

@@ -128,7 +128,7 @@ class Pages:
         main = await self.main(view, entered)
         if FRAGMENT in request.headers:
             return _answer(request, self._with_token(main.text, access), main.digest)
-        text = self._framed(request, access, main)
+        text = self._framed(request, access, main, is_still=entered is not None or _is_form(view.path))
         return _answer(request, text, _digest(text), status=422 if entered else 200)
 
     async def main(self, view: View, entered: Entered | None = None) -> Main:
@@ -148,7 +148,7 @@ class Pages:
         view = View(request.root, request.path)
         headline = _HEADLINES.get(status, "That did not work")
         main = self._rendered(view, headline, "error.html", {"headline": headline, "message": message})
-        text = self._framed(request, None, main)
+        text = self._framed(request, None, main, is_still=True)
         return Response(status, text.encode(), {"content-type": "text/html; charset=utf-8"})
 
     def _rendered(self, view: View, title: str, template: str, context: Mapping[str, Any]) -> Main:
@@ -163,10 +163,10 @@ class Pages:
         text = _environment().get_template(template).render(given).strip()
         return Main(title, text, _digest(text.replace(self._token_mark, "")))
 
-    def _framed(self, request: Request, access: Access | None, main: Main) -> str:
-        """The whole page around a main part; for a visitor without access, one that shows nothing else."""
+    def _framed(self, request: Request, access: Access | None, main: Main, *, is_still: bool) -> str:
+        """The whole page around a main part. One that `is_still` gets no news, which would undo what was typed."""
         here = "/" + request.path.split("/")[1]
-        live = "" if access is None or _is_form(request.path) else ("events" if request.streams else "poll")
+        live = "" if is_still else "events" if request.streams else "poll"
         return _environment().get_template("shell.html").render(
             root=request.root,
             title=main.title,
@@ -176,7 +176,7 @@ class Pages:
             view=request.path + (f"?{request.query}" if request.query else ""),
             here=here,
             nav=NAVIGATION,
-            search=request.parameters.get("search", "") if here == "/jobs" else "",
+            search=controls.line_of(request.parameters) if request.path == "/jobs" else "",
             notice=notice_of(request.parameters.get("notice", "")),
             token=access.token if access else "",
             who=access.who if access else "",

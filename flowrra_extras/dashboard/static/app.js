@@ -54,8 +54,15 @@ function times(within) {
 
 // --- News: the new main part is laid over the old one, so that focus, choices and scroll stay ---
 
-const key = (node) => node.dataset?.key || node.id || null;
-const alike = (one, other) => one.nodeType === other.nodeType && one.nodeName === other.nodeName;
+const key = (node) => node.dataset?.key || node.id || node.getAttribute?.("aria-labelledby") || null;
+const alike = (one, other) => one.nodeName === other.nodeName && !key(one) === !key(other);
+
+// The old node for a new one without a key: where we are, or further on if it looks the same.
+function match(at, want) {
+  if (at && alike(at, want)) return at;
+  while (at && want.className && !(alike(at, want) && at.className === want.className)) at = at.nextSibling;
+  return want.className ? at : null;
+}
 
 function lay(old, next) {
   if (old.isEqualNode(next)) return;
@@ -82,9 +89,8 @@ function layChildren(old, next) {
   }
   let at = old.firstChild;
   for (const want of [...next.childNodes]) {
-    let have = key(want) ? keyed.get(key(want)) : at && !key(at) && alike(at, want) ? at : null;
-    if (have && !alike(have, want)) have = null;
-    if (!have) old.insertBefore(want, at);
+    const have = key(want) ? keyed.get(key(want)) : match(at, want);
+    if (have?.nodeName !== want.nodeName) old.insertBefore(want, at);
     else {
       if (have === at) at = at.nextSibling;
       else old.insertBefore(have, at);
