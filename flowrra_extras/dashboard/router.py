@@ -15,6 +15,7 @@ from flowrra import BackendError, ConfigError, FlowrraError, SerializationError,
 from flowrra_extras.dashboard import access as safety
 from flowrra_extras.dashboard import actions, api, given, static
 from flowrra_extras.dashboard.pages import Entered, Pages
+from flowrra_extras.dashboard.web import FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -77,6 +78,8 @@ class Router:
             return self._refused(request, access, 403, self.door.why_closed(request))
         if len(request.body) > BODY_LIMIT:
             return self._refused(request, access, 413, f"A request may have {BODY_LIMIT:,} bytes.")
+        if request.query.count("&") >= FIELDS:
+            return self._refused(request, access, 422, f"A query may have {FIELDS} parameters.")
         if "\0" in request.path:
             return self.error(request, 404, "There is no such page.")
         method = "GET" if request.method == "HEAD" else request.method
