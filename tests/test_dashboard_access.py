@@ -125,7 +125,14 @@ async def test_whoever_acts_is_named_on_the_job(app: Flowrra) -> None:
 
 
 def test_hosts_and_addresses_are_read_strictly() -> None:
-    assert [host_name(host) for host in ("[::1]:80", "[::1]", "a:80", "A", "", "::1")] == ["::1", "::1", "a", "a", "", "::1"]
+    assert [host_name(host) for host in ("[::1]:80", "[::1]", "a:80", "A", "", "::1")] == [
+        "::1",
+        "::1",
+        "a",
+        "a",
+        "",
+        "::1",
+    ]
     assert not any(map(is_loopback, ("", "localhost", "0.0.0.0", "::", "127.0.0.1.example", "::ffff:8.8.8.8")))  # noqa: S104
 
 
@@ -241,7 +248,14 @@ async def test_the_tokens_cookie_stays_with_the_dashboard(app: Flowrra) -> None:
 async def test_a_form_leads_to_pages_of_ours_only(app: Flowrra) -> None:
     async with app.client(), dashboard(app) as client:
         fields = await with_token(client)
-        hostile = ["//evil.example", "https://evil.example", "/\\evil.example", "/x\r\nSet-Cookie: a=b", "javascript:1", ""]
+        hostile = [
+            "//evil.example",
+            "https://evil.example",
+            "/\\evil.example",
+            "/x\r\nSet-Cookie: a=b",
+            "javascript:1",
+            "",
+        ]
         for back in hostile:
             answer = await client.post("/queues/mail/pause", data={**fields, "back": back})
             assert answer.headers["location"] == "/?notice=pause", back
@@ -375,12 +389,12 @@ async def test_a_cron_without_end_is_refused(app: Flowrra, rule: str) -> None:
 
 async def test_what_fails_inside_is_logged_and_not_shown(app: Flowrra, caplog: pytest.LogCaptureFixture) -> None:
     program = create_asgi_app(app)
-    routes = program.router._patterns
 
     async def fail(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("secret detail")
 
-    program.router._patterns = [(route._replace(handler=fail), pattern) for route, pattern in routes]
+    for _, routes in program.router._paths:
+        routes.update({method: route._replace(handler=fail) for method, route in routes.items()})
     with caplog.at_level(logging.ERROR):
         async with visitor(program) as client:
             answer = await client.get("/api/stats")

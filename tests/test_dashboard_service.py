@@ -140,7 +140,9 @@ async def test_a_clone_has_other_arguments_and_the_same_options(app: Flowrra) ->
         other = await app.get_job(await service.clone(old, args='["Bob"]', **BY))
         assert {(job.task, job.priority, job.unique) for job in (same, other)} == {("shop.greet", 3, None)}
         assert [dict(job.overrides or {}) for job in (same, other)] == [{"max_retries": 9}] * 2
-        shown = [(job["args"]["text"], job["kwargs"]["text"]) for job in [await service.job(j.id) for j in (same, other)]]
+        shown = [
+            (job["args"]["text"], job["kwargs"]["text"]) for job in [await service.job(j.id) for j in (same, other)]
+        ]
         assert shown == [('["Ann"]', '{"loud": true}'), ('["Bob"]', '{"loud": true}')]
         for args in ("[", "{}", "[1, 2, 3]", '[{"$": "nothing"}]'):
             with pytest.raises(ConfigError):
@@ -154,7 +156,12 @@ async def test_a_task_is_run_with_options(app: Flowrra) -> None:
         assert (job.status, job.priority) == (TaskStatus.SCHEDULED, 7)
         with pytest.raises(TaskNotFoundError, match="'gone' is registered"):
             await service.run("gone", **BY)
-        for args, wrong in (("[]", {}), ('["a"]', {"color": 1}), ('["a"]', {"run_at": "soon"}), ('["a"]', {"delay": "x"})):
+        for args, wrong in (
+            ("[]", {}),
+            ('["a"]', {"color": 1}),
+            ('["a"]', {"run_at": "soon"}),
+            ('["a"]', {"delay": "x"}),
+        ):
             with pytest.raises(ConfigError):
                 await service.run("shop.greet", args, "{}", wrong, **BY)
 
@@ -201,7 +208,9 @@ async def test_arguments_are_hidden_everywhere() -> None:
     async with app.client(), service_of(app, redact=lambda job: job.task == "shop.greet") as service:
         secret = await submitted(app, "shop.greet", "hunter2")
         plain = await submitted(app, "shop.fail", "shown")
-        assert "hunter2" not in repr((await service.jobs(), await service.job(secret), await service.task("shop.greet")))
+        assert "hunter2" not in repr(
+            (await service.jobs(), await service.job(secret), await service.task("shop.greet"))
+        )
         assert [await service.text(secret, field) for field in ("args", "kwargs")] == ["redacted", "redacted"]
         assert (await service.jobs("args.name:hunter2"))["jobs"] == []  # nor can they be guessed by searching
         assert "shown" in (await service.job(plain))["args"]["text"]
