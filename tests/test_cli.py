@@ -119,7 +119,9 @@ COMMANDS = {
 def test_help_lists_every_command_and_shows_examples(say: Say) -> None:
     status, out, _ = say("--help")
     assert status == 0
-    assert {line.split()[0] for line in out.splitlines() if re.match("    [a-z]", line)} == set(COMMANDS) | set(_EXTRA_COMMANDS)
+    assert {line.split()[0] for line in out.splitlines() if re.match("    [a-z]", line)} == set(COMMANDS) | set(
+        _EXTRA_COMMANDS
+    )
     assert "flowrra worker shop.jobs:app" in out
     assert "FLOWRRA_APP and FLOWRRA_BROKER" in out
 
