@@ -50,9 +50,9 @@ def job(number: int = 1, **changes: Any) -> shapes.JobRow:
 
 
 JOBS: list[shapes.JobRow] = [
-    job(1, status="pending", started=None, finished=None, ran=None, worker=None, attempt=0, actions=["cancel", "clone"]),
+    job(1, status="pending", started=None, finished=None, ran=None, worker=None, attempt=0, actions=["cancel"]),
     job(
-        2, status="running", task="shop.images.resize", queue="cpu", finished=None, ran=12.3, actions=["cancel", "clone"],
+        2, status="running", task="shop.images.resize", queue="cpu", finished=None, ran=12.3, actions=["cancel"],
         arguments="'catalogue/winter-boots-in-a-rather-long-file-name.png', 640, 480",
         progress={"done": 13, "total": 40, "note": "scaling", "share": 0.325},
     ),
@@ -90,7 +90,8 @@ HOUR: shapes.Minute = {
     "wait_p50": 0.0048, "wait_p95": 0.0312, "run_p50": 0.241, "run_p95": 1.12,
 }  # fmt: skip
 QUEUES: list[shapes.QueueRow] = [
-    {"name": "cpu", "paused": False, "ready": 214, "running": 2, "waiting": 0, "capacity": 2, "workers": 1, "lag": 41.0},
+    {"name": "cpu", "paused": False, "ready": 214, "running": 2, "waiting": 0, "capacity": 2, "workers": 1,
+     "lag": 41.0},
     {"name": "default", "paused": False, "ready": 3, "running": 17, "waiting": 12, "capacity": 100, "workers": 2,
      "lag": 0.2},
     {"name": "mail", "paused": True, "ready": 1208, "running": 0, "waiting": 1, "capacity": 50, "workers": 1,
@@ -107,6 +108,7 @@ def worker(number: int, running: list[shapes.Relative]) -> shapes.WorkerRow:
         "pid": 4121 + number,
         "queues": {"default": 50, "mail": 50, "cpu": 2},
         "tasks": ["shop.images.resize", "shop.mail.send_receipt", "shop.stock.sync"],
+        "busy": len(running),
         "running": running,
         "started": ago(86_400 * 3.2),
         "seen": ago(number),
@@ -122,7 +124,7 @@ WORKERS = [
 
 
 def attempt(number: int, begun: float, ended: float | None, outcome: str, **rest: Any) -> shapes.AttemptRow:
-    return {
+    row: shapes.AttemptRow = {
         "number": number,
         "worker": "web-1.example.com:4121:9f3c",
         "started": ago(begun),
@@ -131,8 +133,8 @@ def attempt(number: int, begun: float, ended: float | None, outcome: str, **rest
         "outcome": outcome,
         "error": None,
         "traceback": None,
-        **rest,
-    }  # type: ignore[typeddict-item]
+    }
+    return {**row, **rest}  # type: ignore[typeddict-item]
 
 
 FAILED_JOB: shapes.JobView = {

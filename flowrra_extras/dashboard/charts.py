@@ -49,7 +49,7 @@ def finished(minutes: Sequence[Minute]) -> Chart:
 
 
 def spans(minutes: Sequence[Minute], what: str) -> Chart:
-    """For each minute the span from the 50th to the 95th percentile of `what` ("wait", "run"), on a scale of decades."""
+    """Each minute's span from the 50th to the 95th percentile of `what` ("wait", "run"), on a scale of decades."""
     pairs = [_quantiles(minute, what) for minute in minutes]
     known = [value for pair in pairs if pair for value in pair]
     if not known:

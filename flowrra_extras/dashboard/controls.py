@@ -1,4 +1,4 @@
-"""The plain controls of the jobs page. Each stands for a word of the search line: what is chosen is put into the line."""
+"""The plain controls of the jobs page: each stands for a word of the search line, and changes that word."""
 
 from __future__ import annotations
 

@@ -26,8 +26,10 @@ logger = logging.getLogger("flowrra.dashboard")
 
 TICK = 0.2  # seconds between two looks: with the rendering, a change is on the screen within 0.3
 REST = 3  # the hub rests for so many times the length of its last round: at most a quarter of a core
-HEARTBEAT = 15.0  # seconds without news after which a comment is sent, so that no proxy hangs up
-LIFETIME = 600.0  # seconds; the browser comes again by itself, and is asked again who it is
+# Seconds that a stream lasts. The browser comes again by itself, and is asked again who it is. No proxy takes a
+# stream for dead meanwhile, and a server that waits for its requests, as uvicorn does, can end.
+LIFETIME = 20.0
+AGAIN = 0.1  # seconds after which the browser comes again
 VIEWS = 100  # that may be looked at at once
 TABS = 1_000
 _FULL = "Too many tabs look at this dashboard. This one looks again by itself."
@@ -55,10 +57,10 @@ class Channel:
 class Hub:
     """Sends the news of views to their tabs. It works while somebody looks, and ends with the last one."""
 
-    def __init__(self, pages: Pages, *, tick: float = TICK, heartbeat: float = HEARTBEAT) -> None:
+    def __init__(self, pages: Pages, *, tick: float = TICK, lifetime: float = LIFETIME) -> None:
         self._pages = pages
         self._tick = tick
-        self._heartbeat = heartbeat
+        self._lifetime = lifetime
         self._channels: dict[View, Channel] = {}
         self._work: asyncio.Task[None] | None = None
 
@@ -83,7 +85,8 @@ class Hub:
         # A browser that comes again says what it has seen last.
         seen = request.headers.get("last-event-id") or given.get("digest", "")
         headers = {"content-type": "text/event-stream", "x-accel-buffering": "no"}
-        return Response(200, b": \n\n", headers, None if request.method == "HEAD" else self.follow(view, seen))
+        stream = None if request.method == "HEAD" else self.follow(view, seen)
+        return Response(200, f"retry: {AGAIN * 1000:.0f}\n\n".encode(), headers, stream)
 
     async def follow(self, view: View, seen: str = "") -> AsyncIterator[bytes]:
         """The events of a view, but for the one that was `seen`. Closing it, however it ends, leaves nothing behind."""
@@ -94,36 +97,23 @@ class Hub:
         if channel.event:
             news.set()
         self._begin()
-        leave_at = asyncio.get_running_loop().time() + LIFETIME
+        end = asyncio.get_running_loop().time() + self._lifetime
         try:
-            while asyncio.get_running_loop().time() < leave_at:
-                if not await self._within(news):
-                    yield b": \n\n"
-                elif channel.digest != seen:
+            while not channel.is_over and await _set_before(end, news):
+                news.clear()
+                if channel.digest != seen:
                     seen = channel.digest
                     yield channel.event
-                if channel.is_over:
-                    return
         finally:
             channel.waiters.discard(news)
             if not channel.waiters and self._channels.get(view) is channel:
                 del self._channels[view]
 
-    async def _within(self, news: asyncio.Event) -> bool:
-        """Wait for news; False if a heartbeat is due."""
-        try:
-            async with asyncio.timeout(self._heartbeat):
-                await news.wait()
-        except TimeoutError:
-            return False
-        news.clear()
-        return True
-
     async def close(self) -> None:
         """End all streams."""
         for channel in self._channels.values():
             channel.is_over = True
-            channel.tell("", b"")
+            channel.tell("", b"")  # nothing is sent, but they wake up
         if self._work is not None:
             self._work.cancel()
             await asyncio.wait({self._work})
@@ -157,6 +147,15 @@ class Hub:
         else:
             if main.digest != channel.digest:
                 channel.tell(main.digest, event_of(main.digest, self._pages.for_all(main)))
+
+
+async def _set_before(end: float, event: asyncio.Event) -> bool:
+    """Wait for the event; False if it does not come before `end`, on the loop's clock."""
+    try:
+        async with asyncio.timeout_at(end):
+            return await event.wait()
+    except TimeoutError:
+        return False
 
 
 def event_of(digest: str, text: str) -> bytes:

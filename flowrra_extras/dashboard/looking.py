@@ -323,6 +323,7 @@ def worker_row(worker: WorkerInfo, running: Any) -> shapes.WorkerRow:
         "pid": worker.pid,
         "queues": dict(worker.queues),
         "tasks": list(worker.tasks),
+        "busy": worker.running,
         "running": [rows.relative(job) for job in running if job.worker == worker.id],
         "started": rows.moment(worker.started),
         "seen": rows.moment(worker.seen),

@@ -9,11 +9,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 import datetime as dt
+import functools
 import hashlib
 import re
 import secrets
 import urllib.parse
-from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +26,8 @@ from flowrra_extras.dashboard import charts, controls, static, wording
 from flowrra_extras.dashboard.web import Response
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
     from flowrra_extras.dashboard.access import Access
     from flowrra_extras.dashboard.service import Service
     from flowrra_extras.dashboard.shapes import QueueRow
@@ -112,8 +114,6 @@ class Pages:
         self._service = service
         # Stands for the visitor's token. Nobody can know it, so that no text from a store contains it.
         self._token_mark = secrets.token_hex(16)
-        self._environment = _environment()
-        self._environment.globals["token_mark"] = self._token_mark
 
     async def render(self, request: Request, access: Access, entered: Entered | None = None) -> Response:
         """The page that a GET asks for, or with the header `x-flowrra-fragment` its main part alone.
@@ -152,15 +152,22 @@ class Pages:
         return Response(status, text.encode(), {"content-type": "text/html; charset=utf-8"})
 
     def _rendered(self, view: View, title: str, template: str, context: Mapping[str, Any]) -> Main:
-        given = {"root": view.root, "can_act": view.can_act, "here_path": view.path, "problem": None, **context}
-        text = self._environment.get_template(template).render(given).strip()
+        given = {
+            "root": view.root,
+            "can_act": view.can_act,
+            "token_mark": self._token_mark,
+            "here_path": view.path,
+            "problem": None,
+            **context,
+        }
+        text = _environment().get_template(template).render(given).strip()
         return Main(title, text, _digest(text.replace(self._token_mark, "")))
 
     def _framed(self, request: Request, access: Access | None, main: Main) -> str:
         """The whole page around a main part; for a visitor without access, one that shows nothing else."""
         here = "/" + request.path.split("/")[1]
         live = "" if access is None or _is_form(request.path) else ("events" if request.streams else "poll")
-        return self._environment.get_template("shell.html").render(
+        return _environment().get_template("shell.html").render(
             root=request.root,
             title=main.title,
             main=Markup(self._with_token(main.text, access)),  # noqa: S704 (a template made it)
@@ -332,6 +339,7 @@ def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=9).hexdigest()
 
 
+@functools.cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),

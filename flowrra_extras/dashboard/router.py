@@ -15,6 +15,7 @@ from flowrra import BackendError, ConfigError, FlowrraError, SerializationError,
 from flowrra_extras.dashboard import access as safety
 from flowrra_extras.dashboard import actions, api, given, openapi, schema, static
 from flowrra_extras.dashboard.acting import ACTIONS
+from flowrra_extras.dashboard.live import Hub
 from flowrra_extras.dashboard.pages import Entered, Pages
 from flowrra_extras.dashboard.web import FIELDS
 
@@ -54,11 +55,13 @@ class Router:
         self.service = service
         self.door = door
         self.pages = Pages(service)
-        self.routes = [*_reading(api.Api(service), self._page), *_acting(actions.Actions(service))]
+        self.hub = Hub(self.pages)
+        self.routes = [*_reading(api.Api(service), self.hub, self._page), *_acting(actions.Actions(service))]
         self._paths = _by_path(self.routes)
 
     async def close(self) -> None:
         """End what the dashboard does by itself."""
+        await self.hub.close()
         await self.service.close()
 
     async def handle(self, request: Request, answer: Any = None) -> Response:
@@ -166,7 +169,7 @@ def _by_path(routes: Iterable[Route]) -> list[tuple[re.Pattern[str], dict[str, R
     return [(re.compile(expr, re.DOTALL), paths[path]) for expr, path in zip(expressions, ordered, strict=True)]
 
 
-def _reading(handlers: api.Api, page: Callable[..., Awaitable[Response]]) -> list[Route]:
+def _reading(handlers: api.Api, hub: Hub, page: Callable[..., Awaitable[Response]]) -> list[Route]:
     """What can be looked at."""
     table: dict[str, Callable[..., Awaitable[Response]]] = {
         "/api/stats": handlers.stats,
@@ -185,6 +188,7 @@ def _reading(handlers: api.Api, page: Callable[..., Awaitable[Response]]) -> lis
         "/api/openapi.json": handlers.openapi,
         "/api/metrics": handlers.metrics,
         "/metrics": handlers.metrics,
+        "/events": hub.answer,
         "/jobs/{task_id}/text/{field}": handlers.text,
         **dict.fromkeys(_PAGES, page),
     }

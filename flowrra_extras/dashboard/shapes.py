@@ -128,13 +128,14 @@ class QueueRow(TypedDict):
 
 
 class WorkerRow(TypedDict):
-    """A live worker."""
+    """A live worker. `busy` is how many jobs it runs, by its latest heartbeat; `running` are those that are shown."""
 
     id: str
     host: str
     pid: int
     queues: dict[str, int]
     tasks: list[str]
+    busy: int
     running: list[Relative]
     started: dt.datetime
     seen: dt.datetime

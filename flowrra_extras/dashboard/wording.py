@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from flowrra_extras.dashboard.shapes import Count
 
 
+NOTHING = "\N{EN DASH}"
+
+
 def number(value: float) -> str:
     """1,234,567: with commas, and a fraction only where there is one."""
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
@@ -26,7 +29,7 @@ def count(value: Count) -> str:
 def length(seconds: float | None) -> str:
     """A length of time in few characters: 0.4 ms, 12 ms, 1.23 s, 42.1 s, 4 m 10 s, 3 h 5 m, 2 d 1 h."""
     if seconds is None:
-        return "–"
+        return NOTHING
     seconds = max(0.0, seconds)
     if seconds < 0.9995:
         return f"{seconds * 1000:.{1 if seconds < 0.00995 else 0}f} ms"
@@ -45,7 +48,7 @@ def _long(seconds: int) -> str:
 def share(value: float | None) -> str:
     """A part of the whole in per cent; what is there is never said to be 0 %."""
     if value is None:
-        return "–"
+        return NOTHING
     if 0 < value < 0.001:
         return "<0.1 %"
     return f"{value * 100:.{1 if value < 0.0995 and value else 0}f} %"
@@ -54,7 +57,7 @@ def share(value: float | None) -> str:
 def size(value: int | None) -> str:
     """Bytes as people say them: 812 B, 4.2 kB, 118 MB."""
     if value is None:
-        return "–"
+        return NOTHING
     scaled = float(value)
     for unit in ("B", "kB", "MB"):
         if scaled < 999.5:

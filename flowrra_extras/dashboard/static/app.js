@@ -147,16 +147,20 @@ function start() {
 
 function listen() {
   source = new EventSource(`${root}/events?view=${encodeURIComponent(view)}&digest=${digest}`);
-  source.onopen = () => word("live", false);
+  source.onopen = () => {
+    clearTimeout(timer);
+    word("live", false);
+  };
   source.addEventListener("main", (event) => {
     digest = event.lastEventId;
     show(event.data);
   });
   source.addEventListener("gone", () => location.reload());
   source.onerror = () => {
-    word("reconnecting", true);
-    // The browser tries again by itself unless it was turned away, as one of too many.
+    // A stream ends now and then, and the browser goes on with the next one, unless it was turned away.
+    clearTimeout(timer);
     if (source?.readyState === EventSource.CLOSED) timer = setTimeout(start, 5 * LOOK);
+    else timer = setTimeout(() => word("reconnecting", true), 2 * LOOK);
   };
 }
 

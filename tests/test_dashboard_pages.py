@@ -1,0 +1,330 @@
+"""The pages on data made by hand: what they show, to whom, and what they do with what is strange."""
+
+import datetime as dt
+import html.parser
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from flowrra import TaskNotFoundError
+from flowrra_extras.dashboard import charts, controls, pages, static, wording
+from flowrra_extras.dashboard.access import Access
+from flowrra_extras.dashboard.pages import Entered, Pages, View
+from flowrra_extras.dashboard.web import Request, Response
+from tests import dashboard_samples as samples
+
+if TYPE_CHECKING:
+    from flowrra_extras.dashboard.service import Service
+
+FULL = Access("full", "ada", "token-of-ada")
+READ = Access("read", "bob", "token-of-bob")
+JOB = samples.FAILED_JOB["id"]
+PATHS = (
+    *("/", "/failures", "/jobs", f"/jobs/{JOB}", f"/jobs/{JOB}/clone", "/tasks", "/tasks/shop.mail.send_receipt"),
+    *("/schedules", "/schedules/new", "/schedules/monthly", "/workers"),
+)
+MARKUP = "<img src=x onerror=alert(1)>\"'&"
+
+
+def make(*, is_empty: bool = False) -> Pages:
+    return Pages(cast("Service", samples.SampleService(is_empty=is_empty)))
+
+
+async def get(path: str, access: Access = FULL, made: Pages | None = None, **request: Any) -> Response:
+    path, _, query = path.partition("?")
+    return await (made or make()).render(Request("GET", path, query=query, **request), access)
+
+
+class Elements(html.parser.HTMLParser):
+    """The elements of a page, each with its attributes."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__()
+        self.found: list[tuple[str, Mapping[str, str | None]]] = []
+        self.feed(response.body.decode())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def all(self, tag: str) -> list[Mapping[str, str | None]]:
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+# Every page -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("access", [FULL, READ], ids=["full", "read"])
+async def test_a_page_is_whole(path: str, access: Access) -> None:
+    response = await get(path, access)
+    assert response.status == 200
+    elements = Elements(response)
+    assert len(elements.all("h1")) == len(elements.all("main")) == len(elements.all("title")) == 1
+    ids = [attributes["id"] for _, attributes in elements.found if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert not [attributes for _, attributes in elements.found if "style" in attributes]  # the policy forbids it
+
+
+@pytest.mark.parametrize("path", ["/", "/failures", "/jobs", "/tasks", "/schedules", "/workers"])
+async def test_an_empty_page_says_what_to_do(path: str) -> None:
+    elements = Elements(await get(path, made=make(is_empty=True)))
+    assert [attributes for attributes in elements.all("p") if (attributes.get("class") or "").startswith("empty")]
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_every_link_and_form_stays_below_the_root(path: str) -> None:
+    elements = Elements(await get(path, root="/ops/flowrra"))
+    places = [attributes[name] for _, attributes in elements.found for name in ("href", "action", "src", "formaction")
+              if name in attributes]  # fmt: skip
+    assert all(place and (place.startswith(("/ops/flowrra/", "#", "data:image/svg+xml,"))) for place in places), places
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_markup_from_outside_is_text(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in vars(samples).items():
+        if name.isupper() and isinstance(value, list | dict):
+            monkeypatch.setattr(samples, name, planted(value))
+    wicked = Access("full", MARKUP, "token")
+    path = path.replace("monthly", "monthly" + MARKUP).replace(JOB, "x")
+    response = await get(f"{path}?search={MARKUP}&rule={MARKUP}&kind={MARKUP}&notice={MARKUP}", wicked)
+    elements = Elements(response)
+    assert elements.all("img") == []
+    assert [name for _, attributes in elements.found for name in attributes if name.startswith("on")] == []
+    assert len(elements.all("script")) == 1
+
+
+def planted(value: Any) -> Any:
+    """The data with markup behind every text."""
+    if isinstance(value, str):
+        return value + MARKUP
+    if isinstance(value, list):
+        return [planted(item) for item in value]
+    if isinstance(value, dict):
+        return {name: planted(item) for name, item in value.items()}
+    return value
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_who_may_only_look_is_offered_no_action(path: str) -> None:
+    elements = Elements(await get(path, READ))
+    assert [attributes for attributes in elements.all("form") if attributes.get("method") == "post"] == []
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_every_form_that_acts_brings_the_token(path: str) -> None:
+    elements = Elements(await get(path))
+    acting = [attributes for attributes in elements.all("form") if attributes.get("method") == "post"]
+    carriers = [attributes for _, attributes in elements.found if attributes.get("name") == "token"]
+    assert len(carriers) == len(acting)
+    assert {attributes["value"] for attributes in carriers} <= {FULL.token}
+
+
+async def test_an_unknown_page_is_not_found() -> None:
+    with pytest.raises(TaskNotFoundError):
+        await get("/nothing")
+
+
+@pytest.mark.parametrize("status", [403, 404, 422, 500])
+def test_an_error_is_a_page(status: int) -> None:
+    response = make().error(Request("GET", "/x"), status, f"Because of {MARKUP}")
+    assert response.status == status
+    assert b"Because of &lt;img" in response.body
+
+
+# What is sent ----------------------------------------------------------------------------------
+
+
+async def test_a_fragment_is_the_main_part_alone() -> None:
+    made = make()
+    whole = await get("/jobs", made=made)
+    part = await get("/jobs", made=made, headers={"x-flowrra-fragment": "1"})
+    assert b"<main" not in part.body
+    assert part.body in whole.body
+
+
+async def test_what_has_not_changed_is_not_sent_again() -> None:
+    made = make()
+    headers = {"x-flowrra-fragment": "1"}
+    first = await get("/", made=made, headers=headers)
+    again = await get("/", made=made, headers={**headers, "if-none-match": first.headers["etag"]})
+    assert (again.status, again.body) == (304, b"")
+    changed = await get("/", made=make(is_empty=True), headers={**headers, "if-none-match": first.headers["etag"]})
+    assert changed.status == 200
+
+
+async def test_a_main_part_is_the_same_for_all_who_may_do_the_same() -> None:
+    made = make()
+    one, other = [await made.main(View("", "/jobs", can_act=True)) for _ in range(2)]
+    assert one.digest == other.digest
+    assert FULL.token not in made.for_all(one)
+    assert (await get("/jobs", made=made)).body.decode().count(FULL.token) > 1
+    assert (await made.main(View("", "/jobs"))).digest != one.digest
+
+
+@pytest.mark.parametrize("live", [True, False])
+async def test_the_page_says_how_to_get_news(live: bool) -> None:
+    body = Elements(await get("/", streams=live)).all("body")[0]
+    assert body["data-live"] == ("events" if live else "poll")
+    assert Elements(await get(f"/jobs/{JOB}/clone", streams=live)).all("body")[0]["data-live"] == ""
+
+
+async def test_a_first_visit_is_small() -> None:
+    page = await get("/")
+    sizes = [len(static.file(name).packed) for name in static.NAMES]
+    assert sum(sizes) + len(page.body) <= 40_000  # the page is packed as well, on its way
+
+
+def test_styles_and_script_load_nothing() -> None:
+    folder = Path(static.__file__).parent / "static"
+    for name in static.NAMES:
+        text = (folder / name).read_text()
+        assert text.count("http") == text.count("xmlns='http://www.w3.org/2000/svg'")
+
+
+# Forms -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        (f"/jobs/{JOB}/clone", "kwargs"),
+        ("/tasks/shop.mail.send_receipt", "param.to"),
+        ("/schedules/new", "rule"),
+        ("/schedules/monthly", "description"),
+    ],
+)
+async def test_a_refused_form_is_shown_again(path: str, field: str) -> None:
+    entered = Entered("that is no JSON", {field: "what I typed", "kind": "cron"})
+    response = await make().render(Request("POST", path), FULL, entered)
+    assert response.status == 422
+    assert b"that is no JSON" in response.body
+    assert b"what I typed" in response.body
+
+
+async def test_a_new_schedule_is_explained_before_it_is_made() -> None:
+    assert b"At 09:00 on Monday" not in (await get("/schedules/new?kind=cron")).body
+    assert b"At 09:00 on Monday" in (await get("/schedules/new?kind=cron&rule=0+9+*+*+mon-fri&tz=Europe/Riga")).body
+
+
+@pytest.mark.parametrize("kind", ["cron", "interval", "once", "nonsense"])
+async def test_each_kind_of_schedule_has_its_form(kind: str) -> None:
+    fields = [attributes.get("name") for attributes in Elements(await get(f"/schedules/new?kind={kind}")).all("input")]
+    assert ("tz" in fields) == (kind != "interval")
+
+
+# The search line and its controls --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({}, ""),
+        ({"search": " state:failed  x "}, "state:failed  x"),
+        ({"search": "x", "state": "failed"}, "x state:failed"),
+        ({"search": "state:failed x", "state": "success"}, "x state:success"),
+        ({"search": "state:failed x", "state": ""}, "x"),
+        ({"search": 'error:"a b" queue:mail', "task": "shop.mail", "queue": ""}, 'error:"a b" task:shop.mail'),
+        ({"search": "", "queue": "two words"}, 'queue:"two words"'),
+    ],
+)
+def test_controls_change_their_words(given: Mapping[str, str], line: str) -> None:
+    assert controls.line_of(given) == line
+
+
+def test_the_words_of_a_line_are_read() -> None:
+    assert controls.words_of('state:failed queue:"two words" error:x task:') == {
+        "state": "failed",
+        "queue": "two words",
+    }
+
+
+async def test_the_page_shows_the_line_in_its_controls() -> None:
+    elements = Elements(await get("/jobs?search=state:failed+queue:mail+refused"))
+    assert next(a["value"] for a in elements.all("input") if a.get("name") == "search") == (
+        "state:failed queue:mail refused"
+    )
+    current = [attributes["href"] for attributes in elements.all("a") if attributes.get("aria-current") == "true"]
+    assert current == ["/jobs?search=queue%3Amail+refused+state%3Afailed"]
+
+
+# Notices ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        (pages.notice("requeue", 1), "Requeued 1 job."),
+        (pages.notice("cancel", 1200, 3), "Cancelled 1,200 jobs. 3 left alone: it did not fit their state."),
+        (pages.notice("delete", 5000, more=True), "Deleted 5,000 jobs. There are more: do it again."),
+        (pages.notice("enable"), "Enabled."),
+        ("", ""),
+        ("your password has expired", ""),
+        ("shout.1.2", ""),
+    ],
+)
+def test_a_notice_is_one_of_ours(key: str, said: str) -> None:
+    assert pages.notice_of(key) == said
+
+
+# Words and charts ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        *((None, "\N{EN DASH}"), (-1.0, "0.0 ms"), (0.0004, "0.4 ms"), (0.0099, "9.9 ms"), (0.01, "10 ms")),
+        *((0.9994, "999 ms"), (0.9999, "1.00 s"), (1.234, "1.23 s"), (9.999, "10.0 s"), (99.94, "99.9 s")),
+        *((99.96, "1 m 40 s"), (250, "4 m 10 s"), (11_100, "3 h 5 m"), (176_400, "2 d 1 h")),
+    ],
+)
+def test_a_length_is_said_in_few_characters(seconds: float | None, said: str) -> None:
+    assert wording.length(seconds) == said
+
+
+def test_numbers_are_said_as_they_are_known() -> None:
+    assert wording.number(1_234_567) == "1,234,567"
+    assert wording.number(2.5) == "2.5"
+    assert wording.count({"number": 1234, "is_exact": True}) == "1,234"
+    assert wording.count({"number": 10_000, "is_exact": False}) == "10k+"
+    assert wording.count({"number": 50, "is_exact": False}) == "50+"
+    assert [wording.share(value) for value in (None, 0.0, 0.0004, 0.0155, 0.5)] == [
+        "\N{EN DASH}", "0 %", "<0.1 %", "1.6 %", "50 %"]  # fmt: skip
+    assert [wording.size(value) for value in (812, 4_200, 118_000_000, 2_500_000_000)] == [
+        "812 B", "4.2 kB", "118 MB", "2.5 GB"]  # fmt: skip
+
+
+def test_a_moment_is_said_by_the_clock_of_a_zone() -> None:
+    moment = dt.datetime(2026, 7, 1, 22, 30, tzinfo=dt.UTC)
+    assert wording.stamp(moment, "Europe/Riga") == "2026-07-02 01:30:00"
+    assert wording.weekday(moment, "Europe/Riga") == "Thu"
+    assert wording.stamp(moment, "No/Such_Zone") == wording.stamp(moment) == "2026-07-01 22:30:00"
+    assert wording.iso(moment) == "2026-07-01T22:30:00.000Z"
+
+
+def test_a_single_failure_among_thousands_is_drawn() -> None:
+    drawn = charts.finished([{**samples.minute(40), "succeeded": 5000, "failed": 1}])
+    assert drawn.paths["bad"]
+    assert "5,000 succeeded, 1 failed, at most 5,001 in a minute" in drawn.words
+
+
+def test_charts_of_nothing_are_empty() -> None:
+    assert charts.finished([]).paths == {"ok": "", "bad": ""}
+    assert charts.spans([samples.minute(1)], "wait").words == "Nothing ran in the last hour."
+    unstarted: Any = {**samples.FAILED_JOB, "attempts": []}
+    assert charts.timeline(unstarted) is None
+
+
+def test_a_length_of_zero_has_a_place_on_a_scale_of_decades() -> None:
+    minute = samples.minute(40)
+    drawn = charts.spans([{**minute, "run_p50": 0.0, "run_p95": 0.0}], "run")
+    assert (drawn.low, drawn.high) == ("0.1 ms", "1.0 ms")
+
+
+def test_the_timeline_of_a_running_job_stays_as_it_is() -> None:
+    begun: Any = {**samples.FAILED_JOB, "attempts": [samples.attempt(1, 30, None, "running")]}
+    assert charts.timeline(begun) == charts.timeline(begun)
+    drawn = charts.timeline(begun)
+    assert drawn is not None
+    assert drawn.paths["mid"].count("M") == 1
