@@ -1,162 +1,113 @@
-"""A shop whose jobs are looked at: its tasks, its store with jobs of every kind, a worker and a dashboard.
+"""An app with a few jobs for the dashboard's tests, and visitors that ask for its pages without a socket."""
 
-The tasks stand for themselves in the worker, and as stand-ins in the tests, which submit them.
-"""
-
-import socket
-import time
-from collections.abc import Callable, Iterator, Sequence
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any
 
-import pytest
+import httpx
 
-from flowrra import FINISHED, Flowrra, Job, Task, TaskStatus, current_job, result_of
-from tests.browser import Browser
-from tests.processes import Process, Site
+from flowrra import FINISHED, Flowrra, TaskStatus, current_job
+from flowrra_extras.dashboard import create_asgi_app
+from flowrra_extras.dashboard.service import Service
+from tests.apps import eventually, make_app
+from tests.postgres_server import clean_schema
+from tests.redis_server import clean
+from tests.services import POSTGRES_URL, REDIS_URL, require
 
-APP = """
-from tests.dashboards import register
-register(app, HERE)
-app.create_scheduler(f"sqlite:///{HERE}/schedules.db")
-"""
-
-
-class Tasks(NamedTuple):
-    """The tasks of the shop."""
-
-    greet: Task[[str, int], str]
-    fail: Task[[str], None]
-    climb: Task[[str], int]
+LOOPBACK = "127.0.0.1"
 
 
-def register(app: Flowrra, folder: Path) -> Tasks:
-    """Give `app` the tasks; `climb` goes as far as the test has written into its file."""
+@contextlib.contextmanager
+def store(broker: str, folder: Path) -> Any:
+    """The URL of an empty store of that kind."""
+    with contextlib.ExitStack() as stack:
+        if broker == "redis":
+            _, prefix = stack.enter_context(clean(require(REDIS_URL)))
+            yield f"{REDIS_URL}?prefix={prefix}"
+        elif broker == "postgresql":
+            _, schema = stack.enter_context(clean_schema(require(POSTGRES_URL)))
+            yield f"{POSTGRES_URL}?schema={schema}"
+        else:
+            yield "memory://" if broker == "memory" else f"sqlite:///{folder / 'jobs.db'}"
 
-    @app.task(name="shop.greet", max_retries=0)
-    async def greet(name: str, times: int = 1) -> str:
-        """Greet someone."""
-        return f"Hello, {name}! " * times
+
+def shop(url: str = "memory://") -> Flowrra:
+    """An app with some tasks."""
+    app = make_app(url, heartbeat=0.05, lease=2.0)
+
+    @app.task(name="shop.greet")
+    async def greet(name: str, *, loud: bool = False) -> str:
+        """Say hello."""
+        return f"Hello, {name.upper() if loud else name}"
 
     @app.task(name="shop.fail", max_retries=0, queue="mail")
-    def fail(why: str) -> None:
-        raise RuntimeError(f"it is broken: {why}")
+    async def fail(reason: str, number: int = 0) -> None:
+        raise ConnectionError(f"{reason} after {number} s")
 
-    @app.task(name="shop.climb")
-    def climb(name: str) -> int:
-        step = -1
-        while step < 4:
-            file = folder / name
-            step = int(file.read_text() or 0) if file.exists() else 0
-            current_job().progress(step, 4, "climbing")
-            time.sleep(0.01)
-        return step
+    @app.task(name="shop.wait", max_retries=0)
+    async def wait() -> None:
+        current_job().progress(1, 4, "begun")
+        await asyncio.Event().wait()
 
-    return Tasks(greet, fail, climb)
+    return app
 
 
-class Shop:
-    """A site with a worker and a dashboard. Tests submit through `app`, and look at the dashboard at `url`."""
+async def finished(app: Flowrra, *ids: str) -> None:
+    """Wait until these jobs have ended."""
 
-    def __init__(self, folder: Path) -> None:
-        self.site = Site(folder, APP)
-        self.folder = folder
-        self.app = Flowrra.from_urls(self.site.url)
-        self.tasks = register(self.app, folder)
+    async def all_are() -> bool:
+        return all(job.status in FINISHED for job in [await app.get_job(task_id) for task_id in ids])
 
-    def __enter__(self) -> Self:
-        self.site.__enter__()
-        return self
-
-    def __exit__(self, *trouble: object) -> None:
-        self.app.sync.close()
-        self.site.__exit__(None, None, None)
-
-    def serve(self, *options: str) -> str:
-        """Start `python -m flowrra dashboard`; its address."""
-        port = free_port()
-        process = self.site.start("-m", "flowrra", "dashboard", "app:app", "--port", str(port), *options)
-        return reachable(process, port)
-
-    def program(self, arguments: Sequence[str], port: int, prefix: str = "") -> str:
-        """Start a program that serves on that port; the address of its dashboard."""
-        return reachable(self.site.start(*arguments), port) + prefix
-
-    # Jobs ---------------------------------------------------------------------------------------
-
-    def stock(self) -> None:
-        """Put jobs of every kind into the store, and have those that can run have been run."""
-        sync = self.app.sync
-        sync.submit_many(self.tasks.greet, [(name, 1) for name in ("Ada", "Grace", "Edsger")])
-        sync.submit_many(self.tasks.fail, [(why,) for why in ("rust", "rain")])
-        top = sync.submit(self.tasks.climb, "top")
-        sync.submit_many(self.tasks.greet.options(delay=3600, priority=3), [("later", 1)])
-        sync.submit(self.tasks.greet, "after " + "x" * 6000, result_of(top))
-        self.until(lambda: len(self.jobs(TaskStatus.FAILED)) == 2 and len(self.jobs(TaskStatus.SUCCESS)) == 3)
-
-    def climb(self, name: str, step: int) -> None:
-        """Let the job `climb(name)` go on to that step."""
-        file = self.folder / f"{name}.new"
-        file.write_text(str(step))
-        file.rename(self.folder / name)
-
-    def jobs(self, *states: TaskStatus) -> list[Job]:
-        found = self.app.sync.jobs(limit=1000)
-        return [job for job in found if not states or job.status in states]
-
-    def job(self, job_id: str) -> Job:
-        return next(job for job in self.jobs() if job.id == job_id)
-
-    def finished(self, job_id: str) -> Job:
-        """The job, once it has come to its end."""
-        self.until(lambda: self.job(job_id).status in FINISHED)
-        return self.job(job_id)
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something holds of the store."""
-        deadline = time.monotonic() + 15
-        while not condition():
-            assert time.monotonic() < deadline, [(job.task, job.status) for job in self.jobs()]
-            time.sleep(0.02)
+    await eventually(all_are, "the jobs end")
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+async def in_state(app: Flowrra, task_id: str, status: TaskStatus) -> None:
+    """Wait until the job is in that state."""
+
+    async def is_so() -> bool:
+        return (await app.get_job(task_id)).status is status
+
+    await eventually(is_so, f"{task_id} is {status}")
 
 
-def reachable(process: Process, port: int) -> str:
-    """The address of a server, once it answers."""
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            with socket.create_connection(("127.0.0.1", port), timeout=1):
-                return f"http://127.0.0.1:{port}"
-        except OSError:
-            assert not process.is_over, process.log
-            assert time.monotonic() < deadline, process.log
-            time.sleep(0.02)
+async def submitted(app: Flowrra, name: str, *args: Any, **kwargs: Any) -> str:
+    """Submit a job of the task of that name."""
+    return await app.submit(app.registry[name], *args, **kwargs)
 
 
-@pytest.fixture(scope="session")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    """A shop with a worker and jobs of every kind. Tests share it, and act on jobs of their own only."""
-    with Shop(tmp_path_factory.mktemp("shop")) as shop:
-        shop.site.begin_worker("--queues", "default:10,mail:2")
-        shop.stock()
-        yield shop
+@contextlib.asynccontextmanager
+async def service_of(app: Flowrra, **options: Any) -> AsyncIterator[Service]:
+    """The service of an app, closed at the end."""
+    service = Service(app, **options)
+    try:
+        yield service
+    finally:
+        await service.close()
 
 
-@pytest.fixture(scope="session")
-def dashboard(shop: Shop) -> str:
-    """The dashboard of the shop, served alone by ASGI."""
-    return shop.serve()
+@contextlib.asynccontextmanager
+async def visitor(
+    program: Any, *, client: str | None = LOOPBACK, host: str = "localhost", **headers: str
+) -> AsyncIterator[httpx.AsyncClient]:
+    """Someone who asks an ASGI program, from that address and for that host."""
+    transport = httpx.ASGITransport(program, client=None if client is None else (client, 50_000))  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}", headers=headers) as found:
+        yield found
 
 
-@pytest.fixture
-def tab(browser: Browser, dashboard: str) -> Browser:
-    """A tab that looks at it."""
-    browser.base = dashboard
-    return browser
+@contextlib.asynccontextmanager
+async def dashboard(app: Flowrra, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A visitor of this host at the dashboard of an app."""
+    program = create_asgi_app(app, **options)
+    async with visitor(program) as client:
+        yield client
+    await program.router.close()
+
+
+async def with_token(client: httpx.AsyncClient, path: str = "/jobs") -> dict[str, str]:
+    """The fields that every form of a page has, after a look at a page."""
+    answer = await client.get(path)
+    assert answer.status_code == 200, answer.text
+    return {"token": client.cookies["flowrra_token"]}

@@ -6,7 +6,7 @@ import pytest
 
 from flowrra import TaskStatus
 from tests.browser import Browser
-from tests.dashboards import Shop
+from tests.dashboard_shop import Shop
 
 SCRIPT = pytest.mark.parametrize("script", [True, False], ids=["script", "no script"])
 

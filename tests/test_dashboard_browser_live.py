@@ -6,7 +6,7 @@ import pytest
 from selenium.webdriver import Keys
 
 from tests.browser import Browser
-from tests.dashboards import Shop
+from tests.dashboard_shop import Shop
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import pytest
 
 from flowrra import TaskStatus
 from tests.browser import Browser
-from tests.dashboards import Shop
+from tests.dashboard_shop import Shop
 
 PATHS = {
     "overview": "/",

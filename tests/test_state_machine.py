@@ -356,6 +356,15 @@ class BrokerMachine(RuleBasedStateMachine):
         expected = [job is not None and self.model.requeue(job, self.now) for job in known]
         assert self.run(self.broker.requeue(task_ids, now=self.now)) == expected
 
+    @rule(task_ids=st.sets(st.sampled_from(IDS), min_size=1, max_size=3))
+    def delete(self, task_ids: set[str]) -> None:
+        known = [self.model.jobs.get(task_id) for task_id in task_ids]
+        expected = [job is not None and job.finished for job in known]
+        for job in known:
+            if job is not None and job.finished:
+                del self.model.jobs[job.id]
+        assert self.run(self.broker.delete(list(task_ids))) == expected
+
     @rule(queue=st.sampled_from(QUEUES), paused=st.sampled_from((False, False, False, True)))
     def pause(self, queue: str, paused: bool) -> None:
         (self.model.paused.add if paused else self.model.paused.discard)(queue)

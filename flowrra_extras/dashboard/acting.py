@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowrra import ConfigError, Job, TaskNotFoundError, check_queue, decode_arguments, parents_in
 from flowrra_extras.dashboard.looking import Looking, position
-from flowrra_extras.dashboard.planning import read_list, read_object, refusing_misfits
+from flowrra_extras.dashboard.planning import read_list, read_object, refusing_misfits, whole
 from flowrra_extras.dashboard.seeking import seek
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a job as JSON brings them; ConfigError for one that there is not."""
     if unknown := given.keys() - _OPTIONS:
         raise ConfigError(f"a job has no option {min(unknown)!r}: {', '.join(sorted(_OPTIONS))}")
-    options = {name: value for name, value in given.items() if value is not None}
+    options = whole({name: value for name, value in given.items() if value is not None})
     if isinstance(options.get("run_at"), str):
         try:
             options["run_at"] = dt.datetime.fromisoformat(options["run_at"])

@@ -60,7 +60,6 @@ class Actions:
         """Cancels, requeues or deletes the jobs with these `ids`, or all that a `search` asks for."""
 
         async def change(given: Given, access: Access) -> Done:
-            given.only("ids", "search", "after")
             ids = given.texts("ids")
             if ids:
                 report = await getattr(self._service, action)(ids, by=access.who)
@@ -78,7 +77,6 @@ class Actions:
         """Cancels, requeues or deletes one job."""
 
         async def change(given: Given, access: Access, task_id: str) -> Done:
-            given.only()
             job = await self._service.job(task_id)
             report = await getattr(self._service, action)([task_id], by=access.who)
             path = "/jobs" if action == "delete" and report["done"] else _path("jobs", task_id)
@@ -91,7 +89,6 @@ class Actions:
 
     async def clone(self, given: Given, access: Access, task_id: str) -> Done:
         """Submits a job like this one, with other arguments if some are given."""
-        given.only("args", "kwargs")
         args, kwargs = given.json_text("args"), given.json_text("kwargs")
         return _submitted(await self._service.clone(task_id, args, kwargs, by=access.who), "clone")
 
@@ -118,12 +115,10 @@ class Actions:
     # Queues ------------------------------------------------------------------------------------
 
     async def pause(self, given: Given, access: Access, name: str) -> Done:
-        given.only()
         await self._service.pause(name, by=access.who)
         return Done({"queue": name, "paused": True}, "/", "pause")
 
     async def resume(self, given: Given, access: Access, name: str) -> Done:
-        given.only()
         await self._service.resume(name, by=access.who)
         return Done({"queue": name, "paused": False}, "/", "resume")
 
@@ -162,22 +157,18 @@ class Actions:
         return self._on_schedule(schedule_id, "update")
 
     async def remove_schedule(self, given: Given, access: Access, schedule_id: str) -> Done:
-        given.only()
         await self._service.remove_schedule(schedule_id, by=access.who)
         return Done({"schedule_id": schedule_id, "removed": True}, "/schedules", "remove")
 
     async def enable_schedule(self, given: Given, access: Access, schedule_id: str) -> Done:
-        given.only()
         await self._service.enable_schedule(schedule_id, by=access.who)
         return self._on_schedule(schedule_id, "enable")
 
     async def disable_schedule(self, given: Given, access: Access, schedule_id: str) -> Done:
-        given.only()
         await self._service.disable_schedule(schedule_id, by=access.who)
         return self._on_schedule(schedule_id, "disable")
 
     async def run_schedule(self, given: Given, access: Access, schedule_id: str) -> Done:
-        given.only()
         return _submitted(await self._service.run_schedule(schedule_id, by=access.who), "fire")
 
     def _on_schedule(self, schedule_id: str, deed: str) -> Done:

@@ -36,10 +36,10 @@ def trouble(status: int, message: str) -> Response:
 
 def number_in(parameters: Mapping[str, str], name: str, default: int) -> int:
     """A whole number from the query; ConfigError if it is none."""
-    text = parameters.get(name, "")
-    if text and not (text.isascii() and text.isdecimal() and len(text) <= 9):
+    text = parameters.get(name, str(default))
+    if not (text.isascii() and text.isdecimal() and len(text) <= 9):
         raise ConfigError(f"{name} must be a whole number, not {text[:40]!r}")
-    return int(text) if text else default
+    return int(text)
 
 
 class Api:

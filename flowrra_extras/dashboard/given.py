@@ -32,11 +32,6 @@ class Given:
         """The token that the form brought."""
         return self.values.get(TOKEN_FIELD) if self.is_form else None
 
-    def only(self, *names: str) -> None:
-        """Refuse JSON with other fields: what is misspelt would be left out without a word."""
-        if not self.is_form and (unknown := self.values.keys() - {*names}):
-            raise ConfigError(f"there is no field {min(unknown)!r} here{': ' if names else ''}{', '.join(names)}")
-
     def text(self, name: str, default: str | None = None) -> str:
         """A text; ConfigError if there is none, or it is something else."""
         value = self.values.get(name, default)

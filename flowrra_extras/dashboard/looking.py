@@ -286,7 +286,7 @@ class Looking(Base):
 
 def position(after: str | None) -> int | None:
     """The cursor that a page gave, as the store's; ConfigError if it is none."""
-    if after is None or after == "":
+    if after is None:
         return None
     if not (after.isdecimal() and len(after) <= 18):
         raise ConfigError(f"after={after!r} is no cursor that a page gave")

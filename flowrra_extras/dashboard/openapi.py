@@ -10,8 +10,7 @@ from typing import Any
 
 import flowrra
 from flowrra_extras.dashboard import shapes
-
-Schema = dict[str, Any]
+from flowrra_extras.dashboard.schema import Schema
 
 _PLAIN: dict[Any, Schema] = {
     str: {"type": "string"},
@@ -58,34 +57,48 @@ def _object(required: tuple[str, ...] = (), **properties: Schema) -> Schema:
 
 
 TEXT: Schema = {"type": "string", "minLength": 1, "maxLength": 200}
-NUMBER: Schema = {"type": "number", "minimum": 0, "maximum": 1e6}
+NUMBER: Schema = {"type": "number", "minimum": 0, "maximum": 1e6}  # seconds
+PRIORITY: Schema = {"type": "integer", "minimum": -(2**53), "maximum": 2**53}
+QUEUE: Schema = {"type": "string", "pattern": r"^[^\s,:]([^,:]*[^\s,:])?$", "maxLength": 200}
 WHOLE: Schema = {"type": "integer", "minimum": 0, "maximum": 1_000_000}
 ARGUMENTS: dict[str, Schema] = {
     "args": {"type": "array", "description": "arguments by position"},
     "kwargs": {"type": "object", "description": "arguments by name"},
 }
 NOTHING = _object()
-MANY = _object(
-    ids={"type": "array", "items": {"type": "string"}, "maxItems": 1_000},
-    search={"type": "string", "description": "a search line: all jobs that it finds"},
-    after={"type": "string", "description": "what an earlier report gave, to go on from there"},
-)
+_SEARCH = {"type": "string", "maxLength": 1_000, "description": "a search line: all jobs that it finds"}
+_AFTER = {
+    "type": "string",
+    "pattern": "^[0-9]{1,18}$",
+    "description": "what an earlier report gave, to go on from there",
+}
+MANY: Schema = {
+    "anyOf": [
+        _object(("ids",), ids={"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 1_000}),
+        _object(("search",), search=_SEARCH, after=_AFTER),
+    ]
+}
 CLONE = _object((), **ARGUMENTS)
 RUN = _object(
     ("task_name",),
     task_name=TEXT,
     **ARGUMENTS,
-    priority={"type": "integer"},
-    queue=TEXT,
+    priority=PRIORITY,
+    queue=QUEUE,
     delay=NUMBER,
     run_at={"type": "string", "format": "date-time"},
     unique=TEXT,
     task_id=TEXT,
     max_retries=WHOLE,
     retry_delay=NUMBER,
-    timeout=NUMBER,
+    timeout={"type": "number", "minimum": 0.001, "maximum": 1e6},
     result_ttl=NUMBER,
 )
+RUN_IT = {
+    **RUN,
+    "properties": {key: one for key, one in RUN["properties"].items() if key != "task_name"},
+    "required": [],
+}
 _SCHEDULED: dict[str, Schema] = {
     "task_name": TEXT,
     **ARGUMENTS,
@@ -96,13 +109,16 @@ _SCHEDULED: dict[str, Schema] = {
     "misfire": {"enum": list(flowrra.MISFIRES)},
     "overlap": {"enum": list(flowrra.OVERLAPS)},
     "jitter": NUMBER,
-    "priority": {"type": "integer"},
-    "queue": TEXT,
+    "priority": PRIORITY,
+    "queue": QUEUE,
     "max_retries": WHOLE,
     "retry_delay": NUMBER,
 }
-CRON = _object(("task_name", "cron"), cron={"type": "string", "examples": ["0 9 * * mon-fri"]}, **_SCHEDULED)
-INTERVAL = _object(("task_name", "interval"), interval={"type": "number", "description": "seconds"}, **_SCHEDULED)
+_INTERVAL = {"type": "number", "minimum": 0.001, "maximum": 3_153_600_000, "description": "seconds"}
+CRON = _object(
+    ("task_name", "cron"), cron={"type": "string", "maxLength": 500, "examples": ["0 9 * * mon-fri"]}, **_SCHEDULED
+)
+INTERVAL = _object(("task_name", "interval"), interval=_INTERVAL, **_SCHEDULED)
 ONCE = _object(("task_name", "run_at"), run_at={"type": "string", "format": "date-time"}, **_SCHEDULED)
 
 JOB_ID: Schema = {"type": "object", "properties": {"id": {"type": "string"}}, "required": ["id"]}
@@ -152,11 +168,12 @@ OPERATIONS: tuple[tuple[str, str, str, Schema | None, Schema, int], ...] = (
     ("/schedules/{schedule_id}/disable", "put", "Let a schedule not fire", NOTHING, CHANGED, 200),
     ("/schedules/{schedule_id}/run", "post", "Submit its job now, beside its fires", NOTHING, JOB_ID, 201),
 )
+_STATES = "|".join(flowrra.TaskStatus)
 _JOBS_QUERY = [
     _query("search", "a search line, such as state:failed args.user:42 after:2h", maxLength=1_000),
-    _query("state", "states, with commas between them"),
-    _query("task", "a task's name, or its last part"),
-    _query("queue", "a queue's name"),
+    _query("state", "states, with commas between them", pattern=f"^({_STATES})(,({_STATES}))*$"),
+    _query("task", "a task's name, or its last part", minLength=1),
+    _query("queue", "a queue's name", minLength=1),
     _query("after", "what the page before gave", pattern="^[0-9]{1,18}$"),
     _query("limit", "jobs on the page", type="integer", minimum=1, maximum=500, default=50),
 ]

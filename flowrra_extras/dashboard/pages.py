@@ -167,7 +167,8 @@ class Pages:
         """The whole page around a main part. One that `is_still` gets no news, which would undo what was typed."""
         here = "/" + request.path.split("/")[1]
         live = "" if is_still else "events" if request.streams else "poll"
-        return _environment().get_template("shell.html").render(
+        shell = _environment().get_template("shell.html")
+        return shell.render(
             root=request.root,
             title=main.title,
             main=Markup(self._with_token(main.text, access)),  # noqa: S704 (a template made it)

@@ -81,7 +81,7 @@ class Planning(Base):
         """
         await self.app.connect()
         if not self.schedulers:
-            raise ConfigError("this program stores no schedules: app.create_scheduler() makes a store for them")
+            raise FlowrraError("this program stores no schedules: app.create_scheduler() makes a store for them")
         scheduler = self.schedulers[0]
         ways: dict[str, Any] = {
             "cron": scheduler.schedule_cron,
@@ -251,4 +251,10 @@ def refusing_misfits() -> Iterator[None]:
 def _checked(options: Mapping[str, Any]) -> Mapping[str, Any]:
     if unknown := options.keys() - OPTIONS:
         raise ConfigError(f"a schedule has no option {min(unknown)!r}: {', '.join(sorted(OPTIONS))}")
-    return options
+    return whole(options)
+
+
+def whole(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, 3.0 as 3 where a whole number belongs: to JSON they are the same."""
+    numbers = {name: options[name] for name in ("priority", "max_retries") if isinstance(options.get(name), float)}
+    return {**options, **{name: int(value) for name, value in numbers.items() if value.is_integer()}}

@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flowrra import BackendError, ConfigError, FlowrraError, SerializationError, TaskNotFoundError
 from flowrra_extras.dashboard import access as safety
-from flowrra_extras.dashboard import actions, api, given, static
+from flowrra_extras.dashboard import actions, api, given, openapi, schema, static
+from flowrra_extras.dashboard.acting import ACTIONS
 from flowrra_extras.dashboard.live import Hub
 from flowrra_extras.dashboard.pages import Entered, Pages
+from flowrra_extras.dashboard.web import FIELDS
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from flowrra_extras.dashboard.access import Access, Door, Level
+    from flowrra_extras.dashboard.schema import Schema
     from flowrra_extras.dashboard.service import Service
     from flowrra_extras.dashboard.web import Request, Response
 
@@ -33,7 +36,8 @@ _WORTH_PACKING = 600  # bytes
 class Route(NamedTuple):
     """A path for a method, what it takes to use it, and what answers. `{name}` in a path may hold slashes.
 
-    An action whose form was refused shows the `form` again, a path of a page with the same parts.
+    An action whose form was refused shows the `form` again, a path of a page with the same parts. JSON that an
+    action is sent must be as its `schema` says.
     """
 
     method: str
@@ -41,11 +45,7 @@ class Route(NamedTuple):
     level: Level
     handler: Callable[..., Awaitable[Any]]
     form: str = ""
-
-    @property
-    def pattern(self) -> re.Pattern[str]:
-        """The path as an expression."""
-        return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(self.path)), re.DOTALL)
+    schema: Schema | None = None
 
 
 class Router:
@@ -57,7 +57,7 @@ class Router:
         self.pages = Pages(service)
         self.hub = Hub(self.pages)
         self.routes = [*_reading(api.Api(service), self.hub, self._page), *_acting(actions.Actions(service))]
-        self._patterns = [(route, route.pattern) for route in self.routes]
+        self._paths = _by_path(self.routes)
 
     async def close(self) -> None:
         """End what the dashboard does by itself."""
@@ -80,16 +80,17 @@ class Router:
             return self._refused(request, access, 403, self.door.why_closed(request))
         if len(request.body) > BODY_LIMIT:
             return self._refused(request, access, 413, f"A request may have {BODY_LIMIT:,} bytes.")
+        if request.query.count("&") >= FIELDS:
+            return self._refused(request, access, 422, f"A query may have {FIELDS} parameters.")
         if "\0" in request.path:
             return self.error(request, 404, "There is no such page.")
         method = "GET" if request.method == "HEAD" else request.method
-        allowed = set()
-        for route, pattern in self._patterns:
+        for pattern, routes in self._paths:
             if match := pattern.fullmatch(request.path):
-                if route.method == method:
-                    return await self._enter(request, access, route, match.groupdict())
-                allowed.add(route.method)
-        return self._nowhere(request, allowed)
+                if method not in routes:
+                    return self._not_so(request, list(routes))
+                return await self._enter(request, access, routes[method], match.groupdict())
+        return self.error(request, 404, "There is no such page.")
 
     async def _enter(self, request: Request, access: Access, route: Route, parts: dict[str, str]) -> Response:
         """What the route answers, if the visitor may use it and has asked for it themself."""
@@ -103,6 +104,8 @@ class Router:
         fields = given.read(request)
         if reason := safety.unproven(request, fields.token or request.headers.get("x-flowrra-token")):
             return self._refused(request, access, 403, f"This request may have been sent by another site: {reason}.")
+        if not fields.is_form and route.schema and (fault := schema.fault(fields.values, route.schema)):
+            return self.error(request, 422, fault)
         try:
             return actions.answer(request, fields, await route.handler(fields, access, **parts))
         except (ConfigError, SerializationError) as error:
@@ -118,10 +121,8 @@ class Router:
 
     # What goes wrong ---------------------------------------------------------------------------
 
-    def _nowhere(self, request: Request, allowed: set[str]) -> Response:
-        if not allowed:
-            return self.error(request, 404, "There is no such page.")
-        methods = ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))
+    def _not_so(self, request: Request, allowed: list[str]) -> Response:
+        methods = ", ".join(sorted([*allowed, "HEAD"] if "GET" in allowed else allowed))
         response = self.error(request, 405, f"{request.method[:20]} cannot be done here, but {methods}.")
         response.headers["allow"] = methods
         return response
@@ -158,8 +159,18 @@ _STATUSES: tuple[tuple[tuple[type[Exception], ...], int], ...] = (
 # The table -------------------------------------------------------------------------------------
 
 
+def _by_path(routes: Iterable[Route]) -> list[tuple[re.Pattern[str], dict[str, Route]]]:
+    """The routes by path and method, the paths with most fixed characters first: those fit where others do too."""
+    paths: dict[str, dict[str, Route]] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method] = route
+    ordered = sorted(paths, key=lambda path: -len(re.sub(r"{\w+}", "", path)))
+    expressions = (re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(path)) for path in ordered)
+    return [(re.compile(expr, re.DOTALL), paths[path]) for expr, path in zip(expressions, ordered, strict=True)]
+
+
 def _reading(handlers: api.Api, hub: Hub, page: Callable[..., Awaitable[Response]]) -> list[Route]:
-    """What can be looked at. The first route that fits is taken."""
+    """What can be looked at."""
     table: dict[str, Callable[..., Awaitable[Response]]] = {
         "/api/stats": handlers.stats,
         "/api/health": handlers.health,
@@ -193,30 +204,42 @@ _PAGES = (
 def _acting(act: actions.Actions) -> list[Route]:
     """What changes something. Pages send forms to these paths, programs JSON to the same under /api."""
     both = [
-        *(Route("POST", f"/jobs/{name}", "full", act.on_many(name)) for name in ("cancel", "requeue", "delete")),
-        *(Route("POST", f"/jobs/{{task_id}}/{name}", "full", act.on_one(name)) for name in ("cancel", "requeue")),
-        Route("POST", "/jobs/{task_id}/delete", "full", act.on_one("delete")),
-        Route("POST", "/jobs/{task_id}/clone", "full", act.clone, "/jobs/{task_id}/clone"),
-        Route("POST", "/tasks/{name}/run", "full", act.run_task, "/tasks/{name}"),
-        Route("POST", "/queues/{name}/pause", "full", act.pause),
-        Route("POST", "/queues/{name}/resume", "full", act.resume),
-        Route("POST", "/schedules/{schedule_id}/run", "full", act.run_schedule),
+        *(_action(f"/jobs/{name}", act.on_many(name), openapi.MANY) for name in ACTIONS),
+        *(_action(f"/jobs/{{task_id}}/{name}", act.on_one(name)) for name in ACTIONS),
+        _action("/jobs/{task_id}/clone", act.clone, openapi.CLONE, form="/jobs/{task_id}/clone"),
+        _action("/tasks/{name}/run", act.run_task, openapi.RUN_IT, form="/tasks/{name}"),
+        _action("/queues/{name}/pause", act.pause),
+        _action("/queues/{name}/resume", act.resume),
+        _action("/schedules/{schedule_id}/run", act.run_schedule),
     ]
     forms = [
-        Route("POST", "/schedules/{schedule_id}/enable", "full", act.enable_schedule),
-        Route("POST", "/schedules/{schedule_id}/disable", "full", act.disable_schedule),
-        Route("POST", "/schedules/{schedule_id}/delete", "full", act.remove_schedule),
-        Route("POST", "/schedules", "full", act.add_schedule, "/schedules/new"),
-        Route("POST", "/schedules/{schedule_id}", "full", act.update_schedule, "/schedules/{schedule_id}"),
+        _action("/schedules", act.add_schedule, form="/schedules/new"),
+        _action("/schedules/{schedule_id}", act.update_schedule, form="/schedules/{schedule_id}"),
+        _action("/schedules/{schedule_id}/enable", act.enable_schedule),
+        _action("/schedules/{schedule_id}/disable", act.disable_schedule),
+        _action("/schedules/{schedule_id}/delete", act.remove_schedule),
     ]
     programs = [
-        Route("POST", "/api/run", "full", act.run),
-        *(Route("POST", f"/api/schedules/{kind}", "full", act.adds(kind)) for kind in ("cron", "interval", "once")),
-        Route("PUT", "/api/schedules/{schedule_id}/enable", "full", act.enable_schedule),
-        Route("PUT", "/api/schedules/{schedule_id}/disable", "full", act.disable_schedule),
-        Route("DELETE", "/api/schedules/{schedule_id}", "full", act.remove_schedule),
+        _action("/api/run", act.run, openapi.RUN),
+        _action("/api/schedules/cron", act.adds("cron"), openapi.CRON),
+        _action("/api/schedules/interval", act.adds("interval"), openapi.INTERVAL),
+        _action("/api/schedules/once", act.adds("once"), openapi.ONCE),
+        _action("/api/schedules/{schedule_id}/enable", act.enable_schedule, method="PUT"),
+        _action("/api/schedules/{schedule_id}/disable", act.disable_schedule, method="PUT"),
+        _action("/api/schedules/{schedule_id}", act.remove_schedule, method="DELETE"),
     ]
     return [*both, *forms, *(route._replace(path=f"/api{route.path}", form="") for route in both), *programs]
+
+
+def _action(
+    path: str,
+    handler: Callable[..., Awaitable[Any]],
+    schema: Schema = openapi.NOTHING,
+    *,
+    form: str = "",
+    method: str = "POST",
+) -> Route:
+    return Route(method, path, "full", handler, form, schema)
 
 
 # What every answer has -------------------------------------------------------------------------

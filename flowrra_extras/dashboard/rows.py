@@ -90,7 +90,7 @@ def arguments_json(job: Job) -> tuple[str, str]:
     try:
         args, kwargs = json.loads(encode_arguments(job))
     except SerializationError:  # the memory broker keeps what no other could
-        return repr(list(job.args)), repr(dict(job.kwargs))
+        return _short().repr(list(job.args)), _short().repr(dict(job.kwargs))
     return json.dumps(args, ensure_ascii=False), json.dumps(kwargs, ensure_ascii=False)
 
 
@@ -101,7 +101,7 @@ def result_json(job: Job) -> str | None:
     try:
         return json.dumps(json.loads(encode(job.result)), ensure_ascii=False)
     except SerializationError:
-        return repr(job.result)
+        return _short().repr(job.result)
 
 
 # Jobs ------------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def _words(line: str, problems: list[str]) -> list[str]:
         return list(lexer)
     except ValueError:
         problems.append("a quotation mark is not closed")
-        return line.replace('"', " ").split()
+        return []
 
 
 def _holds(word: str) -> Callable[[Job], bool]:
@@ -163,7 +163,7 @@ def _moment(text: str, now: float) -> float | None:
 
 def _read_argument(search: Search, key: str, value: str, around: Surroundings) -> str | None:
     path = key.split(".")[1:]
-    if not all(path):
+    if not path or not all(path):
         return f"{key!r} names no argument: as in args.user:42, args.0:42 or args.order.id:42"
     named = around.named
     search.tests.append(lambda job: _says(_inside(_arguments(job, named), path), value))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
+import re
 from importlib import resources
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from flowrra_extras.dashboard.web import Request
 
 NAMES: Mapping[str, str] = {"app.css": "text/css; charset=utf-8", "app.js": "text/javascript; charset=utf-8"}
+_DIGEST = re.compile("[0-9a-f]{12}")
 FOREVER = "public, max-age=31536000, immutable"
 
 
@@ -43,7 +45,7 @@ def path(name: str) -> str:
 def answer(request: Request) -> Response | None:
     """The file that is asked for; None if there is none of that name. One of another digest is not kept."""
     digest, _, name = request.path.removeprefix("/static/").rpartition("/")
-    if name not in NAMES or "/" in digest:
+    if name not in NAMES or not _DIGEST.fullmatch(digest):
         return None
     found = file(name)
     headers = {"content-type": found.media_type, "vary": "accept-encoding"}

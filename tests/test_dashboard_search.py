@@ -1,0 +1,127 @@
+"""The search line: what its words mean, and how it goes on while it is typed."""
+
+import datetime as dt
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowrra import Job, TaskStatus
+from flowrra_extras.dashboard import failures, search
+from flowrra_extras.dashboard.search import Search, Surroundings, complete, parse, written
+
+NOW = dt.datetime(2026, 11, 25, 12, tzinfo=dt.UTC).timestamp()
+TASKS = ["shop.mail.send", "shop.pay", "other.pay"]
+
+
+def read(line: str) -> Search:
+    around = Surroundings(NOW, TASKS, lambda job: search.arguments_by_name(job, ["user", "order"]), failures.key)
+    return parse(line, around)
+
+
+def found(line: str, *args: Any, **job: Any) -> bool:
+    """Whether the line finds a job with these arguments."""
+    wanted = read(line)
+    assert wanted.problems == []
+    one = Job("a1b2", job.pop("task", "shop.pay"), args, job.pop("kwargs", {}), submitted=NOW - 60, **job)
+    return wanted.which.matches(one) and wanted.matches(one)
+
+
+def test_what_the_store_can_tell_is_left_to_it() -> None:
+    wanted = read('state:failed,retrying task:send queue:mail worker:w1 error:"no answer" parent:p1 id:a,b')
+    assert wanted.problems == []
+    assert wanted.is_for_the_store
+    assert wanted.which.status == {TaskStatus.FAILED, TaskStatus.RETRYING}
+    assert (wanted.which.task, wanted.which.queue, wanted.which.worker) == ("shop.mail.send", "mail", "w1")
+    assert (wanted.which.error, wanted.which.parent, wanted.which.ids) == ("no answer", "p1", ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("line", "task"),
+    [("task:shop.pay", "shop.pay"), ("task:pay", "pay"), ("task:send", "shop.mail.send"), ("task:gone", "gone")],
+)
+def test_a_task_may_be_given_by_its_last_part_if_that_is_clear(line: str, task: str) -> None:
+    assert read(line).which.task == task
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "args.user:42",
+        "args.0:42",
+        "args.order.id:7",
+        'args.order.name:"Ann B"',
+        "args.order.lines.1:b",
+        "args.order.paid:true",
+        "args.order.note:null",
+        "args.extra:1.5",
+    ],
+)
+def test_arguments_are_found_by_name_position_and_path(line: str) -> None:
+    order = {"id": 7, "name": "Ann B", "lines": ["a", "b"], "paid": True, "note": None}
+    assert found(line, 42, order, kwargs={"extra": 1.5})
+    assert not found(line, 43, {"id": 8, "note": 0}, kwargs={"extra": 2})
+
+
+def test_moments_bound_the_submission() -> None:
+    assert found("after:2m before:30s")
+    assert not found("after:30s")
+    assert not found("before:2m")
+    assert read("after:2026-11-25").after == dt.datetime(2026, 11, 25, tzinfo=dt.UTC).timestamp()
+    assert read("before:2026-11-25T10:00+02:00").before == NOW - 4 * 3600
+
+
+def test_a_bare_word_is_part_of_the_id_the_task_or_the_error() -> None:
+    assert found("A1B")
+    assert found("PAY")
+    assert found('"no answer"', error="There was no answer")
+    assert not found("absent", error="There was no answer")
+    assert found("http://host", error="cannot reach http://host")
+
+
+def test_jobs_of_one_kind_of_failure_are_found_by_its_key() -> None:
+    one = Job("a", "shop.pay", error="no answer after 3 s")
+    key = failures.key(one)
+    assert found(f"alike:{key}", error="no answer after 250 s")
+    assert not found(f"alike:{key}", error="no money after 3 s")
+    assert not found(f"alike:{key}", error="no answer after 3 s", task="other.pay")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("state:broken", "'broken' is no state"),
+        ("after:yesterday", "'yesterday' is no moment"),
+        ("before:99999999999-01-01", "is no moment"),
+        ("queue:", "wants a value"),
+        ("args:7", "names no argument"),
+        ("args..a:7", "names no argument"),
+        ('error:"open', "quotation mark"),
+        ("x" * 1001, "1001 characters"),
+    ],
+)
+def test_what_cannot_be_understood_is_said(line: str, reason: str) -> None:
+    (problem,) = read(line).problems
+    assert reason in problem
+
+
+@given(st.text(max_size=60))
+def test_no_line_makes_it_stumble(line: str) -> None:
+    wanted = read(line)
+    wanted.matches(Job("a", "shop.pay", (1, {"id": 2}), submitted=NOW, error="no"))
+
+
+@given(st.text(st.characters(exclude_characters='"', exclude_categories=["Cs"]), min_size=1, max_size=20))
+def test_a_written_value_is_read_again(value: str) -> None:
+    assert read(written(queue=value)).which.queue == value
+
+
+def test_completion_offers_keys_then_values() -> None:
+    choices = {"state": list(map(str, TaskStatus)), "task": TASKS, "queue": ["night shift"]}
+    assert complete("qu", choices) == ["queue:"]
+    assert complete("ar", choices) == ["args."]
+    assert complete("state:re", choices) == ["state:retrying"]
+    assert complete("task:pay", choices) == ["task:shop.pay", "task:other.pay"]
+    assert complete("queue:n", choices) == ['queue:"night shift"']
+    assert complete("nothing:x", choices) == []
