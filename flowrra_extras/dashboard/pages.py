@@ -174,7 +174,7 @@ class Pages:
             main=Markup(self._with_token(main.text, access)),  # noqa: S704 (a template made it)
             digest=main.digest,
             live=live,
-            view=request.path + (f"?{request.query}" if request.query else ""),
+            view=_address(request),
             here=here,
             nav=NAVIGATION,
             search=controls.line_of(request.parameters) if request.path == "/jobs" else "",
@@ -371,6 +371,12 @@ def _environment() -> jinja2.Environment:
 def oldest(queue: QueueRow, at: dt.datetime) -> dt.datetime:
     """Since when the queue's oldest ready job waits, to the second: it is the same at each look."""
     return (at - dt.timedelta(seconds=queue["lag"] or 0.0)).replace(microsecond=0)
+
+
+def _address(request: Request) -> str:
+    """Where the page is below the root, without what is to be said there only once."""
+    query = "&".join(part for part in request.query.split("&") if part and not part.startswith("notice="))
+    return urllib.parse.quote(request.path) + (f"?{query}" if query else "")
 
 
 def _query(**parameters: str | None) -> str:

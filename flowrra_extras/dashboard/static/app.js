@@ -363,6 +363,8 @@ if (schedule) {
 // --- Begin ---
 
 prepare(document);
+// What was done has been said; it need not be said again when the page is loaded anew.
+if (location.search.includes("notice=")) history.replaceState(null, "", root + view);
 setInterval(() => document.hidden || times(document), 1000);
 byId("zone").textContent = `Times are ${zone}.`;
 byId("live").hidden = false;
