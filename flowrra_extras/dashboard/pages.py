@@ -167,22 +167,26 @@ class Pages:
         """The whole page around a main part; for a visitor without access, one that shows nothing else."""
         here = "/" + request.path.split("/")[1]
         live = "" if access is None or _is_form(request.path) else ("events" if request.streams else "poll")
-        return _environment().get_template("shell.html").render(
-            root=request.root,
-            title=main.title,
-            main=Markup(self._with_token(main.text, access)),  # noqa: S704 (a template made it)
-            digest=main.digest,
-            live=live,
-            view=request.path + (f"?{request.query}" if request.query else ""),
-            here=here,
-            nav=NAVIGATION,
-            search=request.parameters.get("search", "") if here == "/jobs" else "",
-            notice=notice_of(request.parameters.get("notice", "")),
-            token=access.token if access else "",
-            who=access.who if access else "",
-            can_act=access is None or access.allows("full"),
-            now=dt.datetime.now(dt.UTC),
-            version=flowrra.__version__,
+        return (
+            _environment()
+            .get_template("shell.html")
+            .render(
+                root=request.root,
+                title=main.title,
+                main=Markup(self._with_token(main.text, access)),  # noqa: S704 (a template made it)
+                digest=main.digest,
+                live=live,
+                view=request.path + (f"?{request.query}" if request.query else ""),
+                here=here,
+                nav=NAVIGATION,
+                search=request.parameters.get("search", "") if here == "/jobs" else "",
+                notice=notice_of(request.parameters.get("notice", "")),
+                token=access.token if access else "",
+                who=access.who if access else "",
+                can_act=access is None or access.allows("full"),
+                now=dt.datetime.now(dt.UTC),
+                version=flowrra.__version__,
+            )
         )
 
     def _with_token(self, text: str, access: Access | None) -> str:
