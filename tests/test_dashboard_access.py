@@ -27,6 +27,11 @@ async def status_of(program: Any, path: str = "/", **visit: Any) -> int:
         return (await client.get(path)).status_code
 
 
+def ways_to_send(fields: dict[str, str]) -> list[dict[str, Any]]:
+    """An action as JSON, and as a form with these fields."""
+    return [{"json": {}}, {"data": fields}]
+
+
 # Who gets in -----------------------------------------------------------------------------------
 
 
@@ -91,7 +96,7 @@ async def test_auth_decides(app: Flowrra, answer: Any, reads: int, acts: int, st
         async def __call__(self, request: Any) -> Any:
             return answer
 
-    ways = {
+    ways: dict[str, Any] = {
         "plain": lambda request: answer,
         "async": asynchronously,
         "awaitable": lambda request: asynchronously(request),
@@ -149,8 +154,8 @@ async def test_read_only_is_enforced_for_every_action(app: Flowrra, options: dic
         fields = await with_token(client)
         for route in acting:
             path = re.sub(r"\{\w+\}", "x", route.path)
-            for how in ({"json": {}}, {"data": fields}):
-                answer = await client.request(route.method, path, **how)  # type: ignore[arg-type]
+            for how in ways_to_send(fields):
+                answer = await client.request(route.method, path, **how)
                 assert answer.status_code == 403, (route.method, path)
                 assert "change nothing" in answer.text
 
@@ -190,8 +195,8 @@ CROSSING = [
 async def test_other_sites_cannot_act(app: Flowrra, headers: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
     async with app.client(), dashboard(app) as client:
         fields = await with_token(client)
-        for how in ({"json": {}}, {"data": fields}):
-            answer = await client.post("/queues/mail/pause", headers=headers, **how)  # type: ignore[arg-type]
+        for how in ways_to_send(fields):
+            answer = await client.post("/queues/mail/pause", headers=headers, **how)
             assert answer.status_code == 403
         assert await app.broker.paused() == set()
         assert "refused 'POST' '/queues/mail/pause'" in caplog.text
@@ -297,11 +302,10 @@ async def test_markup_in_every_field_is_shown_as_text() -> None:
 
     @app.task(name=f"evil.{MARKUP}", max_retries=0, queue=MARKUP.replace(":", "").replace(",", ""))
     async def evil(text: str = MARKUP) -> None:
-        f"""{MARKUP}"""
         raise RuntimeError(MARKUP)
 
+    evil.function.__doc__ = MARKUP
     async with app, dashboard(app) as client:
-        app.schedules.clear()
         scheduler = app.create_scheduler("memory://")
         schedule = await scheduler.schedule_cron(evil, "0 0 * * *", [MARKUP], description=MARKUP, task_id=MARKUP)
         options = evil.options(unique=MARKUP, task_id=f"id{MARKUP}".replace("/", "|"))

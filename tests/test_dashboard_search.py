@@ -32,7 +32,7 @@ def test_what_the_store_can_tell_is_left_to_it() -> None:
     wanted = read('state:failed,retrying task:send queue:mail worker:w1 error:"no answer" parent:p1 id:a,b')
     assert wanted.problems == []
     assert wanted.is_for_the_store
-    assert wanted.which.status == {TaskStatus.FAILED, TaskStatus.RETRYING}
+    assert wanted.which.status == frozenset((TaskStatus.FAILED, TaskStatus.RETRYING))
     assert (wanted.which.task, wanted.which.queue, wanted.which.worker) == ("shop.mail.send", "mail", "w1")
     assert (wanted.which.error, wanted.which.parent, wanted.which.ids) == ("no answer", "p1", ["a", "b"])
 

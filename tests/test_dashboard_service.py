@@ -127,7 +127,7 @@ async def test_an_action_over_a_search_takes_all_that_it_finds(app: Flowrra) -> 
         report = await service.act("cancel", "task:shop.fail", **BY)
         assert report == {"action": "cancel", "done": 450, "refused": 0, "after": None}
         assert (await app.get_job(spared)).status is TaskStatus.PENDING
-        with pytest.raises(ConfigError, match="nothing was changed: .*'odd' is no state"):
+        with pytest.raises(ConfigError, match=r"nothing was changed: .*'odd' is no state"):
             await service.act("delete", "state:odd", **BY)
         with pytest.raises(ConfigError, match="'burn' is not one of"):
             await service.act("burn", "", **BY)
@@ -155,7 +155,7 @@ async def test_a_task_is_run_with_options(app: Flowrra) -> None:
         job = await app.get_job(await service.run("shop.greet", '["Ann"]', '{"loud": true}', options, **BY))
         assert (job.status, job.priority) == (TaskStatus.SCHEDULED, 7)
         with pytest.raises(TaskNotFoundError, match="'gone' is registered"):
-            await service.run("gone", **BY)
+            await service.run("gone", by="ann")
         for args, wrong in (
             ("[]", {}),
             ('["a"]', {"color": 1}),

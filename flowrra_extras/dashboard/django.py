@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Unpack
 
 from django.http import HttpRequest, HttpResponse
@@ -32,8 +33,9 @@ def get_urls(
     router = build(app, **options)
 
     def dashboard(request: HttpRequest, path: str = "") -> HttpResponse:
-        asked = wsgi.request_from(request.META, below=f"/{path}", body=request.body, native=request)
-        response = wsgi.answer(router, asked)
+        place = wsgi.place_of(request.path, f"/{path}")
+        asked = wsgi.request_from(request.META, place=place, body=request.body, native=request)
+        response = wsgi.answer(router, dataclasses.replace(asked, scheme=request.scheme or "http"))
         return HttpResponse(response.body, status=response.status, headers=response.headers)
 
     view = csrf_exempt(dashboard if decorator is None else decorator(dashboard))

@@ -25,8 +25,9 @@ def create_blueprint(app: Flowrra, name: str = "flowrra", **options: Unpack[Opti
     blueprint = flask.Blueprint(name, __name__)
 
     def dashboard(path: str = "") -> flask.Response:
-        request = wsgi.request_from(flask.request.environ, below=f"/{path}", native=flask.request)
-        response = wsgi.answer(router, request)
+        whole = flask.request.root_path.rstrip("/") + flask.request.path
+        place = wsgi.place_of(whole, f"/{path}")
+        response = wsgi.answer(router, wsgi.request_from(flask.request.environ, place=place, native=flask.request))
         return flask.Response(response.body, response.status, response.headers)
 
     for rule in ("/", "/<path:path>"):

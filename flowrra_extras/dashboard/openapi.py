@@ -6,11 +6,13 @@ import datetime as dt
 import functools
 import types
 import typing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flowrra
 from flowrra_extras.dashboard import shapes
-from flowrra_extras.dashboard.schema import Schema
+
+if TYPE_CHECKING:
+    from flowrra_extras.dashboard.schema import Schema
 
 _PLAIN: dict[Any, Schema] = {
     str: {"type": "string"},

@@ -189,6 +189,7 @@ def _reading(handlers: api.Api, hub: Hub, page: Callable[..., Awaitable[Response
         "/api/metrics": handlers.metrics,
         "/metrics": handlers.metrics,
         "/events": hub.answer,
+        "/api/events": hub.answer,
         "/jobs/{task_id}/text/{field}": handlers.text,
         **dict.fromkeys(_PAGES, page),
     }

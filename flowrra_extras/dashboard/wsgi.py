@@ -43,19 +43,21 @@ class WsgiApp:
 
 
 def request_from(
-    environ: Mapping[str, Any], *, below: str | None = None, body: bytes | None = None, native: object = None
+    environ: Mapping[str, Any],
+    *,
+    place: tuple[str, str] | None = None,
+    body: bytes | None = None,
+    native: object = None,
 ) -> Request:
     """The request as the router knows it.
 
-    A framework that has routed it tells the path `below` the dashboard's root, the body if it has read it, and
-    its own request.
+    A framework that has routed it tells the `place`, which is the dashboard's root and the path below it, the body
+    if it has read it, and its own request.
     """
-    root, path = _text(environ.get("SCRIPT_NAME", "")).rstrip("/"), _text(environ.get("PATH_INFO", "")) or "/"
-    if below is not None and path.endswith(below):
-        root, path = root + path[: len(path) - len(below)], below
+    root, path = place or (_text(environ.get("SCRIPT_NAME", "")).rstrip("/"), _text(environ.get("PATH_INFO", "")))
     return Request(
         method=environ["REQUEST_METHOD"],
-        path=path,
+        path=path or "/",
         root=root,
         query=environ.get("QUERY_STRING", ""),
         headers=dict(_headers(environ)),
@@ -64,6 +66,11 @@ def request_from(
         scheme=environ.get("wsgi.url_scheme", "http"),
         native=environ if native is None else native,
     )
+
+
+def place_of(whole: str, below: str) -> tuple[str, str]:
+    """The dashboard's root and the path below it: `whole` is both, `below` what the framework's route has found."""
+    return whole.removesuffix(below), below
 
 
 def _headers(environ: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
