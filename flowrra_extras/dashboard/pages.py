@@ -86,7 +86,7 @@ class View(NamedTuple):
     @property
     def parameters(self) -> dict[str, str]:
         """The query's parameters, but for those that only say what happened before."""
-        found = dict(urllib.parse.parse_qsl(self.query, keep_blank_values=True, max_num_fields=100))
+        found = dict(urllib.parse.parse_qsl(self.query, keep_blank_values=True))
         found.pop("notice", None)
         return found
 
@@ -153,7 +153,7 @@ class Pages:
 
     def _rendered(self, view: View, title: str, template: str, context: Mapping[str, Any]) -> Main:
         given = {
-            "root": view.root,
+            "root": urllib.parse.quote(view.root),
             "can_act": view.can_act,
             "token_mark": self._token_mark,
             "here_path": view.path,
@@ -169,7 +169,7 @@ class Pages:
         live = "" if is_still else "events" if request.streams else "poll"
         shell = _environment().get_template("shell.html")
         return shell.render(
-            root=request.root,
+            root=urllib.parse.quote(request.root),
             title=main.title,
             main=Markup(self._with_token(main.text, access)),  # noqa: S704 (a template made it)
             digest=main.digest,
