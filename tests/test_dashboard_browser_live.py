@@ -64,10 +64,15 @@ def test_news_take_nothing_out_of_ones_hands(tab: Browser, shop: Shop) -> None:
         tab.click(f"[value='{job}']")
     tab.click(".every summary")
     tab.js("arguments[0].focus()", tab.one(f"[data-key='{jobs[1]}'] a"))
+    tab.js("window.blurs = 0; addEventListener('blur', () => window.blurs++, true)")
+    for job in jobs[1:]:
+        shop.app.sync.cancel(job)
+    shop.app.sync.delete(jobs[2])
     newcomer = submit(shop, "another", "kept")
-    shop.app.sync.cancel(jobs[1])
     tab.one(f"[data-key='{newcomer}']")
     tab.says("cancelled", f"[data-key='{jobs[1]}'] .state")
+    assert tab.all(f"[data-key='{jobs[2]}']") == []
+    assert tab.js("return window.blurs") == 0
     assert tab.js("return document.activeElement.closest('tr').dataset.key") == jobs[1]
     assert tab.js("return [...document.querySelectorAll('[name=ids]:checked')].map(box => box.value)") == jobs[1::-1]
     assert tab.one(".every").get_attribute("open")

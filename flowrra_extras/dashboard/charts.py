@@ -45,7 +45,7 @@ def finished(minutes: Sequence[Minute]) -> Chart:
     words = f"Each minute of the last hour: {wording.number(succeeded)} succeeded, {wording.number(failed)} failed"
     if most:
         words += f", at most {wording.number(most)} in a minute"
-    return Chart({"ok": "".join(good), "bad": "".join(bad)}, "0", wording.number(most), words + ".")
+    return Chart({"ok": "".join(good), "bad": "".join(bad)}, "0", f"{wording.number(most)}/min", words + ".")
 
 
 def spans(minutes: Sequence[Minute], what: str) -> Chart:
