@@ -12,7 +12,7 @@ import re
 import signal
 from typing import TYPE_CHECKING
 
-from flowrra import FlowrraError, TaskNotFoundError
+from flowrra import ConfigError, FlowrraError, TaskNotFoundError
 from flowrra_extras.dashboard.pages import View
 from flowrra_extras.dashboard.web import Response
 
@@ -40,11 +40,12 @@ _LINE_END = re.compile(r"\r\n|\r|\n")  # what ends a line of an event: a text mu
 class Channel:
     """A view, the latest event for it, and who waits for the next one."""
 
-    __slots__ = ("digest", "event", "is_over", "waiters")
+    __slots__ = ("digest", "event", "has_failed", "is_over", "waiters")
 
     def __init__(self) -> None:
         self.digest = ""
         self.event = b""
+        self.has_failed = False
         self.is_over = False
         self.waiters: set[asyncio.Event] = set()
 
@@ -140,18 +141,21 @@ class Hub:
             await asyncio.sleep(max(self._tick, REST * (clock() - began)))
 
     async def _look(self, view: View, channel: Channel) -> None:
-        """Render the view, and tell of it if it has changed. One that fails is tried again."""
+        """Render the view, and tell of it if it has changed. One that fails is tried again, and logged once."""
         try:
             main = await self._pages.main(view)
-        except TaskNotFoundError:
+        except (TaskNotFoundError, ConfigError):
             channel.is_over = True
             channel.tell("gone", b"event: gone\ndata:\n\n")
             self._channels.pop(view, None)
-        except FlowrraError as error:
-            logger.warning("no news of %s: %s", view.path[:200], error)
-        except Exception:
-            logger.exception("no news of %s", view.path[:200])
+        except Exception as error:
+            if not channel.has_failed:
+                logger.warning(
+                    "no news of %s: %s", view.path[:200], error, exc_info=not isinstance(error, FlowrraError)
+                )
+            channel.has_failed = True
         else:
+            channel.has_failed = False
             if main.digest != channel.digest:
                 channel.tell(main.digest, event_of(main.digest, self._pages.for_all(main)))
 
