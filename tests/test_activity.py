@@ -21,6 +21,8 @@ from flowrra import (
 )
 from tests.apps import eventually, make_app
 
+HAS_PROC = Path("/proc/self/statm").exists()
+
 
 class Recorder(MemoryBroker):
     """Notes the rows that heartbeats hand over; one that brings some fails as often as it is told to."""
@@ -120,7 +122,7 @@ async def test_a_worker_tells_its_memory_where_the_system_does() -> None:
     app = make_app()
     async with app:
         (info,) = await app.broker.workers()
-    assert (2**20 < (info.memory or 0) < 2**36) is Path("/proc/self/statm").exists()
+    assert (2**20 < (info.memory or 0) < 2**36) is HAS_PROC
 
 
 # ---------------------------------------------------------------------------
