@@ -518,14 +518,14 @@ class JobFilter:
         """Whether `job` is one of them."""
         ahead = self.ahead_of
         return (
-            (self.from_seq is None or job.seq >= self.from_seq)
-            and (self.parent is None or self.parent in job.parents)
-            and (self.error is None or self.error.lower() in (job.error or "").lower())
-            and (self.ids is None or job.id in self.ids)
+            (self.ids is None or job.id in self.ids)
             and (self.status is None or job.status in self.status)
             and (self.task is None or job.task == self.task)
             and (self.queue is None or job.queue == self.queue)
             and (self.worker is None or job.worker == self.worker)
+            and (self.error is None or self.error.lower() in (job.error or "").lower())
+            and (self.parent is None or self.parent in job.parents)
+            and (self.from_seq is None or job.seq >= self.from_seq)
             and (ahead is None or (job.status is PENDING and job.queue == ahead.queue))
             and (ahead is None or (job.priority, job.seq) < (ahead.priority, ahead.seq))
         )
