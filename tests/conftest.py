@@ -15,7 +15,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
-pytest_plugins = ["tests.services"]
+pytest_plugins = ["tests.services", "tests.browser", "tests.dashboard_shop"]
 pytest.register_assert_rewrite("flowrra_extras.testing")  # tests, but in no test file
 set_hypothesis_home_dir(Path(__file__).parent.parent / ".cache" / "hypothesis")
 # A loop in debug mode on a busy machine is slow; the time limit of the whole test is enough.

@@ -60,7 +60,7 @@ async def test_what_changes_is_sent() -> None:
 async def test_what_a_page_shows_already_is_not_sent() -> None:
     board = Board()
     async with opened(board) as hub:
-        news = asyncio.create_task(anext(hub.follow(JOBS, "first")))
+        news = asyncio.ensure_future(anext(hub.follow(JOBS, "first")))
         await until(lambda: len(board.renderings) > 3, "some looks")
         assert not news.done()
         board.text = "second"
@@ -157,7 +157,7 @@ async def test_a_view_that_fails_is_tried_again(error: Exception) -> None:
     board = Board()
     board.error = error
     async with opened(board) as hub:
-        news = asyncio.create_task(anext(hub.follow(JOBS)))
+        news = asyncio.ensure_future(anext(hub.follow(JOBS)))
         await until(lambda: len(board.renderings) > 2, "some looks")
         board.error = None
         assert await news == event_of("first", "first")

@@ -45,7 +45,7 @@ def finished(minutes: Sequence[Minute]) -> Chart:
     words = f"Each minute of the last hour: {wording.number(succeeded)} succeeded, {wording.number(failed)} failed"
     if most:
         words += f", at most {wording.number(most)} in a minute"
-    return Chart({"ok": "".join(good), "bad": "".join(bad)}, "0", wording.number(most), words + ".")
+    return Chart({"ok": "".join(good), "bad": "".join(bad)}, "0", f"{wording.number(most)}/min", words + ".")
 
 
 def spans(minutes: Sequence[Minute], what: str) -> Chart:
@@ -119,7 +119,8 @@ def timeline(job: JobView) -> Chart | None:
         kind = _kind(attempt)
         paths[kind] = paths.get(kind, "") + f"M{_short(left)} 0V8H{_short(right)}V0z"
     words = "; ".join(f"attempt {attempt['number']}: {attempt['outcome']}" for attempt in tries)
-    return Chart(paths, "submitted", f"{wording.length((last - begin).total_seconds())} later", words)
+    end = "now" if tries[-1]["ended"] is None else f"{wording.length((last - begin).total_seconds())} later"
+    return Chart(paths, "submitted", end, words)
 
 
 def _kind(attempt: AttemptRow) -> str:

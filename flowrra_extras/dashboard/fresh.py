@@ -14,7 +14,7 @@ T = TypeVar("T")
 logger = logging.getLogger("flowrra.dashboard")
 
 REST = 20  # a search rests for so many times its own length, which bounds its load to a twentieth of a core
-LEAST_REST = 0.25  # seconds
+LEAST_REST = 0.05  # seconds: a small store is counted anew at each look
 GLANCE = 0.005  # seconds that one waits for a value that may be left out
 PATIENCE = 0.02  # seconds that a page waits for a newer value when it has an older one
 

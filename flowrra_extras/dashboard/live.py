@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import signal
 from typing import TYPE_CHECKING
 
 from flowrra import FlowrraError, TaskNotFoundError
@@ -16,7 +17,7 @@ from flowrra_extras.dashboard.pages import View
 from flowrra_extras.dashboard.web import Response
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from flowrra_extras.dashboard.access import Access
     from flowrra_extras.dashboard.pages import Pages
@@ -27,7 +28,7 @@ logger = logging.getLogger("flowrra.dashboard")
 TICK = 0.2  # seconds between two looks: with the rendering, a change is on the screen within 0.3
 REST = 3  # the hub rests for so many times the length of its last round: at most a quarter of a core
 # Seconds that a stream lasts. The browser comes again by itself, and is asked again who it is. No proxy takes a
-# stream for dead meanwhile, and a server that waits for its requests, as uvicorn does, can end.
+# stream for dead meanwhile, and a server that waits for its requests before it ends has not long to wait.
 LIFETIME = 20.0
 AGAIN = 0.1  # seconds after which the browser comes again
 VIEWS = 100  # that may be looked at at once
@@ -88,7 +89,7 @@ class Hub:
         stream = None if request.method == "HEAD" else self.follow(view, seen)
         return Response(200, f"retry: {AGAIN * 1000:.0f}\n\n".encode(), headers, stream)
 
-    async def follow(self, view: View, seen: str = "") -> AsyncIterator[bytes]:
+    async def follow(self, view: View, seen: str = "") -> AsyncGenerator[bytes, None]:
         """The events of a view, but for the one that was `seen`. Closing it, however it ends, leaves nothing behind."""
         # Joined here and not before: a stream of which nobody takes a first piece is never closed either.
         channel = self._channels.setdefault(view, Channel())
@@ -111,12 +112,16 @@ class Hub:
 
     async def close(self) -> None:
         """End all streams."""
-        for channel in self._channels.values():
-            channel.is_over = True
-            channel.tell("", b"")  # nothing is sent, but they wake up
+        self._end_streams()
         if self._work is not None:
             self._work.cancel()
             await asyncio.wait({self._work})
+
+    def _end_streams(self) -> None:
+        for channel in self._channels.values():
+            channel.is_over = True
+            channel.tell("", b"")  # nothing is sent, but they wake up
+        self._channels.clear()
 
     # The work ----------------------------------------------------------------------------------
 
@@ -130,6 +135,8 @@ class Hub:
             began = clock()
             for view, channel in list(self._channels.items()):
                 await self._look(view, channel)
+            if _is_ending():
+                self._end_streams()
             await asyncio.sleep(max(self._tick, REST * (clock() - began)))
 
     async def _look(self, view: View, channel: Channel) -> None:
@@ -147,6 +154,12 @@ class Hub:
         else:
             if main.digest != channel.digest:
                 channel.tell(main.digest, event_of(main.digest, self._pages.for_all(main)))
+
+
+def _is_ending() -> bool:
+    """Whether uvicorn was told to stop. It tells nobody, and waits for its streams, for ever unless told otherwise."""
+    server = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
+    return getattr(server, "should_exit", None) is True
 
 
 async def _set_before(end: float, event: asyncio.Event) -> bool:

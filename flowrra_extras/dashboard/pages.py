@@ -86,7 +86,7 @@ class View(NamedTuple):
     @property
     def parameters(self) -> dict[str, str]:
         """The query's parameters, but for those that only say what happened before."""
-        found = dict(urllib.parse.parse_qsl(self.query, keep_blank_values=True, max_num_fields=100))
+        found = dict(urllib.parse.parse_qsl(self.query, keep_blank_values=True))
         found.pop("notice", None)
         return found
 
@@ -128,7 +128,7 @@ class Pages:
         main = await self.main(view, entered)
         if FRAGMENT in request.headers:
             return _answer(request, self._with_token(main.text, access), main.digest)
-        text = self._framed(request, access, main)
+        text = self._framed(request, access, main, is_still=entered is not None or _is_form(view.path))
         return _answer(request, text, _digest(text), status=422 if entered else 200)
 
     async def main(self, view: View, entered: Entered | None = None) -> Main:
@@ -148,12 +148,12 @@ class Pages:
         view = View(request.root, request.path)
         headline = _HEADLINES.get(status, "That did not work")
         main = self._rendered(view, headline, "error.html", {"headline": headline, "message": message})
-        text = self._framed(request, None, main)
+        text = self._framed(request, None, main, is_still=True)
         return Response(status, text.encode(), {"content-type": "text/html; charset=utf-8"})
 
     def _rendered(self, view: View, title: str, template: str, context: Mapping[str, Any]) -> Main:
         given = {
-            "root": view.root,
+            "root": urllib.parse.quote(view.root),
             "can_act": view.can_act,
             "token_mark": self._token_mark,
             "here_path": view.path,
@@ -163,30 +163,27 @@ class Pages:
         text = _environment().get_template(template).render(given).strip()
         return Main(title, text, _digest(text.replace(self._token_mark, "")))
 
-    def _framed(self, request: Request, access: Access | None, main: Main) -> str:
-        """The whole page around a main part; for a visitor without access, one that shows nothing else."""
+    def _framed(self, request: Request, access: Access | None, main: Main, *, is_still: bool) -> str:
+        """The whole page around a main part. One that `is_still` gets no news, which would undo what was typed."""
         here = "/" + request.path.split("/")[1]
-        live = "" if access is None or _is_form(request.path) else ("events" if request.streams else "poll")
-        return (
-            _environment()
-            .get_template("shell.html")
-            .render(
-                root=request.root,
-                title=main.title,
-                main=Markup(self._with_token(main.text, access)),  # noqa: S704 (a template made it)
-                digest=main.digest,
-                live=live,
-                view=request.path + (f"?{request.query}" if request.query else ""),
-                here=here,
-                nav=NAVIGATION,
-                search=request.parameters.get("search", "") if here == "/jobs" else "",
-                notice=notice_of(request.parameters.get("notice", "")),
-                token=access.token if access else "",
-                who=access.who if access else "",
-                can_act=access is None or access.allows("full"),
-                now=dt.datetime.now(dt.UTC),
-                version=flowrra.__version__,
-            )
+        live = "" if is_still else "events" if request.streams else "poll"
+        shell = _environment().get_template("shell.html")
+        return shell.render(
+            root=urllib.parse.quote(request.root),
+            title=main.title,
+            main=Markup(self._with_token(main.text, access)),  # noqa: S704 (a template made it)
+            digest=main.digest,
+            live=live,
+            view=_address(request),
+            here=here,
+            nav=NAVIGATION,
+            search=controls.line_of(request.parameters) if request.path == "/jobs" else "",
+            notice=notice_of(request.parameters.get("notice", "")),
+            token=access.token if access else "",
+            who=access.who if access else "",
+            can_act=access is None or access.allows("full"),
+            now=dt.datetime.now(dt.UTC),
+            version=flowrra.__version__,
         )
 
     def _with_token(self, text: str, access: Access | None) -> str:
@@ -374,6 +371,12 @@ def _environment() -> jinja2.Environment:
 def oldest(queue: QueueRow, at: dt.datetime) -> dt.datetime:
     """Since when the queue's oldest ready job waits, to the second: it is the same at each look."""
     return (at - dt.timedelta(seconds=queue["lag"] or 0.0)).replace(microsecond=0)
+
+
+def _address(request: Request) -> str:
+    """Where the page is below the root, without what is to be said there only once."""
+    query = "&".join(part for part in request.query.split("&") if part and not part.startswith("notice="))
+    return urllib.parse.quote(request.path) + (f"?{query}" if query else "")
 
 
 def _query(**parameters: str | None) -> str:

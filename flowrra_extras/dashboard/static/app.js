@@ -54,8 +54,22 @@ function times(within) {
 
 // --- News: the new main part is laid over the old one, so that focus, choices and scroll stay ---
 
-const key = (node) => node.dataset?.key || node.id || null;
-const alike = (one, other) => one.nodeType === other.nodeType && one.nodeName === other.nodeName;
+const key = (node) => node.dataset?.key || node.id || node.getAttribute?.("aria-labelledby") || null;
+const alike = (one, other) => one.nodeName === other.nodeName && !key(one) === !key(other);
+const isBlank = (node) => node.nodeType === Node.TEXT_NODE && !node.data.trim();
+
+function drop(node) {
+  const after = node.nextSibling;
+  node.remove();
+  return after;
+}
+
+// The old node for a new one without a key: where we are, or further on if it looks the same.
+function match(at, want) {
+  if (at && alike(at, want)) return at;
+  while (at && want.className && !(alike(at, want) && at.className === want.className)) at = at.nextSibling;
+  return want.className ? at : null;
+}
 
 function lay(old, next) {
   if (old.isEqualNode(next)) return;
@@ -82,20 +96,16 @@ function layChildren(old, next) {
   }
   let at = old.firstChild;
   for (const want of [...next.childNodes]) {
-    let have = key(want) ? keyed.get(key(want)) : at && !key(at) && alike(at, want) ? at : null;
-    if (have && !alike(have, want)) have = null;
-    if (!have) old.insertBefore(want, at);
+    while (at && isBlank(at) && !isBlank(want)) at = drop(at); // or all rows behind a removed one would move
+    const have = key(want) ? keyed.get(key(want)) : match(at, want);
+    if (have?.nodeName !== want.nodeName) old.insertBefore(want, at);
     else {
       if (have === at) at = at.nextSibling;
       else old.insertBefore(have, at);
       lay(have, want);
     }
   }
-  while (at) {
-    const after = at.nextSibling;
-    at.remove();
-    at = after;
-  }
+  while (at) at = drop(at);
 }
 
 function parsed(text) {
@@ -213,9 +223,11 @@ document.addEventListener("change", (event) => {
 });
 
 // What asks "sure?" closes when one turns elsewhere.
-document.addEventListener("click", (event) => {
-  for (const asked of document.querySelectorAll(".sure[open]")) if (!asked.contains(event.target)) asked.open = false;
-});
+function dismiss(but = null) {
+  for (const box of document.querySelectorAll(".sure[open]")) if (!box.contains(but)) box.open = false;
+}
+
+document.addEventListener("click", (event) => dismiss(event.target));
 
 // --- Keys ---
 
@@ -244,8 +256,8 @@ const ACTIONS = {
 };
 
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") for (const asked of document.querySelectorAll(".sure[open]")) asked.open = false;
   const { target } = event;
+  if (event.key === "Escape") dismiss();
   if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || byId("help").open) return;
   if (target.matches("textarea, select, input:not([type=checkbox])")) return;
   if (event.key === "Enter" && target.matches(ROWS)) target.querySelector("td a")?.click();
@@ -259,7 +271,7 @@ document.addEventListener("keydown", (event) => {
 
 const search = byId("search");
 const words = byId("words");
-let asked = 0;
+let turn = 0;
 
 const lastWord = () => search.value.match(/(?:[^\s"]|"[^"]*"?)*$/)[0];
 
@@ -271,10 +283,10 @@ function close() {
 }
 
 async function complete() {
-  const mine = ++asked;
+  const mine = ++turn;
   const answer = await fetch(`${root}/api/complete?word=${encodeURIComponent(lastWord())}`).catch(() => null);
   const found = answer?.ok ? (await answer.json()).words : [];
-  if (mine !== asked || document.activeElement !== search) return;
+  if (mine !== turn || document.activeElement !== search) return;
   close();
   found.forEach((text, index) => {
     const item = document.createElement("li");
@@ -301,8 +313,8 @@ function take(item) {
 function move(by) {
   const items = [...words.children];
   const at = items.findIndex((item) => item.getAttribute("aria-selected") === "true");
+  const next = items.at(at < 0 && by < 0 ? -1 : (at + by) % items.length);
   items[at]?.setAttribute("aria-selected", "false");
-  const next = items[(at + by + items.length + (at < 0 && by < 0 ? 1 : 0)) % items.length];
   next.setAttribute("aria-selected", "true");
   next.scrollIntoView({ block: "nearest" });
   search.setAttribute("aria-activedescendant", next.id);
@@ -324,7 +336,7 @@ search.addEventListener("keydown", (event) => {
   if (event.key === "ArrowDown") move(1);
   else if (event.key === "ArrowUp") move(-1);
   else if (event.key === "Escape") close();
-  else if ((event.key === "Enter" && chosen) || (event.key === "Tab" && chosen)) take(chosen);
+  else if (chosen && ["Enter", "Tab"].includes(event.key)) take(chosen);
   else return;
   event.preventDefault();
 });
@@ -357,6 +369,8 @@ if (schedule) {
 // --- Begin ---
 
 prepare(document);
+// What was done has been said; it need not be said again when the page is loaded anew.
+if (location.search.includes("notice=")) history.replaceState(null, "", root + view);
 setInterval(() => document.hidden || times(document), 1000);
 byId("zone").textContent = `Times are ${zone}.`;
 byId("live").hidden = false;
