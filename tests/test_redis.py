@@ -205,7 +205,8 @@ async def test_what_is_purged_leaves_nothing_behind(url: str) -> None:
             assert await broker.purge(1e9, 4) == 2
             await broker.heartbeat(info, lease=0, now=7.0)
             assert await broker.counts() == {}
-        assert keys(client, prefix) == {"seq"}
+        assert keys(client, prefix) == {"state"}
+        assert client.hkeys(f"{{{prefix}}}:state") == [b"seq"]
 
 
 # ---------------------------------------------------------------------------

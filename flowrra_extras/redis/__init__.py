@@ -17,13 +17,16 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import dataclasses
 import itertools
 import json
 import logging
 from typing import TYPE_CHECKING, Any, cast
 
 from flowrra import (
+    ACTIVITY_KEPT,
     PENDING,
+    Activity,
     BackendConfig,
     Broker,
     BrokerConfig,
@@ -38,25 +41,27 @@ from flowrra import (
     TaskResult,
     TaskStatus,
     WorkerInfo,
+    activity_texts,
     check_queue,
+    sum_of_activity,
     timed_out,
     unknown_job,
 )
 from flowrra_extras.batching import Batcher
 from flowrra_extras.redis.news import News
 from flowrra_extras.redis.operations import (
+    Attempts,
     Claim,
-    Hands,
+    Claims,
     Operation,
     Settle,
+    counted,
+    filter_text,
     job_of,
-    kind_of,
     member_of,
-    outside_parents,
-    parts,
+    push_words,
     recorded_fields,
     result_of_row,
-    run_argument,
     send_group,
     to_json,
     worker_text,
@@ -70,8 +75,9 @@ __all__ = ["RedisBroker", "broker_from_url"]
 
 logger = logging.getLogger("flowrra")
 
-_RUN = 1_000  # jobs in one argument of a push
-_PAGE = 1_000  # jobs that one call of `find` looks at, so that it never holds the server for long
+# What one call looks at, so that it never holds the server for long.
+_PAGE = 1_000  # jobs
+_MINUTES = 60
 
 
 class RedisBroker(Broker):
@@ -82,7 +88,7 @@ class RedisBroker(Broker):
     ids changes nothing. A connection that is silent for 5 s is given up for a new one.
     """
 
-    keeps_text = True
+    keeps_text = keeps_activity = True
 
     def __init__(
         self,
@@ -96,7 +102,8 @@ class RedisBroker(Broker):
         self.retention = retention or BackendConfig()
         self._clock = clock or Clock()
         self._address = Address(url)
-        self._hands = Hands()
+        self._claims = Claims()
+        self._doubtful: Attempts = set()
         self._batcher: Batcher[Operation, Any] | None = None
 
     def twin(self) -> RedisBroker:
@@ -122,7 +129,7 @@ class RedisBroker(Broker):
             return
         await batcher.close()
         await self._news.close()
-        await self._link.drop()
+        self._link.drop()
         await asyncio.sleep(0)  # for the transports, which close their sockets in the next turn
 
     async def _run(self, operation: Operation, weight: int = 1) -> Any:
@@ -139,33 +146,30 @@ class RedisBroker(Broker):
     async def push(self, jobs: Sequence[Job], *, now: float) -> list[str]:
         if not jobs:
             return []
-        runs: list[str] = []
-        for kind, kin in itertools.groupby(jobs, kind_of):
-            for part in parts(list(kin), _RUN):
-                runs.append(run_argument(kind, part))
-                if len(part) == _RUN:
-                    await asyncio.sleep(0)  # let others have the loop
-        header = to_json([repr(now), repr(self._bury_at(now)), len(runs), outside_parents(jobs)])
-        ids = await self._run(Operation("push", header, *runs, merges=True), len(jobs))
+        words = await push_words(jobs)
+        operation = Operation("push", repr(now), repr(self._bury_at(now)), *words, merges=True)
+        ids = await self._run(operation, len(jobs))
         if isinstance(ids, str):
             raise unknown_job(ids)
         return ids or [job.id for job in jobs]
 
     async def claim(self, queue: str, *, limit: int, worker: str, now: float) -> list[Job]:
         self._news.look(queue)
-        self._next_due, jobs = await self._run(Claim(self._hands, queue, limit, worker, now, self._bury_at(now)))
+        self._next_due, jobs = await self._run(Claim(self._claims, queue, limit, worker, now, self._bury_at(now)))
         return cast("list[Job]", jobs)
 
     async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
         if not outcomes:
             return []
-        operation = Settle(self._hands, outcomes, now, self.retention)
+        operation = Settle(outcomes, now, self.retention, self._doubtful)
         return cast("list[bool]", await self._run(operation, len(outcomes)))
 
     async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
         self._news.look(None)
-        arguments = (worker.id, repr(lease), repr(now), repr(self._bury_at(now)), worker_text(worker, now))
-        answer = await self._run(Operation("heartbeat", *arguments, to_json(list(worker.queues))))
+        moments = repr(lease), repr(now), repr(self._bury_at(now))
+        about = worker_text(worker, now), to_json(list(worker.queues)), repr(now - ACTIVITY_KEPT)
+        activity = (str(word) for pair in activity_texts(worker.activity).items() for word in pair)
+        answer = await self._run(Operation("heartbeat", worker.id, *moments, *about, *activity))
         known, cancelled, paused, suspects, lost = answer
         lapsed = not known and worker.seen > 0
         worker.seen = now
@@ -175,12 +179,14 @@ class RedisBroker(Broker):
         pairs = ((task_id, to_json([p.done, p.total, p.note])) for task_id, p in progress.items())
         await self._run(Operation("report", *itertools.chain.from_iterable(pairs)))
 
-    async def cancel(self, task_id: str, *, now: float) -> bool:
-        return bool(await self._run(Operation("cancel", task_id, repr(now), repr(self._bury_at(now)))))
+    async def cancel(self, task_id: str, *, now: float, by: str | None = None) -> bool:
+        return bool(await self._run(Operation("cancel", task_id, repr(now), repr(self._bury_at(now)), by or "")))
 
-    async def requeue(self, task_ids: Sequence[str], *, now: float) -> list[bool]:
-        operation = Operation("requeue", to_json(list(task_ids)), repr(now), repr(self._bury_at(now)))
-        return [flag == 1 for flag in await self._run(operation)]
+    async def requeue(self, task_ids: Sequence[str], *, now: float, by: str | None = None) -> list[bool]:
+        return [bool(flag) for flag in await self._run(Operation("requeue", repr(now), by or "", *task_ids))]
+
+    async def delete(self, task_ids: Sequence[str]) -> list[bool]:
+        return [bool(flag) for flag in await self._run(Operation("delete", *task_ids))]
 
     async def purge(self, before: float, limit: int) -> int:
         return int(await self._run(Operation("purge", repr(before), str(limit))))
@@ -228,66 +234,77 @@ class RedisBroker(Broker):
     # Looking -----------------------------------------------------------------------------------
 
     async def get(self, task_ids: Sequence[str]) -> list[TaskResult[Any] | None]:
-        rows = await self._run(Operation("get", to_json(list(task_ids)), merges=True), len(task_ids))
+        if not task_ids:
+            return []
+        rows = await self._run(Operation("get", str(len(task_ids)), *task_ids, merges=True), len(task_ids))
         return [result_of_row(task_id, row) if row else None for task_id, row in zip(task_ids, rows, strict=True)]
 
-    async def find(self, which: JobFilter, *, limit: int = 100, after: int | None = None) -> list[Job]:
+    async def find(
+        self, which: JobFilter, *, limit: int = 100, after: int | None = None, oldest_first: bool = False
+    ) -> list[Job]:
         found: list[Job] = []
-        async for job in self._search(which, after, limit):
+        async for job in self._search(which, after, limit, oldest_first=oldest_first):
             found.append(job)
             if len(found) == limit:
                 break
         return found
 
-    async def _search(self, which: JobFilter, after: int | None, limit: int) -> AsyncIterator[Job]:
-        """The jobs, the latest first, in steps that each look at a page of them."""
-        ahead = None if which.ahead_of is None else member_of(which.ahead_of)[:29]
-        queue = which.queue if which.ahead_of is None else which.ahead_of.queue
-        if which.ahead_of is not None and which.queue not in (None, queue):
-            return
-        parts: list[Any] = [
-            None if which.ids is None else list(dict.fromkeys(which.ids)),
-            None if which.status is None else sorted(which.status),
-            queue, which.worker, None if which.task is None else f"[{to_json(which.task)},", ahead,
-        ]  # fmt: skip
-        wanted = to_json([False if part is None else part for part in parts])
-        below = "+inf" if after is None else f"({after}"
-        while below != "(":
-            operation = Operation("find", wanted, below, str(limit), str(_PAGE))
-            next_seq, *rows = await self._run(operation)
+    async def _search(
+        self, which: JobFilter, after: int | None, limit: int, *, oldest_first: bool = False
+    ) -> AsyncIterator[Job]:
+        """The jobs in order, in steps that each look at a page of them."""
+        low = "-inf" if which.from_seq is None else str(which.from_seq)
+        high = "+inf"
+        rest = dataclasses.replace(which, ids=None)
+        last: Any = after
+        while last != "":
+            if last is not None:
+                low, high = (f"({last}", high) if oldest_first else (low, f"({last}")
+            operation = Operation("find", filter_text(which), str(limit), str(_PAGE), str(int(oldest_first)), low, high)
+            last, *rows = await self._run(operation)
             jobs = [job_of(*rows[i : i + 3]) for i in range(0, len(rows), 3)]
-            for job in sorted(jobs, key=lambda job: -job.seq):
-                if after is None or job.seq < after:
+            for job in sorted(jobs, key=lambda job: job.seq, reverse=not oldest_first):
+                is_behind = after is None or (job.seq > after if oldest_first else job.seq < after)
+                if is_behind and rest.matches(job):
                     yield job
-            below = f"({next_seq}"
 
     async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
         which = which or JobFilter()
-        if which == JobFilter(status=which.status, queue=which.queue):
-            (pairs, _, _) = await self._run(Operation("look"))
-            names = (name.partition(" ") for name in pairs[::2])
-            counts = {
-                (queue, TaskStatus(status)): int(n) for (status, _, queue), n in zip(names, pairs[1::2], strict=True)
-            }
-            return {
-                (queue, status): number for (queue, status), number in counts.items()
-                if which.queue in (None, queue) and (which.status is None or status in which.status)
-            }  # fmt: skip
-        if which == JobFilter(ahead_of=which.ahead_of) and which.ahead_of is not None:
-            number = await self._run(Operation("ahead", which.ahead_of.queue, member_of(which.ahead_of)))
-            return {(which.ahead_of.queue, PENDING): number} if number else {}
         found: collections.Counter[tuple[str, TaskStatus]] = collections.Counter()
-        async for job in self._search(which, None, _PAGE):
-            found[job.queue, job.status] += 1
-        return dict(found)
+        if which == JobFilter(status=which.status, queue=which.queue):
+            state, _ = await self._look()
+            for status, queue, number in counted(state):
+                if which.queue in (None, queue) and (which.status is None or status in which.status):
+                    found[queue, status] += number
+        elif which.ahead_of is not None and which == JobFilter(ahead_of=which.ahead_of):
+            queue = which.ahead_of.queue
+            found[queue, PENDING] = await self._run(Operation("ahead", queue, member_of(which.ahead_of)))
+        else:
+            async for job in self._search(which, None, _PAGE):
+                found[job.queue, job.status] += 1
+        return dict(+found)
 
     async def workers(self) -> list[WorkerInfo]:
-        (_, _, texts) = await self._run(Operation("look"))
+        _, texts = await self._look()
         return sorted((WorkerInfo(*json.loads(text)) for text in texts), key=lambda info: info.started)
 
     async def paused(self) -> set[str]:
-        (_, paused, _) = await self._run(Operation("look"))
-        return set(paused)
+        state, _ = await self._look()
+        return {queue for word, _, queue in (name.partition(" ") for name in state) if word == "paused"}
+
+    async def _look(self) -> tuple[dict[str, str], list[str]]:
+        """The state, and the workers."""
+        pairs, workers = await self._run(Operation("look"))
+        return dict(zip(pairs[::2], pairs[1::2], strict=True)), workers
+
+    async def activity(self, since: float) -> list[Activity]:
+        texts: list[str] = []
+        first = repr(since)
+        while first != "(":
+            last, *found = await self._run(Operation("activity", first, str(_MINUTES)))
+            texts += found
+            first = f"({last}"
+        return sum_of_activity(texts)
 
 
 def _warn(name: str, settings: Mapping[str, str]) -> None:
