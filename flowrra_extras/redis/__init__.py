@@ -127,16 +127,21 @@ class RedisBroker(Broker):
         batcher, self._batcher = self._batcher, None
         if batcher is None:
             return
+        self._link.close()
         await batcher.close()
         await self._news.close()
-        self._link.drop()
         await asyncio.sleep(0)  # for the transports, which close their sockets in the next turn
 
     async def _run(self, operation: Operation, weight: int = 1) -> Any:
-        """Have a script run with the next group. Cancelling leaves it open whether it was."""
+        """Have a script run, with others of its kind if they merge. Cancelling leaves it open whether it was."""
         if self._batcher is None:
             raise BrokerError(f"the broker on {self._address.name} is not open")
-        return await self._batcher.put(operation, weight)
+        if operation.merges:
+            return await self._batcher.put(operation, weight)
+        (answer,) = await send_group(self._link, [operation])  # at once: a claim waits for no settle
+        if isinstance(answer, BrokerError):
+            raise answer
+        return answer
 
     def _bury_at(self, now: float) -> float:
         return now + self.retention.failed_ttl

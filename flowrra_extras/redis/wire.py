@@ -7,12 +7,13 @@ takes through redis-py's streams. Knows scripts by name, and nothing of jobs.
 from __future__ import annotations
 
 import asyncio
+import collections
 import itertools
 import logging
 import random
 import ssl
 import urllib.parse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import hiredis
 
@@ -74,7 +75,7 @@ class Address:
         else:
             await loop.create_connection(lambda: connection, self._host, self._port, ssl=self._tls)
         try:
-            answers = await connection.ask(b"".join(map(_pack, self._greeting)), len(self._greeting))
+            answers = await connection.ask(b"".join(map(_pack, self._greeting)), len(self._greeting), PATIENCE)
             for error in filter(_is_error, answers):
                 if str(error).startswith(_PASSING):
                     raise ConnectionError(str(error))
@@ -119,6 +120,18 @@ def _pack(words: Sequence[str | bytes]) -> bytes:
         return _pack([word.encode(errors=_SURROGATES) if isinstance(word, str) else word for word in words])
 
 
+class _Awaited:
+    """The answers to some commands that have gone out together."""
+
+    __slots__ = ("answers", "future", "missing", "until")
+
+    def __init__(self, number: int, until: float) -> None:
+        self.answers: list[Any] = []
+        self.missing = number
+        self.until = until
+        self.future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+
+
 class Connection(asyncio.Protocol):
     """One socket: commands go out, answers come in, in order. An error that the server answers is an answer."""
 
@@ -126,45 +139,64 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, hear: Callable[[Any], None] | None) -> None:
         self._hear = hear
+        self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(encoding="utf-8", errors=_SURROGATES)
-        self._answers: list[Any] = []
-        self._missing = 0  # answers that are still to come
-        self._complete: asyncio.Future[list[Any]] | None = None
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._awaited: collections.deque[_Awaited] = collections.deque()
+        self._watch: asyncio.TimerHandle | None = None
+        self.lost: asyncio.Future[None] = self._loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
         while (answer := self._reader.gets()) is not False:  # no answer is false in RESP2
-            if not self._missing:
-                if self._hear is not None:
-                    self._hear(answer)
-                continue
-            self._answers.append(answer)
-            self._missing -= 1
-            if not self._missing and self._complete is not None and not self._complete.done():
-                self._complete.set_result(self._answers)
+            if self._awaited:
+                self._take(self._awaited[0], answer)
+            elif self._hear is not None:
+                self._hear(answer)
+
+    def _take(self, awaited: _Awaited, answer: Any) -> None:
+        awaited.answers.append(answer)
+        awaited.missing -= 1
+        if not awaited.missing:
+            self._awaited.popleft()
+            if not awaited.future.done():
+                awaited.future.set_result(awaited.answers)
 
     def connection_lost(self, error: Exception | None) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
         self.lost.set_result(None)
-        if self._complete is not None and not self._complete.done():
-            self._complete.set_exception(ConnectionError(f"it closed the connection ({error or 'without a word'})"))
+        for awaited in self._awaited:
+            if not awaited.future.done():
+                awaited.future.set_exception(ConnectionError(str(error or "it closed the connection")))
 
-    async def ask(self, commands: bytes, number: int) -> list[Any]:
-        """Send so many commands and return their answers. For one caller at a time; if cancelled, to be closed."""
-        self._answers, self._missing = [], number
-        self._complete = asyncio.get_running_loop().create_future()
+    def ask(self, commands: bytes, number: int, patience: float) -> asyncio.Future[list[Any]]:
+        """Send so many commands. Their answers are there within `patience` seconds, or the connection is closed."""
+        awaited = _Awaited(number, self._loop.time() + patience)
         self.tell(commands)
-        return await self._complete
+        self._awaited.append(awaited)
+        if self._watch is None:
+            self._watch = self._loop.call_at(awaited.until, self._look)
+        return awaited.future
 
     def tell(self, commands: bytes) -> None:
         """Send commands whose answers are heard, not waited for."""
         if self._transport.is_closing():
             raise ConnectionError("the connection is closed")
         self._transport.write(commands)
+
+    def _look(self) -> None:
+        """Close a connection that is silent. One timer serves many calls: one of each would cost 5 % of a push."""
+        until = min((awaited.until for awaited in self._awaited), default=None)
+        self._watch = None
+        if until is None:
+            return
+        if until <= self._loop.time():
+            self.close()
+        else:
+            self._watch = self._loop.call_at(until, self._look)
 
     def close(self) -> None:
         self._transport.abort()
@@ -193,19 +225,21 @@ class Call:
 
 
 class Link:
-    """The connection for scripts: a group of calls is one write, and their answers are read in order."""
+    """The connection for scripts. Calls that meet share it, each with its answer."""
 
     def __init__(self, address: Address, timeout: float) -> None:
         self._address = address
         self._timeout = timeout
         self._prefix = f"{address.prefix}:"
         self._connection: Connection | None = None
+        self._connecting = asyncio.Lock()
+        self._is_closed = False
 
     async def send(self, calls: Sequence[Call]) -> None:
         """See that each call has an answer, within the time that a call may take.
 
-        What was on its way when the connection was lost is sent again, marked as such. Cancelling drops
-        the connection.
+        They go out in one write. What was on its way when the connection was lost is sent again, marked as
+        such. Cancelling leaves it open whether they are carried out.
         """
         deadline = asyncio.get_running_loop().time() + self._timeout
         left = calls
@@ -213,40 +247,43 @@ class Link:
             try:
                 await self._exchange(left, deadline)
             except BrokerError as error:
-                self._give_up(left, error)
+                _give_up(left, error)
             except OSError as error:  # a TimeoutError is one
-                self.drop()
-                if asyncio.get_running_loop().time() + pause >= deadline:
-                    text = f"has not answered for {self._timeout:g} s: {error or 'it is silent'}"
-                    self._give_up(left, self._error(text))
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (no secret)
-            except BaseException:
-                self.drop()
-                raise
+                if self._is_closed:
+                    _give_up(left, BrokerError("the broker was closed while this call was waiting"))
+                elif asyncio.get_running_loop().time() + pause >= deadline:
+                    _give_up(left, self._error(f"has not answered for {self._timeout:g} s: {error or 'it is silent'}"))
+                else:
+                    await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (no secret)
             left = [call for call in left if not call.is_answered]
             if not left:
                 return
 
-    def _give_up(self, calls: Sequence[Call], error: BrokerError) -> None:
-        for call in calls:
-            if not call.is_answered:
-                call.take(error)
-
     async def _exchange(self, calls: Sequence[Call], deadline: float) -> None:
         """Send the calls and read the answers, which may be errors that deserve another try."""
+        connection = self._connection
+        if connection is None or connection.lost.done():
+            connection = await self._reconnect(deadline)
         packed = b"".join([call.pack(self._prefix) for call in calls])
-        patience = PATIENCE + len(packed) / 1e6
-        async with asyncio.timeout_at(min(deadline, asyncio.get_running_loop().time() + patience)):
-            if self._connection is None or self._connection.lost.done():
-                self._connection = await self._address.connect()
-            for call in calls:
-                call.again = b"1"  # from the next time on
-            answers = await self._connection.ask(packed, len(calls))
-        for call, answer in zip(calls, answers, strict=True):
+        patience = min(PATIENCE + len(packed) / 1e6, deadline - asyncio.get_running_loop().time())
+        answers = connection.ask(packed, len(calls), patience)
+        for call in calls:
+            call.again = b"1"  # from the next time on
+        for call, answer in zip(calls, await answers, strict=True):
             if not _is_error(answer):
                 call.take(answer)
             else:
                 self._judge(call, str(answer))
+
+    async def _reconnect(self, deadline: float) -> Connection:
+        """A connection that is there: one for all who have lost the last."""
+        async with self._connecting:
+            if self._is_closed:
+                raise ConnectionError("closed")
+            if self._connection is None or self._connection.lost.done():
+                async with asyncio.timeout_at(min(deadline, asyncio.get_running_loop().time() + PATIENCE)):
+                    self._connection = await self._address.connect()
+            return self._connection
 
     def _judge(self, call: Call, text: str) -> None:
         """An error that the server answered: for good, or worth another try, perhaps on another connection."""
@@ -256,6 +293,7 @@ class Link:
         if text.startswith(_PASSING) or "READONLY" in text:
             if text.startswith("MOVED "):
                 self._address.follow(text)
+            self._drop()
             raise ConnectionError(text)
         if "OOM" in text:
             text = f"is out of memory, so that nothing was written: raise maxmemory, or purge ({text})"
@@ -271,14 +309,24 @@ class Link:
         assert self._connection is not None
         names = "appendonly", "maxmemory-policy"
         asked = b"".join(_pack(("CONFIG", "GET", name)) for name in names)
-        answers = await self._connection.ask(asked, len(names))
-        return {} if any(map(_is_error, answers)) else {name: value for name, value in answers}
+        answers = await self._connection.ask(asked, len(names), PATIENCE)
+        return {} if any(map(_is_error, answers)) else dict(answers)
 
-    def drop(self) -> None:
-        """Close the connection; the next call opens another."""
+    def close(self) -> None:
+        """Close the connection for good. Those who wait for an answer get a BrokerError."""
+        self._is_closed = True
+        self._drop()
+
+    def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+
+def _give_up(calls: Sequence[Call], error: BrokerError) -> None:
+    for call in calls:
+        if not call.is_answered:
+            call.take(error)
 
 
 class Ear:
