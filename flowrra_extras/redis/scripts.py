@@ -389,8 +389,9 @@ local function holds_lease()
 end
 
 local function hand_out(member, fields)
-    answer[#answer + 1] = member
-    for i = 1, CLAIMED_NUMBER do answer[#answer + 1] = fields[i] end
+    local n = #answer
+    answer[n + 1] = member
+    for i = 1, CLAIMED_NUMBER do answer[n + 1 + i] = fields[i] end
 end
 
 local function hand_out_again()
@@ -415,8 +416,8 @@ local function take(member)
         call('ZREM', p .. 'expiring', id)
     end
     call('HSET', key, 'status', 'running', 'attempt', fields[1], 'worker', worker, 'started', now)
-    taken[#taken + 1] = id
-    taken[#taken + 1] = ARGV[7]
+    local n = #taken
+    taken[n + 1], taken[n + 2] = id, ARGV[7]
     hand_out(member, fields)
 end
 
@@ -478,10 +479,6 @@ local function words(number)
     return unpack(ARGV, at - number + 1, at)
 end
 
-local function some(word)
-    return word ~= '' and word
-end
-
 local function check(worker, id, attempt, status, doubtful)
     local job = load(id)
     local same = job and job.attempt == attempt
@@ -491,6 +488,7 @@ local function check(worker, id, attempt, status, doubtful)
 end
 
 local function write_other(job, status, purge_at, error, traceback, due, ending)
+    traceback, due = traceback ~= '' and traceback, due ~= '' and due
     if ending == 'failure' then call('HINCRBY', job.key, 'failures', 1) end
     if status == 'failed' or status == 'cancelled' then
         finish(job, status, purge_at, unpack(traceback and {'error', error, 'traceback', traceback} or {'error', error}))
@@ -501,25 +499,23 @@ local function write_other(job, status, purge_at, error, traceback, due, ending)
 end
 
 local function settle(worker, status, purge_at, doubtful, number)
-    local settled = {}
-    for _ = 1, number do
-        local id, attempt = words(2)
-        local job = check(worker, id, attempt, status, again or doubtful == '1')
-        if status == 'success' then
-            local result = words(1)
-            if job then
-                finish(job, status, purge_at, 'result', result)
-                if job.children then tell(job) end
-            end
-        else
-            local error, traceback, due, ending = words(4)
-            if job then write_other(job, status, purge_at, error, some(traceback), some(due), ending) end
-        end
+    local settled, is_success = {}, status == 'success'
+    local size = is_success and 3 or 6
+    for i = at + 1, at + size * number, size do
+        local id = ARGV[i]
+        local job = check(worker, id, ARGV[i + 1], status, again or doubtful == '1')
         if job then
             settled[#settled + 1] = id
             if job.crashes then call('HDEL', state, 'alone ' .. worker) end
+            if is_success then
+                finish(job, status, purge_at, 'result', ARGV[i + 2])
+                if job.children then tell(job) end
+            else
+                write_other(job, status, purge_at, unpack(ARGV, i + 2, i + 5))
+            end
         end
     end
+    at = at + size * number
     each('HDEL', p .. 'running:' .. worker, settled)
 end
 
