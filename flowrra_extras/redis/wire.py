@@ -70,10 +70,13 @@ class Address:
         """A new connection, ready to be used. `hear` gets what comes unasked."""
         loop = asyncio.get_running_loop()
         connection = Connection(hear)
-        if self._path is not None:
-            await loop.create_unix_connection(lambda: connection, self._path)
-        else:
-            await loop.create_connection(lambda: connection, self._host, self._port, ssl=self._tls)
+        try:
+            if self._path is not None:
+                await loop.create_unix_connection(lambda: connection, self._path)
+            else:
+                await loop.create_connection(lambda: connection, self._host, self._port, ssl=self._tls)
+        except ssl.SSLCertVerificationError as error:
+            raise BrokerError(f"{self.name} has a certificate that is not trusted: {error}") from None
         try:
             answers = await connection.ask(b"".join(map(_pack, self._greeting)), len(self._greeting), PATIENCE)
             for error in filter(_is_error, answers):
@@ -173,13 +176,18 @@ class Connection(asyncio.Protocol):
                 awaited.future.set_exception(ConnectionError(str(error or "it closed the connection")))
 
     def ask(self, commands: bytes, number: int, patience: float) -> asyncio.Future[list[Any]]:
-        """Send so many commands. Their answers are there within `patience` seconds, or the connection is closed."""
-        awaited = _Awaited(number, self._loop.time() + patience)
+        """Send so many commands. Their answers come within `patience` seconds, or the connection is closed.
+
+        Those before, which may be large, have their time first.
+        """
         self.tell(commands)
-        self._awaited.append(awaited)
-        if self._watch is None:
-            self._watch = self._loop.call_at(awaited.until, self._look)
-        return awaited.future
+        until = self._loop.time() + patience
+        if self._awaited:
+            until = max(until, self._awaited[-1].until)
+        self._awaited.append(_Awaited(number, until))
+        if self._watch is None or self._watch.when() > until:
+            self._watch_until(until)
+        return self._awaited[-1].future
 
     def tell(self, commands: bytes) -> None:
         """Send commands whose answers are heard, not waited for."""
@@ -187,16 +195,18 @@ class Connection(asyncio.Protocol):
             raise ConnectionError("the connection is closed")
         self._transport.write(commands)
 
+    def _watch_until(self, moment: float) -> None:
+        """Look at `moment` whether there are answers: one timer serves all calls meanwhile."""
+        if self._watch is not None:
+            self._watch.cancel()
+        self._watch = self._loop.call_at(moment, self._look)
+
     def _look(self) -> None:
-        """Close a connection that is silent. One timer serves many calls: one of each would cost 5 % of a push."""
-        until = min((awaited.until for awaited in self._awaited), default=None)
         self._watch = None
-        if until is None:
-            return
-        if until <= self._loop.time():
+        if self._awaited and self._awaited[0].until <= self._loop.time():
             self.close()
-        else:
-            self._watch = self._loop.call_at(until, self._look)
+        elif self._awaited:
+            self._watch_until(self._awaited[0].until)
 
     def close(self) -> None:
         self._transport.abort()
