@@ -62,6 +62,7 @@ from flowrra_extras.redis.operations import (
     push_words,
     recorded_fields,
     result_of_row,
+    send,
     send_group,
     to_json,
     worker_text,
@@ -75,9 +76,10 @@ __all__ = ["RedisBroker", "broker_from_url"]
 
 logger = logging.getLogger("flowrra")
 
+_MOST = 500_000  # jobs in one push: Redis 6.2 takes a million words, and other callers wait for 5 s
 # What one call looks at, so that it never holds the server for long.
 _PAGE = 1_000  # jobs
-_MINUTES = 60
+_MINUTES = 60  # of activity
 
 
 class RedisBroker(Broker):
@@ -132,16 +134,22 @@ class RedisBroker(Broker):
         await self._news.close()
         await asyncio.sleep(0)  # for the transports, which close their sockets in the next turn
 
-    async def _run(self, operation: Operation, weight: int = 1) -> Any:
-        """Have a script run, with others of its kind if they merge. Cancelling leaves it open whether it was."""
-        if self._batcher is None:
-            raise BrokerError(f"the broker on {self._address.name} is not open")
-        if operation.merges:
-            return await self._batcher.put(operation, weight)
-        (answer,) = await send_group(self._link, [operation])  # at once: a claim waits for no settle
+    async def _run(self, operation: Operation) -> Any:
+        """Have a script run at once: a claim waits for no settle. Cancelling leaves it open whether it was."""
+        self._check_open()
+        answer = await send(self._link, operation)
         if isinstance(answer, BrokerError):
             raise answer
         return answer
+
+    async def _join(self, operation: Operation, weight: int) -> Any:
+        """Have it run with the next group, as one call with others of its kind. Cancelling as in `_run`."""
+        return await self._check_open().put(operation, weight)
+
+    def _check_open(self) -> Batcher[Operation, Any]:
+        if self._batcher is None:
+            raise BrokerError(f"the broker on {self._address.name} is not open")
+        return self._batcher
 
     def _bury_at(self, now: float) -> float:
         return now + self.retention.failed_ttl
@@ -151,9 +159,10 @@ class RedisBroker(Broker):
     async def push(self, jobs: Sequence[Job], *, now: float) -> list[str]:
         if not jobs:
             return []
+        if len(jobs) > _MOST:
+            raise BrokerError(f"at most {_MOST:,} jobs go into Redis at once, not {len(jobs):,}: submit them in parts")
         words = await push_words(jobs)
-        operation = Operation("push", repr(now), repr(self._bury_at(now)), *words, merges=True)
-        ids = await self._run(operation, len(jobs))
+        ids = await self._join(Operation("push", repr(now), repr(self._bury_at(now)), *words), len(jobs))
         if isinstance(ids, str):
             raise unknown_job(ids)
         return ids or [job.id for job in jobs]
@@ -166,8 +175,8 @@ class RedisBroker(Broker):
     async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
         if not outcomes:
             return []
-        operation = Settle(outcomes, now, self.retention, self._doubtful)
-        return cast("list[bool]", await self._run(operation, len(outcomes)))
+        settle = Settle(outcomes, now, self.retention, self._doubtful)
+        return cast("list[bool]", await self._join(settle, len(outcomes)))
 
     async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
         self._news.look(None)
@@ -241,7 +250,7 @@ class RedisBroker(Broker):
     async def get(self, task_ids: Sequence[str]) -> list[TaskResult[Any] | None]:
         if not task_ids:
             return []
-        rows = await self._run(Operation("get", str(len(task_ids)), *task_ids, merges=True), len(task_ids))
+        rows = await self._join(Operation("get", str(len(task_ids)), *task_ids), len(task_ids))
         return [result_of_row(task_id, row) if row else None for task_id, row in zip(task_ids, rows, strict=True)]
 
     async def find(

@@ -39,12 +39,11 @@ if TYPE_CHECKING:
 
 
 class Operation:
-    """What a caller wants of a script. Those of one `merges` script that meet go out as one call."""
+    """What a caller wants of a script."""
 
-    def __init__(self, name: str, *words: str, merges: bool = False) -> None:
+    def __init__(self, name: str, *words: str) -> None:
         self.name = name
         self.words: Sequence[str] = words
-        self.merges = merges
 
     def pack(self) -> Sequence[str]:
         """The words of the call. Asked for when it goes out."""
@@ -94,10 +93,8 @@ Attempts = set[tuple[str, int]]  # ids and numbers
 class Settle(Operation):
     """`doubtful`: the attempts that may be settled already, by a call whose answer was lost."""
 
-    def __init__(
-        self, outcomes: Sequence[Outcome], now: float, retention: BackendConfig, doubtful: Attempts
-    ) -> None:
-        super().__init__("settle", *_settle_words(outcomes, now, retention, doubtful), merges=True)
+    def __init__(self, outcomes: Sequence[Outcome], now: float, retention: BackendConfig, doubtful: Attempts) -> None:
+        super().__init__("settle", *_settle_words(outcomes, now, retention, doubtful))
         self._outcomes = outcomes
         self._doubtful = doubtful
 
@@ -109,17 +106,23 @@ class Settle(Operation):
         return answer if failed else [flag == "1" for flag in answer]
 
 
+async def send(link: Link, operation: Operation) -> Any:
+    """Send an operation and return what came of it, a BrokerError if it failed."""
+    call = Call(operation.name, operation.pack())
+    await link.send([call])
+    return operation.take(call.answer)
+
+
 async def send_group(link: Link, operations: Sequence[Operation]) -> list[Any]:
-    """Send a group in one write, what merges as one call, and return the answers."""
+    """The same for many at once: those of one script go out as one call, which has an answer for each."""
     kinds: dict[str, list[Operation]] = {}
-    for number, operation in enumerate(operations):
-        kinds.setdefault(operation.name if operation.merges else str(number), []).append(operation)
-    calls = [Call(kin[0].name, [word for operation in kin for word in operation.pack()]) for kin in kinds.values()]
+    for operation in operations:
+        kinds.setdefault(operation.name, []).append(operation)
+    calls = [Call(name, [word for operation in kin for word in operation.pack()]) for name, kin in kinds.items()]
     await link.send(calls)
     answers: dict[Operation, Any] = {}
     for call, kin in zip(calls, kinds.values(), strict=True):
-        failed = not kin[0].merges or isinstance(call.answer, BrokerError)
-        parts = [call.answer] * len(kin) if failed else call.answer
+        parts = [call.answer] * len(kin) if isinstance(call.answer, BrokerError) else call.answer
         answers.update((operation, operation.take(part)) for operation, part in zip(kin, parts, strict=True))
     return [answers[operation] for operation in operations]
 
@@ -182,9 +185,7 @@ def _outside_parents(jobs: Sequence[Job]) -> list[list[str]]:
     return needs
 
 
-def _settle_words(
-    outcomes: Sequence[Outcome], now: float, retention: BackendConfig, doubtful: Attempts
-) -> list[str]:
+def _settle_words(outcomes: Sequence[Outcome], now: float, retention: BackendConfig, doubtful: Attempts) -> list[str]:
     def kind_of(outcome: Outcome) -> tuple[Any, ...]:
         kept = retention.ttl(outcome.status) if outcome.keep is None else outcome.keep
         again = "1" if doubtful and (outcome.job.id, outcome.attempt) in doubtful else "0"
@@ -195,14 +196,14 @@ def _settle_words(
     for kind, kin in itertools.groupby(outcomes, kind_of):
         words += *kind, ""
         at = len(words)
-        number = 0
-        for number, outcome in enumerate(kin, 1):
+        size = 3 if kind[1] is SUCCESS else 6
+        for outcome in kin:
             words += outcome.job.id, str(outcome.attempt)
             if outcome.status is SUCCESS:
                 words.append(encode_value(outcome) if outcome.text is None else outcome.text)
             else:
                 words += _text(outcome.error), _text(outcome.traceback), _text(outcome.due), outcome.ending
-        words[at - 1] = str(number)
+        words[at - 1] = str((len(words) - at) // size)
         runs += 1
     return [repr(now), repr(now + retention.failed_ttl), str(runs), *words]
 

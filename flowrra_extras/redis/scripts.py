@@ -31,7 +31,7 @@ this may be a repetition of a call whose answer was lost, else 0: it is left out
 import hashlib
 import json
 
-from flowrra import ACTIVITY_KEPT, BY_HAND, EXPIRED, HISTORY_LIMIT, KILLED, LEFT, MAX_CRASHES, WORKER_LOST
+from flowrra import BY_HAND, EXPIRED, HISTORY_LIMIT, KILLED, LEFT, MAX_CRASHES, WORKER_LOST
 
 __all__ = ["CLAIMED_FIELDS", "RESULT_FIELDS", "SCRIPTS", "Script"]
 
@@ -152,8 +152,8 @@ local function bury(job, status, reason)
 end
 
 local function add_history(job, worker, started, ended_at, outcome, error, traceback)
-    local entry = {job.attempt or 0, encode(worker), started, ended_at, encode(outcome), error and encode(error) or 'null',
-        traceback and encode(traceback) or 'null'}
+    local entry = {job.attempt or 0, encode(worker), started, ended_at, encode(outcome),
+        error and encode(error) or 'null', traceback and encode(traceback) or 'null'}
     call('RPUSH', p .. 'history:' .. job.id, '[' .. table.concat(entry, ',') .. ']')
     call('LTRIM', p .. 'history:' .. job.id, -HISTORY_LIMIT, -1)
 end
@@ -491,7 +491,8 @@ local function write_other(job, status, purge_at, error, traceback, due, ending)
     traceback, due = traceback ~= '' and traceback, due ~= '' and due
     if ending == 'failure' then call('HINCRBY', job.key, 'failures', 1) end
     if status == 'failed' or status == 'cancelled' then
-        finish(job, status, purge_at, unpack(traceback and {'error', error, 'traceback', traceback} or {'error', error}))
+        finish(job, status, purge_at, 'error', error)
+        if traceback then call('HSET', job.key, 'traceback', traceback) end
         tell(job)
     else
         put_back(job, status, due, ending, error, traceback)
@@ -580,11 +581,11 @@ _CANCEL = """
 now, bury_at = ARGV[3], ARGV[4]
 local job = load(ARGV[2])
 if not job then return 0 end
-if again and job.cancel == now then return 1 end
+if again and (job.cancel == now or call('HGET', job.key, 'finished') == now) then return 1 end
 if job.status == 'success' or is_hopeless(job.status) then return 0 end
-call('HSET', job.key, 'cancel', now)
 if ARGV[5] ~= '' then add_history(job, ARGV[5], now, now, 'note', 'cancelled') end
 if job.status == 'running' then
+    call('HSET', job.key, 'cancel', now)
     call('SADD', p .. 'cancelling', job.id)
     call('PUBLISH', p .. 'notices', job.worker)
 else

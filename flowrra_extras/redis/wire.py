@@ -48,7 +48,9 @@ class Address:
             raise ConfigError(f"prefix must be a text without braces, not {self.prefix[1:-1]!r}")
         known = {"unix": ("db",), "rediss": _TLS_OPTIONS}.get(parts.scheme, ())
         for name in options.keys() - set(known):
-            raise self._error(f"has the unknown option {name!r}; there is prefix=, and {', '.join(known) or 'no other'}")
+            raise self._error(
+                f"has the unknown option {name!r}; there is prefix=, and {', '.join(known) or 'no other'}"
+            )
         database = options.get("db", "0") if parts.scheme == "unix" else parts.path.strip("/") or "0"
         if not database.isdecimal():
             raise self._error("cannot be read: the number of the database is a number, such as /0")
@@ -58,10 +60,9 @@ class Address:
             self._tls = _tls_context(options) if parts.scheme == "rediss" else None
         except (ValueError, OSError) as error:
             raise self._error(f"cannot be read: {error}") from None
-        self._greeting = [("SELECT", database)]
-        if parts.password:
-            user = (urllib.parse.unquote(parts.username),) if parts.username else ()
-            self._greeting.insert(0, ("AUTH", *user, urllib.parse.unquote(parts.password)))
+        words = [urllib.parse.unquote(word) for word in (parts.username, parts.password) if word]
+        self._greeting = [("AUTH", *words)] if words else []
+        self._greeting.append(("SELECT", database))
 
     def _error(self, text: str) -> ConfigError:
         return ConfigError(f"{self._shown!r} {text}")
@@ -167,13 +168,13 @@ class Connection(asyncio.Protocol):
             if not awaited.future.done():
                 awaited.future.set_result(awaited.answers)
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         if self._watch is not None:
             self._watch.cancel()
         self.lost.set_result(None)
         for awaited in self._awaited:
             if not awaited.future.done():
-                awaited.future.set_exception(ConnectionError(str(error or "it closed the connection")))
+                awaited.future.set_exception(ConnectionError(str(exc or "it closed the connection")))
 
     def ask(self, commands: bytes, number: int, patience: float) -> asyncio.Future[list[Any]]:
         """Send so many commands. Their answers come within `patience` seconds, or the connection is closed.
@@ -289,7 +290,7 @@ class Link:
         """A connection that is there: one for all who have lost the last."""
         async with self._connecting:
             if self._is_closed:
-                raise ConnectionError("closed")
+                raise ConnectionError
             if self._connection is None or self._connection.lost.done():
                 async with asyncio.timeout_at(min(deadline, asyncio.get_running_loop().time() + PATIENCE)):
                     self._connection = await self._address.connect()
@@ -316,10 +317,10 @@ class Link:
 
     async def settings(self) -> dict[str, str]:
         """What the server says of how it keeps jobs; nothing where that is forbidden."""
-        assert self._connection is not None
+        connection = await self._reconnect(asyncio.get_running_loop().time() + self._timeout)
         names = "appendonly", "maxmemory-policy"
         asked = b"".join(_pack(("CONFIG", "GET", name)) for name in names)
-        answers = await self._connection.ask(asked, len(names), PATIENCE)
+        answers = await connection.ask(asked, len(names), PATIENCE)
         return {} if any(map(_is_error, answers)) else dict(answers)
 
     def close(self) -> None:
