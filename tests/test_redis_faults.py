@@ -100,9 +100,9 @@ async def test_it_is_handed_out_to_a_later_claim_where_the_server_was_away_for_l
 async def test_a_claim_that_comes_late_takes_nothing() -> None:
     """It was sent before a connection was lost, and is carried out when its worker has long claimed anew."""
     async with through_a_proxy() as (broker, _):
-        words = Claim(Claims(), "default", 9, "w", 0.0, 0.0).pack()
-        late, again = Call("claim", words), Call("claim", words)
-        again.again = b"1"
+        words = Claim(Claims(), "default", 9, "w", 0.0, 0.0).words
+        late, again = Call("claim", *words), Call("claim", *words)
+        again.pack("")  # as if it had been sent before
         link = Link(Address(broker.url), 5.0)
         await link.send([again])
         await push(broker, "a")

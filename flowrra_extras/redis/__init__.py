@@ -53,7 +53,6 @@ from flowrra_extras.redis.operations import (
     Attempts,
     Claim,
     Claims,
-    Operation,
     Settle,
     counted,
     filter_text,
@@ -62,12 +61,11 @@ from flowrra_extras.redis.operations import (
     push_words,
     recorded_fields,
     result_of_row,
-    send,
     send_group,
     to_json,
     worker_text,
 )
-from flowrra_extras.redis.wire import Address, Link
+from flowrra_extras.redis.wire import Address, Call, Link
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -76,6 +74,7 @@ __all__ = ["RedisBroker", "broker_from_url"]
 
 logger = logging.getLogger("flowrra")
 
+_LOOK_EVERY = 5.0  # seconds between looks for a result, should a message have been lost
 _MOST = 500_000  # jobs in one push: Redis 6.2 takes a million words, and other callers wait for 5 s
 # What one call looks at, so that it never holds the server for long.
 _PAGE = 1_000  # jobs
@@ -106,7 +105,7 @@ class RedisBroker(Broker):
         self._address = Address(url)
         self._claims = Claims()
         self._doubtful: Attempts = set()
-        self._batcher: Batcher[Operation, Any] | None = None
+        self._batcher: Batcher[Call, Any] | None = None
 
     def twin(self) -> RedisBroker:
         return RedisBroker(self.url, self.config, self.retention, self._clock)
@@ -117,9 +116,9 @@ class RedisBroker(Broker):
         self._link = Link(self._address, self.config.timeout)
         self._news = News(self._address)
         self._next_due: float | None = None
-        self._batcher = Batcher(lambda operations: send_group(self._link, operations))
+        self._batcher = Batcher(lambda calls: send_group(self._link, calls))
         try:
-            await self._run(Operation("look"))
+            await self._run(Call("look"))
             _warn(self._address.name, await self._link.settings())
         except BaseException:
             await self.close()
@@ -134,19 +133,19 @@ class RedisBroker(Broker):
         await self._news.close()
         await asyncio.sleep(0)  # for the transports, which close their sockets in the next turn
 
-    async def _run(self, operation: Operation) -> Any:
+    async def _run(self, call: Call) -> Any:
         """Have a script run at once: a claim waits for no settle. Cancelling leaves it open whether it was."""
         self._check_open()
-        answer = await send(self._link, operation)
-        if isinstance(answer, BrokerError):
-            raise answer
-        return answer
+        await self._link.send([call])
+        if isinstance(call.answer, BrokerError):
+            raise call.answer
+        return call.answer
 
-    async def _join(self, operation: Operation, weight: int) -> Any:
+    async def _join(self, call: Call, weight: int) -> Any:
         """Have it run with the next group, as one call with others of its kind. Cancelling as in `_run`."""
-        return await self._check_open().put(operation, weight)
+        return await self._check_open().put(call, weight)
 
-    def _check_open(self) -> Batcher[Operation, Any]:
+    def _check_open(self) -> Batcher[Call, Any]:
         if self._batcher is None:
             raise BrokerError(f"the broker on {self._address.name} is not open")
         return self._batcher
@@ -162,13 +161,13 @@ class RedisBroker(Broker):
         if len(jobs) > _MOST:
             raise BrokerError(f"at most {_MOST:,} jobs go into Redis at once, not {len(jobs):,}: submit them in parts")
         words = await push_words(jobs)
-        ids = await self._join(Operation("push", repr(now), repr(self._bury_at(now)), *words), len(jobs))
+        ids = await self._join(Call("push", repr(now), repr(self._bury_at(now)), *words), len(jobs))
         if isinstance(ids, str):
             raise unknown_job(ids)
         return ids or [job.id for job in jobs]
 
     async def claim(self, queue: str, *, limit: int, worker: str, now: float) -> list[Job]:
-        self._news.look(queue)
+        self._news.look(f"jobs {queue}")
         self._next_due, jobs = await self._run(Claim(self._claims, queue, limit, worker, now, self._bury_at(now)))
         return cast("list[Job]", jobs)
 
@@ -179,11 +178,11 @@ class RedisBroker(Broker):
         return cast("list[bool]", await self._join(settle, len(outcomes)))
 
     async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
-        self._news.look(None)
+        self._news.look("notices")
         moments = repr(lease), repr(now), repr(self._bury_at(now))
         about = worker_text(worker, now), to_json(list(worker.queues)), repr(now - ACTIVITY_KEPT)
         activity = (str(word) for pair in activity_texts(worker.activity).items() for word in pair)
-        answer = await self._run(Operation("heartbeat", worker.id, *moments, *about, *activity))
+        answer = await self._run(Call("heartbeat", worker.id, *moments, *about, *activity))
         known, cancelled, paused, suspects, lost = answer
         lapsed = not known and worker.seen > 0
         worker.seen = now
@@ -191,22 +190,22 @@ class RedisBroker(Broker):
 
     async def report(self, progress: Mapping[str, Progress]) -> None:
         pairs = ((task_id, to_json([p.done, p.total, p.note])) for task_id, p in progress.items())
-        await self._run(Operation("report", *itertools.chain.from_iterable(pairs)))
+        await self._run(Call("report", *itertools.chain.from_iterable(pairs)))
 
     async def cancel(self, task_id: str, *, now: float, by: str | None = None) -> bool:
-        return bool(await self._run(Operation("cancel", task_id, repr(now), repr(self._bury_at(now)), by or "")))
+        return bool(await self._run(Call("cancel", task_id, repr(now), repr(self._bury_at(now)), by or "")))
 
     async def requeue(self, task_ids: Sequence[str], *, now: float, by: str | None = None) -> list[bool]:
-        return [bool(flag) for flag in await self._run(Operation("requeue", repr(now), by or "", *task_ids))]
+        return [bool(flag) for flag in await self._run(Call("requeue", repr(now), by or "", *task_ids))]
 
     async def delete(self, task_ids: Sequence[str]) -> list[bool]:
-        return [bool(flag) for flag in await self._run(Operation("delete", *task_ids))]
+        return [bool(flag) for flag in await self._run(Call("delete", *task_ids))]
 
     async def purge(self, before: float, limit: int) -> int:
-        return int(await self._run(Operation("purge", repr(before), str(limit))))
+        return int(await self._run(Call("purge", repr(before), str(limit))))
 
     async def set_queue(self, queue: str, *, paused: bool) -> None:
-        await self._run(Operation("set_queue", check_queue(queue), str(int(paused))))
+        await self._run(Call("set_queue", check_queue(queue), str(int(paused))))
 
     async def record(self, results: Sequence[TaskResult[Any]]) -> None:
         arguments: list[str] = []
@@ -214,32 +213,31 @@ class RedisBroker(Broker):
             purge_at = (result.finished or 0.0) + self.retention.ttl(result.status)
             arguments += (result.task_id, repr(purge_at), to_json(recorded_fields(result)))
         if arguments:
-            await self._run(Operation("record", *arguments))
+            await self._run(Call("record", *arguments))
 
     # Waiting -----------------------------------------------------------------------------------
 
     async def wait_ready(self, queues: Sequence[str], timeout: float) -> None:
         if queues and self._next_due is not None:
             timeout = min(timeout, self._next_due - self._clock.time())
-        await self._news.wait_ready(queues, timeout)
+        await self._news.wait([f"jobs {queue}" for queue in queues] or ["notices"], timeout)
 
     async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
-        waiter = self._news.expect(task_id)  # first, so that no end falls between looking and listening
+        topic = f"results {task_id}"
         try:
-            result = await self._known(task_id)
+            result = await self._look_for(task_id, topic)
             async with asyncio.timeout(timeout):
                 while not result.is_finished:
-                    self._news.listen()
-                    await waiter
-                    waiter = self._news.expect(task_id)
-                    result = await self._known(task_id)
+                    await self._news.wait([topic], _LOOK_EVERY)
+                    result = await self._look_for(task_id, topic)
             return result
         except TimeoutError:
             raise timed_out(task_id, timeout) from None
         finally:
-            self._news.forget(task_id, waiter)
+            self._news.forget(topic)
 
-    async def _known(self, task_id: str) -> TaskResult[Any]:
+    async def _look_for(self, task_id: str, topic: str) -> TaskResult[Any]:
+        self._news.look(topic)  # first, so that no end falls between looking and waiting
         (result,) = await self.get([task_id])
         if result is None:
             raise unknown_job(task_id)
@@ -250,7 +248,7 @@ class RedisBroker(Broker):
     async def get(self, task_ids: Sequence[str]) -> list[TaskResult[Any] | None]:
         if not task_ids:
             return []
-        rows = await self._join(Operation("get", str(len(task_ids)), *task_ids), len(task_ids))
+        rows = await self._join(Call("get", str(len(task_ids)), *task_ids), len(task_ids))
         return [result_of_row(task_id, row) if row else None for task_id, row in zip(task_ids, rows, strict=True)]
 
     async def find(
@@ -274,8 +272,8 @@ class RedisBroker(Broker):
         while last != "":
             if last is not None:
                 low, high = (f"({last}", high) if oldest_first else (low, f"({last}")
-            operation = Operation("find", filter_text(which), str(limit), str(_PAGE), str(int(oldest_first)), low, high)
-            last, *rows = await self._run(operation)
+            call = Call("find", filter_text(which), str(limit), str(_PAGE), str(int(oldest_first)), low, high)
+            last, *rows = await self._run(call)
             jobs = [job_of(*rows[i : i + 3]) for i in range(0, len(rows), 3)]
             for job in sorted(jobs, key=lambda job: job.seq, reverse=not oldest_first):
                 is_behind = after is None or (job.seq > after if oldest_first else job.seq < after)
@@ -292,7 +290,7 @@ class RedisBroker(Broker):
                     found[queue, status] += number
         elif which.ahead_of is not None and which == JobFilter(ahead_of=which.ahead_of):
             queue = which.ahead_of.queue
-            found[queue, PENDING] = await self._run(Operation("ahead", queue, member_of(which.ahead_of)))
+            found[queue, PENDING] = await self._run(Call("ahead", queue, member_of(which.ahead_of)))
         else:
             async for job in self._search(which, None, _PAGE):
                 found[job.queue, job.status] += 1
@@ -308,14 +306,14 @@ class RedisBroker(Broker):
 
     async def _look(self) -> tuple[dict[str, str], list[str]]:
         """The state, and the workers."""
-        pairs, workers = await self._run(Operation("look"))
+        pairs, workers = await self._run(Call("look"))
         return dict(zip(pairs[::2], pairs[1::2], strict=True)), workers
 
     async def activity(self, since: float) -> list[Activity]:
         texts: list[str] = []
         first = repr(since)
         while first != "(":
-            last, *found = await self._run(Operation("activity", first, str(_MINUTES)))
+            last, *found = await self._run(Call("activity", first, str(_MINUTES)))
             texts += found
             first = f"({last}"
         return sum_of_activity(texts)

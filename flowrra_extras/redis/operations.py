@@ -29,29 +29,13 @@ from flowrra import (
     encode_arguments,
     encode_value,
 )
-from flowrra_extras.redis.scripts import CLAIMED_FIELDS
+from flowrra_extras.redis.scripts import CLAIMED_FIELDS, RESULT_FIELDS
 from flowrra_extras.redis.wire import Call
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from flowrra_extras.redis.wire import Link
-
-
-class Operation:
-    """What a caller wants of a script."""
-
-    def __init__(self, name: str, *words: str) -> None:
-        self.name = name
-        self.words: Sequence[str] = words
-
-    def pack(self) -> Sequence[str]:
-        """The words of the call. Asked for when it goes out."""
-        return self.words
-
-    def take(self, answer: Any) -> Any:
-        """What the answer of the script says; a BrokerError if it failed."""
-        return answer
 
 
 class Claims:
@@ -67,30 +51,28 @@ class Claims:
         return str(self._latest)
 
 
-class Claim(Operation):
+class Claim(Call):
     def __init__(self, claims: Claims, queue: str, limit: int, worker: str, now: float, bury_at: float) -> None:
-        super().__init__("claim", queue, str(limit), worker, repr(now), repr(bury_at))
         self._claims = claims
         self._place = queue, worker
         self._now = now
+        self._numbers = [claims.number(), *claims.lost.pop(self._place, ())]
+        super().__init__("claim", queue, str(limit), worker, repr(now), repr(bury_at), *self._numbers)
 
-    def pack(self) -> Sequence[str]:
-        self._numbers = [self._claims.number(), *self._claims.lost.pop(self._place, ())]
-        return (*self.words, *self._numbers)
-
-    def take(self, answer: Any) -> Any:
+    def take(self, answer: Any) -> None:
         if isinstance(answer, BrokerError):
             self._claims.lost[self._place] = self._numbers
-            return answer
-        due, *rows = answer
-        jobs = [_claimed_job(rows[i : i + _ROW], *self._place, self._now) for i in range(0, len(rows), _ROW)]
-        return float(due) if due else None, jobs
+            super().take(answer)
+        else:
+            due, *rows = answer
+            jobs = [_claimed_job(rows[i : i + _ROW], *self._place, self._now) for i in range(0, len(rows), _ROW)]
+            super().take((float(due) if due else None, jobs))
 
 
 Attempts = set[tuple[str, int]]  # ids and numbers
 
 
-class Settle(Operation):
+class Settle(Call):
     """`doubtful`: the attempts that may be settled already, by a call whose answer was lost."""
 
     def __init__(self, outcomes: Sequence[Outcome], now: float, retention: BackendConfig, doubtful: Attempts) -> None:
@@ -98,33 +80,26 @@ class Settle(Operation):
         self._outcomes = outcomes
         self._doubtful = doubtful
 
-    def take(self, answer: Any) -> Any:
+    def take(self, answer: Any) -> None:
         failed = isinstance(answer, BrokerError)
         if failed or self._doubtful:
             change = self._doubtful.update if failed else self._doubtful.difference_update
             change((outcome.job.id, outcome.attempt) for outcome in self._outcomes)
-        return answer if failed else [flag == "1" for flag in answer]
+        super().take(answer if failed else [flag == "1" for flag in answer])
 
 
-async def send(link: Link, operation: Operation) -> Any:
-    """Send an operation and return what came of it, a BrokerError if it failed."""
-    call = Call(operation.name, operation.pack())
-    await link.send([call])
-    return operation.take(call.answer)
-
-
-async def send_group(link: Link, operations: Sequence[Operation]) -> list[Any]:
-    """The same for many at once: those of one script go out as one call, which has an answer for each."""
-    kinds: dict[str, list[Operation]] = {}
-    for operation in operations:
-        kinds.setdefault(operation.name, []).append(operation)
-    calls = [Call(name, [word for operation in kin for word in operation.pack()]) for name, kin in kinds.items()]
-    await link.send(calls)
-    answers: dict[Operation, Any] = {}
-    for call, kin in zip(calls, kinds.values(), strict=True):
-        parts = [call.answer] * len(kin) if isinstance(call.answer, BrokerError) else call.answer
-        answers.update((operation, operation.take(part)) for operation, part in zip(kin, parts, strict=True))
-    return [answers[operation] for operation in operations]
+async def send_group(link: Link, calls: Sequence[Call]) -> list[Any]:
+    """Send calls in one write, those of one script as one call that has an answer for each; return the answers."""
+    kinds: dict[str, list[Call]] = {}
+    for call in calls:
+        kinds.setdefault(call.name, []).append(call)
+    merged = [Call(name, *itertools.chain.from_iterable(call.words for call in kin)) for name, kin in kinds.items()]
+    await link.send(merged)
+    for whole, kin in zip(merged, kinds.values(), strict=True):
+        failed = isinstance(whole.answer, BrokerError)
+        for call, answer in zip(kin, itertools.repeat(whole.answer) if failed else whole.answer, strict=not failed):
+            call.take(answer)
+    return [call.answer for call in calls]
 
 
 to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # raw: cjson refuses lone surrogates
@@ -288,46 +263,37 @@ def _claimed_job(row: Sequence[Any], queue: str, worker: str, now: float) -> Job
 _NO_KEYWORDS: Mapping[str, Any] = types.MappingProxyType({})
 
 
+_READ: Mapping[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("due", "expires", "submitted", "started", "finished", "purge_at"), float),
+    **dict.fromkeys(("attempt", "failures", "crashes"), int),
+    "status": TaskStatus,
+    "parents": lambda text: tuple(json.loads(text)),
+    "progress": lambda text: Progress(*json.loads(text)),
+    "result": decode,
+    "head": _head,
+}
+
+
+def _read(name: str, text: str | None) -> Any:
+    return text if text is None or name not in _READ else _READ[name](text)
+
+
 def job_of(task_id: str, pairs: Sequence[str], history: Sequence[str]) -> Job:
-    """A job from its hash. Its fields are those of `Job`, but for `head` and `place`."""
-    values: dict[str, Any] = dict(zip(pairs[::2], pairs[1::2], strict=True))
-    task, overrides = _head(values.pop("head"))
+    """A job from its hash. Its fields are those of `Job`, but for a few."""
+    values = {name: _read(name, text) for name, text in zip(pairs[::2], pairs[1::2], strict=True)}
+    task, overrides = values.pop("head")
     place = values.pop("place")
-    values["cancel_requested"] = "cancel" in values
-    for name in ("cancel", "children", "requeued"):
+    is_to_end = values.pop("cancel", None) is not None
+    for name in ("children", "requeued"):
         values.pop(name, None)
-    for name in _FLOATS & values.keys():
-        values[name] = float(values[name])
-    for name in _COUNTERS & values.keys():
-        values[name] = int(values[name])
-    if "parents" in values:
-        values["parents"] = tuple(json.loads(values["parents"]))
-    if "result" in values:
-        values["result"] = decode(values["result"])
-    if "progress" in values:
-        values["progress"] = Progress(*json.loads(values["progress"]))
-    values["status"] = TaskStatus(values["status"])
     attempts = tuple(Attempt(*json.loads(entry)) for entry in history)
-    priority, seq = int(place[:16], 16) - _LOWEST, int(place[16:], 16)
-    return Job(task_id, task, priority=priority, seq=seq, overrides=overrides, history=attempts, **values)
-
-
-_FLOATS = frozenset(("due", "expires", "submitted", "started", "finished", "purge_at"))
-_COUNTERS = frozenset(("attempt", "failures", "crashes"))
+    return Job(
+        task_id, task, priority=int(place[:16], 16) - _LOWEST, seq=int(place[16:], 16), overrides=overrides,
+        history=attempts, cancel_requested=is_to_end, **values,
+    )  # fmt: skip
 
 
 def result_of_row(task_id: str, row: Sequence[Any]) -> TaskResult[Any]:
-    head, status, result, error, traceback, attempt, submitted, started, finished, progress = row
-    return TaskResult(
-        task_id,
-        _head(head)[0],
-        TaskStatus(status),
-        None if result is None else decode(result),
-        error,
-        traceback,
-        int(attempt or 0),
-        float(submitted),
-        None if started is None else float(started),
-        None if finished is None else float(finished),
-        None if progress is None else Progress(*json.loads(progress)),
-    )
+    """A result from the values of RESULT_FIELDS, which are in the order of its own."""
+    (task, _), status, result, error, traceback, attempts, *rest = map(_read, RESULT_FIELDS, row)
+    return TaskResult(task_id, task, status, result, error, traceback, attempts or 0, *rest)

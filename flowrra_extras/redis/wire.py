@@ -214,25 +214,33 @@ class Connection(asyncio.Protocol):
 
 
 class Call:
-    """One script to be run. `answer` is what came of it, an exception if it failed."""
+    """One run of a script. `answer` is what came of it, a BrokerError if it failed."""
 
-    __slots__ = ("again", "answer", "is_answered", "needs_text", "script", "words")
+    answer: Any
 
-    def __init__(self, name: str, words: Sequence[str]) -> None:
-        self.script = SCRIPTS[name]
-        self.words = words
-        self.again = b"0"  # 1: it may have been carried out already
-        self.needs_text = False  # the server does not know the script (any more)
+    def __init__(self, name: str, *words: str) -> None:
+        self.name = name
+        self.words: Sequence[str] = words
         self.is_answered = False
-        self.answer: Any = None
+        self._again = b"0"  # 1: it may have been carried out already
+        self._needs_text = False  # the server does not know the script (any more)
 
     def take(self, answer: Any) -> None:
+        """Note what the script has answered, or a BrokerError."""
         self.answer = answer
         self.is_answered = True
 
     def pack(self, prefix: str) -> bytes:
-        script = (b"EVAL", self.script.text) if self.needs_text else (b"EVALSHA", self.script.sha)
-        return _pack((*script, b"1", prefix, self.again, *self.words))
+        """The command, as it goes out for the first time or once more."""
+        script = SCRIPTS[self.name]
+        command = (b"EVAL", script.text) if self._needs_text else (b"EVALSHA", script.sha)
+        packed = _pack((*command, b"1", prefix, self._again, *self.words))
+        self._again = b"1"
+        return packed
+
+    def spell_out(self) -> None:
+        """Send the script itself the next time."""
+        self._needs_text = True
 
 
 class Link:
@@ -278,8 +286,6 @@ class Link:
         packed = b"".join([call.pack(self._prefix) for call in calls])
         patience = min(PATIENCE + len(packed) / 1e6, deadline - asyncio.get_running_loop().time())
         answers = connection.ask(packed, len(calls), patience)
-        for call in calls:
-            call.again = b"1"  # from the next time on
         for call, answer in zip(calls, await answers, strict=True):
             if not _is_error(answer):
                 call.take(answer)
@@ -299,7 +305,7 @@ class Link:
     def _judge(self, call: Call, text: str) -> None:
         """An error that the server answered: for good, or worth another try, perhaps on another connection."""
         if text.startswith("NOSCRIPT"):
-            call.needs_text = True
+            call.spell_out()
             return
         if text.startswith(_PASSING) or "READONLY" in text:
             if text.startswith("MOVED "):
