@@ -323,8 +323,8 @@ async def test_a_server_that_is_killed_under_load_loses_nothing(tmp_path: Path) 
         async with site.client() as app:
             nap = stand_in(app, "app.nap")
             worker = await site.worker("--concurrency", "5")
-            await app.submit_many(nap, [(0.02,)] * 300)
             for _ in range(2):
+                await app.submit_many(nap, [(0.02,)] * 150)
                 await some_succeeded(app, await count(app, TaskStatus.SUCCESS) + 50)
                 submits = asyncio.gather(*(app.submit(nap, 0.0) for _ in range(20)))
                 await restart(server, 0.3)
