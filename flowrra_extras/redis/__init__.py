@@ -116,6 +116,7 @@ class RedisBroker(Broker):
         self._link = Link(self._address, self.config.timeout)
         self._news = News(self._address)
         self._next_due: float | None = None
+        self._is_joined = False  # a call is under way, and who comes now goes with the next group
         self._batcher = Batcher(lambda calls: send_group(self._link, calls))
         try:
             await self._run(Call("look"))
@@ -134,16 +135,22 @@ class RedisBroker(Broker):
         await asyncio.sleep(0)  # for the transports, which close their sockets in the next turn
 
     async def _run(self, call: Call) -> Any:
-        """Have a script run at once: a claim waits for no settle. Cancelling leaves it open whether it was."""
+        """Have a script run at once. Cancelling leaves it open whether it was."""
         self._check_open()
         await self._link.send([call])
-        if isinstance(call.answer, BrokerError):
-            raise call.answer
-        return call.answer
+        return _checked(call.answer)
 
     async def _join(self, call: Call, weight: int) -> Any:
-        """Have it run with the next group, as one call with others of its kind. Cancelling as in `_run`."""
-        return await self._check_open().put(call, weight)
+        """The same; with those that come while it is under way, as one call with others of its kind."""
+        batcher = self._check_open()
+        if self._is_joined:
+            return await batcher.put(call, weight)
+        self._is_joined = True
+        try:
+            (answer,) = await send_group(self._link, [call])
+        finally:
+            self._is_joined = False
+        return _checked(answer)
 
     def _check_open(self) -> Batcher[Call, Any]:
         if self._batcher is None:
@@ -317,6 +324,12 @@ class RedisBroker(Broker):
             texts += found
             first = f"({last}"
         return sum_of_activity(texts)
+
+
+def _checked(answer: Any) -> Any:
+    if isinstance(answer, BrokerError):
+        raise answer
+    return answer
 
 
 def _warn(name: str, settings: Mapping[str, str]) -> None:
