@@ -294,12 +294,12 @@ class Link:
 
     async def _reconnect(self, deadline: float) -> Connection:
         """A connection that is there: one for all who have lost the last."""
-        async with self._connecting:
+        patience = min(deadline, asyncio.get_running_loop().time() + PATIENCE)
+        async with asyncio.timeout_at(patience), self._connecting:
             if self._is_closed:
                 raise ConnectionError
             if self._connection is None or self._connection.lost.done():
-                async with asyncio.timeout_at(min(deadline, asyncio.get_running_loop().time() + PATIENCE)):
-                    self._connection = await self._address.connect()
+                self._connection = await self._address.connect()
             return self._connection
 
     def _judge(self, call: Call, text: str) -> None:
