@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -113,6 +114,8 @@ class RedisBroker(Broker):
     # Opening and closing -----------------------------------------------------------------------
 
     async def open(self) -> None:
+        with contextlib.suppress(RuntimeError):  # it was left open on a loop that is closed by now
+            await self.close()
         self._link = Link(self._address, self.config.timeout)
         self._news = News(self._address)
         self._next_due: float | None = None

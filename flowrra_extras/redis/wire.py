@@ -296,10 +296,11 @@ class Link:
         """A connection that is there: one for all who have lost the last."""
         patience = min(deadline, asyncio.get_running_loop().time() + PATIENCE)
         async with asyncio.timeout_at(patience), self._connecting:
-            if self._is_closed:
-                raise ConnectionError
             if self._connection is None or self._connection.lost.done():
                 self._connection = await self._address.connect()
+            if self._is_closed:
+                self._drop()
+                raise ConnectionError
             return self._connection
 
     def _judge(self, call: Call, text: str) -> None:
