@@ -45,7 +45,7 @@ from flowrra import (
 )
 from flowrra_extras.postgres import statements as sql
 from flowrra_extras.postgres.connections import SILENCE, Address, Link, callers_session
-from flowrra_extras.postgres.groups import CHUNK, Claim, Groups, encode_payloads
+from flowrra_extras.postgres.groups import Claim, Groups, encode_payloads
 from flowrra_extras.postgres.rows import job_of_row, recorded_columns, where_clause, worker_of_row
 from flowrra_extras.postgres.store import Store, migrate
 
@@ -120,11 +120,7 @@ class PostgresBroker(Broker):
 
     async def push(self, jobs: Sequence[Job], *, now: float) -> list[str]:
         groups = self._opened()
-        if not jobs:
-            return []
-        if len(jobs) <= CHUNK:
-            encode_payloads(jobs)
-        return cast("list[str]", await groups.pushes.put((jobs, now), len(jobs)))
+        return await groups.push(jobs, now) if jobs else []
 
     async def push_in(self, connection: Any, jobs: Sequence[Job], *, now: float) -> list[str]:
         self._opened()
@@ -135,8 +131,7 @@ class PostgresBroker(Broker):
                 where = self._address.name
                 raise ConfigError(f"the connection is to another database than {where}, where the jobs are")
             store = Store(session, self.retention)
-            push = store.push_family if any(job.parents for job in jobs) else store.push
-            ids = await push(jobs, now)
+            ids = await store.push(jobs, now)
             channels = [f"{self._address.schema}_jobs"]
             await session.fetch(sql.TELL.replace(sql.LAZY, "true"), store.finished, channels, [" "])
         return ids
@@ -144,7 +139,7 @@ class PostgresBroker(Broker):
     async def claim(self, queue: str, *, limit: int, worker: str, now: float) -> list[Job]:
         groups = self._opened()
         groups.waits.look(queue)
-        return await groups.claiming.put(Claim(queue, limit, worker, now))
+        return await groups.claim(Claim(queue, limit, worker, now))
 
     async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
         groups = self._opened()
@@ -164,7 +159,7 @@ class PostgresBroker(Broker):
 
     async def requeue(self, task_ids: Sequence[str], *, now: float) -> list[bool]:
         groups = self._opened()
-        return [await groups.transact(lambda store, i=task_id: store.requeue(i, now)) for task_id in task_ids]  # type: ignore[misc]
+        return await groups.transact(lambda store: store.requeue(task_ids, now))
 
     async def purge(self, before: float, limit: int) -> int:
         await self._run(sql.FORGET_AWAITED, patience=self.config.timeout)

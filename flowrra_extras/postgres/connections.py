@@ -215,8 +215,10 @@ class Link:
     def __init__(self, address: Address, timeout: float) -> None:
         self._address = address
         self._timeout = timeout
-        self._idle: list[asyncpg.Connection[Any]] = []
         self._gate = asyncio.Semaphore(address.pool_size)
+        self._idle: list[asyncpg.Connection[Any]] = []
+        self._busy: set[asyncpg.Connection[Any]] = set()
+        self._is_closed = False
 
     async def run(self, work: Callable[[Session], Awaitable[T]], silence: float = SILENCE) -> T:
         """What `work` gives. It may be called again if a connection was lost, or silent for so many seconds.
@@ -224,13 +226,15 @@ class Link:
         Cancelling leaves it open whether it was done.
 
         Raises:
-            BrokerError: the server was away for as long as a call may take, or refuses this.
+            BrokerError: the server was away for as long as a call may take, or refuses this; or the link was closed.
             SerializationError: a value that the server cannot keep.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout
         failure: Exception | None = None
         for pause in itertools.chain((0.0, 0.02, 0.05, 0.1, 0.2), itertools.repeat(0.5)):
+            if self._is_closed:
+                raise BrokerError("the broker was closed while this call was waiting")
             try:
                 async with asyncio.timeout_at(min(deadline, loop.time() + silence)):
                     return await self._try(work)
@@ -249,45 +253,45 @@ class Link:
     async def _try(self, work: Callable[[Session], Awaitable[T]]) -> T:
         async with self._gate:
             connection = self._idle.pop() if self._idle else await self._address.connect()
+            self._busy.add(connection)
+            usable = False  # in the middle of something, or refused by its server, it is of no use to others
             try:
                 result = await work(Session(connection, self._address.schema))
-            except BaseException as error:
-                self._put_back(connection, usable=isinstance(error, Exception) and not isinstance(error, _AWAY))
+                usable = True
+            except Exception as error:
+                usable = not isinstance(error, _AWAY)
                 raise
-            self._put_back(connection, usable=True)
+            finally:
+                self._busy.discard(connection)
+                if usable and not (self._is_closed or connection.is_closed() or connection.is_in_transaction()):
+                    self._idle.append(connection)
+                else:
+                    drop(connection)
             return result
 
-    def _put_back(self, connection: asyncpg.Connection[Any], *, usable: bool) -> None:
-        """A connection whose server has said no, or that is in the middle of something, is of no use to others."""
-        if usable and not connection.is_closed() and not connection.is_in_transaction():
-            self._idle.append(connection)
-        else:
-            drop(connection)
-
     def _explained(self, error: Exception) -> FlowrraError:
+        name = self._address.name
         if isinstance(error, asyncpg.DataError):
-            return SerializationError(f"{self._address.name} cannot keep this: {error}")
+            return SerializationError(f"{name} cannot keep this: {error}")
         if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
-            return BrokerError(f"{self._address.name} does not accept this user and password: {error}")
+            return BrokerError(f"{name} does not accept this user and password: {error}")
         if isinstance(error, asyncpg.DiskFullError):
-            return BrokerError(
-                f"{self._address.name} has a full disk: nothing of this was written; make room ({error})"
-            )
-        return BrokerError(f"{self._address.name}: {error}")
+            return BrokerError(f"{name} has a full disk: nothing of this was written; make room ({error})")
+        return BrokerError(f"{name}: {error}")
 
     async def close(self) -> None:
-        """Say good-bye to the server, within a second."""
-        idle, self._idle = self._idle, []
-        for connection in idle:
-            try:
-                await connection.close(timeout=1.0)
-            except (TimeoutError, *_AWAY):
-                drop(connection)
+        """Say good-bye to the server, within a second. Calls that are under way get a BrokerError."""
+        self._is_closed = True
+        for connection in self._busy:
+            drop(connection)
+        while self._idle:
+            with contextlib.suppress(TimeoutError, *_AWAY):  # it is dropped then
+                await self._idle.pop().close(timeout=1.0)
 
     def abandon(self) -> None:
         """Drop the connections of a loop that has ended without closing them."""
-        while self._idle:
-            drop(self._idle.pop())
+        for connection in (*self._idle, *self._busy):
+            drop(connection)
 
 
 def drop(connection: asyncpg.Connection[Any]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flowrra import (
     BY_HAND,
@@ -41,30 +41,38 @@ if TYPE_CHECKING:
 
 __all__ = ["Store", "migrate"]
 
+T = TypeVar("T")
+
 
 async def migrate(session: Session) -> str:
     """Bring the schema up to date; what identifies the store. Of two at once, the second waits and finds it done."""
-    if session.connection.get_server_version().major < 13:
-        raise ConfigError(
-            f"PostgreSQL {session.connection.get_server_version().major} is too old: 13 or later is needed"
-        )
+    server = session.connection.get_server_version().major
+    if server < 13:
+        raise ConfigError(f"PostgreSQL {server} is too old: 13 or later is needed")
+    newest = len(sql.MIGRATIONS)
     async with session.transaction():
-        if (await session.fetch("SELECT to_regclass('flowrra.meta') IS NULL"))[0][0]:
+        version, store = await _version_of(session)
+        if version < newest:
             await session.fetch("SELECT pg_advisory_xact_lock(hashtext($1))", f"flowrra {session.schema}")
-            await session.script(sql.META)
-        version, store = (await session.fetch("SELECT version, store::text FROM flowrra.meta"))[0]
-        if version < len(sql.MIGRATIONS):
-            (version, store), *_ = await session.fetch("SELECT version, store::text FROM flowrra.meta FOR UPDATE")
-        if version > len(sql.MIGRATIONS):
-            raise BrokerError(
-                f"schema {session.schema} has version {version}, newer than the {len(sql.MIGRATIONS)} "
-                "of this flowrra: upgrade it"
-            )
-        for script in sql.MIGRATIONS[version:]:
-            await session.script(script)
-        if version < len(sql.MIGRATIONS):
-            await session.change("UPDATE flowrra.meta SET version = $1", len(sql.MIGRATIONS))
+            if (await _version_of(session))[1] is None:
+                await session.script(sql.META)
+            version, store = await _version_of(session)
+            for script in sql.MIGRATIONS[version:]:
+                await session.script(script)
+            await session.change("UPDATE flowrra.meta SET version = $1 WHERE version < $1", newest)
+    if version > newest:
+        raise BrokerError(
+            f"schema {session.schema} has version {version}, newer than the {newest} of this flowrra: upgrade it"
+        )
     return str(store)
+
+
+async def _version_of(session: Session) -> tuple[int, str | None]:
+    """The version of the schema and what identifies the store; 0 and None before there is one."""
+    if (await session.fetch("SELECT to_regclass('flowrra.meta') IS NULL"))[0][0]:
+        return 0, None
+    version, store = (await session.fetch("SELECT version, store::text FROM flowrra.meta"))[0]
+    return version, store
 
 
 class Store:
@@ -79,33 +87,29 @@ class Store:
     # Taking in ---------------------------------------------------------------------------------
 
     async def push(self, jobs: Sequence[Job], now: float) -> list[str]:
-        """Take in jobs without parents. Repeating it changes nothing."""
+        """Take in jobs; repeating it changes nothing.
+
+        In a transaction, if one of them has parents, or one of several a key.
+        """
         ids = [job.id for job in jobs]
+        new: dict[str, int] = {}
         left = jobs
         while left:
-            if await self._insert(left, now) == len(left):
-                break
-            left = await self._resolve_keys(left, ids, jobs)
+            new.update(await self._db.fetch(sql.INSERT, now, *_columns(left)))
+            left = await self._resolve_keys([job for job in left if job.id not in new], ids, jobs)
+        family = {new[job.id]: dict.fromkeys(job.parents) for job in jobs if job.parents and job.id in new}
+        if family:
+            await self._await_parents(family, now, strict=True)
         return ids
 
-    async def push_and_tell(self, job: Job, now: float, channel: str, payload: str) -> list[str]:
-        """Take in a job that has neither parents nor a key, and notify in the same transaction."""
-        await self._db.fetch(sql.INSERT_AND_TELL, *_alike_values([job], now), channel, payload)
-        return [job.id]
-
-    async def _insert(self, jobs: Sequence[Job], now: float) -> int:
-        first = jobs[0]
-        if all(_are_alike(first, job) for job in jobs):
-            return await self._db.change(sql.INSERT_ALIKE, *_alike_values(jobs, now))
-        return await self._db.change(sql.INSERT, now, *_columns(jobs))
-
-    async def _resolve_keys(self, pushed: Sequence[Job], ids: list[str], jobs: Sequence[Job]) -> list[Job]:
+    async def _resolve_keys(self, refused: Sequence[Job], ids: list[str], jobs: Sequence[Job]) -> list[Job]:
         """Put in the ids of those that have the unique keys; the jobs whose key came free meanwhile."""
-        keyed = {job.id: job.unique for job in pushed if job.unique is not None}
+        keyed = {job.id: job.unique for job in refused if job.unique is not None}
         if not keyed:
             return []
-        known = {row[0] for row in await self._db.fetch(sql.GET, list(keyed))}
-        holders = dict(await self._db.fetch(sql.HOLDERS, list(keyed.values())))
+        rows = await self._db.fetch(sql.KNOWN, list(keyed), list(keyed.values()))
+        known = {task_id for task_id, key in rows if key is None}
+        holders = {key: task_id for task_id, key in rows if key is not None}
         left = []
         for index, job in enumerate(jobs):
             if job.id in keyed and job.id not in known:
@@ -115,18 +119,15 @@ class Store:
                     left.append(job)
         return left
 
-    async def push_family(self, jobs: Sequence[Job], now: float) -> list[str]:
-        """Take in jobs of which some have parents. In a transaction."""
-        seqs = {task_id: seq for seq, task_id in await self._db.fetch(sql.INSERTED, now, *_columns(jobs))}
-        ids = [job.id for job in jobs]
-        missing = [job for job in jobs if job.id not in seqs]
-        while missing:
-            missing = await self._resolve_keys(missing, ids, jobs)
-            rows = await self._db.fetch(sql.INSERTED, now, *_columns(missing)) if missing else ()
-            seqs.update({task_id: seq for seq, task_id in rows})
-        family = {seqs[job.id]: dict.fromkeys(job.parents) for job in jobs if job.parents and job.id in seqs}
-        await self._await_parents(family, now, strict=True)
-        return ids
+    async def push_lone(self, job: Job, now: float, channel: str, payload: str, *, early: bool) -> None:
+        """Take in a job that has neither parents nor a key, and notify in the same transaction.
+
+        `early`: others are told, and see the job, before it is on disk; the call waits for that all the same.
+        """
+        values = (job.id, job.payload, job.task, job.queue, job.priority, job.due, job.expires, _text(job.overrides))
+        await self._db.fetch(sql.INSERT_LONE_EARLY if early else sql.INSERT_LONE, now, *values, channel, payload)
+        if early:
+            await self._db.fetch(sql.SYNC)
 
     async def _await_parents(self, family: Mapping[int, Iterable[str]], now: float, *, strict: bool) -> None:
         """Keep jobs blocked, given as seq and parents, until these have succeeded; cancel them if one cannot.
@@ -248,11 +249,10 @@ class Store:
         await self._db.change(sql.REGISTER, *values, worker.host, worker.pid, worker.started, worker.version)
         return True
 
-    async def notices(self, worker: WorkerInfo, *, lapsed: bool, lost: list[str]) -> tuple[Notices, bool]:
+    async def notices(self, worker: WorkerInfo) -> tuple[Notices, bool]:
         """What a heartbeat brings back, and whether other workers' leases have run out."""
         (found,) = await self._db.fetch(sql.NOTICES, worker.id, list(worker.queues))
-        notices = Notices(found["cancelled"], lapsed, frozenset(found["paused"]), found["suspects"], lost)
-        return notices, found["lost"]
+        return Notices(found["cancelled"], False, frozenset(found["paused"]), found["suspects"], []), found["lost"]
 
     async def upkeep(self, worker: str, now: float) -> None:
         """What a claim does first: rescue, promote, expire. In a transaction."""
@@ -287,8 +287,11 @@ class Store:
         asked = bool(found) and await self._db.change(sql.ASK_TO_END, task_id) > 0
         return asked, asked
 
-    async def requeue(self, task_id: str, now: float) -> bool:
-        """Make a job ready again. In a transaction."""
+    async def requeue(self, task_ids: Sequence[str], now: float) -> list[bool]:
+        """Make jobs ready again. In a transaction."""
+        return [await self._requeue_one(task_id, now) for task_id in task_ids]
+
+    async def _requeue_one(self, task_id: str, now: float) -> bool:
         found = await self._db.fetch(sql.LOCK_REQUEUED, task_id)
         if not found:
             return False
@@ -300,30 +303,9 @@ class Store:
         if not await self._db.change(sql.REQUEUE, seq, "blocked" if parents else "pending"):
             return False  # an unfinished job has its unique key now
         if parents:
-            await self._await_parents({seq: parents}, now, strict=False)
+            await self._await_parents({seq: dict.fromkeys(parents)}, now, strict=False)
         self.ready = True
         return True
-
-
-def _are_alike(one: Job, other: Job) -> bool:
-    """Whether they differ in their ids and arguments only, and need no care of their own."""
-    return (
-        one.task == other.task
-        and one.queue == other.queue
-        and one.priority == other.priority
-        and one.due == other.due
-        and one.expires == other.expires
-        and one.overrides == other.overrides
-        and one.unique is None is other.unique
-    )
-
-
-def _alike_values(jobs: Sequence[Job], now: float) -> list[Any]:
-    """Jobs that are alike as the values that sql.INSERT_ALIKE takes."""
-    first = jobs[0]
-    ids, payloads = [job.id for job in jobs], [job.payload for job in jobs]
-    rest = (first.task, first.queue, first.priority, first.due, first.expires, _text(first.overrides))
-    return [now, ids, payloads, *rest]
 
 
 def _columns(jobs: Sequence[Job]) -> list[list[Any]]:
@@ -331,15 +313,23 @@ def _columns(jobs: Sequence[Job]) -> list[list[Any]]:
     return [
         [job.id for job in jobs],
         [job.payload for job in jobs],
-        [job.task for job in jobs],
-        [job.queue for job in jobs],
-        [job.priority for job in jobs],
-        [job.due for job in jobs],
-        [job.expires for job in jobs],
-        [_text(job.overrides) for job in jobs],
-        [job.unique for job in jobs],
-        [json.dumps(list(dict.fromkeys(job.parents))) if job.parents else None for job in jobs],
+        _one_for_all([job.task for job in jobs]),
+        _one_for_all([job.queue for job in jobs]),
+        _one_for_all([job.priority for job in jobs]),
+        _none_if_none([job.due for job in jobs]),
+        _none_if_none([job.expires for job in jobs]),
+        _none_if_none([_text(job.overrides) for job in jobs]),
+        _none_if_none([job.unique for job in jobs]),
+        _none_if_none([json.dumps(list(dict.fromkeys(job.parents))) if job.parents else None for job in jobs]),
     ]
+
+
+def _one_for_all(values: list[T]) -> list[T]:
+    return values[:1] if values.count(values[0]) == len(values) else values
+
+
+def _none_if_none(values: list[T | None]) -> list[T | None]:
+    return [] if values.count(None) == len(values) else values
 
 
 def _troubles(outcomes: Sequence[Outcome]) -> list[list[Any]]:
