@@ -61,6 +61,7 @@ _NOT_AWAY = (
     asyncpg.QueryCanceledError,
     asyncpg.DiskFullError,
     asyncpg.exceptions.ClientConfigurationError,
+    asyncpg.ProtocolViolationError,  # a pooler that knows no settings of a session
 )
 
 
@@ -277,6 +278,10 @@ class Link:
             return BrokerError(f"{name} does not accept this user and password: {error}")
         if isinstance(error, asyncpg.DiskFullError):
             return BrokerError(f"{name} has a full disk: nothing of this was written; make room ({error})")
+        if isinstance(error, asyncpg.ProtocolViolationError):
+            return BrokerError(
+                f"{name}: {error}; behind a pooler in transaction mode, add statement_cache_size=0 to the URL"
+            )
         return BrokerError(f"{name}: {error}")
 
     async def close(self) -> None:

@@ -174,7 +174,13 @@ BURY = f"""
         purge_at = $5::float8
     FROM unnest($1::bigint[], $2::text[]) AS v (seq, error)
     WHERE job.seq = v.seq AND status IN {AT_REST} RETURNING job.seq, id"""
-CHILDREN = "SELECT parent, child FROM flowrra.dependency WHERE parent = ANY ($1::bigint[]) ORDER BY parent"
+# Who waits for the jobs $1, and for those in turn: each with a parent.
+DESCENDANTS = """
+    WITH RECURSIVE line AS (
+        SELECT parent, child FROM flowrra.dependency WHERE parent = ANY ($1::bigint[])
+        UNION SELECT further.parent, further.child FROM line JOIN flowrra.dependency AS further
+            ON further.parent = line.child)
+    SELECT child, parent, id FROM line JOIN flowrra.job ON seq = parent ORDER BY parent DESC"""
 
 CLAIMED = "seq, id, task, payload, queue, priority, submitted, attempt - 1, failures, crashes, overrides, parents"
 # A claim holds its worker's row: whoever rescues that worker's jobs deletes the row first, so waits for the claim and

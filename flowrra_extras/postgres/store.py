@@ -163,7 +163,8 @@ class Store:
     async def _bury(self, doomed: Mapping[int, str], status: TaskStatus, now: float) -> list[int]:
         """End jobs that are not running, by seq with reasons, and cancel what waits for them. In a transaction.
 
-        A level of children a step, each with a look of its own: a child that comes in waits for its parent's row.
+        What waits for them goes together, and whoever came in meanwhile with the next look: since a child that comes
+        in locks its parent's row, none can come in after that.
         """
         first: list[int] = []
         purge_at = now + self._retention.failed_ttl
@@ -177,12 +178,12 @@ class Store:
         return first
 
     async def _children_of(self, ended: Mapping[int, str], status: TaskStatus) -> dict[int, str]:
-        """Those who wait for jobs that did not succeed, each with its reason."""
-        rows = await self._db.fetch(sql.CHILDREN, list(ended)) if ended else ()
-        children = {child: orphaned(ended[parent], status) for parent, child in rows}
+        """Those who wait for jobs that did not succeed, and for those in turn, each with its reason."""
+        rows = await self._db.fetch(sql.DESCENDANTS, list(ended)) if ended else ()
         if rows:
             await self._db.change(sql.FORGET_PARENTS, list(ended))
-        return children
+        cancelled = TaskStatus.CANCELLED
+        return {child: orphaned(name, status if parent in ended else cancelled) for child, parent, name in rows}
 
     async def settle(self, outcomes: Sequence[Outcome], now: float, *, careful: bool) -> set[tuple[int, int]]:
         """Write down outcomes, at most one of an attempt; the (seq, attempt) of those that were written.
