@@ -18,11 +18,15 @@ SQL are in `statements`, what a call does with them in `store`, the connections 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import itertools
 import json
+import math
 from typing import TYPE_CHECKING, Any, cast
 
 from flowrra import (
     SUCCESS,
+    Activity,
     BackendConfig,
     Broker,
     BrokerConfig,
@@ -40,6 +44,7 @@ from flowrra import (
     WorkerInfo,
     check_queue,
     encode_value,
+    sum_of_activity,
     timed_out,
     unknown_job,
 )
@@ -63,7 +68,7 @@ class PostgresBroker(Broker):
     ids changes nothing. A connection that is silent for 5 s is given up for a new one.
     """
 
-    keeps_text = True
+    keeps_text = keeps_activity = True
 
     def __init__(
         self,
@@ -150,16 +155,18 @@ class PostgresBroker(Broker):
                 outcome.text = encode_value(outcome)
         return cast("list[bool]", await groups.settles.put((outcomes, now), len(outcomes)))
 
-    async def cancel(self, task_id: str, *, now: float) -> bool:
+    async def cancel(self, task_id: str, *, now: float, by: str | None = None) -> bool:
         groups = self._opened()
-        ends, is_running = await groups.transact(lambda store: store.cancel(task_id, now))
+        ends, is_running = await groups.transact(lambda store: store.cancel(task_id, now, by))
         if is_running:
             groups.waits.tell(news=True)
         return ends
 
-    async def requeue(self, task_ids: Sequence[str], *, now: float) -> list[bool]:
-        groups = self._opened()
-        return await groups.transact(lambda store: store.requeue(task_ids, now))
+    async def requeue(self, task_ids: Sequence[str], *, now: float, by: str | None = None) -> list[bool]:
+        return await self._opened().transact(lambda store: store.requeue(task_ids, now, by))
+
+    async def delete(self, task_ids: Sequence[str]) -> list[bool]:
+        return await self._opened().transact(lambda store: store.delete(task_ids))
 
     async def purge(self, before: float, limit: int) -> int:
         await self._run(sql.FORGET_AWAITED, patience=self.config.timeout)
@@ -177,7 +184,7 @@ class PostgresBroker(Broker):
         groups = self._opened()
         groups.waits.look("")
         if lease <= 0:
-            await groups.transact(lambda store: store.leave(worker.id, now))
+            await groups.transact(lambda store: store.leave(worker, now))
             return Notices()
         notices = await groups.beat(worker, lease, now)
         worker.seen = now
@@ -193,6 +200,10 @@ class PostgresBroker(Broker):
 
     async def workers(self) -> list[WorkerInfo]:
         return [worker_of_row(*row) for row in await self._run(sql.WORKERS)]
+
+    async def activity(self, since: float) -> list[Activity]:
+        query = "SELECT counts FROM flowrra.activity WHERE minute >= $1"
+        return sum_of_activity(row[0] for row in await self._run(query, math.ceil(since)))
 
     async def paused(self) -> set[str]:
         return {row[0] for row in await self._run("SELECT queue FROM flowrra.paused")}
@@ -230,9 +241,19 @@ class PostgresBroker(Broker):
         groups = self._opened()
         return cast("list[TaskResult[Any] | None]", await groups.gets.put(task_ids, len(task_ids)))
 
-    async def find(self, which: JobFilter, *, limit: int = 100, after: int | None = None) -> list[Job]:
-        where, values = where_clause(which, after)
-        query = f"SELECT {sql.JOB_COLUMNS} FROM flowrra.job WHERE {where} ORDER BY seq DESC LIMIT {int(limit)}"
+    async def find(
+        self, which: JobFilter, *, limit: int = 100, after: int | None = None, oldest_first: bool = False
+    ) -> list[Job]:
+        if which.status is not None and len(which.status) > 1 and SUCCESS not in which.status:
+            apart = [dataclasses.replace(which, status=frozenset((status,))) for status in which.status]
+            found = [await self.find(one, limit=limit, after=after, oldest_first=oldest_first) for one in apart]
+            jobs = itertools.chain.from_iterable(found)  # job_rare has one state after the other
+            return sorted(jobs, key=lambda job: job.seq, reverse=not oldest_first)[:limit]
+        where, values = where_clause(which)
+        order, behind = ("ASC", ">") if oldest_first else ("DESC", "<")
+        if after is not None:
+            where, values = f"{where} AND seq {behind} ${len(values) + 1}", [*values, after]
+        query = f"SELECT {sql.JOB_COLUMNS} FROM flowrra.job WHERE {where} ORDER BY seq {order} LIMIT {int(limit)}"
         return [job_of_row(row) for row in await self._run(query, *values, patience=self.config.timeout)]
 
     async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:

@@ -195,16 +195,14 @@ class Groups:
         """A heartbeat. It does not wait long for a silent connection: the lease would run out meanwhile."""
         silence = min(SILENCE, max(0.5, lease / 3))
 
-        async def renew(session: Session) -> tuple[bool, Notices, bool]:
-            store = Store(session, self._retention)
-            return await store.beat(worker, lease, now), *await store.notices(worker)
+        async def renew(session: Session) -> tuple[Notices, bool]:
+            return await Store(session, self._retention).beat(worker, lease, now)
 
-        is_new, notices, some_are_lost = await self._link.run(renew, silence)
+        notices, some_are_lost = await self._link.run(renew, silence)
         if some_are_lost:
             lost = await self.transact(lambda store: store.rescue(worker.id, now), silence)
-            notices, _ = await self._link.run(lambda session: Store(session, self._retention).notices(worker), silence)
+            notices.suspects = (await self._link.run(renew, silence))[0].suspects
             notices.lost_workers = lost
-        notices.lapsed = is_new and worker.seen > 0
         return notices
 
     # Together ----------------------------------------------------------------------------------

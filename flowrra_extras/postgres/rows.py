@@ -24,22 +24,24 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def where_clause(which: JobFilter, after: int | None = None) -> tuple[str, list[Any]]:
+def where_clause(which: JobFilter) -> tuple[str, list[Any]]:
     """A filter as the text of a WHERE clause and its values."""
     terms: list[str] = []
     values: list[Any] = []
-    status = None if which.status is None else [str(status) for status in which.status]
     for term, value in (
         ("id = ANY (${}::text[])", None if which.ids is None else list(which.ids)),
-        ("status = ANY (${}::text[])", status),
         ("task = ${}", which.task),
         ("queue = ${}", which.queue),
         ("worker = ${}", which.worker),
-        ("seq < ${}", after),
+        ("strpos(lower(error), lower(${})) > 0", clean(which.error)),
+        ("parents IS NOT NULL AND parents::jsonb ? ${}", which.parent),
+        ("seq >= ${}", which.from_seq),
     ):
         if value is not None:
             values.append(value)
             terms.append(term.format(len(values)))
+    if which.status is not None:  # in the text, so that partial indexes can serve
+        terms.append(f"status = ANY ('{{{','.join(sorted(which.status))}}}'::text[])")
     if which.ahead_of is not None:
         job, n = which.ahead_of, len(values)
         values += [job.queue, job.priority, job.seq]

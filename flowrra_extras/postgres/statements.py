@@ -16,7 +16,7 @@ DUE_LATER = "('scheduled', 'retrying')"
 NOT_BEGUN = "('scheduled', 'blocked', 'pending')"
 UNFINISHED = "('scheduled', 'blocked', 'pending', 'running', 'retrying')"
 AT_REST = "('scheduled', 'blocked', 'pending', 'retrying')"
-SLOW = "('scheduled', 'blocked', 'retrying', 'failed', 'cancelled')"  # those that few jobs come to
+RARE = "('scheduled', 'blocked', 'retrying', 'failed', 'cancelled')"  # those that few jobs come to
 FINISHED = "('success', 'failed', 'cancelled')"
 REQUEUABLE = "('failed', 'cancelled')"
 
@@ -101,7 +101,7 @@ CREATE TABLE flowrra.awaited (  -- jobs whose end somebody waits for, and the ch
 
 SCHEMA_2 = f"""
 -- An index over all states would cost every move of every job a write.
-CREATE INDEX job_slow ON flowrra.job (status, seq) WHERE status IN {SLOW};
+CREATE INDEX job_rare ON flowrra.job (status, seq) WHERE status IN {RARE};
 CREATE INDEX job_child ON flowrra.job (seq) WHERE parents IS NOT NULL;
 CREATE TABLE flowrra.activity (  -- what a worker did in a minute, as the core's text
     minute bigint NOT NULL,
@@ -182,7 +182,7 @@ DESCENDANTS = """
             ON further.parent = line.child)
     SELECT child, parent, id FROM line JOIN flowrra.job ON seq = parent ORDER BY parent DESC"""
 
-CLAIMED = "seq, id, task, payload, queue, priority, submitted, attempt - 1, failures, crashes, overrides, parents"
+CLAIMED = "seq, id, task, payload, queue, priority, submitted, due, attempt - 1, failures, crashes, overrides, parents"
 # A claim holds its worker's row: whoever rescues that worker's jobs deletes the row first, so waits for the claim and
 # then sees all that it took. `FOR KEY SHARE` lets heartbeats pass.
 ME = f"SELECT FROM flowrra.worker WHERE id = $2 AND lease > clock_timestamp() AND {LAZY} FOR KEY SHARE"
@@ -236,10 +236,15 @@ EXPIRED = f"""
         AND expires <= $1 ORDER BY expires LIMIT {_PROMOTED}"""
 
 # Of a job's latest attempt, into its history: how it ended, why, with which traceback.
-ARCHIVE = f"""history = CASE WHEN started IS NULL THEN history ELSE
-        CASE WHEN jsonb_array_length(history) >= {HISTORY_LIMIT} THEN history - 0 ELSE coalesce(history, '[]') END
+_ROOM = f"CASE WHEN jsonb_array_length(history) >= {HISTORY_LIMIT} THEN history - 0 ELSE coalesce(history, '[]') END"
+ARCHIVE = f"""history = CASE WHEN started IS NULL THEN history ELSE {_ROOM}
         || jsonb_build_array(jsonb_build_array(job.attempt, worker, started, %s)) END,
     worker = NULL, started = NULL, finished = NULL, purge_at = NULL, progress = NULL"""
+# $1 ids, $2 who, $3 now, $4 what they did
+NOTE = f"""
+    UPDATE flowrra.job SET history = {_ROOM}
+        || jsonb_build_array(jsonb_build_array(attempt, $2::text, $3::float8, $3::float8, 'note', $4::text))
+    WHERE id = ANY ($1::text[])"""
 
 # Each settle writes what needs no second step, and returns what it wrote; the rest is told from the lost by trying
 # again with $1 (careful), inside a transaction that goes on to children and cancellations.
@@ -272,22 +277,31 @@ WRITTEN = """
     SELECT v.seq, v.attempt
     FROM flowrra.job JOIN unnest($2::bigint[], $3::integer[]) AS v (seq, attempt) ON job.seq = v.seq
     WHERE job.attempt = v.attempt AND (finished = $1::float8 OR status <> 'running'
-        AND history -> -1 -> 0 = to_jsonb(v.attempt) AND history -> -1 -> 3 = to_jsonb($1::float8))"""
+        AND history @> jsonb_build_array(jsonb_build_array(v.attempt, $1::float8)))"""
 
-RENEW = f"""
-    UPDATE flowrra.worker SET lease = clock_timestamp() + make_interval(secs => $2::float8), seen = $3::float8,
-        running = $4::integer, queues = $5::text, tasks = $6::text
-    WHERE id = $1 AND {LAZY}"""
-REGISTER = """
-    INSERT INTO flowrra.worker VALUES ($1, $7, $8, $5, $6, $9, $3, $4, $10,
-        clock_timestamp() + make_interval(secs => $2::float8))
-    ON CONFLICT (id) DO UPDATE SET lease = excluded.lease, seen = excluded.seen"""
-# $1 worker, $2 its queues
-NOTICES = """
-    SELECT EXISTS (SELECT FROM flowrra.worker WHERE lease <= clock_timestamp() AND id <> $1) AS lost,
+WORKER_COLUMNS = "id, host, pid, queues, tasks, started, seen, running, version, memory"
+# A heartbeat: $1 to $10 are WORKER_COLUMNS, $11 seconds of lease, $12 its queues, $13 minutes and $14 what it did in
+# them, $15 from which minute on that is kept. What it brings back, and whether other workers' leases have run out.
+BEAT = f"""
+    WITH renewed AS (
+        UPDATE flowrra.worker SET lease = clock_timestamp() + make_interval(secs => $11::float8), queues = $4,
+            tasks = $5, seen = $7, running = $8, memory = $10
+        WHERE id = $1 AND {LAZY} RETURNING 1),
+    registered AS (
+        INSERT INTO flowrra.worker ({WORKER_COLUMNS}, lease)
+        SELECT $1::text, $2::text, $3::integer, $4::text, $5::text, $6::float8, $7::float8, $8::integer, $9::text,
+            $10::bigint, clock_timestamp() + make_interval(secs => $11::float8)
+        WHERE NOT EXISTS (SELECT FROM renewed) ON CONFLICT DO NOTHING),
+    told AS (
+        INSERT INTO flowrra.activity
+        SELECT minute, $1, counts FROM unnest($13::bigint[], $14::text[]) AS v (minute, counts)
+        ON CONFLICT (minute, worker) DO UPDATE SET counts = excluded.counts),
+    forgotten AS (DELETE FROM flowrra.activity WHERE minute < $15::bigint AND cardinality($13::bigint[]) > 0)
+    SELECT NOT EXISTS (SELECT FROM renewed) AS is_new,
+        EXISTS (SELECT FROM flowrra.worker WHERE lease <= clock_timestamp() AND id <> $1) AS lost,
         ARRAY(SELECT id FROM flowrra.job WHERE status = 'running' AND cancel_requested AND worker = $1) AS cancelled,
         ARRAY(SELECT queue FROM flowrra.paused) AS paused,
-        EXISTS (SELECT FROM flowrra.job WHERE status = 'pending' AND crashes > 0 AND queue = ANY ($2::text[]))
+        EXISTS (SELECT FROM flowrra.job WHERE status = 'pending' AND crashes > 0 AND queue = ANY ($12::text[]))
             AS suspects"""
 LAPSED = "DELETE FROM flowrra.worker WHERE lease <= clock_timestamp() AND id <> $1 RETURNING id"
 # $1 workers, $2 now, $3 ending, $4 error, $5 crashes to count
@@ -310,6 +324,7 @@ REQUEUE = f"""
         error = NULL, traceback = NULL
     WHERE seq = $1 AND NOT EXISTS (SELECT FROM flowrra.job AS other
         WHERE other.unique_key = job.unique_key AND other.unique_key IS NOT NULL AND other.status IN {UNFINISHED})"""
+DELETE = f"DELETE FROM flowrra.job WHERE id = ANY ($1::text[]) AND status IN {FINISHED} RETURNING id"
 PURGE = """
     DELETE FROM flowrra.job WHERE seq IN (
         SELECT seq FROM flowrra.job WHERE purge_at IS NOT NULL AND purge_at < $1
@@ -353,9 +368,7 @@ JOB_COLUMNS = (
 )
 PAUSE = "INSERT INTO flowrra.paused VALUES ($1) ON CONFLICT DO NOTHING"
 RESUME_QUEUE = "DELETE FROM flowrra.paused WHERE queue = $1"
-WORKERS = """
-    SELECT id, host, pid, queues, tasks, started, seen, running, version FROM flowrra.worker
-    WHERE lease > clock_timestamp() ORDER BY started"""
+WORKERS = f"SELECT {WORKER_COLUMNS} FROM flowrra.worker WHERE lease > clock_timestamp() ORDER BY started"
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flowrra import (
+    ACTIVITY_KEPT,
     BY_HAND,
     EXPIRED,
     FAILED,
@@ -28,6 +29,7 @@ from flowrra import (
     Outcome,
     TaskStatus,
     WorkerInfo,
+    activity_texts,
     orphaned,
     unknown_job,
 )
@@ -241,19 +243,16 @@ class Store:
 
     # Workers, and by hand ----------------------------------------------------------------------
 
-    async def beat(self, worker: WorkerInfo, lease: float, now: float) -> bool:
-        """Extend a worker's lease, or register it. Whether it had to be registered."""
-        queues, tasks = json.dumps(dict(worker.queues)), json.dumps(list(worker.tasks))
-        values = (worker.id, lease, now, worker.running, queues, tasks)
-        if await self._db.change(sql.RENEW, *values):
-            return False
-        await self._db.change(sql.REGISTER, *values, worker.host, worker.pid, worker.started, worker.version)
-        return True
-
-    async def notices(self, worker: WorkerInfo) -> tuple[Notices, bool]:
-        """What a heartbeat brings back, and whether other workers' leases have run out."""
-        (found,) = await self._db.fetch(sql.NOTICES, worker.id, list(worker.queues))
-        return Notices(found["cancelled"], False, frozenset(found["paused"]), found["suspects"], []), found["lost"]
+    async def beat(self, worker: WorkerInfo, lease: float, now: float) -> tuple[Notices, bool]:
+        """Extend a worker's lease, or register it; what that brings back, and whether others' leases have run out."""
+        names = sql.WORKER_COLUMNS.split(", ")
+        told = {"seen": now, "queues": json.dumps(dict(worker.queues)), "tasks": json.dumps(list(worker.tasks))}
+        values = [told[name] if name in told else getattr(worker, name) for name in names]
+        activity = activity_texts(worker.activity)
+        rest = (lease, list(worker.queues), list(activity), list(activity.values()), int(now - ACTIVITY_KEPT))
+        (row,) = await self._db.fetch(sql.BEAT, *values, *rest)
+        lapsed = row["is_new"] and worker.seen > 0
+        return Notices(row["cancelled"], lapsed, frozenset(row["paused"]), row["suspects"], []), row["lost"]
 
     async def upkeep(self, worker: str, now: float) -> None:
         """What a claim does first: rescue, promote, expire. In a transaction."""
@@ -269,10 +268,11 @@ class Store:
             await self._put_back(lost, now, "crash", WORKER_LOST, crashes=1)
         return lost
 
-    async def leave(self, worker: str, now: float) -> None:
+    async def leave(self, worker: WorkerInfo, now: float) -> None:
         """Take a worker off the list and release what it holds. In a transaction."""
-        await self._db.change("DELETE FROM flowrra.worker WHERE id = $1", worker)
-        await self._put_back([worker], now, "release", LEFT, crashes=0)
+        await self.beat(worker, 0.0, now)
+        await self._db.change("DELETE FROM flowrra.worker WHERE id = $1", worker.id)
+        await self._put_back([worker.id], now, "release", LEFT, crashes=0)
 
     async def _put_back(self, workers: Sequence[str], now: float, ending: str, error: str, *, crashes: int) -> None:
         rows = await self._db.fetch(sql.PUT_BACK, workers, now, ending, error, crashes)
@@ -280,17 +280,27 @@ class Store:
         await self._bury({seq: KILLED for seq, times, _ in rows if times >= MAX_CRASHES}, FAILED, now)
         self.ready = True
 
-    async def cancel(self, task_id: str, now: float) -> tuple[bool, bool]:
+    async def cancel(self, task_id: str, now: float, by: str | None) -> tuple[bool, bool]:
         """Whether the job ends, and whether that is up to its worker. In a transaction."""
         found = await self._db.fetch("SELECT seq FROM flowrra.job WHERE id = $1", task_id)
-        if await self._bury({row[0]: BY_HAND for row in found}, TaskStatus.CANCELLED, now):
-            return True, False
-        asked = bool(found) and await self._db.change(sql.ASK_TO_END, task_id) > 0
-        return asked, asked
+        ended = bool(await self._bury({row[0]: BY_HAND for row in found}, TaskStatus.CANCELLED, now))
+        asked = bool(found) and not ended and await self._db.change(sql.ASK_TO_END, task_id) > 0
+        await self._note([task_id] if ended or asked else [], by, now, "cancelled")
+        return ended or asked, asked
 
-    async def requeue(self, task_ids: Sequence[str], now: float) -> list[bool]:
+    async def _note(self, task_ids: Sequence[str], by: str | None, now: float, deed: str) -> None:
+        if task_ids and by is not None:
+            await self._db.change(sql.NOTE, task_ids, clean(by), now, deed)
+
+    async def requeue(self, task_ids: Sequence[str], now: float, by: str | None) -> list[bool]:
         """Make jobs ready again. In a transaction."""
-        return [await self._requeue_one(task_id, now) for task_id in task_ids]
+        done = [await self._requeue_one(task_id, now) for task_id in task_ids]
+        await self._note(list(itertools.compress(task_ids, done)), by, now, "requeued")
+        return done
+
+    async def delete(self, task_ids: Sequence[str]) -> list[bool]:
+        gone = {row[0] for row in await self._db.fetch(sql.DELETE, task_ids)}
+        return [task_id in gone for task_id in task_ids]
 
     async def _requeue_one(self, task_id: str, now: float) -> bool:
         found = await self._db.fetch(sql.LOCK_REQUEUED, task_id)
