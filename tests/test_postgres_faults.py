@@ -133,6 +133,37 @@ async def test_a_settle_whose_answer_is_lost_is_recognised() -> None:
         assert child.status is TaskStatus.PENDING
 
 
+async def test_what_is_done_by_hand_is_told_as_done_though_the_answer_is_lost() -> None:
+    async with through_a_proxy() as (broker, proxy):
+        await push(broker, "a", "b")
+        (running,) = await broker.claim("default", limit=1, worker="worker-w", now=0.0)
+        for task_id in ("b", "a"):
+            proxy.lose_answer_to = b"COMMIT"
+            assert await broker.cancel(task_id, now=1.0, by="Ada") is True
+            assert proxy.lose_answer_to is None
+        await broker.settle([Outcome.cancel(running, "by hand")], now=2.0)
+        proxy.lose_answer_to = b"COMMIT"
+        assert await broker.requeue(["a", "b", "none"], now=3.0, by="Ada") == [True, True, False]
+        deeds = [
+            [note.error for note in job.history if note.outcome == "note"] for job in await broker.find(JobFilter())
+        ]
+        assert deeds == [["cancelled", "requeued"]] * 2, "each was done once"
+        assert await broker.cancel("b", now=4.0) is True
+        proxy.lose_answer_to = b"COMMIT"
+        assert await broker.delete(["a", "b"]) == [False, True]
+
+
+async def test_a_call_under_way_ends_when_the_broker_is_closed() -> None:
+    async with through_a_proxy() as (broker, proxy):
+        proxy.forget()
+        calls = [asyncio.create_task(call) for call in (push(broker, "a"), push(broker, "b"))]
+        await asyncio.sleep(0.05)
+        await broker.close()
+        for call in calls:
+            with pytest.raises(BrokerError, match="was closed while this call was waiting"):
+                await call
+
+
 async def test_a_silent_connection_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither end is told, as when a firewall forgets a connection."""
     for module in (connections, groups):

@@ -277,7 +277,8 @@ WRITTEN = """
     SELECT v.seq, v.attempt
     FROM flowrra.job JOIN unnest($2::bigint[], $3::integer[]) AS v (seq, attempt) ON job.seq = v.seq
     WHERE job.attempt = v.attempt AND (finished = $1::float8 OR status <> 'running'
-        AND history @> jsonb_build_array(jsonb_build_array(v.attempt, $1::float8)))"""
+        AND EXISTS (SELECT FROM jsonb_array_elements(history) AS entry
+            WHERE entry -> 0 = to_jsonb(v.attempt) AND entry -> 3 = to_jsonb($1::float8)))"""
 
 WORKER_COLUMNS = "id, host, pid, queues, tasks, started, seen, running, version, memory"
 # A heartbeat: $1 to $10 are WORKER_COLUMNS, $11 seconds of lease, $12 its queues, $13 minutes and $14 what it did in
