@@ -119,7 +119,7 @@ class PostgresBroker(Broker):
     async def _run(self, text: str, *values: Any, patience: float = SILENCE) -> Sequence[Any]:
         """Have one statement run, and return its rows."""
         self._opened()
-        return await cast("Link", self._link).run(lambda session: session.fetch(text, *values), patience)
+        return await cast("Link", self._link).fetch(text, *values, silence=patience)
 
     # Jobs --------------------------------------------------------------------------------------
 
@@ -159,7 +159,7 @@ class PostgresBroker(Broker):
         groups = self._opened()
         ends, is_running = await groups.transact(lambda store: store.cancel(task_id, now, by))
         if is_running:
-            groups.waits.tell(news=True)
+            groups.waits.tell(notices=True)
         return ends
 
     async def requeue(self, task_ids: Sequence[str], *, now: float, by: str | None = None) -> list[bool]:
@@ -196,7 +196,7 @@ class PostgresBroker(Broker):
 
     async def set_queue(self, queue: str, *, paused: bool) -> None:
         await self._run(sql.PAUSE if paused else sql.RESUME_QUEUE, check_queue(queue))
-        self._groups.waits.tell(ready=[queue], news=True)
+        self._groups.waits.tell(ready=[queue], notices=True)
 
     async def workers(self) -> list[WorkerInfo]:
         return [worker_of_row(*row) for row in await self._run(sql.WORKERS)]

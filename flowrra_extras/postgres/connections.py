@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import itertools
 import logging
 import random
 import re
 import urllib.parse
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
@@ -134,11 +133,6 @@ class Session:
         rows: Sequence[Any] = await self.connection.fetch(in_schema(text, self.schema), *values)
         return rows
 
-    async def change(self, text: str, *values: Any) -> int:
-        """How many rows it changed."""
-        tag: str = await self.connection.execute(in_schema(text, self.schema), *values)
-        return int(tag.rpartition(" ")[2])
-
     async def script(self, text: str) -> None:
         """Run several statements without values."""
         await self.connection.execute(in_schema(text, self.schema))
@@ -179,22 +173,16 @@ class PsycopgSession(CallersSession):
     """The same for psycopg 3.2 and later, whose connections may be plain ones: those block the loop meanwhile."""
 
     async def fetch(self, text: str, *values: Any) -> Sequence[Any]:
-        cursor = await self._execute(text, values)
-        rows = cursor.fetchall() if cursor.description else []
-        return cast("Sequence[Any]", await rows if inspect.isawaitable(rows) else rows)
-
-    async def change(self, text: str, *values: Any) -> int:
-        return int((await self._execute(text, values)).rowcount)
-
-    async def _execute(self, text: str, values: Sequence[Any]) -> Any:
         import psycopg
         from psycopg.rows import tuple_row
 
-        is_async = isinstance(self.connection, psycopg.AsyncConnection)
-        kind = psycopg.AsyncRawCursor if is_async else psycopg.RawCursor
-        cursor = kind(self.connection, row_factory=tuple_row)
-        done = cursor.execute(in_schema(text, self.schema).encode(), values or None)
-        return await done if inspect.isawaitable(done) else done
+        query = in_schema(text, self.schema).encode()
+        if isinstance(self.connection, psycopg.AsyncConnection):
+            cursor = psycopg.AsyncRawCursor(self.connection, row_factory=tuple_row)
+            await cursor.execute(query, values or None)
+            return await cursor.fetchall() if cursor.description else []
+        plain = psycopg.RawCursor(self.connection, row_factory=tuple_row).execute(query, values or None)
+        return plain.fetchall() if plain.description else []
 
     def is_in_transaction(self) -> bool:
         """Whether it is in one, or about to begin one."""
@@ -250,6 +238,10 @@ class Link:
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (no secret)
         why = str(failure) or "it is silent"
         raise AwayError(f"{self._address.name} has not answered for {self._timeout:g} s: {why}") from failure
+
+    async def fetch(self, text: str, *values: Any, silence: float = SILENCE) -> Sequence[Any]:
+        """The rows of one statement."""
+        return await self.run(lambda session: session.fetch(text, *values), silence)
 
     async def _try(self, work: Callable[[Session], Awaitable[T]]) -> T:
         async with self._gate:

@@ -246,7 +246,7 @@ class Groups:
             await Store(session, self._retention).push_lone(job, now, *notice, early=early)
 
         await self._link.run(run)
-        self.waits.tell_here([job.queue])
+        self.waits.wake(job.queue)
         ended = self._loop.time()
         self._steady_until = ended + _STEADY if ended - began < _STEADY else 0.0
 
@@ -287,8 +287,7 @@ class Groups:
 
     async def _get_group(self, items: list[Sequence[str]]) -> list[list[TaskResult[Any] | None]]:
         wanted = list(set(itertools.chain.from_iterable(items)))
-        rows = await self._link.run(lambda session: session.fetch(sql.GET, wanted))
-        found = {row[0]: row for row in rows}
+        found = {row[0]: row for row in await self._link.fetch(sql.GET, wanted)}
         return [[result_of_row(found[i]) if i in found else None for i in ids] for ids in items]
 
 

@@ -230,7 +230,7 @@ RESUME = f"""
 PROMOTE = f"""
     UPDATE flowrra.job SET status = 'pending' WHERE seq IN (
         SELECT seq FROM flowrra.job WHERE status IN {DUE_LATER} AND due <= $1 ORDER BY due LIMIT {_PROMOTED}
-        FOR UPDATE SKIP LOCKED)"""
+        FOR UPDATE SKIP LOCKED) RETURNING 1"""
 EXPIRED = f"""
     SELECT seq FROM flowrra.job WHERE expires IS NOT NULL AND attempt = 0 AND status IN {NOT_BEGUN}
         AND expires <= $1 ORDER BY expires LIMIT {_PROMOTED}"""
@@ -314,7 +314,7 @@ REPORT = f"""
     UPDATE flowrra.job SET progress = v.progress FROM unnest($1::text[], $2::text[]) AS v (id, progress)
     WHERE job.id = v.id AND status = 'running' AND {LAZY}"""
 
-ASK_TO_END = "UPDATE flowrra.job SET cancel_requested = true WHERE id = $1 AND status = 'running'"
+ASK_TO_END = "UPDATE flowrra.job SET cancel_requested = true WHERE id = $1 AND status = 'running' RETURNING 1"
 LOCK_REQUEUED = f"""
     SELECT seq, parents FROM flowrra.job WHERE id = $1 AND status IN {REQUEUABLE} FOR NO KEY UPDATE"""
 # $1 seq, $2 status
@@ -324,7 +324,8 @@ REQUEUE = f"""
         {ARCHIVE % "finished, CASE status WHEN 'failed' THEN 'failure' ELSE 'cancel' END, error, traceback"},
         error = NULL, traceback = NULL
     WHERE seq = $1 AND NOT EXISTS (SELECT FROM flowrra.job AS other
-        WHERE other.unique_key = job.unique_key AND other.unique_key IS NOT NULL AND other.status IN {UNFINISHED})"""
+        WHERE other.unique_key = job.unique_key AND other.unique_key IS NOT NULL AND other.status IN {UNFINISHED})
+    RETURNING 1"""
 DELETE = f"DELETE FROM flowrra.job WHERE id = ANY ($1::text[]) AND status IN {FINISHED} RETURNING id"
 PURGE = """
     DELETE FROM flowrra.job WHERE seq IN (

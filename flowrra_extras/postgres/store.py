@@ -61,7 +61,7 @@ async def migrate(session: Session) -> str:
             version, store = await _version_of(session)
             for script in sql.MIGRATIONS[version:]:
                 await session.script(script)
-            await session.change("UPDATE flowrra.meta SET version = $1 WHERE version < $1", newest)
+            await session.fetch("UPDATE flowrra.meta SET version = $1 WHERE version < $1", newest)
     if version > newest:
         raise BrokerError(
             f"schema {session.schema} has version {version}, newer than the {newest} of this flowrra: upgrade it"
@@ -151,13 +151,13 @@ class Store:
                     waits.append((seq, child))
         waits = [(parent, child) for parent, child in waits if child not in doomed]
         if waits:
-            await self._db.change(sql.DEPEND, [parent for parent, _ in waits], [child for _, child in waits])
+            await self._db.fetch(sql.DEPEND, [parent for parent, _ in waits], [child for _, child in waits])
         await self._bury(doomed, TaskStatus.CANCELLED, now)
         await self._unblock([child for child in family if child not in doomed], now)
 
     async def _unblock(self, children: Sequence[int], now: float) -> None:
         if children:
-            await self._db.change(sql.UNBLOCK, children, now)
+            await self._db.fetch(sql.UNBLOCK, children, now)
             self.ready = True
 
     # Ending ------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ class Store:
         """Those who wait for jobs that did not succeed, and for those in turn, each with its reason."""
         rows = await self._db.fetch(sql.DESCENDANTS, list(ended)) if ended else ()
         if rows:
-            await self._db.change(sql.FORGET_PARENTS, list(ended))
+            await self._db.fetch(sql.FORGET_PARENTS, list(ended))
         cancelled = TaskStatus.CANCELLED
         return {child: orphaned(name, status if parent in ended else cancelled) for child, parent, name in rows}
 
@@ -229,7 +229,7 @@ class Store:
             await self._bury(dict.fromkeys(flagged, BY_HAND), TaskStatus.CANCELLED, now)
         elif text is sql.SUCCEED:
             children = [row[0] for row in await self._db.fetch(sql.LOCK_CHILDREN, list(flagged))]
-            await self._db.change(sql.FORGET_PARENTS, list(flagged))
+            await self._db.fetch(sql.FORGET_PARENTS, list(flagged))
             await self._unblock(children, now)
         else:
             for status in REQUEUABLE:
@@ -257,7 +257,7 @@ class Store:
     async def upkeep(self, worker: str, now: float) -> None:
         """What a claim does first: rescue, promote, expire. In a transaction."""
         await self.rescue(worker, now)
-        self.ready = await self._db.change(sql.PROMOTE, now) > 0 or self.ready
+        self.ready = bool(await self._db.fetch(sql.PROMOTE, now)) or self.ready
         expired = await self._db.fetch(sql.EXPIRED, now)
         await self._bury({row[0]: EXPIRED for row in expired}, TaskStatus.CANCELLED, now)
 
@@ -271,7 +271,7 @@ class Store:
     async def leave(self, worker: WorkerInfo, now: float) -> None:
         """Take a worker off the list and release what it holds. In a transaction."""
         await self.beat(worker, 0.0, now)
-        await self._db.change("DELETE FROM flowrra.worker WHERE id = $1", worker.id)
+        await self._db.fetch("DELETE FROM flowrra.worker WHERE id = $1", worker.id)
         await self._put_back([worker.id], now, "release", LEFT, crashes=0)
 
     async def _put_back(self, workers: Sequence[str], now: float, ending: str, error: str, *, crashes: int) -> None:
@@ -284,13 +284,13 @@ class Store:
         """Whether the job ends, and whether that is up to its worker. In a transaction."""
         found = await self._db.fetch("SELECT seq FROM flowrra.job WHERE id = $1", task_id)
         ended = bool(await self._bury({row[0]: BY_HAND for row in found}, TaskStatus.CANCELLED, now))
-        asked = bool(found) and not ended and await self._db.change(sql.ASK_TO_END, task_id) > 0
+        asked = bool(found) and not ended and bool(await self._db.fetch(sql.ASK_TO_END, task_id))
         await self._note([task_id] if ended or asked else [], by, now, "cancelled")
         return ended or asked, asked
 
     async def _note(self, task_ids: Sequence[str], by: str | None, now: float, deed: str) -> None:
         if task_ids and by is not None:
-            await self._db.change(sql.NOTE, task_ids, clean(by), now, deed)
+            await self._db.fetch(sql.NOTE, task_ids, clean(by), now, deed)
 
     async def requeue(self, task_ids: Sequence[str], now: float, by: str | None) -> list[bool]:
         """Make jobs ready again. In a transaction."""
@@ -311,7 +311,7 @@ class Store:
         known = [row[2] for row in await self._db.fetch(sql.LOCK_PARENTS, parents)] if parents else []
         if not REQUEUABLE.isdisjoint(known):
             return False
-        if not await self._db.change(sql.REQUEUE, seq, "blocked" if parents else "pending"):
+        if not await self._db.fetch(sql.REQUEUE, seq, "blocked" if parents else "pending"):
             return False  # an unfinished job has its unique key now
         if parents:
             await self._await_parents({seq: dict.fromkeys(parents)}, now, strict=False)
