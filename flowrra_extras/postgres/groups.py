@@ -82,7 +82,7 @@ class Claims:
             if (queue, worker) == (claim.queue, claim.worker):
                 rows = await session.fetch(sql.RESUME, queue, worker, started)
                 if rows:
-                    self._doubts.remove(doubt)
+                    self._doubts = [other for other in self._doubts if other is not doubt]
                     return jobs_of_claim(rows, worker, started)
         return []
 
@@ -254,12 +254,24 @@ class Groups:
         store = Store(session, self._retention)
         if len(jobs) <= _CHUNK and (len(jobs) == 1 or all(job.unique is None for job in jobs)):
             return await store.push(jobs, now)
-        ids: list[str] = []
         async with session.transaction():
+            return await self._push_chunks(store, jobs, now)
+
+    async def _push_chunks(self, store: Store, jobs: Sequence[Job], now: float) -> list[str]:
+        """While the server takes one chunk in, the next is encoded."""
+        ids: list[str] = []
+        sent: asyncio.Task[list[str]] | None = None
+        try:
             for start in range(0, len(jobs), _CHUNK):
                 chunk = jobs[start : start + _CHUNK]
                 encode_payloads(chunk)
-                ids += await store.push(chunk, now)
+                ids += await sent if sent is not None else ()
+                sent = asyncio.create_task(store.push(chunk, now))
+                await asyncio.sleep(0)  # sent it is, before the next is encoded
+            ids += await sent if sent is not None else ()
+        finally:
+            if sent is not None:
+                await asyncio.wait([sent])
         return ids
 
     async def _settle_group(self, items: list[tuple[Sequence[Outcome], float]]) -> list[list[bool]]:
