@@ -11,8 +11,8 @@ transaction mode such as pgbouncer: no prepared statements, no session state, no
 The others are libpq's, as asyncpg takes them.
 
 A job is one row, and every move of it a guarded UPDATE. What concurrent callers want goes out as one statement over
-arrays. Whoever waits is told by NOTIFY, and looks each second in case a notification was lost. The schema and the
-SQL are in `statements`, what a call does with them in `store`, the connections in `connections`.
+arrays (`groups`). Whoever waits is told by NOTIFY, and looks each second in case a notification was lost (`news`).
+The schema and the SQL are in `statements`, what a call does with them in `store`, the connections in `connections`.
 """
 
 from __future__ import annotations
@@ -132,9 +132,10 @@ class PostgresBroker(Broker):
         encode_payloads(jobs)
         session = callers_session(connection, self._address.schema)
         async with session.savepoint():
-            if await session.store_id() != self._store_id:
-                where = self._address.name
-                raise ConfigError(f"the connection is to another database than {where}, where the jobs are")
+            if (await session.store())[1] != self._store_id:
+                raise ConfigError(
+                    f"the connection is to another database than {self._address.name}, where the jobs are"
+                )
             store = Store(session, self.retention)
             ids = await store.push(jobs, now)
             channels = [f"{self._address.schema}_jobs"]

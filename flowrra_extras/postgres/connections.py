@@ -137,10 +137,16 @@ class Session:
         """Run several statements without values."""
         await self.connection.execute(in_schema(text, self.schema))
 
-    @contextlib.asynccontextmanager
-    async def transaction(self) -> AsyncIterator[None]:
-        async with self.connection.transaction(isolation="read_committed"):
-            yield
+    def transaction(self) -> contextlib.AbstractAsyncContextManager[None]:
+        begun: contextlib.AbstractAsyncContextManager[None] = self.connection.transaction(isolation="read_committed")
+        return begun
+
+    async def store(self) -> tuple[int, str | None]:
+        """The version of the schema that is found here, and what identifies the store; 0 and None if there is none."""
+        if (await self.fetch("SELECT to_regclass('flowrra.meta') IS NULL"))[0][0]:
+            return 0, None
+        version, store = (await self.fetch("SELECT version, store::text FROM flowrra.meta"))[0]
+        return version, store
 
 
 class CallersSession(Session):
@@ -161,12 +167,6 @@ class CallersSession(Session):
 
     def is_in_transaction(self) -> bool:
         return bool(self.connection.is_in_transaction())
-
-    async def store_id(self) -> str | None:
-        """What identifies the store that is found through this connection; None if there is none."""
-        if not (await self.fetch("SELECT to_regclass('flowrra.meta') IS NOT NULL"))[0][0]:
-            return None
-        return str((await self.fetch("SELECT store::text FROM flowrra.meta"))[0][0])
 
 
 class PsycopgSession(CallersSession):

@@ -234,9 +234,10 @@ class Groups:
         return [list(itertools.islice(ids, len(item[0]))) for item in items]
 
     async def _push_lone(self, job: Job, now: float) -> None:
-        """One statement, or two: a job that comes after a pause starts elsewhere while its commit goes to disk.
+        """One statement; or two, so that the job may start elsewhere while its commit goes to disk.
 
-        A commit with a NOTIFY holds a lock until it is there: so also where other processes have held up the last one.
+        Two, if it comes after a pause: 0.6 instead of 1.1 to 4 ms until a worker hears of it, for 0.04 ms more of the
+        caller's time. Or if the push before it was held up: a commit with a NOTIFY has all others wait for its disk.
         """
         began = self._loop.time()
         early = began >= self._steady_until

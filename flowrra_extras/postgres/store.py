@@ -53,12 +53,12 @@ async def migrate(session: Session) -> str:
         raise ConfigError(f"PostgreSQL {server} is too old: 13 or later is needed")
     newest = len(sql.MIGRATIONS)
     async with session.transaction():
-        version, store = await _version_of(session)
+        version, store = await session.store()
         if version < newest:
             await session.fetch("SELECT pg_advisory_xact_lock(hashtext($1))", f"flowrra {session.schema}")
-            if (await _version_of(session))[1] is None:
+            if (await session.store())[1] is None:
                 await session.script(sql.META)
-            version, store = await _version_of(session)
+            version, store = await session.store()
             for script in sql.MIGRATIONS[version:]:
                 await session.script(script)
             await session.fetch("UPDATE flowrra.meta SET version = $1 WHERE version < $1", newest)
@@ -67,14 +67,6 @@ async def migrate(session: Session) -> str:
             f"schema {session.schema} has version {version}, newer than the {newest} of this flowrra: upgrade it"
         )
     return str(store)
-
-
-async def _version_of(session: Session) -> tuple[int, str | None]:
-    """The version of the schema and what identifies the store; 0 and None before there is one."""
-    if (await session.fetch("SELECT to_regclass('flowrra.meta') IS NULL"))[0][0]:
-        return 0, None
-    version, store = (await session.fetch("SELECT version, store::text FROM flowrra.meta"))[0]
-    return version, store
 
 
 class Store:
