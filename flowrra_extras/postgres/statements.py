@@ -248,27 +248,20 @@ NOTE = f"""
 
 # Each settle writes what needs no second step, and returns what it wrote; the rest is told from the lost by trying
 # again with $1 (careful), inside a transaction that goes on to children and cancellations.
-# $2 now, then arrays: seqs, attempts, results, when to purge
-SUCCEED = """
-    UPDATE flowrra.job SET status = 'success', result = v.result, finished = $2::float8, purge_at = v.purge_at,
-        error = NULL, traceback = NULL
-    FROM unnest($3::bigint[], $4::integer[], $5::text[], $6::float8[]) AS v (seq, attempt, result, purge_at)
-    WHERE job.seq = v.seq AND job.attempt = v.attempt AND status = 'running' AND ($1::boolean OR NOT has_children)
-    RETURNING job.seq, id, has_children, job.attempt"""
-# $2 now, then arrays: seqs, attempts, statuses, errors, tracebacks, failures to count, when to purge
-END = """
-    UPDATE flowrra.job SET status = v.status, finished = $2::float8, purge_at = v.purge_at, error = v.error,
-        traceback = v.traceback, failures = failures + v.failed
-    FROM unnest($3::bigint[], $4::integer[], $5::text[], $6::text[], $7::text[], $8::integer[], $9::float8[])
-        AS v (seq, attempt, status, error, traceback, failed, purge_at)
+# $2 now, then arrays: seqs, attempts, statuses, failures to count, errors, tracebacks, results, when to purge
+FINISH = """
+    UPDATE flowrra.job SET status = v.status, failures = failures + v.failed, error = v.error, traceback = v.traceback,
+        result = v.result, finished = $2::float8, purge_at = v.purge_at
+    FROM unnest($3::bigint[], $4::integer[], $5::text[], $6::integer[], $7::text[], $8::text[], $9::text[],
+        $10::float8[]) AS v (seq, attempt, status, failed, error, traceback, result, purge_at)
     WHERE job.seq = v.seq AND job.attempt = v.attempt AND job.status = 'running' AND ($1::boolean OR NOT has_children)
     RETURNING job.seq, id, has_children, job.attempt"""
-# $2 now, then arrays: seqs, attempts, statuses, errors, tracebacks, failures to count, dues, endings
+# $2 now, then arrays: seqs, attempts, statuses, failures to count, errors, tracebacks, dues, endings
 AGAIN = f"""
-    UPDATE flowrra.job SET status = v.status, error = v.error, traceback = v.traceback, due = v.due,
-        failures = failures + v.failed, {ARCHIVE % "$2::float8, v.ending, v.error, v.traceback"}
-    FROM unnest($3::bigint[], $4::integer[], $5::text[], $6::text[], $7::text[], $8::integer[], $9::float8[],
-        $10::text[]) AS v (seq, attempt, status, error, traceback, failed, due, ending)
+    UPDATE flowrra.job SET status = v.status, failures = failures + v.failed, error = v.error, traceback = v.traceback,
+        due = v.due, {ARCHIVE % "$2::float8, v.ending, v.error, v.traceback"}
+    FROM unnest($3::bigint[], $4::integer[], $5::text[], $6::integer[], $7::text[], $8::text[], $9::float8[],
+        $10::text[]) AS v (seq, attempt, status, failed, error, traceback, due, ending)
     WHERE job.seq = v.seq AND job.attempt = v.attempt AND job.status = 'running'
         AND ($1::boolean OR NOT cancel_requested)
     RETURNING job.seq, id, cancel_requested, job.attempt"""

@@ -185,48 +185,36 @@ class Store:
         Unless `careful`, jobs that others wait for and those that are to be cancelled are left for a second
         call. That one is in a transaction.
         """
-        written: set[tuple[int, int]] = set()
-        for text, kin, columns in self._statements(outcomes, now):
-            if not kin:
-                continue
-            keys = [outcome.job.seq for outcome in kin], [outcome.attempt for outcome in kin]
-            rows = await self._db.fetch(text, careful, now, *keys, *columns)
-            written.update((row[0], row[3]) for row in rows)
-            if text is sql.AGAIN:
-                self.ready = self.ready or bool(rows)
-            else:
-                self.finished += [row[1] for row in rows]
-            flagged = {row[0]: row[1] for row in rows if row[2]}
-            if flagged:
-                await self._follow_up(text, kin, flagged, now)
-        return written
-
-    def _statements(
-        self, outcomes: Sequence[Outcome], now: float
-    ) -> Iterable[tuple[str, Sequence[Outcome], list[Any]]]:
-        """Which statement is for which outcomes, with the columns that follow seq and attempt."""
-        good = [outcome for outcome in outcomes if outcome.status is SUCCESS]
-        bad = [outcome for outcome in outcomes if outcome.status in REQUEUABLE]
+        ended = [outcome for outcome in outcomes if outcome.status in FINISHED]
         again = [outcome for outcome in outcomes if outcome.status not in FINISHED]
-        yield sql.SUCCEED, good, [[o.text for o in good], [self._purge_at(o, now) for o in good]]
-        yield sql.END, bad, [*_troubles(bad), [self._purge_at(o, now) for o in bad]]
-        yield sql.AGAIN, again, [*_troubles(again), [o.due for o in again], [o.ending for o in again]]
+        written: set[tuple[int, int]] = set()
+        if ended:
+            columns = [_none_if_none([o.text for o in ended]), [self._purge_at(o, now) for o in ended]]
+            rows = await self._db.fetch(sql.FINISH, careful, now, *_columns_of(ended), *columns)
+            written.update((row[0], row[3]) for row in rows)
+            self.finished += [row[1] for row in rows]
+            await self._tell_children({row[0]: row[1] for row in rows if row[2]}, ended, now)
+        if again:
+            columns = [[o.due for o in again], [o.ending for o in again]]
+            rows = await self._db.fetch(sql.AGAIN, careful, now, *_columns_of(again), *columns)
+            written.update((row[0], row[3]) for row in rows)
+            self.ready = self.ready or bool(rows)
+            await self._bury({row[0]: BY_HAND for row in rows if row[2]}, TaskStatus.CANCELLED, now)
+        return written
 
     def _purge_at(self, outcome: Outcome, now: float) -> float:
         return now + (self._retention.ttl(outcome.status) if outcome.keep is None else outcome.keep)
 
-    async def _follow_up(self, text: str, kin: Sequence[Outcome], flagged: dict[int, str], now: float) -> None:
-        """After a careful settle: free or cancel the children, cancel what was to be ended anyway."""
-        if text is sql.AGAIN:
-            await self._bury(dict.fromkeys(flagged, BY_HAND), TaskStatus.CANCELLED, now)
-        elif text is sql.SUCCEED:
-            children = [row[0] for row in await self._db.fetch(sql.LOCK_CHILDREN, list(flagged))]
-            await self._db.fetch(sql.FORGET_PARENTS, list(flagged))
-            await self._unblock(children, now)
-        else:
-            for status in REQUEUABLE:
-                ended = {o.job.seq: flagged[o.job.seq] for o in kin if o.job.seq in flagged and o.status is status}
+    async def _tell_children(self, parents: Mapping[int, str], outcomes: Sequence[Outcome], now: float) -> None:
+        """Free the children of those parents, given as seq and id, that have succeeded, and cancel the others'."""
+        for status in FINISHED if parents else ():
+            ended = {o.job.seq: parents[o.job.seq] for o in outcomes if o.job.seq in parents and o.status is status}
+            if status is not SUCCESS:
                 await self._bury(await self._children_of(ended, status), TaskStatus.CANCELLED, now)
+            elif ended:
+                children = [row[0] for row in await self._db.fetch(sql.LOCK_CHILDREN, list(ended))]
+                await self._db.fetch(sql.FORGET_PARENTS, list(ended))
+                await self._unblock(children, now)
 
     async def written(self, outcomes: Sequence[Outcome], now: float) -> set[tuple[int, int]]:
         """Those that a settle at `now` has written whose answer was lost."""
@@ -335,13 +323,15 @@ def _none_if_none(values: list[T | None]) -> list[T | None]:
     return [] if values.count(None) == len(values) else values
 
 
-def _troubles(outcomes: Sequence[Outcome]) -> list[list[Any]]:
-    """Outcomes without success as the arrays that sql.END and sql.AGAIN have in common."""
+def _columns_of(outcomes: Sequence[Outcome]) -> list[list[Any]]:
+    """Outcomes as the arrays that sql.FINISH and sql.AGAIN have in common."""
     return [
+        [outcome.job.seq for outcome in outcomes],
+        [outcome.attempt for outcome in outcomes],
         [outcome.status for outcome in outcomes],
-        [clean(outcome.error) for outcome in outcomes],
-        [clean(outcome.traceback) for outcome in outcomes],
         [int(outcome.ending == "failure") for outcome in outcomes],
+        _none_if_none([clean(outcome.error) for outcome in outcomes]),
+        _none_if_none([clean(outcome.traceback) for outcome in outcomes]),
     ]
 
 
