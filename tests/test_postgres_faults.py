@@ -83,6 +83,14 @@ async def test_a_push_whose_answer_is_lost_is_sent_again() -> None:
         assert [job.id for job in await broker.find(JobFilter())] == ["c", "b", "a", "alone"]
 
 
+async def test_a_push_that_others_saw_before_it_was_on_disk_is_not_doubled() -> None:
+    async with through_a_proxy() as (broker, proxy):
+        proxy.lose_answer_to = b"pg_logical_emit_message"
+        assert await push(broker, "early") == ["early"]
+        assert proxy.lose_answer_to is None
+        assert [job.id for job in await claim(broker)] == ["early"]
+
+
 async def test_what_a_lost_answer_had_claimed_is_found_again() -> None:
     async with through_a_proxy() as (broker, proxy):
         await push(broker, "held")
@@ -262,6 +270,20 @@ async def test_a_server_that_is_killed_under_load_loses_nothing(tmp_path: Path, 
             await assert_worker_goes_on(app, worker)
     assert statuses(jobs) == {TaskStatus.SUCCESS: 340}
     assert {job.failures for job in jobs} == {0}
+
+
+async def test_what_was_pushed_is_on_disk(server: Server) -> None:
+    """A server that loses what it had in memory has the job, though others saw it before it was on disk."""
+    with clean_schema(server.url) as (connection, schema):
+        connection.close()
+        broker = PostgresBroker(f"{server.url}?schema={schema}")
+        await broker.open()
+        for number in range(3):
+            await asyncio.sleep(0.02)  # a pause, after which a push is told of early
+            await push(broker, f"j{number}")
+            await restart(server, 0.0)
+        assert [job.id for job in await broker.find(JobFilter())] == ["j2", "j1", "j0"]
+        await broker.close()
 
 
 async def test_a_stall_longer_than_the_lease_ends_no_worker(tmp_path: Path, server: Server) -> None:
