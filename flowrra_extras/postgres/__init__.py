@@ -56,19 +56,13 @@ from flowrra_extras.postgres.store import Store, migrate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Self
 
 __all__ = ["PostgresBroker", "broker_from_url"]
 
 
-class PostgresBroker(Broker):
-    """Jobs in PostgreSQL, for many processes on many machines; `url` as at the top of this module.
-
-    A call waits up to `config.timeout` seconds for a server that is away, restarts or fails over, and then
-    raises a BrokerError. That leaves it open whether the call was carried out: `push` again with the same
-    ids changes nothing. A connection that is silent for 5 s is given up for a new one.
-    """
-
-    keeps_text = keeps_activity = True
+class _Life(Broker):
+    """How the broker is made, opened and closed."""
 
     def __init__(
         self,
@@ -85,10 +79,8 @@ class PostgresBroker(Broker):
         self._link: Link | None = None
         self._groups: Groups
 
-    def twin(self) -> PostgresBroker:
-        return PostgresBroker(self.url, self.config, self.retention, self._clock)
-
-    # Opening and closing -----------------------------------------------------------------------
+    def twin(self) -> Self:
+        return type(self)(self.url, self.config, self.retention, self._clock)
 
     async def open(self) -> None:
         if self._link is not None:
@@ -120,6 +112,17 @@ class PostgresBroker(Broker):
         """Have one statement run, and return its rows."""
         self._opened()
         return await cast("Link", self._link).fetch(text, *values, silence=patience)
+
+
+class PostgresBroker(_Life):
+    """Jobs in PostgreSQL, for many processes on many machines; `url` as at the top of this module.
+
+    A call waits up to `config.timeout` seconds for a server that is away, restarts or fails over, and then
+    raises a BrokerError. That leaves it open whether the call was carried out: `push` again with the same
+    ids changes nothing. A connection that is silent for 5 s is given up for a new one.
+    """
+
+    keeps_text = keeps_activity = True
 
     # Jobs --------------------------------------------------------------------------------------
 

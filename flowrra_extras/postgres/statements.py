@@ -366,7 +366,7 @@ RESUME_QUEUE = "DELETE FROM flowrra.paused WHERE queue = $1"
 WORKERS = f"SELECT {WORKER_COLUMNS} FROM flowrra.worker WHERE lease > clock_timestamp() ORDER BY started"
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1_000)  # searches differ in their text
 def in_schema(text: str, schema: str) -> str:
     return text.replace("flowrra.", f'"{schema}".').replace(
         "SCHEMA IF NOT EXISTS flowrra", f'SCHEMA IF NOT EXISTS "{schema}"'
