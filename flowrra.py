@@ -518,14 +518,14 @@ class JobFilter:
         """Whether `job` is one of them."""
         ahead = self.ahead_of
         return (
-            (self.from_seq is None or job.seq >= self.from_seq)
-            and (self.parent is None or self.parent in job.parents)
-            and (self.error is None or self.error.lower() in (job.error or "").lower())
-            and (self.ids is None or job.id in self.ids)
+            (self.ids is None or job.id in self.ids)
             and (self.status is None or job.status in self.status)
             and (self.task is None or job.task == self.task)
             and (self.queue is None or job.queue == self.queue)
             and (self.worker is None or job.worker == self.worker)
+            and (self.error is None or self.error.lower() in (job.error or "").lower())
+            and (self.parent is None or self.parent in job.parents)
+            and (self.from_seq is None or job.seq >= self.from_seq)
             and (ahead is None or (job.status is PENDING and job.queue == ahead.queue))
             and (ahead is None or (job.priority, job.seq) < (ahead.priority, ahead.seq))
         )
@@ -2755,9 +2755,7 @@ _SUCCEED = """
     UPDATE flowrra_job SET status = 'success', result = v.value, finished = ?, purge_at = ?,
         error = NULL, traceback = NULL
     FROM json_each(?) AS v
-    WHERE seq = CAST(v.key AS INTEGER)  -- the number that the key begins with
-        AND v.key = seq || ' ' || flowrra_job.id  -- a `seq` may be that of a job which is deleted
-        AND status = 'running' AND attempt = ?
+    WHERE seq = CAST(v.key AS INTEGER) AND status = 'running' AND attempt = ?
         AND +worker = ?  -- the plus keeps the planner off flowrra_running, which would pair all with all"""
 _END = """
     UPDATE flowrra_job SET status = :status, error = :error, traceback = :traceback, finished = :now,
@@ -2972,27 +2970,29 @@ class SQLiteStore:
         return written
 
     def _settle_successes(self, outcomes: Sequence[Outcome], now: float) -> list[bool]:
-        """Write the successes, one statement for all that share attempt number, worker and retention."""
-        alike: dict[tuple[int, str | None, float | None], dict[str, int]] = {}
+        """Write the successes, one statement for all that share attempt number, worker and retention.
+
+        The worker counts too, since SQLite may give the `seq` of a deleted job to a new one.
+        """
+        alike: dict[tuple[int, str | None, float | None], dict[int, int]] = {}
         written = [False] * len(outcomes)
         for index, outcome in enumerate(outcomes):
             if outcome.status is SUCCESS:
                 kin = (outcome.attempt, outcome.job.worker, outcome.keep)
-                key = f'"{outcome.job.seq} {_json_key(outcome.job.id)[1:]}'
-                alike.setdefault(kin, {}).setdefault(key, index)
+                alike.setdefault(kin, {}).setdefault(outcome.job.seq, index)
         for kin, indices in alike.items():
-            if self._succeed(kin, {key: outcomes[index].text for key, index in indices.items()}, now):
+            if self._succeed(kin, {seq: cast("str", outcomes[index].text) for seq, index in indices.items()}, now):
                 for index in indices.values():
                     written[index] = True
             else:
-                for key, index in indices.items():
-                    written[index] = self._succeed(kin, {key: outcomes[index].text}, now)
+                for seq, index in indices.items():
+                    written[index] = self._succeed(kin, {seq: cast("str", outcomes[index].text)}, now)
         return written
 
-    def _succeed(self, kin: tuple[int, str | None, float | None], results: Mapping[str, Any], now: float) -> bool:
+    def _succeed(self, kin: tuple[int, str | None, float | None], results: Mapping[int, str], now: float) -> bool:
         """All of them or none: an attempt that lost its lease sends the caller back to single steps."""
         attempt, worker, keep = kin
-        text = ",".join([f"{key}:[{result}]" for key, result in results.items()])
+        text = ",".join([f'"{seq}":[{result}]' for seq, result in results.items()])
         purge_at = now + (self._retention.result_ttl if keep is None else keep)
         self._db.execute("SAVEPOINT succeed")
         changed = self._db.execute(_SUCCEED, (now, purge_at, f"{{{text}}}", attempt, worker)).rowcount

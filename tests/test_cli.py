@@ -343,6 +343,16 @@ def test_show_has_the_attempts_and_the_traceback_of_the_user(say: Say) -> None:
     assert trace.endswith("ValueError: no x\n")
 
 
+def test_show_has_the_notes_that_actions_left(say: Say) -> None:
+    task_id = enqueue(say, "fail", "--arg", '"x"')
+    work(say)
+    on_the_store(lambda app: app.requeue(task_id, by="Ada"))
+    out = say("show", task_id, "shop:app")[1]
+    assert re.search(r"^1 +failure .*\n +requeued +by Ada$", out, re.MULTILINE)
+    note = json.loads(say("show", task_id, "shop:app", "--json")[1])["attempts"][-1]
+    assert (note["outcome"], note["worker"], note["error"]) == ("note", "Ada", "requeued")
+
+
 def test_show_of_a_success_and_of_a_child(say: Say) -> None:
     parent = enqueue(say, "double", "--arg", "4", "--arg", 'note="n"')
     child = on_the_store(lambda app: app.broker.push([Job("child", "shop.double", parents=(parent,))], now=app.now()))

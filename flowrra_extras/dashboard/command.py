@@ -7,12 +7,11 @@ import contextlib
 import importlib.util
 import os
 import socketserver
-import urllib.parse
 import wsgiref.simple_server
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowrra import ConfigError, Flowrra, load_app
+from flowrra import ConfigError, Flowrra, MemoryBroker, SQLiteBroker, load_app
 from flowrra_extras.dashboard.asgi import AsgiApp
 from flowrra_extras.dashboard.building import build
 from flowrra_extras.dashboard.wsgi import WsgiApp
@@ -59,10 +58,11 @@ def _app_for(arguments: argparse.Namespace) -> Flowrra:
         app = Flowrra.from_urls(url)
     else:
         raise ConfigError("say which store: module:app, --broker URL, FLOWRRA_APP or FLOWRRA_BROKER")
-    shown = urllib.parse.urlsplit(app.config.broker.url)
-    path = shown.path.removeprefix("/")
-    if shown.scheme == "sqlite" and path and not Path(urllib.parse.unquote(path)).exists():
-        raise ConfigError(f"there is no {path} yet: the first worker or submit makes it")
+    broker = app.broker
+    if isinstance(broker, MemoryBroker) or (isinstance(broker, SQLiteBroker) and broker.path is None):
+        raise ConfigError(f"{app.config.broker.url} lives in one process, out of reach of any other: use a file")
+    if isinstance(broker, SQLiteBroker) and not Path(broker.path or "").exists():
+        raise ConfigError(f"there is no {broker.path} yet: the first worker or submit makes it")
     return app
 
 

@@ -276,13 +276,7 @@ class WaitingContract(Contract):
             await t.push(job("a", due=t.now + 1))
             await t.broker.set_queue("default", paused=True)
             t.clock.advance(2)
-            for _ in range(20):  # the first may return at once
-                assert await t.claim() == []
-                wait = asyncio.create_task(t.broker.wait_ready(["default"], 60))
-                done, _ = await asyncio.wait([wait], timeout=0.03)
-                if not done:
-                    break
-            assert not done
+            wait = await self.fall_asleep(t)
             await t.broker.set_queue("default", paused=False)
             async with asyncio.timeout(SOON):
                 await wait
@@ -323,6 +317,16 @@ class WaitingContract(Contract):
         """None of these has ended, nor does within a moment."""
         done, _ = await asyncio.wait(waits, timeout=0.03, return_when=asyncio.FIRST_COMPLETED)
         assert not done
+
+    async def fall_asleep(self, t: Trial) -> asyncio.Task[None]:
+        """The wait of a worker that finds nothing; some before it may have ended at once."""
+        for _ in range(20):
+            assert await t.claim() == []
+            wait = asyncio.create_task(t.broker.wait_ready(["default"], 60))
+            done, _ = await asyncio.wait([wait], timeout=0.03)
+            if not done:
+                return wait
+        raise AssertionError("it asks for jobs again and again")
 
     async def consume(self, t: Trial, change: Any) -> list[str]:
         """What a worker gets that waits for long when it finds nothing, if `change` comes after it looked."""
