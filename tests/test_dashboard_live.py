@@ -11,7 +11,7 @@ from flowrra import BrokerError, ConfigError, TaskNotFoundError
 from flowrra_extras.dashboard import live
 from flowrra_extras.dashboard.access import Access
 from flowrra_extras.dashboard.live import Hub, event_of
-from flowrra_extras.dashboard.pages import Main, Pages, View
+from flowrra_extras.dashboard.pages import REST, Main, Pages, View
 from flowrra_extras.dashboard.web import Request
 from tests.processes import until
 
@@ -177,7 +177,7 @@ async def test_the_load_is_bounded() -> None:
             board.text = str(number)
             await anext(events)
         # The fourth look comes after three rests, each three times as long as a look.
-        assert asyncio.get_running_loop().time() - begin >= 3 * (1 + live.REST) * board.seconds
+        assert asyncio.get_running_loop().time() - begin >= 3 * (1 + REST) * board.seconds
 
 
 async def test_too_many_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """News for open tabs: what is looked at is rendered again and again, and what has changed is sent.
 
-One rendering serves all tabs with the same view. The hub rests for some times as long as its work took, so that its
-load is bounded whatever the number of tabs. Knows of jobs and stores no more than that pages show them.
+One rendering serves all tabs with the same view. The hub rests for REST times as long as its last round took, so that
+its load is at most a quarter of a core whatever the number of tabs. Knows of jobs and stores no more than that pages
+show them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from flowrra import ConfigError, FlowrraError, TaskNotFoundError
-from flowrra_extras.dashboard.pages import View
+from flowrra_extras.dashboard.pages import REST, VIEWS, View
 from flowrra_extras.dashboard.web import Response
 
 if TYPE_CHECKING:
@@ -26,12 +27,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("flowrra.dashboard")
 
 TICK = 0.2  # seconds between two looks: with the rendering, a change is on the screen within 0.3
-REST = 3  # the hub rests for so many times the length of its last round: at most a quarter of a core
 # Seconds that a stream lasts. The browser comes again by itself, and is asked again who it is. No proxy takes a
 # stream for dead meanwhile, and a server that waits for its requests before it ends has not long to wait.
 LIFETIME = 20.0
 AGAIN = 0.1  # seconds after which the browser comes again
-VIEWS = 100  # that may be looked at at once
 TABS = 1_000
 _FULL = "Too many tabs look at this dashboard. This one looks again by itself."
 _LINE_END = re.compile(r"\r\n|\r|\n")  # what ends a line of an event: a text must not bring lines of its own
