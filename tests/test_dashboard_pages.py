@@ -78,7 +78,9 @@ async def test_every_link_and_form_stays_below_the_root(path: str) -> None:
     elements = Elements(await get(path, root="/the ops/flowrra"))
     places = [attributes[name] for _, attributes in elements.found for name in ("href", "action", "src", "formaction")
               if name in attributes]  # fmt: skip
-    assert all(place and (place.startswith(("/the%20ops/flowrra/", "#", "data:image/svg+xml,"))) for place in places), places
+    assert all(place and (place.startswith(("/the%20ops/flowrra/", "#", "data:image/svg+xml,"))) for place in places), (
+        places
+    )
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -112,7 +112,11 @@ async def _do(number: int) -> None: ...
     ],
 )
 def test_what_cannot_be_shown_is_said(
-    arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    arguments: list[str],
+    reason: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FLOWRRA_APP", raising=False)
