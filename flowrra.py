@@ -60,6 +60,7 @@ if __name__ == "__main__":
     sys.exit(importlib.import_module(_own_name).main())
 
 import asyncio
+import atexit
 import binascii
 import collections
 import contextlib
@@ -6994,11 +6995,7 @@ class Flowrra(_Life):
         return cls(Config(broker=BrokerConfig(url=broker), backend=BackendConfig(url=backend)))
 
     async def connect(self) -> None:
-        """Open the stores on the running loop unless they are open, as each call on the app does first.
-
-        Raises:
-            ExecutorNotRunningError: the app has been stopped.
-        """
+        """Open the stores on the running loop, unless they are open; each call on the app does so first."""
         await self._ready()
 
     @overload
@@ -7283,11 +7280,11 @@ class SyncFace:
 
     def submit(self, task: Any, /, *args: Any, **kwargs: Any) -> TaskId[Any]:
         """See `Flowrra.submit`."""
-        return self._run(self._app.submit(task, *args, **kwargs))
+        return self.run(self._app.submit(task, *args, **kwargs))
 
     def submit_many(self, task: Task[..., R] | Submission[..., R], rows: Iterable[Any]) -> list[TaskId[R]]:
         """See `Flowrra.submit_many`."""
-        return self._run(self._app.submit_many(task, rows))
+        return self.run(self._app.submit_many(task, rows))
 
     @overload
     def wait_for_result(self, task_id: TaskId[R], timeout: float | None = ...) -> TaskResult[R]: ...
@@ -7296,7 +7293,7 @@ class SyncFace:
 
     def wait_for_result(self, task_id: str, timeout: float | None = None) -> TaskResult[Any]:
         """See `Flowrra.wait_for_result`."""
-        return self._run(self._app.wait_for_result(task_id, timeout))
+        return self.run(self._app.wait_for_result(task_id, timeout))
 
     @overload
     def get_result(self, task_id: TaskId[R]) -> TaskResult[R] | None: ...
@@ -7305,31 +7302,27 @@ class SyncFace:
 
     def get_result(self, task_id: str) -> TaskResult[Any] | None:
         """See `Flowrra.get_result`."""
-        return self._run(self._app.get_result(task_id))
+        return self.run(self._app.get_result(task_id))
 
     def cancel(self, task_id: str, *, by: str | None = None) -> bool:
         """See `Flowrra.cancel`."""
-        return self._run(self._app.cancel(task_id, by=by))
+        return self.run(self._app.cancel(task_id, by=by))
 
     def requeue(self, task_id: str, *, by: str | None = None) -> bool:
         """See `Flowrra.requeue`."""
-        return self._run(self._app.requeue(task_id, by=by))
+        return self.run(self._app.requeue(task_id, by=by))
 
     def delete(self, task_id: str) -> bool:
         """See `Flowrra.delete`."""
-        return self._run(self._app.delete(task_id))
+        return self.run(self._app.delete(task_id))
 
     def jobs(self, **which: Any) -> list[Job]:
         """See `Flowrra.jobs`."""
-        return self._run(self._app.jobs(**which))
+        return self.run(self._app.jobs(**which))
 
     def explain(self, task_id: str) -> str:
         """See `Flowrra.explain`."""
-        return self._run(self._app.explain(task_id))
-
-    def run(self, call: Coroutine[Any, Any, T]) -> T:
-        """What any coroutine gives that uses the app; it runs on the loop that these calls run on."""
-        return self._run(call)
+        return self.run(self._app.explain(task_id))
 
     def is_open_elsewhere(self) -> bool:
         """Whether these calls have a thread of their own, which is not the one that asks."""
@@ -7346,7 +7339,8 @@ class SyncFace:
             thread.join()
             self._loop.close()
 
-    def _run(self, call: Coroutine[Any, Any, T]) -> T:
+    def run(self, call: Coroutine[Any, Any, T]) -> T:
+        """What a coroutine gives that uses the app; it runs on the loop that these calls run on."""
         try:
             loop = self._where()
         except FlowrraError:
@@ -7367,8 +7361,6 @@ class SyncFace:
             if loop is not None and loop.is_running():
                 return loop
             if self._thread is None or self._loop is None:
-                import atexit
-
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=self._loop.run_forever, name="flowrra-sync", daemon=True)
                 self._thread.start()

@@ -9,7 +9,7 @@ protect its blueprint as any other:
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from quart import Quart
 
@@ -33,7 +33,7 @@ web.register_blueprint(create_blueprint(jobs), url_prefix="/flowrra")
 
 
 @web.while_serving
-async def work() -> AsyncIterator[None]:
+async def work() -> AsyncGenerator[None, None]:
     async with jobs:  # a worker in this process; jobs.client() leaves the work to `python -m flowrra worker`
         yield
 

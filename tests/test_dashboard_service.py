@@ -125,7 +125,11 @@ async def test_an_action_over_a_search_takes_all_that_it_finds(app: Flowrra) -> 
         await app.submit_many(app.registry["shop.fail"], rows)
         spared = await submitted(app, "shop.greet", "Ann")
         report = await service.act("cancel", "task:shop.fail", **BY)
-        assert report == {"action": "cancel", "done": 450, "refused": 0, "after": None}
+        done = report["done"]
+        while report["after"] is not None:  # on a busy machine it may take more than one go
+            report = await service.act("cancel", "task:shop.fail", after=report["after"], **BY)
+            done += report["done"]
+        assert (done, report["refused"]) == (450, 0)
         assert (await app.get_job(spared)).status is TaskStatus.PENDING
         with pytest.raises(ConfigError, match=r"nothing was changed: .*'odd' is no state"):
             await service.act("delete", "state:odd", **BY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import logging
 import time
@@ -21,6 +22,7 @@ logger = logging.getLogger("flowrra.dashboard")
 
 ACTIONS = ("cancel", "requeue", "delete")
 IDS_LIMIT = 1_000  # jobs that are named in one request
+_AT_ONCE = 50
 _BATCH = 200  # jobs of a filter that are changed at once
 _SECONDS = 2.0  # that a request may spend on a filter; the rest is for another one
 
@@ -70,7 +72,10 @@ class Acting(Looking):
         await self.app.connect()
         broker, now = self.app.broker, self.app.now()
         if action == "cancel":
-            done = [await broker.cancel(task_id, now=now, by=by) for task_id in ids]
+            done = []
+            for first in range(0, len(ids), _AT_ONCE):  # brokers write what comes at once as one group
+                some = ids[first : first + _AT_ONCE]
+                done += await asyncio.gather(*(broker.cancel(task_id, now=now, by=by) for task_id in some))
         else:
             done = await (broker.requeue(ids, now=now, by=by) if action == "requeue" else broker.delete(ids))
         changed = [task_id for task_id, was in zip(ids, done, strict=True) if was]

@@ -1,0 +1,177 @@
+"""What forms do: they lead back to a page with a word on what was done, or are shown again to be put right."""
+
+import inspect
+import re
+from typing import Any
+
+import pytest
+
+from flowrra import ConfigError, Flowrra, TaskStatus
+from flowrra_extras.dashboard.actions import call_from
+from tests.dashboards import dashboard, in_state, shop, submitted, with_token
+
+
+@pytest.fixture
+def app() -> Flowrra:
+    app = shop()
+    app.create_scheduler("memory://")
+    return app
+
+
+async def test_jobs_are_changed_one_by_one_and_together(app: Flowrra) -> None:
+    async with app.client(), dashboard(app) as client:
+        fields = await with_token(client)
+        ids = [await submitted(app, "shop.greet", str(n)) for n in range(3)]
+        answer = await client.post(f"/jobs/{ids[0]}/cancel", data=fields)
+        assert (answer.status_code, answer.headers["location"]) == (303, f"/jobs/{ids[0]}?notice=cancel.1.0")
+        assert "Cancelled 1 job" in (await client.get(answer.headers["location"])).text
+        answer = await client.post(f"/jobs/{ids[0]}/cancel", data=fields)
+        assert answer.headers["location"] == f"/jobs/{ids[0]}?notice=cancel.0.1"
+        answer = await client.post("/jobs/cancel", data={**fields, "ids": ids, "back": "/jobs?search=state:pending"})
+        assert answer.headers["location"] == "/jobs?search=state:pending&notice=cancel.2.1"
+        answer = await client.post("/jobs/requeue", data={**fields, "search": "state:cancelled"})
+        assert answer.headers["location"] == "/jobs?notice=requeue.3.0"
+        answer = await client.post(f"/jobs/{ids[1]}/delete", data=fields)
+        assert answer.headers["location"] == f"/jobs/{ids[1]}?notice=delete.0.1"
+        await client.post("/jobs/cancel", data={**fields, "search": ""})
+        answer = await client.post(f"/jobs/{ids[1]}/delete", data=fields)
+        assert answer.headers["location"] == "/jobs?notice=delete.1.0"
+        assert (await client.post("/jobs/cancel", data=fields)).status_code == 422
+        assert (await client.post("/jobs/none/cancel", data=fields)).status_code == 404
+
+
+async def test_a_job_is_cloned(app: Flowrra) -> None:
+    async with app.client(), dashboard(app) as client:
+        fields = await with_token(client)
+        old = await submitted(app, "shop.greet", "Ann")
+        answer = await client.post(f"/jobs/{old}/clone", data={**fields, "args": '["Bob"]', "kwargs": '{"loud": true}'})
+        assert answer.headers["location"].endswith("?notice=clone")
+        new = (await app.jobs())[0]
+        assert (new.args, new.kwargs) == (("Bob",), {"loud": True})
+        answer = await client.post(f"/jobs/{old}/clone", data={**fields, "args": '["Bob"', "kwargs": ""})
+        assert answer.status_code == 422
+        assert "cannot be read as a JSON list" in answer.text
+        assert "[&#34;Bob&#34;" in answer.text  # what was typed is still there
+        assert len(await app.jobs()) == 2
+
+
+async def test_a_task_is_run_by_its_form(app: Flowrra) -> None:
+    async with app.client(), dashboard(app) as client:
+        fields = await with_token(client)
+        form = {"param.name": "42", "param.loud": "true", "option.priority": "3", "option.delay": ""}
+        answer = await client.post("/tasks/shop.greet/run", data={**fields, **form})
+        assert answer.status_code == 303
+        (job,) = await app.jobs()
+        assert (job.args, job.kwargs, job.priority) == (("42",), {"loud": True}, 3)
+        for wrong, reason in (
+            ({"param.name": ""}, "missing a required argument"),
+            ({**form, "option.priority": "high"}, "priority"),
+            ({**form, "option.colour": "red"}, "no option"),
+        ):
+            answer = await client.post("/tasks/shop.greet/run", data={**fields, **wrong})
+            assert answer.status_code == 422
+            assert reason in answer.text
+        assert (await client.post("/tasks/gone/run", data=fields)).status_code == 404
+        assert len(await app.jobs()) == 1
+
+
+async def test_queues_are_paused_and_resumed(app: Flowrra) -> None:
+    async with app, dashboard(app) as client:
+        fields = await with_token(client)
+        assert (await client.post("/queues/default/pause", data=fields)).headers["location"] == "/?notice=pause"
+        waiting = await submitted(app, "shop.greet", "Ann")
+        assert "paused" in (await client.get("/")).text
+        assert (await client.post("/queues/default/resume", data=fields)).headers["location"] == "/?notice=resume"
+        await in_state(app, waiting, TaskStatus.SUCCESS)
+
+
+async def test_schedules_are_made_changed_and_deleted(app: Flowrra) -> None:
+    async with app.client(), dashboard(app) as client:
+        fields = await with_token(client)
+        form = {
+            **fields,
+            "kind": "cron",
+            "task": "shop.greet",
+            "rule": "0 9 * * *",
+            "tz": "Europe/Riga",
+            "args": '["A"]',
+        }
+        answer = await client.post(
+            "/schedules", data={**form, "kwargs": "", "description": "Morning", "misfire": "all"}
+        )
+        assert answer.status_code == 303, answer.text
+        path = answer.headers["location"].removesuffix("?notice=add")
+        (stored,) = await app.schedulers[0].list_scheduled_tasks()
+        assert (stored.rule, stored.tz, stored.misfire, stored.description) == (
+            "0 9 * * *",
+            "Europe/Riga",
+            "all",
+            "Morning",
+        )
+        changed = {**fields, "kind": "cron", "rule": "30 9 * * *", "tz": "UTC", "args": '["B"]', "description": ""}
+        answer = await client.post(path, data=changed)
+        assert answer.headers["location"] == f"{path}?notice=update"
+        (stored,) = await app.schedulers[0].list_scheduled_tasks()
+        assert (stored.rule, stored.tz, stored.description, stored.payload) == ("30 9 * * *", "UTC", None, '[["B"],{}]')
+        answer = await client.post(path, data={**changed, "rule": "61 * * * *"})
+        assert answer.status_code == 422
+        assert 'value="61 * * * *"' in answer.text
+        answer = await client.post("/schedules", data={**form, "kind": "interval", "rule": "soon"})
+        assert answer.status_code == 422
+        assert "seconds, such as 300" in answer.text
+        for deed, notice in (("disable", "disable"), ("enable", "enable"), ("run", "fire")):
+            answer = await client.post(f"{path}/{deed}", data=fields)
+            assert answer.headers["location"].endswith(f"?notice={notice}"), deed
+        answer = await client.post(f"{path}/delete", data=fields)
+        assert answer.headers["location"] == "/schedules?notice=remove"
+        assert await app.schedulers[0].list_scheduled_tasks() == []
+
+
+async def test_every_form_of_every_page_is_understood(app: Flowrra) -> None:
+    """What a page can send is what a route takes: the path of each form is known, and each has the token."""
+    async with app, dashboard(app) as client:
+        schedule = await app.schedulers[0].schedule_cron("shop.greet", "0 9 * * *", ["Ann"])
+        running = await submitted(app, "shop.wait")
+        failed = await submitted(app, "shop.fail", "x")
+        await in_state(app, running, TaskStatus.RUNNING)
+        await in_state(app, failed, TaskStatus.FAILED)
+        pages = [
+            *("/", "/failures", "/jobs", f"/jobs/{running}", f"/jobs/{failed}", f"/jobs/{failed}/clone", "/schedules"),
+            *("/tasks/shop.greet", f"/schedules/{schedule}", "/schedules/new?kind=cron", "/schedules/new?kind=once"),
+        ]
+        found = set()
+        for page in pages:
+            text = re.sub(r'<button[^>]* formmethod="get"[^>]*>', "", (await client.get(page)).text)
+            assert text.count('method="post"') <= text.count('name="token"')
+            found |= set(re.findall(r'(?:formaction|method="post" action)="(/[^"]*)"', text))
+        assert len(found) > 10
+        for path in found:
+            answer = await client.post(path, data={"token": "wrong"})
+            assert answer.status_code == 403, path  # it is known, and refused for its token alone
+
+
+# Forms made from signatures --------------------------------------------------------------------
+
+
+def call(function: Any, **fields: str) -> tuple[list[Any], dict[str, Any]]:
+    return call_from(inspect.signature(function), fields)
+
+
+def test_arguments_come_by_position_as_far_as_none_is_left_out() -> None:
+    def task(a: int, /, b: str = "", c: float = 0.0, *rest: int, d: bool = False, **more: Any) -> None: ...
+
+    assert call(task, a="1", b="2", c="3", rest="[4, 5]", d="true", more='{"e": 6}') == (
+        [1, "2", 3, 4, 5],
+        {"d": True, "e": 6},
+    )
+    assert call(task, a="1", c="3.5") == ([1], {"c": 3.5})
+    assert call(task, a='{"x": [1]}', b='"quoted"') == ([{"x": [1]}, "quoted"], {})
+    assert call(task, a="plain text") == (["plain text"], {})
+
+
+@pytest.mark.parametrize("fields", [{"rest": "4"}, {"rest": '{"a": 1}'}, {"more": "[1]"}])
+def test_what_does_not_fit_a_variable_parameter_is_refused(fields: dict[str, str]) -> None:
+    def task(*rest: int, **more: Any) -> None: ...
+
+    with pytest.raises(ConfigError, match="takes a JSON"):
+        call(task, **fields)
