@@ -291,17 +291,28 @@ async def test_the_page_shows_the_line_in_its_controls() -> None:
 @pytest.mark.parametrize(
     ("key", "said"),
     [
-        (pages.notice("requeue", 1), "Requeued 1 job."),
-        (pages.notice("cancel", 1200, 3), "Cancelled 1,200 jobs. 3 left alone: it did not fit their state."),
-        (pages.notice("delete", 5000, more=True), "Deleted 5,000 jobs. There are more: do it again."),
-        (pages.notice("enable"), "Enabled."),
-        ("", ""),
-        ("your password has expired", ""),
-        ("shout.1.2", ""),
+        ("requeue.1.0", "Requeued 1 job."),
+        ("cancel.1200.3", "Cancelled 1,200 jobs. 3 left alone: it did not fit their state."),
+        ("delete.5000.0.more.77", "Deleted 5,000 jobs. There are more."),
+        ("enable", "Enabled."),
     ],
 )
-def test_a_notice_is_one_of_ours(key: str, said: str) -> None:
-    assert pages.notice_of(key) == said
+def test_what_was_done_is_said(key: str, said: str) -> None:
+    notice = pages.notice_of(key)
+    assert notice is not None
+    assert notice.words == said
+
+
+@pytest.mark.parametrize("key", ["", "your password has expired", "shout.1.2", "cancel.1", "cancel.1.2.more.x"])
+def test_a_notice_that_is_none_of_ours_is_not_said(key: str) -> None:
+    assert pages.notice_of(key) is None
+
+
+async def test_an_action_on_too_many_jobs_goes_on_where_it_stopped() -> None:
+    elements = Elements(await get("/jobs?search=queue:mail&notice=cancel.200.3.more.77"))
+    assert "/jobs/cancel" in [attributes.get("action") for attributes in elements.all("form")]
+    fields = {attributes.get("name"): attributes.get("value") for attributes in elements.all("input")[::-1]}
+    assert (fields["after"], fields["search"], fields["back"]) == ("77", "queue:mail", "/jobs?search=queue:mail")
 
 
 # Words and charts ------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ NOTICES: Mapping[str, str] = MappingProxyType(
         "fire": "Submitted: this is the job.",
     }
 )
-_NOTICE = re.compile(r"([a-z]+)(?:\.(\d{1,12})\.(\d{1,12}))?(\.more)?")
+_NOTICE = re.compile(r"([a-z]+)(?:\.(\d{1,12})\.(\d{1,12})(?:\.more\.(\d{1,18}))?)?")
 
 
 class View(NamedTuple):
@@ -431,16 +431,23 @@ def _is_form(path: str) -> bool:
 # Notices ---------------------------------------------------------------------------------------
 
 
-def notice(action: str, done: int | None = None, refused: int = 0, *, more: bool = False) -> str:
-    """The value of `?notice=` that says what an action came to. `more`: there was too much for one go."""
-    return action + (f".{done}.{refused}" if done is not None else "") + (".more" if more else "")
+class Notice(NamedTuple):
+    """What an action came to, in words. If there was too much for one go, `after` is where the `action` goes on."""
+
+    words: str
+    action: str = ""
+    after: str = ""
 
 
-def notice_of(key: str) -> str:
-    """The sentence for it; nothing for what `notice` cannot have made."""
+def notice_of(key: str) -> Notice | None:
+    """What the value of `?notice=` says; None if it is none of ours."""
     found = _NOTICE.fullmatch(key)
     if found is None or found[1] not in NOTICES:
-        return ""
+        return None
+    return Notice(_said(found), found[1], found[4] or "")
+
+
+def _said(found: re.Match[str]) -> str:
     said = NOTICES[found[1]]
     if found[2] is None:
         return said if said.endswith(".") else f"{said}."
@@ -448,4 +455,4 @@ def notice_of(key: str) -> str:
     said = f"{said} {wording.number(done)} job{'' if done == 1 else 's'}."
     if refused:
         said += f" {wording.number(refused)} left alone: it did not fit their state."
-    return said + (" There are more: do it again." if found[4] else "")
+    return said + (" There are more." if found[4] else "")
