@@ -90,6 +90,7 @@ class Shop:
         sync.submit_many(self.tasks.greet, [(name, 1) for name in ("Ada", "Grace", "Edsger")])
         sync.submit_many(self.tasks.fail, [(why,) for why in ("rust", "rain")])
         top = sync.submit(self.tasks.climb, "top")
+        sync.submit_many(self.tasks.greet.options(delay=3600, queue="long-" * 40 + "name"), [("w" * 300, 1)])
         sync.submit_many(self.tasks.greet.options(delay=3600, priority=3), [("later", 1)])
         sync.submit(self.tasks.greet, "after " + "x" * 6000, result_of(top))
         self.until(lambda: len(self.jobs(TaskStatus.FAILED)) == 2 and len(self.jobs(TaskStatus.SUCCESS)) == 3)

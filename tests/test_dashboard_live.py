@@ -7,11 +7,11 @@ from typing import cast
 
 import pytest
 
-from flowrra import BrokerError, TaskNotFoundError
+from flowrra import BrokerError, ConfigError, TaskNotFoundError
 from flowrra_extras.dashboard import live
 from flowrra_extras.dashboard.access import Access
 from flowrra_extras.dashboard.live import Hub, event_of
-from flowrra_extras.dashboard.pages import Main, Pages, View
+from flowrra_extras.dashboard.pages import REST, Main, Pages, View
 from flowrra_extras.dashboard.web import Request
 from tests.processes import until
 
@@ -141,19 +141,22 @@ async def test_streams_end_with_the_hub() -> None:
     assert hub.tabs == 0
 
 
-async def test_what_is_gone_is_said_to_be_gone() -> None:
+@pytest.mark.parametrize("error", [TaskNotFoundError("no such job"), ConfigError("no such cursor")])
+async def test_what_is_gone_is_said_to_be_gone(error: Exception) -> None:
     board = Board()
     async with opened(board) as hub:
         events = hub.follow(JOBS)
         await anext(events)
-        board.error = TaskNotFoundError("no such job")
+        board.error = error
         assert await anext(events) == b"event: gone\ndata:\n\n"
         with pytest.raises(StopAsyncIteration):
             await anext(events)
 
 
 @pytest.mark.parametrize("error", [BrokerError("the store is away"), RuntimeError("a fault")])
-async def test_a_view_that_fails_is_tried_again(error: Exception) -> None:
+async def test_a_view_that_fails_is_tried_again_and_logged_once(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
     board = Board()
     board.error = error
     async with opened(board) as hub:
@@ -161,6 +164,7 @@ async def test_a_view_that_fails_is_tried_again(error: Exception) -> None:
         await until(lambda: len(board.renderings) > 2, "some looks")
         board.error = None
         assert await news == event_of("first", "first")
+        assert [record.getMessage() for record in caplog.records] == [f"no news of /jobs: {error}"]
 
 
 async def test_the_load_is_bounded() -> None:
@@ -173,7 +177,7 @@ async def test_the_load_is_bounded() -> None:
             board.text = str(number)
             await anext(events)
         # The fourth look comes after three rests, each three times as long as a look.
-        assert asyncio.get_running_loop().time() - begin >= 3 * (1 + live.REST) * board.seconds
+        assert asyncio.get_running_loop().time() - begin >= 3 * (1 + REST) * board.seconds
 
 
 async def test_too_many_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
 """The pages on data made by hand: what they show, to whom, and what they do with what is strange."""
 
+import asyncio
 import datetime as dt
 import html.parser
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from flowrra import TaskNotFoundError
-from flowrra_extras.dashboard import charts, controls, pages, static, wording
+from flowrra_extras.dashboard import charts, controls, pages, shapes, static, wording
 from flowrra_extras.dashboard.access import Access
 from flowrra_extras.dashboard.pages import Entered, Pages, View
 from flowrra_extras.dashboard.web import Request, Response
@@ -152,7 +154,8 @@ async def test_what_has_not_changed_is_not_sent_again() -> None:
     first = await get("/", made=made, headers=headers)
     again = await get("/", made=made, headers={**headers, "if-none-match": first.headers["etag"]})
     assert (again.status, again.body) == (304, b"")
-    changed = await get("/", made=make(is_empty=True), headers={**headers, "if-none-match": first.headers["etag"]})
+    empty = make(is_empty=True)
+    changed = await get("/", made=empty, headers={**headers, "if-none-match": first.headers["etag"]})
     assert changed.status == 200
 
 
@@ -163,6 +166,36 @@ async def test_a_main_part_is_the_same_for_all_who_may_do_the_same() -> None:
     assert FULL.token not in made.for_all(one)
     assert (await get("/jobs", made=made)).body.decode().count(FULL.token) > 1
     assert (await made.main(View("", "/jobs"))).digest != one.digest
+
+
+async def test_tabs_that_look_for_news_share_a_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Counted(samples.SampleService):
+        async def tasks(self) -> list[shapes.TaskRow]:
+            asked.append("tasks")
+            return await super().tasks()
+
+    made = Pages(cast("Service", Counted()))
+    headers = {"x-flowrra-fragment": "1"}
+    clock = 1000.0
+    monkeypatch.setattr("flowrra_extras.dashboard.pages.time", types.SimpleNamespace(monotonic=lambda: clock))
+    await asyncio.gather(*(get("/tasks", made=made, headers=headers) for _ in range(20)))
+    assert asked == ["tasks"]
+    await get("/tasks", READ, made=made, headers=headers)  # it has other rights: another view
+    assert asked == ["tasks"] * 2
+    clock += pages.SHARED
+    await get("/tasks", made=made, headers=headers)
+    await get("/tasks", made=made)  # who loads the page gets it as it is
+    assert asked == ["tasks"] * 4
+
+
+async def test_few_shared_renderings_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "VIEWS", 3)
+    made = make()
+    for number in range(10):
+        await get(f"/jobs?search={number}", made=made, headers={"x-flowrra-fragment": "1"})
+    assert len(made._latest) <= 3
 
 
 @pytest.mark.parametrize("live", [True, False])
@@ -258,17 +291,28 @@ async def test_the_page_shows_the_line_in_its_controls() -> None:
 @pytest.mark.parametrize(
     ("key", "said"),
     [
-        (pages.notice("requeue", 1), "Requeued 1 job."),
-        (pages.notice("cancel", 1200, 3), "Cancelled 1,200 jobs. 3 left alone: it did not fit their state."),
-        (pages.notice("delete", 5000, more=True), "Deleted 5,000 jobs. There are more: do it again."),
-        (pages.notice("enable"), "Enabled."),
-        ("", ""),
-        ("your password has expired", ""),
-        ("shout.1.2", ""),
+        ("requeue.1.0", "Requeued 1 job."),
+        ("cancel.1200.3", "Cancelled 1,200 jobs. 3 left alone: it did not fit their state."),
+        ("delete.5000.0.more.77", "Deleted 5,000 jobs. There are more."),
+        ("enable", "Enabled."),
     ],
 )
-def test_a_notice_is_one_of_ours(key: str, said: str) -> None:
-    assert pages.notice_of(key) == said
+def test_what_was_done_is_said(key: str, said: str) -> None:
+    notice = pages.notice_of(key)
+    assert notice is not None
+    assert notice.words == said
+
+
+@pytest.mark.parametrize("key", ["", "your password has expired", "shout.1.2", "cancel.1", "cancel.1.2.more.x"])
+def test_a_notice_that_is_none_of_ours_is_not_said(key: str) -> None:
+    assert pages.notice_of(key) is None
+
+
+async def test_an_action_on_too_many_jobs_goes_on_where_it_stopped() -> None:
+    elements = Elements(await get("/jobs?search=queue:mail&notice=cancel.200.3.more.77"))
+    assert "/jobs/cancel" in [attributes.get("action") for attributes in elements.all("form")]
+    fields = {attributes.get("name"): attributes.get("value") for attributes in elements.all("input")[::-1]}
+    assert (fields["after"], fields["search"], fields["back"]) == ("77", "queue:mail", "/jobs?search=queue:mail")
 
 
 # Words and charts ------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ class Actions:
                 report = await self._service.act(action, given.text("search"), after=after, by=access.who)
             else:
                 raise ConfigError("say which jobs: ids, or search for all that it finds")
-            more = ".more" if report["after"] is not None else ""
+            more = f".more.{report['after']}" if report["after"] is not None else ""
             return Done(report, "/jobs", f"{action}.{report['done']}.{report['refused']}{more}")
 
         return change

@@ -1,7 +1,8 @@
 """News for open tabs: what is looked at is rendered again and again, and what has changed is sent.
 
-One rendering serves all tabs with the same view. The hub rests for some times as long as its work took, so that its
-load is bounded whatever the number of tabs. Knows of jobs and stores no more than that pages show them.
+One rendering serves all tabs with the same view. The hub rests for REST times as long as its last round took, so that
+its load is at most a quarter of a core whatever the number of tabs. Knows of jobs and stores no more than that pages
+show them.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import re
 import signal
 from typing import TYPE_CHECKING
 
-from flowrra import FlowrraError, TaskNotFoundError
-from flowrra_extras.dashboard.pages import View
+from flowrra import ConfigError, FlowrraError, TaskNotFoundError
+from flowrra_extras.dashboard.pages import REST, VIEWS, View
 from flowrra_extras.dashboard.web import Response
 
 if TYPE_CHECKING:
@@ -26,12 +27,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("flowrra.dashboard")
 
 TICK = 0.2  # seconds between two looks: with the rendering, a change is on the screen within 0.3
-REST = 3  # the hub rests for so many times the length of its last round: at most a quarter of a core
 # Seconds that a stream lasts. The browser comes again by itself, and is asked again who it is. No proxy takes a
 # stream for dead meanwhile, and a server that waits for its requests before it ends has not long to wait.
 LIFETIME = 20.0
 AGAIN = 0.1  # seconds after which the browser comes again
-VIEWS = 100  # that may be looked at at once
 TABS = 1_000
 _FULL = "Too many tabs look at this dashboard. This one looks again by itself."
 _LINE_END = re.compile(r"\r\n|\r|\n")  # what ends a line of an event: a text must not bring lines of its own
@@ -40,11 +39,12 @@ _LINE_END = re.compile(r"\r\n|\r|\n")  # what ends a line of an event: a text mu
 class Channel:
     """A view, the latest event for it, and who waits for the next one."""
 
-    __slots__ = ("digest", "event", "is_over", "waiters")
+    __slots__ = ("digest", "event", "has_failed", "is_over", "waiters")
 
     def __init__(self) -> None:
         self.digest = ""
         self.event = b""
+        self.has_failed = False
         self.is_over = False
         self.waiters: set[asyncio.Event] = set()
 
@@ -140,18 +140,21 @@ class Hub:
             await asyncio.sleep(max(self._tick, REST * (clock() - began)))
 
     async def _look(self, view: View, channel: Channel) -> None:
-        """Render the view, and tell of it if it has changed. One that fails is tried again."""
+        """Render the view, and tell of it if it has changed. One that fails is tried again, and logged once."""
         try:
             main = await self._pages.main(view)
-        except TaskNotFoundError:
+        except (TaskNotFoundError, ConfigError):
             channel.is_over = True
             channel.tell("gone", b"event: gone\ndata:\n\n")
             self._channels.pop(view, None)
-        except FlowrraError as error:
-            logger.warning("no news of %s: %s", view.path[:200], error)
-        except Exception:
-            logger.exception("no news of %s", view.path[:200])
+        except Exception as error:
+            if not channel.has_failed:
+                logger.warning(
+                    "no news of %s: %s", view.path[:200], error, exc_info=not isinstance(error, FlowrraError)
+                )
+            channel.has_failed = True
         else:
+            channel.has_failed = False
             if main.digest != channel.digest:
                 channel.tell(main.digest, event_of(main.digest, self._pages.for_all(main)))
 

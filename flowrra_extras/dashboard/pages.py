@@ -6,6 +6,7 @@ rendering serves every tab that looks at it; a visitor's token is put into it at
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import dataclasses
 import datetime as dt
@@ -13,6 +14,7 @@ import functools
 import hashlib
 import re
 import secrets
+import time
 import urllib.parse
 from pathlib import Path
 from types import MappingProxyType
@@ -53,6 +55,10 @@ FLOW = (
 AGES = (("10m", "10 minutes"), ("1h", "hour"), ("24h", "day"), ("7d", "week"))
 STALE = dt.timedelta(seconds=2)  # counts that are older say so
 FRAGMENT = "x-flowrra-fragment"
+# Tabs that look for news share a main part for so many seconds, and for so many times as long as its rendering took.
+SHARED = 0.2
+REST = 3
+VIEWS = 100  # whose main parts are kept for that
 
 # What a form's answer may say on the page it leads to: `?notice=requeue.12.3`. The URL chooses; it brings no text.
 NOTICES: Mapping[str, str] = MappingProxyType(
@@ -72,7 +78,7 @@ NOTICES: Mapping[str, str] = MappingProxyType(
         "fire": "Submitted: this is the job.",
     }
 )
-_NOTICE = re.compile(r"([a-z]+)(?:\.(\d{1,12})\.(\d{1,12}))?(\.more)?")
+_NOTICE = re.compile(r"([a-z]+)(?:\.(\d{1,12})\.(\d{1,12})(?:\.more\.(\d{1,18}))?)?")
 
 
 class View(NamedTuple):
@@ -107,6 +113,17 @@ class Main:
     digest: str
 
 
+class Latest:
+    """The latest main part of a view, and until when it will do, on the monotonic clock."""
+
+    __slots__ = ("lock", "main", "until")
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.main: Main | None = None
+        self.until = 0.0
+
+
 class Pages:
     """Renders the pages of a service."""
 
@@ -114,6 +131,7 @@ class Pages:
         self._service = service
         # Stands for the visitor's token. Nobody can know it, so that no text from a store contains it.
         self._token_mark = secrets.token_hex(16)
+        self._latest: dict[View, Latest] = {}
 
     async def render(self, request: Request, access: Access, entered: Entered | None = None) -> Response:
         """The page that a GET asks for, or with the header `x-flowrra-fragment` its main part alone.
@@ -125,9 +143,10 @@ class Pages:
             ConfigError: a parameter of the URL is wrong.
         """
         view = View(request.root, request.path, request.query, access.allows("full"))
-        main = await self.main(view, entered)
         if FRAGMENT in request.headers:
+            main = await self._shared(view)
             return _answer(request, self._with_token(main.text, access), main.digest)
+        main = await self.main(view, entered)
         text = self._framed(request, access, main, is_still=entered is not None or _is_form(view.path))
         return _answer(request, text, _digest(text), status=422 if entered else 200)
 
@@ -138,6 +157,19 @@ class Pages:
                 title, template, context = await page(self, view, entered, *found.groups())
                 return self._rendered(view, title, template, context)
         raise flowrra.TaskNotFoundError(f"there is no page at {view.path[:200]!r}")
+
+    async def _shared(self, view: View) -> Main:
+        """The main part, or one of a moment ago, so that any number of tabs that look for news cost little."""
+        if len(self._latest) >= VIEWS and view not in self._latest:
+            self._latest.clear()
+        latest = self._latest.setdefault(view, Latest())
+        async with latest.lock:
+            began = time.monotonic()
+            if latest.main is None or began >= latest.until:
+                latest.main = await self.main(view)
+                ended = time.monotonic()
+                latest.until = ended + max(SHARED, REST * (ended - began))
+            return latest.main
 
     def for_all(self, main: Main) -> str:
         """The main part's text as it may be sent to anybody: the script puts in the token of its page."""
@@ -399,16 +431,23 @@ def _is_form(path: str) -> bool:
 # Notices ---------------------------------------------------------------------------------------
 
 
-def notice(action: str, done: int | None = None, refused: int = 0, *, more: bool = False) -> str:
-    """The value of `?notice=` that says what an action came to. `more`: there was too much for one go."""
-    return action + (f".{done}.{refused}" if done is not None else "") + (".more" if more else "")
+class Notice(NamedTuple):
+    """What an action came to, in words. If there was too much for one go, `after` is where the `action` goes on."""
+
+    words: str
+    action: str = ""
+    after: str = ""
 
 
-def notice_of(key: str) -> str:
-    """The sentence for it; nothing for what `notice` cannot have made."""
+def notice_of(key: str) -> Notice | None:
+    """What the value of `?notice=` says; None if it is none of ours."""
     found = _NOTICE.fullmatch(key)
     if found is None or found[1] not in NOTICES:
-        return ""
+        return None
+    return Notice(_said(found), found[1], found[4] or "")
+
+
+def _said(found: re.Match[str]) -> str:
     said = NOTICES[found[1]]
     if found[2] is None:
         return said if said.endswith(".") else f"{said}."
@@ -416,4 +455,4 @@ def notice_of(key: str) -> str:
     said = f"{said} {wording.number(done)} job{'' if done == 1 else 's'}."
     if refused:
         said += f" {wording.number(refused)} left alone: it did not fit their state."
-    return said + (" There are more: do it again." if found[4] else "")
+    return said + (" There are more." if found[4] else "")

@@ -148,11 +148,11 @@ function stop() {
   source = looking = null;
 }
 
-function start() {
+function start(wait = 0) {
   stop();
   if (!live || paused || document.hidden) return;
   if (live === "events") listen();
-  else look();
+  else timer = setTimeout(look, wait);
 }
 
 function listen() {
@@ -194,13 +194,13 @@ async function look() {
   if (!mine.signal.aborted) timer = setTimeout(look, wait);
 }
 
-function pause(value) {
+function pause(value, wait = 0) {
   paused = value;
   sessionStorage.setItem("flowrra-paused", paused ? "1" : "0");
   byId("pause").textContent = paused ? "Go on" : "Pause";
   byId("pause").setAttribute("aria-pressed", paused);
   word(paused ? "paused" : "live", paused);
-  start();
+  start(wait);
 }
 
 // --- Choosing jobs ---
@@ -378,9 +378,9 @@ byId("keys").addEventListener("click", () => byId("help").showModal());
 byId("keys-on").checked = localStorage.getItem(KEYS) !== "off";
 byId("keys-on").addEventListener("change", (event) => localStorage.setItem(KEYS, event.target.checked ? "on" : "off"));
 byId("pause").addEventListener("click", () => pause(!paused));
-document.addEventListener("visibilitychange", start);
+document.addEventListener("visibilitychange", () => start());
 addEventListener("pagehide", stop);
 addEventListener("pageshow", (event) => event.persisted && start());
 count();
-if (live) pause(paused);
+if (live) pause(paused, LOOK); // a page that has just been loaded is no news
 else for (const part of ["pause", "live-word"]) byId(part).hidden = true;
