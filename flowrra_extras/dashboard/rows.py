@@ -123,7 +123,8 @@ def progress_of(progress: Progress | None) -> shapes.Progress | None:
     if progress is None:
         return None
     share = min(1.0, max(0.0, progress.done / progress.total)) if progress.total else None
-    return {"done": progress.done, "total": progress.total, "note": progress.note, "share": share}
+    note = None if progress.note is None else line(progress.note)
+    return {"done": progress.done, "total": progress.total, "note": note, "share": share}
 
 
 def _ready_since(job: Job) -> float:
@@ -181,7 +182,7 @@ def attempt_row(attempt: Attempt) -> shapes.AttemptRow:
         "ended": moment_or_none(attempt.ended),
         "seconds": None if attempt.ended is None else max(0.0, attempt.ended - attempt.started),
         "outcome": attempt.outcome,
-        "error": attempt.error,
+        "error": None if attempt.error is None else attempt.error[:TEXT_LIMIT],
         "traceback": text_or_none(attempt.traceback),
     }
 
@@ -216,7 +217,7 @@ def job_view(
         "unique": job.unique,
         "expires": moment_or_none(job.expires),
         "purge_at": moment_or_none(job.purge_at),
-        "explanation": explanation,
+        "explanation": explanation[:TEXT_LIMIT],
     }
 
 
