@@ -7337,7 +7337,11 @@ class SyncFace:
             asyncio.run_coroutine_threadsafe(self._app._close(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             thread.join()
-            self._loop.close()
+
+    @staticmethod
+    def _live(runner: asyncio.Runner) -> None:
+        with runner:  # which cancels what is left on the loop, and closes it
+            runner.get_loop().run_forever()
 
     def run(self, call: Coroutine[Any, Any, T]) -> T:
         """What a coroutine gives that uses the app; it runs on the loop that these calls run on."""
@@ -7361,8 +7365,9 @@ class SyncFace:
             if loop is not None and loop.is_running():
                 return loop
             if self._thread is None or self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._loop.run_forever, name="flowrra-sync", daemon=True)
+                runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+                self._loop = runner.get_loop()
+                self._thread = threading.Thread(target=self._live, args=(runner,), name="flowrra-sync", daemon=True)
                 self._thread.start()
                 atexit.register(self.close)
             return self._loop

@@ -6,6 +6,7 @@ the API, static files, and whether its own means of protection stands before the
 
 import asyncio
 import contextlib
+import gc
 import re
 import threading
 import urllib.parse
@@ -25,7 +26,7 @@ from django.urls import include, path
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from flowrra import Flowrra, TaskStatus
+from flowrra import Flowrra, JobFilter, TaskStatus
 from flowrra_extras.dashboard import create_asgi_app, create_wsgi_app
 from flowrra_extras.dashboard.building import Options
 from flowrra_extras.dashboard.django import get_urls
@@ -353,3 +354,23 @@ async def test_a_websocket_is_refused() -> None:
 
     await create_asgi_app(shop())({"type": "websocket"}, send, send)  # type: ignore[arg-type]
     assert sent == [{"type": "websocket.close", "code": 1000}]
+
+
+def test_what_is_still_being_counted_ends_with_app_sync(caplog: pytest.LogCaptureFixture) -> None:
+    app = shop()
+    ended = threading.Event()
+
+    async def count_for_ever(*_: Any) -> Any:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    app.broker.counts = count_for_ever  # type: ignore[method-assign]
+    counting = create_wsgi_app(app).router.service._counting
+    assert app.sync.run(counting.number(JobFilter(task="shop.greet"))) is None
+    assert not ended.is_set()
+    app.sync.close()
+    assert ended.is_set()
+    gc.collect()
+    assert caplog.text == ""

@@ -79,7 +79,10 @@ async def test_the_dashboard_alone_shows_and_steers(site: Site, server: list[str
     (token,) = set(re.findall(r'name="token" value="([^"]+)"', page))
     job = await asyncio.to_thread(browser.post, "/tasks/app.nap/run", token=token, **{"param.seconds": "0"})
     assert "app.nap" in job
-    await asyncio.sleep(0)
+    assert "dashboard (127.0.0.1) has run app.nap" in process.log
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        await asyncio.to_thread(browser.post, "/queues/default/pause")
+    assert "refused 'POST' '/queues/default/pause'" in process.log
     assert json.loads(await asyncio.to_thread(browser.get, "/api/stats"))["counts"].keys() >= {"success"}
     process.send(signal.SIGINT)
     assert await process.ends() == 0
@@ -107,7 +110,7 @@ async def _do(number: int) -> None: ...
     [
         ([], "say which store"),
         (["nowhere:app"], "no module 'nowhere'"),
-        (["--broker", "sqlite:///gone.db"], "there is no gone.db yet"),
+        (["--broker", "sqlite:///gone.db"], "gone.db yet: the first worker"),
         (["--broker", "memory://"], "lives in one process"),
     ],
 )

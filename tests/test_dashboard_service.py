@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flowrra import ConfigError, Flowrra, Job, TaskNotFoundError, TaskStatus, result_of
+from flowrra import ConfigError, Flowrra, Job, TaskNotFoundError, TaskStatus, current_job, result_of
 from flowrra_extras.dashboard.looking import shown_url
 from tests.apps import eventually
 from tests.dashboards import finished, in_state, service_of, shop, store, submitted
@@ -241,6 +241,26 @@ async def test_long_texts_are_cut_and_whole_ones_can_be_had() -> None:
         assert (len(job["args"]["text"]), job["args"]["size"]) == (4_000, 100_004)
         assert len(job["arguments"]) <= 200
         assert len(await service.text(job["id"], "args")) == 100_004
+
+
+async def test_nothing_that_a_job_says_is_shown_without_a_limit() -> None:
+    app = shop()
+
+    @app.task(name="shop.chatter", max_retries=0)
+    async def chatter(*parents: object) -> None:
+        current_job().progress(1, 2, "n" * 100_000)
+        raise RuntimeError("e" * 100_000)
+
+    async with app, service_of(app) as service:
+        parents = [await app.submit(app.registry["shop.greet"], str(n)) for n in range(60)]
+        talking = await app.submit(chatter, *map(result_of, parents))
+        await finished(app, talking)
+        await service.requeue([talking], **BY)
+        await finished(app, talking)
+        job = await service.job(talking)
+        assert len(repr(job)) < 60_000
+        assert (len(job["parents"]), len(job["attempts"])) == (50, 3)
+        assert len(repr(await service.overview())) < 20_000 + len(repr(await service.queues()))
 
 
 async def test_values_that_no_other_store_could_keep_are_shown() -> None:

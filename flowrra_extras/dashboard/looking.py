@@ -36,7 +36,7 @@ FEW_WORKERS = 20
 RUNNING_SHOWN = 200  # running jobs that are shown with their workers
 QUIET = 60.0  # seconds that the oldest ready job may wait before the health is called bad
 FAILURES_READ = 1_000  # failed jobs that are put into groups
-FAMILY = 50  # children of a job that are shown
+FAMILY = 50  # parents and children of a job that are shown
 FAILED_JOBS = JobFilter(status=frozenset({TaskStatus.FAILED}))
 
 
@@ -208,9 +208,10 @@ class Looking(Base):
     async def _parents(self, job: Job) -> list[shapes.Relative]:
         if not job.parents:
             return []
-        found = {p.id: p for p in await self.app.broker.find(JobFilter(ids=job.parents), limit=len(job.parents))}
+        shown = job.parents[:FAMILY]
+        found = {parent.id: parent for parent in await self.app.broker.find(JobFilter(ids=shown), limit=FAMILY)}
         gone: shapes.Relative = {"id": "", "task": "", "status": "purged"}
-        return [rows.relative(found[i]) if i in found else {**gone, "id": i} for i in job.parents]
+        return [rows.relative(found[i]) if i in found else {**gone, "id": i} for i in shown]
 
     def _row(self, job: Job, now: float) -> shapes.JobRow:
         return rows.job_row(job, now, redacted=self.hides(job))
