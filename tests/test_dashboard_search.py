@@ -99,6 +99,7 @@ def test_jobs_of_one_kind_of_failure_are_found_by_its_key() -> None:
         ("args..a:7", "names no argument"),
         ('error:"open', "quotation mark"),
         ("x" * 1001, "1001 characters"),
+        ("id:\0", "no text has"),
     ],
 )
 def test_what_cannot_be_understood_is_said(line: str, reason: str) -> None:
