@@ -356,7 +356,9 @@ async def test_a_websocket_is_refused() -> None:
     assert sent == [{"type": "websocket.close", "code": 1000}]
 
 
-def test_what_is_still_being_counted_ends_with_app_sync(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_still_being_counted_ends_with_app_sync(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     app = shop()
     ended = threading.Event()
 
@@ -366,7 +368,7 @@ def test_what_is_still_being_counted_ends_with_app_sync(caplog: pytest.LogCaptur
         finally:
             ended.set()
 
-    app.broker.counts = count_for_ever  # type: ignore[method-assign]
+    monkeypatch.setattr(app.broker, "counts", count_for_ever)
     counting = create_wsgi_app(app).router.service._counting
     assert app.sync.run(counting.number(JobFilter(task="shop.greet"))) is None
     assert not ended.is_set()
