@@ -282,6 +282,7 @@ async def test_scripts_survive_a_flush(server: Server) -> None:
             client.script_flush()
         assert await asyncio.gather(*(broker.push([Job(f"b{n}", "task")], now=0.0) for n in range(3)))
         assert len(await broker.find(JobFilter())) == 4
+        assert await broker.delete(["unknown"]) == [False], "that the script was not known is no lost answer"
 
 
 async def test_a_restart_is_waited_for_and_loses_nothing(server: Server) -> None:

@@ -1,7 +1,7 @@
 """Two connections to a server that come back by themselves: one for scripts, one for what is published.
 
-They speak RESP through hiredis's parser, without a client between: a lone exchange takes half the time that it
-takes through redis-py's streams. Knows scripts by name, and nothing of jobs.
+They speak RESP through hiredis's parser, without redis-py between: through its streams a lone submit took the
+processor for 95 us, as it is for 58. Knows scripts by name, and nothing of jobs.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class Call:
         self.name = name
         self.words: Sequence[str] = words
         self.is_answered = False
-        self._again = b"0"  # 1: it may have been carried out already
+        self._sent = 0  # how often it has gone out, and may have been carried out
         self._needs_text = False  # the server does not know the script (any more)
 
     def take(self, answer: Any) -> None:
@@ -234,13 +234,14 @@ class Call:
         """The command, as it goes out for the first time or once more."""
         script = SCRIPTS[self.name]
         command = (b"EVAL", script.text) if self._needs_text else (b"EVALSHA", script.sha)
-        packed = _pack((*command, b"1", prefix, self._again, *self.words))
-        self._again = b"1"
+        packed = _pack((*command, b"1", prefix, b"1" if self._sent else b"0", *self.words))
+        self._sent += 1
         return packed
 
     def spell_out(self) -> None:
-        """Send the script itself the next time."""
+        """Send the script itself the next time: it was not carried out."""
         self._needs_text = True
+        self._sent -= 1
 
 
 class Link:
