@@ -80,11 +80,11 @@ class Address:
             raise BrokerError(f"{self.name} has a certificate that is not trusted: {error}") from None
         try:
             answers = await connection.ask(b"".join(map(_pack, self._greeting)), len(self._greeting), PATIENCE)
-            for error in filter(_is_error, answers):
-                if str(error).startswith(_PASSING):
-                    raise ConnectionError(str(error))
-                fault = "has no such" if "DB index" in str(error) else "does not accept this user and password"
-                raise BrokerError(f"{self.name} {fault}: {error}")
+            for refusal in filter(_is_error, answers):
+                if str(refusal).startswith(_PASSING):
+                    raise ConnectionError(str(refusal))
+                fault = "refuses the database" if "DB index" in str(refusal) else "does not accept this user and password"
+                raise BrokerError(f"{self.name} {fault}: {refusal}")
         except BaseException:
             connection.close()
             raise
