@@ -83,7 +83,9 @@ class Address:
             for refusal in filter(_is_error, answers):
                 if str(refusal).startswith(_PASSING):
                     raise ConnectionError(str(refusal))
-                fault = "refuses the database" if "DB index" in str(refusal) else "does not accept this user and password"
+                fault = (
+                    "refuses the database" if "DB index" in str(refusal) else "does not accept this user and password"
+                )
                 raise BrokerError(f"{self.name} {fault}: {refusal}")
         except BaseException:
             connection.close()
@@ -247,13 +249,18 @@ class Call:
 class Link:
     """The connection for scripts. Calls that meet share it, each with its answer."""
 
-    def __init__(self, address: Address, timeout: float) -> None:
+    def __init__(self, address: Address) -> None:
         self._address = address
-        self._timeout = timeout
+        self._timeout = 0.0
         self._prefix = f"{address.prefix}:"
         self._connection: Connection | None = None
         self._connecting = asyncio.Lock()
-        self._is_closed = False
+        self._is_open = False
+
+    def open(self, timeout: float) -> None:
+        """Let calls begin, each of which may take so many seconds. The first of them connects."""
+        self._timeout = timeout
+        self._is_open = True
 
     async def send(self, calls: Sequence[Call]) -> None:
         """See that each call has an answer, within the time that a call may take.
@@ -261,6 +268,9 @@ class Link:
         They go out in one write. What was on its way when the connection was lost is sent again, marked as
         such. Cancelling leaves it open whether they are carried out.
         """
+        if not self._is_open:
+            _give_up(calls, BrokerError(f"the broker on {self._address.name} is not open"))
+            return
         deadline = asyncio.get_running_loop().time() + self._timeout
         left = calls
         for pause in itertools.chain((0.0, 0.02, 0.05, 0.1, 0.2), itertools.repeat(0.5)):
@@ -269,7 +279,7 @@ class Link:
             except BrokerError as error:
                 _give_up(left, error)
             except OSError as error:  # a TimeoutError is one
-                if self._is_closed:
+                if not self._is_open:
                     _give_up(left, BrokerError("the broker was closed while this call was waiting"))
                 elif asyncio.get_running_loop().time() + pause >= deadline:
                     _give_up(left, self._error(f"has not answered for {self._timeout:g} s: {error or 'it is silent'}"))
@@ -299,7 +309,7 @@ class Link:
         async with asyncio.timeout_at(patience), self._connecting:
             if self._connection is None or self._connection.lost.done():
                 self._connection = await self._address.connect()
-            if self._is_closed:
+            if not self._is_open:
                 self._drop()
                 raise ConnectionError
             return self._connection
@@ -333,7 +343,7 @@ class Link:
 
     def close(self) -> None:
         """Close the connection for good. Those who wait for an answer get a BrokerError."""
-        self._is_closed = True
+        self._is_open = False
         self._drop()
 
     def _drop(self) -> None:
