@@ -546,7 +546,7 @@ local function keep_activity()
     end
 end
 
-if ARGV[9] then keep_activity() end
+keep_activity()
 if lease <= 0 then
     dissolve(worker, 'release', LEFT)
     publish()
