@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from flowrra import TaskNotFoundError
-from flowrra_extras.dashboard import charts, controls, pages, shapes, static, wording
+import flowrra
+from flowrra import Attempt, Job, Progress, TaskNotFoundError, TaskStatus
+from flowrra_extras.dashboard import charts, controls, pages, rows, shapes, static, wording
 from flowrra_extras.dashboard.access import Access
 from flowrra_extras.dashboard.pages import Entered, Pages, View
 from flowrra_extras.dashboard.web import Request, Response
@@ -216,6 +217,20 @@ def test_styles_and_script_load_nothing() -> None:
     for name in static.NAMES:
         text = (folder / name).read_text()
         assert text.count("http") == text.count("xmlns='http://www.w3.org/2000/svg'")
+
+
+async def test_a_job_with_endless_texts_makes_a_page_of_bounded_length() -> None:
+    endless = "x" * 1_000_000
+    tries = tuple(Attempt(n, "w", 0.0, 1.0, "failure", endless, endless) for n in range(flowrra.HISTORY_LIMIT))
+    job = Job("1", "shop.greet", args=(endless,), error=endless, traceback=endless, history=tries, attempt=20)
+    job.status, job.progress = TaskStatus.RUNNING, Progress(1, 2, endless)
+    view = rows.job_view(job, 2.0, redacted=False, parents=[], children=[], explanation=endless)
+
+    class One(samples.SampleService):
+        async def job(self, job_id: str) -> shapes.JobView:
+            return view
+
+    assert len((await get("/jobs/1", made=Pages(cast("Service", One())))).body) < 50 * rows.TEXT_LIMIT
 
 
 # Forms -----------------------------------------------------------------------------------------

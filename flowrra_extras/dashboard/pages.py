@@ -48,10 +48,10 @@ NAVIGATION = (
 STATES = ("pending", "running", "scheduled", "retrying", "blocked", "success", "failed", "cancelled")
 # A job's way through the overview, from left to right.
 FLOW = (
-    ("Waiting", ("scheduled", "retrying", "blocked"), ""),
-    ("Ready", ("pending",), ""),
-    ("Running", ("running",), ""),
-    ("Finished", ("success", "failed", "cancelled"), ""),
+    ("Waiting", ("scheduled", "retrying", "blocked")),
+    ("Ready", ("pending",)),
+    ("Running", ("running",)),
+    ("Finished", ("success", "failed", "cancelled")),
 )
 AGES = (("10m", "10 minutes"), ("1h", "hour"), ("24h", "day"), ("7d", "week"))
 STALE = dt.timedelta(seconds=2)  # counts that are older say so
@@ -267,18 +267,17 @@ class Pages:
         }
         return line or "Jobs", "jobs.html", context
 
-    async def _choices(self, words: Mapping[str, str]) -> dict[str, Any]:
-        """What the plain controls offer; what the line already says is always among it."""
-        tasks = {row["name"] for row in await self._service.tasks()}
-        queues = {row["name"] for row in await self._service.queues()}
-        ages = dict(AGES)
-        if "after" in words:
-            ages.setdefault(words["after"], f"since {words['after']}")
-        return {
-            "task": sorted(tasks | {words[key] for key in ("task",) if key in words}),
-            "queue": sorted(queues | {words[key] for key in ("queue",) if key in words}),
-            "after": list(ages.items()),
+    async def _choices(self, words: Mapping[str, str]) -> dict[str, list[tuple[str, str]]]:
+        """What the plain controls offer, as values and texts; what the line already says is always among it."""
+        names = {
+            "task": [row["name"] for row in await self._service.tasks()],
+            "queue": [row["name"] for row in await self._service.queues()],
         }
+        choices = {key: {name: name for name in found} for key, found in names.items()} | {"after": dict(AGES)}
+        for key, choice in choices.items():
+            if key in words:
+                choice.setdefault(words[key], words[key])
+        return {key: list(choice.items()) for key, choice in choices.items()}
 
     async def _job(self, view: View, entered: Entered | None, job_id: str) -> Shown:
         job = await self._service.job(job_id)
@@ -318,7 +317,7 @@ class Pages:
         kind = (entered.fields if entered else view.parameters).get("kind", "cron")
         kind = kind if kind in ("interval", "once") else "cron"
         context = await self._schedule_form(kind, view.parameters, entered, preview=True)
-        tasks = [row["name"] for row in await self._service.tasks() if row["is_registered"]]
+        tasks = [(row["name"], row["name"]) for row in await self._service.tasks() if row["is_registered"]]
         return "New schedule", "schedule_new.html", {"tasks": tasks, **context}
 
     async def _schedule_form(
