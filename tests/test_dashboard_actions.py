@@ -127,6 +127,19 @@ async def test_schedules_are_made_changed_and_deleted(app: Flowrra) -> None:
         assert await app.schedulers[0].list_scheduled_tasks() == []
 
 
+async def test_a_schedule_with_hidden_arguments_keeps_them(app: Flowrra) -> None:
+    async with app.client(), dashboard(app, redact=True) as client:
+        fields = await with_token(client)
+        schedule_id = await app.schedulers[0].schedule_cron("shop.greet", "0 9 * * *", ["hunter2"])
+        page = (await client.get(f"/schedules/{schedule_id}")).text
+        assert "hunter2" not in page
+        (args,) = re.findall(r'name="args" value="([^"]*)"', page)
+        changed = {**fields, "kind": "cron", "rule": "5 9 * * *", "tz": "UTC", "args": args, "kwargs": ""}
+        assert (await client.post(f"/schedules/{schedule_id}", data=changed)).status_code == 303
+        (stored,) = await app.schedulers[0].list_scheduled_tasks()
+        assert (stored.rule, stored.payload) == ("5 9 * * *", '[["hunter2"],{}]')
+
+
 async def test_every_form_of_every_page_is_understood(app: Flowrra) -> None:
     """What a page can send is what a route takes: the path of each form is known, and each has the token."""
     async with app, dashboard(app) as client:
@@ -148,6 +161,7 @@ async def test_every_form_of_every_page_is_understood(app: Flowrra) -> None:
         for path in found:
             answer = await client.post(path, data={"token": "wrong"})
             assert answer.status_code == 403, path  # it is known, and refused for its token alone
+        await app.cancel(running)
 
 
 # Forms made from signatures --------------------------------------------------------------------

@@ -27,12 +27,14 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from flowrra import Flowrra, JobFilter, TaskStatus
-from flowrra_extras.dashboard import create_asgi_app, create_wsgi_app
+from flowrra_extras.dashboard import create_asgi_app, create_wsgi_app, router
 from flowrra_extras.dashboard.building import Options
 from flowrra_extras.dashboard.django import get_urls
 from flowrra_extras.dashboard.fastapi import create_router
 from flowrra_extras.dashboard.flask import create_blueprint as flask_blueprint
+from flowrra_extras.dashboard.live import Hub
 from flowrra_extras.dashboard.quart import create_blueprint as quart_blueprint
+from tests.apps import eventually
 from tests.dashboards import LOOPBACK, in_state, shop, submitted
 
 PREFIX = "/ops/flowrra"
@@ -195,6 +197,8 @@ async def test_mounted_at_a_prefix(framework: Any, root: str) -> None:
         await in_state(app, running, TaskStatus.CANCELLED)
         answer = await ask("POST", f"{home}/api/run", json={"task_name": "shop.greet", "args": ["Ann"]})
         assert answer.status_code == 201
+        answer = await ask("HEAD", f"{home}/jobs")
+        assert (answer.content, int(answer.headers["content-length"]) > 1_000) == (b"", True)
         answer = await ask("GET", f"{home}/api/openapi.json")
         assert answer.json()["servers"] == [{"url": f"{home}/api"}]
 
@@ -317,11 +321,18 @@ async def test_the_lifespan_opens_and_closes_the_stores() -> None:
     assert not app._is_open_here()
 
 
-async def test_a_stream_that_nobody_reads_any_more_leaves_nothing() -> None:
-    app = shop()
-    program = create_asgi_app(app)
-    left = asyncio.Event()
-    pieces = asyncio.Queue[dict[str, Any]]()
+@pytest.mark.parametrize("name", ASGI)
+async def test_a_stream_that_nobody_reads_any_more_leaves_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hubs: list[Hub] = []
+
+    class Noted(Hub):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            hubs.append(self)
+
+    monkeypatch.setattr(router, "Hub", Noted)
+    app, left, pieces = shop(), asyncio.Event(), asyncio.Queue[dict[str, Any]]()
+    program = ASGI[name](app, OPEN)
     asked = iter([{"type": "http.request", "body": b""}])
 
     async def receive() -> dict[str, Any]:
@@ -331,19 +342,20 @@ async def test_a_stream_that_nobody_reads_any_more_leaves_nothing() -> None:
         return {"type": "http.disconnect"}
 
     scope = {
-        "type": "http", "method": "GET", "path": "/events", "query_string": b"view=/jobs",
-        "headers": [(b"host", b"localhost")], "client": (LOOPBACK, 1), "scheme": "http",
+        "type": "http", "http_version": "1.1", "asgi": {"version": "3.0"}, "method": "GET", "scheme": "http",
+        "path": f"{PREFIX}/events", "raw_path": f"{PREFIX}/events".encode(), "query_string": b"view=/jobs",
+        "root_path": "", "headers": [(b"host", b"localhost"), (b"x-key", b"sesame")], "client": (LOOPBACK, 1),
     }  # fmt: skip
     async with app.client():
-        answering = asyncio.create_task(program(scope, receive, pieces.put))  # type: ignore[arg-type]
+        answering = asyncio.create_task(program(scope, receive, pieces.put))
         assert (await pieces.get())["status"] == 200
-        while b"event: main" not in (await pieces.get())["body"]:
+        while b"event: main" not in (await pieces.get()).get("body", b""):
             pass
-        assert program.router.hub.tabs == 1
+        assert [hub.tabs for hub in hubs] == [1]
         left.set()
         await answering
-        assert program.router.hub.tabs == 0
-        await program.router.close()
+        await eventually(lambda: [hub.tabs for hub in hubs] == [0])
+        await hubs[0].close()
 
 
 async def test_a_websocket_is_refused() -> None:
@@ -356,7 +368,9 @@ async def test_a_websocket_is_refused() -> None:
     assert sent == [{"type": "websocket.close", "code": 1000}]
 
 
-def test_what_is_still_being_counted_ends_with_app_sync(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_still_being_counted_ends_with_app_sync(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     app = shop()
     ended = threading.Event()
 
@@ -366,7 +380,7 @@ def test_what_is_still_being_counted_ends_with_app_sync(caplog: pytest.LogCaptur
         finally:
             ended.set()
 
-    app.broker.counts = count_for_ever  # type: ignore[method-assign]
+    monkeypatch.setattr(app.broker, "counts", count_for_ever)
     counting = create_wsgi_app(app).router.service._counting
     assert app.sync.run(counting.number(JobFilter(task="shop.greet"))) is None
     assert not ended.is_set()

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from flowrra import (
+    Activity,
     Broker,
     BrokerConfig,
     BrokerError,
@@ -237,6 +238,37 @@ async def test_a_push_of_many_runs_is_one_push(url: str) -> None:
         assert await broker.counts() == {("default", TaskStatus.PENDING): 5_000}
 
 
+async def test_a_push_that_would_hold_the_server_for_long_is_refused(url: str) -> None:
+    async with opened(url) as broker:
+        with pytest.raises(BrokerError, match="at most 500,000 jobs go into Redis at once, not 500,001"):
+            await broker.push([Job("a", "task")] * 500_001, now=0.0)
+        assert await broker.counts() == {}
+
+
+async def test_a_broker_that_is_not_open_says_so(url: str) -> None:
+    broker = RedisBroker(url)
+    for _ in range(2):
+        with pytest.raises(BrokerError, match="is not open"):
+            await broker.push([Job("a", "task")], now=0.0)
+        with pytest.raises(BrokerError, match="is not open"):
+            await broker.counts()
+        await broker.open()
+        await broker.close()
+
+
+async def test_old_activity_leaves_nothing_behind(url: str) -> None:
+    prefix, info = url.partition("prefix=")[2], WorkerInfo("w")
+    async with opened(url) as broker:
+        for minute in range(0, 2 * 86_400, 7_200):
+            info.activity = [Activity(minute, "task", 1)]
+            await broker.heartbeat(info, lease=60, now=float(minute))
+        assert len(await broker.activity(0.0)) == 86_400 / 7_200 + 1
+        info.activity = ()
+        await broker.heartbeat(info, lease=0, now=3 * 86_400.0)
+    with redis.Redis.from_url(REDIS_URL) as client:
+        assert keys(client, prefix) == set()
+
+
 async def test_what_is_purged_leaves_nothing_behind(url: str) -> None:
     prefix = url.partition("prefix=")[2]
     with redis.Redis.from_url(REDIS_URL) as client:
@@ -282,6 +314,7 @@ async def test_scripts_survive_a_flush(server: Server) -> None:
             client.script_flush()
         assert await asyncio.gather(*(broker.push([Job(f"b{n}", "task")], now=0.0) for n in range(3)))
         assert len(await broker.find(JobFilter())) == 4
+        assert await broker.delete(["unknown"]) == [False], "that the script was not known is no lost answer"
 
 
 async def test_a_restart_is_waited_for_and_loses_nothing(server: Server) -> None:

@@ -103,7 +103,8 @@ async def test_a_claim_that_comes_late_takes_nothing() -> None:
         words = Claim(Claims(), "default", 9, "w", 0.0, 0.0).words
         late, again = Call("claim", *words), Call("claim", *words)
         again.pack("")  # as if it had been sent before
-        link = Link(Address(broker.url), 5.0)
+        link = Link(Address(broker.url))
+        link.open(timeout=5.0)
         await link.send([again])
         await push(broker, "a")
         await link.send([late])

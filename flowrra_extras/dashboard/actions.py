@@ -77,13 +77,13 @@ class Actions:
         """Cancels, requeues or deletes one job."""
 
         async def change(given: Given, access: Access, task_id: str) -> Done:
-            job = await self._service.job(task_id)
             report = await getattr(self._service, action)([task_id], by=access.who)
             path = "/jobs" if action == "delete" and report["done"] else _path("jobs", task_id)
             notice = f"{action}.{report['done']}.{report['refused']}"
             if report["done"]:
                 return Done(report, path, notice)
-            return Done({"error": f"the job is {job['status']}: {action} does not fit"}, path, notice, 409)
+            status = (await self._service.job(task_id))["status"]
+            return Done({"error": f"the job is {status}: {action} does not fit"}, path, notice, 409)
 
         return change
 

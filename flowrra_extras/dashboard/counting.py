@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import dataclasses
 from typing import TYPE_CHECKING, NamedTuple
 
 from flowrra import JobFilter, TaskStatus
@@ -51,7 +50,7 @@ class Counting:
         """How many jobs a filter finds; None while that is not known."""
         if which == JobFilter(status=which.status, queue=which.queue):
             return (await self.tally()).total(*(which.status or TaskStatus), queue=which.queue)
-        key = repr(dataclasses.replace(which, status=which.status and frozenset(sorted(which.status))))
+        key = repr(which)
         if key not in self._some:
             self._some[key] = Fresh(lambda: self._count_some(which))
         self._some.move_to_end(key)

@@ -28,7 +28,8 @@ def create_blueprint(app: Flowrra, name: str = "flowrra", **options: Unpack[Opti
         whole = flask.request.root_path.rstrip("/") + flask.request.path
         place = wsgi.place_of(whole, f"/{path}")
         response = wsgi.answer(router, wsgi.request_from(flask.request.environ, place=place, native=flask.request))
-        return flask.Response(response.body, response.status, response.headers)
+        # As a list, of which Flask does not take the length: a HEAD has that of what it leaves out.
+        return flask.Response([response.body], response.status, response.headers)
 
     for rule in ("/", "/<path:path>"):
         blueprint.add_url_rule(rule, "dashboard", dashboard, methods=METHODS, provide_automatic_options=False)

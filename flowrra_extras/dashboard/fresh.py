@@ -41,21 +41,26 @@ class Fresh(Generic[T]):
 
         Cancelling it leaves the search to those who come next.
         """
-        await self._wait(None if self._found is None else PATIENCE)
-        if self._found is None and self._search is not None:
-            return self._search.result().value
+        search = self._current()
+        if search is not None:
+            await asyncio.wait({search}, timeout=None if self._found is None else PATIENCE)
+        if self._found is None and search is not None:
+            return search.result().value
         return cast("_Found[T]", self._found).value
 
     async def glance(self) -> T | None:
         """The value; None if it takes too long to find for the first time, or cannot be found."""
-        await self._wait(GLANCE)
+        search = self._current()
+        if search is not None:
+            await asyncio.wait({search}, timeout=GLANCE)
         return None if self._found is None else self._found.value
 
-    async def _wait(self, patience: float | None) -> None:
+    def _current(self) -> asyncio.Task[_Found[T]] | None:
+        """The latest search: a new one, if it is time for that."""
         if self._is_due():
-            self._begin()
-        if self._search is not None:
-            await asyncio.wait({self._search}, timeout=patience)
+            self._search = asyncio.create_task(self._look())
+            self._search.add_done_callback(self._note)
+        return self._search
 
     def _is_due(self) -> bool:
         loop = asyncio.get_running_loop()
@@ -64,10 +69,6 @@ class Fresh(Generic[T]):
         if self._search is not None and not self._search.done():
             return False
         return self._found is None or loop.time() - self._found.at > max(LEAST_REST, REST * self._found.took)
-
-    def _begin(self) -> None:
-        self._search = asyncio.create_task(self._look())
-        self._search.add_done_callback(self._note)
 
     async def _look(self) -> _Found[T]:
         clock = asyncio.get_running_loop().time

@@ -42,7 +42,7 @@ class Given:
     def texts(self, name: str) -> list[str]:
         """A list of texts; empty if there is none."""
         values = list(self.many.get(name, ())) if self.is_form else self.values.get(name, [])
-        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        if not isinstance(values, list) or not all(isinstance(value, str) and "\0" not in value for value in values):
             raise ConfigError(f"{name} must be a list of texts, not {values!r:.80}")
         return values
 

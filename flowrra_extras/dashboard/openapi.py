@@ -146,6 +146,7 @@ OPERATIONS: tuple[tuple[str, str, str, Schema | None, Schema, int], ...] = (
     ("/health", "get", "Whether someone is at work: 503 if not", None, schema_of(shapes.Health), 200),
     ("/tasks", "get", "The tasks", None, _listed("tasks", shapes.TaskRow), 200),
     ("/tasks/{name}", "get", "A task", None, schema_of(shapes.TaskView), 200),
+    ("/tasks/{name}/run", "post", "Submit a job of a task", RUN_IT, JOB_ID, 201),
     ("/jobs", "get", "A page of jobs, the latest first", None, schema_of(shapes.JobPage), 200),
     ("/jobs/cancel", "post", "Cancel jobs", MANY, schema_of(shapes.Report), 200),
     ("/jobs/requeue", "post", "Let failed and cancelled jobs run again", MANY, schema_of(shapes.Report), 200),

@@ -25,6 +25,7 @@ from markupsafe import Markup, escape
 
 import flowrra
 from flowrra_extras.dashboard import charts, controls, static, wording
+from flowrra_extras.dashboard.rows import REDACTED
 from flowrra_extras.dashboard.web import Response
 
 if TYPE_CHECKING:
@@ -302,12 +303,12 @@ class Pages:
         stored = {
             "rule": row["rule"],
             "tz": row["tz"],
-            "args": row["args"]["text"],
-            "kwargs": row["kwargs"]["text"],
             "description": row["description"] or "",
             "misfire": row["misfire"],
             "overlap": row["overlap"],
         }
+        if row["arguments"] != REDACTED:  # left empty, they stay as they are
+            stored |= {"args": row["args"]["text"], "kwargs": row["kwargs"]["text"]}
         typed = view.parameters
         context = await self._schedule_form(row["kind"], {**stored, **typed}, entered, preview="rule" in typed)
         return f"Schedule of {row['task']}", "schedule.html", {"row": row, **context}

@@ -73,6 +73,9 @@ def parse(line: str, around: Surroundings) -> Search:
     if len(line) > LINE_LIMIT:
         search.problems.append(f"the line has {len(line)} characters, {LINE_LIMIT} are allowed")
         return search
+    if "\0" in line:
+        search.problems.append("the line has a character that no text has")
+        return search
     for word in _words(line, search.problems):
         key, colon, value = word.partition(":")
         read = _READERS.get(key.partition(".")[0]) if colon else None

@@ -49,7 +49,7 @@ from flowrra import (
     unknown_job,
 )
 from flowrra_extras.postgres import statements as sql
-from flowrra_extras.postgres.connections import SILENCE, Address, Link, callers_session
+from flowrra_extras.postgres.connections import SILENCE, Address, Link, Session, callers_session
 from flowrra_extras.postgres.groups import Claim, Groups, encode_payloads
 from flowrra_extras.postgres.rows import job_of_row, recorded_columns, where_clause, worker_of_row
 from flowrra_extras.postgres.store import Store, migrate
@@ -263,8 +263,15 @@ class PostgresBroker(_Life):
     async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
         where, values = where_clause(which or JobFilter())
         query = f"SELECT queue, status, count(*) FROM flowrra.job WHERE {where} GROUP BY queue, status"
-        rows = await self._run(query, *values, patience=self.config.timeout)
-        return {(queue, TaskStatus(status)): count for queue, status, count in rows}
+
+        async def count(session: Session) -> Sequence[Any]:
+            async with session.transaction():
+                await session.fetch(sql.READ_ALL)
+                return await session.fetch(query, *values)
+
+        self._opened()
+        rows = await cast("Link", self._link).run(count, self.config.timeout)
+        return {(queue, TaskStatus(status)): number for queue, status, number in rows}
 
 
 def broker_from_url(url: str, config: Config, clock: Clock) -> PostgresBroker:

@@ -117,9 +117,18 @@ class Address:
         return self.cache == 0
 
     async def connect(self) -> asyncpg.Connection[Any]:
-        return await asyncpg.connect(
+        connection: asyncpg.Connection[Any] = await asyncpg.connect(
             self._url, timeout=SILENCE, statement_cache_size=self.cache, server_settings=self._settings
         )
+        if self.is_pooled:
+            try:
+                # asyncpg looks up what arrays are, and turns jit off for that: and on again, in the same transaction.
+                async with connection.transaction():
+                    await connection.fetch("SELECT $1::bigint[], $2::integer[], $3::float8[]", [], [], [])
+            except BaseException:
+                drop(connection)
+                raise
+        return connection
 
 
 class Session:

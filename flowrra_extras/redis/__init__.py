@@ -48,10 +48,10 @@ from flowrra import (
     timed_out,
     unknown_job,
 )
-from flowrra_extras.batching import Batcher
 from flowrra_extras.redis.news import News
 from flowrra_extras.redis.operations import (
     Attempts,
+    Calls,
     Claim,
     Claims,
     Settle,
@@ -62,7 +62,6 @@ from flowrra_extras.redis.operations import (
     push_words,
     recorded_fields,
     result_of_row,
-    send_group,
     to_json,
     worker_text,
 )
@@ -106,7 +105,10 @@ class RedisBroker(Broker):
         self._address = Address(url)
         self._claims = Claims()
         self._doubtful: Attempts = set()
-        self._batcher: Batcher[Call, Any] | None = None
+        self._calls = Calls(Link(self._address))
+        self._news = News(self._address)
+        self._next_due: float | None = None
+        self._is_open = False
 
     def twin(self) -> RedisBroker:
         return RedisBroker(self.url, self.config, self.retention, self._clock)
@@ -116,52 +118,22 @@ class RedisBroker(Broker):
     async def open(self) -> None:
         with contextlib.suppress(RuntimeError):  # it was left open on a loop that is closed by now
             await self.close()
-        self._link = Link(self._address, self.config.timeout)
-        self._news = News(self._address)
-        self._next_due: float | None = None
-        self._is_joined = False  # a call is under way, and who comes now goes with the next group
-        self._batcher = Batcher(lambda calls: send_group(self._link, calls))
+        link = Link(self._address)
+        link.open(self.config.timeout)
+        self._calls, self._news, self._next_due, self._is_open = Calls(link), News(self._address), None, True
         try:
-            await self._run(Call("look"))
-            _warn(self._address.name, await self._link.settings())
+            await self._calls.run(Call("look"))
+            _warn(self._address.name, await link.settings())
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
-        batcher, self._batcher = self._batcher, None
-        if batcher is None:
-            return
-        self._link.close()
-        await batcher.close()
-        await self._news.close()
-        await asyncio.sleep(0)  # for the transports, which close their sockets in the next turn
-
-    async def _run(self, call: Call) -> Any:
-        """Have a script run at once. Cancelling leaves it open whether it was."""
-        self._check_open()
-        await self._link.send([call])
-        return _checked(call.answer)
-
-    async def _join(self, call: Call, weight: int) -> Any:
-        """The same; with those that come while it is under way, as one call with others of its kind."""
-        batcher = self._check_open()
-        if self._is_joined:
-            return await batcher.put(call, weight)
-        self._is_joined = True
-        try:
-            (answer,) = await send_group(self._link, [call])
-        finally:
-            self._is_joined = False
-        return _checked(answer)
-
-    def _check_open(self) -> Batcher[Call, Any]:
-        if self._batcher is None:
-            raise BrokerError(f"the broker on {self._address.name} is not open")
-        return self._batcher
-
-    def _bury_at(self, now: float) -> float:
-        return now + self.retention.failed_ttl
+        if self._is_open:
+            self._is_open = False
+            await self._calls.close()
+            await self._news.close()
+            await asyncio.sleep(0)  # for the transports, which close their sockets in the next turn
 
     # Jobs --------------------------------------------------------------------------------------
 
@@ -171,28 +143,29 @@ class RedisBroker(Broker):
         if len(jobs) > _MOST:
             raise BrokerError(f"at most {_MOST:,} jobs go into Redis at once, not {len(jobs):,}: submit them in parts")
         words = await push_words(jobs)
-        ids = await self._join(Call("push", repr(now), repr(self._bury_at(now)), *words), len(jobs))
+        ids = await self._calls.join(Call("push", repr(now), repr(now + self.retention.failed_ttl), *words), len(jobs))
         if isinstance(ids, str):
             raise unknown_job(ids)
         return ids or [job.id for job in jobs]
 
     async def claim(self, queue: str, *, limit: int, worker: str, now: float) -> list[Job]:
         self._news.look(f"jobs {queue}")
-        self._next_due, jobs = await self._run(Claim(self._claims, queue, limit, worker, now, self._bury_at(now)))
+        call = Claim(self._claims, queue, limit, worker, now, now + self.retention.failed_ttl)
+        self._next_due, jobs = await self._calls.run(call)
         return cast("list[Job]", jobs)
 
     async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
         if not outcomes:
             return []
         settle = Settle(outcomes, now, self.retention, self._doubtful)
-        return cast("list[bool]", await self._join(settle, len(outcomes)))
+        return cast("list[bool]", await self._calls.join(settle, len(outcomes)))
 
     async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
         self._news.look("notices")
-        moments = repr(lease), repr(now), repr(self._bury_at(now))
+        moments = repr(lease), repr(now), repr(now + self.retention.failed_ttl)
         about = worker_text(worker, now), to_json(list(worker.queues)), repr(now - ACTIVITY_KEPT)
         activity = (str(word) for pair in activity_texts(worker.activity).items() for word in pair)
-        answer = await self._run(Call("heartbeat", worker.id, *moments, *about, *activity))
+        answer = await self._calls.run(Call("heartbeat", worker.id, *moments, *about, *activity))
         known, cancelled, paused, suspects, lost = answer
         lapsed = not known and worker.seen > 0
         worker.seen = now
@@ -200,22 +173,23 @@ class RedisBroker(Broker):
 
     async def report(self, progress: Mapping[str, Progress]) -> None:
         pairs = ((task_id, to_json([p.done, p.total, p.note])) for task_id, p in progress.items())
-        await self._run(Call("report", *itertools.chain.from_iterable(pairs)))
+        await self._calls.run(Call("report", *itertools.chain.from_iterable(pairs)))
 
     async def cancel(self, task_id: str, *, now: float, by: str | None = None) -> bool:
-        return bool(await self._run(Call("cancel", task_id, repr(now), repr(self._bury_at(now)), by or "")))
+        bury_at = repr(now + self.retention.failed_ttl)
+        return bool(await self._calls.run(Call("cancel", task_id, repr(now), bury_at, by or "")))
 
     async def requeue(self, task_ids: Sequence[str], *, now: float, by: str | None = None) -> list[bool]:
-        return [bool(flag) for flag in await self._run(Call("requeue", repr(now), by or "", *task_ids))]
+        return [bool(flag) for flag in await self._calls.run(Call("requeue", repr(now), by or "", *task_ids))]
 
     async def delete(self, task_ids: Sequence[str]) -> list[bool]:
-        return [bool(flag) for flag in await self._run(Call("delete", *task_ids))]
+        return [bool(flag) for flag in await self._calls.run(Call("delete", *task_ids))]
 
     async def purge(self, before: float, limit: int) -> int:
-        return int(await self._run(Call("purge", repr(before), str(limit))))
+        return int(await self._calls.run(Call("purge", repr(before), str(limit))))
 
     async def set_queue(self, queue: str, *, paused: bool) -> None:
-        await self._run(Call("set_queue", check_queue(queue), str(int(paused))))
+        await self._calls.run(Call("set_queue", check_queue(queue), str(int(paused))))
 
     async def record(self, results: Sequence[TaskResult[Any]]) -> None:
         arguments: list[str] = []
@@ -223,7 +197,7 @@ class RedisBroker(Broker):
             purge_at = (result.finished or 0.0) + self.retention.ttl(result.status)
             arguments += (result.task_id, repr(purge_at), to_json(recorded_fields(result)))
         if arguments:
-            await self._run(Call("record", *arguments))
+            await self._calls.run(Call("record", *arguments))
 
     # Waiting -----------------------------------------------------------------------------------
 
@@ -235,30 +209,28 @@ class RedisBroker(Broker):
     async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
         topic = f"results {task_id}"
         try:
-            result = await self._look_for(task_id, topic)
-            async with asyncio.timeout(timeout):
-                while not result.is_finished:
+            async with asyncio.timeout(None) as limit:
+                while True:
+                    self._news.look(topic)  # first, so that no end falls between looking and waiting
+                    (result,) = await self.get([task_id])
+                    if result is None:
+                        raise unknown_job(task_id)
+                    if result.is_finished:
+                        return result
+                    if timeout is not None and limit.when() is None:
+                        limit.reschedule(asyncio.get_running_loop().time() + timeout)
                     await self._news.wait([topic], _LOOK_EVERY)
-                    result = await self._look_for(task_id, topic)
-            return result
         except TimeoutError:
             raise timed_out(task_id, timeout) from None
         finally:
             self._news.forget(topic)
-
-    async def _look_for(self, task_id: str, topic: str) -> TaskResult[Any]:
-        self._news.look(topic)  # first, so that no end falls between looking and waiting
-        (result,) = await self.get([task_id])
-        if result is None:
-            raise unknown_job(task_id)
-        return result
 
     # Looking -----------------------------------------------------------------------------------
 
     async def get(self, task_ids: Sequence[str]) -> list[TaskResult[Any] | None]:
         if not task_ids:
             return []
-        rows = await self._join(Call("get", str(len(task_ids)), *task_ids), len(task_ids))
+        rows = await self._calls.join(Call("get", str(len(task_ids)), *task_ids), len(task_ids))
         return [result_of_row(task_id, row) if row else None for task_id, row in zip(task_ids, rows, strict=True)]
 
     async def find(
@@ -283,7 +255,7 @@ class RedisBroker(Broker):
             if last is not None:
                 low, high = (f"({last}", high) if oldest_first else (low, f"({last}")
             call = Call("find", filter_text(which), str(limit), str(_PAGE), str(int(oldest_first)), low, high)
-            last, *rows = await self._run(call)
+            last, *rows = await self._calls.run(call)
             jobs = [job_of(*rows[i : i + 3]) for i in range(0, len(rows), 3)]
             for job in sorted(jobs, key=lambda job: job.seq, reverse=not oldest_first):
                 is_behind = after is None or (job.seq > after if oldest_first else job.seq < after)
@@ -300,7 +272,7 @@ class RedisBroker(Broker):
                     found[queue, status] += number
         elif which.ahead_of is not None and which == JobFilter(ahead_of=which.ahead_of):
             queue = which.ahead_of.queue
-            found[queue, PENDING] = await self._run(Call("ahead", queue, member_of(which.ahead_of)))
+            found[queue, PENDING] = await self._calls.run(Call("ahead", queue, member_of(which.ahead_of)))
         else:
             async for job in self._search(which, None, _PAGE):
                 found[job.queue, job.status] += 1
@@ -316,23 +288,17 @@ class RedisBroker(Broker):
 
     async def _look(self) -> tuple[dict[str, str], list[str]]:
         """The state, and the workers."""
-        pairs, workers = await self._run(Call("look"))
+        pairs, workers = await self._calls.run(Call("look"))
         return dict(zip(pairs[::2], pairs[1::2], strict=True)), workers
 
     async def activity(self, since: float) -> list[Activity]:
         texts: list[str] = []
         first = repr(since)
         while first != "(":
-            last, *found = await self._run(Call("activity", first, str(_MINUTES)))
+            last, *found = await self._calls.run(Call("activity", first, str(_MINUTES)))
             texts += found
             first = f"({last}"
         return sum_of_activity(texts)
-
-
-def _checked(answer: Any) -> Any:
-    if isinstance(answer, BrokerError):
-        raise answer
-    return answer
 
 
 def _warn(name: str, settings: Mapping[str, str]) -> None:

@@ -66,7 +66,7 @@ class News:
     def _hear(self, channel: str, text: str | None) -> None:
         """What was published; None: anything may have been."""
         if text is None:
-            topics = [topic for topic in self._quiet if topic.startswith(channel)]
+            topics = [topic for topic in {*self._quiet, *self._waiters} if topic.startswith(channel)]
         elif channel == "results":
             topics = [f"results {task_id}" for task_id in json.loads(text)]
         else:

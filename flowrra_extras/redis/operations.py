@@ -29,6 +29,7 @@ from flowrra import (
     encode_arguments,
     encode_value,
 )
+from flowrra_extras.batching import Batcher
 from flowrra_extras.redis.scripts import CLAIMED_FIELDS, RESULT_FIELDS
 from flowrra_extras.redis.wire import Call
 
@@ -36,6 +37,42 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from flowrra_extras.redis.wire import Link
+
+
+class Calls:
+    """Carries calls out over a link, at once or in groups."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._batcher: Batcher[Call, Any] = Batcher(lambda calls: send_group(link, calls))
+        self._is_joined = False  # a call is under way, and who comes now goes with the next group
+
+    async def run(self, call: Call) -> Any:
+        """The answer of a call that goes out at once. Cancelling leaves it open whether it is carried out."""
+        await self._link.send([call])
+        return _checked(call.answer)
+
+    async def join(self, call: Call, weight: int) -> Any:
+        """The same; with those that come while it is under way, as one call with others of its kind."""
+        if self._is_joined:
+            return await self._batcher.put(call, weight)
+        self._is_joined = True
+        try:
+            (answer,) = await send_group(self._link, [call])
+        finally:
+            self._is_joined = False
+        return _checked(answer)
+
+    async def close(self) -> None:
+        """Close the link. Those who wait get a BrokerError."""
+        self._link.close()
+        await self._batcher.close()
+
+
+def _checked(answer: Any) -> Any:
+    if isinstance(answer, BrokerError):
+        raise answer
+    return answer
 
 
 class Claims:

@@ -40,6 +40,12 @@ local p, again = KEYS[1], ARGV[1] == '1'  -- p with its colon, so that an ACL of
 local call, encode, state = redis.call, cjson.encode, KEYS[1] .. 'state'
 local now, bury_at      -- the caller's wall clock, and until when what is ended here is kept
 local counts, woken, ended, purges = {}, {}, {}, {}
+local at = 1            -- how far ARGV has been read, by `words`
+
+local function words(number)
+    at = at + number
+    return unpack(ARGV, at - number + 1, at)
+end
 
 local function count(name, step)
     counts[name] = (counts[name] or 0) + step
@@ -111,8 +117,13 @@ local function finish(job, status, purge_at, ...)
     ended[#ended + 1] = job.id
 end
 
-local function unblock(job, due)
+local function unblock(job)
+    local due = call('HGET', job.key, 'due')
     if due and tonumber(due) > tonumber(now) then make_wait(job, 'scheduled', due) else make_ready(job) end
+end
+
+local function is_hopeless(status)
+    return status == 'failed' or status == 'cancelled'
 end
 
 local function orphaned(parent, status)
@@ -129,7 +140,7 @@ local function tell(job)
             local child = load(id)
             if parent.status == 'success' then
                 call('SREM', p .. 'parents:' .. id, parent.id)
-                if call('EXISTS', p .. 'parents:' .. id) == 0 then unblock(child, call('HGET', child.key, 'due')) end
+                if call('EXISTS', p .. 'parents:' .. id) == 0 then unblock(child) end
             else
                 leave(child)
                 finish(child, 'cancelled', bury_at, 'error', orphaned(parent.id, parent.status))
@@ -210,11 +221,11 @@ local function rescue_lapsed(but)
     return lost
 end
 
-local function await_parents(job, parents, due)
+local function await_parents(job, parents)
     local waits = false
     for _, parent in ipairs(parents) do
         local status = call('HGET', p .. 'job:' .. parent, 'status')
-        if status == 'failed' or status == 'cancelled' then
+        if is_hopeless(status) then
             bury(job, 'cancelled', orphaned(parent, status))
             return
         elseif status and status ~= 'success' then  -- else it has succeeded, and may be purged by now
@@ -224,11 +235,7 @@ local function await_parents(job, parents, due)
             waits = true
         end
     end
-    if not waits then unblock(job, due) end
-end
-
-local function is_hopeless(status)
-    return status == 'failed' or status == 'cancelled'
+    if not waits then unblock(job) end
 end
 
 -- Delete a finished job.
@@ -261,13 +268,6 @@ end
 # Answer: of each call 0 if all jobs are in, the list of ids if some stand for others, or the parent
 #   that is not known, in which case nothing of the call is in.
 _PUSH = """
-local at = 1
-
-local function words(number)
-    at = at + number
-    return unpack(ARGV, at - number + 1, at)
-end
-
 local function unknown_parent(needs)
     for _, need in ipairs(needs ~= '' and cjson.decode(needs) or {}) do
         if call('EXISTS', p .. 'job:' .. need[1]) == 0 then
@@ -279,7 +279,6 @@ local function unknown_parent(needs)
 end
 
 local function take_care(job, due, expires, unique, parents)
-    call('HSET', job.key, 'status', 'blocked')
     tally(job, 1)
     if due then call('HSET', job.key, 'due', due) end
     if unique then call('HSET', job.key, 'unique', unique) end
@@ -288,7 +287,7 @@ local function take_care(job, due, expires, unique, parents)
         call('ZADD', p .. 'expiring', expires, job.id)
     end
     if parents then call('HSET', job.key, 'parents', parents) end
-    await_parents(job, parents and cjson.decode(parents) or {}, due)
+    await_parents(job, parents and cjson.decode(parents) or {})
 end
 
 local function some(word)
@@ -299,6 +298,7 @@ local function take_in(ids)
     local queue, priority, head, due, expires, unique, parents, number = words(8)
     due, expires, unique, parents = some(due), some(expires), some(unique), some(parents)
     local careful, entries, differ = due or expires or unique or parents, {}, false
+    local status = careful and 'blocked' or 'pending'
     local seq = call('HINCRBY', state, 'seq', number) - number
     for i = at + 1, at + 2 * number, 2 do
         local id = ARGV[i]
@@ -312,10 +312,10 @@ local function take_in(ids)
         if not holder then
             local key, place = p .. 'job:' .. id, priority .. string.format('%013x', seq)
             call('HSET', key, 'place', place, 'queue', queue, 'head', head, 'payload', ARGV[i + 1], 'submitted', now,
-                'status', 'pending')
+                'status', status)
             if careful then
-                local job = {id = id, key = key, place = place, queue = queue, expires = expires, unique = unique}
-                job.status = 'blocked'
+                local job = {id = id, key = key, place = place, queue = queue, status = status, expires = expires,
+                    unique = unique}
                 take_care(job, due, expires, unique, parents)
             else
                 entries[#entries + 1] = 0
@@ -472,12 +472,7 @@ return answer
 #   where that is no success, id, attempt, error, traceback, due, ending.
 # Answer: of each call a text with a 1 for each outcome that was written, a 0 for each that was not.
 _SETTLE = """
-local at, flags = 1, {}
-
-local function words(number)
-    at = at + number
-    return unpack(ARGV, at - number + 1, at)
-end
+local flags
 
 local function check(worker, id, attempt, status, doubtful)
     local job = load(id)
@@ -490,7 +485,7 @@ end
 local function write_other(job, status, purge_at, error, traceback, due, ending)
     traceback, due = traceback ~= '' and traceback, due ~= '' and due
     if ending == 'failure' then call('HINCRBY', job.key, 'failures', 1) end
-    if status == 'failed' or status == 'cancelled' then
+    if is_hopeless(status) then
         finish(job, status, purge_at, 'error', error)
         if traceback then call('HSET', job.key, 'traceback', traceback) end
         tell(job)
@@ -551,7 +546,7 @@ local function keep_activity()
     end
 end
 
-if ARGV[9] then keep_activity() end
+keep_activity()
 if lease <= 0 then
     dissolve(worker, 'release', LEFT)
     publish()

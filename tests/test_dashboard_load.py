@@ -1,0 +1,179 @@
+"""What keeps the dashboard light on a big store: figures that are shared, searches that end in time."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowrra import Broker, Flowrra, Job, JobFilter
+from flowrra_extras.dashboard import fresh, seeking
+from flowrra_extras.dashboard.fresh import Fresh
+from flowrra_extras.dashboard.search import Search
+from flowrra_extras.dashboard.seeking import seek
+from tests.dashboards import shop
+
+# Figures that are shared ------------------------------------------------------------------------
+
+
+class Slow:
+    """Something that takes as long to find as the test wants."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self.may_end = asyncio.Event()
+
+    async def __call__(self) -> int:
+        self.looks += 1
+        number = self.looks
+        await self.may_end.wait()
+        return number
+
+
+async def test_many_who_ask_cause_one_search() -> None:
+    find = Slow()
+    figure = Fresh(find)
+    asked = [asyncio.create_task(figure.get()) for _ in range(50)]
+    await asyncio.sleep(0)
+    find.may_end.set()
+    assert await asyncio.gather(*asked) == [1] * 50
+
+
+async def test_an_older_value_is_shown_while_a_newer_one_is_sought(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fresh, "PATIENCE", 0.001)
+    find = Slow()
+    figure = Fresh(find)
+    find.may_end.set()
+    assert await figure.get() == 1
+    find.may_end.clear()
+    figure.forget()
+    assert await figure.get() == 1
+    assert await figure.get() == 1
+    assert find.looks == 2
+    find.may_end.set()
+    await asyncio.sleep(0.01)
+    assert await figure.get() == 2
+
+
+async def test_a_search_rests_for_longer_than_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = Slow()
+    figure = Fresh(find)
+    find.may_end.set()
+    await figure.get()
+    for _ in range(20):
+        await figure.get()
+    assert find.looks == 1
+
+
+async def test_a_glance_does_not_wait_for_what_takes_long() -> None:
+    find = Slow()
+    figure = Fresh(find)
+    assert await figure.glance() is None
+    find.may_end.set()
+    assert await figure.get() == 1
+    assert await figure.glance() == 1
+
+
+async def test_a_search_that_fails_is_told_if_there_is_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    answers: list[Any] = [OSError("away"), 7, OSError("away again")]
+
+    async def find() -> int:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return int(answer)
+
+    figure = Fresh(find)
+    with pytest.raises(OSError, match="away"):
+        await figure.get()
+    assert await figure.get() == 7
+    figure.forget()
+    assert await figure.get() == 7
+    assert "older figures: away again" in caplog.text
+
+
+async def test_closing_ends_the_search() -> None:
+    find = Slow()
+    figure = Fresh(find)
+    assert await figure.glance() is None
+    await figure.close()
+    assert len(asyncio.all_tasks()) == 1
+
+
+# Searches that end in time ----------------------------------------------------------------------
+
+
+async def filled(app: Flowrra, number: int) -> list[str]:
+    return list(await app.submit_many(app.registry["shop.greet"], ((f"guest {n}",) for n in range(number))))
+
+
+def named(name: str) -> Search:
+    return Search(tests=[lambda job: job.args == (name,) or name in (job.payload or "")])
+
+
+async def test_a_search_without_time_says_how_far_it_came_and_goes_on(tmp_path: Path) -> None:
+    app = shop(f"sqlite:///{tmp_path / 'jobs.db'}")
+    async with app.client():
+        ids = await filled(app, 1_000)
+        wanted, after, goes, found = named("guest 3"), None, 0, []
+        while True:
+            part = await seek(app.broker, wanted, limit=10, after=after, seconds=0.0)
+            found += [job.id for job in part.jobs]
+            goes += 1
+            if part.after is None:
+                break
+            assert part.searched_to is not None or len(part.jobs) == 10
+            assert after is None or part.after < after
+            after = part.after
+        assert goes > 2
+        assert len(found) == 111  # guest 3, 30 to 39, 300 to 399
+        assert found[-1] == ids[3]
+
+
+async def test_a_page_ends_behind_its_last_job(tmp_path: Path) -> None:
+    app = shop(f"sqlite:///{tmp_path / 'jobs.db'}")
+    async with app.client():
+        ids = await filled(app, 300)
+        first = await seek(app.broker, named("guest"), limit=250, seconds=60.0)
+        rest = await seek(app.broker, named("guest"), limit=250, after=first.after, seconds=60.0)
+        assert [job.id for job in (*first.jobs, *rest.jobs)] == ids[::-1]
+        assert (rest.after, rest.searched_to) == (None, None)
+
+
+class Sparse(Broker):
+    """A store of many jobs, a second between each two, in whose numbers there are gaps. It notes how it is asked."""
+
+    def __init__(self, jobs: int) -> None:
+        self.looks: list[JobFilter] = []
+        self._jobs = [Job(str(n), "shop.greet", seq=n * 1_000 + 1, submitted=float(n)) for n in range(jobs)]
+
+    async def find(
+        self, which: JobFilter, *, limit: int = 100, after: int | None = None, oldest_first: bool = False
+    ) -> list[Job]:
+        self.looks.append(which)
+        found = [job for job in self._jobs if which.matches(job) and (after is None or job.seq < after)]
+        return found[::-1][:limit]
+
+
+async def ids_of(found: Callable[[], Awaitable[seeking.Found]]) -> list[str]:
+    return [job.id for job in (await found()).jobs]
+
+
+async def test_moments_are_found_by_halving() -> None:
+    store = Sparse(5_000)
+    wanted = Search(after=1_000.0, before=1_003.0)
+    assert await ids_of(lambda: seek(store, wanted, limit=50, seconds=60.0)) == ["1002", "1001", "1000"]
+    assert len(store.looks) < 40
+
+
+async def test_gaps_are_passed_in_few_looks() -> None:
+    store = Sparse(3)
+    store._jobs[-1].seq = 10**12
+    assert await ids_of(lambda: seek(store, Search(), limit=50, seconds=60.0)) == ["2", "1", "0"]
+    assert len(store.looks) < 25
+
+
+async def test_a_search_with_problems_finds_nothing() -> None:
+    store = Sparse(3)
+    assert await seek(store, Search(problems=["'odd' is no state"]), limit=5) == seeking.Found([])
