@@ -395,12 +395,15 @@ local function hand_out(member, fields)
 end
 
 local function hand_out_again()
-    local lost = {}
+    local lost, members = {}, {}
     for i = 7, #ARGV do lost[ARGV[i]] = true end
     for _, id in ipairs(call('SMEMBERS', running)) do
-        local key = p .. 'job:' .. id
-        local number, place = unpack(call('HMGET', key, 'claim', 'place'), 1, 2)
-        if lost[number] then hand_out(place .. id, call('HMGET', key, CLAIMED_FIELDS)) end
+        local number, place = unpack(call('HMGET', p .. 'job:' .. id, 'claim', 'place'), 1, 2)
+        if lost[number] then members[#members + 1] = place .. id end
+    end
+    table.sort(members)
+    for _, member in ipairs(members) do
+        hand_out(member, call('HMGET', p .. 'job:' .. string.sub(member, 30), CLAIMED_FIELDS))
     end
 end
 
