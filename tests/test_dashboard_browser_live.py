@@ -42,6 +42,19 @@ def test_a_job_shows_as_soon_as_it_is_there(live: Browser, shop: Shop) -> None:
     assert live.js("return window.sameDocument")
 
 
+def test_a_job_with_a_strange_id_has_news(live: Browser, shop: Shop) -> None:
+    name = f"report@2026-01-01T09:00:00+02:00 50% ä?#/{live.base[-5:]}"
+    (job,) = shop.app.sync.submit_many(shop.tasks.greet.options(delay=3600, queue="odd", task_id=name), [("x", 1)])
+    assert job == name
+    live.open("/jobs?search=queue:odd")
+    live.click(f"[data-key='{name}'] a")
+    live.says("scheduled", ".lead .state")
+    live.js("window.sameDocument = true")
+    shop.app.sync.cancel(name)
+    live.says("cancelled", ".lead .state")
+    assert live.js("return window.sameDocument")
+
+
 def test_progress_moves(live: Browser, shop: Shop) -> None:
     name = f"hill {live.base.rpartition(':')[2]}"
     job = shop.app.sync.submit(shop.tasks.climb, name)

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import re
 import signal
+import urllib.parse
 from typing import TYPE_CHECKING
 
 from flowrra import ConfigError, FlowrraError, TaskNotFoundError
@@ -80,7 +81,7 @@ class Hub:
             raise TaskNotFoundError("this server sends no events: look at the pages themselves")
         given = request.parameters
         path, _, query = given.get("view", "/").partition("?")
-        view = View(request.root, path, query, access.allows("full"))
+        view = View(request.root, urllib.parse.unquote(path), query, access.allows("full"))
         if self.tabs >= TABS or (view not in self._channels and len(self._channels) >= VIEWS):
             return Response(503, _FULL.encode(), {"content-type": "text/plain; charset=utf-8", "retry-after": "5"})
         # A browser that comes again says what it has seen last.
