@@ -6,6 +6,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.parse
 from collections.abc import Iterator
@@ -31,22 +32,23 @@ logfile = {folder}/log
 
 
 @contextlib.contextmanager
-def pgbouncer(url: str, folder: Path, *, sessions: int = 3) -> Iterator[str]:
+def pgbouncer(url: str, *, sessions: int = 3) -> Iterator[str]:
     """The URL of a pooler in transaction mode, with so many sessions on the server of `url`."""
     program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
     if program is None:
         pytest.skip("pgbouncer is not installed")
     server, own_port = urllib.parse.urlsplit(url), free_port()
     place = {"host": server.hostname, "port": server.port or 5432, "user": server.username or "postgres"}
-    config = folder / "pgbouncer.ini"
-    config.write_text(CONFIG.format(**place, own_port=own_port, folder=folder, sessions=sessions))
-    running = subprocess.Popen([program, "-q", config], **_not_root(folder))
-    try:
-        _wait_for(own_port, running)
-        yield f"postgresql://{place['user']}@127.0.0.1:{own_port}{server.path}"
-    finally:
-        running.kill()
-        running.wait()
+    with tempfile.TemporaryDirectory(prefix="flowrra-") as folder:  # not in pytest's, into which only root may go
+        config = Path(folder, "pgbouncer.ini")
+        config.write_text(CONFIG.format(**place, own_port=own_port, folder=folder, sessions=sessions))
+        running = subprocess.Popen([program, "-q", config], **_not_root(Path(folder)))
+        try:
+            _wait_for(own_port, running)
+            yield f"postgresql://{place['user']}@127.0.0.1:{own_port}{server.path}"
+        finally:
+            running.kill()
+            running.wait()
 
 
 def _not_root(folder: Path) -> dict[str, Any]:

@@ -305,6 +305,28 @@ def test_a_loop_that_ends_without_a_stop_leaves_no_thread_to_the_next(tmp_path: 
 # ---------------------------------------------------------------------------
 
 
+def test_plain_code_can_run_any_coroutine_on_the_apps_loop(app: Flowrra) -> None:
+    left = threading.Event()
+
+    async def stay() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+
+    async def look() -> list[Any]:
+        await app.connect()
+        staying.append(asyncio.create_task(stay()))
+        return await app.broker.workers()
+
+    staying: list[asyncio.Task[None]] = []
+    assert app.sync.run(look()) == []
+    assert not left.is_set()
+    app.sync.close()
+    assert left.is_set()  # what is left on the loop is cancelled with it
+    assert not flowrra_threads()
+
+
 def test_plain_code_submits_looks_and_changes(tmp_path: Path) -> None:
     app = with_double(make_app(f"sqlite:///{tmp_path}/jobs.db"))
     double = app.registry["double"]

@@ -132,6 +132,17 @@ async def test_a_body_that_is_no_object_is_refused(app: Flowrra, body: bytes) ->
         assert (await client.post("/api/run", content=body, headers=headers)).status_code == 422
 
 
+@pytest.mark.parametrize("depth", [60, 500, 900, 20_000])
+async def test_arguments_that_are_nested_too_deep_are_refused(app: Flowrra, depth: int) -> None:
+    async with dashboard(app) as client:
+        body = b'{"task_name": "shop.greet", "args": [' + b"[" * depth + b"]" * depth + b"]}"
+        answer = await client.post("/api/run", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code in (201, 422), answer.text
+        for job in await app.jobs():
+            assert (await client.get(f"/api/jobs/{job.id}")).status_code == 200
+            assert (await client.get(f"/jobs/{job.id}")).status_code == 200
+
+
 async def test_what_is_not_there_and_what_cannot_be_done(app: Flowrra) -> None:
     async with dashboard(app) as client:
         assert (await client.get("/api/nothing")).status_code == 404

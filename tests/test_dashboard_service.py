@@ -215,11 +215,22 @@ async def test_arguments_are_hidden_everywhere() -> None:
         assert "hunter2" not in repr(
             (await service.jobs(), await service.job(secret), await service.task("shop.greet"))
         )
-        assert [await service.text(secret, field) for field in ("args", "kwargs")] == ["redacted", "redacted"]
+        fields = ("args", "kwargs", "result")
+        assert [await service.text(secret, field) for field in fields] == ["redacted", "redacted", "redacted"]
         assert (await service.jobs("args.name:hunter2"))["jobs"] == []  # nor can they be guessed by searching
         assert "shown" in (await service.job(plain))["args"]["text"]
         clone = await app.get_job(await service.clone(secret, **BY))
         assert clone.args == ("hunter2",)
+
+
+async def test_a_hidden_result_is_hidden() -> None:
+    app = shop()
+    async with app, service_of(app, redact=True) as service:
+        secret = await submitted(app, "shop.greet", "hunter2")
+        await finished(app, secret)
+        job = await service.job(secret)
+        assert job["result"] == {"text": "redacted", "size": 8, "is_cut": False}
+        assert "hunter2" not in repr((job, await service.overview(), await service.text(secret, "result")))
 
 
 async def test_a_redact_that_fails_hides() -> None:

@@ -19,11 +19,8 @@ pytestmark = pytest.mark.usefixtures("postgres_url")
 
 
 @pytest.fixture(scope="module")
-def pooler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("pgbouncer")
-    for parent in (folder.parent, folder.parent.parent):
-        parent.chmod(0o755)  # for the user that pgbouncer runs as
-    with pgbouncer(POSTGRES_URL, folder) as url:
+def pooler() -> Iterator[str]:
+    with pgbouncer(POSTGRES_URL) as url:
         yield url
 
 

@@ -147,6 +147,10 @@ async def test_user_password_database_and_socket(tmp_path: Path) -> None:
         with pytest.raises(BrokerError, match=rf"redis://127.0.0.1:{server.port}/0 does not accept") as caught:
             await one_job(f"redis://ann%40work:wrong@127.0.0.1:{server.port}/0")
         assert "wrong@" not in str(caught.value)
+        with pytest.raises(BrokerError, match="refuses this database: ERR DB index is out of range"):
+            await one_job(f"redis://:p%40ss%2Fword%3A%25@127.0.0.1:{server.port}/99")
+        with pytest.raises(BrokerError, match="does not accept this user and password: NOAUTH"):
+            await one_job(server.url)
         with pytest.raises(BrokerError, match=r"does not allow this user .* of \{elsewhere\}"):
             await one_job(f"redis://ann%40work:s%3Acr%40t@127.0.0.1:{server.port}/1?prefix=elsewhere")
         used = client.info("keyspace")

@@ -22,7 +22,7 @@ class Base:
     Args:
         app: what is shown and steered. Its stores are opened at the first question.
         schedulers: those whose schedules are shown (None: those that the app has made).
-        redact: True hides the arguments of all jobs; a function says of which.
+        redact: True hides the arguments and results of all jobs; a function says of which.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class Base:
         await self._counting.close()
 
     def hides(self, job: Job) -> bool:
-        """Whether the arguments of the job are not to be shown. A function that fails hides them."""
+        """Whether the arguments and the result of the job are not to be shown. A function that fails hides them."""
         if isinstance(self._redact, bool):
             return self._redact
         try:
             return bool(self._redact(job))
         except Exception:
-            logger.exception("redact= failed on a job of %s, whose arguments are hidden therefore", job.task)
+            logger.exception("redact= failed on a job of %s, which hides what is in it", job.task)
             return True
 
     def named_arguments(self, job: Job) -> Mapping[str, Any]:

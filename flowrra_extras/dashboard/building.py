@@ -19,8 +19,8 @@ class Options(TypedDict, total=False):
 
     `auth` is asked with the framework's own request and answers "none", "read" or "full"; without it only
     this host is let in, unless `insecure` is True. `read_only` lets nobody change anything. `redact` hides the
-    arguments of all jobs (True), or of those of which it says so. `schedulers` are those whose schedules are
-    shown (the app's, unless told otherwise).
+    arguments and results of all jobs (True), or of those of which it says so. `schedulers` are those whose
+    schedules are shown (the app's, unless told otherwise).
     """
 
     auth: Callable[..., object] | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import inspect
 import urllib.parse
@@ -144,7 +145,7 @@ class Looking(Base):
 
     async def _group_failures(self) -> tuple[list[shapes.FailureGroup], int]:
         jobs = await self.app.broker.find(FAILED_JOBS, limit=FAILURES_READ)
-        return failures.groups(jobs), len(jobs)
+        return await asyncio.to_thread(failures.groups, jobs), len(jobs)
 
     async def jobs(self, line: str = "", *, after: str | None = None, limit: int = 50) -> shapes.JobPage:
         """The jobs that a search line asks for, the latest first; `after` is from the page before."""
@@ -196,10 +197,13 @@ class Looking(Base):
         """The whole of a long text of a job: args, kwargs, result, message, traceback, or traceback-2 of attempt 2."""
         await self.app.connect()
         job = await self.app.get_job(task_id)
-        args, kwargs = (rows.REDACTED, rows.REDACTED) if self.hides(job) else rows.arguments_json(job)
-        texts = {f"traceback-{attempt.number}": attempt.traceback for attempt in job.attempts}
-        texts |= {"args": args, "kwargs": kwargs, "result": rows.result_json(job)}
+        texts: dict[str, str | None] = {f"traceback-{attempt.number}": attempt.traceback for attempt in job.attempts}
         texts |= {"message": job.error, "traceback": job.traceback}
+        if self.hides(job):
+            texts |= dict.fromkeys(("args", "kwargs", "result"), rows.REDACTED)
+        else:
+            args, kwargs = rows.arguments_json(job)
+            texts |= {"args": args, "kwargs": kwargs, "result": rows.result_json(job)}
         found = texts.get(field)
         if found is None:
             raise TaskNotFoundError(f"the job {task_id} has no text {field!r}")

@@ -150,7 +150,7 @@ class Router:
 
 _STATUSES: tuple[tuple[tuple[type[Exception], ...], int], ...] = (
     ((TaskNotFoundError,), 404),
-    ((ConfigError, SerializationError, UnicodeError), 422),
+    ((ConfigError, SerializationError, UnicodeError, RecursionError), 422),
     ((BackendError,), 503),
     ((FlowrraError,), 409),
 )

@@ -202,12 +202,13 @@ def job_view(
 ) -> shapes.JobView:
     """A job with all that is known of it."""
     args, kwargs = (REDACTED, REDACTED) if redacted else arguments_json(job)
+    result = REDACTED if redacted and job.status is TaskStatus.SUCCESS else result_json(job)
     return {
         **job_row(job, now, redacted=redacted),
         "args": text(args),
         "kwargs": text(kwargs),
         "is_redacted": redacted,
-        "result": text_or_none(result_json(job)),
+        "result": text_or_none(result),
         "message": None if job.error is None else job.error[:TEXT_LIMIT],
         "traceback": text_or_none(job.traceback),
         "attempts": [attempt_row(attempt) for attempt in job.attempts],

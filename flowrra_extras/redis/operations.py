@@ -321,7 +321,7 @@ def job_of(task_id: str, pairs: Sequence[str], history: Sequence[str]) -> Job:
     task, overrides = values.pop("head")
     place = values.pop("place")
     is_to_end = values.pop("cancel", None) is not None
-    for name in ("children", "requeued"):
+    for name in ("children", "claim", "requeued"):
         values.pop(name, None)
     attempts = tuple(Attempt(*json.loads(entry)) for entry in history)
     return Job(

@@ -8,7 +8,7 @@ braces, so that a cluster keeps them in one slot. Below, P is `{flowrra}`:
     P:ready:QUEUE     zset: PLACE ID, in lexical order   P:children:ID   set: blocked jobs that wait for ID
     P:suspects:QUEUE  zset crashes > PLACE ID            P:parents:ID    set: what the blocked job ID waits for
     P:due             zset due > id: waiting jobs        P:unique        hash key > id, of unfinished jobs
-    P:expiring        zset expires > id: not begun       P:running:W     hash id > claim, of what worker W holds
+    P:expiring        zset expires > id: not begun       P:running:W     set: what worker W holds
     P:purge           zset purge_at > id: finished jobs  P:cancelling    set: running jobs that are to end
     P:leases          zset end > worker, by Redis's TIME P:workers       hash worker > JSON
     P:minutes         zset of those with activity        P:minute:M      hash worker > what it did in it, JSON
@@ -194,7 +194,7 @@ end
 
 -- Put back all that a worker holds which is not there any more.
 local function dissolve(worker, ending, error)
-    for _, id in ipairs(call('HKEYS', p .. 'running:' .. worker)) do
+    for _, id in ipairs(call('SMEMBERS', p .. 'running:' .. worker)) do
         local job = load(id)
         if ending == 'crash' then job.crashes = call('HINCRBY', job.key, 'crashes', 1) end
         put_back(job, 'pending', nil, ending, error)
@@ -395,13 +395,15 @@ local function hand_out(member, fields)
 end
 
 local function hand_out_again()
-    local lost, held = {}, call('HGETALL', running)
+    local lost, members = {}, {}
     for i = 7, #ARGV do lost[ARGV[i]] = true end
-    for i = 1, #held, 2 do
-        local key = p .. 'job:' .. held[i]
-        if lost[held[i + 1]] then
-            hand_out(call('HGET', key, 'place') .. held[i], call('HMGET', key, CLAIMED_FIELDS))
-        end
+    for _, id in ipairs(call('SMEMBERS', running)) do
+        local number, place = unpack(call('HMGET', p .. 'job:' .. id, 'claim', 'place'), 1, 2)
+        if lost[number] then members[#members + 1] = place .. id end
+    end
+    table.sort(members)
+    for _, member in ipairs(members) do
+        hand_out(member, call('HMGET', p .. 'job:' .. string.sub(member, 30), CLAIMED_FIELDS))
     end
 end
 
@@ -415,16 +417,16 @@ local function take(member)
         if has_come(expires) then return bury(load(id), 'cancelled', EXPIRED) end
         call('ZREM', p .. 'expiring', id)
     end
-    call('HSET', key, 'status', 'running', 'attempt', fields[1], 'worker', worker, 'started', now)
-    local n = #taken
-    taken[n + 1], taken[n + 2] = id, ARGV[7]
+    call('HSET', key, 'status', 'running', 'attempt', fields[1], 'worker', worker, 'started', now,
+        'claim', number)
+    taken[#taken + 1] = id
     hand_out(member, fields)
 end
 
 -- The kind of jobs that were taken: a suspect for a worker that runs nothing, and while it runs one, nothing.
 local function choose(suspects, alone)
     if alone then return end
-    if (suspects or 0) + (counts['suspect ' .. queue] or 0) > 0 and call('HLEN', running) == 0 then
+    if (suspects or 0) + (counts['suspect ' .. queue] or 0) > 0 and call('SCARD', running) == 0 then
         local suspect = call('ZPOPMIN', p .. 'suspects:' .. queue)[1]
         take(suspect)
         call('HSET', state, 'alone ' .. worker, taken[1])
@@ -432,10 +434,10 @@ local function choose(suspects, alone)
     end
     local wanted, members
     repeat
-        wanted = limit - #taken / 2
+        wanted = limit - #taken
         members = call('ZPOPMIN', p .. 'ready:' .. queue, wanted)
         for i = 1, #members, 2 do take(members[i]) end
-    until #taken >= 2 * limit or #members < 2 * wanted
+    until #taken >= limit or #members < 2 * wanted
     return 'pending '
 end
 
@@ -443,9 +445,9 @@ local function claim(suspects, alone)
     if has_come(first('expiring')) then expire() end
     local kind = choose(suspects, alone)
     if #taken > 0 then
-        count(kind .. queue, -#taken / 2)
-        count('running ' .. queue, #taken / 2)
-        each('HSET', running, taken)
+        count(kind .. queue, -#taken)
+        count('running ' .. queue, #taken)
+        each('SADD', running, taken)
     end
     if #taken > 0 or may_be_repeated then call('HSET', state, 'claims ' .. worker, number) end
 end
@@ -512,7 +514,7 @@ local function settle(worker, status, purge_at, doubtful, number)
         end
     end
     at = at + size * number
-    each('HDEL', p .. 'running:' .. worker, settled)
+    each('SREM', p .. 'running:' .. worker, settled)
 end
 
 local answers = {}
@@ -560,7 +562,7 @@ call('HSET', p .. 'workers', worker, info)
 call('HSETNX', state, 'claims ' .. worker, 0)
 local to_end, paused, suspects = {}, {}, 0
 for _, id in ipairs(call('SMEMBERS', p .. 'cancelling')) do
-    if call('HEXISTS', p .. 'running:' .. worker, id) == 1 then to_end[#to_end + 1] = id end
+    if call('SISMEMBER', p .. 'running:' .. worker, id) == 1 then to_end[#to_end + 1] = id end
 end
 for _, queue in ipairs(queues) do
     if not known or tonumber(known) <= time then woken[queue] = true end  -- it may claim again
@@ -742,7 +744,7 @@ end
 local function all_running()
     local found = {}
     for _, name in ipairs(call('HKEYS', p .. 'workers')) do
-        for _, id in ipairs(call('HKEYS', p .. 'running:' .. name)) do found[#found + 1] = id end
+        for _, id in ipairs(call('SMEMBERS', p .. 'running:' .. name)) do found[#found + 1] = id end
     end
     return found
 end

@@ -80,17 +80,21 @@ class Address:
             raise BrokerError(f"{self.name} has a certificate that is not trusted: {error}") from None
         try:
             answers = await connection.ask(b"".join(map(_pack, self._greeting)), len(self._greeting), PATIENCE)
-            for refusal in filter(_is_error, answers):
-                if str(refusal).startswith(_PASSING):
-                    raise ConnectionError(str(refusal))
-                fault = (
-                    "refuses the database" if "DB index" in str(refusal) else "does not accept this user and password"
-                )
-                raise BrokerError(f"{self.name} {fault}: {refusal}")
+            for (word, *_), answer in zip(self._greeting, answers, strict=True):
+                if _is_error(answer):
+                    self._refuse(word, str(answer))
         except BaseException:
             connection.close()
             raise
         return connection
+
+    def _refuse(self, word: str, text: str) -> None:
+        """Raise the error that the server has answered to a greeting."""
+        if text.startswith(_PASSING):
+            raise ConnectionError(text)
+        is_stranger = word == "AUTH" or text.startswith("NOAUTH")
+        fault = "does not accept this user and password" if is_stranger else "refuses this database"
+        raise BrokerError(f"{self.name} {fault}: {text}")
 
     def follow(self, moved: str) -> None:
         """Go to the node of a cluster that `moved` (MOVED SLOT HOST:PORT) tells of."""
