@@ -457,7 +457,7 @@ class Outcome:
 
     @property
     def ending(self) -> str:
-        """How the attempt ended: success, failure, release or cancel."""
+        """How the attempt ended, in a word (success, failure, release or cancel)."""
         return _ENDING_OF[self.status]
 
     @classmethod

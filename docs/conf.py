@@ -1,0 +1,102 @@
+"""How Sphinx builds the documentation: `make docs`. It needs no network."""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from docutils import nodes
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+import flowrra  # noqa: E402 (the one of this tree)
+from docs import states  # noqa: E402
+
+if TYPE_CHECKING:
+    from sphinx.addnodes import pending_xref
+    from sphinx.application import Sphinx
+
+project = "Flowrra"
+author = "The Flowrra authors"
+copyright = f"2026 {author}"  # noqa: A001
+version = release = flowrra.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build", "__pycache__"]
+nitpicky = True
+
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3  # [a link](page.md#to-a-heading) is checked too
+suppress_warnings = ["myst.header"]  # a page that includes a part of another begins below its title
+
+default_role = "code"  # what docstrings put in single backticks is code
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_default_options = {"members": True}
+
+html_theme = "furo"
+html_title = f"Flowrra {release}"
+html_static_path = ["images"]
+html_show_sphinx = False
+html_copy_source = False
+
+BUILT = HERE / "_build"
+BUILT.mkdir(exist_ok=True)
+(BUILT / "states.svg").write_text(states.draw(flowrra.TRANSITIONS))
+
+PYTHON = "https://docs.python.org/3/library"
+
+
+TYPE_VARIABLES = ("P", "R", "T", "TaskT", "Item", "Answer")
+nitpick_ignore_regex = [("py:(class|obj)", rf"([\w.]+\.)?~?({'|'.join(TYPE_VARIABLES)})")]
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-docstring", mark_code, priority=100)  # before napoleon
+    app.connect("autodoc-process-signature", spell_factories)
+    app.connect("missing-reference", link_to_python)
+
+
+def mark_code(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """Indented paragraphs of a docstring are code. Arguments and errors follow their heading without a blank line."""
+    marked: list[str] = []
+    text_before = False
+    for before, line in zip(["", *lines], lines, strict=False):
+        if line.startswith("    ") and not before and text_before:
+            marked += ["::", ""]
+        if line:
+            text_before = not line.startswith(" ")
+        marked.append(line)
+    lines[:] = marked
+
+
+def spell_factories(
+    app: Sphinx, what: str, name: str, thing: object, options: object, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """A default that is made anew each time, as Python would read it."""
+    return signature and signature.replace("<factory>", "..."), returns
+
+
+def link_to_python(app: Sphinx, env: object, node: pending_xref, content: nodes.TextElement) -> nodes.Node | None:
+    """What is not found here, as a link into Python's documentation if it is a name of the standard library."""
+    found = standard_name(node.get("reftarget", ""))
+    if node.get("refdomain") != "py" or found is None:
+        return None
+    module, name = found
+    page = {"builtins": "stdtypes"}.get(module, module)
+    link = f"{PYTHON}/{page}.html#{name if module == 'builtins' else f'{module}.{name}'}"
+    return nodes.reference("", "", content, internal=False, refuri=link)
+
+
+def standard_name(target: str) -> tuple[str, str] | None:
+    """Module and name of something in the standard library; None if there is no such thing."""
+    module, _, name = target.rpartition(".")
+    module = module or "builtins"
+    if module.partition(".")[0] not in sys.stdlib_module_names:
+        return None
+    found: Any = builtins if module == "builtins" else importlib.import_module(module)
+    return (module, name) if hasattr(found, name) else None
