@@ -26,7 +26,7 @@ copyright = f"2026 {author}"  # noqa: A001
 version = release = flowrra.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build", "__pycache__"]
+exclude_patterns = ["__pycache__"]
 nitpicky = True
 
 myst_enable_extensions = ["colon_fence"]
@@ -44,8 +44,8 @@ html_static_path = ["images"]
 html_show_sphinx = False
 html_copy_source = False
 
-BUILT = HERE / "_build"
-BUILT.mkdir(exist_ok=True)
+BUILT = HERE.parent / ".cache" / "docs"
+BUILT.mkdir(parents=True, exist_ok=True)
 (BUILT / "states.svg").write_text(states.draw(flowrra.TRANSITIONS))
 
 PYTHON = "https://docs.python.org/3/library"

@@ -13,9 +13,8 @@ from textwrap import dedent
 
 import pytest
 
-from tests.test_readme import matches
+from tests.pages import ROOT, matches
 
-ROOT = Path(__file__).parent.parent
 EXAMPLES = [path for path in sorted((ROOT / "examples").glob("*.py")) if not path.stem.endswith("_app")]
 
 
