@@ -29,7 +29,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["__pycache__"]
 nitpicky = True
 
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3  # [a link](page.md#to-a-heading) is checked too
 suppress_warnings = ["myst.header"]  # a page that includes a part of another begins below its title
 
