@@ -140,6 +140,7 @@ def record(scenario: Scenario, measured: Measured) -> dict[str, Any]:
         "rounds": measured.rounds,
         "errors": measured.errors,
         "settings": {name: part.setting for name, part in scenario.parts.items()},
+        "loses": {name: part.loses for name, part in scenario.parts.items() if part.loses},
     }
 
 

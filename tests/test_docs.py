@@ -1,0 +1,121 @@
+"""What the pages in docs/ say of the code is true of it, and they can be built."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import pages
+from docs import states
+from flowrra import TRANSITIONS
+from tests.pages import ROOT
+
+MOVES = {(source, target) for source, targets in TRANSITIONS.items() for target in targets}
+GUARANTEES = (ROOT / "docs" / "more" / "guarantees.md").read_text()
+
+
+def names_in(file: str) -> set[str]:
+    tree = ast.parse((ROOT / file).read_text())
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
+# ---------------------------------------------------------------------------
+# Guarantees
+# ---------------------------------------------------------------------------
+
+PROMISES = re.findall(
+    r"^\| (?!promise |---)(.+?) \| (.+) \|$", GUARANTEES.partition("## Not promised")[0], re.MULTILINE
+)
+
+
+@pytest.mark.parametrize(("promise", "held_by"), PROMISES, ids=[promise[:40] for promise, _ in PROMISES])
+def test_a_promise_is_held_by_tests_that_exist(promise: str, held_by: str) -> None:
+    named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", held_by)
+    assert len(named) == held_by.count("`") / 2, f"{promise}: a test is not named as `file.py::test_name`"
+    assert named
+    assert [test for file, test in named if test not in names_in(file)] == []
+
+
+def test_there_are_promises() -> None:
+    assert len(PROMISES) > 20
+
+
+# ---------------------------------------------------------------------------
+# States
+# ---------------------------------------------------------------------------
+
+
+def test_the_state_diagram_shows_the_moves_of_the_table() -> None:
+    assert sorted(states.moves_in(states.draw(TRANSITIONS))) == sorted(MOVES)
+
+
+def test_every_state_of_the_diagram_is_a_box_of_its_own() -> None:
+    drawn = re.findall(r'id="state-(\w+)"', states.draw(TRANSITIONS))
+    assert sorted(drawn) == sorted(TRANSITIONS)
+
+
+def test_the_table_of_moves_is_that_of_the_code() -> None:
+    page = (ROOT / "docs" / "more" / "states.md").read_text()
+    assert sorted(re.findall(r"^\| ([a-z]+) \| ([a-z]+) \| (?!when)", page, re.MULTILINE)) == sorted(MOVES)
+
+
+# ---------------------------------------------------------------------------
+# Performance
+# ---------------------------------------------------------------------------
+
+ROW = {"what": "jobs", "against": "huey", "flowrra": 9.0, "its_figure": 3.0, "unit": "/s", "ratio": 3.0}
+TIME = {"what": "p50", "against": "bare|limit", "flowrra": 2.0, "its_figure": 1.0, "unit": "ms", "ratio": 2.0}
+SCENARIO = {
+    "title": "a drain",
+    "rows": [
+        ROW | {"judged": [2.0, 4.0, 3.0], "why_not": ""},
+        TIME | {"judged": [2.0], "why_not": ""},
+        ROW | {"against": "saq", "its_figure": None, "ratio": None, "judged": [], "why_not": "not installed"},
+    ],
+    "errors": {"saq": "not installed"},
+    "settings": {"huey": "one thread", "bare|limit": "limit: a loop", "saq": ""},
+    "loses": {"huey": "the running jobs"},
+}
+
+
+def test_a_table_shows_ratios_ranges_losses_and_why_one_did_not_run() -> None:
+    text = pages.tables({"machine": {"cores": 2}, "scenarios": {"drain": SCENARIO}})
+    assert "| jobs | 9/s | huey \\* | 3/s | 3.00 | 2.00 to 4.00 |" in text
+    assert "| p50 | 2 ms | bare\\|limit | 1 ms | 2.00 | - |" in text
+    assert "| jobs | 9/s | saq | could not run | - | - |" in text
+    assert "- *huey*: one thread. \\*A crash loses the running jobs." in text
+    assert "- *saq*: as it comes. Could not run: not installed" in text
+
+
+def test_in_a_plot_more_is_better_whatever_the_unit() -> None:
+    assert pages.points(SCENARIO) == [
+        ("jobs, against huey", [2.0, 4.0, 3.0], False),
+        ("p50, against bare|limit", [0.5], True),
+    ]
+
+
+def test_the_tables_are_made_of_the_figures_beside_them() -> None:
+    found = json.loads((pages.FOLDER / "figures.json").read_text())
+    assert (pages.FOLDER / "tables.md").read_text() == pages.tables(found)
+    assert pages.README.read_text() == pages.with_headlines(pages.README.read_text(), found)
+    assert {path.stem for path in pages.FOLDER.glob("*.svg")} == {
+        name for name, scenario in found["scenarios"].items() if pages.points(scenario)
+    }
+
+
+# ---------------------------------------------------------------------------
+# The build
+# ---------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(180)  # Sphinx reads and writes everything
+def test_the_pages_are_built_without_a_warning(tmp_path: Path) -> None:
+    options = ["-W", "--keep-going", "-q", "-b", "html", "-d", str(tmp_path / "trees")]
+    command = [sys.executable, "-m", "sphinx", *options, str(ROOT / "docs"), str(tmp_path / "html")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "html" / "api" / "app.html").exists()
