@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from docutils import nodes
+from sphinx.pycode import ModuleAnalyzer
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -52,13 +54,18 @@ PYTHON = "https://docs.python.org/3/library"
 
 
 TYPE_VARIABLES = ("P", "R", "T", "TaskT", "Item", "Answer")
-nitpick_ignore_regex = [("py:(class|obj)", rf"([\w.]+\.)?~?({'|'.join(TYPE_VARIABLES)})")]
+nitpick_ignore_regex = [("py:(class|obj)", rf"([\w.]+\.)?({'|'.join(TYPE_VARIABLES)})(\.k?w?args)?")]
 
 
 def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", mark_code, priority=100)  # before napoleon
-    app.connect("autodoc-process-signature", spell_factories)
+    app.connect("autodoc-process-signature", spell_signature)
     app.connect("missing-reference", link_to_python)
+    # autodoc cannot spell `*args: P.args` in an overload; api/app.md writes the first one out.
+    analyzer = ModuleAnalyzer.for_module("flowrra")
+    analyzer.analyze()
+    for name in ("Flowrra.submit", "SyncFace.submit"):
+        del analyzer.overloads[name]
 
 
 def mark_code(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
@@ -74,11 +81,14 @@ def mark_code(app: Sphinx, what: str, name: str, thing: object, options: object,
     lines[:] = marked
 
 
-def spell_factories(
+def spell_signature(
     app: Sphinx, what: str, name: str, thing: object, options: object, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
-    """A default that is made anew each time, as Python would read it."""
-    return signature and signature.replace("<factory>", "..."), returns
+    """Defaults that are made anew each time, and parameters of a task, as Python would write them."""
+    if signature is not None:
+        signature = signature.replace("<factory>", "...").replace("[~P,", "[P,")
+        signature = re.sub(r"\*(args|kwargs): ~typing\.~P", r"*\1: P.\1", signature)
+    return signature, returns
 
 
 def link_to_python(app: Sphinx, env: object, node: pending_xref, content: nodes.TextElement) -> nodes.Node | None:
