@@ -42,7 +42,6 @@ autodoc_default_options = {"members": True}
 
 html_theme = "furo"
 html_title = f"Flowrra {release}"
-html_static_path = ["images"]
 html_show_sphinx = False
 html_copy_source = False
 

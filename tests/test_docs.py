@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,7 +70,7 @@ def test_the_table_of_moves_is_that_of_the_code() -> None:
 
 ROW = {"what": "jobs", "against": "huey", "flowrra": 9.0, "its_figure": 3.0, "unit": "/s", "ratio": 3.0}
 TIME = {"what": "p50", "against": "bare|limit", "flowrra": 2.0, "its_figure": 1.0, "unit": "ms", "ratio": 2.0}
-SCENARIO = {
+SCENARIO: dict[str, Any] = {
     "title": "a drain",
     "rows": [
         ROW | {"judged": [2.0, 4.0, 3.0], "why_not": ""},
@@ -78,13 +79,14 @@ SCENARIO = {
     ],
     "errors": {"saq": "not installed"},
     "settings": {"huey": "one thread", "bare|limit": "limit: a loop", "saq": ""},
+    "queues": ["huey", "saq", "rq"],
     "loses": {"huey": "the running jobs"},
 }
 
 
 def test_a_table_shows_ratios_ranges_losses_and_why_one_did_not_run() -> None:
     text = pages.tables({"machine": {"cores": 2}, "scenarios": {"drain": SCENARIO}})
-    assert "| jobs | 9/s | huey \\* | 3/s | 3.00 | 2.00 to 4.00 |" in text
+    assert "| jobs | 9/s | huey\\* | 3/s | 3.00 | 2.00 to 4.00 |" in text
     assert "| p50 | 2 ms | bare\\|limit | 1 ms | 2.00 | - |" in text
     assert "| jobs | 9/s | saq | could not run | - | - |" in text
     assert "- *huey*: one thread. \\*A crash loses the running jobs." in text
@@ -96,6 +98,14 @@ def test_in_a_plot_more_is_better_whatever_the_unit() -> None:
         ("jobs, against huey", [2.0, 4.0, 3.0], False),
         ("p50, against bare|limit", [0.5], True),
     ]
+
+
+def test_a_headline_is_against_the_best_of_the_other_queues() -> None:
+    slower = ROW | {"against": "rq", "ratio": 5.0, "judged": [5.0], "why_not": ""}
+    limit = ROW | {"against": "bare|limit", "ratio": 0.5, "judged": [0.5], "why_not": ""}
+    found = SCENARIO | {"rows": [slower, limit, *SCENARIO["rows"]]}
+    assert pages.best_other(found, "jobs") == SCENARIO["rows"][0]
+    assert pages.best_other(found, "p50") is None
 
 
 def test_the_tables_are_made_of_the_figures_beside_them() -> None:
