@@ -24,7 +24,7 @@ FOLDER = ROOT / "docs" / "more" / "performance"
 BEGIN, END = "<!-- figures: made by `make bench` -->\n", "<!-- end of figures -->"
 HIGHER_IS_BETTER = ("/s", "x")
 
-# The rows of the README's table: scenario, row, and what to call it there. Each is against the best of the other queues.
+# The rows of the README's table, each against the best of the other queues: scenario, row, and what to call it there.
 HEADLINES = (
     ("drain", "FULL", "SQLite: a worker empties a file"),
     ("enqueue", "FULL, 64 submitters", "SQLite: submits"),

@@ -118,6 +118,19 @@ def test_the_tables_are_made_of_the_figures_beside_them() -> None:
 
 
 # ---------------------------------------------------------------------------
+# The README
+# ---------------------------------------------------------------------------
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+    text = pages.README.read_text()
+    assert len(text.splitlines()) < 200
+    linked = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert linked
+    assert [link for link in linked if not (ROOT / link).exists()] == []
+
+
+# ---------------------------------------------------------------------------
 # The build
 # ---------------------------------------------------------------------------
 
