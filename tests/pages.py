@@ -131,7 +131,8 @@ def started(command: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]
     process = subprocess.Popen(
         command,
         cwd=folder,
-        env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"},
+        # uvicorn takes any free port, where the page's reader gets 8000.
+        env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", "UVICORN_PORT": "0"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
