@@ -17,6 +17,7 @@ from tests.pages import ROOT
 
 MOVES = {(source, target) for source, targets in TRANSITIONS.items() for target in targets}
 GUARANTEES = (ROOT / "docs" / "more" / "guarantees.md").read_text()
+EXAMPLES_PAGE = (ROOT / "docs" / "guide" / "examples.md").read_text()
 
 
 def names_in(file: str) -> set[str]:
@@ -128,6 +129,16 @@ def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
     linked = re.findall(r"\]\((?!https?:)([^)#]+)", text)
     assert linked
     assert [link for link in linked if not (ROOT / link).exists()] == []
+
+
+# ---------------------------------------------------------------------------
+# Examples
+# ---------------------------------------------------------------------------
+
+
+def test_the_page_of_examples_shows_all_of_them() -> None:
+    shown = re.findall(r"^```\{literalinclude\} \.\./\.\./(examples/\w+\.py)$", EXAMPLES_PAGE, re.MULTILINE)
+    assert sorted(shown) == sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "examples").glob("*.py"))
 
 
 # ---------------------------------------------------------------------------
