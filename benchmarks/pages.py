@@ -1,6 +1,6 @@
 """python -m benchmarks.pages FIGURES: the documentation's tables and plots, from what `--json` has written.
 
-Writes `docs/more/performance/`: a copy of the figures, `tables.md`, and a plot of each scenario's ratios;
+Writes `docs/more/performance/`: the figures that are shown, `tables.md`, and a plot of each scenario's ratios;
 and the table in README.md between its two marks. The tables need no more than Python, the plots matplotlib.
 """
 
@@ -40,13 +40,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("figures", type=Path, help="what `python -m benchmarks --json` has written")
     found = json.loads(parser.parse_args(argv).figures.read_text())
     FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / "figures.json").write_text(json.dumps(found, indent=1) + "\n")
+    (FOLDER / "figures.json").write_text(json.dumps(shortened(found), indent=1) + "\n")
     (FOLDER / "tables.md").write_text(tables(found))
     README.write_text(with_headlines(README.read_text(), found))
     for name, scenario in found["scenarios"].items():
         if points(scenario):
             plot(scenario, FOLDER / f"{name}.svg")
     return 0
+
+
+def shortened(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures without those of each round, of which the rows have what is shown."""
+    kept = {
+        name: {key: value for key, value in scenario.items() if key != "rounds"}
+        for name, scenario in found["scenarios"].items()
+    }
+    return {"machine": found["machine"], "scenarios": kept}
 
 
 # ---------------------------------------------------------------------------
