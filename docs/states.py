@@ -10,7 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from flowrra import TaskStatus
 
@@ -93,10 +93,3 @@ def _leaving(centre: Point, towards: Point, gap: float) -> Point:
 
 def _share(distance: float, half: float) -> float:
     return half / abs(distance) if distance else math.inf
-
-
-def moves_in(svg: str) -> Iterator[tuple[str, str]]:
-    """The arrows of a diagram, as pairs of states."""
-    for part in svg.split('data-from="')[1:]:
-        source, _, rest = part.partition('" data-to="')
-        yield source, rest.partition('"')[0]

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import re
 import subprocess
 import sys
@@ -51,13 +52,28 @@ def test_there_are_promises() -> None:
 # ---------------------------------------------------------------------------
 
 
+DIAGRAM = states.draw(TRANSITIONS)
+ARROW = re.compile(r'data-from="(\w+)" data-to="(\w+)" d="M([\d.]+) ([\d.]+) Q\S+ \S+ ([\d.]+) ([\d.]+)"')
+BOX = re.compile(r'<rect id="state-(\w+)" x="([\d.]+)" y="([\d.]+)" width="(\d+)" height="(\d+)"')
+
+
 def test_the_state_diagram_shows_the_moves_of_the_table() -> None:
-    assert sorted(states.moves_in(states.draw(TRANSITIONS))) == sorted(MOVES)
+    assert sorted(arrow[:2] for arrow in ARROW.findall(DIAGRAM)) == sorted(MOVES)
+    assert sorted(box[0] for box in BOX.findall(DIAGRAM)) == sorted(TRANSITIONS)
 
 
-def test_every_state_of_the_diagram_is_a_box_of_its_own() -> None:
-    drawn = re.findall(r'id="state-(\w+)"', states.draw(TRANSITIONS))
-    assert sorted(drawn) == sorted(TRANSITIONS)
+def test_an_arrow_begins_and_ends_at_its_boxes() -> None:
+    boxes = {name: tuple(map(float, place)) for name, *place in BOX.findall(DIAGRAM)}
+    for source, target, *points in ARROW.findall(DIAGRAM):
+        first, last = map(float, points[:2]), map(float, points[2:])
+        assert distance(*first, *boxes[source]) <= 0.1
+        assert distance(*last, *boxes[target]) <= states.GAP + 0.1
+
+
+def distance(x: float, y: float, left: float, top: float, width: float, height: float) -> float:
+    """From a point to a box."""
+    aside, above = max(left - x, 0, x - left - width), max(top - y, 0, y - top - height)
+    return math.hypot(aside, above)
 
 
 def test_the_table_of_moves_is_that_of_the_code() -> None:
