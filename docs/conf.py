@@ -31,9 +31,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["__pycache__", "more/performance/tables.md"]
 nitpicky = True
 
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3  # [a link](page.md#to-a-heading) is checked too
-suppress_warnings = ["myst.header"]  # a page that includes a part of another begins below its title
 
 default_role = "code"  # what docstrings put in single backticks is code
 autodoc_member_order = "bysource"
@@ -96,9 +95,17 @@ def link_to_python(app: Sphinx, env: object, node: pending_xref, content: nodes.
     if node.get("refdomain") != "py" or found is None:
         return None
     module, name = found
-    page = {"builtins": "stdtypes"}.get(module, module)
-    link = f"{PYTHON}/{page}.html#{name if module == 'builtins' else f'{module}.{name}'}"
-    return nodes.reference("", "", content, internal=False, refuri=link)
+    place = f"{page_of(name)}.html#{name}" if module == "builtins" else f"{module}.html#{module}.{name}"
+    return nodes.reference("", "", content, internal=False, refuri=f"{PYTHON}/{place}")
+
+
+def page_of(name: str) -> str:
+    """The page of Python's documentation that tells of a builtin."""
+    if isinstance(getattr(builtins, name), type) and issubclass(getattr(builtins, name), BaseException):
+        return "exceptions"
+    return {"None": "constants", **dict.fromkeys(("bool", "float", "int", "object", "type"), "functions")}.get(
+        name, "stdtypes"
+    )
 
 
 def standard_name(target: str) -> tuple[str, str] | None:
