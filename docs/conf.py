@@ -52,7 +52,12 @@ PYTHON = "https://docs.python.org/3/library"
 
 
 TYPE_VARIABLES = ("P", "R", "T", "TaskT", "Item", "Answer")
-nitpick_ignore_regex = [("py:(class|obj)", rf"([\w.]+\.)?({'|'.join(TYPE_VARIABLES)})(\.k?w?args)?")]
+# Of the web frameworks, as their modules are not documented here.
+FRAMEWORK_TYPES = ("APIRouter", "HttpResponse", "URLPattern", r"flask\.Blueprint", r"quart\.Blueprint")
+nitpick_ignore_regex = [
+    ("py:(class|obj)", rf"([\w.]+\.)?({'|'.join(TYPE_VARIABLES)})(\.k?w?args)?"),
+    ("py:class", "|".join(FRAMEWORK_TYPES)),
+]
 
 
 def setup(app: Sphinx) -> None:
