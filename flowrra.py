@@ -7503,7 +7503,8 @@ class _Supervisor:
                 self._terminate()
                 self._wait()
                 self._processes.clear()
-        return max((abs(code) for code in self._wait()), default=0)
+        # One that was not ready yet is ended by our signal itself.
+        return max((abs(code) for code in self._wait() if code != -signal.SIGTERM), default=0)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1

@@ -52,11 +52,19 @@ PYTHON = "https://docs.python.org/3/library"
 
 
 TYPE_VARIABLES = ("P", "R", "T", "TaskT", "Item", "Answer")
-# Of the web frameworks, as their modules are not documented here.
-FRAMEWORK_TYPES = ("APIRouter", "HttpResponse", "URLPattern", r"flask\.Blueprint", r"quart\.Blueprint")
+# Of web frameworks, and of what the extras keep to themselves.
+FOREIGN_TYPES = (
+    "APIRouter",
+    "HttpResponse",
+    "URLPattern",
+    r"flask\.Blueprint",
+    r"quart\.Blueprint",
+    "Router",
+    "Counts",
+)
 nitpick_ignore_regex = [
     ("py:(class|obj)", rf"([\w.]+\.)?({'|'.join(TYPE_VARIABLES)})(\.k?w?args)?"),
-    ("py:class", "|".join(FRAMEWORK_TYPES)),
+    ("py:class", "|".join(FOREIGN_TYPES)),
 ]
 
 
