@@ -34,6 +34,9 @@ BOWS: Mapping[tuple[str, str], float] = {
     ("running", "scheduled"): -70,
     ("failed", "pending"): -105,
     ("running", "cancelled"): 45,
+    ("pending", "blocked"): 4,
+    ("blocked", "pending"): 16,
+    ("blocked", "cancelled"): 12,
 }
 
 
