@@ -204,6 +204,7 @@ EXTRAS = {
     "postgresql": ["flowrra_extras.postgres", "flowrra_extras.scheduler.postgresql"],
     "mysql": ["flowrra_extras.scheduler.mysql"],
     "scheduler": ["flowrra_extras.scheduler.sqlite"],
+    "dashboard": ["flowrra_extras.dashboard", "flowrra_extras.metrics"],
 }
 FOR_DEVELOPERS = {"bench", "docs", "test"}
 UNREACHABLE = re.compile("No matching distribution found|NewConnectionError|ConnectTimeoutError|ProxyError")
