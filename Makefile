@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check format bench build clean
+.PHONY: help setup test check format docs bench build clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,7 +14,10 @@ $(VENV)/test: pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[test]'
 	@touch $@
 
-$(VENV)/bench: $(VENV)/test
+$(VENV)/docs: setup  ## Build the documentation into .cache/docs/html, with warnings as errors
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -d .cache/docs/trees docs .cache/docs/html
+
+bench: $(VENV)/test
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	@touch $@
 
@@ -34,13 +37,19 @@ format: setup  ## Format the code and mend what lint can mend
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: $(VENV)/bench  ## Run the benchmarks
-	$(BIN)/python -m benchmarks
+docs: setup  ## Build the documentation into .cache/docs/html, with warnings as errors
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -d .cache/docs/trees docs .cache/docs/html
+
+bench: $(VENV)/bench  ## Run the benchmarks, and make the documentation's tables and plots of them
+	mkdir -p .cache/bench
+	$(BIN)/python -m benchmarks --json .cache/bench/figures.json
+	$(BIN)/python -m benchmarks.pages .cache/bench/figures.json
 
 build: setup  ## Build the sdist, and the wheel from it, into dist/
 	rm -rf dist
 	$(BIN)/python -m hatchling build -t sdist
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist dist/flowrra-*.tar.gz
+	$(BIN)/python -m twine check --strict dist/*
 
 clean:  ## Remove what was made: .venv, caches, dist
 	rm -rf $(VENV) .cache dist build

@@ -456,7 +456,7 @@ class Outcome:
 
     @property
     def ending(self) -> str:
-        """How the attempt ended: success, failure, release or cancel."""
+        """How the attempt ended, in a word (success, failure, release or cancel)."""
         return _ENDING_OF[self.status]
 
     @classmethod
@@ -7725,7 +7725,8 @@ class _Supervisor:
                 self._terminate()
                 self._wait()
                 self._processes.clear()
-        return max((abs(code) for code in self._wait()), default=0)
+        # One that was not ready yet is ended by our signal itself.
+        return max((abs(code) for code in self._wait() if code != -signal.SIGTERM), default=0)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1

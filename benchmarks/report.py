@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from benchmarks.model import Check, Measured, Scenario
+    from benchmarks.model import Check, Measured, Part, Scenario
 
 HEAD = ("what", "flowrra", "against", "its figure", "ratio", "rounds", "goal", "met")
 
@@ -140,7 +140,14 @@ def record(scenario: Scenario, measured: Measured) -> dict[str, Any]:
         "rounds": measured.rounds,
         "errors": measured.errors,
         "settings": {name: part.setting for name, part in scenario.parts.items()},
+        "queues": [name for name, part in scenario.parts.items() if is_queue(part)],
+        "loses": {name: part.loses for name, part in scenario.parts.items() if part.loses},
     }
+
+
+def is_queue(part: Part) -> bool:
+    """Whether it is another queue or library: neither Flowrra nor a limit."""
+    return part.needs not in ("", "flowrra") and not part.setting.startswith("limit")
 
 
 def machine() -> dict[str, Any]:

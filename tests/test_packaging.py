@@ -2,7 +2,7 @@
 
 The way of a release is taken: an sdist from this folder, a wheel from that sdist, and fresh
 virtual environments. Nothing is fetched: the build backend is in the `test` extra, and there
-are no dependencies.
+are no dependencies. The one test that installs the extras fetches what they bring.
 
 The snippets in `tests/typing` are checked against the installed wheel, as a user's code is.
 """
@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from tests import source_layout as layout
+from tests.services import do_without
 
 ROOT = Path(__file__).parent.parent
 SNIPPETS = Path(__file__).parent / "typing"
@@ -76,18 +78,24 @@ def extras() -> set[str]:
 # ---------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sdist")
+def build_sdist(folder: Path) -> Path:
     run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", folder, cwd=ROOT)
     return folder / f"flowrra-{VERSION}.tar.gz"
 
 
-@pytest.fixture(scope="session")
-def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
+def build_wheel(sdist: Path, folder: Path) -> Path:
     run(sys.executable, "-m", "pip", "wheel", *OFFLINE, "-w", folder, sdist, cwd=folder)
     return folder / f"flowrra-{VERSION}-py3-none-any.whl"
+
+
+@pytest.fixture(scope="session")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_sdist(tmp_path_factory.mktemp("sdist"))
+
+
+@pytest.fixture(scope="session")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(sdist, tmp_path_factory.mktemp("wheel"))
 
 
 def test_the_sdist_holds_what_a_build_needs(sdist: Path) -> None:
@@ -127,6 +135,20 @@ def test_the_wheel_holds_the_library_only(wheel: Path) -> None:
 def test_the_wheel_holds_the_file_as_it_is(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         assert archive.read("flowrra/__init__.py") == (ROOT / "flowrra.py").read_bytes()
+
+
+def test_an_index_would_take_both(sdist: Path, wheel: Path) -> None:
+    assert run(sys.executable, "-m", "twine", "check", "--strict", sdist, wheel, cwd=ROOT).count("PASSED") == 2
+
+
+def test_built_again_both_are_the_same_to_the_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    (tmp_path / "again").mkdir()
+    first, second = build_sdist(tmp_path), build_sdist(tmp_path / "again")
+    assert first.read_bytes() == second.read_bytes()
+    with tarfile.open(first) as archive:
+        assert {member.mtime for member in archive} == {1_700_000_000}
+    assert build_wheel(first, tmp_path).read_bytes() == build_wheel(second, tmp_path / "again").read_bytes()
 
 
 # ---------------------------------------------------------------------------
@@ -174,6 +196,36 @@ def test_an_editable_install_is_this_file_and_no_copy(editable: Environment) -> 
     assert editable.says("import flowrra; print(flowrra.__file__)") == str(ROOT / "flowrra.py")
     packages = Path(editable.says("import sysconfig; print(sysconfig.get_path('purelib'))"))
     assert {path.name for path in packages.iterdir()} == {"_flowrra.pth", f"flowrra-{VERSION}.dist-info"}
+
+
+# What each extra brings, by the modules that need it.
+EXTRAS = {
+    "redis": ["flowrra_extras.redis"],
+    "postgresql": ["flowrra_extras.postgres", "flowrra_extras.scheduler.postgresql"],
+    "mysql": ["flowrra_extras.scheduler.mysql"],
+    "scheduler": ["flowrra_extras.scheduler.sqlite"],
+    "dashboard": ["flowrra_extras.dashboard", "flowrra_extras.metrics"],
+}
+FOR_DEVELOPERS = {"bench", "docs", "test"}
+UNREACHABLE = re.compile("No matching distribution found|NewConnectionError|ConnectTimeoutError|ProxyError")
+
+
+@pytest.mark.network
+@pytest.mark.timeout(600)
+def test_each_extra_brings_what_its_modules_import(wheel: Path, tmp_path: Path) -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(EXTRAS) == set(declared) - FOR_DEVELOPERS
+    for extra, modules in EXTRAS.items():
+        environment = Environment(tmp_path / extra)
+        venv.create(environment.folder)
+        pip = (sys.executable, "-m", "pip", "--python", environment.python)
+        try:
+            run(*pip, "install", "--no-input", f"{wheel}[{extra}]", cwd=tmp_path)
+        except AssertionError as error:
+            if not UNREACHABLE.search(str(error)):
+                raise
+            do_without(f"what the extra {extra!r} needs cannot be fetched")
+        assert environment.says(f"import {', '.join(modules)}; print('imported')") == "imported"
 
 
 # ---------------------------------------------------------------------------

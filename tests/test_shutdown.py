@@ -311,6 +311,14 @@ async def test_a_killed_child_is_replaced_and_signals_are_passed_on(site: Site, 
     assert "release" not in supervisor.log, supervisor.log
 
 
+async def test_children_that_are_still_starting_are_no_failure_of_a_stop(site: Site) -> None:
+    site.write("slow.py", "import time\nwith open('loading', 'a') as file:\n    file.write('x\\n')\ntime.sleep(60)\n")
+    supervisor = site.start("-m", "flowrra", "worker", "slow:app", "--processes", "2")
+    await until(lambda: len(site.lines("loading")) == 2, "both are loading")
+    supervisor.send(signal.SIGTERM)
+    assert await supervisor.ends() == 0, supervisor.log
+
+
 # ---------------------------------------------------------------------------
 # Starts that fail
 # ---------------------------------------------------------------------------

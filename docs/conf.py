@@ -1,0 +1,131 @@
+"""How Sphinx builds the documentation: `make docs`. It needs no network."""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from docutils import nodes
+from sphinx.pycode import ModuleAnalyzer
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+import flowrra  # noqa: E402 (the one of this tree)
+from docs import states  # noqa: E402
+
+if TYPE_CHECKING:
+    from sphinx.addnodes import pending_xref
+    from sphinx.application import Sphinx
+
+project = "Flowrra"
+author = "The Flowrra authors"
+copyright = f"2026 {author}"
+version = release = flowrra.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["__pycache__", "more/performance/tables.md"]
+nitpicky = True
+
+myst_enable_extensions = ["deflist"]
+myst_heading_anchors = 3  # [a link](page.md#to-a-heading) is checked too
+
+default_role = "code"  # what docstrings put in single backticks is code
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_default_options = {"members": True}
+
+html_theme = "furo"
+html_title = f"Flowrra {release}"
+html_show_sphinx = False
+html_copy_source = False
+
+BUILT = HERE.parent / ".cache" / "docs"
+BUILT.mkdir(parents=True, exist_ok=True)
+(BUILT / "states.svg").write_text(states.draw(flowrra.TRANSITIONS))
+
+PYTHON = "https://docs.python.org/3/library"
+
+
+TYPE_VARIABLES = ("P", "R", "T", "TaskT", "Item", "Answer")
+# Of web frameworks, and of what the extras keep to themselves.
+FOREIGN_TYPES = (
+    "APIRouter",
+    "HttpResponse",
+    "URLPattern",
+    r"flask\.Blueprint",
+    r"quart\.Blueprint",
+    "Router",
+    "Counts",
+)
+nitpick_ignore_regex = [
+    ("py:(class|obj)", rf"([\w.]+\.)?({'|'.join(TYPE_VARIABLES)})(\.k?w?args)?"),
+    ("py:class", "|".join(FOREIGN_TYPES)),
+]
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-docstring", mark_code, priority=100)  # before napoleon
+    app.connect("autodoc-process-signature", spell_signature)
+    app.connect("missing-reference", link_to_python)
+    # autodoc cannot spell `*args: P.args` in an overload; api/app.md writes the first one out.
+    analyzer = ModuleAnalyzer.for_module("flowrra")
+    analyzer.analyze()
+    for name in ("Flowrra.submit", "SyncFace.submit"):
+        del analyzer.overloads[name]
+
+
+def mark_code(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """Indented paragraphs of a docstring are code. Arguments and errors follow their heading without a blank line."""
+    marked: list[str] = []
+    text_before = False
+    for before, line in zip(["", *lines], lines, strict=False):
+        if line.startswith("    ") and not before and text_before:
+            marked += ["::", ""]
+        if line:
+            text_before = not line.startswith(" ")
+        marked.append(line)
+    lines[:] = marked
+
+
+def spell_signature(
+    app: Sphinx, what: str, name: str, thing: object, options: object, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Defaults that are made anew each time, and parameters of a task, as Python would write them."""
+    if signature is not None:
+        signature = signature.replace("<factory>", "...").replace("[~P,", "[P,")
+        signature = re.sub(r"\*(args|kwargs): ~typing\.~P", r"*\1: P.\1", signature)
+    return signature, returns
+
+
+def link_to_python(app: Sphinx, env: object, node: pending_xref, content: nodes.TextElement) -> nodes.Node | None:
+    """What is not found here, as a link into Python's documentation if it is a name of the standard library."""
+    found = standard_name(node.get("reftarget", ""))
+    if node.get("refdomain") != "py" or found is None:
+        return None
+    module, name = found
+    place = f"{page_of(name)}.html#{name}" if module == "builtins" else f"{module}.html#{module}.{name}"
+    return nodes.reference("", "", content, internal=False, refuri=f"{PYTHON}/{place}")
+
+
+def page_of(name: str) -> str:
+    """The page of Python's documentation that tells of a builtin."""
+    if isinstance(getattr(builtins, name), type) and issubclass(getattr(builtins, name), BaseException):
+        return "exceptions"
+    return {"None": "constants", **dict.fromkeys(("bool", "float", "int", "object", "type"), "functions")}.get(
+        name, "stdtypes"
+    )
+
+
+def standard_name(target: str) -> tuple[str, str] | None:
+    """Module and name of something in the standard library; None if there is no such thing."""
+    module, _, name = target.rpartition(".")
+    module = module or "builtins"
+    if module.partition(".")[0] not in sys.stdlib_module_names:
+        return None
+    found: Any = builtins if module == "builtins" else importlib.import_module(module)
+    return (module, name) if hasattr(found, name) else None

@@ -1,0 +1,171 @@
+"""What the pages in docs/ say of the code is true of it, and they can be built."""
+
+import ast
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import pages
+from docs import states
+from flowrra import TRANSITIONS
+from tests.pages import ROOT
+
+MOVES = {(source, target) for source, targets in TRANSITIONS.items() for target in targets}
+GUARANTEES = (ROOT / "docs" / "more" / "guarantees.md").read_text()
+EXAMPLES_PAGE = (ROOT / "docs" / "guide" / "examples.md").read_text()
+
+
+def names_in(file: str) -> set[str]:
+    tree = ast.parse((ROOT / file).read_text())
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
+# ---------------------------------------------------------------------------
+# Guarantees
+# ---------------------------------------------------------------------------
+
+PROMISES = re.findall(
+    r"^\| (?!promise |---)(.+?) \| (.+) \|$", GUARANTEES.partition("## Not promised")[0], re.MULTILINE
+)
+
+
+@pytest.mark.parametrize(("promise", "held_by"), PROMISES, ids=[promise[:40] for promise, _ in PROMISES])
+def test_a_promise_is_held_by_tests_that_exist(promise: str, held_by: str) -> None:
+    named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", held_by)
+    assert len(named) == held_by.count("`") / 2, f"{promise}: a test is not named as `file.py::test_name`"
+    assert named
+    assert [test for file, test in named if test not in names_in(file)] == []
+
+
+def test_there_are_promises() -> None:
+    assert len(PROMISES) > 20
+
+
+# ---------------------------------------------------------------------------
+# States
+# ---------------------------------------------------------------------------
+
+
+DIAGRAM = states.draw(TRANSITIONS)
+ARROW = re.compile(r'data-from="(\w+)" data-to="(\w+)" d="M([\d.]+) ([\d.]+) Q\S+ \S+ ([\d.]+) ([\d.]+)"')
+BOX = re.compile(r'<rect id="state-(\w+)" x="([\d.]+)" y="([\d.]+)" width="(\d+)" height="(\d+)"')
+
+
+def test_the_state_diagram_shows_the_moves_of_the_table() -> None:
+    assert sorted(arrow[:2] for arrow in ARROW.findall(DIAGRAM)) == sorted(MOVES)
+    assert sorted(box[0] for box in BOX.findall(DIAGRAM)) == sorted(TRANSITIONS)
+
+
+def test_an_arrow_begins_and_ends_at_its_boxes() -> None:
+    boxes = {name: tuple(map(float, place)) for name, *place in BOX.findall(DIAGRAM)}
+    for source, target, *points in ARROW.findall(DIAGRAM):
+        first, last = map(float, points[:2]), map(float, points[2:])
+        assert distance(*first, *boxes[source]) <= 0.1
+        assert distance(*last, *boxes[target]) <= states.GAP + 0.1
+
+
+def distance(x: float, y: float, left: float, top: float, width: float, height: float) -> float:
+    """From a point to a box."""
+    aside, above = max(left - x, 0, x - left - width), max(top - y, 0, y - top - height)
+    return math.hypot(aside, above)
+
+
+def test_the_table_of_moves_is_that_of_the_code() -> None:
+    page = (ROOT / "docs" / "more" / "states.md").read_text()
+    assert sorted(re.findall(r"^\| ([a-z]+) \| ([a-z]+) \| (?!when)", page, re.MULTILINE)) == sorted(MOVES)
+
+
+# ---------------------------------------------------------------------------
+# Performance
+# ---------------------------------------------------------------------------
+
+ROW = {"what": "jobs", "against": "huey", "flowrra": 9.0, "its_figure": 3.0, "unit": "/s", "ratio": 3.0}
+TIME = {"what": "p50", "against": "bare|limit", "flowrra": 2.0, "its_figure": 1.0, "unit": "ms", "ratio": 2.0}
+SCENARIO: dict[str, Any] = {
+    "title": "a drain",
+    "rows": [
+        ROW | {"judged": [2.0, 4.0, 3.0], "why_not": ""},
+        TIME | {"judged": [2.0], "why_not": ""},
+        ROW | {"against": "saq", "its_figure": None, "ratio": None, "judged": [], "why_not": "not installed"},
+    ],
+    "errors": {"saq": "not installed"},
+    "settings": {"huey": "one thread", "bare|limit": "limit: a loop", "saq": ""},
+    "queues": ["huey", "saq", "rq"],
+    "loses": {"huey": "the running jobs"},
+}
+
+
+def test_a_table_shows_ratios_ranges_losses_and_why_one_did_not_run() -> None:
+    text = pages.tables({"machine": {"cores": 2}, "scenarios": {"drain": SCENARIO}})
+    assert "| jobs | 9/s | huey\\* | 3/s | 3.00 | 2.00 to 4.00 |" in text
+    assert "| p50 | 2 ms | bare\\|limit | 1 ms | 2.00 | - |" in text
+    assert "| jobs | 9/s | saq | could not run | - | - |" in text
+    assert "- *huey*: one thread. \\*A crash loses the running jobs." in text
+    assert "- *saq*: as it comes. Could not run: not installed" in text
+
+
+def test_in_a_plot_more_is_better_whatever_the_unit() -> None:
+    assert pages.points(SCENARIO) == [
+        ("jobs, against huey", [2.0, 4.0, 3.0], False),
+        ("p50, against bare|limit", [0.5], True),
+    ]
+
+
+def test_a_headline_is_against_the_best_of_the_other_queues() -> None:
+    slower = ROW | {"against": "rq", "ratio": 5.0, "judged": [5.0], "why_not": ""}
+    limit = ROW | {"against": "bare|limit", "ratio": 0.5, "judged": [0.5], "why_not": ""}
+    found = SCENARIO | {"rows": [slower, limit, *SCENARIO["rows"]]}
+    assert pages.best_other(found, "jobs") == SCENARIO["rows"][0]
+    assert pages.best_other(found, "p50") is None
+
+
+def test_the_tables_are_made_of_the_figures_beside_them() -> None:
+    found = json.loads((pages.FOLDER / "figures.json").read_text())
+    assert (pages.FOLDER / "tables.md").read_text() == pages.tables(found)
+    assert pages.README.read_text() == pages.with_headlines(pages.README.read_text(), found)
+    assert {path.stem for path in pages.FOLDER.glob("*.svg")} == {
+        name for name, scenario in found["scenarios"].items() if pages.points(scenario)
+    }
+
+
+# ---------------------------------------------------------------------------
+# The README
+# ---------------------------------------------------------------------------
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+    text = pages.README.read_text()
+    assert len(text.splitlines()) < 200
+    linked = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert linked
+    assert [link for link in linked if not (ROOT / link).exists()] == []
+
+
+# ---------------------------------------------------------------------------
+# Examples
+# ---------------------------------------------------------------------------
+
+
+def test_the_page_of_examples_shows_all_of_them() -> None:
+    shown = re.findall(r"^```\{literalinclude\} \.\./\.\./(examples/\w+\.py)$", EXAMPLES_PAGE, re.MULTILINE)
+    assert sorted(shown) == sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "examples").glob("*.py"))
+
+
+# ---------------------------------------------------------------------------
+# The build
+# ---------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(180)  # Sphinx reads and writes everything
+def test_the_pages_are_built_without_a_warning(tmp_path: Path) -> None:
+    options = ["-W", "--keep-going", "-q", "-b", "html", "-d", str(tmp_path / "trees")]
+    command = [sys.executable, "-m", "sphinx", *options, str(ROOT / "docs"), str(tmp_path / "html")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "html" / "api" / "app.html").exists()
