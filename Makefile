@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check format docs bench build clean
+.PHONY: help setup test check coverage format docs bench build clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,12 @@ check: setup  ## Format, lint, types, tests: what must pass before a commit
 	$(BIN)/mypy --strict
 	$(BIN)/pyright
 	$(BIN)/pytest
+
+coverage: setup  ## Run the tests and say which lines and branches of all processes they reach
+	mkdir -p .cache/coverage
+	$(BIN)/coverage run -m pytest --timeout 240
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 format: setup  ## Format the code and mend what lint can mend
 	$(BIN)/ruff format

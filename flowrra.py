@@ -1104,7 +1104,7 @@ def check_priority(priority: object) -> int:
 def check_queue(name: object) -> str:
     """`name` as the name of a queue: text without commas, colons and blanks at its ends."""
     if not isinstance(name, str) or not name or name != name.strip() or set(name) & {",", ":"}:
-        raise ConfigError(f"a queue's name is text without ',' and ':', not {name!r}")
+        raise ConfigError(f"a queue's name is text without ',' and ':', nor blanks at its ends, not {name!r}")
     return name
 
 

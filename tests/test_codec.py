@@ -359,6 +359,13 @@ def test_the_watch_sees(watch: Watch) -> None:
     assert seen
 
 
+@pytest.mark.parametrize(("text", "shown"), [("x" * 80, "x" * 80), ("x" * 81, "x" * 77 + "...")], ids=["80", "81"])
+def test_an_error_shows_the_text_and_the_beginning_of_a_long_one(text: str, shown: str) -> None:
+    with pytest.raises(SerializationError) as caught:
+        decode(text)
+    assert str(caught.value).endswith(f": {shown!r}")
+
+
 def test_an_unknown_tag_is_named() -> None:
     with pytest.raises(SerializationError, match="tag 'future', which this version does not know"):
         decode('[{"$":"future","v":1}]')

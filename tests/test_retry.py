@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -102,6 +103,26 @@ def test_a_delay_that_is_none_is_refused(delay: Any) -> None:
         Retry(delay=delay)
 
 
+def test_options_are_what_the_documentation_says() -> None:
+    options = TaskOptions()
+    assert (options.max_retries, options.retry_delay, options.backoff, options.max_delay) == (3, 1.0, 2.0, 3600.0)
+    assert (options.jitter, options.timeout, options.priority, options.cpu_bound) == (False, None, 0, False)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        options.priority = 1  # type: ignore[misc]
+
+
+def test_a_task_has_a_queue_by_its_kind() -> None:
+    assert TaskOptions().line == "default"
+    assert TaskOptions(cpu_bound=True).line == "cpu"
+    assert TaskOptions(cpu_bound=True, queue="films").line == "films"
+
+
+def test_options_at_their_limits_are_taken() -> None:
+    options = TaskOptions(max_retries=0, retry_delay=0.0, max_delay=0.0, timeout=0.001, result_ttl=0.0, queue="a b")
+    assert options.queue == "a b"
+    assert [TaskOptions(priority=bound).priority for bound in (-(2**63), 2**63 - 1)] == [-(2**63), 2**63 - 1]
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -111,8 +132,16 @@ def test_a_delay_that_is_none_is_refused(delay: Any) -> None:
         {"backoff": float("nan")},
         {"max_delay": "1"},
         {"timeout": 0},
+        {"timeout": 0.0009},
         {"priority": "high"},
+        {"priority": 2**63},
+        {"priority": -(2**63) - 1},
         {"queue": "a,b"},
+        {"queue": "a:b"},
+        {"queue": " a"},
+        {"queue": "a "},
+        {"queue": ""},
+        {"queue": 1},
         {"retry_on": (1,)},
         {"result_ttl": -1},
     ],
