@@ -29,7 +29,6 @@ from flowrra import (
     PENDING,
     Activity,
     BackendConfig,
-    Broker,
     BrokerConfig,
     BrokerError,
     Clock,
@@ -48,6 +47,7 @@ from flowrra import (
     timed_out,
     unknown_job,
 )
+from flowrra_extras.redis.moving import MovingBroker
 from flowrra_extras.redis.news import News
 from flowrra_extras.redis.operations import (
     Attempts,
@@ -81,7 +81,7 @@ _PAGE = 1_000  # jobs
 _MINUTES = 60  # of activity
 
 
-class RedisBroker(Broker):
+class RedisBroker(MovingBroker):
     """Jobs in Redis, for many processes on many machines; `url` as at the top of this module.
 
     A call waits up to `config.timeout` seconds for a server that is away, restarts or fails over, and then
