@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from flowrra import Flowrra, Job, Outcome, Progress, WorkerInfo, main
+from flowrra import _EXTRA_COMMANDS, Flowrra, Job, Outcome, Progress, WorkerInfo, main
 from tests.apps import make_app
 
 APP = """
@@ -119,7 +119,9 @@ COMMANDS = {
 def test_help_lists_every_command_and_shows_examples(say: Say) -> None:
     status, out, _ = say("--help")
     assert status == 0
-    assert {line.split()[0] for line in out.splitlines() if re.match("    [a-z]", line)} == set(COMMANDS)
+    assert {line.split()[0] for line in out.splitlines() if re.match("    [a-z]", line)} == set(COMMANDS) | set(
+        _EXTRA_COMMANDS
+    )
     assert "flowrra worker shop.jobs:app" in out
     assert "FLOWRRA_APP and FLOWRRA_BROKER" in out
 
@@ -339,6 +341,16 @@ def test_show_has_the_attempts_and_the_traceback_of_the_user(say: Say) -> None:
     assert trace.startswith("Traceback (most recent call last):\n")
     assert "flowrra.py" not in trace
     assert trace.endswith("ValueError: no x\n")
+
+
+def test_show_has_the_notes_that_actions_left(say: Say) -> None:
+    task_id = enqueue(say, "fail", "--arg", '"x"')
+    work(say)
+    on_the_store(lambda app: app.requeue(task_id, by="Ada"))
+    out = say("show", task_id, "shop:app")[1]
+    assert re.search(r"^1 +failure .*\n +requeued +by Ada$", out, re.MULTILINE)
+    note = json.loads(say("show", task_id, "shop:app", "--json")[1])["attempts"][-1]
+    assert (note["outcome"], note["worker"], note["error"]) == ("note", "Ada", "requeued")
 
 
 def test_show_of_a_success_and_of_a_child(say: Say) -> None:

@@ -12,6 +12,8 @@ from flowrra import (
     REQUEUABLE,
     TRANSITIONS,
     UNFINISHED,
+    Activity,
+    ActivitySums,
     BackendConfig,
     BrokerConfig,
     Config,
@@ -21,7 +23,11 @@ from flowrra import (
     JobFilter,
     Outcome,
     TaskStatus,
+    activity_texts,
+    length_bucket,
+    quantile,
     sources,
+    sum_of_activity,
 )
 
 
@@ -106,10 +112,64 @@ def test_the_latest_attempt_follows_the_history() -> None:
         (JobFilter(ahead_of=Job("b", "t", queue="q", priority=0, seq=5)), False),
         (JobFilter(ahead_of=Job("b", "t", queue="q", priority=-1, seq=6)), False),
         (JobFilter(ahead_of=Job("b", "t", queue="other", seq=6)), False),
+        (JobFilter(error="ERROR: [n"), True),
+        (JobFilter(error="other"), False),
+        (JobFilter(parent="p"), True),
+        (JobFilter(parent="a"), False),
+        (JobFilter(from_seq=5), True),
+        (JobFilter(from_seq=6), False),
     ],
 )
 def test_filters(which: JobFilter, matches: bool) -> None:
-    assert which.matches(Job("a", "t", queue="q", worker="w", seq=5)) is matches
+    job = Job("a", "t", queue="q", worker="w", seq=5, error="KeyError: [no]", parents=("p",))
+    assert which.matches(job) is matches
+    assert not JobFilter(error="none").matches(Job("a", "t"))
+
+
+# ---------------------------------------------------------------------------
+# Activity
+# ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "bucket"),
+    [(-1.0, 0), (0.0, 0), (0.000_09, 0), (0.000_11, 1), (0.000_19, 1), (0.000_21, 2), (1.0, 14), (86_400.0, 30)],
+)
+def test_lengths_go_to_buckets_that_double(seconds: float, bucket: int) -> None:
+    assert length_bucket(seconds) == bucket
+    assert seconds < 0.0001 * 2**bucket
+
+
+def test_quantiles_lie_in_their_buckets() -> None:
+    histogram = {14: 80, 3: 10, 20: 10}
+    assert quantile({}, 0.5) is None
+    assert quantile(histogram, 0.0) == pytest.approx(0.0001 * 2**2)
+    assert quantile(histogram, 0.05) == pytest.approx(0.0001 * 2**2.5)
+    assert quantile(histogram, 0.5) == pytest.approx(0.0001 * 2**13.5)
+    assert quantile(histogram, 0.9) == pytest.approx(0.0001 * 2**14)
+    assert quantile(histogram, 1.0) == pytest.approx(0.0001 * 2**20)
+
+
+def test_an_attempt_is_counted_where_it_ended() -> None:
+    sums = ActivitySums()
+    sums.count(Job("a", "t", attempt=1, submitted=50.0), TaskStatus.SUCCESS, 58.0, 61.0)
+    sums.count(Job("b", "t", attempt=1, submitted=50.0, due=60.0), TaskStatus.FAILED, 61.0, 61.0)
+    sums.count(Job("c", "t", attempt=2, submitted=50.0), TaskStatus.RETRYING, 60.0, 61.0)
+    sums.count(Job("d", "t", attempt=1, submitted=50.0, parents=("a",)), TaskStatus.SUCCESS, 60.0, 120.0)
+    runs = {length_bucket(3.0): 1, 0: 1, length_bucket(1.0): 1}
+    assert sums.in_order() == [
+        Activity(60, "t", 1, 1, 1, {length_bucket(8.0): 1, length_bucket(1.0): 1}, runs),
+        Activity(120, "t", 1, 0, 0, {}, {length_bucket(60.0): 1}),
+    ]
+
+
+def test_activity_survives_being_stored() -> None:
+    rows = [Activity(60, "t", 1, 2, 3, {0: 4}, {34: 5}), Activity(120, "täsk", 1)]
+    texts = activity_texts(rows)
+    assert list(texts) == [60, 120]
+    assert sum_of_activity(texts.values()) == rows
+    doubled = [Activity(60, "t", 2, 4, 6, {0: 8}, {34: 10}), Activity(120, "täsk", 2)]
+    assert sum_of_activity([*texts.values(), *texts.values()]) == doubled
 
 
 # ---------------------------------------------------------------------------

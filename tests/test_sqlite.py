@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from flowrra import (
     ConfigError,
     Flowrra,
     Job,
+    JobFilter,
     Outcome,
     SQLiteBroker,
     SQLiteStore,
@@ -59,7 +60,7 @@ async def opened(path: Path, **options: Any) -> Any:
 
 async def ids_in(path: Path) -> set[str]:
     async with opened(path) as broker:
-        return {job.id for job in await broker.find(flowrra.JobFilter())}
+        return {job.id for job in await broker.find(JobFilter())}
 
 
 # ---------------------------------------------------------------------------
@@ -450,9 +451,11 @@ def live_a_life(desk: Desk) -> None:
     store.settle([succeeded(a), Outcome.fail(b, "boom")], now=NOW)
     store.settle([Outcome.retry_at(c, NOW + 1, "boom"), Outcome.cancel(d, "why")], now=NOW)
     store.report({"e": flowrra.Progress(1)})
-    store.cancel("child", now=NOW)
+    store.cancel("child", now=NOW, by="Ada")
     store.cancel("e", now=NOW)
-    store.requeue(["b", "child", "unknown"], now=NOW)
+    store.requeue(["b", "child", "unknown"], now=NOW, by="Ada")
+    store.find(JobFilter(parent="a"), limit=10, after=None, oldest_first=False)
+    store.delete(["a", "b"])
     store.next_due()
     store.heartbeat(WorkerInfo("w2"), lease=100, now=NOW)
     store.claim("default", limit=1, worker="w2", now=NOW)
@@ -489,7 +492,7 @@ INTENDED = {
     "a claim": ("crashes = 0 AND queue =", "flowrra_ready (queue=?)"),
     "a claim of a suspect": ("crashes > 0 AND queue =", "flowrra_suspect (queue=? AND crashes>?)"),
     "what a worker holds": ("SELECT crashes FROM flowrra_job WHERE status = 'running'", "flowrra_running (worker=?)"),
-    "a promotion": ("SET status = 'pending', due = NULL WHERE", "flowrra_due (due<?)"),
+    "a promotion": ("SET status = 'pending' WHERE status", "flowrra_due (due<?)"),
     "the next moment": ("SELECT min(due)", "flowrra_due"),
     "an expiry": ("AND expires <=", "flowrra_expiring (expires>? AND expires<?)"),
     "a rescue": ("crashes = crashes +", "flowrra_running (worker=?)"),
@@ -498,6 +501,7 @@ INTENDED = {
     "a purge": ("AND purge_at <", "flowrra_purge (purge_at>? AND purge_at<?)"),
     "a success": ("SET status = 'success'", "INTEGER PRIMARY KEY (rowid=?)"),
     "children": ("SELECT child FROM flowrra_dependency WHERE parent =", "PRIMARY KEY (parent=?)"),
+    "all children": ("SELECT child FROM flowrra_family WHERE parent =", "flowrra_family USING PRIMARY KEY (parent=?)"),
 }
 
 
@@ -509,3 +513,24 @@ def test_a_statement_uses_the_index_made_for_it(desk: Desk, name: str) -> None:
     assert plans
     for plan in plans:
         assert any(index in step for step in plan), plan
+
+
+@pytest.mark.parametrize("status", sorted(set(TaskStatus) - {TaskStatus.SUCCESS}))
+def test_a_search_by_state_reads_no_success(desk: Desk, status: TaskStatus) -> None:
+    others: Sequence[dict[str, Any]] = ({}, {"task": "t"}, {"error": "x"}, {"from_seq": 5})
+    for more in others:
+        desk.store.find(JobFilter(status=frozenset((status,)), **more), limit=10, after=None, oldest_first=False)
+    plans = desk.plans().values()
+    assert len(plans) == len(others)
+    for plan in plans:
+        assert not [step for step in plan if step == "SCAN flowrra_job" or "TEMP B-TREE" in step], plan
+
+
+def test_many_jobs_of_one_state_are_found_as_well(desk: Desk) -> None:
+    """Where they are many, the search does without looking for the first of them."""
+    desk.store.heartbeat(desk.worker, lease=100, now=NOW)
+    desk.store.push(jobs(*[f"j{n}" for n in range(2_100)]), now=NOW)
+    desk.claim(1_050)
+    for status in (TaskStatus.PENDING, TaskStatus.RUNNING):
+        which = JobFilter(status=frozenset((status,)))
+        assert len(desk.store.find(which, limit=2_000, after=None, oldest_first=False)) == 1_050

@@ -356,6 +356,16 @@ class BrokerMachine(RuleBasedStateMachine):
         expected = [job is not None and self.model.requeue(job, self.now) for job in known]
         assert self.run(self.broker.requeue(task_ids, now=self.now)) == expected
 
+    @rule(task_ids=st.sets(st.sampled_from(IDS), min_size=1, max_size=3))
+    def delete(self, task_ids: set[str]) -> None:
+        known = [self.model.jobs.get(task_id) for task_id in task_ids]
+        expected = [job is not None and job.finished for job in known]
+        gone = {job.id for job in known if job is not None and job.finished}
+        self.model.jobs = {task_id: job for task_id, job in self.model.jobs.items() if task_id not in gone}
+        # Settled a second time, they could hit another job: SQLite gives a free `seq` to the next one.
+        self.claimed = [job for job in self.claimed if job.id not in gone]
+        assert self.run(self.broker.delete(list(task_ids))) == expected
+
     @rule(queue=st.sampled_from(QUEUES), paused=st.sampled_from((False, False, False, True)))
     def pause(self, queue: str, paused: bool) -> None:
         (self.model.paused.add if paused else self.model.paused.discard)(queue)

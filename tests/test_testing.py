@@ -142,7 +142,7 @@ def test_the_contract_runs_without_any_plugin() -> None:
 
 def test_the_contract_finds_a_broken_broker() -> None:
     class Forgetful(MemoryBroker):
-        async def requeue(self, task_ids: object, *, now: float) -> list[bool]:
+        async def requeue(self, task_ids: object, *, now: float, by: str | None = None) -> list[bool]:
             return [True]
 
     class TestTheirs(BrokerContract, unittest.IsolatedAsyncioTestCase):

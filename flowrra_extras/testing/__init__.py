@@ -15,6 +15,7 @@ from flowrra_extras.testing.jobs import ClaimContract, PushContract, SettleContr
 from flowrra_extras.testing.lives import CancelContract, CrashContract, ParentsContract
 from flowrra_extras.testing.looking import LookingContract, WaitingContract
 from flowrra_extras.testing.schedules import ScheduleStoreContract
+from flowrra_extras.testing.tending import ActivityContract, HandContract, SearchContract
 from flowrra_extras.testing.tools import ManualClock, drain, fire_due
 
 __all__ = ["BrokerContract", "ManualClock", "ScheduleStoreContract", "drain", "fire_due"]
@@ -29,6 +30,9 @@ class BrokerContract(
     ParentsContract,
     LookingContract,
     WaitingContract,
+    SearchContract,
+    HandContract,
+    ActivityContract,
 ):
     """What every broker does, as tests. Subclass it and say how to make yours:
 

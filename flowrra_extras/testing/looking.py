@@ -270,6 +270,18 @@ class WaitingContract(Contract):
 
             assert await self.consume(t, push_and_let_pass) == ["a"]
 
+    async def test_a_due_job_of_a_paused_queue_lets_its_workers_sleep(self) -> None:
+        """They get nothing however often they ask, so that its moment, which is past, must not wake them."""
+        async with self.trial() as t:
+            await t.push(job("a", due=t.now + 1))
+            await t.broker.set_queue("default", paused=True)
+            t.clock.advance(2)
+            wait = await self.fall_asleep(t)
+            await t.broker.set_queue("default", paused=False)
+            async with asyncio.timeout(SOON):
+                await wait
+            assert await t.claim_ids() == ["a"]
+
     async def test_a_wait_ends_after_its_time(self) -> None:
         async with self.trial() as t:
             await t.claim()
@@ -305,6 +317,16 @@ class WaitingContract(Contract):
         """None of these has ended, nor does within a moment."""
         done, _ = await asyncio.wait(waits, timeout=0.03, return_when=asyncio.FIRST_COMPLETED)
         assert not done
+
+    async def fall_asleep(self, t: Trial) -> asyncio.Task[None]:
+        """The wait of a worker that finds nothing; some before it may have ended at once."""
+        for _ in range(20):
+            assert await t.claim() == []
+            wait = asyncio.create_task(t.broker.wait_ready(["default"], 60))
+            done, _ = await asyncio.wait([wait], timeout=0.03)
+            if not done:
+                return wait
+        raise AssertionError("it asks for jobs again and again")
 
     async def consume(self, t: Trial, change: Any) -> list[str]:
         """What a worker gets that waits for long when it finds nothing, if `change` comes after it looked."""

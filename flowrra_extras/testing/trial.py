@@ -5,7 +5,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
-from flowrra import Broker, Job, JobFilter, Notices, Outcome, TaskStatus, WorkerInfo
+from flowrra import Activity, Broker, Job, JobFilter, Notices, Outcome, TaskStatus, WorkerInfo
 from flowrra_extras.testing.tools import ManualClock
 
 SOON = 10.0  # real seconds within which a wake-up must have come; it is there in milliseconds
@@ -49,6 +49,13 @@ class Trial:
             self._workers[worker] = WorkerInfo(worker, "host", os.getpid(), **{**defaults, **fields})
         lease = self.lease if lease is None else lease
         return await self.broker.heartbeat(self._workers[worker], lease=lease, now=self.now)
+
+    async def tell(self, *activity: Activity, worker: str = "w1", lease: float | None = None) -> None:
+        """A heartbeat that hands over what the worker did."""
+        await self.beat(worker)
+        self._workers[worker].activity = activity
+        await self.beat(worker, lease)
+        self._workers[worker].activity = ()
 
     async def claim(self, limit: int = 100, worker: str = "w1", queue: str = "default") -> list[Job]:
         """Claim for a worker, which gets a lease if it is new."""

@@ -1,0 +1,183 @@
+"""`flowrra schedules ...`: shows and steers schedules, those in code and the stored ones."""
+
+import argparse
+import asyncio
+import collections
+import contextlib
+import dataclasses
+import datetime as dt
+import json
+import os
+import zoneinfo
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from flowrra import (
+    MISFIRES,
+    OVERLAPS,
+    ConfigError,
+    Cron,
+    Flowrra,
+    MemoryScheduleStore,
+    Schedule,
+    Scheduler,
+    check_shared,
+    duration,
+    find_task,
+    load_app,
+    print_table,
+    read_arguments,
+    unknown_schedule,
+    upcoming,
+)
+
+_HERD = 5  # schedules that fire in one moment
+
+
+def main(argv: Sequence[str]) -> int:
+    """Carry out the words after `flowrra schedules`; returns the exit status."""
+    _act(_parser().parse_args(argv))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(prog="flowrra schedules", description=_act.__doc__)
+    actions = whole.add_subparsers(metavar="ACTION", required=True)
+
+    def add(name: str, action: Callable[..., Awaitable[Any]], text: str, *names: str) -> argparse.ArgumentParser:
+        parser = actions.add_parser(name, help=text, description=text)
+        parser.set_defaults(action=action)
+        for argument in names:
+            parser.add_argument(argument)
+        parser.add_argument("where", nargs="?", metavar="WHERE", help="module:app, or the URL of a store of schedules")
+        return parser
+
+    listing = add("list", _list_schedules, "list schedules, those in code too")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    adding = add("add", _add_schedule, "store a schedule and print its id", "task")
+    when = adding.add_mutually_exclusive_group(required=True)
+    when.add_argument("--cron", metavar="EXPRESSION", help="fire when it says, such as '0 9 * * mon-fri'")
+    when.add_argument("--every", type=float, metavar="S", help="fire each S seconds")
+    when.add_argument("--at", type=dt.datetime.fromisoformat, metavar="MOMENT", help="fire once, in ISO format")
+    adding.add_argument("--tz", help="the zone of --cron and --at, such as Europe/Riga")
+    adding.add_argument("--arg", action="append", default=[], metavar="JSON", help="an argument; NAME=JSON names it")
+    adding.add_argument("--id", help="the schedule's id")
+    adding.add_argument("--description", metavar="TEXT", help="what it is for")
+    adding.add_argument("--priority", type=int, metavar="N", help="of its jobs; a lower number runs first")
+    adding.add_argument("--misfire", choices=MISFIRES, default="latest", help="what to do about missed fires (latest)")
+    adding.add_argument("--overlap", choices=OVERLAPS, default="allow", help="whether jobs may overlap (allow)")
+    add("remove", _change_schedule, "delete a stored schedule", "id").set_defaults(change=Scheduler.unschedule)
+    add("enable", _change_schedule, "let a schedule fire again", "id").set_defaults(change=Scheduler.enable_task)
+    add("disable", _change_schedule, "let a schedule not fire", "id").set_defaults(change=Scheduler.disable_task)
+    add("run", _run_schedule, "submit a job of a schedule now", "id")
+    return whole
+
+
+def _act(arguments: argparse.Namespace) -> None:
+    """Show and steer the schedules of an app, or those in a store that is given by its URL."""
+    where = arguments.where or os.environ.get("FLOWRRA_APP")
+    if not where:
+        raise ConfigError("say where: module:app, the URL of a store of schedules, or FLOWRRA_APP")
+    app = Flowrra()
+    if "://" not in where:
+        loaded = load_app(where)
+        if arguments.action is _run_schedule:
+            app = loaded
+        else:  # nothing is submitted, so the app's broker is left alone: to open it might make it
+            app.registry, app.schedules = loaded.registry, loaded.schedules
+            app.schedulers = [Scheduler(app, scheduler.store) for scheduler in loaded.schedulers]
+    else:
+        if arguments.action is _run_schedule:
+            raise ConfigError("to run a job takes its app: give module:app")
+        path = where.removeprefix("sqlite:///")
+        if path != where and arguments.action is not _add_schedule and not Path(path).exists():
+            raise ConfigError(f"there is no {path} yet: the first worker or `schedules add` makes it")
+        app.create_scheduler(where)
+
+    async def act() -> None:
+        async with app.client():
+            await arguments.action(app, arguments)
+
+    asyncio.run(act())
+
+
+async def _list_schedules(app: Flowrra, arguments: argparse.Namespace) -> None:
+    stored = [schedule for scheduler in app.schedulers for schedule in await scheduler.list_scheduled_tasks()]
+    coded = [dataclasses.replace(s, next_fire=upcoming(s, app.now())) for s in app.schedules.values()]
+    if arguments.json:
+        for schedule in (*coded, *stored):
+            print(json.dumps(_schedule_as_json(schedule, in_code=schedule in coded)))
+        return
+    rows = [_schedule_row(schedule, in_code=schedule in coded) for schedule in (*coded, *stored)]
+    print_table(["ID", "TASK", "NEXT FIRE", "STATE", "SCHEDULE"], rows, "no schedules")
+    alike = [s.next_fire_at for s in (*coded, *stored) if s.enabled and s.kind == "cron" and not s.jitter]
+    for moment, count in collections.Counter(filter(None, alike)).items():
+        if count >= _HERD:
+            print(f"{count} schedules fire at {moment:%Y-%m-%d %H:%M} UTC: H for the minute would spread them")
+
+
+def _schedule_as_json(schedule: Schedule, *, in_code: bool) -> dict[str, Any]:
+    shown = dataclasses.asdict(schedule)
+    for name in ("anchor", "next_fire", "last_fire", "created", "updated"):
+        moment = shown[name]
+        shown[name] = moment and dt.datetime.fromtimestamp(moment, dt.UTC).isoformat()
+    arguments = json.loads(shown.pop("payload"))
+    return {**shown, "arguments": arguments, "in_code": in_code, "explanation": _explained(schedule)}
+
+
+def _schedule_row(schedule: Schedule, *, in_code: bool) -> list[str]:
+    following = schedule.next_fire_at
+    with contextlib.suppress(ValueError, LookupError):  # a zone that is not known here
+        following = following and following.astimezone(zoneinfo.ZoneInfo(schedule.tz))
+    at = "" if following is None else following.isoformat(" ", "seconds")
+    state = "disabled" if not schedule.enabled else "done" if following is None else ""
+    return [schedule.id, schedule.task, at, f"{'in code ' * in_code}{state}".strip(), _explained(schedule)]
+
+
+def _explained(schedule: Schedule) -> str:
+    """The rule in words."""
+    try:
+        if schedule.kind == "interval":
+            return f"Every {duration(float(schedule.rule))}"
+        return "Once" if schedule.kind == "once" else Cron(schedule.rule, tz=schedule.tz, name=schedule.id).explain()
+    except ValueError as error:
+        return f"It cannot be read: {error}"
+
+
+def _one_scheduler(app: Flowrra) -> Scheduler:
+    if not app.schedulers or isinstance(app.schedulers[0].store, MemoryScheduleStore):
+        raise ConfigError("this app stores no schedules where others find them: app.create_scheduler() makes a store")
+    return app.schedulers[0]
+
+
+async def _add_schedule(app: Flowrra, arguments: argparse.Namespace) -> None:
+    scheduler = _one_scheduler(app)
+    args, kwargs = read_arguments(arguments.arg)
+    options = {name: getattr(arguments, name) for name in ("tz", "description", "priority", "misfire", "overlap")}
+    options |= {"args": args, "kwargs": kwargs, "task_id": arguments.id}
+    task = find_task(app, arguments.task).name if app.registry else arguments.task
+    try:
+        if arguments.cron is not None:
+            print(await scheduler.schedule_cron(task, arguments.cron, **options))
+        elif arguments.every is not None:
+            print(await scheduler.schedule_interval(task, arguments.every, **options))
+        else:
+            print(await scheduler.schedule_once(task, arguments.at, **options))
+    except TypeError as error:
+        raise ConfigError(str(error)) from None
+
+
+async def _change_schedule(app: Flowrra, arguments: argparse.Namespace) -> None:
+    if arguments.id in app.schedules:
+        raise ConfigError(f"{arguments.id!r} is declared in code: change it there")
+    if not await arguments.change(_one_scheduler(app), arguments.id):
+        raise unknown_schedule(arguments.id)
+
+
+async def _run_schedule(app: Flowrra, arguments: argparse.Namespace) -> None:
+    check_shared(app)
+    if arguments.id in app.schedules:
+        print(await app.code_schedules.submit(app.schedules[arguments.id]))
+    else:
+        print(await _one_scheduler(app).run_now(arguments.id))
