@@ -49,7 +49,6 @@ from flowrra import (
     timed_out,
     unknown_job,
 )
-from flowrra_extras.redis.news import News
 from flowrra_extras.redis.calls import (
     Attempts,
     Calls,
@@ -66,6 +65,7 @@ from flowrra_extras.redis.calls import (
     to_json,
     worker_text,
 )
+from flowrra_extras.redis.news import News
 from flowrra_extras.redis.wire import Address, Call, Link
 
 if TYPE_CHECKING:
