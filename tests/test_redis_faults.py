@@ -10,7 +10,7 @@ import pytest
 
 from flowrra import BrokerConfig, BrokerError, Config, Flowrra, Job, JobFilter, Outcome, TaskStatus, WorkerInfo
 from flowrra_extras.redis import RedisBroker, wire
-from flowrra_extras.redis.operations import Claim, Claims
+from flowrra_extras.redis.calls import Claim, Claims
 from flowrra_extras.redis.scripts import SCRIPTS
 from flowrra_extras.redis.wire import Address, Call, Link
 from tests.processes import (

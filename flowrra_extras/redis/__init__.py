@@ -10,7 +10,8 @@ Redis keeps on disk what it is told to. For "nothing is lost" configure
     appendfsync always              # with always nothing that was acknowledged
     maxmemory-policy noeviction     # any other policy throws jobs away when memory is full
 
-What runs in the server is in `scripts`, with the keys; the connections are in `wire`.
+What runs in the server is in `scripts`, with the keys; what they are told and answer is in `calls`, the
+connections are in `wire`, those who wait in `news`.
 """
 
 from __future__ import annotations
@@ -47,9 +48,7 @@ from flowrra import (
     timed_out,
     unknown_job,
 )
-from flowrra_extras.redis.moving import MovingBroker
-from flowrra_extras.redis.news import News
-from flowrra_extras.redis.operations import (
+from flowrra_extras.redis.calls import (
     Attempts,
     Calls,
     Claim,
@@ -65,6 +64,8 @@ from flowrra_extras.redis.operations import (
     to_json,
     worker_text,
 )
+from flowrra_extras.redis.moving import MovingBroker
+from flowrra_extras.redis.news import News
 from flowrra_extras.redis.wire import Address, Call, Link
 
 if TYPE_CHECKING:

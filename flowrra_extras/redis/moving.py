@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flowrra import Broker, Job, encode_arguments
-from flowrra_extras.redis.operations import member_of, to_json
+from flowrra_extras.redis.calls import member_of, to_json
 from flowrra_extras.redis.wire import Call
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from flowrra_extras.redis.operations import Calls
+    from flowrra_extras.redis.calls import Calls
 
 __all__ = ["MovingBroker"]
 

@@ -1,4 +1,4 @@
-"""Jobs and outcomes as arguments of scripts, and answers as jobs and results."""
+"""Calls of scripts: jobs and outcomes as their words, what they answer as jobs and results."""
 
 from __future__ import annotations
 
