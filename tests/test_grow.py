@@ -1,4 +1,4 @@
-"""The example of the page on backends, on each URL."""
+"""README's example of growing, on each URL."""
 
 import os
 import re
@@ -14,7 +14,7 @@ EXAMPLE = re.compile(r"<!-- grow -->\n```python\n(.*?)```\n```text\n(.*?)```", r
 
 
 def run(folder: Path, url: str) -> str:
-    found = EXAMPLE.search((ROOT / "docs" / "guide" / "backends.md").read_text())
+    found = EXAMPLE.search((ROOT / "README.md").read_text())
     assert found is not None
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JOBS": url}
     command = [sys.executable, "-W", "error", "-c", found[1]]
