@@ -27,7 +27,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from flowrra import Flowrra, JobFilter, TaskStatus
-from flowrra_extras.dashboard import create_asgi_app, create_wsgi_app, router
+from flowrra_extras.dashboard import asgi, create_asgi_app, create_wsgi_app, router
 from flowrra_extras.dashboard.building import Options
 from flowrra_extras.dashboard.django import get_urls
 from flowrra_extras.dashboard.fastapi import create_router
@@ -388,3 +388,11 @@ def test_what_is_still_being_counted_ends_with_app_sync(
     assert ended.is_set()
     gc.collect()
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("asked", "left"), [("/jobs", "/jobs"), ("/job/s", "/s"), ("/job", "/"), ("/job/", "/")], ids=str
+)
+def test_a_prefix_is_taken_off_as_a_whole(asked: str, left: str) -> None:
+    request = asgi.request_from({"method": "GET", "path": asked, "root_path": "/job", "headers": []})
+    assert (request.root, request.path) == ("/job", left)

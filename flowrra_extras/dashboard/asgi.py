@@ -85,7 +85,7 @@ async def read_body(receive: Receive) -> bytes | None:
 def request_from(scope: Scope, body: bytes = b"", below: str | None = None, native: object = None) -> Request:
     """The request as the router knows it. `below` is its path below the dashboard's root, if the framework knows."""
     root, path = scope.get("root_path", "").rstrip("/"), scope["path"]
-    if root and path.startswith(root):  # some servers leave the prefix in, as ASGI says since 2.5
+    if f"{path}/".startswith(f"{root}/"):  # some servers leave the prefix in, as ASGI says since 2.5
         path = path[len(root) :]
     if below is not None and path.endswith(below):
         root, path = root + path[: len(path) - len(below)], below
