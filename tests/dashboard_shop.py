@@ -141,7 +141,7 @@ def reachable(process: Process, port: int) -> str:
             time.sleep(0.02)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     """A shop with a worker and jobs of every kind. Tests share it, and act on jobs of their own only."""
     with Shop(tmp_path_factory.mktemp("shop")) as shop:
@@ -150,7 +150,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         yield shop
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def dashboard(shop: Shop) -> str:
     """The dashboard of the shop, served alone by ASGI."""
     return shop.serve()
