@@ -110,6 +110,7 @@ class Proxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.lose_answer_to: bytes | None = None  # pass the request that holds this on, and cut
+        self.loses_answers = False  # pass requests on, and nothing back
 
     @property
     def port(self) -> int:
@@ -139,15 +140,17 @@ class Proxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection("127.0.0.1", self._target)
         self._writers |= {writer, back}
-        for source, sink in ((reader, back), (there, writer)):
-            task = asyncio.create_task(self._pass_on(source, sink, self._generation))
+        for source, sink, is_answer in ((reader, back, False), (there, writer, True)):
+            task = asyncio.create_task(self._pass_on(source, sink, self._generation, is_answer=is_answer))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _pass_on(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, generation: int) -> None:
+    async def _pass_on(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, generation: int, *, is_answer: bool
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await source.read(65536):
-                if generation == self._generation:
+                if generation == self._generation and not (is_answer and self.loses_answers):
                     losing = self.lose_answer_to is not None and self.lose_answer_to in data
                     if losing:
                         self.forget()

@@ -10,7 +10,9 @@ import pytest
 
 from flowrra import BrokerConfig, BrokerError, Config, Flowrra, Job, JobFilter, Outcome, TaskStatus, WorkerInfo
 from flowrra_extras.redis import RedisBroker, wire
+from flowrra_extras.redis.operations import Claim, Claims
 from flowrra_extras.redis.scripts import SCRIPTS
+from flowrra_extras.redis.wire import Address, Call, Link
 from tests.processes import (
     SHORT_LEASE,
     Process,
@@ -70,45 +72,100 @@ async def test_a_push_whose_answer_is_lost_is_sent_again() -> None:
         assert [job.id for job in await broker.find(JobFilter())] == ["b", "a"]
 
 
-async def test_what_a_lost_answer_had_claimed_is_claimed_again() -> None:
+async def test_what_a_lost_answer_had_claimed_is_handed_out_again() -> None:
     async with through_a_proxy() as (broker, proxy):
         await push(broker, "held")
         (held,) = await claim(broker)
         await push(broker, "a", "b")
         lose_answer_to(proxy, "claim")
-        with pytest.raises(BrokerError, match="was lost before it answered"):
-            await claim(broker)
-        assert await broker.counts() == {("default", TaskStatus.RUNNING): 3}
-        assert [(job.id, job.attempt, job.crashes) for job in await claim(broker)] == [("a", 2, 0), ("b", 2, 0)]
+        assert [(job.id, job.attempt, job.crashes) for job in await claim(broker)] == [("a", 1, 0), ("b", 1, 0)]
+        assert await claim(broker) == []
         assert await broker.settle([Outcome.succeed(held, 1)], now=0.0) == [True]
+
+
+async def test_it_is_handed_out_to_a_later_claim_where_the_server_was_away_for_long() -> None:
+    async with through_a_proxy(timeout=0.2) as (broker, proxy):
+        await push(broker, "a")
+        proxy.loses_answers = True
+        with pytest.raises(BrokerError, match=r"has not answered for 0\.2 s"):
+            await claim(broker)
+        with pytest.raises(BrokerError):
+            await claim(broker)
+        proxy.loses_answers = False
+        assert await broker.counts() == {("default", TaskStatus.RUNNING): 1}
+        await push(broker, "b")
+        assert [(job.id, job.attempt) for job in await claim(broker)] == [("a", 1), ("b", 1)]
 
 
 async def test_a_claim_that_comes_late_takes_nothing() -> None:
     """It was sent before a connection was lost, and is carried out when its worker has long claimed anew."""
-    async with through_a_proxy() as (broker, proxy):
-        lose_answer_to(proxy, "claim")
-        with pytest.raises(BrokerError):
-            await claim(broker)
-        late = RedisBroker(broker.url)
-        await late.open()
-        assert await claim(broker) == []
+    async with through_a_proxy() as (broker, _):
+        words = Claim(Claims(), "default", 9, "w", 0.0, 0.0).words
+        late, again = Call("claim", *words), Call("claim", *words)
+        again.pack("")  # as if it had been sent before
+        link = Link(Address(broker.url), 5.0)
+        await link.send([again])
         await push(broker, "a")
-        assert await claim(late) == []
+        await link.send([late])
+        link.close()
+        assert again.answer == late.answer == [""]
         assert len(await claim(broker)) == 1
-        await late.close()
 
 
 async def test_a_settle_whose_answer_is_lost_is_recognised() -> None:
     async with through_a_proxy() as (broker, proxy):
-        await push(broker, "good", "bad", "other")
-        good, bad, other = await claim(broker)
-        outcomes = [Outcome.succeed(good, 1), Outcome.fail(bad, "boom")]
+        await push(broker, "good", "bad", "again", "other")
+        good, bad, again, other = await claim(broker)
+        outcomes = [Outcome.succeed(good, 1), Outcome.fail(bad, "boom"), Outcome.retry_at(again, 9.0, "boom")]
         lose_answer_to(proxy, "settle")
-        with pytest.raises(BrokerError, match="was lost before it answered"):
-            await broker.settle(outcomes, now=1.0)
-        assert await broker.settle([*outcomes, Outcome.succeed(other, 1)], now=2.0) == [True, True, True]
-        assert await broker.settle(outcomes, now=3.0) == [False, False], "it is recognised once"
-        assert {job.finished for job in await broker.find(JobFilter(ids=["good", "bad"]))} == {1.0}
+        assert await broker.settle([*outcomes, Outcome.succeed(other, 1)], now=1.0) == [True] * 4
+        assert await broker.settle(outcomes, now=3.0) == [False] * 3, "it is recognised once"
+        jobs = await broker.find(JobFilter(ids=["good", "bad", "again"]))
+        assert {(job.finished, job.failures) for job in jobs} == {(1.0, 0), (1.0, 1), (None, 1)}
+
+
+async def test_it_is_recognised_when_the_server_was_away_for_long() -> None:
+    async with through_a_proxy(timeout=0.2) as (broker, proxy):
+        await push(broker, "a")
+        (a,) = await claim(broker)
+        proxy.loses_answers = True
+        with pytest.raises(BrokerError, match="has not answered"):
+            await broker.settle([Outcome.succeed(a, 1)], now=1.0)
+        proxy.loses_answers = False
+        assert await broker.settle([Outcome.succeed(a, 1)], now=2.0) == [True]
+        assert await broker.settle([Outcome.succeed(a, 1)], now=3.0) == [False], "once"
+        (job,) = await broker.find(JobFilter())
+        assert job.finished == 1.0
+
+
+@pytest.mark.parametrize("is_running", [False, True])
+async def test_a_cancel_whose_answer_is_lost_is_true(is_running: bool) -> None:
+    async with through_a_proxy() as (broker, proxy):
+        await push(broker, "a")
+        await claim(broker) if is_running else None
+        await broker.cancel("unknown", now=0.0)  # the server knows the script
+        lose_answer_to(proxy, "cancel")
+        assert await broker.cancel("a", now=1.0, by="ann")
+        (job,) = await broker.find(JobFilter())
+        assert [(note.worker, note.error) for note in job.history] == [("ann", "cancelled")]
+        assert await broker.cancel("a", now=1.0) is is_running
+
+
+async def test_a_requeue_and_a_delete_whose_answers_are_lost_are_true() -> None:
+    async with through_a_proxy() as (broker, proxy):
+        await push(broker, "a", "b")
+        for task_id in ("a", "b"):
+            await broker.cancel(task_id, now=0.0)
+        await broker.requeue(["unknown"], now=0.0)
+        lose_answer_to(proxy, "requeue")
+        assert await broker.requeue(["a", "unknown"], now=1.0, by="ann") == [True, False]
+        (job,) = await broker.find(JobFilter(ids=["a"]))
+        assert [(note.worker, note.error) for note in job.history] == [("ann", "requeued")]
+        assert await broker.requeue(["a"], now=1.0) == [False]
+        await broker.delete(["unknown"])
+        lose_answer_to(proxy, "delete")
+        assert await broker.delete(["a", "b"]) == [False, True]
+        assert await broker.delete(["b"]) == [False]
 
 
 async def test_a_silent_connection_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,8 +323,8 @@ async def test_a_server_that_is_killed_under_load_loses_nothing(tmp_path: Path) 
         async with site.client() as app:
             nap = stand_in(app, "app.nap")
             worker = await site.worker("--concurrency", "5")
-            await app.submit_many(nap, [(0.02,)] * 300)
             for _ in range(2):
+                await app.submit_many(nap, [(0.02,)] * 150)
                 await some_succeeded(app, await count(app, TaskStatus.SUCCESS) + 50)
                 submits = asyncio.gather(*(app.submit(nap, 0.0) for _ in range(20)))
                 await restart(server, 0.3)

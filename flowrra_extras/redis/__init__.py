@@ -17,13 +17,17 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
+import dataclasses
 import itertools
 import json
 import logging
 from typing import TYPE_CHECKING, Any, cast
 
 from flowrra import (
+    ACTIVITY_KEPT,
     PENDING,
+    Activity,
     BackendConfig,
     Broker,
     BrokerConfig,
@@ -38,30 +42,31 @@ from flowrra import (
     TaskResult,
     TaskStatus,
     WorkerInfo,
+    activity_texts,
     check_queue,
+    sum_of_activity,
     timed_out,
     unknown_job,
 )
 from flowrra_extras.batching import Batcher
 from flowrra_extras.redis.news import News
 from flowrra_extras.redis.operations import (
+    Attempts,
     Claim,
-    Hands,
-    Operation,
+    Claims,
     Settle,
+    counted,
+    filter_text,
     job_of,
-    kind_of,
     member_of,
-    outside_parents,
-    parts,
+    push_words,
     recorded_fields,
     result_of_row,
-    run_argument,
     send_group,
     to_json,
     worker_text,
 )
-from flowrra_extras.redis.wire import Address, Link
+from flowrra_extras.redis.wire import Address, Call, Link
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -70,8 +75,11 @@ __all__ = ["RedisBroker", "broker_from_url"]
 
 logger = logging.getLogger("flowrra")
 
-_RUN = 1_000  # jobs in one argument of a push
-_PAGE = 1_000  # jobs that one call of `find` looks at, so that it never holds the server for long
+_LOOK_EVERY = 5.0  # seconds between looks for a result, should a message have been lost
+_MOST = 500_000  # jobs in one push: Redis 6.2 takes a million words, and other callers wait for 5 s
+# What one call looks at, so that it never holds the server for long.
+_PAGE = 1_000  # jobs
+_MINUTES = 60  # of activity
 
 
 class RedisBroker(Broker):
@@ -82,7 +90,7 @@ class RedisBroker(Broker):
     ids changes nothing. A connection that is silent for 5 s is given up for a new one.
     """
 
-    keeps_text = True
+    keeps_text = keeps_activity = True
 
     def __init__(
         self,
@@ -96,8 +104,9 @@ class RedisBroker(Broker):
         self.retention = retention or BackendConfig()
         self._clock = clock or Clock()
         self._address = Address(url)
-        self._hands = Hands()
-        self._batcher: Batcher[Operation, Any] | None = None
+        self._claims = Claims()
+        self._doubtful: Attempts = set()
+        self._batcher: Batcher[Call, Any] | None = None
 
     def twin(self) -> RedisBroker:
         return RedisBroker(self.url, self.config, self.retention, self._clock)
@@ -105,12 +114,15 @@ class RedisBroker(Broker):
     # Opening and closing -----------------------------------------------------------------------
 
     async def open(self) -> None:
+        with contextlib.suppress(RuntimeError):  # it was left open on a loop that is closed by now
+            await self.close()
         self._link = Link(self._address, self.config.timeout)
         self._news = News(self._address)
         self._next_due: float | None = None
-        self._batcher = Batcher(lambda operations: send_group(self._link, operations))
+        self._is_joined = False  # a call is under way, and who comes now goes with the next group
+        self._batcher = Batcher(lambda calls: send_group(self._link, calls))
         try:
-            await self._run(Operation("look"))
+            await self._run(Call("look"))
             _warn(self._address.name, await self._link.settings())
         except BaseException:
             await self.close()
@@ -120,16 +132,33 @@ class RedisBroker(Broker):
         batcher, self._batcher = self._batcher, None
         if batcher is None:
             return
+        self._link.close()
         await batcher.close()
         await self._news.close()
-        await self._link.drop()
         await asyncio.sleep(0)  # for the transports, which close their sockets in the next turn
 
-    async def _run(self, operation: Operation, weight: int = 1) -> Any:
-        """Have a script run with the next group. Cancelling leaves it open whether it was."""
+    async def _run(self, call: Call) -> Any:
+        """Have a script run at once. Cancelling leaves it open whether it was."""
+        self._check_open()
+        await self._link.send([call])
+        return _checked(call.answer)
+
+    async def _join(self, call: Call, weight: int) -> Any:
+        """The same; with those that come while it is under way, as one call with others of its kind."""
+        batcher = self._check_open()
+        if self._is_joined:
+            return await batcher.put(call, weight)
+        self._is_joined = True
+        try:
+            (answer,) = await send_group(self._link, [call])
+        finally:
+            self._is_joined = False
+        return _checked(answer)
+
+    def _check_open(self) -> Batcher[Call, Any]:
         if self._batcher is None:
             raise BrokerError(f"the broker on {self._address.name} is not open")
-        return await self._batcher.put(operation, weight)
+        return self._batcher
 
     def _bury_at(self, now: float) -> float:
         return now + self.retention.failed_ttl
@@ -139,33 +168,31 @@ class RedisBroker(Broker):
     async def push(self, jobs: Sequence[Job], *, now: float) -> list[str]:
         if not jobs:
             return []
-        runs: list[str] = []
-        for kind, kin in itertools.groupby(jobs, kind_of):
-            for part in parts(list(kin), _RUN):
-                runs.append(run_argument(kind, part))
-                if len(part) == _RUN:
-                    await asyncio.sleep(0)  # let others have the loop
-        header = to_json([repr(now), repr(self._bury_at(now)), len(runs), outside_parents(jobs)])
-        ids = await self._run(Operation("push", header, *runs, merges=True), len(jobs))
+        if len(jobs) > _MOST:
+            raise BrokerError(f"at most {_MOST:,} jobs go into Redis at once, not {len(jobs):,}: submit them in parts")
+        words = await push_words(jobs)
+        ids = await self._join(Call("push", repr(now), repr(self._bury_at(now)), *words), len(jobs))
         if isinstance(ids, str):
             raise unknown_job(ids)
         return ids or [job.id for job in jobs]
 
     async def claim(self, queue: str, *, limit: int, worker: str, now: float) -> list[Job]:
-        self._news.look(queue)
-        self._next_due, jobs = await self._run(Claim(self._hands, queue, limit, worker, now, self._bury_at(now)))
+        self._news.look(f"jobs {queue}")
+        self._next_due, jobs = await self._run(Claim(self._claims, queue, limit, worker, now, self._bury_at(now)))
         return cast("list[Job]", jobs)
 
     async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
         if not outcomes:
             return []
-        operation = Settle(self._hands, outcomes, now, self.retention)
-        return cast("list[bool]", await self._run(operation, len(outcomes)))
+        settle = Settle(outcomes, now, self.retention, self._doubtful)
+        return cast("list[bool]", await self._join(settle, len(outcomes)))
 
     async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
-        self._news.look(None)
-        arguments = (worker.id, repr(lease), repr(now), repr(self._bury_at(now)), worker_text(worker, now))
-        answer = await self._run(Operation("heartbeat", *arguments, to_json(list(worker.queues))))
+        self._news.look("notices")
+        moments = repr(lease), repr(now), repr(self._bury_at(now))
+        about = worker_text(worker, now), to_json(list(worker.queues)), repr(now - ACTIVITY_KEPT)
+        activity = (str(word) for pair in activity_texts(worker.activity).items() for word in pair)
+        answer = await self._run(Call("heartbeat", worker.id, *moments, *about, *activity))
         known, cancelled, paused, suspects, lost = answer
         lapsed = not known and worker.seen > 0
         worker.seen = now
@@ -173,20 +200,22 @@ class RedisBroker(Broker):
 
     async def report(self, progress: Mapping[str, Progress]) -> None:
         pairs = ((task_id, to_json([p.done, p.total, p.note])) for task_id, p in progress.items())
-        await self._run(Operation("report", *itertools.chain.from_iterable(pairs)))
+        await self._run(Call("report", *itertools.chain.from_iterable(pairs)))
 
-    async def cancel(self, task_id: str, *, now: float) -> bool:
-        return bool(await self._run(Operation("cancel", task_id, repr(now), repr(self._bury_at(now)))))
+    async def cancel(self, task_id: str, *, now: float, by: str | None = None) -> bool:
+        return bool(await self._run(Call("cancel", task_id, repr(now), repr(self._bury_at(now)), by or "")))
 
-    async def requeue(self, task_ids: Sequence[str], *, now: float) -> list[bool]:
-        operation = Operation("requeue", to_json(list(task_ids)), repr(now), repr(self._bury_at(now)))
-        return [flag == 1 for flag in await self._run(operation)]
+    async def requeue(self, task_ids: Sequence[str], *, now: float, by: str | None = None) -> list[bool]:
+        return [bool(flag) for flag in await self._run(Call("requeue", repr(now), by or "", *task_ids))]
+
+    async def delete(self, task_ids: Sequence[str]) -> list[bool]:
+        return [bool(flag) for flag in await self._run(Call("delete", *task_ids))]
 
     async def purge(self, before: float, limit: int) -> int:
-        return int(await self._run(Operation("purge", repr(before), str(limit))))
+        return int(await self._run(Call("purge", repr(before), str(limit))))
 
     async def set_queue(self, queue: str, *, paused: bool) -> None:
-        await self._run(Operation("set_queue", check_queue(queue), str(int(paused))))
+        await self._run(Call("set_queue", check_queue(queue), str(int(paused))))
 
     async def record(self, results: Sequence[TaskResult[Any]]) -> None:
         arguments: list[str] = []
@@ -194,32 +223,31 @@ class RedisBroker(Broker):
             purge_at = (result.finished or 0.0) + self.retention.ttl(result.status)
             arguments += (result.task_id, repr(purge_at), to_json(recorded_fields(result)))
         if arguments:
-            await self._run(Operation("record", *arguments))
+            await self._run(Call("record", *arguments))
 
     # Waiting -----------------------------------------------------------------------------------
 
     async def wait_ready(self, queues: Sequence[str], timeout: float) -> None:
         if queues and self._next_due is not None:
             timeout = min(timeout, self._next_due - self._clock.time())
-        await self._news.wait_ready(queues, timeout)
+        await self._news.wait([f"jobs {queue}" for queue in queues] or ["notices"], timeout)
 
     async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
-        waiter = self._news.expect(task_id)  # first, so that no end falls between looking and listening
+        topic = f"results {task_id}"
         try:
-            result = await self._known(task_id)
+            result = await self._look_for(task_id, topic)
             async with asyncio.timeout(timeout):
                 while not result.is_finished:
-                    self._news.listen()
-                    await waiter
-                    waiter = self._news.expect(task_id)
-                    result = await self._known(task_id)
+                    await self._news.wait([topic], _LOOK_EVERY)
+                    result = await self._look_for(task_id, topic)
             return result
         except TimeoutError:
             raise timed_out(task_id, timeout) from None
         finally:
-            self._news.forget(task_id, waiter)
+            self._news.forget(topic)
 
-    async def _known(self, task_id: str) -> TaskResult[Any]:
+    async def _look_for(self, task_id: str, topic: str) -> TaskResult[Any]:
+        self._news.look(topic)  # first, so that no end falls between looking and waiting
         (result,) = await self.get([task_id])
         if result is None:
             raise unknown_job(task_id)
@@ -228,66 +256,83 @@ class RedisBroker(Broker):
     # Looking -----------------------------------------------------------------------------------
 
     async def get(self, task_ids: Sequence[str]) -> list[TaskResult[Any] | None]:
-        rows = await self._run(Operation("get", to_json(list(task_ids)), merges=True), len(task_ids))
+        if not task_ids:
+            return []
+        rows = await self._join(Call("get", str(len(task_ids)), *task_ids), len(task_ids))
         return [result_of_row(task_id, row) if row else None for task_id, row in zip(task_ids, rows, strict=True)]
 
-    async def find(self, which: JobFilter, *, limit: int = 100, after: int | None = None) -> list[Job]:
+    async def find(
+        self, which: JobFilter, *, limit: int = 100, after: int | None = None, oldest_first: bool = False
+    ) -> list[Job]:
         found: list[Job] = []
-        async for job in self._search(which, after, limit):
+        async for job in self._search(which, after, limit, oldest_first=oldest_first):
             found.append(job)
             if len(found) == limit:
                 break
         return found
 
-    async def _search(self, which: JobFilter, after: int | None, limit: int) -> AsyncIterator[Job]:
-        """The jobs, the latest first, in steps that each look at a page of them."""
-        ahead = None if which.ahead_of is None else member_of(which.ahead_of)[:29]
-        queue = which.queue if which.ahead_of is None else which.ahead_of.queue
-        if which.ahead_of is not None and which.queue not in (None, queue):
-            return
-        parts: list[Any] = [
-            None if which.ids is None else list(dict.fromkeys(which.ids)),
-            None if which.status is None else sorted(which.status),
-            queue, which.worker, None if which.task is None else f"[{to_json(which.task)},", ahead,
-        ]  # fmt: skip
-        wanted = to_json([False if part is None else part for part in parts])
-        below = "+inf" if after is None else f"({after}"
-        while below != "(":
-            operation = Operation("find", wanted, below, str(limit), str(_PAGE))
-            next_seq, *rows = await self._run(operation)
+    async def _search(
+        self, which: JobFilter, after: int | None, limit: int, *, oldest_first: bool = False
+    ) -> AsyncIterator[Job]:
+        """The jobs in order, in steps that each look at a page of them."""
+        low = "-inf" if which.from_seq is None else str(which.from_seq)
+        high = "+inf"
+        rest = dataclasses.replace(which, ids=None)
+        last: Any = after
+        while last != "":
+            if last is not None:
+                low, high = (f"({last}", high) if oldest_first else (low, f"({last}")
+            call = Call("find", filter_text(which), str(limit), str(_PAGE), str(int(oldest_first)), low, high)
+            last, *rows = await self._run(call)
             jobs = [job_of(*rows[i : i + 3]) for i in range(0, len(rows), 3)]
-            for job in sorted(jobs, key=lambda job: -job.seq):
-                if after is None or job.seq < after:
+            for job in sorted(jobs, key=lambda job: job.seq, reverse=not oldest_first):
+                is_behind = after is None or (job.seq > after if oldest_first else job.seq < after)
+                if is_behind and rest.matches(job):
                     yield job
-            below = f"({next_seq}"
 
     async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
         which = which or JobFilter()
-        if which == JobFilter(status=which.status, queue=which.queue):
-            (pairs, _, _) = await self._run(Operation("look"))
-            names = (name.partition(" ") for name in pairs[::2])
-            counts = {
-                (queue, TaskStatus(status)): int(n) for (status, _, queue), n in zip(names, pairs[1::2], strict=True)
-            }
-            return {
-                (queue, status): number for (queue, status), number in counts.items()
-                if which.queue in (None, queue) and (which.status is None or status in which.status)
-            }  # fmt: skip
-        if which == JobFilter(ahead_of=which.ahead_of) and which.ahead_of is not None:
-            number = await self._run(Operation("ahead", which.ahead_of.queue, member_of(which.ahead_of)))
-            return {(which.ahead_of.queue, PENDING): number} if number else {}
         found: collections.Counter[tuple[str, TaskStatus]] = collections.Counter()
-        async for job in self._search(which, None, _PAGE):
-            found[job.queue, job.status] += 1
-        return dict(found)
+        if which == JobFilter(status=which.status, queue=which.queue):
+            state, _ = await self._look()
+            for status, queue, number in counted(state):
+                if which.queue in (None, queue) and (which.status is None or status in which.status):
+                    found[queue, status] += number
+        elif which.ahead_of is not None and which == JobFilter(ahead_of=which.ahead_of):
+            queue = which.ahead_of.queue
+            found[queue, PENDING] = await self._run(Call("ahead", queue, member_of(which.ahead_of)))
+        else:
+            async for job in self._search(which, None, _PAGE):
+                found[job.queue, job.status] += 1
+        return dict(+found)
 
     async def workers(self) -> list[WorkerInfo]:
-        (_, _, texts) = await self._run(Operation("look"))
+        _, texts = await self._look()
         return sorted((WorkerInfo(*json.loads(text)) for text in texts), key=lambda info: info.started)
 
     async def paused(self) -> set[str]:
-        (_, paused, _) = await self._run(Operation("look"))
-        return set(paused)
+        state, _ = await self._look()
+        return {queue for word, _, queue in (name.partition(" ") for name in state) if word == "paused"}
+
+    async def _look(self) -> tuple[dict[str, str], list[str]]:
+        """The state, and the workers."""
+        pairs, workers = await self._run(Call("look"))
+        return dict(zip(pairs[::2], pairs[1::2], strict=True)), workers
+
+    async def activity(self, since: float) -> list[Activity]:
+        texts: list[str] = []
+        first = repr(since)
+        while first != "(":
+            last, *found = await self._run(Call("activity", first, str(_MINUTES)))
+            texts += found
+            first = f"({last}"
+        return sum_of_activity(texts)
+
+
+def _checked(answer: Any) -> Any:
+    if isinstance(answer, BrokerError):
+        raise answer
+    return answer
 
 
 def _warn(name: str, settings: Mapping[str, str]) -> None:

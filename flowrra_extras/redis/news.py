@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import collections
-import itertools
 import json
 from typing import TYPE_CHECKING
 
@@ -12,99 +10,71 @@ from flowrra import BrokerError
 from flowrra_extras.redis.wire import Ear
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection
 
     from flowrra_extras.redis.wire import Address
 
 __all__ = ["News"]
 
-_LOOK_EVERY = 5.0  # seconds between looks for results, should a message have been lost
-
 
 class News:
-    """The waiters of one broker. A channel is listened to from the first wait on; that counts as news of all kinds."""
+    """The waiters of one broker. A topic is `jobs QUEUE`, `results ID` or `notices`; its first word is the channel.
+
+    Who says `look(topic)` before looking, and `wait` after it, misses nothing that is published meanwhile.
+    """
 
     def __init__(self, address: Address) -> None:
         self._ear = Ear(address, self._hear)
-        self._heard: collections.Counter[str] = collections.Counter()  # messages by channel, and by queue
-        self._looked: dict[str, int] = {}  # what had been heard when somebody last looked
-        self._ready: dict[asyncio.Future[None], Sequence[str]] = {}  # the queues, or none for notices
-        self._results: dict[str, list[asyncio.Future[None]]] = {}
-        self._look_timer: asyncio.TimerHandle | None = None
+        self._quiet: set[str] = set()  # topics that have been looked at, and not heard of since
+        self._waiters: dict[str, set[asyncio.Future[None]]] = {}
 
     async def close(self) -> None:
         """Stop listening. Those who wait get a BrokerError."""
-        if self._look_timer is not None:
-            self._look_timer.cancel()
         await self._ear.close()
-        for waiter in (*self._ready, *itertools.chain(*self._results.values())):
+        for waiter in set().union(*self._waiters.values()):
             if not waiter.done():
                 waiter.set_exception(BrokerError("the broker was closed while this call was waiting"))
 
-    def _hear(self, channel: str, text: str | None) -> None:
-        """What was published; None: anything may have been."""
-        if channel == "results":
-            for task_id in list(self._results) if text is None else json.loads(text):
-                for waiter in self._results.pop(task_id, ()):
-                    _resolve(waiter)
-            return
-        topic = channel if channel == "notices" or text is None else f"jobs {text}"
-        self._heard[topic] += 1
-        for waiter, queues in self._ready.items():
-            if not queues if channel == "notices" else queues and (text is None or text in queues):
-                _resolve(waiter)
+    def look(self, topic: str) -> None:
+        """Somebody is about to look: only what comes now is news."""
+        self._quiet.add(topic)
 
-    # Jobs and notices --------------------------------------------------------------------------
+    def forget(self, topic: str) -> None:
+        """Nobody will look any more."""
+        self._quiet.discard(topic)
 
-    def look(self, queue: str | None) -> None:
-        """Somebody is about to look for jobs in `queue`, or for notices: only what comes now is news."""
-        self._looked[queue or ""] = self._heard_of(queue)
-
-    def _heard_of(self, queue: str | None) -> int:
-        return self._heard["jobs"] + self._heard[f"jobs {queue}"] if queue else self._heard["notices"]
-
-    async def wait_ready(self, queues: Sequence[str], timeout: float) -> None:
-        """Return when there is news of one of the queues, or with none of them of other kinds."""
-        self._ear.want("jobs" if queues else "notices")
-        if any(self._looked.get(queue or "", -1) != self._heard_of(queue) for queue in queues or (None,)):
+    async def wait(self, topics: Collection[str], timeout: float) -> None:
+        """Return when there is news on one of the topics, or after so many seconds."""
+        for topic in topics:
+            self._ear.want(topic.partition(" ")[0])
+        if not self._quiet.issuperset(topics):
             return
         loop = asyncio.get_running_loop()
         waiter = loop.create_future()
-        self._ready[waiter] = queues
         timer = loop.call_later(max(0.0, timeout), _resolve, waiter)
+        for topic in topics:
+            self._waiters.setdefault(topic, set()).add(waiter)
         try:
             await waiter
         finally:
             timer.cancel()
-            self._ready.pop(waiter, None)
+            for topic in topics:
+                self._waiters[topic].discard(waiter)
+                if not self._waiters[topic]:
+                    del self._waiters[topic]
 
-    # Results -----------------------------------------------------------------------------------
-
-    def expect(self, task_id: str) -> asyncio.Future[None]:
-        """A future that is done when the job may have ended: to be had before looking whether it has."""
-        loop = asyncio.get_running_loop()
-        if self._look_timer is None:
-            self._look_timer = loop.call_later(_LOOK_EVERY, self._look)
-        waiter = loop.create_future()
-        self._results.setdefault(task_id, []).append(waiter)
-        return waiter
-
-    def listen(self) -> None:
-        """Be told of results. When that begins, all who expect one look again."""
-        self._ear.want("results")
-
-    def forget(self, task_id: str, waiter: asyncio.Future[None]) -> None:
-        """Expect it no more."""
-        waiters = self._results.get(task_id, [])
-        if waiter in waiters:
-            waiters.remove(waiter)
-        if not waiters:
-            self._results.pop(task_id, None)
-
-    def _look(self) -> None:
-        """Have all who wait look for themselves, as long as somebody does."""
-        self._look_timer = None
-        self._hear("results", None)
+    def _hear(self, channel: str, text: str | None) -> None:
+        """What was published; None: anything may have been."""
+        if text is None:
+            topics = [topic for topic in self._quiet if topic.startswith(channel)]
+        elif channel == "results":
+            topics = [f"results {task_id}" for task_id in json.loads(text)]
+        else:
+            topics = [f"jobs {text}" if channel == "jobs" else channel]
+        self._quiet.difference_update(topics)
+        for topic in topics:
+            for waiter in self._waiters.get(topic, ()):
+                _resolve(waiter)
 
 
 def _resolve(waiter: asyncio.Future[None]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import itertools
 import json
+import time
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,9 @@ from flowrra import (
     SUCCESS,
     Attempt,
     BackendConfig,
+    BrokerError,
     Job,
+    JobFilter,
     Outcome,
     Progress,
     TaskResult,
@@ -25,158 +29,110 @@ from flowrra import (
     encode_arguments,
     encode_value,
 )
+from flowrra_extras.redis.scripts import CLAIMED_FIELDS, RESULT_FIELDS
 from flowrra_extras.redis.wire import Call
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from flowrra_extras.redis.wire import Link
 
 
-class Hands:
-    """What the workers of this process hold, so that a claim or a settle whose answer was lost can be mended."""
+class Claims:
+    """The claims of a process, numbered in the order in which they go out."""
 
     def __init__(self) -> None:
-        self._held: dict[str, dict[str, int]] = {}  # worker > id > attempt
-        self._numbers: dict[str, int] = {}
-        self._doubtful: set[str] = set()  # workers that may hold more than they know of
-        self._open: set[tuple[str, int]] = set()  # attempts that may be settled already
+        self._latest = 0
+        self.lost: dict[tuple[str, str], list[str]] = {}  # queue and worker > numbers of claims without answer
 
-    def show(self, worker: str) -> tuple[str, str]:
-        """The last two arguments of a claim."""
-        if worker in self._doubtful:
-            self._doubtful.discard(worker)
-            self._numbers[worker] = self._numbers.get(worker, 0) + 1
-            return str(self._numbers[worker]), to_json(self._held.get(worker, {}))
-        return str(self._numbers.get(worker, 0)), "false"
-
-    def take(self, worker: str, jobs: Sequence[Job]) -> None:
-        held = self._held.setdefault(worker, {})
-        for job in jobs:
-            held[job.id] = job.attempt
-
-    def doubt(self, worker: str) -> None:
-        """A claim of this worker has failed, and may have been carried out."""
-        self._doubtful.add(worker)
-
-    def is_open(self, outcome: Outcome) -> bool:
-        """Whether this outcome may have been written by a call whose answer was lost."""
-        return bool(self._open) and (outcome.job.id, outcome.attempt) in self._open
-
-    def settle(self, outcomes: Sequence[Outcome], *, failed: bool) -> None:
-        for outcome in outcomes:
-            key = (outcome.job.id, outcome.attempt)
-            if failed:
-                self._open.add(key)
-                continue
-            if self._open:
-                self._open.discard(key)
-            if outcome.job.worker is not None:
-                self._held.get(outcome.job.worker, {}).pop(outcome.job.id, None)
+    def number(self) -> str:
+        """The next one. A clock, so that another broker on the same store, made later, goes on above it."""
+        self._latest = max(self._latest + 1, time.monotonic_ns() // 1000)
+        return str(self._latest)
 
 
-class Operation:
-    """What a caller wants of a script. Those of one `merges` script that meet go out as one call."""
-
-    __slots__ = ("answer", "arguments", "is_repeatable", "merges", "name")
-
-    def __init__(self, name: str, *arguments: str, merges: bool = False, is_repeatable: bool = True) -> None:
-        self.name = name
-        self.arguments: Sequence[str] = arguments
-        self.merges = merges
-        self.is_repeatable = is_repeatable
-        self.answer: Any = None
-
-    def pack(self) -> Sequence[str]:
-        """The arguments. Asked for when the call goes out."""
-        return self.arguments
-
-    def take(self, answer: Any) -> None:
-        """Note the answer, an exception if it failed, before the next group goes out."""
-        self.answer = answer
-
-
-class Claim(Operation):
-    __slots__ = ("_hands", "_now", "_queue", "_worker")
-
-    def __init__(self, hands: Hands, queue: str, limit: int, worker: str, now: float, bury_at: float) -> None:
-        super().__init__("claim", queue, str(limit), worker, repr(now), repr(bury_at), is_repeatable=False)
-        self._hands = hands
-        self._queue = queue
-        self._worker = worker
+class Claim(Call):
+    def __init__(self, claims: Claims, queue: str, limit: int, worker: str, now: float, bury_at: float) -> None:
+        self._claims = claims
+        self._place = queue, worker
         self._now = now
-
-    def pack(self) -> Sequence[str]:
-        return (*self.arguments, *self._hands.show(self._worker))
+        self._numbers = [claims.number(), *claims.lost.pop(self._place, ())]
+        super().__init__("claim", queue, str(limit), worker, repr(now), repr(bury_at), *self._numbers)
 
     def take(self, answer: Any) -> None:
-        if isinstance(answer, BaseException):
-            self._hands.doubt(self._worker)
-            self.answer = answer
-            return
-        due, *rows = answer
-        jobs = [_claimed_job(rows, i, self._queue, self._worker, self._now) for i in range(0, len(rows), 8)]
-        self._hands.take(self._worker, jobs)
-        self.answer = float(due) if due else None, jobs
+        if isinstance(answer, BrokerError):
+            self._claims.lost[self._place] = self._numbers
+            super().take(answer)
+        else:
+            due, *rows = answer
+            jobs = [_claimed_job(rows[i : i + _ROW], *self._place, self._now) for i in range(0, len(rows), _ROW)]
+            super().take((float(due) if due else None, jobs))
 
 
-class Settle(Operation):
-    __slots__ = ("_hands", "_order", "_outcomes")
+Attempts = set[tuple[str, int]]  # ids and numbers
 
-    def __init__(self, hands: Hands, outcomes: Sequence[Outcome], now: float, retention: BackendConfig) -> None:
-        text, self._order = _settle_argument(outcomes, now, retention, hands)
-        super().__init__("settle", text, merges=True, is_repeatable=False)
-        self._hands = hands
+
+class Settle(Call):
+    """`doubtful`: the attempts that may be settled already, by a call whose answer was lost."""
+
+    def __init__(self, outcomes: Sequence[Outcome], now: float, retention: BackendConfig, doubtful: Attempts) -> None:
+        super().__init__("settle", *_settle_words(outcomes, now, retention, doubtful))
         self._outcomes = outcomes
+        self._doubtful = doubtful
 
     def take(self, answer: Any) -> None:
-        failed = isinstance(answer, BaseException)
-        self._hands.settle(self._outcomes, failed=failed)
-        if failed:
-            self.answer = answer
-            return
-        written = [False] * len(self._order)
-        for index, flag in zip(self._order, answer, strict=True):
-            written[index] = flag == "1"
-        self.answer = written
+        failed = isinstance(answer, BrokerError)
+        if failed or self._doubtful:
+            change = self._doubtful.update if failed else self._doubtful.difference_update
+            change((outcome.job.id, outcome.attempt) for outcome in self._outcomes)
+        super().take(answer if failed else [flag == "1" for flag in answer])
 
 
-async def send_group(link: Link, operations: Sequence[Operation]) -> list[Any]:
-    """Send a group in one write, what merges as one call, and return the answers."""
-    merged: dict[str, list[Operation]] = {}
-    for number, operation in enumerate(operations):
-        merged.setdefault(operation.name if operation.merges else str(number), []).append(operation)
-    calls = []
-    for kin in merged.values():
-        arguments = itertools.chain.from_iterable(operation.pack() for operation in kin)
-        calls.append(Call(kin[0].name, arguments, is_repeatable=kin[0].is_repeatable))
-    await link.send(calls)
-    for call, kin in zip(calls, merged.values(), strict=True):
-        answers: Sequence[Any] = [call.answer] * len(kin)
-        if kin[0].merges and not isinstance(call.answer, BaseException):
-            answers = call.answer
-        for operation, answer in zip(kin, answers, strict=True):
-            operation.take(answer)
-    return [operation.answer for operation in operations]
+async def send_group(link: Link, calls: Sequence[Call]) -> list[Any]:
+    """Send calls in one write, those of one script as one call that has an answer for each; return the answers."""
+    kinds: dict[str, list[Call]] = {}
+    for call in calls:
+        kinds.setdefault(call.name, []).append(call)
+    merged = [Call(name, *itertools.chain.from_iterable(call.words for call in kin)) for name, kin in kinds.items()]
+    await link.send(merged)
+    for whole, kin in zip(merged, kinds.values(), strict=True):
+        failed = isinstance(whole.answer, BrokerError)
+        for call, answer in zip(kin, itertools.repeat(whole.answer) if failed else whole.answer, strict=not failed):
+            call.take(answer)
+    return [call.answer for call in calls]
 
 
 to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # raw: cjson refuses lone surrogates
 
 
-def kind_of(job: Job) -> tuple[Any, ...]:
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _kind_of(job: Job) -> tuple[Any, ...]:
     """What jobs that can go in together have in common. One that needs care of its own is alone."""
     alone = job.id if job.unique is not None or job.parents else None
     return job.task, job.queue, job.priority, job.due, job.expires, job.overrides, job.unique, job.parents, alone
 
 
-def run_argument(kind: tuple[Any, ...], jobs: Sequence[Job]) -> str:
-    task, queue, priority, due, expires, overrides, unique, parents, _ = kind
-    texts = itertools.chain.from_iterable((job.id, encode_arguments(job)) for job in jobs)
-    return to_json([
-        queue, f"{priority + _LOWEST:016x}", _plain_head(task) if not overrides else to_json([task, dict(overrides)]),
-        False if due is None else repr(due), False if expires is None else repr(expires),
-        False if unique is None else unique, list(dict.fromkeys(parents)) or False, list(texts),
-    ])  # fmt: skip
+async def push_words(jobs: Sequence[Job]) -> list[str]:
+    """The jobs as the words of a push, but for its moments."""
+    words = [to_json(needs) if (needs := _outside_parents(jobs)) else "", "0"]
+    runs = 0
+    for kind, kin in itertools.groupby(jobs, _kind_of):
+        task, queue, priority, due, expires, overrides, unique, parents, _ = kind
+        head = to_json([task, dict(overrides)]) if overrides else _plain_head(task)
+        known_parents = to_json(list(dict.fromkeys(parents))) if parents else ""
+        words += queue, f"{priority + _LOWEST:016x}", head, _text(due), _text(expires), _text(unique), known_parents, ""
+        at = len(words)
+        for number, job in enumerate(kin, 1):
+            words += job.id, encode_arguments(job)
+            if number % 1000 == 0:
+                await asyncio.sleep(0)  # let others have the loop
+        words[at - 1] = str((len(words) - at) // 2)
+        runs += 1
+    words[1] = str(runs)
+    return words
 
 
 @functools.lru_cache(maxsize=4096)
@@ -192,7 +148,7 @@ def member_of(job: Job) -> str:
     return f"{job.priority + _LOWEST:016x}{job.seq:013x}{job.id}"
 
 
-def outside_parents(jobs: Sequence[Job]) -> list[list[str]]:
+def _outside_parents(jobs: Sequence[Job]) -> list[list[str]]:
     """Of each job with parents that are not among the jobs before it: its id, then those."""
     before: set[str] = set()
     needs = []
@@ -204,35 +160,55 @@ def outside_parents(jobs: Sequence[Job]) -> list[list[str]]:
     return needs
 
 
-def parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def _settle_words(outcomes: Sequence[Outcome], now: float, retention: BackendConfig, doubtful: Attempts) -> list[str]:
+    def kind_of(outcome: Outcome) -> tuple[Any, ...]:
+        kept = retention.ttl(outcome.status) if outcome.keep is None else outcome.keep
+        again = "1" if doubtful and (outcome.job.id, outcome.attempt) in doubtful else "0"
+        return _text(outcome.job.worker), outcome.status, repr(now + kept), again
+
+    words: list[str] = []
+    runs = 0
+    for kind, kin in itertools.groupby(outcomes, kind_of):
+        words += *kind, ""
+        at = len(words)
+        size = 3 if kind[1] is SUCCESS else 6
+        for outcome in kin:
+            words += outcome.job.id, str(outcome.attempt)
+            if outcome.status is SUCCESS:
+                words.append(encode_value(outcome) if outcome.text is None else outcome.text)
+            else:
+                words += _text(outcome.error), _text(outcome.traceback), _text(outcome.due), outcome.ending
+        words[at - 1] = str((len(words) - at) // size)
+        runs += 1
+    return [repr(now), repr(now + retention.failed_ttl), str(runs), *words]
 
 
-def _settle_argument(
-    outcomes: Sequence[Outcome], now: float, retention: BackendConfig, hands: Hands
-) -> tuple[str, list[int]]:
-    """The argument of a settle, and which outcome each flag of the answer is for."""
-    successes: dict[tuple[Any, ...], tuple[list[Any], list[int]]] = {}
-    others: list[tuple[list[Any], int]] = []
-    bury_at = repr(now + retention.failed_ttl)
-    for index, outcome in enumerate(outcomes):
-        job, again = outcome.job, hands.is_open(outcome)
-        if outcome.status is SUCCESS:
-            rest, order = successes.setdefault((job.worker, outcome.keep, again), ([], []))
-            rest += (job.id, outcome.attempt, encode_value(outcome) if outcome.text is None else outcome.text)
-            order.append(index)
-        else:
-            keep = retention.failed_ttl if outcome.keep is None else outcome.keep
-            due = False if outcome.due is None else repr(outcome.due)
-            rest = [job.id, outcome.attempt, outcome.error or False, outcome.traceback or False, due, outcome.ending]
-            others.append(([job.worker, outcome.status, repr(now), bury_at, repr(now + keep), again, rest], index))
-    groups = []
-    for (worker, keep, again), (rest, _) in successes.items():
-        purge_at = now + (retention.result_ttl if keep is None else keep)
-        groups.append([worker, SUCCESS, repr(now), bury_at, repr(purge_at), again, rest])
-    order = [index for _, indices in successes.values() for index in indices]
-    return to_json([*groups, *(group for group, _ in others)]), order + [index for _, index in others]
+def filter_text(which: JobFilter) -> str:
+    """As much of a filter as the server can judge; lower case is more than ASCII only here."""
+    ahead, error = which.ahead_of, which.error
+    parts = {
+        "ids": None if which.ids is None else list(dict.fromkeys(which.ids)),
+        "status": None if which.status is None else sorted(which.status),
+        "queue": ahead.queue if which.queue is None and ahead else which.queue,
+        "worker": which.worker,
+        "head": None if which.task is None else f"[{to_json(which.task)},",
+        "ahead": None if ahead is None else member_of(ahead)[:29],
+        "error": error.lower() if error and error.isascii() else None,
+        "parent": which.parent,
+    }
+    return to_json({name: part for name, part in parts.items() if part is not None})
+
+
+def counted(state: Mapping[str, str]) -> Iterator[tuple[TaskStatus, str, int]]:
+    """The status, the queue and the number in each count of the state; a suspect is pending."""
+    for name, number in state.items():
+        word, _, queue = name.partition(" ")
+        status = "pending" if word == "suspect" else word
+        if status in _STATUSES:
+            yield TaskStatus(status), queue, int(number)
+
+
+_STATUSES = frozenset(map(str, TaskStatus))
 
 
 def recorded_fields(result: TaskResult[Any]) -> list[str]:
@@ -249,7 +225,7 @@ def recorded_fields(result: TaskResult[Any]) -> list[str]:
 
 def worker_text(worker: WorkerInfo, now: float) -> str:
     values: list[Any] = [worker.id, worker.host, worker.pid, dict(worker.queues), list(worker.tasks), worker.started]
-    return to_json([*values, now, worker.running, worker.version])
+    return to_json([*values, now, worker.running, worker.version, worker.memory])
 
 
 @functools.lru_cache(maxsize=4096)
@@ -259,8 +235,11 @@ def _head(text: str) -> tuple[str, Mapping[str, Any] | None]:
     return task, overrides
 
 
-def _claimed_job(rows: Sequence[Any], at: int, queue: str, worker: str, now: float) -> Job:
-    member, head, payload, submitted, attempt, failures, crashes, parents = rows[at : at + 8]
+_ROW = 1 + len(CLAIMED_FIELDS)
+
+
+def _claimed_job(row: Sequence[Any], queue: str, worker: str, now: float) -> Job:
+    member, attempt, head, payload, submitted, due, failures, crashes, parents = row
     task, overrides = _head(head)
     job = Job(member[29:], task, (), _NO_KEYWORDS, queue, int(member[:16], 16) - _LOWEST, payload)
     job.overrides = overrides
@@ -270,8 +249,12 @@ def _claimed_job(rows: Sequence[Any], at: int, queue: str, worker: str, now: flo
     job.submitted = float(submitted)
     job.seq = int(member[16:29], 16)
     job.attempt = int(attempt)
-    job.failures = int(failures)
-    job.crashes = int(crashes)
+    if due is not None:
+        job.due = float(due)
+    if failures is not None:
+        job.failures = int(failures)
+    if crashes is not None:
+        job.crashes = int(crashes)
     if parents is not None:
         job.parents = tuple(json.loads(parents))
     return job
@@ -280,46 +263,37 @@ def _claimed_job(rows: Sequence[Any], at: int, queue: str, worker: str, now: flo
 _NO_KEYWORDS: Mapping[str, Any] = types.MappingProxyType({})
 
 
+_READ: Mapping[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("due", "expires", "submitted", "started", "finished", "purge_at"), float),
+    **dict.fromkeys(("attempt", "failures", "crashes"), int),
+    "status": TaskStatus,
+    "parents": lambda text: tuple(json.loads(text)),
+    "progress": lambda text: Progress(*json.loads(text)),
+    "result": decode,
+    "head": _head,
+}
+
+
+def _read(name: str, text: str | None) -> Any:
+    return text if text is None or name not in _READ else _READ[name](text)
+
+
 def job_of(task_id: str, pairs: Sequence[str], history: Sequence[str]) -> Job:
-    """A job from its hash. Its fields are those of `Job`, but for `head` and `place`."""
-    values: dict[str, Any] = dict(zip(pairs[::2], pairs[1::2], strict=True))
-    task, overrides = _head(values.pop("head"))
+    """A job from its hash. Its fields are those of `Job`, but for a few."""
+    values = {name: _read(name, text) for name, text in zip(pairs[::2], pairs[1::2], strict=True)}
+    task, overrides = values.pop("head")
     place = values.pop("place")
-    values["cancel_requested"] = "cancel" in values
-    for name in ("cancel", "children"):
+    is_to_end = values.pop("cancel", None) is not None
+    for name in ("children", "requeued"):
         values.pop(name, None)
-    for name in _FLOATS & values.keys():
-        values[name] = float(values[name])
-    for name in _COUNTERS & values.keys():
-        values[name] = int(values[name])
-    if "parents" in values:
-        values["parents"] = tuple(json.loads(values["parents"]))
-    if "result" in values:
-        values["result"] = decode(values["result"])
-    if "progress" in values:
-        values["progress"] = Progress(*json.loads(values["progress"]))
-    values["status"] = TaskStatus(values["status"])
     attempts = tuple(Attempt(*json.loads(entry)) for entry in history)
-    priority, seq = int(place[:16], 16) - _LOWEST, int(place[16:], 16)
-    return Job(task_id, task, priority=priority, seq=seq, overrides=overrides, history=attempts, **values)
-
-
-_FLOATS = frozenset(("due", "expires", "submitted", "started", "finished", "purge_at"))
-_COUNTERS = frozenset(("attempt", "failures", "crashes"))
+    return Job(
+        task_id, task, priority=int(place[:16], 16) - _LOWEST, seq=int(place[16:], 16), overrides=overrides,
+        history=attempts, cancel_requested=is_to_end, **values,
+    )  # fmt: skip
 
 
 def result_of_row(task_id: str, row: Sequence[Any]) -> TaskResult[Any]:
-    head, status, result, error, traceback, attempt, submitted, started, finished, progress = row
-    return TaskResult(
-        task_id,
-        _head(head)[0],
-        TaskStatus(status),
-        None if result is None else decode(result),
-        error,
-        traceback,
-        int(attempt or 0),
-        float(submitted),
-        None if started is None else float(started),
-        None if finished is None else float(finished),
-        None if progress is None else Progress(*json.loads(progress)),
-    )
+    """A result from the values of RESULT_FIELDS, which are in the order of its own."""
+    (task, _), status, result, error, traceback, attempts, *rest = map(_read, RESULT_FIELDS, row)
+    return TaskResult(task_id, task, status, result, error, traceback, attempts or 0, *rest)

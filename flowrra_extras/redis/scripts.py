@@ -3,23 +3,29 @@
 Every transition is one atomic script over a whole group of jobs. All keys begin with the prefix in
 braces, so that a cluster keeps them in one slot. Below, P is `{flowrra}`:
 
-    P:seq             the order of submission              P:job:ID        hash: the job, see `_job_of`
-    P:all             zset seq > id: every job             P:history:ID    list: its earlier attempts, as JSON
-    P:ready:QUEUE     zset: PLACE ID, in lexical order     P:children:ID   set: blocked jobs that wait for ID
-    P:suspects:QUEUE  zset crashes > PLACE ID              P:parents:ID    set: what the blocked job ID waits for
-    P:due             zset due > id: waiting jobs          P:unique        hash key > id, of unfinished jobs
-    P:expiring        zset expires > id: not begun         P:running:W     set: what worker W holds
-    P:purge           zset purge_at > id: finished jobs    P:cancelling    set: running jobs that are to end
-    P:leases          zset end > worker, by Redis's TIME   P:workers       hash worker > JSON
-    P:claims          hash worker > number, see `claim`    P:paused        set of queues
-    P:counts          hash "STATUS QUEUE" > number         channels P:jobs, P:results, P:notices
+    P:state           hash: what scripts ask first       P:job:ID        hash: the job, see `job_of`
+    P:all             zset seq > id: every job           P:history:ID    list: its earlier attempts, as JSON
+    P:ready:QUEUE     zset: PLACE ID, in lexical order   P:children:ID   set: blocked jobs that wait for ID
+    P:suspects:QUEUE  zset crashes > PLACE ID            P:parents:ID    set: what the blocked job ID waits for
+    P:due             zset due > id: waiting jobs        P:unique        hash key > id, of unfinished jobs
+    P:expiring        zset expires > id: not begun       P:running:W     hash id > claim, of what worker W holds
+    P:purge           zset purge_at > id: finished jobs  P:cancelling    set: running jobs that are to end
+    P:leases          zset end > worker, by Redis's TIME P:workers       hash worker > JSON
+    P:minutes         zset of those with activity        P:minute:M      hash worker > what it did in it, JSON
+                                                         channels P:jobs, P:results, P:notices
+The fields of P:state:
+    seq               the order of submission            STATUS QUEUE    how many; `suspect` is pending, apart
+    paused QUEUE      it is paused                       alone W         worker W runs a suspect
+    claims W          the latest claim of W, which is there while W has a lease
 
 PLACE is the priority (16 hex digits, so biased that the lowest is 0) and the seq (13 digits): a score,
 being a double, could not hold both. Moments are text as the caller wrote it: Lua prints 14 digits.
 
-Each script has a header: ARGV, the answer. KEYS[1] is always the prefix with its colon. Arguments are few
-and large, as JSON: packing one costs redis-py more than a job does. JSON's false stands for "none",
-since cjson's null is true in Lua.
+An idle server is slow: its caches are cold, and each command that a script uses first costs 10 us, each
+further use 1 us. So push and claim keep to a handful of commands.
+
+Each script has a header: ARGV, the answer. KEYS[1] is always the prefix with its colon, ARGV[1] always 1 if
+this may be a repetition of a call whose answer was lost, else 0: it is left out below. '' stands for "none".
 """
 
 import hashlib
@@ -27,67 +33,52 @@ import json
 
 from flowrra import BY_HAND, EXPIRED, HISTORY_LIMIT, KILLED, LEFT, MAX_CRASHES, WORKER_LOST
 
-__all__ = ["RESULT_FIELDS", "SCRIPTS", "Script"]
+__all__ = ["CLAIMED_FIELDS", "RESULT_FIELDS", "SCRIPTS", "Script"]
 
 _COMMON = """
-local p = KEYS[1]  -- with its colon, so that an ACL of ~{flowrra}:* allows it
-local call, decode, encode, format = redis.call, cjson.decode, cjson.encode, string.format
+local p, again = KEYS[1], ARGV[1] == '1'  -- p with its colon, so that an ACL of ~{flowrra}:* allows it
+local call, encode, state = redis.call, cjson.encode, KEYS[1] .. 'state'
 local now, bury_at      -- the caller's wall clock, and until when what is ended here is kept
-local counts, fresh, woken, ended, purges = {}, {}, {}, {}, {}
+local counts, woken, ended, purges = {}, {}, {}, {}
+local at = 1            -- how far ARGV has been read, by `words`
 
-local function tally(status, queue, step)
-    local name = status .. ' ' .. queue
+local function words(number)
+    at = at + number
+    return unpack(ARGV, at - number + 1, at)
+end
+
+local function count(name, step)
     counts[name] = (counts[name] or 0) + step
+end
+
+local function tally(job, step)
+    count((job.status == 'pending' and job.crashes and 'suspect' or job.status) .. ' ' .. job.queue, step)
 end
 
 local function load(id)
     local key = p .. 'job:' .. id
     local v = call('HMGET', key, 'status', 'queue', 'place', 'attempt', 'worker', 'started', 'crashes', 'unique',
         'expires', 'children', 'cancel')
-    if not v[1] then return nil end
-    return {id = id, key = key, status = v[1], queue = v[2], place = v[3], attempt = v[4], worker = v[5],
+    return v[1] and {id = id, key = key, status = v[1], queue = v[2], place = v[3], attempt = v[4], worker = v[5],
         started = v[6], crashes = v[7], unique = v[8], expires = v[9], children = v[10], cancel = v[11]}
 end
 
 local function move(job, status)
-    tally(job.status, job.queue, -1)
-    tally(status, job.queue, 1)
+    tally(job, -1)
     job.status = status
+    tally(job, 1)
 end
 
--- In large pieces, since what unpack() can hold is limited.
-local function add_all(key, entries)
-    for i = 1, #entries, 2000 do
-        call('ZADD', key, unpack(entries, i, math.min(i + 1999, #entries)))
-    end
-end
-
--- Who waits for jobs found the line empty: only the first to enter an empty one need be told of.
-local function flush()
-    for queue, entries in pairs(fresh) do
-        local key = p .. 'ready:' .. queue
-        if not woken[queue] and call('ZCARD', key) == 0 then woken[queue] = true end
-        add_all(key, entries)
-    end
-    fresh = {}
-end
-
-local function line_up(job)
-    if job.crashes then
-        call('ZADD', p .. 'suspects:' .. job.queue, job.crashes, job.place .. job.id)
-        woken[job.queue] = true
-    else
-        local entries = fresh[job.queue] or {}
-        fresh[job.queue] = entries
-        entries[#entries + 1] = 0
-        entries[#entries + 1] = job.place .. job.id
-    end
+-- A command over many items in large pieces, since what unpack() can hold is limited.
+local function each(command, key, items)
+    for i = 1, #items, 4000 do call(command, key, unpack(items, i, math.min(i + 3999, #items))) end
 end
 
 local function make_ready(job)
     move(job, 'pending')
     call('HSET', job.key, 'status', 'pending')
-    line_up(job)
+    call('ZADD', p .. (job.crashes and 'suspects:' or 'ready:') .. job.queue, job.crashes or 0, job.place .. job.id)
+    if job.crashes then woken[job.queue] = true end
 end
 
 local function make_wait(job, status, due)
@@ -99,7 +90,6 @@ end
 
 -- Take a job that is not running from where it waits.
 local function leave(job)
-    flush()
     if job.status == 'pending' then
         call('ZREM', p .. (job.crashes and 'suspects:' or 'ready:') .. job.queue, job.place .. job.id)
     elseif job.status == 'blocked' then
@@ -130,6 +120,10 @@ end
 local function unblock(job)
     local due = call('HGET', job.key, 'due')
     if due and tonumber(due) > tonumber(now) then make_wait(job, 'scheduled', due) else make_ready(job) end
+end
+
+local function is_hopeless(status)
+    return status == 'failed' or status == 'cancelled'
 end
 
 local function orphaned(parent, status)
@@ -168,14 +162,16 @@ local function bury(job, status, reason)
     tell(job)
 end
 
+local function add_history(job, worker, started, ended_at, outcome, error, traceback)
+    local entry = {job.attempt or 0, encode(worker), started, ended_at, encode(outcome),
+        error and encode(error) or 'null', traceback and encode(traceback) or 'null'}
+    call('RPUSH', p .. 'history:' .. job.id, '[' .. table.concat(entry, ',') .. ']')
+    call('LTRIM', p .. 'history:' .. job.id, -HISTORY_LIMIT, -1)
+end
+
 -- Move the latest attempt into the history.
 local function archive(job, ended_at, ending, error, traceback)
-    if job.started then
-        local entry = table.concat({job.attempt, encode(job.worker), job.started, ended_at, encode(ending),
-            error and encode(error) or 'null', traceback and encode(traceback) or 'null'}, ',')
-        call('RPUSH', p .. 'history:' .. job.id, '[' .. entry .. ']')
-        call('LTRIM', p .. 'history:' .. job.id, -HISTORY_LIMIT, -1)
-    end
+    if job.started then add_history(job, job.worker, job.started, ended_at, ending, error, traceback) end
     call('HDEL', job.key, 'worker', 'started', 'finished', 'purge_at', 'progress', 'result', 'error', 'traceback',
         'due')
 end
@@ -198,7 +194,7 @@ end
 
 -- Put back all that a worker holds which is not there any more.
 local function dissolve(worker, ending, error)
-    for _, id in ipairs(call('SMEMBERS', p .. 'running:' .. worker)) do
+    for _, id in ipairs(call('HKEYS', p .. 'running:' .. worker)) do
         local job = load(id)
         if ending == 'crash' then job.crashes = call('HINCRBY', job.key, 'crashes', 1) end
         put_back(job, 'pending', nil, ending, error)
@@ -206,7 +202,7 @@ local function dissolve(worker, ending, error)
     call('DEL', p .. 'running:' .. worker)
     call('ZREM', p .. 'leases', worker)
     call('HDEL', p .. 'workers', worker)
-    call('HDEL', p .. 'claims', worker)
+    call('HDEL', state, 'claims ' .. worker, 'alone ' .. worker)
 end
 
 local function clock()
@@ -229,7 +225,7 @@ local function await_parents(job, parents)
     local waits = false
     for _, parent in ipairs(parents) do
         local status = call('HGET', p .. 'job:' .. parent, 'status')
-        if status == 'failed' or status == 'cancelled' then
+        if is_hopeless(status) then
             bury(job, 'cancelled', orphaned(parent, status))
             return
         elseif status and status ~= 'success' then  -- else it has succeeded, and may be purged by now
@@ -242,12 +238,23 @@ local function await_parents(job, parents)
     if not waits then unblock(job) end
 end
 
--- What comes last in every script that writes.
+-- Delete a finished job.
+local function erase(id)
+    local key = p .. 'job:' .. id
+    count(table.concat(call('HMGET', key, 'status', 'queue'), ' '), -1)
+    call('UNLINK', key, p .. 'history:' .. id)
+    call('ZREM', p .. 'purge', id)
+    call('ZREM', p .. 'all', id)
+end
+
+-- What comes last in every script that writes. Who waits for jobs found the line empty: only the first to
+-- enter an empty one need be told of.
 local function publish()
-    flush()
-    add_all(p .. 'purge', purges)
+    each('ZADD', p .. 'purge', purges)
     for name, step in pairs(counts) do
-        if step ~= 0 and call('HINCRBY', p .. 'counts', name, step) == 0 then call('HDEL', p .. 'counts', name) end
+        local number = step ~= 0 and call('HINCRBY', state, name, step)
+        if number == 0 then call('HDEL', state, name) end
+        if number == step and string.sub(name, 1, 8) == 'pending ' then woken[string.sub(name, 9)] = true end
     end
     for queue in pairs(woken) do call('PUBLISH', p .. 'jobs', queue) end
     if #ended > 0 then call('PUBLISH', p .. 'results', encode(ended)) end
@@ -255,14 +262,14 @@ end
 """
 
 # Take in new jobs.
-# ARGV: of each call a header [now, bury_at, runs, [[child, its parents from outside this call ..] ..]],
-#   then so many runs of jobs that are alike: [queue, priority, head, due, expires, unique, parents,
-#   [id, payload, id, payload ..]].
-# Answer: of each call 0 if all jobs are in, the list of ids if some were there already, or the parent
+# ARGV: of each call: now, bury_at, its parents from elsewhere (JSON: [[child, parent, parent ..] ..], or ''),
+#   how many runs, then so many runs of jobs that are alike: queue, priority, head, due, expires, unique,
+#   parents (JSON or ''), how many jobs, then of each its id and payload.
+# Answer: of each call 0 if all jobs are in, the list of ids if some stand for others, or the parent
 #   that is not known, in which case nothing of the call is in.
 _PUSH = """
 local function unknown_parent(needs)
-    for _, need in ipairs(needs) do
+    for _, need in ipairs(needs ~= '' and cjson.decode(needs) or {}) do
         if call('EXISTS', p .. 'job:' .. need[1]) == 0 then
             for i = 2, #need do
                 if call('EXISTS', p .. 'job:' .. need[i]) == 0 then return need[i] end
@@ -271,117 +278,99 @@ local function unknown_parent(needs)
     end
 end
 
-local function take_care(id, key, place, queue, due, expires, unique, parents)
-    if due then call('HSET', key, 'due', due) end
-    if unique then call('HSET', key, 'unique', unique) end
+local function take_care(job, due, expires, unique, parents)
+    tally(job, 1)
+    if due then call('HSET', job.key, 'due', due) end
+    if unique then call('HSET', job.key, 'unique', unique) end
     if expires then
-        call('HSET', key, 'expires', expires)
-        call('ZADD', p .. 'expiring', expires, id)
+        call('HSET', job.key, 'expires', expires)
+        call('ZADD', p .. 'expiring', expires, job.id)
     end
-    local job = {id = id, key = key, place = place, queue = queue, expires = expires, unique = unique}
-    job.status = 'blocked'
-    call('HSET', key, 'status', 'blocked')
-    tally('blocked', queue, 1)
-    if parents then
-        call('HSET', key, 'parents', encode(parents))
-        await_parents(job, parents)
-    else
-        unblock(job)
-    end
+    if parents then call('HSET', job.key, 'parents', parents) end
+    await_parents(job, parents and cjson.decode(parents) or {})
 end
 
-local function take_in(run, ids)
-    local queue, priority, head, due, expires, unique, parents, jobs = unpack(run, 1, 8)
-    local careful, all, differ = due or expires or unique or parents, {}, false
-    local seq = call('INCRBY', p .. 'seq', #jobs / 2) - #jobs / 2
-    local entries = fresh[queue] or {}
-    fresh[queue] = entries
-    for i = 1, #jobs, 2 do
-        local id = jobs[i]
-        local key = p .. 'job:' .. id
+local function some(word)
+    return word ~= '' and word
+end
+
+local function take_in(ids)
+    local queue, priority, head, due, expires, unique, parents, number = words(8)
+    due, expires, unique, parents = some(due), some(expires), some(unique), some(parents)
+    local careful, entries, differ = due or expires or unique or parents, {}, false
+    local status = careful and 'blocked' or 'pending'
+    local seq = call('HINCRBY', state, 'seq', number) - number
+    for i = at + 1, at + 2 * number, 2 do
+        local id = ARGV[i]
         seq = seq + 1
-        local place = priority .. format('%013x', seq)
-        local holder = false
-        if call('HSETNX', key, 'place', place) == 0 then
-            holder = id
-        elseif unique and call('HSETNX', p .. 'unique', unique, id) == 0 then
-            call('DEL', key)
+        local holder = call('ZADD', p .. 'all', 'NX', seq, id) == 0 and id
+        if unique and not holder and call('HSETNX', p .. 'unique', unique, id) == 0 then
+            call('ZREM', p .. 'all', id)
             holder = call('HGET', p .. 'unique', unique)
-        else
-            call('HSET', key, 'queue', queue, 'head', head, 'payload', jobs[i + 1], 'submitted', now,
-                'status', 'pending')
-            all[#all + 1] = seq
-            all[#all + 1] = id
+            differ = true
+        end
+        if not holder then
+            local key, place = p .. 'job:' .. id, priority .. string.format('%013x', seq)
+            call('HSET', key, 'place', place, 'queue', queue, 'head', head, 'payload', ARGV[i + 1], 'submitted', now,
+                'status', status)
             if careful then
-                take_care(id, key, place, queue, due, expires, unique, parents)
+                local job = {id = id, key = key, place = place, queue = queue, status = status, expires = expires,
+                    unique = unique}
+                take_care(job, due, expires, unique, parents)
             else
                 entries[#entries + 1] = 0
                 entries[#entries + 1] = place .. id
             end
         end
         ids[#ids + 1] = holder or id
-        differ = differ or (holder and holder ~= id)
     end
-    if not careful then tally('pending', queue, #all / 2) end
-    add_all(p .. 'all', all)
+    at = at + 2 * number
+    count('pending ' .. queue, #entries / 2)
+    each('ZADD', p .. 'ready:' .. queue, entries)
     return differ
 end
 
-local answers, i = {}, 1
-while ARGV[i] do
-    local header = decode(ARGV[i])
-    now, bury_at = header[1], header[2]
-    local parent = unknown_parent(header[4])
-    if parent then
-        answers[#answers + 1] = parent
-    else
-        local ids, differ = {}, false
-        for n = i + 1, i + header[3] do
-            if take_in(decode(ARGV[n]), ids) then differ = true end
-        end
-        answers[#answers + 1] = differ and ids or 0
+local function skip_run()
+    local number = select(8, words(8))
+    at = at + 2 * number
+end
+
+local answers = {}
+while ARGV[at + 1] do
+    local needs, runs
+    now, bury_at, needs, runs = words(4)
+    local ids, differ, parent = {}, false, unknown_parent(needs)
+    for _ = 1, runs do
+        if parent then skip_run() elseif take_in(ids) then differ = true end
     end
-    i = i + 1 + header[3]
+    answers[#answers + 1] = parent or (differ and ids) or 0
 end
 publish()
 return answers
 """
 
 # Hand out ready jobs.
-# ARGV: queue, limit, worker, now, bury_at, number, held (JSON: attempts by id, or false).
-#   `number` grows when the fate of an earlier claim is unknown: its answer was lost, and it may even be
-#   carried out late. What it took is put back (all but `held`), and if it still comes it is refused.
-# Answer: when the next waiting job is due ('' if none), then 8 items for each job: PLACE ID, head, payload,
-#   submitted, attempt, failures, crashes, parents.
+# ARGV: queue, limit, worker, now, bury_at, number of the claim, then the numbers of earlier ones whose answers
+#   were lost: what those took is handed out again. One that is carried out late, after a later one, takes nothing.
+# Answer: when the next waiting job is due ('' if none), then of each job PLACE ID and its CLAIMED_FIELDS.
 _CLAIM = """
-local queue, limit, worker, number, held = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[6]), decode(ARGV[7])
-now, bury_at = ARGV[4], ARGV[5]
-local answer = {''}
+local queue, limit, worker, number = ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[7])
+now, bury_at = ARGV[5], ARGV[6]
+local answer, taken, running = {''}, {}, p .. 'running:' .. worker
+local may_be_repeated = again or ARGV[8]
 
-local function may_claim()
-    local lease = call('ZSCORE', p .. 'leases', worker)
-    if not lease or tonumber(lease) <= clock() then return false end
-    if number < tonumber(call('HGET', p .. 'claims', worker) or 0) then return false end
-    return call('SISMEMBER', p .. 'paused', queue) == 0
+local function first(key)
+    return call('ZRANGE', p .. key, 0, 0, 'WITHSCORES')[2]
 end
 
-local function put_back_all_but(held)
-    for _, id in ipairs(call('SMEMBERS', p .. 'running:' .. worker)) do
-        local job = load(id)
-        if held[id] ~= tonumber(job.attempt) then
-            call('SREM', p .. 'running:' .. worker, id)
-            put_back(job, 'pending', nil, 'release', 'the answer to its claim was lost')
-        end
-    end
-    call('HSET', p .. 'claims', worker, number)
+local function has_come(moment)
+    return moment and tonumber(moment) <= tonumber(now)
 end
 
 local function promote()
     for _, id in ipairs(call('ZRANGEBYSCORE', p .. 'due', '-inf', now, 'LIMIT', 0, 1000)) do
-        local job = load(id)
-        call('HDEL', job.key, 'due')
         call('ZREM', p .. 'due', id)
-        make_ready(job)
+        make_ready(load(id))
     end
 end
 
@@ -391,85 +380,112 @@ local function expire()
     end
 end
 
-local taken = {}
+local function holds_lease()
+    local time = clock()
+    if tonumber(first('leases')) > time then return true end
+    if tonumber(call('ZSCORE', p .. 'leases', worker)) <= time then return false end
+    rescue_lapsed(worker)
+    return true
+end
+
+local function hand_out(member, fields)
+    local n = #answer
+    answer[n + 1] = member
+    for i = 1, CLAIMED_NUMBER do answer[n + 1 + i] = fields[i] end
+end
+
+local function hand_out_again()
+    local lost, held = {}, call('HGETALL', running)
+    for i = 7, #ARGV do lost[ARGV[i]] = true end
+    for i = 1, #held, 2 do
+        local key = p .. 'job:' .. held[i]
+        if lost[held[i + 1]] then
+            hand_out(call('HGET', key, 'place') .. held[i], call('HMGET', key, CLAIMED_FIELDS))
+        end
+    end
+end
 
 local function take(member)
     local id = string.sub(member, 30)
     local key = p .. 'job:' .. id
-    local values = call('HMGET', key, 'head', 'payload', 'submitted', 'attempt', 'failures', 'crashes', 'parents',
-        'expires')
-    local attempt, expires = (values[4] or 0) + 1, values[8]
-    if expires and attempt == 1 then
-        if tonumber(expires) <= tonumber(now) then return bury(load(id), 'cancelled', EXPIRED) end
+    local fields = call('HMGET', key, CLAIMED_FIELDS, 'expires')
+    local expires = fields[CLAIMED_NUMBER + 1]
+    fields[1] = (fields[1] or 0) + 1
+    if expires and fields[1] == 1 then
+        if has_come(expires) then return bury(load(id), 'cancelled', EXPIRED) end
         call('ZREM', p .. 'expiring', id)
     end
-    call('HSET', key, 'status', 'running', 'attempt', attempt, 'worker', worker, 'started', now)
-    taken[#taken + 1] = id
-    local n = #answer
-    answer[n + 1], answer[n + 2], answer[n + 3], answer[n + 4] = member, values[1], values[2], values[3]
-    answer[n + 5], answer[n + 6], answer[n + 7], answer[n + 8] = attempt, values[5] or 0, values[6] or 0, values[7]
+    call('HSET', key, 'status', 'running', 'attempt', fields[1], 'worker', worker, 'started', now)
+    local n = #taken
+    taken[n + 1], taken[n + 2] = id, ARGV[7]
+    hand_out(member, fields)
 end
 
--- A suspect for a worker that runs nothing; while it runs one, nothing.
-local function choose()
-    local running = call('SCARD', p .. 'running:' .. worker)
-    if running == 1 then
-        local id = call('SRANDMEMBER', p .. 'running:' .. worker)
-        if call('HEXISTS', p .. 'job:' .. id, 'crashes') == 1 then return end
-    elseif running == 0 then
-        local suspect = call('ZPOPMIN', p .. 'suspects:' .. queue)
-        if suspect[1] then return take(suspect[1]) end
+-- The kind of jobs that were taken: a suspect for a worker that runs nothing, and while it runs one, nothing.
+local function choose(suspects, alone)
+    if alone then return end
+    if (suspects or 0) + (counts['suspect ' .. queue] or 0) > 0 and call('HLEN', running) == 0 then
+        local suspect = call('ZPOPMIN', p .. 'suspects:' .. queue)[1]
+        take(suspect)
+        call('HSET', state, 'alone ' .. worker, taken[1])
+        return 'suspect '
     end
+    local wanted, members
     repeat
-        local members = call('ZPOPMIN', p .. 'ready:' .. queue, limit - #taken)
+        wanted = limit - #taken / 2
+        members = call('ZPOPMIN', p .. 'ready:' .. queue, wanted)
         for i = 1, #members, 2 do take(members[i]) end
-    until #taken >= limit or #members == 0
+    until #taken >= 2 * limit or #members < 2 * wanted
+    return 'pending '
 end
 
-if may_claim() then
-    if held then put_back_all_but(held) end
-    rescue_lapsed(worker)
-    promote()
-    flush()
-    expire()
-    choose()
+local function claim(suspects, alone)
+    if has_come(first('expiring')) then expire() end
+    local kind = choose(suspects, alone)
     if #taken > 0 then
-        tally('pending', queue, -#taken)
-        tally('running', queue, #taken)
-        for i = 1, #taken, 5000 do
-            call('SADD', p .. 'running:' .. worker, unpack(taken, i, math.min(i + 4999, #taken)))
-        end
+        count(kind .. queue, -#taken / 2)
+        count('running ' .. queue, #taken / 2)
+        each('HSET', running, taken)
     end
-    publish()
+    if #taken > 0 or may_be_repeated then call('HSET', state, 'claims ' .. worker, number) end
 end
-answer[1] = call('ZRANGE', p .. 'due', 0, 0, 'WITHSCORES')[2] or ''
+
+local due = first('due')
+if has_come(due) then  -- in any case: who waits, waits for the first of those that are left
+    promote()
+    due = first('due')
+end
+local asked = {'claims ' .. worker, 'paused ' .. queue, 'alone ' .. worker, 'suspect ' .. queue}
+local latest, paused, alone, suspects = unpack(call('HMGET', state, unpack(asked)), 1, 4)
+if latest and holds_lease() then
+    if may_be_repeated then hand_out_again() end
+    if number > tonumber(latest) and not paused then claim(suspects, alone) end
+end
+publish()
+answer[1] = due or ''
 return answer
 """
 
 # Write down what attempts came to.
-# ARGV: of each call a list of groups, each [worker, status, now, bury_at, purge_at, again, rest]. The rest
-#   of a success: id, attempt, result ..; of another outcome: [id, attempt, error, traceback, due, ending].
-#   `again`: it may have been written already, by a call whose answer was lost.
+# ARGV: of each call: now, bury_at, how many runs of outcomes that are alike, then of each run: worker, status,
+#   purge_at, whether they may be written already, how many, then of each outcome its id, attempt, result; or,
+#   where that is no success, id, attempt, error, traceback, due, ending.
 # Answer: of each call a text with a 1 for each outcome that was written, a 0 for each that was not.
 _SETTLE = """
-local flags, settled
+local flags
 
-local function check(worker, id, attempt, status, again)
+local function check(worker, id, attempt, status, doubtful)
     local job = load(id)
-    local mine = job and job.worker == worker and tonumber(job.attempt) == attempt
-    local holds = mine and job.status == 'running'
-    flags[#flags + 1] = (holds or (again and mine and job.status == status)) and '1' or '0'
-    if holds then
-        settled[#settled + 1] = id
-        return job
-    end
+    local same = job and job.attempt == attempt
+    local holds = same and job.status == 'running' and job.worker == worker
+    flags[#flags + 1] = (holds or (same and doubtful and job.status == status)) and '1' or '0'
+    return holds and job
 end
 
-local function write_other(worker, status, purge_at, again, id, attempt, error, traceback, due, ending)
-    local job = check(worker, id, attempt, status, again)
-    if not job then return end
+local function write_other(job, status, purge_at, error, traceback, due, ending)
+    traceback, due = traceback ~= '' and traceback, due ~= '' and due
     if ending == 'failure' then call('HINCRBY', job.key, 'failures', 1) end
-    if status == 'failed' or status == 'cancelled' then
+    if is_hopeless(status) then
         finish(job, status, purge_at, 'error', error)
         if traceback then call('HSET', job.key, 'traceback', traceback) end
         tell(job)
@@ -478,39 +494,59 @@ local function write_other(worker, status, purge_at, again, id, attempt, error, 
     end
 end
 
-local answers = {}
-for i, text in ipairs(ARGV) do
-    flags = {}
-    for _, group in ipairs(decode(text)) do
-        local worker, status, purge_at, again, rest = group[1], group[2], group[5], group[6], group[7]
-        now, bury_at, settled = group[3], group[4], {}
-        if status ~= 'success' then
-            write_other(worker, status, purge_at, again, unpack(rest, 1, 6))
-        else
-            for n = 1, #rest, 3 do
-                local job = check(worker, rest[n], rest[n + 1], status, again)
-                if job then
-                    finish(job, status, purge_at, 'result', rest[n + 2])
-                    if job.children then tell(job) end
-                end
+local function settle(worker, status, purge_at, doubtful, number)
+    local settled, is_success = {}, status == 'success'
+    local size = is_success and 3 or 6
+    for i = at + 1, at + size * number, size do
+        local id = ARGV[i]
+        local job = check(worker, id, ARGV[i + 1], status, again or doubtful == '1')
+        if job then
+            settled[#settled + 1] = id
+            if job.crashes then call('HDEL', state, 'alone ' .. worker) end
+            if is_success then
+                finish(job, status, purge_at, 'result', ARGV[i + 2])
+                if job.children then tell(job) end
+            else
+                write_other(job, status, purge_at, unpack(ARGV, i + 2, i + 5))
             end
         end
-        for n = 1, #settled, 5000 do
-            call('SREM', p .. 'running:' .. worker, unpack(settled, n, math.min(n + 4999, #settled)))
-        end
     end
-    answers[i] = table.concat(flags)
+    at = at + size * number
+    each('HDEL', p .. 'running:' .. worker, settled)
+end
+
+local answers = {}
+while ARGV[at + 1] do
+    local runs
+    now, bury_at, runs = words(3)
+    flags = {}
+    for _ = 1, runs do settle(words(5)) end
+    answers[#answers + 1] = table.concat(flags)
 end
 publish()
 return answers
 """
 
 # Register a worker or extend its lease; with a lease of 0 it takes its leave.
-# ARGV: worker, lease, now, bury_at, info (JSON), queues (JSON).
+# ARGV: worker, lease, now, bury_at, info (JSON), queues (JSON), the oldest minute to keep, then of each minute of
+#   activity that has changed: its beginning, what was done (JSON).
 # Answer: whether it was known, its jobs that are to end, paused queues, whether suspects wait, lost workers.
 _HEARTBEAT = """
-local worker, lease, info, queues = ARGV[1], tonumber(ARGV[2]), ARGV[5], decode(ARGV[6])
-now, bury_at = ARGV[3], ARGV[4]
+local worker, lease, info, queues = ARGV[2], tonumber(ARGV[3]), ARGV[6], cjson.decode(ARGV[7])
+now, bury_at = ARGV[4], ARGV[5]
+
+local function keep_activity()
+    for i = 9, #ARGV, 2 do
+        call('ZADD', p .. 'minutes', ARGV[i], ARGV[i])
+        call('HSET', p .. 'minute:' .. ARGV[i], worker, ARGV[i + 1])
+    end
+    for _, minute in ipairs(call('ZRANGEBYSCORE', p .. 'minutes', '-inf', '(' .. ARGV[8])) do
+        call('UNLINK', p .. 'minute:' .. minute)
+        call('ZREM', p .. 'minutes', minute)
+    end
+end
+
+if ARGV[9] then keep_activity() end
 if lease <= 0 then
     dissolve(worker, 'release', LEFT)
     publish()
@@ -519,25 +555,32 @@ end
 local lost = rescue_lapsed(worker)
 local known = call('ZSCORE', p .. 'leases', worker)
 local time = clock()
-call('ZADD', p .. 'leases', format('%.6f', time + lease), worker)
+call('ZADD', p .. 'leases', string.format('%.6f', time + lease), worker)
 call('HSET', p .. 'workers', worker, info)
-local suspects = 0
+call('HSETNX', state, 'claims ' .. worker, 0)
+local to_end, paused, suspects = {}, {}, 0
+for _, id in ipairs(call('SMEMBERS', p .. 'cancelling')) do
+    if call('HEXISTS', p .. 'running:' .. worker, id) == 1 then to_end[#to_end + 1] = id end
+end
 for _, queue in ipairs(queues) do
     if not known or tonumber(known) <= time then woken[queue] = true end  -- it may claim again
     if call('EXISTS', p .. 'suspects:' .. queue) == 1 then suspects = 1 end
+    if call('HEXISTS', state, 'paused ' .. queue) == 1 then paused[#paused + 1] = queue end
 end
 publish()
-return {known and 1 or 0, call('SINTER', p .. 'cancelling', p .. 'running:' .. worker),
-    call('SMEMBERS', p .. 'paused'), suspects, lost}
+return {known and 1 or 0, to_end, paused, suspects, lost}
 """
 
-# End a job.  ARGV: id, now, bury_at.  Answer: 1, or 0 if it is finished or unknown.
+# End a job.  ARGV: id, now, bury_at, who does it or ''.  Answer: 1, or 0 if it is finished or unknown.
 _CANCEL = """
-now, bury_at = ARGV[2], ARGV[3]
-local job = load(ARGV[1])
-if not job or job.status == 'success' or job.status == 'failed' or job.status == 'cancelled' then return 0 end
+now, bury_at = ARGV[3], ARGV[4]
+local job = load(ARGV[2])
+if not job then return 0 end
+if again and (job.cancel == now or call('HGET', job.key, 'finished') == now) then return 1 end
+if job.status == 'success' or is_hopeless(job.status) then return 0 end
+if ARGV[5] ~= '' then add_history(job, ARGV[5], now, now, 'note', 'cancelled') end
 if job.status == 'running' then
-    call('HSET', job.key, 'cancel', 1)
+    call('HSET', job.key, 'cancel', now)
     call('SADD', p .. 'cancelling', job.id)
     call('PUBLISH', p .. 'notices', job.worker)
 else
@@ -547,61 +590,67 @@ publish()
 return 1
 """
 
-# Make failed and cancelled jobs ready again.  ARGV: ids (JSON), now, bury_at.  Answer: a 1 or 0 for each.
+# Make failed and cancelled jobs ready again.  ARGV: now, who does it or '', then ids.  Answer: a 1 or 0 for each.
 _REQUEUE = """
-now, bury_at = ARGV[2], ARGV[3]
+now = ARGV[2]
 
-local function is_hopeless(parents)
+local function has_hope(parents)
     for _, parent in ipairs(parents) do
-        local status = call('HGET', p .. 'job:' .. parent, 'status')
-        if status == 'failed' or status == 'cancelled' then return true end
+        if is_hopeless(call('HGET', p .. 'job:' .. parent, 'status')) then return false end
     end
+    return true
 end
 
 local function requeue(id)
     local job = load(id)
-    if not job or (job.status ~= 'failed' and job.status ~= 'cancelled') then return 0 end
-    local kept = call('HMGET', job.key, 'finished', 'error', 'traceback', 'parents')
-    local finished, error, traceback, parents = kept[1], kept[2], kept[3], kept[4] and decode(kept[4])
-    if parents and is_hopeless(parents) then return 0 end
+    if not job then return 0 end
+    local kept = call('HMGET', job.key, 'finished', 'error', 'traceback', 'parents', 'requeued')
+    local finished, error, traceback, parents, requeued = unpack(kept, 1, 5)
+    if again and requeued == now then return 1 end
+    parents = parents and cjson.decode(parents) or {}
+    if not is_hopeless(job.status) or not has_hope(parents) then return 0 end
     if job.unique and call('HSETNX', p .. 'unique', job.unique, id) == 0 then return 0 end
     call('ZREM', p .. 'purge', id)
     archive(job, finished, job.status == 'failed' and 'failure' or 'cancel', error, traceback)
+    if ARGV[3] ~= '' then add_history(job, ARGV[3], now, now, 'note', 'requeued') end
     call('HDEL', job.key, 'failures', 'crashes', 'cancel', 'expires')
     job.crashes, job.cancel, job.expires = false, false, false
-    if parents then
-        move(job, 'blocked')
-        call('HSET', job.key, 'status', 'blocked')
-        await_parents(job, parents)
-    else
-        make_ready(job)
-    end
+    move(job, 'blocked')
+    call('HSET', job.key, 'status', 'blocked', 'requeued', now)
+    await_parents(job, parents)
     return 1
 end
 
 local answer = {}
-for i, id in ipairs(decode(ARGV[1])) do answer[i] = requeue(id) end
+for i = 4, #ARGV do answer[#answer + 1] = requeue(ARGV[i]) end
 publish()
 return answer
 """
 
-# Delete finished jobs.  ARGV: before, limit.  Answer: how many.
+# Delete finished jobs past their retention.  ARGV: before, limit.  Answer: how many.
 _PURGE = """
-local ids = call('ZRANGEBYSCORE', p .. 'purge', '-inf', '(' .. ARGV[1], 'LIMIT', 0, ARGV[2])
-for _, id in ipairs(ids) do
-    local key = p .. 'job:' .. id
-    tally(call('HGET', key, 'status'), call('HGET', key, 'queue'), -1)
-    call('UNLINK', key, p .. 'history:' .. id)
-    call('ZREM', p .. 'purge', id)
-    call('ZREM', p .. 'all', id)
-end
+local ids = call('ZRANGEBYSCORE', p .. 'purge', '-inf', '(' .. ARGV[2], 'LIMIT', 0, ARGV[3])
+for _, id in ipairs(ids) do erase(id) end
 publish()
 return #ids
 """
 
+# Delete finished jobs.  ARGV: ids.  Answer: for each whether it was there; of a repetition, whether it is not.
+_DELETE = """
+local answer = {}
+for i = 2, #ARGV do
+    local status = call('HGET', p .. 'job:' .. ARGV[i], 'status')
+    local is_finished = status == 'success' or is_hopeless(status)
+    if is_finished then erase(ARGV[i]) end
+    answer[#answer + 1] = (is_finished or (again and not status)) and 1 or 0
+end
+publish()
+return answer
+"""
+
 # Keep how far running jobs are.  ARGV: id, progress (JSON) ..  Answer: 0.
 _REPORT = """
-for i = 1, #ARGV, 2 do
+for i = 2, #ARGV, 2 do
     local key = p .. 'job:' .. ARGV[i]
     if call('HGET', key, 'status') == 'running' then call('HSET', key, 'progress', ARGV[i + 1]) end
 end
@@ -610,8 +659,12 @@ return 0
 
 # Pause or resume a queue.  ARGV: queue, 1 or 0.  Answer: 0.
 _SET_QUEUE = """
-call(ARGV[2] == '1' and 'SADD' or 'SREM', p .. 'paused', ARGV[1])
-call('PUBLISH', p .. 'jobs', ARGV[1])
+if ARGV[3] == '1' then
+    call('HSET', state, 'paused ' .. ARGV[2], 1)
+else
+    call('HDEL', state, 'paused ' .. ARGV[2])
+end
+call('PUBLISH', p .. 'jobs', ARGV[2])
 call('PUBLISH', p .. 'notices', '')
 return 0
 """
@@ -619,19 +672,18 @@ return 0
 # Keep finished results of jobs that ran elsewhere.
 # ARGV: of each result its id, its purge_at, and its fields (JSON).  Answer: 0.
 _RECORD = """
-for i = 1, #ARGV, 3 do
-    local id, fields = ARGV[i], decode(ARGV[i + 2])
+for i = 2, #ARGV, 3 do
+    local id, fields = ARGV[i], cjson.decode(ARGV[i + 2])
     local key = p .. 'job:' .. id
-    local status, queue, purge_at = unpack(call('HMGET', key, 'status', 'queue', 'purge_at'))
+    local status, purge_at = unpack(call('HMGET', key, 'status', 'purge_at'), 1, 2)
     if not status or purge_at then  -- a job that is alive here is not written over
-        if status then tally(status, queue, -1) end
-        local seq = call('INCR', p .. 'seq')
-        call('DEL', key)
-        call('HSET', key, 'place', '8000000000000000' .. format('%013x', seq), 'queue', '', unpack(fields))
+        if status then erase(id) end
+        local seq = call('HINCRBY', state, 'seq', 1)
+        call('HSET', key, 'place', '8000000000000000' .. string.format('%013x', seq), 'queue', '', unpack(fields))
         call('HSET', key, 'purge_at', ARGV[i + 1])
         call('ZADD', p .. 'all', seq, id)
         call('ZADD', p .. 'purge', ARGV[i + 1], id)
-        tally(call('HGET', key, 'status'), '', 1)
+        count(call('HGET', key, 'status') .. ' ', 1)
         ended[#ended + 1] = id
     end
 end
@@ -639,60 +691,75 @@ publish()
 return 0
 """
 
-# Look results up.  ARGV: of each call its ids (JSON).
+# Look results up.  ARGV: of each call how many ids, then those.
 # Answer: of each call a list with the values of RESULT_FIELDS, or 0, for each id.
 _GET = """
-local answers = {}
-for i, text in ipairs(ARGV) do
+local answers, at = {}, 2
+while ARGV[at] do
     local found = {}
-    for n, id in ipairs(decode(text)) do
-        local values = call('HMGET', p .. 'job:' .. id, RESULT_FIELDS)
-        found[n] = values[1] and values or 0
+    for i = at + 1, at + ARGV[at] do
+        local values = call('HMGET', p .. 'job:' .. ARGV[i], RESULT_FIELDS)
+        found[#found + 1] = values[1] and values or 0
     end
-    answers[i] = found
+    answers[#answers + 1] = found
+    at = at + 1 + ARGV[at]
 end
 return answers
 """
 
-# Look for jobs, the latest first, in steps.
-# ARGV: filter (JSON: ids, statuses, queue, worker, the beginning of the head, the place to be ahead of; false
-#   where it does not matter), the seq to begin below, how many to find, how many to look at.
-# Answer: the seq to go on below ('' at the end), then of each job its id, its hash and its history.
+# Look for jobs in steps.
+# ARGV: filter (JSON: what does not matter is not there), how many to find, how many to look at, 1 for the oldest
+#   first, the lowest seq and the highest, each as ZRANGEBYSCORE takes it.
+# Answer: the seq of the last one looked at ('' at the end), then of each job its id, its hash and its history.
 _FIND = """
-local ids, statuses, queue, worker, head, ahead = unpack(decode(ARGV[1]), 1, 6)
-local limit, answer = tonumber(ARGV[3]), {''}
-local wanted = {}
-for _, status in ipairs(statuses or {}) do wanted[status] = true end
+local which, limit, answer = cjson.decode(ARGV[2]), tonumber(ARGV[3]), {''}
+local wanted, ids = {}, which.ids
+for _, status in ipairs(which.status or {}) do wanted[status] = true end
+
+local function is_in(wanted, list)
+    for _, item in ipairs(list and cjson.decode(list) or {}) do
+        if item == wanted then return true end
+    end
+end
 
 local function matches(id)
-    local values = call('HMGET', p .. 'job:' .. id, 'status', 'queue', 'worker', 'head', 'place')
-    return values[1] and (not statuses or wanted[values[1]]) and (not queue or values[2] == queue)
-        and (not worker or values[3] == worker) and (not head or string.sub(values[4], 1, #head) == head)
-        and (not ahead or (values[1] == 'pending' and values[5] < ahead))
+    local status, queue, worker, head, place, error, parents = unpack(call('HMGET', p .. 'job:' .. id,
+        'status', 'queue', 'worker', 'head', 'place', 'error', 'parents'), 1, 7)
+    return status and (not which.status or wanted[status]) and (not which.queue or queue == which.queue)
+        and (not which.worker or worker == which.worker)
+        and (not which.head or string.sub(head, 1, #which.head) == which.head)
+        and (not which.ahead or (status == 'pending' and place < which.ahead))
+        and (not which.error or string.find(string.lower(error or ''), which.error, 1, true))
+        and (not which.parent or is_in(which.parent, parents))
 end
 
 local function add(id)
-    local n = #answer
-    answer[n + 1], answer[n + 2] = id, call('HGETALL', p .. 'job:' .. id)
-    answer[n + 3] = call('LRANGE', p .. 'history:' .. id, 0, -1)
+    answer[#answer + 1] = id
+    answer[#answer + 1] = call('HGETALL', p .. 'job:' .. id)
+    answer[#answer + 1] = call('LRANGE', p .. 'history:' .. id, 0, -1)
 end
 
 local function all_running()
     local found = {}
     for _, name in ipairs(call('HKEYS', p .. 'workers')) do
-        for _, id in ipairs(call('SMEMBERS', p .. 'running:' .. name)) do found[#found + 1] = id end
+        for _, id in ipairs(call('HKEYS', p .. 'running:' .. name)) do found[#found + 1] = id end
     end
     return found
 end
 
-if not ids and #(statuses or {}) == 1 and wanted.running then ids = all_running() end
+if not ids and #(which.status or {}) == 1 and wanted.running then ids = all_running() end
 if ids then
     for _, id in ipairs(ids) do
         if matches(id) then add(id) end
     end
     return answer
 end
-local page = call('ZREVRANGEBYSCORE', p .. 'all', ARGV[2], '-inf', 'WITHSCORES', 'LIMIT', 0, ARGV[4])
+local page
+if ARGV[5] == '1' then
+    page = call('ZRANGEBYSCORE', p .. 'all', ARGV[6], ARGV[7], 'WITHSCORES', 'LIMIT', 0, ARGV[4])
+else
+    page = call('ZREVRANGEBYSCORE', p .. 'all', ARGV[7], ARGV[6], 'WITHSCORES', 'LIMIT', 0, ARGV[4])
+end
 for i = 1, #page, 2 do
     if matches(page[i]) then
         add(page[i])
@@ -706,35 +773,51 @@ return answer
 
 # How many ready jobs are ahead of one.  ARGV: queue, its PLACE ID.  Answer: the number.
 _AHEAD = """
-local ahead = call('ZLEXCOUNT', p .. 'ready:' .. ARGV[1], '-', '(' .. ARGV[2])
-for _, member in ipairs(call('ZRANGE', p .. 'suspects:' .. ARGV[1], 0, -1)) do
-    if member < ARGV[2] then ahead = ahead + 1 end
+local ahead = call('ZLEXCOUNT', p .. 'ready:' .. ARGV[2], '-', '(' .. ARGV[3])
+for _, member in ipairs(call('ZRANGE', p .. 'suspects:' .. ARGV[2], 0, -1)) do
+    if member < ARGV[3] then ahead = ahead + 1 end
 end
 return ahead
 """
 
-# What there is at all.  Answer: counts, paused queues, the workers whose lease holds (JSON).
+# What there is at all.  Answer: the state, the workers whose lease holds (JSON).
 _LOOK = """
 local workers = {}
 for _, worker in ipairs(call('ZRANGEBYSCORE', p .. 'leases', '(' .. clock(), '+inf')) do
     workers[#workers + 1] = call('HGET', p .. 'workers', worker)
 end
-return {call('HGETALL', p .. 'counts'), call('SMEMBERS', p .. 'paused'), workers}
+return {call('HGETALL', state), workers}
+"""
+
+# What workers did.  ARGV: the first minute, how many to look at.
+# Answer: the last minute looked at ('' at the end), then what each worker did in each (JSON).
+_ACTIVITY = """
+local answer = {''}
+for _, minute in ipairs(call('ZRANGEBYSCORE', p .. 'minutes', ARGV[2], '+inf', 'LIMIT', 0, ARGV[3])) do
+    answer[1] = minute
+    for _, text in ipairs(call('HVALS', p .. 'minute:' .. minute)) do answer[#answer + 1] = text end
+end
+return answer
 """
 
 
 RESULT_FIELDS = (
     "head", "status", "result", "error", "traceback", "attempt", "submitted", "started", "finished", "progress",
 )  # fmt: skip
+CLAIMED_FIELDS = ("attempt", "head", "payload", "submitted", "due", "failures", "crashes", "parents")
 _CONSTANTS = {"BY_HAND": BY_HAND, "EXPIRED": EXPIRED, "KILLED": KILLED, "WORKER_LOST": WORKER_LOST, "LEFT": LEFT}
 _PREAMBLE = "".join(f"local {name} = {json.dumps(text)}\n" for name, text in _CONSTANTS.items())
 _PREAMBLE += f"local MAX_CRASHES, HISTORY_LIMIT = {MAX_CRASHES}, {HISTORY_LIMIT}\n"
+_LISTS = {name: str(fields)[1:-1] for name, fields in (("CLAIMED", CLAIMED_FIELDS), ("RESULT", RESULT_FIELDS))}
 
 
 class Script:
     """The text of a script, and the hash by which the server knows it."""
 
     def __init__(self, text: str) -> None:
+        for name, fields in _LISTS.items():
+            text = text.replace(f"{name}_FIELDS", fields)
+        text = text.replace("CLAIMED_NUMBER", str(len(CLAIMED_FIELDS)))
         self.text = (_PREAMBLE + _COMMON + text).encode()
         self.sha = hashlib.sha1(self.text).hexdigest().encode()  # noqa: S324 (Redis's name for it, no secret)
 
@@ -747,11 +830,13 @@ SCRIPTS = {
     "cancel": Script(_CANCEL),
     "requeue": Script(_REQUEUE),
     "purge": Script(_PURGE),
+    "delete": Script(_DELETE),
     "report": Script(_REPORT),
     "set_queue": Script(_SET_QUEUE),
     "record": Script(_RECORD),
-    "get": Script(_GET.replace("RESULT_FIELDS", str(RESULT_FIELDS)[1:-1])),
+    "get": Script(_GET),
     "find": Script(_FIND),
     "ahead": Script(_AHEAD),
     "look": Script(_LOOK),
+    "activity": Script(_ACTIVITY),
 }
