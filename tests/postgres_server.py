@@ -6,6 +6,7 @@ import pwd
 import secrets
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -107,3 +108,9 @@ class Server:
             connection.execute("SET default_transaction_read_only = off")
             connection.execute(f"ALTER SYSTEM SET default_transaction_read_only = {'on' if on else 'off'}")
             connection.execute("SELECT pg_reload_conf()")
+        while self._is_read_only() != on:  # the server tells its processes in its own time
+            time.sleep(0.01)
+
+    def _is_read_only(self) -> bool:
+        with psycopg.connect(self.url) as connection:
+            return connection.execute("SHOW default_transaction_read_only").fetchone() == ("on",)

@@ -110,6 +110,69 @@ async def test_closing_ends_all_waits() -> None:
     assert len(asyncio.all_tasks()) == 1
 
 
+async def test_in_place_a_lone_item_leaves_on_its_callers_task() -> None:
+    senders: list[object] = []
+
+    async def send(items: list[int]) -> Sequence[int | BaseException]:
+        senders.append(asyncio.current_task())
+        return [ValueError(item) if item == 100 else item for item in items]
+
+    batcher = Batcher(send, in_place=True)
+    assert await batcher.put(1) == 1
+    with pytest.raises(ValueError, match="100"):
+        await batcher.put(100)
+    assert senders == [asyncio.current_task()] * 2
+
+
+async def test_in_place_what_comes_meanwhile_is_the_next_group() -> None:
+    """Whoever is answered and comes again at once goes out with those who have waited."""
+    store = Store()
+
+    async def send(items: list[int]) -> Sequence[int | BaseException]:
+        await asyncio.sleep(0)
+        return await store.send(items)
+
+    batcher = Batcher(send, in_place=True)
+
+    async def come_again(number: int) -> None:
+        for turn in range(3):
+            assert await batcher.put(number + turn) == 2 * (number + turn)
+
+    await asyncio.gather(*(come_again(number) for number in (10, 20, 30)))
+    assert [sorted(group) for group in store.groups] == [[10], [11, 20, 30], [12, 21, 31], [22, 32]]
+
+
+async def test_in_place_a_caller_that_leaves_takes_its_item_along_and_no_other() -> None:
+    store = Store()
+    store.is_open.clear()
+    batcher = Batcher(store.send, in_place=True)
+    lone = asyncio.create_task(batcher.put(1))
+    await store.has_sent.wait()
+    waiting = [asyncio.create_task(batcher.put(n)) for n in (2, 3)]
+    await asyncio.sleep(0)
+    lone.cancel()
+    store.is_open.set()
+    assert await asyncio.gather(*waiting) == [4, 6]
+    assert store.groups == [[1], [2, 3]]
+    assert lone.cancelled()
+
+
+async def test_in_place_closing_leaves_the_lone_caller_to_the_sender() -> None:
+    store = Store()
+    store.is_open.clear()
+    batcher = Batcher(store.send, in_place=True)
+    lone = asyncio.create_task(batcher.put(1))
+    await store.has_sent.wait()
+    waiting = asyncio.create_task(batcher.put(2))
+    await asyncio.sleep(0)
+    await batcher.close()
+    with pytest.raises(BrokerError, match="closed"):
+        await waiting
+    store.is_open.set()
+    assert await lone == 2
+    assert store.groups == [[1]]
+
+
 @given(weights=st.lists(st.integers(1, 12), min_size=1, max_size=30), limit=st.integers(1, 10))
 async def test_groups_keep_the_order_and_the_limit(weights: list[int], limit: int) -> None:
     groups: list[list[int]] = []

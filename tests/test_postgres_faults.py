@@ -83,6 +83,14 @@ async def test_a_push_whose_answer_is_lost_is_sent_again() -> None:
         assert [job.id for job in await broker.find(JobFilter())] == ["c", "b", "a", "alone"]
 
 
+async def test_a_push_that_others_saw_before_it_was_on_disk_is_not_doubled() -> None:
+    async with through_a_proxy() as (broker, proxy):
+        proxy.lose_answer_to = b"pg_logical_emit_message"
+        assert await push(broker, "early") == ["early"]
+        assert proxy.lose_answer_to is None
+        assert [job.id for job in await claim(broker)] == ["early"]
+
+
 async def test_what_a_lost_answer_had_claimed_is_found_again() -> None:
     async with through_a_proxy() as (broker, proxy):
         await push(broker, "held")
@@ -131,6 +139,37 @@ async def test_a_settle_whose_answer_is_lost_is_recognised() -> None:
         assert [job.failures for job in await broker.find(JobFilter(ids=["again"]))] == [1]
         (child,) = await broker.find(JobFilter(ids=["child"]))
         assert child.status is TaskStatus.PENDING
+
+
+async def test_what_is_done_by_hand_is_told_as_done_though_the_answer_is_lost() -> None:
+    async with through_a_proxy() as (broker, proxy):
+        await push(broker, "a", "b")
+        (running,) = await broker.claim("default", limit=1, worker="worker-w", now=0.0)
+        for task_id in ("b", "a"):
+            proxy.lose_answer_to = b"COMMIT"
+            assert await broker.cancel(task_id, now=1.0, by="Ada") is True
+            assert proxy.lose_answer_to is None
+        await broker.settle([Outcome.cancel(running, "by hand")], now=2.0)
+        proxy.lose_answer_to = b"COMMIT"
+        assert await broker.requeue(["a", "b", "none"], now=3.0, by="Ada") == [True, True, False]
+        deeds = [
+            [note.error for note in job.history if note.outcome == "note"] for job in await broker.find(JobFilter())
+        ]
+        assert deeds == [["cancelled", "requeued"]] * 2, "each was done once"
+        assert await broker.cancel("b", now=4.0) is True
+        proxy.lose_answer_to = b"COMMIT"
+        assert await broker.delete(["a", "b"]) == [False, True]
+
+
+async def test_a_call_under_way_ends_when_the_broker_is_closed() -> None:
+    async with through_a_proxy() as (broker, proxy):
+        proxy.forget()
+        calls = [asyncio.create_task(call) for call in (push(broker, "a"), push(broker, "b"))]
+        await asyncio.sleep(0.05)
+        await broker.close()
+        for call in calls:
+            with pytest.raises(BrokerError, match="was closed while this call was waiting"):
+                await call
 
 
 async def test_a_silent_connection_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,6 +270,20 @@ async def test_a_server_that_is_killed_under_load_loses_nothing(tmp_path: Path, 
             await assert_worker_goes_on(app, worker)
     assert statuses(jobs) == {TaskStatus.SUCCESS: 340}
     assert {job.failures for job in jobs} == {0}
+
+
+async def test_what_was_pushed_is_on_disk(server: Server) -> None:
+    """A server that loses what it had in memory has the job, though others saw it before it was on disk."""
+    with clean_schema(server.url) as (connection, schema):
+        connection.close()
+        broker = PostgresBroker(f"{server.url}?schema={schema}")
+        await broker.open()
+        for number in range(3):
+            await asyncio.sleep(0.02)  # a pause, after which a push is told of early
+            await push(broker, f"j{number}")
+            await restart(server, 0.0)
+        assert [job.id for job in await broker.find(JobFilter())] == ["j2", "j1", "j0"]
+        await broker.close()
 
 
 async def test_a_stall_longer_than_the_lease_ends_no_worker(tmp_path: Path, server: Server) -> None:

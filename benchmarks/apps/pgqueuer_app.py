@@ -1,8 +1,9 @@
-"""pgqueuer on the database of BENCH_DATABASE: the worker's factory, and a client. It keeps no results."""
+"""pgqueuer on the database of BENCH_DATABASE: a client, and the worker if run as a program. It keeps no results."""
 
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import asynccontextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 database = os.environ.get("BENCH_DATABASE", "")
-WORKER = ("-m", "pgqueuer", "run", "benchmarks.apps.pgqueuer_app:make")
-GROUPS = ("--batch-size", "100", "--max-concurrent-tasks", "200")  # the fastest of 10, 50, 100, 200 and 500
+WORKER = ("-m", "benchmarks.apps.pgqueuer_app")
+GROUPS = ("100", "200")  # batch size, concurrent tasks: the fastest of 10, 50, 100, 200 and 500
 
 
 async def connect() -> tuple[Any, Any]:
@@ -22,7 +23,8 @@ async def connect() -> tuple[Any, Any]:
     return connection, import_module("pgqueuer.db").AsyncpgDriver(connection)
 
 
-async def make() -> Any:
+async def serve() -> None:
+    """What its own command does, without what that adds."""
     _, driver = await connect()
     worker = import_module("pgqueuer").PgQueuer(driver)
 
@@ -34,7 +36,8 @@ async def make() -> Any:
     async def stamp(job: Any) -> None:
         work.leave_stamp(job.payload.decode())
 
-    return worker
+    groups = dict(zip(("batch_size", "max_concurrent_tasks"), map(int, sys.argv[1:]), strict=False))
+    await worker.run(**groups)
 
 
 class Client:
@@ -68,3 +71,7 @@ async def client() -> AsyncIterator[Client]:
         await found._queries.install()
     yield found
     await connection.close()
+
+
+if __name__ == "__main__":
+    import_module("uvloop").run(serve())  # the loop that its command takes

@@ -95,15 +95,15 @@ async def wait_for_none(app: Any) -> int:
 
 async def submit_to_peer(app: Any, many: int, lone: int) -> Figures:
     async with app.client() as client:
+        begin = time.perf_counter()
+        await client.submit_many(many)
+        figures = {"many": many / (time.perf_counter() - begin)}
         for n in range(50):
             await client.submit(n)
         begin = time.perf_counter()
         for n in range(lone):
             await client.submit(n)
-        alone = lone / (time.perf_counter() - begin)
-        begin = time.perf_counter()
-        await client.submit_many(many)
-        return {"sequential": alone, "many": many / (time.perf_counter() - begin)}
+        return figures | {"sequential": lone / (time.perf_counter() - begin)}
 
 
 async def start_on_peer(app: Any, worker: int) -> Figures:
@@ -115,7 +115,15 @@ async def start_on_peer(app: Any, worker: int) -> Figures:
             await client.submit_stamp(name)
             return name
 
-        return await latency.measure(submit, client.started, worker, watch=0, idle=False)
+        async def started(name: str) -> int:
+            async with asyncio.timeout(30):
+                while True:
+                    try:
+                        return int(await client.started(name))
+                    except (FileNotFoundError, ValueError):  # it has not begun, or is writing
+                        await asyncio.sleep(0.01)
+
+        return await latency.measure(submit, started, worker, watch=0, idle=False)
 
 
 # --- limits -------------------------------------------------------------------
@@ -187,7 +195,7 @@ SCENARIO = Scenario(
         "submit": Part(run=submitted, needs="flowrra", setting="app.client()"),
         "start": Part(run=started, needs="flowrra", setting="an idle worker, a job each 50 ms"),
         "pgqueuer drain": Part(
-            run=PGQUEUER["drain"], needs="pgqueuer", setting="--batch-size 100 --max-concurrent-tasks 200; no results"
+            run=PGQUEUER["drain"], needs="pgqueuer", setting="batch_size=100, max_concurrent_tasks=200; no results"
         ),
         "pgqueuer submit": Part(run=PGQUEUER["submit"], needs="pgqueuer", setting="Queries.enqueue on asyncpg"),
         "pgqueuer start": Part(run=PGQUEUER["start"], needs="pgqueuer", setting="as it comes"),

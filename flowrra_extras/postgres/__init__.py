@@ -11,18 +11,22 @@ transaction mode such as pgbouncer: no prepared statements, no session state, no
 The others are libpq's, as asyncpg takes them.
 
 A job is one row, and every move of it a guarded UPDATE. What concurrent callers want goes out as one statement over
-arrays. Whoever waits is told by NOTIFY, and looks each second in case a notification was lost. The schema and the
-SQL are in `statements`, what a call does with them in `store`, the connections in `connections`.
+arrays (`groups`). Whoever waits is told by NOTIFY, and looks each second in case a notification was lost (`news`).
+The schema and the SQL are in `statements`, what a call does with them in `store`, the connections in `connections`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import itertools
 import json
+import math
 from typing import TYPE_CHECKING, Any, cast
 
 from flowrra import (
     SUCCESS,
+    Activity,
     BackendConfig,
     Broker,
     BrokerConfig,
@@ -40,30 +44,25 @@ from flowrra import (
     WorkerInfo,
     check_queue,
     encode_value,
+    sum_of_activity,
     timed_out,
     unknown_job,
 )
 from flowrra_extras.postgres import statements as sql
 from flowrra_extras.postgres.connections import SILENCE, Address, Link, callers_session
-from flowrra_extras.postgres.groups import CHUNK, Claim, Groups, encode_payloads
+from flowrra_extras.postgres.groups import Claim, Groups, encode_payloads
 from flowrra_extras.postgres.rows import job_of_row, recorded_columns, where_clause, worker_of_row
 from flowrra_extras.postgres.store import Store, migrate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Self
 
 __all__ = ["PostgresBroker", "broker_from_url"]
 
 
-class PostgresBroker(Broker):
-    """Jobs in PostgreSQL, for many processes on many machines; `url` as at the top of this module.
-
-    A call waits up to `config.timeout` seconds for a server that is away, restarts or fails over, and then
-    raises a BrokerError. That leaves it open whether the call was carried out: `push` again with the same
-    ids changes nothing. A connection that is silent for 5 s is given up for a new one.
-    """
-
-    keeps_text = True
+class _Life(Broker):
+    """How the broker is made, opened and closed."""
 
     def __init__(
         self,
@@ -80,10 +79,8 @@ class PostgresBroker(Broker):
         self._link: Link | None = None
         self._groups: Groups
 
-    def twin(self) -> PostgresBroker:
-        return PostgresBroker(self.url, self.config, self.retention, self._clock)
-
-    # Opening and closing -----------------------------------------------------------------------
+    def twin(self) -> Self:
+        return type(self)(self.url, self.config, self.retention, self._clock)
 
     async def open(self) -> None:
         if self._link is not None:
@@ -114,29 +111,36 @@ class PostgresBroker(Broker):
     async def _run(self, text: str, *values: Any, patience: float = SILENCE) -> Sequence[Any]:
         """Have one statement run, and return its rows."""
         self._opened()
-        return await cast("Link", self._link).run(lambda session: session.fetch(text, *values), patience)
+        return await cast("Link", self._link).fetch(text, *values, silence=patience)
+
+
+class PostgresBroker(_Life):
+    """Jobs in PostgreSQL, for many processes on many machines; `url` as at the top of this module.
+
+    A call waits up to `config.timeout` seconds for a server that is away, restarts or fails over, and then
+    raises a BrokerError. That leaves it open whether the call was carried out: `push` again with the same
+    ids changes nothing. A connection that is silent for 5 s is given up for a new one.
+    """
+
+    keeps_text = keeps_activity = True
 
     # Jobs --------------------------------------------------------------------------------------
 
     async def push(self, jobs: Sequence[Job], *, now: float) -> list[str]:
         groups = self._opened()
-        if not jobs:
-            return []
-        if len(jobs) <= CHUNK:
-            encode_payloads(jobs)
-        return cast("list[str]", await groups.pushes.put((jobs, now), len(jobs)))
+        return await groups.push(jobs, now) if jobs else []
 
     async def push_in(self, connection: Any, jobs: Sequence[Job], *, now: float) -> list[str]:
         self._opened()
         encode_payloads(jobs)
         session = callers_session(connection, self._address.schema)
         async with session.savepoint():
-            if await session.store_id() != self._store_id:
-                where = self._address.name
-                raise ConfigError(f"the connection is to another database than {where}, where the jobs are")
+            if (await session.store())[1] != self._store_id:
+                raise ConfigError(
+                    f"the connection is to another database than {self._address.name}, where the jobs are"
+                )
             store = Store(session, self.retention)
-            push = store.push_family if any(job.parents for job in jobs) else store.push
-            ids = await push(jobs, now)
+            ids = await store.push(jobs, now)
             channels = [f"{self._address.schema}_jobs"]
             await session.fetch(sql.TELL.replace(sql.LAZY, "true"), store.finished, channels, [" "])
         return ids
@@ -144,7 +148,7 @@ class PostgresBroker(Broker):
     async def claim(self, queue: str, *, limit: int, worker: str, now: float) -> list[Job]:
         groups = self._opened()
         groups.waits.look(queue)
-        return await groups.claiming.put(Claim(queue, limit, worker, now))
+        return await groups.claim(Claim(queue, limit, worker, now))
 
     async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
         groups = self._opened()
@@ -155,16 +159,18 @@ class PostgresBroker(Broker):
                 outcome.text = encode_value(outcome)
         return cast("list[bool]", await groups.settles.put((outcomes, now), len(outcomes)))
 
-    async def cancel(self, task_id: str, *, now: float) -> bool:
+    async def cancel(self, task_id: str, *, now: float, by: str | None = None) -> bool:
         groups = self._opened()
-        ends, is_running = await groups.transact(lambda store: store.cancel(task_id, now))
+        ends, is_running = await groups.transact(lambda store: store.cancel(task_id, now, by))
         if is_running:
-            groups.waits.tell(news=True)
+            groups.waits.tell(notices=True)
         return ends
 
-    async def requeue(self, task_ids: Sequence[str], *, now: float) -> list[bool]:
-        groups = self._opened()
-        return [await groups.transact(lambda store, i=task_id: store.requeue(i, now)) for task_id in task_ids]  # type: ignore[misc]
+    async def requeue(self, task_ids: Sequence[str], *, now: float, by: str | None = None) -> list[bool]:
+        return await self._opened().transact(lambda store: store.requeue(task_ids, now, by))
+
+    async def delete(self, task_ids: Sequence[str]) -> list[bool]:
+        return await self._opened().transact(lambda store: store.delete(task_ids))
 
     async def purge(self, before: float, limit: int) -> int:
         await self._run(sql.FORGET_AWAITED, patience=self.config.timeout)
@@ -182,7 +188,7 @@ class PostgresBroker(Broker):
         groups = self._opened()
         groups.waits.look("")
         if lease <= 0:
-            await groups.transact(lambda store: store.leave(worker.id, now))
+            await groups.transact(lambda store: store.leave(worker, now))
             return Notices()
         notices = await groups.beat(worker, lease, now)
         worker.seen = now
@@ -194,10 +200,14 @@ class PostgresBroker(Broker):
 
     async def set_queue(self, queue: str, *, paused: bool) -> None:
         await self._run(sql.PAUSE if paused else sql.RESUME_QUEUE, check_queue(queue))
-        self._groups.waits.tell(ready=[queue], news=True)
+        self._groups.waits.tell(ready=[queue], notices=True)
 
     async def workers(self) -> list[WorkerInfo]:
         return [worker_of_row(*row) for row in await self._run(sql.WORKERS)]
+
+    async def activity(self, since: float) -> list[Activity]:
+        query = "SELECT counts FROM flowrra.activity WHERE minute >= $1"
+        return sum_of_activity(row[0] for row in await self._run(query, math.ceil(since)))
 
     async def paused(self) -> set[str]:
         return {row[0] for row in await self._run("SELECT queue FROM flowrra.paused")}
@@ -235,9 +245,19 @@ class PostgresBroker(Broker):
         groups = self._opened()
         return cast("list[TaskResult[Any] | None]", await groups.gets.put(task_ids, len(task_ids)))
 
-    async def find(self, which: JobFilter, *, limit: int = 100, after: int | None = None) -> list[Job]:
-        where, values = where_clause(which, after)
-        query = f"SELECT {sql.JOB_COLUMNS} FROM flowrra.job WHERE {where} ORDER BY seq DESC LIMIT {int(limit)}"
+    async def find(
+        self, which: JobFilter, *, limit: int = 100, after: int | None = None, oldest_first: bool = False
+    ) -> list[Job]:
+        if which.status is not None and len(which.status) > 1 and SUCCESS not in which.status:
+            apart = [dataclasses.replace(which, status=frozenset((status,))) for status in which.status]
+            found = [await self.find(one, limit=limit, after=after, oldest_first=oldest_first) for one in apart]
+            jobs = itertools.chain.from_iterable(found)  # job_rare has one state after the other
+            return sorted(jobs, key=lambda job: job.seq, reverse=not oldest_first)[:limit]
+        where, values = where_clause(which)
+        order, behind = ("ASC", ">") if oldest_first else ("DESC", "<")
+        if after is not None:
+            where, values = f"{where} AND seq {behind} ${len(values) + 1}", [*values, after]
+        query = f"SELECT {sql.JOB_COLUMNS} FROM flowrra.job WHERE {where} ORDER BY seq {order} LIMIT {int(limit)}"
         return [job_of_row(row) for row in await self._run(query, *values, patience=self.config.timeout)]
 
     async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import itertools
 import logging
 import random
 import re
 import urllib.parse
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
@@ -61,6 +60,7 @@ _NOT_AWAY = (
     asyncpg.QueryCanceledError,
     asyncpg.DiskFullError,
     asyncpg.exceptions.ClientConfigurationError,
+    asyncpg.ProtocolViolationError,  # a pooler that knows no settings of a session
 )
 
 
@@ -133,19 +133,20 @@ class Session:
         rows: Sequence[Any] = await self.connection.fetch(in_schema(text, self.schema), *values)
         return rows
 
-    async def change(self, text: str, *values: Any) -> int:
-        """How many rows it changed."""
-        tag: str = await self.connection.execute(in_schema(text, self.schema), *values)
-        return int(tag.rpartition(" ")[2])
-
     async def script(self, text: str) -> None:
         """Run several statements without values."""
         await self.connection.execute(in_schema(text, self.schema))
 
-    @contextlib.asynccontextmanager
-    async def transaction(self) -> AsyncIterator[None]:
-        async with self.connection.transaction(isolation="read_committed"):
-            yield
+    def transaction(self) -> contextlib.AbstractAsyncContextManager[None]:
+        begun: contextlib.AbstractAsyncContextManager[None] = self.connection.transaction(isolation="read_committed")
+        return begun
+
+    async def store(self) -> tuple[int, str | None]:
+        """The version of the schema that is found here, and what identifies the store; 0 and None if there is none."""
+        if (await self.fetch("SELECT to_regclass('flowrra.meta') IS NULL"))[0][0]:
+            return 0, None
+        version, store = (await self.fetch("SELECT version, store::text FROM flowrra.meta"))[0]
+        return version, store
 
 
 class CallersSession(Session):
@@ -167,33 +168,21 @@ class CallersSession(Session):
     def is_in_transaction(self) -> bool:
         return bool(self.connection.is_in_transaction())
 
-    async def store_id(self) -> str | None:
-        """What identifies the store that is found through this connection; None if there is none."""
-        if not (await self.fetch("SELECT to_regclass('flowrra.meta') IS NOT NULL"))[0][0]:
-            return None
-        return str((await self.fetch("SELECT store::text FROM flowrra.meta"))[0][0])
-
 
 class PsycopgSession(CallersSession):
     """The same for psycopg 3.2 and later, whose connections may be plain ones: those block the loop meanwhile."""
 
     async def fetch(self, text: str, *values: Any) -> Sequence[Any]:
-        cursor = await self._execute(text, values)
-        rows = cursor.fetchall() if cursor.description else []
-        return cast("Sequence[Any]", await rows if inspect.isawaitable(rows) else rows)
-
-    async def change(self, text: str, *values: Any) -> int:
-        return int((await self._execute(text, values)).rowcount)
-
-    async def _execute(self, text: str, values: Sequence[Any]) -> Any:
         import psycopg
         from psycopg.rows import tuple_row
 
-        is_async = isinstance(self.connection, psycopg.AsyncConnection)
-        kind = psycopg.AsyncRawCursor if is_async else psycopg.RawCursor
-        cursor = kind(self.connection, row_factory=tuple_row)
-        done = cursor.execute(in_schema(text, self.schema).encode(), values or None)
-        return await done if inspect.isawaitable(done) else done
+        query = in_schema(text, self.schema).encode()
+        if isinstance(self.connection, psycopg.AsyncConnection):
+            cursor = psycopg.AsyncRawCursor(self.connection, row_factory=tuple_row)
+            await cursor.execute(query, values or None)
+            return await cursor.fetchall() if cursor.description else []
+        plain = psycopg.RawCursor(self.connection, row_factory=tuple_row).execute(query, values or None)
+        return plain.fetchall() if plain.description else []
 
     def is_in_transaction(self) -> bool:
         """Whether it is in one, or about to begin one."""
@@ -215,8 +204,10 @@ class Link:
     def __init__(self, address: Address, timeout: float) -> None:
         self._address = address
         self._timeout = timeout
-        self._idle: list[asyncpg.Connection[Any]] = []
         self._gate = asyncio.Semaphore(address.pool_size)
+        self._idle: list[asyncpg.Connection[Any]] = []
+        self._busy: set[asyncpg.Connection[Any]] = set()
+        self._is_closed = False
 
     async def run(self, work: Callable[[Session], Awaitable[T]], silence: float = SILENCE) -> T:
         """What `work` gives. It may be called again if a connection was lost, or silent for so many seconds.
@@ -224,13 +215,15 @@ class Link:
         Cancelling leaves it open whether it was done.
 
         Raises:
-            BrokerError: the server was away for as long as a call may take, or refuses this.
+            BrokerError: the server was away for as long as a call may take, or refuses this; or the link was closed.
             SerializationError: a value that the server cannot keep.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout
         failure: Exception | None = None
         for pause in itertools.chain((0.0, 0.02, 0.05, 0.1, 0.2), itertools.repeat(0.5)):
+            if self._is_closed:
+                raise BrokerError("the broker was closed while this call was waiting")
             try:
                 async with asyncio.timeout_at(min(deadline, loop.time() + silence)):
                     return await self._try(work)
@@ -246,48 +239,56 @@ class Link:
         why = str(failure) or "it is silent"
         raise AwayError(f"{self._address.name} has not answered for {self._timeout:g} s: {why}") from failure
 
+    async def fetch(self, text: str, *values: Any, silence: float = SILENCE) -> Sequence[Any]:
+        """The rows of one statement."""
+        return await self.run(lambda session: session.fetch(text, *values), silence)
+
     async def _try(self, work: Callable[[Session], Awaitable[T]]) -> T:
         async with self._gate:
             connection = self._idle.pop() if self._idle else await self._address.connect()
+            self._busy.add(connection)
+            usable = False  # in the middle of something, or refused by its server, it is of no use to others
             try:
                 result = await work(Session(connection, self._address.schema))
-            except BaseException as error:
-                self._put_back(connection, usable=isinstance(error, Exception) and not isinstance(error, _AWAY))
+                usable = True
+            except Exception as error:
+                usable = not isinstance(error, _AWAY)
                 raise
-            self._put_back(connection, usable=True)
+            finally:
+                self._busy.discard(connection)
+                if usable and not (self._is_closed or connection.is_closed() or connection.is_in_transaction()):
+                    self._idle.append(connection)
+                else:
+                    drop(connection)
             return result
 
-    def _put_back(self, connection: asyncpg.Connection[Any], *, usable: bool) -> None:
-        """A connection whose server has said no, or that is in the middle of something, is of no use to others."""
-        if usable and not connection.is_closed() and not connection.is_in_transaction():
-            self._idle.append(connection)
-        else:
-            drop(connection)
-
     def _explained(self, error: Exception) -> FlowrraError:
+        name = self._address.name
         if isinstance(error, asyncpg.DataError):
-            return SerializationError(f"{self._address.name} cannot keep this: {error}")
+            return SerializationError(f"{name} cannot keep this: {error}")
         if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
-            return BrokerError(f"{self._address.name} does not accept this user and password: {error}")
+            return BrokerError(f"{name} does not accept this user and password: {error}")
         if isinstance(error, asyncpg.DiskFullError):
+            return BrokerError(f"{name} has a full disk: nothing of this was written; make room ({error})")
+        if isinstance(error, asyncpg.ProtocolViolationError):
             return BrokerError(
-                f"{self._address.name} has a full disk: nothing of this was written; make room ({error})"
+                f"{name}: {error}; behind a pooler in transaction mode, add statement_cache_size=0 to the URL"
             )
-        return BrokerError(f"{self._address.name}: {error}")
+        return BrokerError(f"{name}: {error}")
 
     async def close(self) -> None:
-        """Say good-bye to the server, within a second."""
-        idle, self._idle = self._idle, []
-        for connection in idle:
-            try:
-                await connection.close(timeout=1.0)
-            except (TimeoutError, *_AWAY):
-                drop(connection)
+        """Say good-bye to the server, within a second. Calls that are under way get a BrokerError."""
+        self._is_closed = True
+        for connection in self._busy:
+            drop(connection)
+        while self._idle:
+            with contextlib.suppress(TimeoutError, *_AWAY):  # it is dropped then
+                await self._idle.pop().close(timeout=1.0)
 
     def abandon(self) -> None:
         """Drop the connections of a loop that has ended without closing them."""
-        while self._idle:
-            drop(self._idle.pop())
+        for connection in (*self._idle, *self._busy):
+            drop(connection)
 
 
 def drop(connection: asyncpg.Connection[Any]) -> None:

@@ -1,4 +1,4 @@
-"""What concurrent callers want, as one statement: jobs to push, claims, outcomes to settle, results to get."""
+"""What concurrent callers want, as one statement: jobs to push, outcomes to settle, results to get. And claims."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from flowrra_extras.batching import Batcher
 from flowrra_extras.postgres import statements as sql
 from flowrra_extras.postgres.connections import SILENCE, Address, AwayError, Link, Session
 from flowrra_extras.postgres.news import Waits
-from flowrra_extras.postgres.rows import job_of_claim, jobs_of_claim, result_of_row
+from flowrra_extras.postgres.rows import jobs_of_claim, result_of_row
 from flowrra_extras.postgres.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
-__all__ = ["CHUNK", "Claim", "Groups", "encode_payloads"]
+__all__ = ["Claim", "Groups", "encode_payloads"]
 
 T = TypeVar("T")
 
-CHUNK = 2_000  # jobs of one INSERT: while the server takes one chunk in, the next is encoded
+_CHUNK = 2_000  # jobs of one INSERT
 _DOUBT = 60.0  # seconds for which a claim whose answer was lost is looked for
-_CONTENDED = 0.005  # seconds that a lone push takes when others hold it up
+_STEADY = 0.005  # seconds between lone pushes, and for one, that are a steady flow which nobody holds up
 
 
 class Claim(NamedTuple):
@@ -37,7 +37,7 @@ class Claim(NamedTuple):
 
 
 class Claims:
-    """Claims, one after the other: what is remembered from one to the next.
+    """Claims, and what is remembered from one to the next.
 
     Where a line's first jobs were taken, the index keeps their dead entries until a vacuum, or for as long as
     somebody's transaction is old. Each claim from the beginning walks over all of them: 1,000,000 cost 5 ms, 50 us a
@@ -60,40 +60,36 @@ class Claims:
         elif queue in self._marks and (priority is None or priority < self._marks[queue][0]):
             del self._marks[queue]
 
-    async def serve(self, wanted: Sequence[Claim], tries: list[int], session: Session) -> list[list[Job]]:
-        """What each caller gets. `tries` counts: an earlier try may have been carried out, its answer lost."""
-        tries[0] += 1
-        found = []
-        for claim in wanted:
+    async def serve(self, claim: Claim, session: Session) -> list[Job]:
+        """What the caller gets. It may be a new try, of which an earlier one was carried out and its answer lost."""
+        loop = asyncio.get_running_loop()
+        if self._doubts:
+            self._doubts = [doubt for doubt in self._doubts if doubt[0] > loop.time()]
+            if jobs := await self._resume(session, claim):
+                return jobs
             # The start tells what a try has taken from what other ones have: each has its own.
-            claim = claim._replace(now=claim.now + (tries[0] - 1) * 1e-5)
-            jobs = await self._resume(session, claim) if self._doubts else []
-            if not jobs:
-                doubt = (asyncio.get_running_loop().time() + _DOUBT, claim)
-                self._doubts.append(doubt)
-                jobs = await self._claim(session, claim)
-                self._doubts.remove(doubt)
-            found.append(jobs)
-        return found
+            claim = claim._replace(now=max([claim.now, *(doubt.now + 1e-5 for _, doubt in self._doubts)]))
+        try:
+            return await self._claim(session, claim)
+        except BaseException:
+            self._doubts.append((loop.time() + _DOUBT, claim))
+            raise
 
     async def _resume(self, session: Session, claim: Claim) -> list[Job]:
         """What a claim has taken that never got to know of it."""
-        moment = asyncio.get_running_loop().time()
-        self._doubts = [(until, doubt) for until, doubt in self._doubts if until > moment]
-        for entry in [
-            entry for entry in self._doubts if entry[1].worker == claim.worker and entry[1].queue == claim.queue
-        ]:
-            rows = await session.fetch(sql.RESUME, claim.queue, claim.worker, entry[1].now)
-            if rows:
-                self._doubts.remove(entry)
-                return [job_of_claim(row, claim.worker, entry[1].now) for row in rows]
+        for doubt in list(self._doubts):
+            queue, _, worker, started = doubt[1]
+            if (queue, worker) == (claim.queue, claim.worker):
+                rows = await session.fetch(sql.RESUME, queue, worker, started)
+                if rows:
+                    self._doubts = [other for other in self._doubts if other is not doubt]
+                    return jobs_of_claim(rows, worker, started)
         return []
 
     async def _claim(self, session: Session, claim: Claim) -> list[Job]:
         mark = self._marks.pop(claim.queue, None)
         if mark is not None and mark[2] <= claim.now < mark[3]:
-            rows = await self._look(session, claim, mark[:2])
-            jobs = jobs_of_claim(rows, claim.worker, claim.now)
+            jobs = _jobs(claim, await self._look(session, claim, mark[:2]))
             if len(jobs) == claim.limit:
                 self._marks[claim.queue] = (jobs[-1].priority, jobs[-1].seq, *mark[2:])
             if jobs:
@@ -109,7 +105,7 @@ class Claims:
         if rows[0]["may"] and rows[0]["suspects"]:
             return await self._claim_carefully(session, claim)
         self.next_due = rows[0]["next_due"] if rows[0]["may"] else None
-        jobs = jobs_of_claim(rows, claim.worker, claim.now)
+        jobs = _jobs(claim, rows)
         if len(jobs) == claim.limit:
             cost = asyncio.get_running_loop().time() - began
             until = claim.now + max(0.05, 20 * cost)
@@ -119,10 +115,10 @@ class Claims:
     async def _claim_carefully(self, session: Session, claim: Claim) -> list[Job]:
         """Claim while there are suspects: one alone for an idle worker, else only jobs without crashes."""
         rows = await session.fetch(sql.CLAIM_SUSPECT, claim.queue, claim.worker, claim.now)
-        jobs = jobs_of_claim(rows, claim.worker, claim.now)
+        jobs = _jobs(claim, rows)
         if jobs or rows[0]["alone"]:
             return jobs
-        return jobs_of_claim(await self._look(session, claim), claim.worker, claim.now)
+        return _jobs(claim, await self._look(session, claim))
 
     async def _look(
         self,
@@ -137,28 +133,33 @@ class Claims:
         return await session.fetch(sql.CLAIM, queue, worker, now, limit, *mark, upkeep, suspects)
 
 
+def _jobs(claim: Claim, rows: Sequence[Any]) -> list[Job]:
+    return jobs_of_claim(rows, claim.worker, claim.now)
+
+
 class Groups:
-    """What concurrent callers want, as one statement: jobs to push, claims, outcomes to settle, results to get."""
+    """What concurrent callers want, put together, and what others are to know of it."""
 
     def __init__(self, address: Address, link: Link, retention: BackendConfig, clock: Clock) -> None:
         self._link = link
         self._retention = retention
         self._loop = asyncio.get_running_loop()
-        self._alone_again = 0.0  # after a push that had to wait for others: none notifies by itself before then
+        self._steady_until = 0.0
         self.waits = Waits(address, link, clock)
         self.claims = Claims(retention, self.publish)
         self.pushes = self._batcher(self._push_group)
         self.settles = self._batcher(self._settle_group)
         self.gets = self._batcher(self._get_group)
-        self.claiming: Batcher[Claim, list[Job]] = Batcher(self._claim_group)
 
     def _batcher(self, send: Callable[[list[Any]], Awaitable[list[Any]]]) -> Batcher[Any, Any]:
-        return Batcher(functools.partial(_apart, send))
+        return Batcher(functools.partial(_apart, send), in_place=True)
 
     async def close(self) -> None:
-        for batcher in (self.pushes, self.settles, self.claiming, self.gets):
+        for batcher in (self.pushes, self.settles, self.gets):
             await batcher.close()
         await self.waits.close()
+
+    # One at a time -----------------------------------------------------------------------------
 
     def publish(self, store: Store) -> None:
         """Tell of what has changed, after its commit."""
@@ -167,120 +168,130 @@ class Groups:
         if store.ready or store.finished:
             self.waits.tell(ready=[None] if store.ready else [], finished=store.finished)
 
-    async def transact(self, work: Callable[[Store], Awaitable[T]]) -> T:
-        """Run `work` inside a transaction, and tell of what it has changed."""
-        return await self._link.run(functools.partial(self._transact_on, work))
+    async def transact(self, work: Callable[[Store], Awaitable[T]], silence: float = SILENCE) -> T:
+        """Run `work` inside a transaction, and tell of what it has changed.
 
-    async def _transact_on(self, work: Callable[[Store], Awaitable[T]], session: Session) -> T:
-        store = Store(session, self._retention)
-        async with session.transaction():
-            result = await work(store)
-        self.publish(store)
-        return result
+        Where the answer to a commit was lost, the server is asked what became of it: `work` is carried out once.
+        """
+        tried: list[tuple[str, T, Store]] = []
+
+        async def run(session: Session) -> T:
+            if not (tried and await _is_committed(session, tried[-1][0])):
+                store = Store(session, self._retention)
+                async with session.transaction():
+                    result = await work(store)
+                    ((name,),) = await session.fetch("SELECT pg_current_xact_id()::text")
+                    tried.append((name, result, store))
+            _, result, store = tried[-1]
+            self.publish(store)
+            return result
+
+        return await self._link.run(run, silence)
+
+    async def claim(self, claim: Claim) -> list[Job]:
+        return await self._link.run(functools.partial(self.claims.serve, claim))
 
     async def beat(self, worker: WorkerInfo, lease: float, now: float) -> Notices:
         """A heartbeat. It does not wait long for a silent connection: the lease would run out meanwhile."""
-        beat = functools.partial(self._beat_on, worker, lease, now)
-        return await self._link.run(beat, min(SILENCE, max(0.5, lease / 3)))
+        silence = min(SILENCE, max(0.5, lease / 3))
 
-    async def _beat_on(self, worker: WorkerInfo, lease: float, now: float, session: Session) -> Notices:
-        store = Store(session, self._retention)
-        lapsed = await store.beat(worker, lease, now) and worker.seen > 0
-        notices, some_are_lost = await store.notices(worker, lapsed=lapsed, lost=[])
+        async def renew(session: Session) -> tuple[Notices, bool]:
+            return await Store(session, self._retention).beat(worker, lease, now)
+
+        notices, some_are_lost = await self._link.run(renew, silence)
         if some_are_lost:
-            async with session.transaction():
-                lost = await store.rescue(worker.id, now)
-            self.publish(store)
-            notices, _ = await store.notices(worker, lapsed=lapsed, lost=lost)
+            lost = await self.transact(lambda store: store.rescue(worker.id, now), silence)
+            notices.suspects = (await self._link.run(renew, silence))[0].suspects
+            notices.lost_workers = lost
         return notices
 
-    async def _push_group(self, items: list[tuple[Sequence[Job], float]]) -> list[Any]:
-        """What has no parents goes in together; a family alone."""
-        families = [any(job.parents for job in jobs) for jobs, _ in items]
-        plain = [item for item, is_family in zip(items, families, strict=True) if not is_family]
-        answers = iter(await self._push_plain(plain) if plain else ())
-        return [
-            await _caught(self._push_family(*item)) if is_family else next(answers)
-            for item, is_family in zip(items, families, strict=True)
-        ]
+    # Together ----------------------------------------------------------------------------------
 
-    async def _push_family(self, jobs: Sequence[Job], now: float) -> list[str]:
-        ids = await self.transact(lambda store: store.push_family(jobs, now))
+    async def push(self, jobs: Sequence[Job], now: float) -> list[str]:
+        is_family = any(job.parents for job in jobs)
+        if is_family or len(jobs) <= _CHUNK:
+            encode_payloads(jobs)
+        if not is_family:
+            ids: list[str] = await self.pushes.put((jobs, now), len(jobs))
+            return ids
+        ids = await self.transact(lambda store: store.push(jobs, now))
         self.claims.forget()
         self.waits.tell(ready={job.queue for job in jobs})
         return ids
 
-    async def _push_plain(self, items: Sequence[tuple[Sequence[Job], float]]) -> list[list[str]]:
+    async def _push_group(self, items: Sequence[tuple[Sequence[Job], float]]) -> list[list[str]]:
         jobs = list(itertools.chain.from_iterable(item[0] for item in items))
         now = items[0][1]
-        queues = {job.queue for job in jobs}
-        began = self._loop.time()
-        if len(jobs) == 1 and jobs[0].unique is None and began >= self._alone_again:
-            found = await self._link.run(functools.partial(self._push_alone, jobs[0], now))
-            self.waits.tell_here(queues)
-            if self._loop.time() - began > _CONTENDED:
-                self._alone_again = self._loop.time() + 0.1
+        if len(jobs) == 1 and jobs[0].unique is None:
+            await self._push_lone(jobs[0], now)
+            ids = iter([jobs[0].id])
         else:
-            whole = any(len(item[0]) > 1 and any(job.unique is not None for job in item[0]) for item in items)
-            work = self._push_chunks if whole or len(jobs) > CHUNK else self._push_once
-            found = await self._link.run(functools.partial(work, jobs, now), SILENCE + len(jobs) / 1000)
-            self.waits.tell(ready=queues)
+            work = functools.partial(self._push_on, jobs, now)
+            ids = iter(await self._link.run(work, SILENCE + len(jobs) / 1000))
+            self.waits.tell(ready={job.queue for job in jobs})
         for queue, priority in {(job.queue, job.priority) for job in jobs}:
             self.claims.forget(queue, priority)
-        ids = iter(found)
         return [list(itertools.islice(ids, len(item[0]))) for item in items]
 
-    async def _push_alone(self, job: Job, now: float, session: Session) -> list[str]:
-        return await Store(session, self._retention).push_and_tell(job, now, *self.waits.notice(job.queue))
+    async def _push_lone(self, job: Job, now: float) -> None:
+        """One statement; or two, so that the job may start elsewhere while its commit goes to disk.
 
-    async def _push_once(self, jobs: Sequence[Job], now: float, session: Session) -> list[str]:
-        return await Store(session, self._retention).push(jobs, now)
+        Two, if it comes after a pause: 0.6 instead of 1.1 to 4 ms until a worker hears of it, for 0.04 ms more of the
+        caller's time. Or if the push before it was held up: a commit with a NOTIFY has all others wait for its disk.
+        """
+        began = self._loop.time()
+        early = began >= self._steady_until
+        notice = self.waits.notice(job.queue)
 
-    async def _push_chunks(self, jobs: Sequence[Job], now: float, session: Session) -> list[str]:
-        """In one transaction: while the server takes one chunk in, the next is encoded."""
+        async def run(session: Session) -> None:
+            await Store(session, self._retention).push_lone(job, now, *notice, early=early)
+
+        await self._link.run(run)
+        self.waits.wake(job.queue)
+        ended = self._loop.time()
+        self._steady_until = ended + _STEADY if ended - began < _STEADY else 0.0
+
+    async def _push_on(self, jobs: Sequence[Job], now: float, session: Session) -> list[str]:
         store = Store(session, self._retention)
-        sent: asyncio.Task[list[str]] | None = None
-        ids: list[str] = []
+        if len(jobs) <= _CHUNK and (len(jobs) == 1 or all(job.unique is None for job in jobs)):
+            return await store.push(jobs, now)
         async with session.transaction():
-            try:
-                for start in range(0, len(jobs), CHUNK):
-                    chunk = jobs[start : start + CHUNK]
-                    encode_payloads(chunk)
-                    ids += await sent if sent is not None else ()
-                    sent = asyncio.create_task(store.push(chunk, now))
-                    await asyncio.sleep(0)  # sent it is, before the next is encoded
+            return await self._push_chunks(store, jobs, now)
+
+    async def _push_chunks(self, store: Store, jobs: Sequence[Job], now: float) -> list[str]:
+        """While the server takes one chunk in, the next is encoded."""
+        ids: list[str] = []
+        sent: asyncio.Task[list[str]] | None = None
+        try:
+            for start in range(0, len(jobs), _CHUNK):
+                chunk = jobs[start : start + _CHUNK]
+                encode_payloads(chunk)
                 ids += await sent if sent is not None else ()
-            except BaseException:
-                if sent is not None:
-                    await asyncio.wait([sent])
-                raise
+                sent = asyncio.create_task(store.push(chunk, now))
+                await asyncio.sleep(0)  # sent it is, before the next is encoded
+            ids += await sent if sent is not None else ()
+        finally:
+            if sent is not None:
+                await asyncio.wait([sent])
         return ids
 
-    async def _claim_group(self, wanted: list[Claim]) -> list[list[Job]]:
-        return await self._link.run(functools.partial(self.claims.serve, wanted, [0]))
-
     async def _settle_group(self, items: list[tuple[Sequence[Outcome], float]]) -> list[list[bool]]:
-        outcomes = {
-            (outcome.job.seq, outcome.attempt): outcome for item in reversed(items) for outcome in reversed(item[0])
-        }
-        written = await self._link.run(functools.partial(self._settle, list(outcomes.values()), items[0][1], [0]))
-        return [[self._is_written(outcome, outcomes, written) for outcome in item[0]] for item in items]
-
-    def _is_written(self, outcome: Outcome, chosen: Mapping[Any, Outcome], written: set[tuple[int, int]]) -> bool:
         """Of two outcomes of one attempt the first counts."""
-        key = (outcome.job.seq, outcome.attempt)
-        return chosen[key] is outcome and key in written
+        chosen = {_key(outcome): outcome for item in reversed(items) for outcome in reversed(item[0])}
+        settle = functools.partial(self._settle, list(chosen.values()), items[0][1], itertools.count())
+        written = await self._link.run(settle)
+        return [[chosen[_key(o)] is o and _key(o) in written for o in outcomes] for outcomes, _ in items]
 
     async def _settle(
-        self, outcomes: Sequence[Outcome], now: float, tries: list[int], session: Session
+        self, outcomes: Sequence[Outcome], now: float, tries: itertools.count[int], session: Session
     ) -> set[tuple[int, int]]:
-        tries[0] += 1
         store = Store(session, self._retention)
+        is_again = next(tries) > 0
         written = await store.settle(outcomes, now, careful=False)
-        left = [outcome for outcome in outcomes if (outcome.job.seq, outcome.attempt) not in written]
-        if left and tries[0] > 1:
+        left = [outcome for outcome in outcomes if _key(outcome) not in written]
+        if left and is_again:
             written |= await store.written(left, now)
-            left = [outcome for outcome in left if (outcome.job.seq, outcome.attempt) not in written]
+            left = [outcome for outcome in left if _key(outcome) not in written]
         if left:
             async with session.transaction():
                 written |= await store.settle(left, now, careful=True)
@@ -289,9 +300,16 @@ class Groups:
 
     async def _get_group(self, items: list[Sequence[str]]) -> list[list[TaskResult[Any] | None]]:
         wanted = list(set(itertools.chain.from_iterable(items)))
-        rows = await self._link.run(lambda session: session.fetch(sql.GET, wanted))
-        found = {row[0]: row for row in rows}
+        found = {row[0]: row for row in await self._link.fetch(sql.GET, wanted)}
         return [[result_of_row(found[i]) if i in found else None for i in ids] for ids in items]
+
+
+async def _is_committed(session: Session, transaction: str) -> bool:
+    """What became of a transaction whose answer was lost."""
+    ((fate,),) = await session.fetch(sql.FATE, transaction)
+    if fate == "in progress":
+        raise ConnectionError("an earlier try, whose connection was lost, is still under way")
+    return bool(fate == "committed")
 
 
 async def _apart(send: Callable[[list[Any]], Awaitable[list[Any]]], items: list[Any]) -> list[Any]:
@@ -303,19 +321,18 @@ async def _apart(send: Callable[[list[Any]], Awaitable[list[Any]]], items: list[
     except Exception:
         if len(items) == 1:
             raise
-    return [await _caught(_first(send, item)) for item in items]
+    return [await _alone(send, item) for item in items]
 
 
-async def _first(send: Callable[[list[Any]], Awaitable[list[Any]]], item: Any) -> Any:
-    (answer,) = await send([item])
-    return answer
-
-
-async def _caught(call: Awaitable[T]) -> T | Exception:
+async def _alone(send: Callable[[list[Any]], Awaitable[list[Any]]], item: Any) -> Any:
     try:
-        return await call
+        return (await send([item]))[0]
     except Exception as error:
         return error
+
+
+def _key(outcome: Outcome) -> tuple[int, int]:
+    return outcome.job.seq, outcome.attempt
 
 
 def encode_payloads(jobs: Sequence[Job]) -> None:

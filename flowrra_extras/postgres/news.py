@@ -1,10 +1,9 @@
-"""Those who wait for jobs, news and results; what is heard of them, and what others are told."""
+"""Those who wait for jobs, notices and results; what is heard of them, and what others are told."""
 
 from __future__ import annotations
 
 import asyncio
 import collections
-import functools
 import itertools
 import json
 import logging
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 from flowrra import BrokerError, Clock, FlowrraError
 from flowrra_extras.batching import Batcher
 from flowrra_extras.postgres import statements as sql
-from flowrra_extras.postgres.connections import Address, Ear, Link, Session
+from flowrra_extras.postgres.connections import Address, Ear, Link
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -24,103 +23,85 @@ __all__ = ["Waits"]
 logger = logging.getLogger("flowrra")
 
 _LOOK_EVERY = 1.0  # seconds between looks, should a notification have been lost
-
-
-class Mouth:
-    """Tells other processes what was committed: what gathers while one notice is on its way is the next."""
-
-    def __init__(self, link: Link, token: str) -> None:
-        self._link = link
-        self._token = token  # tells our own notices from those of others
-        self._finished: list[str] = []
-        self._news: dict[str, str] = {}  # channel > the queue that has news, "" if several have
-        self._task: asyncio.Task[None] | None = None
-
-    def tell(self, finished: Iterable[str], news: Iterable[tuple[str, str]]) -> None:
-        """Tell who awaits one of the finished jobs, and who listens to a channel that a queue has news."""
-        self._finished += finished
-        for channel, queue in news:
-            self._news[channel] = queue if self._news.get(channel, queue) == queue else ""
-        if self._task is None and (self._finished or self._news):
-            self._task = asyncio.create_task(self._send())
-
-    async def _send(self) -> None:
-        try:
-            while self._finished or self._news:
-                finished, self._finished = self._finished, []
-                news, self._news = self._news, {}
-                payloads = [f"{self._token} {queue}" for queue in news.values()]
-                await self._link.run(functools.partial(_tell, finished, list(news), payloads))
-        except FlowrraError as error:
-            logger.warning("nobody is told of what has changed, but they will look: %s", error)
-        finally:
-            self._task = None
-
-    async def close(self) -> None:
-        """Say what is still to be said."""
-        if self._task is not None:
-            await asyncio.wait([self._task], timeout=1.0)
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-
-
-async def _tell(finished: Sequence[str], channels: Sequence[str], payloads: Sequence[str], session: Session) -> None:
-    await session.fetch(sql.TELL, finished, channels, payloads)
+Waiter = asyncio.Future[None]
 
 
 class Waits:
-    """Who waits here for jobs, news and results, what has been heard of them, and what others are told."""
+    """Who waits here for jobs, notices and results, what has been heard of them, and what others are told.
+
+    A queue's name stands for news of its jobs, None for news of some queue's, "" for notices to a worker.
+    """
 
     def __init__(self, address: Address, link: Link, clock: Clock) -> None:
         self._link = link
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._is_pooled = address.is_pooled
-        token = secrets.token_hex(8)
-        self._token = token
-        self._jobs, self._news, self._results = (f"{address.schema}_{kind}" for kind in ("jobs", "notices", token))
-        self._mouth = Mouth(link, token)
+        self._token = secrets.token_hex(8)  # tells our own notifications from those of others
+        self._jobs, self._notices, self._results = (
+            f"{address.schema}_{kind}" for kind in ("jobs", "notices", self._token)
+        )
         self.ear = Ear(address, self._hear)
-        self._heard: collections.Counter[str | None] = collections.Counter()  # by queue; "" for news, None for all
+        self._heard: collections.Counter[str | None] = collections.Counter()
         self._seen: dict[str, int] = {}  # what had been heard before the latest claim or heartbeat
-        self._ready: dict[asyncio.Future[None], Sequence[str]] = {}
-        self._waiting: dict[str, list[asyncio.Future[None]]] = {}
+        self._ready: dict[Waiter, Sequence[str]] = {}
+        self._waiting: dict[str, list[Waiter]] = {}  # for the end of a job
         self._announced: set[str] = set()
         self._announces: Batcher[str, None] = Batcher(self._announce_group)
         self._look_timer: asyncio.TimerHandle | None = None
+        self._untold: dict[str, str] = {}  # channel > the queue that has news, "" if several have
+        self._unsaid: list[str] = []  # jobs that have ended
+        self._telling: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
+        """Say what is still to be said, within a second. Who still waits gets a BrokerError."""
         if self._look_timer is not None:
             self._look_timer.cancel()
         await self._announces.close()
-        await self._mouth.close()
+        if self._telling is not None:
+            await asyncio.wait([self._telling], timeout=1.0)
+        if self._telling is not None:
+            self._telling.cancel()
+            await asyncio.wait([self._telling])
         await self.ear.close()
         closed = BrokerError("the broker was closed while this call was waiting")
         for waiter in (*self._ready, *itertools.chain(*self._waiting.values())):
             if not waiter.done():
                 waiter.set_exception(closed)
 
-    # News --------------------------------------------------------------------------------------
+    # Telling -----------------------------------------------------------------------------------
 
-    def tell(self, *, ready: Iterable[str | None] = (), news: bool = False, finished: Sequence[str] = ()) -> None:
-        """Let everybody know, here and elsewhere, of queues with news (None: any), and of jobs that have ended."""
-        queues = list(ready)
-        self.tell_here(queues)
-        if news:
-            self._wake("")
+    def tell(self, *, ready: Iterable[str | None] = (), notices: bool = False, finished: Sequence[str] = ()) -> None:
+        """Let everybody know, here and elsewhere, of queues with jobs, of notices, and of jobs that have ended.
+
+        What gathers while one notification is on its way is the next.
+        """
+        for queue in (*ready, *([""] if notices else ())):
+            self.wake(queue)
+            channel = self._notices if queue == "" else self._jobs
+            self._untold[channel] = (queue or "") if self._untold.get(channel, queue) == queue else ""
         self._resolve(finished)
-        told = [(self._jobs, queue or "") for queue in queues] + ([(self._news, "")] if news else [])
-        self._mouth.tell(finished, told)
+        self._unsaid += finished
+        if self._telling is None and (self._untold or self._unsaid):
+            self._telling = self._loop.create_task(self._tell_others())
 
-    def tell_here(self, queues: Iterable[str | None]) -> None:
-        """Let only those know who wait here."""
-        for queue in queues:
-            self._wake(queue)
+    async def _tell_others(self) -> None:
+        try:
+            while self._untold or self._unsaid:
+                finished, self._unsaid = self._unsaid, []
+                news, self._untold = self._untold, {}
+                payloads = [f"{self._token} {queue}" for queue in news.values()]
+                await self._link.fetch(sql.TELL, finished, list(news), payloads)
+        except FlowrraError as error:
+            logger.warning("nobody is told of what has changed, but they will look: %s", error)
+        finally:
+            self._telling = None
 
     def notice(self, queue: str) -> tuple[str, str]:
-        """Channel and payload that tell of jobs in a queue."""
+        """Channel and payload that tell others of jobs in a queue."""
         return self._jobs, f"{self._token} {queue}"
+
+    # Hearing -----------------------------------------------------------------------------------
 
     def _hear(self, channel: str, payload: str | None) -> None:
         """What was notified; None: anything may have been."""
@@ -129,9 +110,10 @@ class Waits:
             return
         token, _, queue = (payload or "").partition(" ")
         if token != self._token:
-            self._wake("" if channel == self._news else queue or None)
+            self.wake("" if channel == self._notices else queue or None)
 
-    def _wake(self, queue: str | None) -> None:
+    def wake(self, queue: str | None) -> None:
+        """Let those know who wait here."""
         self._heard[queue] += 1
         for waiter, queues in self._ready.items():
             if (queue in queues if queue else not queues) or (queue is None and queues):
@@ -143,17 +125,17 @@ class Waits:
             for waiter in self._waiting.pop(task_id, ()):
                 _resolve(waiter)
 
-    # Jobs and news -----------------------------------------------------------------------------
+    # Waiting for jobs and notices --------------------------------------------------------------
 
     def look(self, queue: str) -> None:
-        """Somebody looks now for jobs of the queue, or for news ("")."""
+        """Somebody looks now for jobs of the queue, or for notices ("")."""
         self._seen[queue] = self._count(queue)
 
     def _count(self, queue: str) -> int:
         return self._heard[queue] + (self._heard[None] if queue else 0)
 
     async def wait_ready(self, queues: Sequence[str], timeout: float, next_due: float | None) -> None:
-        self.ear.want(self._jobs if queues else self._news)
+        self.ear.want(self._jobs if queues else self._notices)
         if any(self._seen.get(queue, -1) != self._count(queue) for queue in queues or ("",)):
             return
         if queues:
@@ -169,9 +151,9 @@ class Waits:
             timer.cancel()
             self._ready.pop(waiter, None)
 
-    # Results -----------------------------------------------------------------------------------
+    # Waiting for results -----------------------------------------------------------------------
 
-    def expect(self, task_id: str) -> asyncio.Future[None]:
+    def expect(self, task_id: str) -> Waiter:
         """What is done when the job has ended, or may have."""
         if self._look_timer is None:
             self._look_timer = self._loop.call_later(_LOOK_EVERY, self._look_again)
@@ -179,7 +161,7 @@ class Waits:
         self._waiting.setdefault(task_id, []).append(waiter)
         return waiter
 
-    def expect_no_more(self, task_id: str, waiter: asyncio.Future[None]) -> None:
+    def expect_no_more(self, task_id: str, waiter: Waiter) -> None:
         waiters = self._waiting.get(task_id, [])
         if waiter in waiters:
             waiters.remove(waiter)
@@ -197,7 +179,7 @@ class Waits:
         return True
 
     async def _announce_group(self, ids: list[str]) -> list[None]:
-        await self._link.run(lambda session: session.fetch(sql.AWAIT, ids, self._results))
+        await self._link.fetch(sql.AWAIT, ids, self._results)
         return [None] * len(ids)
 
     def _look_again(self) -> None:
@@ -207,6 +189,6 @@ class Waits:
             _resolve(waiter)
 
 
-def _resolve(waiter: asyncio.Future[None]) -> None:
+def _resolve(waiter: Waiter) -> None:
     if not waiter.done():
         waiter.set_result(None)

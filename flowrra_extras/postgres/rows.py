@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import types
 from typing import TYPE_CHECKING, Any
 
 from flowrra import (
-    RUNNING,
     Attempt,
     BackendConfig,
     Job,
@@ -16,30 +14,34 @@ from flowrra import (
     TaskResult,
     TaskStatus,
     WorkerInfo,
+    claimed_job,
     decode,
     encode,
 )
+from flowrra_extras.postgres import statements as sql
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 
-def where_clause(which: JobFilter, after: int | None = None) -> tuple[str, list[Any]]:
+def where_clause(which: JobFilter) -> tuple[str, list[Any]]:
     """A filter as the text of a WHERE clause and its values."""
     terms: list[str] = []
     values: list[Any] = []
-    status = None if which.status is None else [str(status) for status in which.status]
     for term, value in (
         ("id = ANY (${}::text[])", None if which.ids is None else list(which.ids)),
-        ("status = ANY (${}::text[])", status),
         ("task = ${}", which.task),
         ("queue = ${}", which.queue),
         ("worker = ${}", which.worker),
-        ("seq < ${}", after),
+        ("strpos(lower(error), lower(${})) > 0", clean(which.error)),
+        ("parents IS NOT NULL AND parents::jsonb ? ${}", which.parent),
+        ("seq >= ${}", which.from_seq),
     ):
         if value is not None:
             values.append(value)
             terms.append(term.format(len(values)))
+    if which.status is not None:  # in the text, so that partial indexes can serve
+        terms.append(f"status = ANY ('{{{','.join(sorted(which.status))}}}'::text[])")
     if which.ahead_of is not None:
         job, n = which.ahead_of, len(values)
         values += [job.queue, job.priority, job.seq]
@@ -51,30 +53,9 @@ def where_clause(which: JobFilter, after: int | None = None) -> tuple[str, list[
 
 def jobs_of_claim(rows: Sequence[Any], worker: str, now: float) -> list[Job]:
     """The jobs that a claim has taken, in order: an UPDATE returns them in any."""
-    jobs = [job_of_claim(row, worker, now) for row in rows if row["seq"] is not None]
+    jobs = [claimed_job(row[-sql.CLAIMED.count(",") - 1 :], worker, now) for row in rows if row["seq"] is not None]
     jobs.sort(key=lambda job: (job.priority, job.seq))
     return jobs
-
-
-def job_of_claim(row: Any, worker: str, now: float) -> Job:
-    seq, task_id, task, payload, queue, priority, submitted, attempt, failures, crashes, overrides, parents = row[-12:]
-    job = Job(task_id, task, (), _NO_KEYWORDS, queue, priority, payload)
-    job.status = RUNNING
-    job.worker = worker
-    job.started = now
-    job.submitted = submitted
-    job.seq = seq
-    job.attempt = attempt
-    job.failures = failures
-    job.crashes = crashes
-    if overrides is not None:
-        job.overrides = json.loads(overrides)
-    if parents is not None:
-        job.parents = tuple(json.loads(parents))
-    return job
-
-
-_NO_KEYWORDS: Mapping[str, Any] = types.MappingProxyType({})
 
 
 def job_of_row(row: Any) -> Job:
@@ -90,26 +71,13 @@ def job_of_row(row: Any) -> Job:
 
 
 def result_of_row(row: Any) -> TaskResult[Any]:
-    task_id, task, status, result, error, traceback, attempt, submitted, started, finished, progress = row
-    return TaskResult(
-        task_id,
-        task,
-        TaskStatus(status),
-        _stored_result(result),
-        error,
-        traceback,
-        attempt,
-        submitted,
-        started,
-        finished,
-        _progress_of(progress),
-    )
+    task_id, task, status, result, *rest, progress = row
+    values = [TaskStatus(status), _stored_result(result), *rest, _progress_of(progress)]
+    return TaskResult(task_id, task, *values)
 
 
-def worker_of_row(
-    worker: str, host: str, pid: int, queues: str, tasks: str, started: float, seen: float, running: int, version: str
-) -> WorkerInfo:
-    return WorkerInfo(worker, host, pid, json.loads(queues), json.loads(tasks), started, seen, running, version)
+def worker_of_row(worker: str, host: str, pid: int, queues: str, tasks: str, *rest: Any) -> WorkerInfo:
+    return WorkerInfo(worker, host, pid, json.loads(queues), json.loads(tasks), *rest)
 
 
 def recorded_columns(results: Sequence[TaskResult[Any]], retention: BackendConfig) -> list[list[Any]]:

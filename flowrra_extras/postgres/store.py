@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import itertools
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flowrra import (
+    ACTIVITY_KEPT,
     BY_HAND,
     EXPIRED,
     FAILED,
@@ -28,6 +29,7 @@ from flowrra import (
     Outcome,
     TaskStatus,
     WorkerInfo,
+    activity_texts,
     orphaned,
     unknown_job,
 )
@@ -41,29 +43,29 @@ if TYPE_CHECKING:
 
 __all__ = ["Store", "migrate"]
 
+T = TypeVar("T")
+
 
 async def migrate(session: Session) -> str:
     """Bring the schema up to date; what identifies the store. Of two at once, the second waits and finds it done."""
-    if session.connection.get_server_version().major < 13:
-        raise ConfigError(
-            f"PostgreSQL {session.connection.get_server_version().major} is too old: 13 or later is needed"
-        )
+    server = session.connection.get_server_version().major
+    if server < 13:
+        raise ConfigError(f"PostgreSQL {server} is too old: 13 or later is needed")
+    newest = len(sql.MIGRATIONS)
     async with session.transaction():
-        if (await session.fetch("SELECT to_regclass('flowrra.meta') IS NULL"))[0][0]:
+        version, store = await session.store()
+        if version < newest:
             await session.fetch("SELECT pg_advisory_xact_lock(hashtext($1))", f"flowrra {session.schema}")
-            await session.script(sql.META)
-        version, store = (await session.fetch("SELECT version, store::text FROM flowrra.meta"))[0]
-        if version < len(sql.MIGRATIONS):
-            (version, store), *_ = await session.fetch("SELECT version, store::text FROM flowrra.meta FOR UPDATE")
-        if version > len(sql.MIGRATIONS):
-            raise BrokerError(
-                f"schema {session.schema} has version {version}, newer than the {len(sql.MIGRATIONS)} "
-                "of this flowrra: upgrade it"
-            )
-        for script in sql.MIGRATIONS[version:]:
-            await session.script(script)
-        if version < len(sql.MIGRATIONS):
-            await session.change("UPDATE flowrra.meta SET version = $1", len(sql.MIGRATIONS))
+            if (await session.store())[1] is None:
+                await session.script(sql.META)
+            version, store = await session.store()
+            for script in sql.MIGRATIONS[version:]:
+                await session.script(script)
+            await session.fetch("UPDATE flowrra.meta SET version = $1 WHERE version < $1", newest)
+    if version > newest:
+        raise BrokerError(
+            f"schema {session.schema} has version {version}, newer than the {newest} of this flowrra: upgrade it"
+        )
     return str(store)
 
 
@@ -79,33 +81,29 @@ class Store:
     # Taking in ---------------------------------------------------------------------------------
 
     async def push(self, jobs: Sequence[Job], now: float) -> list[str]:
-        """Take in jobs without parents. Repeating it changes nothing."""
+        """Take in jobs; repeating it changes nothing.
+
+        In a transaction, if one of them has parents, or one of several a key.
+        """
         ids = [job.id for job in jobs]
+        new: dict[str, int] = {}
         left = jobs
         while left:
-            if await self._insert(left, now) == len(left):
-                break
-            left = await self._resolve_keys(left, ids, jobs)
+            new.update(await self._db.fetch(sql.INSERT, now, *_columns(left)))
+            left = await self._resolve_keys([job for job in left if job.id not in new], ids, jobs)
+        family = {new[job.id]: dict.fromkeys(job.parents) for job in jobs if job.parents and job.id in new}
+        if family:
+            await self._await_parents(family, now, strict=True)
         return ids
 
-    async def push_and_tell(self, job: Job, now: float, channel: str, payload: str) -> list[str]:
-        """Take in a job that has neither parents nor a key, and notify in the same transaction."""
-        await self._db.fetch(sql.INSERT_AND_TELL, *_alike_values([job], now), channel, payload)
-        return [job.id]
-
-    async def _insert(self, jobs: Sequence[Job], now: float) -> int:
-        first = jobs[0]
-        if all(_are_alike(first, job) for job in jobs):
-            return await self._db.change(sql.INSERT_ALIKE, *_alike_values(jobs, now))
-        return await self._db.change(sql.INSERT, now, *_columns(jobs))
-
-    async def _resolve_keys(self, pushed: Sequence[Job], ids: list[str], jobs: Sequence[Job]) -> list[Job]:
+    async def _resolve_keys(self, refused: Sequence[Job], ids: list[str], jobs: Sequence[Job]) -> list[Job]:
         """Put in the ids of those that have the unique keys; the jobs whose key came free meanwhile."""
-        keyed = {job.id: job.unique for job in pushed if job.unique is not None}
+        keyed = {job.id: job.unique for job in refused if job.unique is not None}
         if not keyed:
             return []
-        known = {row[0] for row in await self._db.fetch(sql.GET, list(keyed))}
-        holders = dict(await self._db.fetch(sql.HOLDERS, list(keyed.values())))
+        rows = await self._db.fetch(sql.KNOWN, list(keyed), list(keyed.values()))
+        known = {task_id for task_id, key in rows if key is None}
+        holders = {key: task_id for task_id, key in rows if key is not None}
         left = []
         for index, job in enumerate(jobs):
             if job.id in keyed and job.id not in known:
@@ -115,18 +113,15 @@ class Store:
                     left.append(job)
         return left
 
-    async def push_family(self, jobs: Sequence[Job], now: float) -> list[str]:
-        """Take in jobs of which some have parents. In a transaction."""
-        seqs = {task_id: seq for seq, task_id in await self._db.fetch(sql.INSERTED, now, *_columns(jobs))}
-        ids = [job.id for job in jobs]
-        missing = [job for job in jobs if job.id not in seqs]
-        while missing:
-            missing = await self._resolve_keys(missing, ids, jobs)
-            rows = await self._db.fetch(sql.INSERTED, now, *_columns(missing)) if missing else ()
-            seqs.update({task_id: seq for seq, task_id in rows})
-        family = {seqs[job.id]: dict.fromkeys(job.parents) for job in jobs if job.parents and job.id in seqs}
-        await self._await_parents(family, now, strict=True)
-        return ids
+    async def push_lone(self, job: Job, now: float, channel: str, payload: str, *, early: bool) -> None:
+        """Take in a job that has neither parents nor a key, and notify in the same transaction.
+
+        `early`: others are told, and see the job, before it is on disk; the call waits for that all the same.
+        """
+        values = (job.id, job.payload, job.task, job.queue, job.priority, job.due, job.expires, _text(job.overrides))
+        await self._db.fetch(sql.INSERT_LONE_EARLY if early else sql.INSERT_LONE, now, *values, channel, payload)
+        if early:
+            await self._db.fetch(sql.SYNC)
 
     async def _await_parents(self, family: Mapping[int, Iterable[str]], now: float, *, strict: bool) -> None:
         """Keep jobs blocked, given as seq and parents, until these have succeeded; cancel them if one cannot.
@@ -148,13 +143,13 @@ class Store:
                     waits.append((seq, child))
         waits = [(parent, child) for parent, child in waits if child not in doomed]
         if waits:
-            await self._db.change(sql.DEPEND, [parent for parent, _ in waits], [child for _, child in waits])
+            await self._db.fetch(sql.DEPEND, [parent for parent, _ in waits], [child for _, child in waits])
         await self._bury(doomed, TaskStatus.CANCELLED, now)
         await self._unblock([child for child in family if child not in doomed], now)
 
     async def _unblock(self, children: Sequence[int], now: float) -> None:
         if children:
-            await self._db.change(sql.UNBLOCK, children, now)
+            await self._db.fetch(sql.UNBLOCK, children, now)
             self.ready = True
 
     # Ending ------------------------------------------------------------------------------------
@@ -162,7 +157,8 @@ class Store:
     async def _bury(self, doomed: Mapping[int, str], status: TaskStatus, now: float) -> list[int]:
         """End jobs that are not running, by seq with reasons, and cancel what waits for them. In a transaction.
 
-        A level of children a step, each with a look of its own: a child that comes in waits for its parent's row.
+        What waits for them goes together, and whoever came in meanwhile with the next look: since a child that comes
+        in locks its parent's row, none can come in after that.
         """
         first: list[int] = []
         purge_at = now + self._retention.failed_ttl
@@ -176,12 +172,12 @@ class Store:
         return first
 
     async def _children_of(self, ended: Mapping[int, str], status: TaskStatus) -> dict[int, str]:
-        """Those who wait for jobs that did not succeed, each with its reason."""
-        rows = await self._db.fetch(sql.CHILDREN, list(ended)) if ended else ()
-        children = {child: orphaned(ended[parent], status) for parent, child in rows}
+        """Those who wait for jobs that did not succeed, and for those in turn, each with its reason."""
+        rows = await self._db.fetch(sql.DESCENDANTS, list(ended)) if ended else ()
         if rows:
-            await self._db.change(sql.FORGET_PARENTS, list(ended))
-        return children
+            await self._db.fetch(sql.FORGET_PARENTS, list(ended))
+        cancelled = TaskStatus.CANCELLED
+        return {child: orphaned(name, status if parent in ended else cancelled) for child, parent, name in rows}
 
     async def settle(self, outcomes: Sequence[Outcome], now: float, *, careful: bool) -> set[tuple[int, int]]:
         """Write down outcomes, at most one of an attempt; the (seq, attempt) of those that were written.
@@ -189,48 +185,36 @@ class Store:
         Unless `careful`, jobs that others wait for and those that are to be cancelled are left for a second
         call. That one is in a transaction.
         """
-        written: set[tuple[int, int]] = set()
-        for text, kin, columns in self._statements(outcomes, now):
-            if not kin:
-                continue
-            keys = [outcome.job.seq for outcome in kin], [outcome.attempt for outcome in kin]
-            rows = await self._db.fetch(text, careful, now, *keys, *columns)
-            written.update((row[0], row[3]) for row in rows)
-            if text is sql.AGAIN:
-                self.ready = self.ready or bool(rows)
-            else:
-                self.finished += [row[1] for row in rows]
-            flagged = {row[0]: row[1] for row in rows if row[2]}
-            if flagged:
-                await self._follow_up(text, kin, flagged, now)
-        return written
-
-    def _statements(
-        self, outcomes: Sequence[Outcome], now: float
-    ) -> Iterable[tuple[str, Sequence[Outcome], list[Any]]]:
-        """Which statement is for which outcomes, with the columns that follow seq and attempt."""
-        good = [outcome for outcome in outcomes if outcome.status is SUCCESS]
-        bad = [outcome for outcome in outcomes if outcome.status in REQUEUABLE]
+        ended = [outcome for outcome in outcomes if outcome.status in FINISHED]
         again = [outcome for outcome in outcomes if outcome.status not in FINISHED]
-        yield sql.SUCCEED, good, [[o.text for o in good], [self._purge_at(o, now) for o in good]]
-        yield sql.END, bad, [*_troubles(bad), [self._purge_at(o, now) for o in bad]]
-        yield sql.AGAIN, again, [*_troubles(again), [o.due for o in again], [o.ending for o in again]]
+        written: set[tuple[int, int]] = set()
+        if ended:
+            columns = [_none_if_none([o.text for o in ended]), [self._purge_at(o, now) for o in ended]]
+            rows = await self._db.fetch(sql.FINISH, careful, now, *_columns_of(ended), *columns)
+            written.update((row[0], row[3]) for row in rows)
+            self.finished += [row[1] for row in rows]
+            await self._tell_children({row[0]: row[1] for row in rows if row[2]}, ended, now)
+        if again:
+            columns = [[o.due for o in again], [o.ending for o in again]]
+            rows = await self._db.fetch(sql.AGAIN, careful, now, *_columns_of(again), *columns)
+            written.update((row[0], row[3]) for row in rows)
+            self.ready = self.ready or bool(rows)
+            await self._bury({row[0]: BY_HAND for row in rows if row[2]}, TaskStatus.CANCELLED, now)
+        return written
 
     def _purge_at(self, outcome: Outcome, now: float) -> float:
         return now + (self._retention.ttl(outcome.status) if outcome.keep is None else outcome.keep)
 
-    async def _follow_up(self, text: str, kin: Sequence[Outcome], flagged: dict[int, str], now: float) -> None:
-        """After a careful settle: free or cancel the children, cancel what was to be ended anyway."""
-        if text is sql.AGAIN:
-            await self._bury(dict.fromkeys(flagged, BY_HAND), TaskStatus.CANCELLED, now)
-        elif text is sql.SUCCEED:
-            children = [row[0] for row in await self._db.fetch(sql.LOCK_CHILDREN, list(flagged))]
-            await self._db.change(sql.FORGET_PARENTS, list(flagged))
-            await self._unblock(children, now)
-        else:
-            for status in REQUEUABLE:
-                ended = {o.job.seq: flagged[o.job.seq] for o in kin if o.job.seq in flagged and o.status is status}
+    async def _tell_children(self, parents: Mapping[int, str], outcomes: Sequence[Outcome], now: float) -> None:
+        """Free the children of those parents, given as seq and id, that have succeeded, and cancel the others'."""
+        for status in FINISHED if parents else ():
+            ended = {o.job.seq: parents[o.job.seq] for o in outcomes if o.job.seq in parents and o.status is status}
+            if status is not SUCCESS:
                 await self._bury(await self._children_of(ended, status), TaskStatus.CANCELLED, now)
+            elif ended:
+                children = [row[0] for row in await self._db.fetch(sql.LOCK_CHILDREN, list(ended))]
+                await self._db.fetch(sql.FORGET_PARENTS, list(ended))
+                await self._unblock(children, now)
 
     async def written(self, outcomes: Sequence[Outcome], now: float) -> set[tuple[int, int]]:
         """Those that a settle at `now` has written whose answer was lost."""
@@ -239,25 +223,21 @@ class Store:
 
     # Workers, and by hand ----------------------------------------------------------------------
 
-    async def beat(self, worker: WorkerInfo, lease: float, now: float) -> bool:
-        """Extend a worker's lease, or register it. Whether it had to be registered."""
-        queues, tasks = json.dumps(dict(worker.queues)), json.dumps(list(worker.tasks))
-        values = (worker.id, lease, now, worker.running, queues, tasks)
-        if await self._db.change(sql.RENEW, *values):
-            return False
-        await self._db.change(sql.REGISTER, *values, worker.host, worker.pid, worker.started, worker.version)
-        return True
-
-    async def notices(self, worker: WorkerInfo, *, lapsed: bool, lost: list[str]) -> tuple[Notices, bool]:
-        """What a heartbeat brings back, and whether other workers' leases have run out."""
-        (found,) = await self._db.fetch(sql.NOTICES, worker.id, list(worker.queues))
-        notices = Notices(found["cancelled"], lapsed, frozenset(found["paused"]), found["suspects"], lost)
-        return notices, found["lost"]
+    async def beat(self, worker: WorkerInfo, lease: float, now: float) -> tuple[Notices, bool]:
+        """Extend a worker's lease, or register it; what that brings back, and whether others' leases have run out."""
+        names = sql.WORKER_COLUMNS.split(", ")
+        told = {"seen": now, "queues": json.dumps(dict(worker.queues)), "tasks": json.dumps(list(worker.tasks))}
+        values = [told[name] if name in told else getattr(worker, name) for name in names]
+        activity = activity_texts(worker.activity)
+        rest = (lease, list(worker.queues), list(activity), list(activity.values()), int(now - ACTIVITY_KEPT))
+        (row,) = await self._db.fetch(sql.BEAT, *values, *rest)
+        lapsed = row["is_new"] and worker.seen > 0
+        return Notices(row["cancelled"], lapsed, frozenset(row["paused"]), row["suspects"], []), row["lost"]
 
     async def upkeep(self, worker: str, now: float) -> None:
         """What a claim does first: rescue, promote, expire. In a transaction."""
         await self.rescue(worker, now)
-        self.ready = await self._db.change(sql.PROMOTE, now) > 0 or self.ready
+        self.ready = bool(await self._db.fetch(sql.PROMOTE, now)) or self.ready
         expired = await self._db.fetch(sql.EXPIRED, now)
         await self._bury({row[0]: EXPIRED for row in expired}, TaskStatus.CANCELLED, now)
 
@@ -268,10 +248,11 @@ class Store:
             await self._put_back(lost, now, "crash", WORKER_LOST, crashes=1)
         return lost
 
-    async def leave(self, worker: str, now: float) -> None:
+    async def leave(self, worker: WorkerInfo, now: float) -> None:
         """Take a worker off the list and release what it holds. In a transaction."""
-        await self._db.change("DELETE FROM flowrra.worker WHERE id = $1", worker)
-        await self._put_back([worker], now, "release", LEFT, crashes=0)
+        await self.beat(worker, 0.0, now)
+        await self._db.fetch("DELETE FROM flowrra.worker WHERE id = $1", worker.id)
+        await self._put_back([worker.id], now, "release", LEFT, crashes=0)
 
     async def _put_back(self, workers: Sequence[str], now: float, ending: str, error: str, *, crashes: int) -> None:
         rows = await self._db.fetch(sql.PUT_BACK, workers, now, ending, error, crashes)
@@ -279,16 +260,29 @@ class Store:
         await self._bury({seq: KILLED for seq, times, _ in rows if times >= MAX_CRASHES}, FAILED, now)
         self.ready = True
 
-    async def cancel(self, task_id: str, now: float) -> tuple[bool, bool]:
+    async def cancel(self, task_id: str, now: float, by: str | None) -> tuple[bool, bool]:
         """Whether the job ends, and whether that is up to its worker. In a transaction."""
         found = await self._db.fetch("SELECT seq FROM flowrra.job WHERE id = $1", task_id)
-        if await self._bury({row[0]: BY_HAND for row in found}, TaskStatus.CANCELLED, now):
-            return True, False
-        asked = bool(found) and await self._db.change(sql.ASK_TO_END, task_id) > 0
-        return asked, asked
+        ended = bool(await self._bury({row[0]: BY_HAND for row in found}, TaskStatus.CANCELLED, now))
+        asked = bool(found) and not ended and bool(await self._db.fetch(sql.ASK_TO_END, task_id))
+        await self._note([task_id] if ended or asked else [], by, now, "cancelled")
+        return ended or asked, asked
 
-    async def requeue(self, task_id: str, now: float) -> bool:
-        """Make a job ready again. In a transaction."""
+    async def _note(self, task_ids: Sequence[str], by: str | None, now: float, deed: str) -> None:
+        if task_ids and by is not None:
+            await self._db.fetch(sql.NOTE, task_ids, clean(by), now, deed)
+
+    async def requeue(self, task_ids: Sequence[str], now: float, by: str | None) -> list[bool]:
+        """Make jobs ready again. In a transaction."""
+        done = [await self._requeue_one(task_id, now) for task_id in task_ids]
+        await self._note(list(itertools.compress(task_ids, done)), by, now, "requeued")
+        return done
+
+    async def delete(self, task_ids: Sequence[str]) -> list[bool]:
+        gone = {row[0] for row in await self._db.fetch(sql.DELETE, task_ids)}
+        return [task_id in gone for task_id in task_ids]
+
+    async def _requeue_one(self, task_id: str, now: float) -> bool:
         found = await self._db.fetch(sql.LOCK_REQUEUED, task_id)
         if not found:
             return False
@@ -297,33 +291,12 @@ class Store:
         known = [row[2] for row in await self._db.fetch(sql.LOCK_PARENTS, parents)] if parents else []
         if not REQUEUABLE.isdisjoint(known):
             return False
-        if not await self._db.change(sql.REQUEUE, seq, "blocked" if parents else "pending"):
+        if not await self._db.fetch(sql.REQUEUE, seq, "blocked" if parents else "pending"):
             return False  # an unfinished job has its unique key now
         if parents:
-            await self._await_parents({seq: parents}, now, strict=False)
+            await self._await_parents({seq: dict.fromkeys(parents)}, now, strict=False)
         self.ready = True
         return True
-
-
-def _are_alike(one: Job, other: Job) -> bool:
-    """Whether they differ in their ids and arguments only, and need no care of their own."""
-    return (
-        one.task == other.task
-        and one.queue == other.queue
-        and one.priority == other.priority
-        and one.due == other.due
-        and one.expires == other.expires
-        and one.overrides == other.overrides
-        and one.unique is None is other.unique
-    )
-
-
-def _alike_values(jobs: Sequence[Job], now: float) -> list[Any]:
-    """Jobs that are alike as the values that sql.INSERT_ALIKE takes."""
-    first = jobs[0]
-    ids, payloads = [job.id for job in jobs], [job.payload for job in jobs]
-    rest = (first.task, first.queue, first.priority, first.due, first.expires, _text(first.overrides))
-    return [now, ids, payloads, *rest]
 
 
 def _columns(jobs: Sequence[Job]) -> list[list[Any]]:
@@ -331,24 +304,34 @@ def _columns(jobs: Sequence[Job]) -> list[list[Any]]:
     return [
         [job.id for job in jobs],
         [job.payload for job in jobs],
-        [job.task for job in jobs],
-        [job.queue for job in jobs],
-        [job.priority for job in jobs],
-        [job.due for job in jobs],
-        [job.expires for job in jobs],
-        [_text(job.overrides) for job in jobs],
-        [job.unique for job in jobs],
-        [json.dumps(list(dict.fromkeys(job.parents))) if job.parents else None for job in jobs],
+        _one_for_all([job.task for job in jobs]),
+        _one_for_all([job.queue for job in jobs]),
+        _one_for_all([job.priority for job in jobs]),
+        _none_if_none([job.due for job in jobs]),
+        _none_if_none([job.expires for job in jobs]),
+        _none_if_none([_text(job.overrides) for job in jobs]),
+        _none_if_none([job.unique for job in jobs]),
+        _none_if_none([json.dumps(list(dict.fromkeys(job.parents))) if job.parents else None for job in jobs]),
     ]
 
 
-def _troubles(outcomes: Sequence[Outcome]) -> list[list[Any]]:
-    """Outcomes without success as the arrays that sql.END and sql.AGAIN have in common."""
+def _one_for_all(values: list[T]) -> list[T]:
+    return values[:1] if values.count(values[0]) == len(values) else values
+
+
+def _none_if_none(values: list[T | None]) -> list[T | None]:
+    return [] if values.count(None) == len(values) else values
+
+
+def _columns_of(outcomes: Sequence[Outcome]) -> list[list[Any]]:
+    """Outcomes as the arrays that sql.FINISH and sql.AGAIN have in common."""
     return [
+        [outcome.job.seq for outcome in outcomes],
+        [outcome.attempt for outcome in outcomes],
         [outcome.status for outcome in outcomes],
-        [clean(outcome.error) for outcome in outcomes],
-        [clean(outcome.traceback) for outcome in outcomes],
         [int(outcome.ending == "failure") for outcome in outcomes],
+        _none_if_none([clean(outcome.error) for outcome in outcomes]),
+        _none_if_none([clean(outcome.traceback) for outcome in outcomes]),
     ]
 
 

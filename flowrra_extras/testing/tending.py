@@ -249,10 +249,9 @@ class ActivityContract(Contract):
                     raise ValueError
 
             async with app:
-                await t.broker.set_queue("default", paused=True)
-                waits = await app.submit(good)
-                t.clock.advance(2)
-                await t.broker.set_queue("default", paused=False)
+                waits = await good.options(delay=1).submit()  # a claim that is under way now cannot take it
+                t.clock.advance(3)
+                await t.broker.set_queue("default", paused=False)  # that wakes the worker
                 await app.wait_for_result(waits, timeout=SOON)
                 for task in (bad, shaky):
                     await app.wait_for_result(await app.submit(task), timeout=SOON)
