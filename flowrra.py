@@ -253,12 +253,13 @@ FINISHED = frozenset((SUCCESS, FAILED, CANCELLED))
 UNFINISHED = frozenset(TaskStatus) - FINISHED
 
 TRANSITIONS: Mapping[TaskStatus, frozenset[TaskStatus]] = {
-    SCHEDULED: frozenset((PENDING, CANCELLED)),
+    # What waits is BLOCKED while it is held for a move to another store.
+    SCHEDULED: frozenset((PENDING, BLOCKED, CANCELLED)),
     BLOCKED: frozenset((PENDING, SCHEDULED, CANCELLED)),
-    PENDING: frozenset((RUNNING, CANCELLED)),
+    PENDING: frozenset((RUNNING, BLOCKED, CANCELLED)),
     # A release goes back to PENDING, or to SCHEDULED when it is to wait; a rescue to PENDING.
     RUNNING: FINISHED | {RETRYING, PENDING, SCHEDULED},
-    RETRYING: frozenset((PENDING, CANCELLED)),
+    RETRYING: frozenset((PENDING, BLOCKED, CANCELLED)),
     SUCCESS: frozenset(),
     FAILED: frozenset((PENDING,)),  # requeued by hand
     CANCELLED: frozenset((PENDING, BLOCKED)),  # requeued by hand
@@ -2074,6 +2075,29 @@ class Broker(Backend):
         """Stop or resume handing out the jobs of `queue`. Running ones go on."""
         raise NotImplementedError
 
+    async def hold(self, task_ids: Sequence[str], *, by: str, now: float) -> list[bool]:
+        """Keep waiting jobs from running until `let_go`: each is BLOCKED, with `by` as its worker.
+
+        False: it runs, has finished, is unknown, or is held by another. This and the next two serve
+        a move to another store; a broker that lacks them takes part in none.
+        """
+        raise ConfigError(f"{type(self).__name__} can take part in no move: it lacks hold, adopt and let_go")
+
+    async def adopt(self, jobs: Sequence[Job], *, by: str, now: float) -> list[bool]:
+        """Take in jobs of another store, all or none, each with its past and held by `by`.
+
+        An id that is there already changes nothing and gives True, whatever its state. False: an
+        unfinished job has its `unique` key. A parent that is not known here counts as purged.
+        """
+        raise ConfigError(f"{type(self).__name__} can take part in no move: it lacks hold, adopt and let_go")
+
+    async def let_go(self, task_ids: Sequence[str], *, by: str, gone: bool, now: float) -> list[bool]:
+        """End a hold: the job waits as before, or with `gone` leaves the store as if it had never come.
+
+        Whoever waits for a job that is gone gets a TaskNotFoundError. False: it is not held by `by`.
+        """
+        raise ConfigError(f"{type(self).__name__} can take part in no move: it lacks hold, adopt and let_go")
+
 
 def noted(job: Job, by: str | None, deed: str, now: float) -> tuple[Attempt, ...]:
     """The history of `job` with a line on what somebody did to it; without, if nobody says who."""
@@ -2399,8 +2423,8 @@ class MemoryBroker(Broker):
         told = [(parent, task_id) for task_id in self._children.pop(parent.id, ())]
         for ended, task_id in told:  # grows as it is walked: a long line is too deep for recursion
             child = self._jobs.get(task_id)
-            if child is None or child.status is not BLOCKED:
-                continue
+            if child is None or child.status is not BLOCKED or child.worker is not None:
+                continue  # one that is held looks at its parents when it is let go
             if ended.status is SUCCESS:
                 self._unblock(child, now)
             else:
@@ -2480,6 +2504,8 @@ class MemoryBroker(Broker):
         if job.status not in FINISHED:
             await self._wait_finished(task_id, timeout)
             job = self._jobs.get(task_id) or job
+            if job.status is BLOCKED:
+                raise unknown_job(task_id)  # it has left for another store
         return result_from(job)
 
     async def _wait_finished(self, task_id: str, timeout: float | None) -> None:
@@ -2580,6 +2606,54 @@ class MemoryBroker(Broker):
             self._wake_ready(queue)
         self._wake_ready("")
 
+    # Moving to another store -------------------------------------------------------------------
+
+    async def hold(self, task_ids: Sequence[str], *, by: str, now: float) -> list[bool]:
+        return [self._hold_one(self._jobs.get(task_id), by) for task_id in task_ids]
+
+    def _hold_one(self, job: Job | None, by: str) -> bool:
+        if job is None or job.status is RUNNING or job.status in FINISHED:
+            return False
+        if job.worker is None:
+            if self._size is not None and job.status is PENDING:
+                self._leave_queue(job.queue)
+            job.status, job.worker = BLOCKED, by
+        return job.worker == by
+
+    async def adopt(self, jobs: Sequence[Job], *, by: str, now: float) -> list[bool]:
+        return [self._adopt_one(job, by) for job in jobs]
+
+    def _adopt_one(self, job: Job, by: str) -> bool:
+        if job.id in self._jobs:
+            return True
+        if job.unique is not None and self._unique.setdefault(job.unique, job.id) != job.id:
+            return False
+        job = dataclasses.replace(job, status=BLOCKED, worker=by, seq=next(self._sequence))
+        self._jobs[job.id] = job
+        if job.expires is not None:
+            heapq.heappush(self._expiring, (job.expires, job.seq, job.id))
+        if job.crashes:
+            self._suspects.add(job.id)
+        return True
+
+    async def let_go(self, task_ids: Sequence[str], *, by: str, gone: bool, now: float) -> list[bool]:
+        return [self._let_go_one(self._jobs.get(task_id), by, gone, now) for task_id in task_ids]
+
+    def _let_go_one(self, job: Job | None, by: str, gone: bool, now: float) -> bool:
+        if job is None or job.status is not BLOCKED or job.worker != by:
+            return False
+        if not gone:
+            job.worker = None
+            self._await_parents(job, now)
+            return True
+        del self._jobs[job.id]
+        self._suspects.discard(job.id)
+        if job.unique is not None:
+            self._unique.pop(job.unique, None)
+        for waiter in self._result_waiters.pop(job.id, ()):
+            _resolve(waiter)
+        return True
+
 
 EXPIRED = "it expired before its first attempt began"
 BY_HAND = "it was cancelled"
@@ -2675,7 +2749,7 @@ CREATE INDEX flowrra_cancelling ON flowrra_job (worker) WHERE status = 'running'
 CREATE INDEX flowrra_purge ON flowrra_job (purge_at) WHERE purge_at IS NOT NULL;
 CREATE UNIQUE INDEX flowrra_unique ON flowrra_job (unique_key)
     WHERE unique_key IS NOT NULL AND status IN {_UNFINISHED};
-CREATE TABLE flowrra_dependency (  -- parents that a blocked job still waits for
+CREATE TABLE flowrra_dependency (  -- parents that a blocked job still waits for; '' if it is held
     parent TEXT NOT NULL, child INTEGER NOT NULL, PRIMARY KEY (parent, child)
 ) WITHOUT ROWID;
 CREATE INDEX flowrra_child ON flowrra_dependency (child);
@@ -2778,6 +2852,17 @@ _REQUEUE = f"""
         due = NULL, expires = NULL, {_ARCHIVE}, error = NULL, traceback = NULL
     WHERE id = :id AND status = :status"""
 
+_HOLD = f"""
+    UPDATE flowrra_job SET status = 'blocked', worker = :by
+    WHERE id IN (SELECT value FROM json_each(:ids)) AND status IN {_AT_REST} AND coalesce(worker, :by) = :by
+    RETURNING id, seq"""
+_HELD = "id IN (SELECT value FROM json_each(:ids)) AND status = 'blocked' AND worker = :by RETURNING id, seq, parents"
+_FREE = f"UPDATE flowrra_job SET worker = NULL WHERE {_HELD}"
+_DELETE_HELD = f"DELETE FROM flowrra_job WHERE {_HELD}"
+_ADOPT = """
+    INSERT INTO flowrra_job (id, payload, task, queue, priority, status, submitted, due, expires, overrides,
+        unique_key, parents, attempt, failures, crashes, error, traceback, history, worker)
+    VALUES (?, ?, ?, ?, ?, 'blocked', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING seq"""
 _WORKER_COLUMNS = "id, host, pid, queues, tasks, started, seen, running, version, memory"
 _BEAT = """
     UPDATE flowrra_worker SET lease = :lease, seen = :seen, running = :running, queues = :queues, tasks = :tasks,
@@ -3200,6 +3285,43 @@ class SQLiteStore:
         pause, resume = "INSERT OR IGNORE INTO flowrra_paused VALUES (?)", "DELETE FROM flowrra_paused WHERE queue = ?"
         self._db.execute(pause if paused else resume, (queue,))
         self.news.update(j=[], n=[])
+
+    # Moving to another store -------------------------------------------------------------------
+
+    def hold(self, task_ids: Sequence[str], *, by: str) -> list[bool]:
+        held = dict(self._db.execute(_HOLD, {"ids": json.dumps(task_ids), "by": by}).fetchall())
+        self._wait_for_nobody(held.values())
+        self._db.executemany("INSERT INTO flowrra_dependency VALUES ('', ?)", ((seq,) for seq in held.values()))
+        return [task_id in held for task_id in task_ids]
+
+    def _wait_for_nobody(self, seqs: Iterable[int]) -> None:
+        forget = "DELETE FROM flowrra_dependency WHERE child IN (SELECT value FROM json_each(?))"
+        self._db.execute(forget, (json.dumps(list(seqs)),))
+
+    def adopt(self, jobs: Sequence[Job], *, by: str) -> list[bool]:
+        for job in jobs:
+            parents = json.dumps(list(dict.fromkeys(job.parents))) if job.parents else None
+            row: tuple[Any, ...] = (job.id, job.payload, job.task, job.queue, job.priority, job.submitted, job.due)
+            row += (job.expires, _text(job.overrides), job.unique, parents, job.attempt, job.failures, job.crashes)
+            row += (job.error, job.traceback, json.dumps(job.history) if job.history else None, by)
+            for (seq,) in self._db.execute(_ADOPT, row).fetchall():
+                self._db.execute("INSERT INTO flowrra_dependency VALUES ('', ?)", (seq,))
+                self._db.execute("INSERT INTO flowrra_family SELECT value, ? FROM json_each(?)", (seq, parents or "[]"))
+        known = set(self._known([job.id for job in jobs]))
+        return [job.id in known for job in jobs]
+
+    def let_go(self, task_ids: Sequence[str], *, by: str, gone: bool, now: float) -> list[bool]:
+        rows = self._db.execute(_DELETE_HELD if gone else _FREE, {"ids": json.dumps(task_ids), "by": by}).fetchall()
+        self._wait_for_nobody(row[1] for row in rows)
+        if gone:
+            self.news.setdefault("r", []).extend(row[0] for row in rows)
+        for task_id, seq, parents in () if gone else rows:
+            if parents is None:
+                self._unblock([seq], now)
+            else:
+                self._await_parents(task_id, self._known(json.loads(parents)), now)
+        found = {row[0] for row in rows}
+        return [task_id in found for task_id in task_ids]
 
     # Looking -----------------------------------------------------------------------------------
 
@@ -4056,6 +4178,17 @@ class SQLiteBroker(Broker):
 
     async def _change(self, method: str, **options: Any) -> Any:
         return await self._run(_Operation(method, options, sync=_BEFORE_SIGHT))
+
+    async def hold(self, task_ids: Sequence[str], *, by: str, now: float) -> list[bool]:
+        return cast("list[bool]", await self._change("hold", task_ids=task_ids, by=by))
+
+    async def adopt(self, jobs: Sequence[Job], *, by: str, now: float) -> list[bool]:
+        for job in jobs:
+            job.payload = encode_arguments(job)
+        return cast("list[bool]", await self._change("adopt", jobs=jobs, by=by))
+
+    async def let_go(self, task_ids: Sequence[str], *, by: str, gone: bool, now: float) -> list[bool]:
+        return cast("list[bool]", await self._change("let_go", task_ids=task_ids, by=by, gone=gone, now=now))
 
     async def get(self, task_ids: Sequence[str]) -> list[TaskResult[Any] | None]:
         if len(task_ids) <= 100:
@@ -7210,6 +7343,8 @@ async def _explain(broker: Broker, job: Job, now: float) -> str:
     match job.status:
         case TaskStatus.PENDING:
             return f"It is ready, {await _why_waiting(broker, job)}."
+        case TaskStatus.BLOCKED if job.worker is not None:
+            return f"It is held for {job.worker}: if that was interrupted, start it again."
         case TaskStatus.BLOCKED:
             return f"It is blocked by {await _blockers(broker, job)}."
         case TaskStatus.SCHEDULED:

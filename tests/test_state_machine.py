@@ -52,6 +52,7 @@ class Known:
     failures: int = 0
     crashes: int = 0
     worker: str | None = None
+    held: bool = False
     asked_to_end: bool = False
     purge_at: float | None = None
 
@@ -92,13 +93,13 @@ class Model:
         elif job.due is not None and job.due > now:
             job.status = "scheduled"
         else:
-            job.status, job.due = "pending", None
+            job.status = "pending"
 
     def finish(self, job: Known, status: str, now: float, keep: float | None = None) -> None:
-        job.status = status
+        job.status, job.held = status, False
         job.purge_at = now + (self.retention if keep is None else keep)
         for child in list(self.jobs.values()):
-            if child.status == "blocked" and job.id in child.parents:
+            if child.status == "blocked" and not child.held and job.id in child.parents:
                 self.settle_waiting(child, now)
 
     def put_back(self, job: Known, status: str, due: float | None, now: float) -> None:
@@ -123,7 +124,7 @@ class Model:
     def promote(self, now: float) -> None:
         for job in self.jobs.values():
             if job.status in ("scheduled", "retrying") and job.due is not None and job.due <= now:
-                job.status, job.due = "pending", None
+                job.status = "pending"
         for job in self.jobs.values():
             waits = job.status in ("scheduled", "blocked", "pending")
             if waits and job.attempt == 0 and job.expires is not None and job.expires <= now:
@@ -155,6 +156,13 @@ class Model:
         job.asked_to_end = False
         self.settle_waiting(job, now)
         return True
+
+    def let_go(self, job: Known, gone: bool, now: float) -> None:
+        job.held = False
+        if gone:
+            del self.jobs[job.id]
+        else:
+            self.settle_waiting(job, now)
 
     def purge(self, before: float) -> int:
         gone = [job.id for job in self.jobs.values() if job.purge_at is not None and job.purge_at < before]
@@ -355,6 +363,26 @@ class BrokerMachine(RuleBasedStateMachine):
         known = [self.model.jobs.get(task_id) for task_id in task_ids]
         expected = [job is not None and self.model.requeue(job, self.now) for job in known]
         assert self.run(self.broker.requeue(task_ids, now=self.now)) == expected
+
+    @rule(task_ids=st.sets(st.sampled_from(IDS), min_size=1))
+    def hold(self, task_ids: set[str]) -> None:
+        ids = sorted(task_ids)
+        jobs = [self.model.jobs.get(task_id) for task_id in ids]
+        may = [job is not None and job.status != "running" and not job.finished for job in jobs]
+        for job in jobs:
+            if job is not None and job.status != "running" and not job.finished:
+                job.status, job.held = "blocked", True
+        assert self.run(self.broker.hold(ids, by="move", now=self.now)) == may
+
+    @rule(task_id=st.sampled_from(IDS), gone=st.booleans())
+    def let_go(self, task_id: str, gone: bool) -> None:
+        job = self.model.jobs.get(task_id)
+        left = any(task_id in child.parents and not child.held for child in self.model.jobs.values())
+        gone = gone and not left  # a family leaves as a whole
+        is_held = job is not None and job.held
+        assert self.run(self.broker.let_go([task_id], by="move", gone=gone, now=self.now)) == [is_held]
+        if job is not None and is_held:
+            self.model.let_go(job, gone, self.now)
 
     @rule(task_ids=st.sets(st.sampled_from(IDS), min_size=1, max_size=3))
     def delete(self, task_ids: set[str]) -> None:

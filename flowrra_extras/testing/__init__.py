@@ -14,6 +14,7 @@ docstrings say how.
 from flowrra_extras.testing.jobs import ClaimContract, PushContract, SettleContract
 from flowrra_extras.testing.lives import CancelContract, CrashContract, ParentsContract
 from flowrra_extras.testing.looking import LookingContract, WaitingContract
+from flowrra_extras.testing.moving import MovingContract
 from flowrra_extras.testing.schedules import ScheduleStoreContract
 from flowrra_extras.testing.tending import ActivityContract, HandContract, SearchContract
 from flowrra_extras.testing.tools import ManualClock, drain, fire_due
@@ -30,6 +31,7 @@ class BrokerContract(
     ParentsContract,
     LookingContract,
     WaitingContract,
+    MovingContract,
     SearchContract,
     HandContract,
     ActivityContract,
