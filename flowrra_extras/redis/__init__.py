@@ -29,7 +29,6 @@ from flowrra import (
     PENDING,
     Activity,
     BackendConfig,
-    Broker,
     BrokerConfig,
     BrokerError,
     Clock,
@@ -49,6 +48,7 @@ from flowrra import (
     unknown_job,
 )
 from flowrra_extras.batching import Batcher
+from flowrra_extras.redis.moving import MovingBroker
 from flowrra_extras.redis.news import News
 from flowrra_extras.redis.operations import (
     Attempts,
@@ -82,7 +82,7 @@ _PAGE = 1_000  # jobs
 _MINUTES = 60  # of activity
 
 
-class RedisBroker(Broker):
+class RedisBroker(MovingBroker):
     """Jobs in Redis, for many processes on many machines; `url` as at the top of this module.
 
     A call waits up to `config.timeout` seconds for a server that is away, restarts or fails over, and then
@@ -159,9 +159,6 @@ class RedisBroker(Broker):
         if self._batcher is None:
             raise BrokerError(f"the broker on {self._address.name} is not open")
         return self._batcher
-
-    def _bury_at(self, now: float) -> float:
-        return now + self.retention.failed_ttl
 
     # Jobs --------------------------------------------------------------------------------------
 

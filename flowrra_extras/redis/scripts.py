@@ -238,7 +238,7 @@ local function await_parents(job, parents)
     if not waits then unblock(job) end
 end
 
--- Delete a finished job.
+-- Delete a job that waits nowhere.
 local function erase(id)
     local key = p .. 'job:' .. id
     count(table.concat(call('HMGET', key, 'status', 'queue'), ' '), -1)
@@ -669,6 +669,77 @@ call('PUBLISH', p .. 'notices', '')
 return 0
 """
 
+# Keep waiting jobs from running, for a move to another store.  ARGV: by, then ids.  Answer: a 1 or 0 for each.
+_HOLD = """
+local by, answer = ARGV[2], {}
+
+local function hold(id)
+    local job = load(id)
+    if not job or job.status == 'running' or job.status == 'success' or is_hopeless(job.status) then return 0 end
+    if job.worker then return job.worker == by and 1 or 0 end
+    leave(job)
+    if job.expires and not job.attempt then call('ZADD', p .. 'expiring', job.expires, id) end
+    move(job, 'blocked')
+    call('HSET', job.key, 'status', 'blocked', 'worker', by)
+    return 1
+end
+
+for i = 3, #ARGV do answer[#answer + 1] = hold(ARGV[i]) end
+publish()
+return answer
+"""
+
+# Take in jobs of another store, held.
+# ARGV: by, then of each job: id, priority, queue, unique, when it expires, its fields (JSON), its history (JSON).
+# Answer: a 1 for each that is there now, a 0 for one whose unique key another has.
+_ADOPT = """
+local answer = {}
+
+local function adopt(id, priority, queue, unique, expires, fields, history)
+    local key = p .. 'job:' .. id
+    if call('EXISTS', key) == 1 then return 1 end
+    if unique ~= '' and call('HSETNX', p .. 'unique', unique, id) == 0 then return 0 end
+    local seq = call('HINCRBY', state, 'seq', 1)
+    call('HSET', key, 'place', priority .. string.format('%013x', seq), 'queue', queue, 'status', 'blocked',
+        'worker', ARGV[2], unpack(cjson.decode(fields)))
+    call('ZADD', p .. 'all', seq, id)
+    if expires ~= '' then call('ZADD', p .. 'expiring', expires, id) end
+    each('RPUSH', p .. 'history:' .. id, cjson.decode(history))
+    count('blocked ' .. queue, 1)
+    return 1
+end
+
+for i = 3, #ARGV, 7 do answer[#answer + 1] = adopt(unpack(ARGV, i, i + 6)) end
+publish()
+return answer
+"""
+
+# End a hold.  ARGV: by, 1 if the jobs are to go for good, now, bury_at, then ids.  Answer: a 1 or 0 for each.
+_LET_GO = """
+local by, gone, answer = ARGV[2], ARGV[3] == '1', {}
+now, bury_at = ARGV[4], ARGV[5]
+
+local function let_go(id)
+    local job = load(id)
+    if not job or job.status ~= 'blocked' or job.worker ~= by then return 0 end
+    if gone then
+        if job.unique then call('HDEL', p .. 'unique', job.unique) end
+        call('ZREM', p .. 'expiring', id)
+        erase(id)
+        ended[#ended + 1] = id
+    else
+        local kept = call('HMGET', job.key, 'parents', 'due')
+        call('HDEL', job.key, 'worker')
+        await_parents(job, kept[1] and cjson.decode(kept[1]) or {}, kept[2])
+    end
+    return 1
+end
+
+for i = 6, #ARGV do answer[#answer + 1] = let_go(ARGV[i]) end
+publish()
+return answer
+"""
+
 # Keep finished results of jobs that ran elsewhere.
 # ARGV: of each result its id, its purge_at, and its fields (JSON).  Answer: 0.
 _RECORD = """
@@ -833,6 +904,9 @@ SCRIPTS = {
     "delete": Script(_DELETE),
     "report": Script(_REPORT),
     "set_queue": Script(_SET_QUEUE),
+    "hold": Script(_HOLD),
+    "adopt": Script(_ADOPT),
+    "let_go": Script(_LET_GO),
     "record": Script(_RECORD),
     "get": Script(_GET),
     "find": Script(_FIND),
