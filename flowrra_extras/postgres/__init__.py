@@ -28,7 +28,6 @@ from flowrra import (
     SUCCESS,
     Activity,
     BackendConfig,
-    Broker,
     BrokerConfig,
     BrokerError,
     Clock,
@@ -51,6 +50,7 @@ from flowrra import (
 from flowrra_extras.postgres import statements as sql
 from flowrra_extras.postgres.connections import SILENCE, Address, Link, callers_session
 from flowrra_extras.postgres.groups import Claim, Groups, encode_payloads
+from flowrra_extras.postgres.moving import MovingBroker
 from flowrra_extras.postgres.rows import job_of_row, recorded_columns, where_clause, worker_of_row
 from flowrra_extras.postgres.store import Store, migrate
 
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 __all__ = ["PostgresBroker", "broker_from_url"]
 
 
-class _Life(Broker):
+class _Life(MovingBroker):
     """How the broker is made, opened and closed."""
 
     def __init__(

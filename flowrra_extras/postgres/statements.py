@@ -165,7 +165,7 @@ LOCK_CHILDREN = """
 FORGET_PARENTS = "DELETE FROM flowrra.dependency WHERE parent = ANY ($1::bigint[])"
 UNBLOCK = """
     UPDATE flowrra.job SET status = CASE WHEN due > $2::float8 THEN 'scheduled' ELSE 'pending' END
-    WHERE seq = ANY ($1::bigint[]) AND status = 'blocked'
+    WHERE seq = ANY ($1::bigint[]) AND status = 'blocked' AND worker IS NULL
         AND NOT EXISTS (SELECT FROM flowrra.dependency WHERE child = seq)"""
 
 # What waits for its turn: $1 seqs, $2 their reasons, $3 status, $4 now, $5 when to purge.
@@ -337,6 +337,29 @@ RECORD = f"""
         attempt = excluded.attempt, started = excluded.started, finished = excluded.finished,
         purge_at = excluded.purge_at, error = excluded.error, traceback = excluded.traceback,
         result = excluded.result"""
+
+# A move to another store. $1 ids, $2 by whom they are held
+HOLD = f"""
+    UPDATE flowrra.job SET status = 'blocked', worker = $2::text WHERE seq IN (
+        SELECT seq FROM flowrra.job WHERE id = ANY ($1::text[]) AND status IN {AT_REST}
+            AND coalesce(worker, $2) = $2 ORDER BY seq FOR UPDATE)
+    RETURNING seq, id"""
+FORGET_CHILDREN = "DELETE FROM flowrra.dependency WHERE child = ANY ($1::bigint[])"
+# $1 by whom they are held, then arrays, in the order of the columns
+ADOPT = """
+    INSERT INTO flowrra.job (status, worker, id, payload, task, queue, priority, due, expires, overrides, unique_key,
+        parents, submitted, attempt, failures, crashes, error, traceback, history)
+    SELECT 'blocked', $1::text, v.* FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[],
+        $7::float8[], $8::float8[], $9::text[], $10::text[], $11::text[], $12::float8[], $13::integer[],
+        $14::integer[], $15::integer[], $16::text[], $17::text[], $18::jsonb[]) AS v
+    ON CONFLICT DO NOTHING"""
+LET_GO = """
+    UPDATE flowrra.job SET worker = NULL WHERE seq IN (
+        SELECT seq FROM flowrra.job WHERE id = ANY ($1::text[]) AND status = 'blocked' AND worker = $2
+        ORDER BY seq FOR UPDATE)
+    RETURNING seq, id, parents"""
+LEAVE = """
+    DELETE FROM flowrra.job WHERE id = ANY ($1::text[]) AND status = 'blocked' AND worker = $2 RETURNING seq, id"""
 
 AWAIT = f"""
     INSERT INTO flowrra.awaited SELECT id, $2::text FROM unnest($1::text[]) AS v (id) WHERE {LAZY}

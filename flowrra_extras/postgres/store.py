@@ -34,6 +34,7 @@ from flowrra import (
     unknown_job,
 )
 from flowrra_extras.postgres import statements as sql
+from flowrra_extras.postgres.moving import MovingStore
 from flowrra_extras.postgres.rows import clean
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ async def migrate(session: Session) -> str:
     return str(store)
 
 
-class Store:
+class Store(MovingStore):
     """The jobs, through one connection. `ready` and `finished` say what a caller should tell others."""
 
     def __init__(self, session: Session, retention: BackendConfig) -> None:
