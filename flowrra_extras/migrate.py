@@ -102,8 +102,9 @@ async def migrate(
     """Move every unfinished job, and with `results` copy the results of finished ones.
 
     Each side is a URL or an open broker. Jobs keep all that they are, with their attempts so far, and their order in
-    their queue. What runs at the source is waited for up to `wait` seconds, since it may be put back; then it stays.
-    Results stay at the source too, until their retention there ends. `tell` is called after each step.
+    their queue; a family goes as one, at the place of its oldest job. What runs at the source is waited for up to
+    `wait` seconds, since it may be put back; then it stays, and its kin with it. Results stay at the source too, until
+    their retention there ends. `tell` is called after each step.
 
     Start it again to go on where it was interrupted; when all has moved, that changes nothing. Cancelling it ends the
     step under way first.
