@@ -2177,9 +2177,12 @@ class MemoryBroker(Broker):
             await self._make_room(jobs, self._size)
         if len(jobs) == 1 and not jobs[0].parents:
             return [self._take_in(jobs[0], now)]
-        for index, job in enumerate(jobs):
-            if job.parents and job.id not in self._jobs:
-                self._check_parents(job, jobs[:index])
+        coming: set[str] = set()
+        for job in jobs:
+            for parent in job.parents if job.id not in self._jobs else ():
+                if parent not in self._jobs and parent not in coming:
+                    raise unknown_job(parent)
+            coming.add(job.id)
         return [self._take_in(job, now) for job in jobs]
 
     async def _make_room(self, jobs: Sequence[Job], size: int) -> None:
@@ -2199,11 +2202,6 @@ class MemoryBroker(Broker):
             if self._depth[queue] and self._depth[queue] + more > size:
                 return queue
         return None
-
-    def _check_parents(self, job: Job, before: Sequence[Job]) -> None:
-        for parent in job.parents:
-            if parent not in self._jobs and all(parent != other.id for other in before):
-                raise unknown_job(parent)
 
     def _take_in(self, job: Job, now: float) -> str:
         if job.id in self._jobs:
@@ -2386,9 +2384,7 @@ class MemoryBroker(Broker):
         job.purge_at = now + (keep if keep is not None else self.retention.ttl(status))
         self._finished.append(job)
         if len(self._finished) > self.retention.max_results:
-            oldest = self._finished.popleft()
-            if self._jobs.get(oldest.id) is oldest:  # not recorded anew since
-                del self._jobs[oldest.id]
+            del self._jobs[self._finished.popleft().id]
         if job.unique is not None:
             self._unique.pop(job.unique, None)
         if self._suspects:
@@ -2492,6 +2488,8 @@ class MemoryBroker(Broker):
 
     async def record(self, results: Sequence[TaskResult[Any]]) -> None:
         for result in results:
+            if result.task_id in self._jobs:
+                self._drop((result.task_id,))
             job = Job(result.task_id, result.task, status=result.status, submitted=result.submitted)
             job.attempt, job.started, job.progress = result.attempts, result.started, result.progress
             self._jobs[job.id] = job
