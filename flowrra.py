@@ -102,6 +102,7 @@ from dataclasses import dataclass, field
 from typing import (
     TYPE_CHECKING,
     Any,
+    Concatenate,
     Generic,
     NamedTuple,
     ParamSpec,
@@ -2676,9 +2677,9 @@ def _activity_of(jobs: Iterable[Job]) -> list[Activity]:
     return sums.in_order()
 
 
-def _resolve(waiter: asyncio.Future[None]) -> None:
+def _resolve(waiter: asyncio.Future[Any], result: Any = None) -> None:
     if not waiter.done():
-        waiter.set_result(None)
+        waiter.set_result(result)
 
 
 def _discard_waiter(waiters: dict[str, list[asyncio.Future[None]]], key: str, waiter: asyncio.Future[None]) -> None:
@@ -4142,7 +4143,9 @@ class SQLiteBroker(Broker):
         return [claimed_job(row, worker, now) for row in rows]
 
     async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
-        outcomes = [_with_text(outcome) for outcome in outcomes]
+        for outcome in outcomes:
+            if outcome.status is SUCCESS and outcome.text is None:
+                outcome.text = encode_value(outcome)
         operation = _Operation("settle", {"now": now}, outcomes, sync=_BEFORE_SIGHT)
         return cast("list[bool]", await self._run(operation))
 
@@ -4264,13 +4267,6 @@ class _Ear(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: object) -> None:
         self._hear(data)
-
-
-def _with_text(outcome: Outcome) -> Outcome:
-    """The outcome with its result as text too."""
-    if outcome.status is not SUCCESS or outcome.text is not None:
-        return outcome
-    return dataclasses.replace(outcome, text=encode_value(outcome))
 
 
 def _connect(path: str | None, *, read_only: bool = False) -> sqlite3.Connection:
@@ -4704,15 +4700,10 @@ class _Lane:
             except BaseException as error:
                 answer = (None, error)
             try:
-                self._loop.call_soon_threadsafe(_answer_call, future, answer)
+                self._loop.call_soon_threadsafe(_resolve, future, answer)
             except RuntimeError:  # the loop is closed; nobody waits any more
                 return
             del item, function, future, answer
-
-
-def _answer_call(future: asyncio.Future[Any], answer: tuple[Any, BaseException | None]) -> None:
-    if not future.done():
-        future.set_result(answer)
 
 
 class ThreadExecutor:
@@ -6693,7 +6684,11 @@ def broker_from_url(url: str, config: Config, clock: Clock) -> Broker:
     if not colon and url != "memory":
         raise ConfigError(f"{url!r} is no URL: a file is sqlite:///{url}")
     scheme = scheme.lower()
-    factory = _SCHEMES.get(scheme) or _extra_scheme(scheme) or _installed_scheme(scheme)
+    if scheme in _EXTRAS:
+        module, package = _EXTRAS[scheme]
+        factory: BrokerFactory | None = _extra(module, "broker_from_url", f"{scheme}:// cannot be served", package)
+    else:
+        factory = _SCHEMES.get(scheme) or _installed_scheme(scheme)
     if factory is None:
         known = ", ".join(f"{name}://" for name in (*_SCHEMES, *_EXTRAS))
         raise ConfigError(f"nothing here serves the scheme {scheme!r} of {url!r}; there are {known}")
@@ -6720,14 +6715,12 @@ def schedule_store_from_url(url: str | None, clock: Clock) -> ScheduleStore:
         ) from error
 
 
-def _extra_scheme(scheme: str) -> BrokerFactory | None:
-    if scheme not in _EXTRAS:
-        return None
-    module, package = _EXTRAS[scheme]
+def _extra(module: str, name: str, trouble: str, package: str) -> Any:
+    """What an extra brings, imported when it is used; a ConfigError says what `trouble` its lack is."""
     try:
-        return cast("BrokerFactory", importlib.import_module(module).broker_from_url)
+        return getattr(importlib.import_module(module), name)
     except ImportError as error:
-        raise ConfigError(f"{scheme}:// cannot be served ({error}): pip install '{package}'") from error
+        raise ConfigError(f"{trouble} ({error}): pip install '{package}'") from error
 
 
 def _installed_scheme(scheme: str) -> BrokerFactory | None:
@@ -6742,17 +6735,6 @@ def _installed_scheme(scheme: str) -> BrokerFactory | None:
                 f"{scheme}:// is served by {owner}, which cannot be imported ({error}): install what it needs"
             ) from error
     return None
-
-
-class _Ids:
-    """Job ids: short, in order of their making, and unique without asking anybody (64 random bits a process)."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._prefix = f"{int(clock.time()):08x}{os.urandom(8).hex()}"
-        self._numbers = itertools.count(1_000_000)  # of one length as long as may be, so that they sort
-
-    def __call__(self) -> str:
-        return f"{self._prefix}{next(self._numbers)}"
 
 
 class _TaskMaker(Protocol):
@@ -6931,7 +6913,10 @@ class _Life(_Declarations):
 
     def _begin_in_process(self) -> None:
         """What a forked child must not share with its parent: where the ids count on, the way to open stores."""
-        self.new_id = _Ids(self.clock)  # type: ignore[method-assign]
+        # Ids are short, in the order of their making, and unique without asking anybody: 64 random bits a process.
+        prefix = f"{int(self.clock.time()):08x}{os.urandom(8).hex()}"
+        numbers = itertools.count(1_000_000)  # of one length as long as may be, so that they sort
+        self.new_id = lambda: f"{prefix}{next(numbers)}"  # type: ignore[method-assign]
         self._thread = 0  # where the stores are open
 
     def _is_open_here(self) -> bool:
@@ -7389,6 +7374,17 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def _blocking(call: Callable[Concatenate[Flowrra, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[SyncFace, P], T]:
+    """A call of the app as one of its synchronous face."""
+
+    @functools.wraps(call)
+    def blocking(self: SyncFace, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        made: Coroutine[Any, Any, T] = getattr(self._app, call.__name__)(*args, **kwargs)
+        return self._run(made)
+
+    return blocking
+
+
 class SyncFace:
     """The app for plain code: the same calls, blocking. For web views and scripts without a loop.
 
@@ -7410,10 +7406,6 @@ class SyncFace:
         """See `Flowrra.submit`."""
         return self._run(self._app.submit(task, *args, **kwargs))
 
-    def submit_many(self, task: Task[..., R] | Submission[..., R], rows: Iterable[Any]) -> list[TaskId[R]]:
-        """See `Flowrra.submit_many`."""
-        return self._run(self._app.submit_many(task, rows))
-
     @overload
     def wait_for_result(self, task_id: TaskId[R], timeout: float | None = ...) -> TaskResult[R]: ...
     @overload
@@ -7432,25 +7424,12 @@ class SyncFace:
         """See `Flowrra.get_result`."""
         return self._run(self._app.get_result(task_id))
 
-    def cancel(self, task_id: str, *, by: str | None = None) -> bool:
-        """See `Flowrra.cancel`."""
-        return self._run(self._app.cancel(task_id, by=by))
-
-    def requeue(self, task_id: str, *, by: str | None = None) -> bool:
-        """See `Flowrra.requeue`."""
-        return self._run(self._app.requeue(task_id, by=by))
-
-    def delete(self, task_id: str) -> bool:
-        """See `Flowrra.delete`."""
-        return self._run(self._app.delete(task_id))
-
-    def jobs(self, **which: Any) -> list[Job]:
-        """See `Flowrra.jobs`."""
-        return self._run(self._app.jobs(**which))
-
-    def explain(self, task_id: str) -> str:
-        """See `Flowrra.explain`."""
-        return self._run(self._app.explain(task_id))
+    submit_many = _blocking(Flowrra.submit_many)
+    cancel = _blocking(Flowrra.cancel)
+    requeue = _blocking(Flowrra.requeue)
+    delete = _blocking(Flowrra.delete)
+    jobs = _blocking(Flowrra.jobs)
+    explain = _blocking(Flowrra.explain)
 
     def is_open_elsewhere(self) -> bool:
         """Whether these calls have a thread of their own, which is not the one that asks."""
@@ -7511,7 +7490,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         if argv[:1] and argv[0] in _EXTRA_COMMANDS:
-            status: int = _extra_command(argv[0])(argv[1:]) or 0
+            module, package, _ = _EXTRA_COMMANDS[argv[0]]
+            command = _extra(module, "main", f"the command {argv[0]!r} cannot be run", package)
+            status: int = command(argv[1:]) or 0
         else:
             arguments = _parser().parse_args(argv)
             status = arguments.command(arguments) or 0
@@ -7599,15 +7580,6 @@ _EXTRA_COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "dashboard": ("flowrra_extras.dashboard", "flowrra[dashboard]", "serve the dashboard"),
     "migrate": ("flowrra_extras.migrate", "flowrra", "move jobs from one broker to another"),
 }
-
-
-def _extra_command(name: str) -> Callable[[Sequence[str]], int | None]:
-    """The `main` of a command that an extra brings."""
-    module, package, _ = _EXTRA_COMMANDS[name]
-    try:
-        return cast("Callable[[Sequence[str]], int | None]", importlib.import_module(module).main)
-    except ImportError as error:
-        raise ConfigError(f"the command {name!r} cannot be run ({error}): pip install '{package}'") from error
 
 
 def _add_worker(sub: argparse.ArgumentParser) -> None:
