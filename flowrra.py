@@ -7495,6 +7495,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             status: int = command(argv[1:]) or 0
         else:
             arguments = _parser().parse_args(argv)
+            arguments.argv = argv
             status = arguments.command(arguments) or 0
         sys.stdout.flush()  # a reader that is gone is to be met here, not when Python ends
         return status
@@ -7583,12 +7584,15 @@ _EXTRA_COMMANDS: Mapping[str, tuple[str, str, str]] = {
 
 
 def _add_worker(sub: argparse.ArgumentParser) -> None:
+    import argparse
+
     sub.add_argument("app", nargs="?", help="module:app (or FLOWRRA_APP)")
     sub.add_argument("--concurrency", type=int, metavar="N", help="jobs at once of each queue but cpu")
     sub.add_argument("--queues", metavar="default:50,cpu:2", help="serve these only, each with its capacity")
     sub.add_argument("--processes", type=int, default=1, metavar="N", help="worker processes (1)")
     sub.add_argument("--drain", type=float, metavar="S", help="seconds that running jobs get at a stop (30)")
     sub.add_argument("--reload", action="store_true", help="start anew when a source file changes")
+    sub.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)  # what a supervisor starts
     sub.add_argument("--no-scheduler", action="store_true", help="leave schedules to other workers")
     levels = ["debug", "info", "warning", "error"]
     sub.add_argument("--log-level", default="info", choices=levels, metavar="LEVEL", help=f"{', '.join(levels)} (info)")
@@ -7666,8 +7670,10 @@ def _worker_command(arguments: argparse.Namespace) -> int:
         raise ConfigError("say which app: flowrra worker module:app (or set FLOWRRA_APP)")
     _whole("--processes", arguments.processes, least=1)
     _log_to_stderr(arguments.log_level, arguments.log_format)
-    if arguments.processes > 1 or arguments.reload:
-        return _Supervisor(arguments, target).run()
+    if arguments.supervised:
+        threading.Thread(target=_stop_with_supervisor, name="flowrra-supervised", daemon=True).start()
+    elif arguments.processes > 1 or arguments.reload:
+        return _Supervisor(arguments).run()
     try:
         app = load_app(target)
     except FlowrraError:
@@ -7791,13 +7797,8 @@ def _log_to_stderr(level: str, form: str) -> None:
 class _Supervisor:
     """Keeps worker processes alive, and starts them anew when a source file has changed."""
 
-    def __init__(self, arguments: argparse.Namespace, target: str) -> None:
-        options = ["worker", target, "--log-level", arguments.log_level, "--log-format", arguments.log_format]
-        for name in ("concurrency", "queues", "drain"):
-            if getattr(arguments, name) is not None:
-                options += [f"--{name}", str(getattr(arguments, name))]
-        options += ["--no-scheduler"] * arguments.no_scheduler
-        self._command = python(f"main_of_child({options!r})")
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._command = python(f"main({[*arguments.argv, '--supervised']!r})")
         self._count = arguments.processes
         self._reload = arguments.reload
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -7860,15 +7861,9 @@ class _Supervisor:
         return seen
 
 
-def main_of_child(argv: Sequence[str]) -> int:
-    """The main function of a supervised worker: as `main`, but it stops when its supervisor is gone."""
-
-    def stop_with_supervisor() -> None:
-        os.read(0, 1)  # returns when the other end of the pipe is closed; sys.stdin would be locked at the exit
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=stop_with_supervisor, name="flowrra-supervised", daemon=True).start()
-    return main(argv)
+def _stop_with_supervisor() -> None:
+    os.read(0, 1)  # returns when the other end of the pipe is closed; sys.stdin would be locked at the exit
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 # Jobs ------------------------------------------------------------------------------------------
