@@ -2308,9 +2308,7 @@ class MemoryBroker(Broker):
     def _leave_queue(self, queue: str) -> None:
         self._depth[queue] -= 1
         while self._room_waiters:
-            waiter = self._room_waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
+            _resolve(self._room_waiters.popleft())
 
     def _promote(self, now: float) -> None:
         while self._waiting and self._waiting[0][0] <= now:
@@ -3103,7 +3101,8 @@ class SQLiteStore:
         if not found:
             return False
         if ends:
-            self._cancel_children(outcome.job.id, outcome.status, now)
+            reason = orphaned(outcome.job.id, outcome.status)
+            self._bury(self._children(outcome.job.id), CANCELLED, reason, now)
         elif found[0][0]:
             self._bury([outcome.job.id], CANCELLED, BY_HAND, now)
         else:
@@ -3120,9 +3119,6 @@ class SQLiteStore:
         children = """SELECT id FROM flowrra_job WHERE seq IN
             (SELECT child FROM flowrra_dependency WHERE parent = ?)"""
         return [row[0] for row in self._db.execute(children, (parent,)).fetchall()]
-
-    def _cancel_children(self, parent: str, status: TaskStatus, now: float) -> None:
-        self._bury(self._children(parent), CANCELLED, orphaned(parent, status), now)
 
     def _bury(self, task_ids: Iterable[str], status: TaskStatus, reason: str, now: float) -> list[str]:
         """End jobs that are not running, and cancel what waits for them; the ids that were ended."""
@@ -3652,8 +3648,11 @@ class _SQLiteFile:
 
     def run_group(self, group: Sequence[_Operation], patience: float) -> dict[str, list[str]]:
         """Run the operations as one transaction and return the news. If one fails, each runs on its own."""
+        self.store.news = {}
+        sync = max(operation.sync for operation in group)
         try:
-            return self._run_together(group, patience)
+            self.transact(lambda: self._run_each(group), sync=sync, patience=patience)
+            return self.store.news
         except Exception as error:
             if len(group) == 1 or _is_busy(error):
                 for operation in group:
@@ -3664,12 +3663,6 @@ class _SQLiteFile:
             for kind, ids in self.run_group([operation], patience).items():
                 news.setdefault(kind, []).extend(ids)
         return news
-
-    def _run_together(self, group: Sequence[_Operation], patience: float) -> dict[str, list[str]]:
-        self.store.news = {}
-        sync = max(operation.sync for operation in group)
-        self.transact(lambda: self._run_each(group), sync=sync, patience=patience)
-        return self.store.news
 
     def _run_each(self, group: Sequence[_Operation]) -> None:
         if any(operation.method == "push" for operation in group):
@@ -6490,7 +6483,7 @@ class Scheduler(Firing):
         """Set when it fires first, counted from now; ConfigError if that is never."""
         schedule.anchor = _micro(now) / 1e6
         once = schedule.kind == "once"
-        schedule.next_fire = _READERS["once"](schedule.rule).timestamp() if once else upcoming(schedule, now)
+        schedule.next_fire = dt.datetime.fromisoformat(schedule.rule).timestamp() if once else upcoming(schedule, now)
         if schedule.next_fire is None:
             raise ConfigError(f"{schedule.rule!r} has no moment to come: it would never fire")
 
@@ -6617,11 +6610,7 @@ class Scheduler(Firing):
 
 
 _EDITED = ("description", "misfire", "overlap", "jitter")  # as they are in make_schedule()
-_READERS: Mapping[str, Callable[[str], Any]] = {
-    "cron": str,
-    "interval": float,
-    "once": dt.datetime.fromisoformat,
-}
+_READERS: Mapping[str, Callable[[str], Any]] = {"cron": str, "interval": float, "once": dt.datetime.fromisoformat}
 
 
 def unknown_schedule(schedule_id: str) -> TaskNotFoundError:
