@@ -3703,7 +3703,7 @@ class _Caller:
                 self._send(port, "j", ())
 
     def publish(self, store: SQLiteStore, news: Mapping[str, list[str]]) -> None:
-        """Say what changed to whom it concerns. Lost datagrams are made good by `SQLiteBroker._look`."""
+        """Say what changed to whom it concerns. Lost datagrams are made good by `_News._look`."""
         woken, self._woken = self._woken, []
         if news and (now := time.monotonic()) > self._fresh_until:  # a look costs 1.8 us, a lone submit 25
             with contextlib.suppress(Exception):  # a store that is gone has no list of listeners either
@@ -3730,6 +3730,145 @@ class _Caller:
             self._socket = None
 
 
+class _News(asyncio.DatagramProtocol):
+    """Wakes who waits in this process: when its own writer has news, when a datagram of another process brings
+    some, or when a look at the file finds that there must be some. Of the loop on which the broker was opened."""
+
+    def __init__(self, broker: SQLiteBroker) -> None:
+        self._broker = broker
+        self._loop = asyncio.get_running_loop()
+        self._ear: asyncio.DatagramTransport | None = None
+        self._kinds = ""  # of news that others tell us
+        self._lock = asyncio.Lock()
+        self._heard = collections.Counter[str]()
+        self._seen: dict[str, int] = {}
+        self._ready_waiters: dict[asyncio.Future[None], str] = {}
+        self._result_waiters: dict[str, list[asyncio.Future[None]]] = {}
+        self._look_timer: asyncio.TimerHandle | None = None
+        self._data_version = 0
+
+    async def close(self, file: _SQLiteFile) -> None:
+        """End all waits, and tell others to call no more."""
+        async with self._lock:
+            if self._look_timer is not None:
+                self._look_timer.cancel()
+            if self._ear is not None:
+                port = self._ear.get_extra_info("sockname")[1]
+                self._ear.close()
+                with contextlib.suppress(Exception):  # a store that is gone has no list of listeners either
+                    file.transact(lambda: file.store.unlisten(port), sync=_LAZILY, patience=0.1)
+        closed = BrokerError("the broker was closed while this call was waiting")
+        for waiter in (*self._ready_waiters, *itertools.chain(*self._result_waiters.values())):
+            if not waiter.done():
+                waiter.set_exception(closed)
+
+    async def _listen(self, kind: str) -> None:
+        """Make sure that other processes tell this one of news of `kind`."""
+        if kind in self._kinds or self._broker.path is None:
+            return
+        async with self._lock:  # two callers at once would open two sockets
+            if kind in self._kinds:
+                return
+            if self._ear is None:
+                self._ear, _ = await self._loop.create_datagram_endpoint(lambda: self, local_addr=("127.0.0.1", 0))
+            await self._broker.listen(self._ear.get_extra_info("sockname")[1], self._kinds + kind)
+            self._kinds += kind
+            if self._look_timer is not None:
+                self._look_timer.cancel()
+            self._look_timer = self._loop.call_later(2 * _LISTENERS_FRESH, self._look)  # who wrote may not know us yet
+
+    def datagram_received(self, data: bytes, addr: object) -> None:
+        kind, ids, known = "", [], False
+        try:
+            kind, *ids = cast("list[str]", json.loads(data))
+            known = kind in ("j", "n", "r") and all(isinstance(task_id, str) for task_id in ids)
+        except (ValueError, TypeError, RecursionError):
+            pass
+        if known:
+            self.hear({kind: ids})
+        else:
+            self._look_now()  # too much for one datagram, or not one of ours
+
+    def hear(self, news: Mapping[str, Sequence[str]]) -> None:
+        """Wake those whom the news concerns."""
+        for kind, ids in news.items():
+            self._heard[kind] += 1
+            for task_id in ids if self._result_waiters else ():
+                for waiter in self._result_waiters.pop(task_id, ()):
+                    _resolve(waiter)
+            for waiter, wanted in self._ready_waiters.items():
+                if wanted == kind:
+                    _resolve(waiter)
+
+    def see(self, queue: str, kind: str) -> bool:
+        """Note that `queue` is being looked into; whether there was news of `kind` since the last time."""
+        fresh = self._seen.get(queue) != self._heard[kind]
+        self._seen[queue] = self._heard[kind]
+        return fresh
+
+    def keep_looking(self) -> None:
+        """Have the file looked at, as long as somebody waits."""
+        if self._look_timer is None and self._broker.path is not None:
+            self._look_timer = self._loop.call_later(_LOOK_EVERY, self._look)
+
+    def _look(self) -> None:
+        """See by data_version whether anything was committed (2.6 us)."""
+        self._look_timer = None
+        version = self._broker.data_version()
+        if version != self._data_version:
+            self._data_version = version
+            self._look_now()
+        elif "n" in self._ready_waiters.values() and self._broker.peek(SQLiteStore.dead_workers):
+            self.hear({"n": []})  # the next heartbeat will put their jobs back
+        if self._ready_waiters or self._result_waiters:
+            self.keep_looking()
+
+    def _look_now(self) -> None:
+        """Take it that anything may have happened; of notices the next heartbeat will tell."""
+        waited = list(self._result_waiters)
+        results = self._broker.peek(lambda store: store.get(waited)) if waited else []
+        self.hear({"j": [], "r": [r.task_id for r in results if r is not None and r.is_finished]})
+
+    async def wait_ready(self, queues: Sequence[str], timeout: float) -> None:
+        kind = "j" if queues else "n"
+        await self._listen(kind)
+        if any(self._seen.get(queue) != self._heard[kind] for queue in queues or ("",)):
+            return
+        waiter = self._loop.create_future()
+        self._ready_waiters[waiter] = kind
+        self.keep_looking()
+        due = self._broker.peek(SQLiteStore.next_due) if queues else None
+        if due is not None:
+            timeout = min(timeout, due - self._broker.clock.time())
+        timer = self._loop.call_later(max(0.0, timeout), _resolve, waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._ready_waiters.pop(waiter, None)
+
+    async def wait_finished(self, task_id: str) -> TaskResult[Any]:
+        while True:
+            (result,) = await self._broker.get([task_id])
+            if result is None:
+                raise unknown_job(task_id)
+            if result.is_finished:
+                return result
+            await self._wait_news_of(task_id)
+
+    async def _wait_news_of(self, task_id: str) -> None:
+        waiter = self._loop.create_future()
+        self._result_waiters.setdefault(task_id, []).append(waiter)
+        try:
+            await self._listen("r")
+            self.keep_looking()
+            (result,) = await self._broker.get([task_id])  # it may have ended before we were listening
+            if result is not None and not result.is_finished:
+                await waiter
+        finally:
+            _discard_waiter(self._result_waiters, task_id, waiter)
+
+
 class SQLiteBroker(Broker):
     """Jobs in a SQLite file that many processes of one host share; without `path`, private and in memory.
 
@@ -3752,7 +3891,7 @@ class SQLiteBroker(Broker):
         self.path = None if path is None else os.path.abspath(path)
         self.config = config or BrokerConfig()
         self.retention = retention or BackendConfig()
-        self._clock = clock or Clock()
+        self.clock = clock or Clock()
         self._synchronous = synchronous
         self._in_place = in_place
         self._file: _SQLiteFile | None = None
@@ -3764,7 +3903,7 @@ class SQLiteBroker(Broker):
         if self.path is None:
             return None
         options: dict[str, Any] = {"synchronous": self._synchronous, "in_place": True}
-        return SQLiteBroker(self.path, self.config, self.retention, self._clock, **options)
+        return SQLiteBroker(self.path, self.config, self.retention, self.clock, **options)
 
     # Opening and closing -----------------------------------------------------------------------
 
@@ -3782,20 +3921,12 @@ class SQLiteBroker(Broker):
         self._turn_began = 0.0
         self._was_slow = False  # the last commit in place
         self._here_again = 0.0  # after slow commits: not in place before this moment
-        self._ear: asyncio.DatagramTransport | None = None
-        self._ear_kinds = ""
-        self._ear_lock = asyncio.Lock()
         self._caller = _Caller()
-        self._heard = collections.Counter[str]()
-        self._claimed_at: dict[str, int] = {}
-        self._ready_waiters: dict[asyncio.Future[None], str] = {}
-        self._result_waiters: dict[str, list[asyncio.Future[None]]] = {}
-        self._look_timer: asyncio.TimerHandle | None = None
-        self._data_version = 0
+        self._news = _News(self)
         with self._translated():
-            await asyncio.to_thread(file.open, self.retention, self._clock)
+            await asyncio.to_thread(file.open, self.retention, self.clock)
             self._reader = file.connection if self.path is None else _connect(self.path, read_only=True)
-        self._reading = SQLiteStore(self._reader, self.retention, self._clock)
+        self._reading = SQLiteStore(self._reader, self.retention, self.clock)
         file.wake = self._caller.wake
         self._file = file
 
@@ -3803,8 +3934,6 @@ class SQLiteBroker(Broker):
         file, self._file = self._file, None
         if file is None:
             return
-        if self._look_timer is not None:
-            self._look_timer.cancel()
         if self._writer is not None:
             self._pass_on()
             self._inbox.put(None)
@@ -3812,12 +3941,8 @@ class SQLiteBroker(Broker):
             self._writer.join()
             self._writer = None
         await asyncio.sleep(0)  # the writer's last answers are on the loop by now
-        async with self._ear_lock:
-            self._stop_listening(file)
-        closed = BrokerError("the broker was closed while this call was waiting")
-        for waiter in (*self._ready_waiters, *itertools.chain(*self._result_waiters.values())):
-            if not waiter.done():
-                waiter.set_exception(closed)
+        await self._news.close(file)
+        self._caller.close()
         self._reader.close()
         file.close()
         await asyncio.sleep(0)  # for the transport, which closes its socket in the next turn
@@ -3832,15 +3957,6 @@ class SQLiteBroker(Broker):
         self._caller.close()
         self._reader.close()
         file.close()
-
-    def _stop_listening(self, file: _SQLiteFile) -> None:
-        self._caller.close()
-        if self._ear is not None:
-            port = self._ear.get_extra_info("sockname")[1]
-            self._ear.close()
-            self._ear = None
-            with contextlib.suppress(Exception):  # a store that is gone has no list of listeners either
-                file.transact(lambda: file.store.unlisten(port), sync=_LAZILY, patience=0.1)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -3903,7 +4019,7 @@ class SQLiteBroker(Broker):
         if operation.error is not None and not self._in_place and _is_busy(operation.error):
             operation.error = None
             return False
-        self._hear(news)
+        self._news.hear(news)
         return True
 
     def _finished(self, operation: _Operation) -> Any:
@@ -3942,117 +4058,7 @@ class SQLiteBroker(Broker):
                 operation.future.set_result(operation.result)
             else:
                 operation.future.set_exception(_explain_sqlite(operation.error, self.path, self.config.timeout))
-        self._hear(news)
-
-    # News --------------------------------------------------------------------------------------
-
-    async def _listen(self, kind: str) -> None:
-        """Make sure that other processes tell this one of news of `kind`."""
-        if kind in self._ear_kinds or self.path is None:
-            return
-        async with self._ear_lock:  # two callers at once would open two sockets
-            if kind in self._ear_kinds:
-                return
-            if self._ear is None:
-                self._ear, _ = await self._loop.create_datagram_endpoint(
-                    lambda: _Ear(self._hear_datagram), local_addr=("127.0.0.1", 0)
-                )
-            port = self._caller.own_port = self._ear.get_extra_info("sockname")[1]
-            await self._run(_Operation("listen", {"port": port, "kinds": self._ear_kinds + kind}))
-            self._ear_kinds += kind
-            if self._look_timer is not None:
-                self._look_timer.cancel()
-            self._look_timer = self._loop.call_later(2 * _LISTENERS_FRESH, self._look)  # who wrote may not know us yet
-
-    def _hear_datagram(self, data: bytes) -> None:
-        kind, ids, known = "", [], False
-        try:
-            kind, *ids = cast("list[str]", json.loads(data))
-            known = kind in ("j", "n", "r") and all(isinstance(task_id, str) for task_id in ids)
-        except (ValueError, TypeError, RecursionError):
-            pass
-        if known:
-            self._hear({kind: ids})
-        else:
-            self._look_now()  # too much for one datagram, or not one of ours
-
-    def _hear(self, news: Mapping[str, Sequence[str]]) -> None:
-        for kind, ids in news.items():
-            self._heard[kind] += 1
-            for task_id in ids if self._result_waiters else ():
-                for waiter in self._result_waiters.pop(task_id, ()):
-                    _resolve(waiter)
-            for waiter, wanted in self._ready_waiters.items():
-                if wanted == kind:
-                    _resolve(waiter)
-
-    def _keep_looking(self) -> None:
-        if self._look_timer is None and self.path is not None:
-            self._look_timer = self._loop.call_later(_LOOK_EVERY, self._look)
-
-    def _look(self) -> None:
-        """See by data_version whether anything was committed (2.6 us), as long as somebody waits."""
-        self._look_timer = None
-        (version,) = self._reader.execute("PRAGMA data_version").fetchone()
-        if version != self._data_version:
-            self._data_version = version
-            self._look_now()
-        elif "n" in self._ready_waiters.values() and self._reading.dead_workers():
-            self._hear({"n": []})  # the next heartbeat will put their jobs back
-        if self._ready_waiters or self._result_waiters:
-            self._keep_looking()
-
-    def _look_now(self) -> None:
-        """Take it that anything may have happened; of notices the next heartbeat will tell."""
-        waited = list(self._result_waiters)
-        results = self._peek(lambda store: store.get(waited)) if waited else []
-        self._hear({"j": [], "r": [r.task_id for r in results if r is not None and r.is_finished]})
-
-    async def wait_ready(self, queues: Sequence[str], timeout: float) -> None:
-        kind = "j" if queues else "n"
-        await self._listen(kind)
-        if any(self._claimed_at.get(queue, -1) != self._heard[kind] for queue in queues or ("",)):
-            return
-        waiter = self._loop.create_future()
-        self._ready_waiters[waiter] = kind
-        self._keep_looking()
-        due = self._peek(lambda store: store.next_due()) if queues else None
-        if due is not None:
-            timeout = min(timeout, due - self._clock.time())
-        timer = self._loop.call_later(max(0.0, timeout), _resolve, waiter)
-        try:
-            await waiter
-        finally:
-            timer.cancel()
-            self._ready_waiters.pop(waiter, None)
-
-    async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
-        try:
-            async with asyncio.timeout(timeout):
-                return await self._wait_finished(task_id)
-        except TimeoutError:
-            raise timed_out(task_id, timeout) from None
-
-    async def _wait_finished(self, task_id: str) -> TaskResult[Any]:
-        while True:
-            (result,) = await self.get([task_id])
-            if result is None:
-                raise unknown_job(task_id)
-            if result.is_finished:
-                return result
-            await self._wait_news_of(task_id)
-
-    async def _wait_news_of(self, task_id: str) -> None:
-        waiter = self._loop.create_future()
-        self._result_waiters.setdefault(task_id, []).append(waiter)
-        try:
-            await self._listen("r")
-            self._keep_looking()
-            (result,) = await self.get([task_id])  # it may have ended before we were listening
-            if result is not None and not result.is_finished:
-                await waiter
-        finally:
-            _discard_waiter(self._result_waiters, task_id, waiter)
+        self._news.hear(news)
 
     # The protocol ------------------------------------------------------------------------------
 
@@ -4106,7 +4112,7 @@ class SQLiteBroker(Broker):
             if took > 0.002 and self._was_slow:
                 self._here_again = began + 4 * took
             self._was_slow = took > 0.002
-        self._hear(_JOBS)
+        self._news.hear(_JOBS)
         return ids
 
     def _end_turn(self) -> None:
@@ -4124,13 +4130,29 @@ class SQLiteBroker(Broker):
                 )
             if not connection.in_transaction:
                 connection.execute("BEGIN IMMEDIATE")
-            ids = _push_all_or_none(connection, SQLiteStore(connection, self.retention, self._clock), jobs, now)
-        self._keep_looking()  # nothing tells us of the caller's commit; workers look on their own
+            ids = _push_all_or_none(connection, SQLiteStore(connection, self.retention, self.clock), jobs, now)
+        self._news.keep_looking()  # nothing tells us of the caller's commit; workers look on their own
         return ids
 
+    async def wait_ready(self, queues: Sequence[str], timeout: float) -> None:
+        self._opened()
+        await self._news.wait_ready(queues, timeout)
+
+    async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
+        self._opened()
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._news.wait_finished(task_id)
+        except TimeoutError:
+            raise timed_out(task_id, timeout) from None
+
+    async def listen(self, port: int, kinds: str) -> None:
+        """Have other processes send news of these kinds to a loopback port of this one."""
+        self._caller.own_port = port
+        await self._run(_Operation("listen", {"port": port, "kinds": kinds}))
+
     async def claim(self, queue: str, *, limit: int, worker: str, now: float) -> list[Job]:
-        fresh = self._claimed_at.get(queue) != self._heard["j"]
-        self._claimed_at[queue] = self._heard["j"]
+        fresh = self._news.see(queue, "j")
         operation = _Operation("claim", {"queue": queue, "limit": limit, "worker": worker, "now": now})
         rows = await self._run(operation, lone=fresh and limit <= 100)
         return [claimed_job(row, worker, now) for row in rows]
@@ -4143,7 +4165,7 @@ class SQLiteBroker(Broker):
         return cast("list[bool]", await self._run(operation))
 
     async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
-        self._claimed_at[""] = self._heard["n"]
+        self._news.see("", "n")
         operation = _Operation("heartbeat", {"worker": worker, "lease": lease, "now": now})
         notices = cast("Notices", await self._run(operation, lone=True))
         worker.seen = now
@@ -4188,7 +4210,7 @@ class SQLiteBroker(Broker):
         if len(task_ids) <= 100:
             self._opened()
             with self._translated():  # by key, from the page cache: 10 us, and a reader never waits
-                return self._peek(lambda store: store.get(task_ids))
+                return self.peek(lambda store: store.get(task_ids))
         return await self._look_up(lambda store: store.get(task_ids))
 
     async def find(
@@ -4208,7 +4230,11 @@ class SQLiteBroker(Broker):
     async def activity(self, since: float) -> list[Activity]:
         return await self._look_up(lambda store: store.activity(since))
 
-    def _peek(self, look: Callable[[SQLiteStore], T]) -> T:
+    def data_version(self) -> int:
+        """A number that changes with each commit of another connection to the file."""
+        return cast("int", self._reader.execute("PRAGMA data_version").fetchone()[0])
+
+    def peek(self, look: Callable[[SQLiteStore], T]) -> T:
         """Read what is quickly read, on this thread."""
         if self.path is not None:
             return look(self._reading)
@@ -4223,9 +4249,9 @@ class SQLiteBroker(Broker):
 
     def _look_apart(self, file: _SQLiteFile, look: Callable[[SQLiteStore], T]) -> T:
         if self.path is None:
-            return self._peek(look)
+            return self.peek(look)
         with contextlib.closing(_connect(self.path, read_only=True)) as connection:
-            return look(SQLiteStore(connection, self.retention, self._clock))
+            return look(SQLiteStore(connection, self.retention, self.clock))
 
 
 @contextlib.contextmanager
@@ -4250,16 +4276,6 @@ def _push_all_or_none(connection: sqlite3.Connection, store: SQLiteStore, jobs: 
         raise
     connection.execute("RELEASE flowrra_push")
     return ids
-
-
-class _Ear(asyncio.DatagramProtocol):
-    """Passes on what comes to a port; an error on a datagram concerns nobody."""
-
-    def __init__(self, hear: Callable[[bytes], None]) -> None:
-        self._hear = hear
-
-    def datagram_received(self, data: bytes, addr: object) -> None:
-        self._hear(data)
 
 
 def _connect(path: str | None, *, read_only: bool = False) -> sqlite3.Connection:
