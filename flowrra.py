@@ -1238,8 +1238,8 @@ def _cron_value(field: str, text: str) -> int:
     if not text.isdigit():
         names = [name[:3].lower() for name in _CRON_VALUES.get(field, ())]
         if text not in names:
-            raise ValueError(f"{text!r} is neither a number nor one of {', '.join(names)}" if names
-                             else f"{text!r} is not a number")  # fmt: skip
+            wanted = f"neither a number nor one of {', '.join(names)}" if names else "not a number"
+            raise ValueError(f"{text!r} is {wanted}")
         return names.index(text) + least
     if not least <= int(text) <= most + (field == "day-of-week"):
         raise ValueError(f"{int(text)} is not in {least}-{most + (field == 'day-of-week')}")
@@ -1933,16 +1933,16 @@ class Backend:
         Raises:
             TaskTimeoutError: it is not finished after `timeout` seconds (None: wait for ever).
         """
+        pauses = itertools.chain((0.01, 0.02, 0.05), itertools.repeat(0.1))
         try:
             async with asyncio.timeout(timeout):
-                for pause in itertools.chain((0.01, 0.02, 0.05), itertools.repeat(0.1)):
+                while True:
                     (result,) = await self.get([task_id])
                     if result is not None and result.is_finished:
                         return result
-                    await asyncio.sleep(pause)
+                    await asyncio.sleep(next(pauses))
         except TimeoutError:
             raise timed_out(task_id, timeout) from None
-        raise AssertionError("the pauses never end")
 
 
 def timed_out(task_id: str, timeout: float | None) -> TaskTimeoutError:
@@ -5568,7 +5568,7 @@ class Worker:
         resident = [self.results.write, self.results.announce, self._write_progress, self._purge]
         twin = self.broker.twin()
         if twin is None:
-            resident.append(lambda: beat(self, self.broker))
+            resident.append(lambda: self.keep_lease(self.broker))
         for work in resident:
             self.reside(work)
         self._keeper = _Keeper(self, twin)
@@ -5664,6 +5664,14 @@ class Worker:
             self.tally.keep(self.info.activity)
             raise
 
+    async def keep_lease(self, broker: Broker) -> None:
+        """Beat again and again through `broker`, on whichever loop this runs."""
+        while True:
+            await broker.wait_ready((), self.config.heartbeat)
+            notices = await self.beat(broker, self.config.lease)
+            if notices.cancelled or notices.lapsed or notices.suspects or notices.lost_workers:
+                _call_soon(self.loop, self.heed, notices)
+
     def reside(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run a loop beside the others until the worker leaves."""
         self._residents.append(self.loop.create_task(self.supervise(work)))
@@ -5746,15 +5754,6 @@ def _resident_memory() -> int | None:
         return None
 
 
-async def beat(worker: Worker, broker: Broker) -> None:
-    """Extend the worker's lease again and again through `broker`, on whichever loop this runs."""
-    while True:
-        await broker.wait_ready((), worker.config.heartbeat)
-        notices = await worker.beat(broker, worker.config.lease)
-        if notices.cancelled or notices.lapsed or notices.suspects or notices.lost_workers:
-            _call_soon(worker.loop, worker.heed, notices)
-
-
 class _Keeper(threading.Thread):
     """Keeps the lease, through a twin of the broker, and watches the loop, whatever tasks do to it."""
 
@@ -5788,7 +5787,7 @@ class _Keeper(threading.Thread):
     async def _beat(self, twin: Broker) -> None:
         await twin.open()
         try:
-            await beat(self._worker, twin)
+            await self._worker.keep_lease(twin)
         finally:
             await twin.close()
 
@@ -6523,8 +6522,6 @@ class Scheduler(Firing):
         """
         old = await self._known(schedule_id)
         old_args, old_kwargs = decode(old.payload)
-        if options.pop("enabled", old.enabled) != old.enabled:
-            await self._enable(schedule_id, enabled=not old.enabled)
         given: dict[str, Any] = {name: getattr(old, name) for name in _EDITED} | {**old.options, **options}
         new = make_schedule(
             self._known_task(old.task),
@@ -6535,10 +6532,11 @@ class Scheduler(Firing):
             kwargs=old_kwargs if kwargs is None else kwargs,
             **given,
         )
-        changes = {name: getattr(new, name) for name in ("rule", "tz", "payload", "options", *_EDITED)}
+        now = self._app.clock.time()
+        changes: dict[str, Any] = {name: getattr(new, name) for name in ("rule", "tz", "payload", "options", *_EDITED)}
+        changes |= _switched(old, now, enabled=new.enabled) if "enabled" in options else {"updated": now}
         if old.key == _identity(old):
             changes["key"] = new.key
-        now = changes["updated"] = self._app.clock.time()
         new.id, new.anchor = old.id, old.anchor
         if (new.rule, new.tz) != (old.rule, old.tz):
             self._start_from(new, now)
@@ -6564,10 +6562,7 @@ class Scheduler(Firing):
         schedule = await self.get_scheduled_task(schedule_id)
         if schedule is None:
             return False
-        now = self._app.clock.time()
-        changes: dict[str, Any] = {"enabled": enabled, "updated": now}
-        if enabled and not schedule.enabled and schedule.kind != "once":
-            changes["next_fire"] = upcoming(schedule, now)
+        changes = _switched(schedule, self._app.clock.time(), enabled=enabled)
         return await self.store.change(schedule_id, changes)
 
     async def get_scheduled_task(self, schedule_id: str) -> Schedule | None:
@@ -6627,6 +6622,14 @@ class Scheduler(Firing):
 
 _EDITED = ("description", "misfire", "overlap", "jitter")  # as they are in make_schedule()
 _READERS: Mapping[str, Callable[[str], Any]] = {"cron": str, "interval": float, "once": dt.datetime.fromisoformat}
+
+
+def _switched(schedule: Schedule, now: float, *, enabled: bool) -> dict[str, Any]:
+    """The changes that let a schedule fire or not; what came due while it did not is left out."""
+    changes: dict[str, Any] = {"enabled": enabled, "updated": now}
+    if enabled and not schedule.enabled and schedule.kind != "once":
+        changes["next_fire"] = upcoming(schedule, now)
+    return changes
 
 
 def unknown_schedule(schedule_id: str) -> TaskNotFoundError:
