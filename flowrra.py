@@ -7854,6 +7854,8 @@ class _Supervisor:
         while len(self._processes) < self._count and not self._signals:
             process = subprocess.Popen(self._command, stdin=subprocess.PIPE, start_new_session=True)
             self._processes.append(process)
+            if self._signals:  # it came while the process was being started, which the handler did not know of
+                process.terminate()
         return any(process.returncode != 0 for process in dead)
 
     def _sources(self) -> dict[str, float]:

@@ -311,6 +311,25 @@ async def test_a_killed_child_is_replaced_and_signals_are_passed_on(site: Site, 
     assert "release" not in supervisor.log, supervisor.log
 
 
+HASTY = """
+import os, signal, subprocess, sys
+import flowrra
+
+class Interrupted(subprocess.Popen):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+subprocess.Popen = Interrupted
+flowrra.main(["worker", "app:app", "--processes", "2"])
+"""
+
+
+async def test_a_signal_while_a_child_is_being_started_ends_that_one_too(site: Site) -> None:
+    supervisor = site.script(HASTY)
+    assert await supervisor.ends() == 0, supervisor.log
+
+
 # ---------------------------------------------------------------------------
 # Starts that fail
 # ---------------------------------------------------------------------------
