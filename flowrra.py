@@ -4708,10 +4708,7 @@ class _Lane:
                 answer: tuple[Any, BaseException | None] = (function(), None)
             except BaseException as error:
                 answer = (None, error)
-            try:
-                self._loop.call_soon_threadsafe(_resolve, future, answer)
-            except RuntimeError:  # the loop is closed; nobody waits any more
-                return
+            _call_soon(self._loop, _resolve, future, answer)
             del item, function, future, answer
 
 
@@ -5018,6 +5015,7 @@ _IDLE_WAIT = 5.0  # seconds after which an idle queue is looked at in any case
 _PURGE_EVERY = 60.0
 _PURGE_LIMIT = 500  # jobs deleted in one step
 _REPORT_EVERY = 0.5
+_WELL = 10.0  # seconds after which a loop that fails had been well
 _TRACEBACK_LIMIT = 20_000  # characters
 
 Middleware = Callable[[Job, Callable[[Job], Awaitable[Any]]], Awaitable[Any]]
@@ -5678,10 +5676,13 @@ class Worker:
 
     async def supervise(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Keep a resident loop alive: an exception is logged, and the loop begins again after a while."""
-        for failures in itertools.count(1):
+        failures = 0
+        while True:
+            began = time.monotonic()
             try:
                 await work()
             except Exception as error:
+                failures = 1 if time.monotonic() - began > _WELL else failures + 1
                 await self.recover(error, failures)
 
     async def recover(self, error: Exception, failures: int) -> None:
@@ -6276,21 +6277,13 @@ class Firing:
         self._reported: set[str] = set()  # schedules that a warning has been given of
 
     def fire_in(self, worker: Worker) -> None:
-        """Fire what comes due until the worker leaves."""
-        worker.reside(lambda: self._keep_firing(worker))
+        """Fire what comes due until the worker leaves. What fails is tried again, and no fire is lost by it."""
+        worker.reside(self._keep_firing)
 
-    async def _keep_firing(self, worker: Worker) -> None:
-        """Fire what is due, again and again. What fails is tried again, and no fire is lost by it."""
-        failures = 0
+    async def _keep_firing(self) -> None:
         while True:
-            try:
-                pause = await self.step()
-            except Exception as error:
-                failures += 1
-                await worker.recover(error, failures)
-            else:
-                failures = 0
-                await asyncio.sleep(pause)
+            pause = await self.step()
+            await asyncio.sleep(pause)
 
     async def step(self) -> float:
         """Fire what is due; the seconds to sleep until there may be more.
