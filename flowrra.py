@@ -7066,8 +7066,12 @@ class _Life(_Declarations):
             await asyncio.to_thread(self.sync.close)
         self._check_loop()
         await self.broker.open()
-        if self.backend is not None:
-            await self.backend.open()
+        try:
+            if self.backend is not None:
+                await self.backend.open()
+        except BaseException:
+            await self.broker.close()
+            raise
         self._loop, self._pid, self._thread = loop, os.getpid(), threading.get_ident()
         self._stopped = False
         return True

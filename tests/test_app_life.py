@@ -14,7 +14,9 @@ import pytest
 from flowrra import (
     Backend,
     BackendConfig,
+    BackendError,
     BrokerConfig,
+    BrokerError,
     Config,
     ConfigError,
     ExecutorNotRunningError,
@@ -424,6 +426,18 @@ async def test_a_backend_of_the_users_own(tmp_path: Path) -> None:
         assert (waited.result, waited.status, waited.attempts) == (4, TaskStatus.SUCCESS, 1)
         backend.kept["older"] = waited
         assert await app.get_result("older") is waited
+
+
+async def test_a_backend_that_cannot_be_opened_leaves_no_broker_open(tmp_path: Path) -> None:
+    class Away(OwnBackend):
+        async def open(self) -> None:
+            raise BackendError("the store of results is away")
+
+    app = Flowrra(Config(broker=BrokerConfig(url=f"sqlite:///{tmp_path}/jobs.db")), backend=Away())
+    with pytest.raises(BackendError, match="is away"):
+        await app.start()
+    with pytest.raises(BrokerError, match="is not open"):
+        await app.broker.get(["x"])
 
 
 async def test_the_default_wait_of_a_backend_looks_until_it_is_there() -> None:
