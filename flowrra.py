@@ -3983,7 +3983,9 @@ class SQLiteBroker(Broker):
         """
         file = self._opened()
         if (self._in_place or (lone and self._pending == 0)) and self._run_here(file, operation):
-            return self._finished(operation)
+            if operation.error is not None:
+                raise _explain_sqlite(operation.error, self.path, self.config.timeout)
+            return operation.result
         return await self._hand_over(operation)
 
     def _hand_over(self, operation: _Operation) -> asyncio.Future[Any]:
@@ -4021,12 +4023,6 @@ class SQLiteBroker(Broker):
             return False
         self._news.hear(news)
         return True
-
-    def _finished(self, operation: _Operation) -> Any:
-        if operation.error is not None:
-            with self._translated():
-                raise operation.error
-        return operation.result
 
     def _write(self, file: _SQLiteFile) -> None:
         """The writer thread: take what has gathered, commit it as one group, answer the group."""

@@ -19,7 +19,7 @@ CORE = ROOT / "flowrra.py"
 # second signals. It is too long for one evening: what comes next has to make room for itself. A cron parser and
 # a scheduler, which are part of what the file is for, add 1,900: the clock changes of cron alone take 300. The part of
 # a move to another store that must be a guarded change in each of them takes 130.
-CORE_LINES = 8_240
+CORE_LINES = 8_200
 FUNCTION_LINES = 60
 CLASS_LINES = 400
 CLASS_METHODS = 25
@@ -28,9 +28,9 @@ TEST_FILE_LINES = 600
 # Classes that are too large, with the lines and methods they may have: they carry out the whole protocol of a
 # broker. To be split along the comments that part them; none may grow but with the protocol.
 LARGE_CLASSES: Mapping[str, tuple[int, int]] = {
-    "MemoryBroker": (520, 54),
-    "SQLiteStore": (455, 51),
-    "SQLiteBroker": (500, 53),
+    "MemoryBroker": (516, 53),
+    "SQLiteStore": (451, 50),
+    "SQLiteBroker": (400, 45),
 }
 
 # (title of the section, name from a later section): why it cannot stand above.
