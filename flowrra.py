@@ -5088,9 +5088,7 @@ class _Run(JobContext):
             self.runner.cancel()
 
 
-def judge(
-    job: Job, options: TaskOptions, error: BaseException, now: float, draw: Callable[[], float] = random.random
-) -> Outcome:
+def judge(job: Job, options: TaskOptions, error: BaseException, now: float) -> Outcome:
     """What an attempt that raised `error` comes to: another one later, or the end."""
     text = describe(error)
     traceback = (getattr(error, "traceback", None) or format_traceback(error))[-_TRACEBACK_LIMIT:]
@@ -5098,7 +5096,7 @@ def judge(
         return Outcome.fail(job, text, traceback)
     delay = error.delay if isinstance(error, Retry | RemoteError) else None
     if delay is None:
-        delay = retry_delay(options, job.failures + 1, draw)
+        delay = retry_delay(options, job.failures + 1)
     return Outcome.retry_at(job, now + delay, text, traceback)
 
 

@@ -19,7 +19,7 @@ CORE = ROOT / "flowrra.py"
 # second signals. It is too long for one evening: what comes next has to make room for itself. A cron parser and
 # a scheduler, which are part of what the file is for, add 1,900: the clock changes of cron alone take 300. The part of
 # a move to another store that must be a guarded change in each of them takes 130.
-CORE_LINES = 8_200
+CORE_LINES = 8_197
 FUNCTION_LINES = 60
 CLASS_LINES = 400
 CLASS_METHODS = 25
