@@ -103,6 +103,7 @@ from dataclasses import dataclass, field
 from typing import (
     TYPE_CHECKING,
     Any,
+    Concatenate,
     Generic,
     NamedTuple,
     ParamSpec,
@@ -1238,8 +1239,8 @@ def _cron_value(field: str, text: str) -> int:
     if not text.isdigit():
         names = [name[:3].lower() for name in _CRON_VALUES.get(field, ())]
         if text not in names:
-            raise ValueError(f"{text!r} is neither a number nor one of {', '.join(names)}" if names
-                             else f"{text!r} is not a number")  # fmt: skip
+            wanted = f"neither a number nor one of {', '.join(names)}" if names else "not a number"
+            raise ValueError(f"{text!r} is {wanted}")
         return names.index(text) + least
     if not least <= int(text) <= most + (field == "day-of-week"):
         raise ValueError(f"{int(text)} is not in {least}-{most + (field == 'day-of-week')}")
@@ -1933,16 +1934,16 @@ class Backend:
         Raises:
             TaskTimeoutError: it is not finished after `timeout` seconds (None: wait for ever).
         """
+        pauses = itertools.chain((0.01, 0.02, 0.05), itertools.repeat(0.1))
         try:
             async with asyncio.timeout(timeout):
-                for pause in itertools.chain((0.01, 0.02, 0.05), itertools.repeat(0.1)):
+                while True:
                     (result,) = await self.get([task_id])
                     if result is not None and result.is_finished:
                         return result
-                    await asyncio.sleep(pause)
+                    await asyncio.sleep(next(pauses))
         except TimeoutError:
             raise timed_out(task_id, timeout) from None
-        raise AssertionError("the pauses never end")
 
 
 def timed_out(task_id: str, timeout: float | None) -> TaskTimeoutError:
@@ -2178,9 +2179,12 @@ class MemoryBroker(Broker):
             await self._make_room(jobs, self._size)
         if len(jobs) == 1 and not jobs[0].parents:
             return [self._take_in(jobs[0], now)]
-        for index, job in enumerate(jobs):
-            if job.parents and job.id not in self._jobs:
-                self._check_parents(job, jobs[:index])
+        coming: set[str] = set()
+        for job in jobs:
+            for parent in job.parents if job.id not in self._jobs else ():
+                if parent not in self._jobs and parent not in coming:
+                    raise unknown_job(parent)
+            coming.add(job.id)
         return [self._take_in(job, now) for job in jobs]
 
     async def _make_room(self, jobs: Sequence[Job], size: int) -> None:
@@ -2200,11 +2204,6 @@ class MemoryBroker(Broker):
             if self._depth[queue] and self._depth[queue] + more > size:
                 return queue
         return None
-
-    def _check_parents(self, job: Job, before: Sequence[Job]) -> None:
-        for parent in job.parents:
-            if parent not in self._jobs and all(parent != other.id for other in before):
-                raise unknown_job(parent)
 
     def _take_in(self, job: Job, now: float) -> str:
         if job.id in self._jobs:
@@ -2310,9 +2309,7 @@ class MemoryBroker(Broker):
     def _leave_queue(self, queue: str) -> None:
         self._depth[queue] -= 1
         while self._room_waiters:
-            waiter = self._room_waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
+            _resolve(self._room_waiters.popleft())
 
     def _promote(self, now: float) -> None:
         while self._waiting and self._waiting[0][0] <= now:
@@ -2387,9 +2384,7 @@ class MemoryBroker(Broker):
         job.purge_at = now + (keep if keep is not None else self.retention.ttl(status))
         self._finished.append(job)
         if len(self._finished) > self.retention.max_results:
-            oldest = self._finished.popleft()
-            if self._jobs.get(oldest.id) is oldest:  # not recorded anew since
-                del self._jobs[oldest.id]
+            del self._jobs[self._finished.popleft().id]
         if job.unique is not None:
             self._unique.pop(job.unique, None)
         if self._suspects:
@@ -2493,6 +2488,8 @@ class MemoryBroker(Broker):
 
     async def record(self, results: Sequence[TaskResult[Any]]) -> None:
         for result in results:
+            if result.task_id in self._jobs:
+                self._drop((result.task_id,))
             job = Job(result.task_id, result.task, status=result.status, submitted=result.submitted)
             job.attempt, job.started, job.progress = result.attempts, result.started, result.progress
             self._jobs[job.id] = job
@@ -2679,9 +2676,9 @@ def _activity_of(jobs: Iterable[Job]) -> list[Activity]:
     return sums.in_order()
 
 
-def _resolve(waiter: asyncio.Future[None]) -> None:
+def _resolve(waiter: asyncio.Future[Any], result: Any = None) -> None:
     if not waiter.done():
-        waiter.set_result(None)
+        waiter.set_result(result)
 
 
 def _discard_waiter(waiters: dict[str, list[asyncio.Future[None]]], key: str, waiter: asyncio.Future[None]) -> None:
@@ -3105,7 +3102,8 @@ class SQLiteStore:
         if not found:
             return False
         if ends:
-            self._cancel_children(outcome.job.id, outcome.status, now)
+            reason = orphaned(outcome.job.id, outcome.status)
+            self._bury(self._children(outcome.job.id), CANCELLED, reason, now)
         elif found[0][0]:
             self._bury([outcome.job.id], CANCELLED, BY_HAND, now)
         else:
@@ -3122,9 +3120,6 @@ class SQLiteStore:
         children = """SELECT id FROM flowrra_job WHERE seq IN
             (SELECT child FROM flowrra_dependency WHERE parent = ?)"""
         return [row[0] for row in self._db.execute(children, (parent,)).fetchall()]
-
-    def _cancel_children(self, parent: str, status: TaskStatus, now: float) -> None:
-        self._bury(self._children(parent), CANCELLED, orphaned(parent, status), now)
 
     def _bury(self, task_ids: Iterable[str], status: TaskStatus, reason: str, now: float) -> list[str]:
         """End jobs that are not running, and cancel what waits for them; the ids that were ended."""
@@ -3654,8 +3649,11 @@ class _SQLiteFile:
 
     def run_group(self, group: Sequence[_Operation], patience: float) -> dict[str, list[str]]:
         """Run the operations as one transaction and return the news. If one fails, each runs on its own."""
+        self.store.news = {}
+        sync = max(operation.sync for operation in group)
         try:
-            return self._run_together(group, patience)
+            self.transact(lambda: self._run_each(group), sync=sync, patience=patience)
+            return self.store.news
         except Exception as error:
             if len(group) == 1 or _is_busy(error):
                 for operation in group:
@@ -3666,12 +3664,6 @@ class _SQLiteFile:
             for kind, ids in self.run_group([operation], patience).items():
                 news.setdefault(kind, []).extend(ids)
         return news
-
-    def _run_together(self, group: Sequence[_Operation], patience: float) -> dict[str, list[str]]:
-        self.store.news = {}
-        sync = max(operation.sync for operation in group)
-        self.transact(lambda: self._run_each(group), sync=sync, patience=patience)
-        return self.store.news
 
     def _run_each(self, group: Sequence[_Operation]) -> None:
         if any(operation.method == "push" for operation in group):
@@ -3712,7 +3704,7 @@ class _Caller:
                 self._send(port, "j", ())
 
     def publish(self, store: SQLiteStore, news: Mapping[str, list[str]]) -> None:
-        """Say what changed to whom it concerns. Lost datagrams are made good by `SQLiteBroker._look`."""
+        """Say what changed to whom it concerns. Lost datagrams are made good by `_News._look`."""
         woken, self._woken = self._woken, []
         if news and (now := time.monotonic()) > self._fresh_until:  # a look costs 1.8 us, a lone submit 25
             with contextlib.suppress(Exception):  # a store that is gone has no list of listeners either
@@ -3739,6 +3731,145 @@ class _Caller:
             self._socket = None
 
 
+class _News(asyncio.DatagramProtocol):
+    """Wakes who waits in this process: when its own writer has news, when a datagram of another process brings
+    some, or when a look at the file finds that there must be some. Of the loop on which the broker was opened."""
+
+    def __init__(self, broker: SQLiteBroker) -> None:
+        self._broker = broker
+        self._loop = asyncio.get_running_loop()
+        self._ear: asyncio.DatagramTransport | None = None
+        self._kinds = ""  # of news that others tell us
+        self._lock = asyncio.Lock()
+        self._heard = collections.Counter[str]()
+        self._seen: dict[str, int] = {}
+        self._ready_waiters: dict[asyncio.Future[None], str] = {}
+        self._result_waiters: dict[str, list[asyncio.Future[None]]] = {}
+        self._look_timer: asyncio.TimerHandle | None = None
+        self._data_version = 0
+
+    async def close(self, file: _SQLiteFile) -> None:
+        """End all waits, and tell others to call no more."""
+        async with self._lock:
+            if self._look_timer is not None:
+                self._look_timer.cancel()
+            if self._ear is not None:
+                port = self._ear.get_extra_info("sockname")[1]
+                self._ear.close()
+                with contextlib.suppress(Exception):  # a store that is gone has no list of listeners either
+                    file.transact(lambda: file.store.unlisten(port), sync=_LAZILY, patience=0.1)
+        closed = BrokerError("the broker was closed while this call was waiting")
+        for waiter in (*self._ready_waiters, *itertools.chain(*self._result_waiters.values())):
+            if not waiter.done():
+                waiter.set_exception(closed)
+
+    async def _listen(self, kind: str) -> None:
+        """Make sure that other processes tell this one of news of `kind`."""
+        if kind in self._kinds or self._broker.path is None:
+            return
+        async with self._lock:  # two callers at once would open two sockets
+            if kind in self._kinds:
+                return
+            if self._ear is None:
+                self._ear, _ = await self._loop.create_datagram_endpoint(lambda: self, local_addr=("127.0.0.1", 0))
+            await self._broker.listen(self._ear.get_extra_info("sockname")[1], self._kinds + kind)
+            self._kinds += kind
+            if self._look_timer is not None:
+                self._look_timer.cancel()
+            self._look_timer = self._loop.call_later(2 * _LISTENERS_FRESH, self._look)  # who wrote may not know us yet
+
+    def datagram_received(self, data: bytes, addr: object) -> None:
+        kind, ids, known = "", [], False
+        try:
+            kind, *ids = cast("list[str]", json.loads(data))
+            known = kind in ("j", "n", "r") and all(isinstance(task_id, str) for task_id in ids)
+        except (ValueError, TypeError, RecursionError):
+            pass
+        if known:
+            self.hear({kind: ids})
+        else:
+            self._look_now()  # too much for one datagram, or not one of ours
+
+    def hear(self, news: Mapping[str, Sequence[str]]) -> None:
+        """Wake those whom the news concerns."""
+        for kind, ids in news.items():
+            self._heard[kind] += 1
+            for task_id in ids if self._result_waiters else ():
+                for waiter in self._result_waiters.pop(task_id, ()):
+                    _resolve(waiter)
+            for waiter, wanted in self._ready_waiters.items():
+                if wanted == kind:
+                    _resolve(waiter)
+
+    def see(self, queue: str, kind: str) -> bool:
+        """Note that `queue` is being looked into; whether there was news of `kind` since the last time."""
+        fresh = self._seen.get(queue) != self._heard[kind]
+        self._seen[queue] = self._heard[kind]
+        return fresh
+
+    def keep_looking(self) -> None:
+        """Have the file looked at, as long as somebody waits."""
+        if self._look_timer is None and self._broker.path is not None:
+            self._look_timer = self._loop.call_later(_LOOK_EVERY, self._look)
+
+    def _look(self) -> None:
+        """See by data_version whether anything was committed (2.6 us)."""
+        self._look_timer = None
+        version = self._broker.data_version()
+        if version != self._data_version:
+            self._data_version = version
+            self._look_now()
+        elif "n" in self._ready_waiters.values() and self._broker.peek(SQLiteStore.dead_workers):
+            self.hear({"n": []})  # the next heartbeat will put their jobs back
+        if self._ready_waiters or self._result_waiters:
+            self.keep_looking()
+
+    def _look_now(self) -> None:
+        """Take it that anything may have happened; of notices the next heartbeat will tell."""
+        waited = list(self._result_waiters)
+        results = self._broker.peek(lambda store: store.get(waited)) if waited else []
+        self.hear({"j": [], "r": [r.task_id for r in results if r is not None and r.is_finished]})
+
+    async def wait_ready(self, queues: Sequence[str], timeout: float) -> None:
+        kind = "j" if queues else "n"
+        await self._listen(kind)
+        if any(self._seen.get(queue) != self._heard[kind] for queue in queues or ("",)):
+            return
+        waiter = self._loop.create_future()
+        self._ready_waiters[waiter] = kind
+        self.keep_looking()
+        due = self._broker.peek(SQLiteStore.next_due) if queues else None
+        if due is not None:
+            timeout = min(timeout, due - self._broker.clock.time())
+        timer = self._loop.call_later(max(0.0, timeout), _resolve, waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._ready_waiters.pop(waiter, None)
+
+    async def wait_finished(self, task_id: str) -> TaskResult[Any]:
+        while True:
+            (result,) = await self._broker.get([task_id])
+            if result is None:
+                raise unknown_job(task_id)
+            if result.is_finished:
+                return result
+            await self._wait_news_of(task_id)
+
+    async def _wait_news_of(self, task_id: str) -> None:
+        waiter = self._loop.create_future()
+        self._result_waiters.setdefault(task_id, []).append(waiter)
+        try:
+            await self._listen("r")
+            self.keep_looking()
+            (result,) = await self._broker.get([task_id])  # it may have ended before we were listening
+            if result is not None and not result.is_finished:
+                await waiter
+        finally:
+            _discard_waiter(self._result_waiters, task_id, waiter)
+
+
 class SQLiteBroker(Broker):
     """Jobs in a SQLite file that many processes of one host share; without `path`, private and in memory.
 
@@ -3761,7 +3892,7 @@ class SQLiteBroker(Broker):
         self.path = None if path is None else os.path.abspath(path)
         self.config = config or BrokerConfig()
         self.retention = retention or BackendConfig()
-        self._clock = clock or Clock()
+        self.clock = clock or Clock()
         self._synchronous = synchronous
         self._in_place = in_place
         self._file: _SQLiteFile | None = None
@@ -3773,7 +3904,7 @@ class SQLiteBroker(Broker):
         if self.path is None:
             return None
         options: dict[str, Any] = {"synchronous": self._synchronous, "in_place": True}
-        return SQLiteBroker(self.path, self.config, self.retention, self._clock, **options)
+        return SQLiteBroker(self.path, self.config, self.retention, self.clock, **options)
 
     # Opening and closing -----------------------------------------------------------------------
 
@@ -3791,20 +3922,12 @@ class SQLiteBroker(Broker):
         self._turn_began = 0.0
         self._was_slow = False  # the last commit in place
         self._here_again = 0.0  # after slow commits: not in place before this moment
-        self._ear: asyncio.DatagramTransport | None = None
-        self._ear_kinds = ""
-        self._ear_lock = asyncio.Lock()
         self._caller = _Caller()
-        self._heard = collections.Counter[str]()
-        self._claimed_at: dict[str, int] = {}
-        self._ready_waiters: dict[asyncio.Future[None], str] = {}
-        self._result_waiters: dict[str, list[asyncio.Future[None]]] = {}
-        self._look_timer: asyncio.TimerHandle | None = None
-        self._data_version = 0
+        self._news = _News(self)
         with self._translated():
-            await asyncio.to_thread(file.open, self.retention, self._clock)
+            await asyncio.to_thread(file.open, self.retention, self.clock)
             self._reader = file.connection if self.path is None else _connect(self.path, read_only=True)
-        self._reading = SQLiteStore(self._reader, self.retention, self._clock)
+        self._reading = SQLiteStore(self._reader, self.retention, self.clock)
         file.wake = self._caller.wake
         self._file = file
 
@@ -3812,8 +3935,6 @@ class SQLiteBroker(Broker):
         file, self._file = self._file, None
         if file is None:
             return
-        if self._look_timer is not None:
-            self._look_timer.cancel()
         if self._writer is not None:
             self._pass_on()
             self._inbox.put(None)
@@ -3821,12 +3942,8 @@ class SQLiteBroker(Broker):
             self._writer.join()
             self._writer = None
         await asyncio.sleep(0)  # the writer's last answers are on the loop by now
-        async with self._ear_lock:
-            self._stop_listening(file)
-        closed = BrokerError("the broker was closed while this call was waiting")
-        for waiter in (*self._ready_waiters, *itertools.chain(*self._result_waiters.values())):
-            if not waiter.done():
-                waiter.set_exception(closed)
+        await self._news.close(file)
+        self._caller.close()
         self._reader.close()
         file.close()
         await asyncio.sleep(0)  # for the transport, which closes its socket in the next turn
@@ -3841,15 +3958,6 @@ class SQLiteBroker(Broker):
         self._caller.close()
         self._reader.close()
         file.close()
-
-    def _stop_listening(self, file: _SQLiteFile) -> None:
-        self._caller.close()
-        if self._ear is not None:
-            port = self._ear.get_extra_info("sockname")[1]
-            self._ear.close()
-            self._ear = None
-            with contextlib.suppress(Exception):  # a store that is gone has no list of listeners either
-                file.transact(lambda: file.store.unlisten(port), sync=_LAZILY, patience=0.1)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -3876,7 +3984,9 @@ class SQLiteBroker(Broker):
         """
         file = self._opened()
         if (self._in_place or (lone and self._pending == 0)) and self._run_here(file, operation):
-            return self._finished(operation)
+            if operation.error is not None:
+                raise _explain_sqlite(operation.error, self.path, self.config.timeout)
+            return operation.result
         return await self._hand_over(operation)
 
     def _hand_over(self, operation: _Operation) -> asyncio.Future[Any]:
@@ -3912,14 +4022,8 @@ class SQLiteBroker(Broker):
         if operation.error is not None and not self._in_place and _is_busy(operation.error):
             operation.error = None
             return False
-        self._hear(news)
+        self._news.hear(news)
         return True
-
-    def _finished(self, operation: _Operation) -> Any:
-        if operation.error is not None:
-            with self._translated():
-                raise operation.error
-        return operation.result
 
     def _write(self, file: _SQLiteFile) -> None:
         """The writer thread: take what has gathered, commit it as one group, answer the group."""
@@ -3951,117 +4055,7 @@ class SQLiteBroker(Broker):
                 operation.future.set_result(operation.result)
             else:
                 operation.future.set_exception(_explain_sqlite(operation.error, self.path, self.config.timeout))
-        self._hear(news)
-
-    # News --------------------------------------------------------------------------------------
-
-    async def _listen(self, kind: str) -> None:
-        """Make sure that other processes tell this one of news of `kind`."""
-        if kind in self._ear_kinds or self.path is None:
-            return
-        async with self._ear_lock:  # two callers at once would open two sockets
-            if kind in self._ear_kinds:
-                return
-            if self._ear is None:
-                self._ear, _ = await self._loop.create_datagram_endpoint(
-                    lambda: _Ear(self._hear_datagram), local_addr=("127.0.0.1", 0)
-                )
-            port = self._caller.own_port = self._ear.get_extra_info("sockname")[1]
-            await self._run(_Operation("listen", {"port": port, "kinds": self._ear_kinds + kind}))
-            self._ear_kinds += kind
-            if self._look_timer is not None:
-                self._look_timer.cancel()
-            self._look_timer = self._loop.call_later(2 * _LISTENERS_FRESH, self._look)  # who wrote may not know us yet
-
-    def _hear_datagram(self, data: bytes) -> None:
-        kind, ids, known = "", [], False
-        try:
-            kind, *ids = cast("list[str]", json.loads(data))
-            known = kind in ("j", "n", "r") and all(isinstance(task_id, str) for task_id in ids)
-        except (ValueError, TypeError, RecursionError):
-            pass
-        if known:
-            self._hear({kind: ids})
-        else:
-            self._look_now()  # too much for one datagram, or not one of ours
-
-    def _hear(self, news: Mapping[str, Sequence[str]]) -> None:
-        for kind, ids in news.items():
-            self._heard[kind] += 1
-            for task_id in ids if self._result_waiters else ():
-                for waiter in self._result_waiters.pop(task_id, ()):
-                    _resolve(waiter)
-            for waiter, wanted in self._ready_waiters.items():
-                if wanted == kind:
-                    _resolve(waiter)
-
-    def _keep_looking(self) -> None:
-        if self._look_timer is None and self.path is not None:
-            self._look_timer = self._loop.call_later(_LOOK_EVERY, self._look)
-
-    def _look(self) -> None:
-        """See by data_version whether anything was committed (2.6 us), as long as somebody waits."""
-        self._look_timer = None
-        (version,) = self._reader.execute("PRAGMA data_version").fetchone()
-        if version != self._data_version:
-            self._data_version = version
-            self._look_now()
-        elif "n" in self._ready_waiters.values() and self._reading.dead_workers():
-            self._hear({"n": []})  # the next heartbeat will put their jobs back
-        if self._ready_waiters or self._result_waiters:
-            self._keep_looking()
-
-    def _look_now(self) -> None:
-        """Take it that anything may have happened; of notices the next heartbeat will tell."""
-        waited = list(self._result_waiters)
-        results = self._peek(lambda store: store.get(waited)) if waited else []
-        self._hear({"j": [], "r": [r.task_id for r in results if r is not None and r.is_finished]})
-
-    async def wait_ready(self, queues: Sequence[str], timeout: float) -> None:
-        kind = "j" if queues else "n"
-        await self._listen(kind)
-        if any(self._claimed_at.get(queue, -1) != self._heard[kind] for queue in queues or ("",)):
-            return
-        waiter = self._loop.create_future()
-        self._ready_waiters[waiter] = kind
-        self._keep_looking()
-        due = self._peek(lambda store: store.next_due()) if queues else None
-        if due is not None:
-            timeout = min(timeout, due - self._clock.time())
-        timer = self._loop.call_later(max(0.0, timeout), _resolve, waiter)
-        try:
-            await waiter
-        finally:
-            timer.cancel()
-            self._ready_waiters.pop(waiter, None)
-
-    async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
-        try:
-            async with asyncio.timeout(timeout):
-                return await self._wait_finished(task_id)
-        except TimeoutError:
-            raise timed_out(task_id, timeout) from None
-
-    async def _wait_finished(self, task_id: str) -> TaskResult[Any]:
-        while True:
-            (result,) = await self.get([task_id])
-            if result is None:
-                raise unknown_job(task_id)
-            if result.is_finished:
-                return result
-            await self._wait_news_of(task_id)
-
-    async def _wait_news_of(self, task_id: str) -> None:
-        waiter = self._loop.create_future()
-        self._result_waiters.setdefault(task_id, []).append(waiter)
-        try:
-            await self._listen("r")
-            self._keep_looking()
-            (result,) = await self.get([task_id])  # it may have ended before we were listening
-            if result is not None and not result.is_finished:
-                await waiter
-        finally:
-            _discard_waiter(self._result_waiters, task_id, waiter)
+        self._news.hear(news)
 
     # The protocol ------------------------------------------------------------------------------
 
@@ -4115,7 +4109,7 @@ class SQLiteBroker(Broker):
             if took > 0.002 and self._was_slow:
                 self._here_again = began + 4 * took
             self._was_slow = took > 0.002
-        self._hear(_JOBS)
+        self._news.hear(_JOBS)
         return ids
 
     def _end_turn(self) -> None:
@@ -4133,24 +4127,42 @@ class SQLiteBroker(Broker):
                 )
             if not connection.in_transaction:
                 connection.execute("BEGIN IMMEDIATE")
-            ids = _push_all_or_none(connection, SQLiteStore(connection, self.retention, self._clock), jobs, now)
-        self._keep_looking()  # nothing tells us of the caller's commit; workers look on their own
+            ids = _push_all_or_none(connection, SQLiteStore(connection, self.retention, self.clock), jobs, now)
+        self._news.keep_looking()  # nothing tells us of the caller's commit; workers look on their own
         return ids
 
+    async def wait_ready(self, queues: Sequence[str], timeout: float) -> None:
+        self._opened()
+        await self._news.wait_ready(queues, timeout)
+
+    async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
+        self._opened()
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._news.wait_finished(task_id)
+        except TimeoutError:
+            raise timed_out(task_id, timeout) from None
+
+    async def listen(self, port: int, kinds: str) -> None:
+        """Have other processes send news of these kinds to a loopback port of this one."""
+        self._caller.own_port = port
+        await self._run(_Operation("listen", {"port": port, "kinds": kinds}))
+
     async def claim(self, queue: str, *, limit: int, worker: str, now: float) -> list[Job]:
-        fresh = self._claimed_at.get(queue) != self._heard["j"]
-        self._claimed_at[queue] = self._heard["j"]
+        fresh = self._news.see(queue, "j")
         operation = _Operation("claim", {"queue": queue, "limit": limit, "worker": worker, "now": now})
         rows = await self._run(operation, lone=fresh and limit <= 100)
         return [claimed_job(row, worker, now) for row in rows]
 
     async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
-        outcomes = [_with_text(outcome) for outcome in outcomes]
+        for outcome in outcomes:
+            if outcome.status is SUCCESS and outcome.text is None:
+                outcome.text = encode_value(outcome)
         operation = _Operation("settle", {"now": now}, outcomes, sync=_BEFORE_SIGHT)
         return cast("list[bool]", await self._run(operation))
 
     async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
-        self._claimed_at[""] = self._heard["n"]
+        self._news.see("", "n")
         operation = _Operation("heartbeat", {"worker": worker, "lease": lease, "now": now})
         notices = cast("Notices", await self._run(operation, lone=True))
         worker.seen = now
@@ -4195,7 +4207,7 @@ class SQLiteBroker(Broker):
         if len(task_ids) <= 100:
             self._opened()
             with self._translated():  # by key, from the page cache: 10 us, and a reader never waits
-                return self._peek(lambda store: store.get(task_ids))
+                return self.peek(lambda store: store.get(task_ids))
         return await self._look_up(lambda store: store.get(task_ids))
 
     async def find(
@@ -4215,7 +4227,11 @@ class SQLiteBroker(Broker):
     async def activity(self, since: float) -> list[Activity]:
         return await self._look_up(lambda store: store.activity(since))
 
-    def _peek(self, look: Callable[[SQLiteStore], T]) -> T:
+    def data_version(self) -> int:
+        """A number that changes with each commit of another connection to the file."""
+        return cast("int", self._reader.execute("PRAGMA data_version").fetchone()[0])
+
+    def peek(self, look: Callable[[SQLiteStore], T]) -> T:
         """Read what is quickly read, on this thread."""
         if self.path is not None:
             return look(self._reading)
@@ -4230,9 +4246,9 @@ class SQLiteBroker(Broker):
 
     def _look_apart(self, file: _SQLiteFile, look: Callable[[SQLiteStore], T]) -> T:
         if self.path is None:
-            return self._peek(look)
+            return self.peek(look)
         with contextlib.closing(_connect(self.path, read_only=True)) as connection:
-            return look(SQLiteStore(connection, self.retention, self._clock))
+            return look(SQLiteStore(connection, self.retention, self.clock))
 
 
 @contextlib.contextmanager
@@ -4257,23 +4273,6 @@ def _push_all_or_none(connection: sqlite3.Connection, store: SQLiteStore, jobs: 
         raise
     connection.execute("RELEASE flowrra_push")
     return ids
-
-
-class _Ear(asyncio.DatagramProtocol):
-    """Passes on what comes to a port; an error on a datagram concerns nobody."""
-
-    def __init__(self, hear: Callable[[bytes], None]) -> None:
-        self._hear = hear
-
-    def datagram_received(self, data: bytes, addr: object) -> None:
-        self._hear(data)
-
-
-def _with_text(outcome: Outcome) -> Outcome:
-    """The outcome with its result as text too."""
-    if outcome.status is not SUCCESS or outcome.text is not None:
-        return outcome
-    return dataclasses.replace(outcome, text=encode_value(outcome))
 
 
 def _connect(path: str | None, *, read_only: bool = False) -> sqlite3.Connection:
@@ -4706,16 +4705,8 @@ class _Lane:
                 answer: tuple[Any, BaseException | None] = (function(), None)
             except BaseException as error:
                 answer = (None, error)
-            try:
-                self._loop.call_soon_threadsafe(_answer_call, future, answer)
-            except RuntimeError:  # the loop is closed; nobody waits any more
-                return
+            _call_soon(self._loop, _resolve, future, answer)
             del item, function, future, answer
-
-
-def _answer_call(future: asyncio.Future[Any], answer: tuple[Any, BaseException | None]) -> None:
-    if not future.done():
-        future.set_result(answer)
 
 
 class ThreadExecutor:
@@ -5021,6 +5012,7 @@ _IDLE_WAIT = 5.0  # seconds after which an idle queue is looked at in any case
 _PURGE_EVERY = 60.0
 _PURGE_LIMIT = 500  # jobs deleted in one step
 _REPORT_EVERY = 0.5
+_WELL = 10.0  # seconds after which a loop that fails had been well
 _TRACEBACK_LIMIT = 20_000  # characters
 
 Middleware = Callable[[Job, Callable[[Job], Awaitable[Any]]], Awaitable[Any]]
@@ -5097,9 +5089,7 @@ class _Run(JobContext):
             self.runner.cancel()
 
 
-def judge(
-    job: Job, options: TaskOptions, error: BaseException, now: float, draw: Callable[[], float] = random.random
-) -> Outcome:
+def judge(job: Job, options: TaskOptions, error: BaseException, now: float) -> Outcome:
     """What an attempt that raised `error` comes to: another one later, or the end."""
     text = describe(error)
     traceback = (getattr(error, "traceback", None) or format_traceback(error))[-_TRACEBACK_LIMIT:]
@@ -5107,7 +5097,7 @@ def judge(
         return Outcome.fail(job, text, traceback)
     delay = error.delay if isinstance(error, Retry | RemoteError) else None
     if delay is None:
-        delay = retry_delay(options, job.failures + 1, draw)
+        delay = retry_delay(options, job.failures + 1)
     return Outcome.retry_at(job, now + delay, text, traceback)
 
 
@@ -5571,7 +5561,7 @@ class Worker:
         resident = [self.results.write, self.results.announce, self._write_progress, self._purge]
         twin = self.broker.twin()
         if twin is None:
-            resident.append(lambda: beat(self, self.broker))
+            resident.append(lambda: self.keep_lease(self.broker))
         for work in resident:
             self.reside(work)
         self._keeper = _Keeper(self, twin)
@@ -5667,16 +5657,27 @@ class Worker:
             self.tally.keep(self.info.activity)
             raise
 
+    async def keep_lease(self, broker: Broker) -> None:
+        """Beat again and again through `broker`, on whichever loop this runs."""
+        while True:
+            await broker.wait_ready((), self.config.heartbeat)
+            notices = await self.beat(broker, self.config.lease)
+            if notices.cancelled or notices.lapsed or notices.suspects or notices.lost_workers:
+                _call_soon(self.loop, self.heed, notices)
+
     def reside(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run a loop beside the others until the worker leaves."""
         self._residents.append(self.loop.create_task(self.supervise(work)))
 
     async def supervise(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Keep a resident loop alive: an exception is logged, and the loop begins again after a while."""
-        for failures in itertools.count(1):
+        failures = 0
+        while True:
+            began = time.monotonic()
             try:
                 await work()
             except Exception as error:
+                failures = 1 if time.monotonic() - began > _WELL else failures + 1
                 await self.recover(error, failures)
 
     async def recover(self, error: Exception, failures: int) -> None:
@@ -5749,15 +5750,6 @@ def _resident_memory() -> int | None:
         return None
 
 
-async def beat(worker: Worker, broker: Broker) -> None:
-    """Extend the worker's lease again and again through `broker`, on whichever loop this runs."""
-    while True:
-        await broker.wait_ready((), worker.config.heartbeat)
-        notices = await worker.beat(broker, worker.config.lease)
-        if notices.cancelled or notices.lapsed or notices.suspects or notices.lost_workers:
-            _call_soon(worker.loop, worker.heed, notices)
-
-
 class _Keeper(threading.Thread):
     """Keeps the lease, through a twin of the broker, and watches the loop, whatever tasks do to it."""
 
@@ -5791,7 +5783,7 @@ class _Keeper(threading.Thread):
     async def _beat(self, twin: Broker) -> None:
         await twin.open()
         try:
-            await beat(self._worker, twin)
+            await self._worker.keep_lease(twin)
         finally:
             await twin.close()
 
@@ -6280,21 +6272,13 @@ class Firing:
         self._reported: set[str] = set()  # schedules that a warning has been given of
 
     def fire_in(self, worker: Worker) -> None:
-        """Fire what comes due until the worker leaves."""
-        worker.reside(lambda: self._keep_firing(worker))
+        """Fire what comes due until the worker leaves. What fails is tried again, and no fire is lost by it."""
+        worker.reside(self._keep_firing)
 
-    async def _keep_firing(self, worker: Worker) -> None:
-        """Fire what is due, again and again. What fails is tried again, and no fire is lost by it."""
-        failures = 0
+    async def _keep_firing(self) -> None:
         while True:
-            try:
-                pause = await self.step()
-            except Exception as error:
-                failures += 1
-                await worker.recover(error, failures)
-            else:
-                failures = 0
-                await asyncio.sleep(pause)
+            pause = await self.step()
+            await asyncio.sleep(pause)
 
     async def step(self) -> float:
         """Fire what is due; the seconds to sleep until there may be more.
@@ -6502,7 +6486,7 @@ class Scheduler(Firing):
         """Set when it fires first, counted from now; ConfigError if that is never."""
         schedule.anchor = _micro(now) / 1e6
         once = schedule.kind == "once"
-        schedule.next_fire = _READERS["once"](schedule.rule).timestamp() if once else upcoming(schedule, now)
+        schedule.next_fire = dt.datetime.fromisoformat(schedule.rule).timestamp() if once else upcoming(schedule, now)
         if schedule.next_fire is None:
             raise ConfigError(f"{schedule.rule!r} has no moment to come: it would never fire")
 
@@ -6526,8 +6510,6 @@ class Scheduler(Firing):
         """
         old = await self._known(schedule_id)
         old_args, old_kwargs = decode(old.payload)
-        if options.pop("enabled", old.enabled) != old.enabled:
-            await self._enable(schedule_id, enabled=not old.enabled)
         given: dict[str, Any] = {name: getattr(old, name) for name in _EDITED} | {**old.options, **options}
         new = make_schedule(
             self._known_task(old.task),
@@ -6538,10 +6520,11 @@ class Scheduler(Firing):
             kwargs=old_kwargs if kwargs is None else kwargs,
             **given,
         )
-        changes = {name: getattr(new, name) for name in ("rule", "tz", "payload", "options", *_EDITED)}
+        now = self._app.clock.time()
+        changes: dict[str, Any] = {name: getattr(new, name) for name in ("rule", "tz", "payload", "options", *_EDITED)}
+        changes |= _switched(old, now, enabled=new.enabled) if "enabled" in options else {"updated": now}
         if old.key == _identity(old):
             changes["key"] = new.key
-        now = changes["updated"] = self._app.clock.time()
         new.id, new.anchor = old.id, old.anchor
         if (new.rule, new.tz) != (old.rule, old.tz):
             self._start_from(new, now)
@@ -6567,10 +6550,7 @@ class Scheduler(Firing):
         schedule = await self.get_scheduled_task(schedule_id)
         if schedule is None:
             return False
-        now = self._app.clock.time()
-        changes: dict[str, Any] = {"enabled": enabled, "updated": now}
-        if enabled and not schedule.enabled and schedule.kind != "once":
-            changes["next_fire"] = upcoming(schedule, now)
+        changes = _switched(schedule, self._app.clock.time(), enabled=enabled)
         return await self.store.change(schedule_id, changes)
 
     async def get_scheduled_task(self, schedule_id: str) -> Schedule | None:
@@ -6629,11 +6609,15 @@ class Scheduler(Firing):
 
 
 _EDITED = ("description", "misfire", "overlap", "jitter")  # as they are in make_schedule()
-_READERS: Mapping[str, Callable[[str], Any]] = {
-    "cron": str,
-    "interval": float,
-    "once": dt.datetime.fromisoformat,
-}
+_READERS: Mapping[str, Callable[[str], Any]] = {"cron": str, "interval": float, "once": dt.datetime.fromisoformat}
+
+
+def _switched(schedule: Schedule, now: float, *, enabled: bool) -> dict[str, Any]:
+    """The changes that let a schedule fire or not; what came due while it did not is left out."""
+    changes: dict[str, Any] = {"enabled": enabled, "updated": now}
+    if enabled and not schedule.enabled and schedule.kind != "once":
+        changes["next_fire"] = upcoming(schedule, now)
+    return changes
 
 
 def unknown_schedule(schedule_id: str) -> TaskNotFoundError:
@@ -6696,7 +6680,11 @@ def broker_from_url(url: str, config: Config, clock: Clock) -> Broker:
     if not colon and url != "memory":
         raise ConfigError(f"{url!r} is no URL: a file is sqlite:///{url}")
     scheme = scheme.lower()
-    factory = _SCHEMES.get(scheme) or _extra_scheme(scheme) or _installed_scheme(scheme)
+    if scheme in _EXTRAS:
+        module, package = _EXTRAS[scheme]
+        factory: BrokerFactory | None = _extra(module, "broker_from_url", f"{scheme}:// cannot be served", package)
+    else:
+        factory = _SCHEMES.get(scheme) or _installed_scheme(scheme)
     if factory is None:
         known = ", ".join(f"{name}://" for name in (*_SCHEMES, *_EXTRAS))
         raise ConfigError(f"nothing here serves the scheme {scheme!r} of {url!r}; there are {known}")
@@ -6723,14 +6711,12 @@ def schedule_store_from_url(url: str | None, clock: Clock) -> ScheduleStore:
         ) from error
 
 
-def _extra_scheme(scheme: str) -> BrokerFactory | None:
-    if scheme not in _EXTRAS:
-        return None
-    module, package = _EXTRAS[scheme]
+def _extra(module: str, name: str, trouble: str, package: str) -> Any:
+    """What an extra brings, imported when it is used; a ConfigError says what `trouble` its lack is."""
     try:
-        return cast("BrokerFactory", importlib.import_module(module).broker_from_url)
+        return getattr(importlib.import_module(module), name)
     except ImportError as error:
-        raise ConfigError(f"{scheme}:// cannot be served ({error}): pip install '{package}'") from error
+        raise ConfigError(f"{trouble} ({error}): pip install '{package}'") from error
 
 
 def _installed_scheme(scheme: str) -> BrokerFactory | None:
@@ -6745,17 +6731,6 @@ def _installed_scheme(scheme: str) -> BrokerFactory | None:
                 f"{scheme}:// is served by {owner}, which cannot be imported ({error}): install what it needs"
             ) from error
     return None
-
-
-class _Ids:
-    """Job ids: short, in order of their making, and unique without asking anybody (64 random bits a process)."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._prefix = f"{int(clock.time()):08x}{os.urandom(8).hex()}"
-        self._numbers = itertools.count(1_000_000)  # of one length as long as may be, so that they sort
-
-    def __call__(self) -> str:
-        return f"{self._prefix}{next(self._numbers)}"
 
 
 class _TaskMaker(Protocol):
@@ -6934,7 +6909,10 @@ class _Life(_Declarations):
 
     def _begin_in_process(self) -> None:
         """What a forked child must not share with its parent: where the ids count on, the way to open stores."""
-        self.new_id = _Ids(self.clock)  # type: ignore[method-assign]
+        # Ids are short, in the order of their making, and unique without asking anybody: 64 random bits a process.
+        prefix = f"{int(self.clock.time()):08x}{os.urandom(8).hex()}"
+        numbers = itertools.count(1_000_000)  # of one length as long as may be, so that they sort
+        self.new_id = lambda: f"{prefix}{next(numbers)}"  # type: ignore[method-assign]
         self._thread = 0  # where the stores are open
 
     def _is_open_here(self) -> bool:
@@ -7083,8 +7061,12 @@ class _Life(_Declarations):
             await asyncio.to_thread(self.sync.close)
         self._check_loop()
         await self.broker.open()
-        if self.backend is not None:
-            await self.backend.open()
+        try:
+            if self.backend is not None:
+                await self.backend.open()
+        except BaseException:
+            await self.broker.close()
+            raise
         self._loop, self._pid, self._thread = loop, os.getpid(), threading.get_ident()
         self._stopped = False
         return True
@@ -7396,6 +7378,17 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def _blocking(call: Callable[Concatenate[Flowrra, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[SyncFace, P], T]:
+    """A call of the app as one of its synchronous face."""
+
+    @functools.wraps(call)
+    def blocking(self: SyncFace, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        made: Coroutine[Any, Any, T] = getattr(self._app, call.__name__)(*args, **kwargs)
+        return self.run(made)
+
+    return blocking
+
+
 class SyncFace:
     """The app for plain code: the same calls, blocking. For web views and scripts without a loop.
 
@@ -7417,10 +7410,6 @@ class SyncFace:
         """See `Flowrra.submit`."""
         return self.run(self._app.submit(task, *args, **kwargs))
 
-    def submit_many(self, task: Task[..., R] | Submission[..., R], rows: Iterable[Any]) -> list[TaskId[R]]:
-        """See `Flowrra.submit_many`."""
-        return self.run(self._app.submit_many(task, rows))
-
     @overload
     def wait_for_result(self, task_id: TaskId[R], timeout: float | None = ...) -> TaskResult[R]: ...
     @overload
@@ -7439,25 +7428,12 @@ class SyncFace:
         """See `Flowrra.get_result`."""
         return self.run(self._app.get_result(task_id))
 
-    def cancel(self, task_id: str, *, by: str | None = None) -> bool:
-        """See `Flowrra.cancel`."""
-        return self.run(self._app.cancel(task_id, by=by))
-
-    def requeue(self, task_id: str, *, by: str | None = None) -> bool:
-        """See `Flowrra.requeue`."""
-        return self.run(self._app.requeue(task_id, by=by))
-
-    def delete(self, task_id: str) -> bool:
-        """See `Flowrra.delete`."""
-        return self.run(self._app.delete(task_id))
-
-    def jobs(self, **which: Any) -> list[Job]:
-        """See `Flowrra.jobs`."""
-        return self.run(self._app.jobs(**which))
-
-    def explain(self, task_id: str) -> str:
-        """See `Flowrra.explain`."""
-        return self.run(self._app.explain(task_id))
+    submit_many = _blocking(Flowrra.submit_many)
+    cancel = _blocking(Flowrra.cancel)
+    requeue = _blocking(Flowrra.requeue)
+    delete = _blocking(Flowrra.delete)
+    jobs = _blocking(Flowrra.jobs)
+    explain = _blocking(Flowrra.explain)
 
     def is_open_elsewhere(self) -> bool:
         """Whether these calls have a thread of their own, which is not the one that asks."""
@@ -7522,9 +7498,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         if argv[:1] and argv[0] in _EXTRA_COMMANDS:
-            status: int = _extra_command(argv[0])(argv[1:]) or 0
+            module, package, _ = _EXTRA_COMMANDS[argv[0]]
+            command = _extra(module, "main", f"the command {argv[0]!r} cannot be run", package)
+            status: int = command(argv[1:]) or 0
         else:
             arguments = _parser().parse_args(argv)
+            arguments.argv = argv
             status = arguments.command(arguments) or 0
         sys.stdout.flush()  # a reader that is gone is to be met here, not when Python ends
         return status
@@ -7612,22 +7591,16 @@ _EXTRA_COMMANDS: Mapping[str, tuple[str, str, str]] = {
 }
 
 
-def _extra_command(name: str) -> Callable[[Sequence[str]], int | None]:
-    """The `main` of a command that an extra brings."""
-    module, package, _ = _EXTRA_COMMANDS[name]
-    try:
-        return cast("Callable[[Sequence[str]], int | None]", importlib.import_module(module).main)
-    except ImportError as error:
-        raise ConfigError(f"the command {name!r} cannot be run ({error}): pip install '{package}'") from error
-
-
 def _add_worker(sub: argparse.ArgumentParser) -> None:
+    import argparse
+
     sub.add_argument("app", nargs="?", help="module:app (or FLOWRRA_APP)")
     sub.add_argument("--concurrency", type=int, metavar="N", help="jobs at once of each queue but cpu")
     sub.add_argument("--queues", metavar="default:50,cpu:2", help="serve these only, each with its capacity")
     sub.add_argument("--processes", type=int, default=1, metavar="N", help="worker processes (1)")
     sub.add_argument("--drain", type=float, metavar="S", help="seconds that running jobs get at a stop (30)")
     sub.add_argument("--reload", action="store_true", help="start anew when a source file changes")
+    sub.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)  # what a supervisor starts
     sub.add_argument("--no-scheduler", action="store_true", help="leave schedules to other workers")
     levels = ["debug", "info", "warning", "error"]
     sub.add_argument("--log-level", default="info", choices=levels, metavar="LEVEL", help=f"{', '.join(levels)} (info)")
@@ -7705,8 +7678,10 @@ def _worker_command(arguments: argparse.Namespace) -> int:
         raise ConfigError("say which app: flowrra worker module:app (or set FLOWRRA_APP)")
     _whole("--processes", arguments.processes, least=1)
     _log_to_stderr(arguments.log_level, arguments.log_format)
-    if arguments.processes > 1 or arguments.reload:
-        return _Supervisor(arguments, target).run()
+    if arguments.supervised:
+        threading.Thread(target=_stop_with_supervisor, name="flowrra-supervised", daemon=True).start()
+    elif arguments.processes > 1 or arguments.reload:
+        return _Supervisor(arguments).run()
     try:
         app = load_app(target)
     except FlowrraError:
@@ -7830,13 +7805,8 @@ def _log_to_stderr(level: str, form: str) -> None:
 class _Supervisor:
     """Keeps worker processes alive, and starts them anew when a source file has changed."""
 
-    def __init__(self, arguments: argparse.Namespace, target: str) -> None:
-        options = ["worker", target, "--log-level", arguments.log_level, "--log-format", arguments.log_format]
-        for name in ("concurrency", "queues", "drain"):
-            if getattr(arguments, name) is not None:
-                options += [f"--{name}", str(getattr(arguments, name))]
-        options += ["--no-scheduler"] * arguments.no_scheduler
-        self._command = python(f"main_of_child({options!r})")
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._command = python(f"main({[*arguments.argv, '--supervised']!r})")
         self._count = arguments.processes
         self._reload = arguments.reload
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -7885,6 +7855,8 @@ class _Supervisor:
         while len(self._processes) < self._count and not self._signals:
             process = subprocess.Popen(self._command, stdin=subprocess.PIPE, start_new_session=True)
             self._processes.append(process)
+            if self._signals:  # it came while the process was being started, which the handler did not know of
+                process.terminate()
         return any(process.returncode != 0 for process in dead)
 
     def _sources(self) -> dict[str, float]:
@@ -7900,15 +7872,9 @@ class _Supervisor:
         return seen
 
 
-def main_of_child(argv: Sequence[str]) -> int:
-    """The main function of a supervised worker: as `main`, but it stops when its supervisor is gone."""
-
-    def stop_with_supervisor() -> None:
-        os.read(0, 1)  # returns when the other end of the pipe is closed; sys.stdin would be locked at the exit
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=stop_with_supervisor, name="flowrra-supervised", daemon=True).start()
-    return main(argv)
+def _stop_with_supervisor() -> None:
+    os.read(0, 1)  # returns when the other end of the pipe is closed; sys.stdin would be locked at the exit
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 # Jobs ------------------------------------------------------------------------------------------

@@ -14,7 +14,9 @@ import pytest
 from flowrra import (
     Backend,
     BackendConfig,
+    BackendError,
     BrokerConfig,
+    BrokerError,
     Config,
     ConfigError,
     ExecutorNotRunningError,
@@ -157,7 +159,8 @@ async def test_waiting_for_a_result_while_the_app_closes_ends_with_an_error(app:
 
 
 def is_waiting(app: Flowrra) -> bool:
-    return any(app.broker._result_waiters.values())  # type: ignore[attr-defined]
+    holder: Any = getattr(app.broker, "_news", app.broker)
+    return any(holder._result_waiters.values())
 
 
 async def test_nothing_is_left_after_a_stop(app: Flowrra) -> None:
@@ -445,6 +448,18 @@ async def test_a_backend_of_the_users_own(tmp_path: Path) -> None:
         assert (waited.result, waited.status, waited.attempts) == (4, TaskStatus.SUCCESS, 1)
         backend.kept["older"] = waited
         assert await app.get_result("older") is waited
+
+
+async def test_a_backend_that_cannot_be_opened_leaves_no_broker_open(tmp_path: Path) -> None:
+    class Away(OwnBackend):
+        async def open(self) -> None:
+            raise BackendError("the store of results is away")
+
+    app = Flowrra(Config(broker=BrokerConfig(url=f"sqlite:///{tmp_path}/jobs.db")), backend=Away())
+    with pytest.raises(BackendError, match="is away"):
+        await app.start()
+    with pytest.raises(BrokerError, match="is not open"):
+        await app.broker.get(["x"])
 
 
 async def test_the_default_wait_of_a_backend_looks_until_it_is_there() -> None:

@@ -20,7 +20,7 @@ CORE = ROOT / "flowrra.py"
 # a scheduler, which are part of what the file is for, add 1,900: the clock changes of cron alone take 300. The part of
 # a move to another store that must be a guarded change in each of them takes 130. Ten are app.sync.run and app.connect,
 # without which nothing outside could ask on the app's own loop.
-CORE_LINES = 8_250
+CORE_LINES = 8_220
 FUNCTION_LINES = 60
 CLASS_LINES = 400
 CLASS_METHODS = 25
@@ -29,9 +29,9 @@ TEST_FILE_LINES = 600
 # Classes that are too large, with the lines and methods they may have: they carry out the whole protocol of a
 # broker. To be split along the comments that part them; none may grow but with the protocol.
 LARGE_CLASSES: Mapping[str, tuple[int, int]] = {
-    "MemoryBroker": (520, 54),
-    "SQLiteStore": (455, 51),
-    "SQLiteBroker": (500, 53),
+    "MemoryBroker": (516, 53),
+    "SQLiteStore": (451, 50),
+    "SQLiteBroker": (400, 45),
 }
 
 # (title of the section, name from a later section): why it cannot stand above.

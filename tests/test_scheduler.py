@@ -292,7 +292,8 @@ async def test_update_refuses_what_could_not_have_been_made(stage: Stage) -> Non
         with pytest.raises(ValueError, match="hour"):
             await scheduler.update(made, rule="0 25 * * *")
         with pytest.raises(TypeError, match="add"):
-            await scheduler.update(made, args=(1, 2, 3))
+            await scheduler.update(made, args=(1, 2, 3), enabled=False)
+        assert (await stage.schedule(made)).enabled
         with pytest.raises(TaskNotFoundError, match="no schedule 'nobody'"):
             await scheduler.update("nobody", priority=1)
         assert [s.rule for s in await scheduler.list_scheduled_tasks()] == ["0 9 * * *", "0 10 * * *"]

@@ -319,6 +319,25 @@ async def test_children_that_are_still_starting_are_no_failure_of_a_stop(site: S
     assert await supervisor.ends() == 0, supervisor.log
 
 
+HASTY = """
+import os, signal, subprocess, sys
+import flowrra
+
+class Interrupted(subprocess.Popen):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+subprocess.Popen = Interrupted
+flowrra.main(["worker", "app:app", "--processes", "2"])
+"""
+
+
+async def test_a_signal_while_a_child_is_being_started_ends_that_one_too(site: Site) -> None:
+    supervisor = site.script(HASTY)
+    assert await supervisor.ends() == 0, supervisor.log
+
+
 # ---------------------------------------------------------------------------
 # Starts that fail
 # ---------------------------------------------------------------------------

@@ -181,6 +181,18 @@ async def test_closing_lets_what_was_handed_in_be_written(path: Path) -> None:
         assert len(await ids(again)) == 100
 
 
+async def test_closing_while_a_wait_begins_leaves_no_look_behind(path: Path) -> None:
+    async with opened(path) as broker:
+        await broker.push([Job("a", "task")], now=NOW)
+        wait = asyncio.create_task(broker.wait_for("a", SOON))
+        await asyncio.sleep(0)  # it is on its way to listen
+    with pytest.raises(BrokerError):
+        await wait
+    with pytest.raises(BrokerError, match="is not open"):
+        await broker.wait_ready((), SOON)
+    await asyncio.sleep(5 * flowrra._LISTENERS_FRESH)  # a look at a closed file would complain to the loop
+
+
 async def test_closing_ends_all_waits(path: Path) -> None:
     broker = SQLiteBroker(str(path))
     await broker.open()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import flowrra
 from flowrra import (
     BrokerError,
     Flowrra,
@@ -187,6 +188,18 @@ async def test_claims_are_tried_again_loudly(app: Flowrra, broker: Shaky, caplog
     assert "claim: the store is away (failure 1 in a row; trying again)" in caplog.text
     assert "claim: the store is away (failure 2 in a row; trying again)" in caplog.text
     assert {record.levelname for record in caplog.records if "away" in record.getMessage()} == {"ERROR"}
+
+
+async def test_failures_long_apart_are_not_counted_together(
+    broker: Shaky, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flowrra, "_WELL", 0.0)  # any time is long
+    async with make_app(broker=broker, heartbeat=0.01):
+        broker.broken = {"heartbeat"}
+        await eventually(lambda: broker.failures.get("heartbeat", 0) >= 3)
+        broker.broken.clear()
+    assert caplog.text.count("heartbeat: the store is away (failure 1 in a row") >= 2
+    assert "failure 2 in a row" not in caplog.text
 
 
 async def test_running_jobs_go_on_and_are_settled_when_the_broker_is_back(app: Flowrra, broker: Shaky) -> None:

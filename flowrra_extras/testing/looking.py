@@ -37,12 +37,13 @@ class LookingContract(Contract):
             bad = TaskResult[Any]("b", "task", TaskStatus.FAILED, None, "boom", "line 1", 3, t.now, t.now + 1, late)
             await t.broker.record([good, bad])
             assert await t.broker.get(["a", "b"]) == [good, bad]
-            good.result = "newer"
+            good.result, good.finished = "newer", late + 100
             await t.broker.record([good])
+            assert await t.broker.purge(late + t.broker.retention.result_ttl + 1, 10) == 0  # it was replaced
             assert [result and result.result for result in await t.broker.get(["a", "b"])] == ["newer", None]
             assert await t.broker.wait_for("b", SOON) == bad
             ttl = t.broker.retention.failed_ttl + t.broker.retention.result_ttl
-            assert await t.broker.purge(late + ttl, 10) == 2
+            assert await t.broker.purge(late + 100 + ttl, 10) == 2
             assert await t.broker.get(["a", "b"]) == [None, None]
 
     async def test_find_by_each_property(self) -> None:

@@ -38,6 +38,12 @@ async def options_keep_the_signature() -> None:
     add.options(colour="red")  # E: unknown option
 
 
+def plain_code_is_checked_too() -> None:
+    app.sync.submit_many(len, [])  # E: not a task
+    app.sync.jobs(limit="ten")  # E: wrong type
+    app.sync.cancel("an id", byy="Ada")  # E: unknown keyword
+
+
 async def results_have_the_type_of_the_task() -> None:
     wrong: str = (await app.wait_for_result(await app.submit(add, 1, 2))).result  # E: it is an int
     task_id: TaskId[str] = await app.submit(add, 1, 2)  # E: it is a TaskId[int]
