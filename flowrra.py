@@ -6248,6 +6248,7 @@ _TAKE_LIMIT = 100
 # slow, or that comes back from a failure, cannot fire the moment again.
 FIRES_KEPT = 3600.0
 _DONE_KEPT = 604_800.0  # seconds that a schedule with nothing left to fire is kept
+_NONE_YET = 5.0  # seconds after which an app without schedules is asked for some: each look wakes an idle worker
 _PURGE_DONE_EVERY = 3600.0
 _UNKNOWN_PATIENCE = 60.0  # seconds that the fire of an unknown task waits for a scheduler that knows it
 
@@ -6384,7 +6385,8 @@ class CodeSchedules(Firing):
     async def step(self) -> float:
         for schedule_id in self._app.schedules.keys() - self._admitted:
             await self._admit(self._app.schedules[schedule_id])
-        return await super().step()
+        pause = await super().step()
+        return pause if self._app.schedules else _NONE_YET
 
     async def _admit(self, schedule: Schedule) -> None:
         """Have it fire from now on, but no moment again that it has fired before a stop."""
@@ -7568,7 +7570,8 @@ def _parser() -> argparse.ArgumentParser:
     cron.add_argument("--name", help="the schedule's name, which H spreads by")
     cron.add_argument("--after", metavar="TIME", help="such as 2026-03-07T12:00, by the clock of ZONE (now)")
     cron.add_argument("-n", type=int, default=10, metavar="N", help="so many fires (10)")
-    add("demo", _demo_command, "see it work: a worker, some hundred jobs, a crash and its rescue")
+    demo = add("demo", _demo_command, "see it work: a worker, some hundred jobs, a crash and its rescue")
+    demo.add_argument("--keep", metavar="FILE", help="keep the jobs in this new SQLite file, to be looked at")
     for name, (_, _, text) in _EXTRA_COMMANDS.items():
         commands.add_parser(name, help=text)  # main() has handed these on before it comes to parse
     return parser
@@ -8144,11 +8147,14 @@ def hopeless() -> None:
 def _demo_command(arguments: argparse.Namespace) -> int:
     import tempfile
 
+    kept = arguments.keep and os.path.abspath(arguments.keep)
+    if kept and os.path.exists(kept):
+        raise ConfigError(f"{kept} is there already: give the demo a new file")
     with tempfile.TemporaryDirectory(prefix="flowrra-demo-") as folder:
         with open(os.path.join(folder, "flowrra_demo.py"), "w", encoding="utf-8") as file:
             file.write(_DEMO.format(module=__name__))
         sys.path.insert(0, folder)
-        os.environ["FLOWRRA_DEMO"] = f"sqlite:///{folder}/demo.db"
+        os.environ["FLOWRRA_DEMO"] = f"sqlite:///{kept or os.path.join(folder, 'demo.db')}"
         try:
             return asyncio.run(_demonstrate(importlib.import_module("flowrra_demo")))
         finally:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from flowrra import Flowrra
 from tests.apps import SECONDS
 
 ROOT = Path(__file__).parent.parent
@@ -261,17 +262,38 @@ def test_a_reader_that_was_never_there_is_no_error(folder: Path) -> None:
 # ---------------------------------------------------------------------------
 
 
+def demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """The demonstration by the file alone."""
+    (folder / "flowrra.py").write_bytes((ROOT / "flowrra.py").read_bytes())
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    command = [sys.executable, "-S", "flowrra.py", "demo", *options]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=140, check=False)
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name != "__pycache__")
+
+
 @pytest.mark.timeout(150)  # two workers with a process a core; on a busy machine they take their time to start
 def test_the_demonstration_needs_the_file_alone(tmp_path: Path) -> None:
-    (tmp_path / "flowrra.py").write_bytes((ROOT / "flowrra.py").read_bytes())
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    done = subprocess.run(
-        [sys.executable, "-S", "flowrra.py", "demo"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=140
-    )
+    done = demo(tmp_path)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     lines = done.stdout.splitlines()
     assert lines[0].startswith("submitted 321 jobs to sqlite:///")
     assert "kill -9" in lines[1]
     assert lines[-1] == "as it should be"
     assert not {"\r", "\x1b"} & set(done.stdout), "plain when piped"
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == ["flowrra.py"]
+    assert left_in(tmp_path) == ["flowrra.py"]
+
+
+@pytest.mark.timeout(150)
+def test_the_demonstration_keeps_its_jobs_in_a_new_file(tmp_path: Path) -> None:
+    done = demo(tmp_path, "--keep", "jobs.db")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert left_in(tmp_path) == ["flowrra.py", "jobs.db"]
+    app = Flowrra.from_urls(f"sqlite:///{tmp_path}/jobs.db")
+    assert len(app.sync.jobs(limit=1000)) == 321
+    app.sync.close()
+    again = demo(tmp_path, "--keep", "jobs.db")
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "jobs.db is there already: give the demo a new file" in again.stderr
