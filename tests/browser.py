@@ -13,7 +13,7 @@ from importlib import resources
 from typing import Any, NamedTuple, TypeVar
 
 import pytest
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import StaleElementReferenceException, WebDriverException
 from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -35,6 +35,11 @@ _FLAGS = (
     "--disable-sync",
     "--hide-scrollbars",
 )
+
+
+def _is_gone(error: WebDriverException) -> bool:
+    """Whether the page was changed under our eyes; chromedriver has two ways to say so."""
+    return isinstance(error, StaleElementReferenceException) or "does not belong to the document" in str(error.msg)
 
 
 class Asked(NamedTuple):
@@ -95,8 +100,9 @@ class Browser:
             try:
                 if found := look():
                     return found
-            except StaleElementReferenceException:
-                pass  # the page was changed under our eyes
+            except WebDriverException as error:
+                if not _is_gone(error):
+                    raise
             assert time.monotonic() < deadline, f"not within {PATIENCE:g} s: {what}; the page is {self.text('body')!r}"
             time.sleep(0.02)
 

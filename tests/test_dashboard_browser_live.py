@@ -9,7 +9,7 @@ from tests.browser import Browser
 from tests.dashboard_shop import Shop
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def polled(shop: Shop) -> str:
     """The dashboard by WSGI, where pages look for news."""
     return shop.serve("--wsgi")
