@@ -21,8 +21,8 @@ The fields of P:state:
 PLACE is the priority (16 hex digits, so biased that the lowest is 0) and the seq (13 digits): a score,
 being a double, could not hold both. Moments are text as the caller wrote it: Lua prints 14 digits.
 
-An idle server is slow: its caches are cold, and each command that a script uses first costs 10 us, each
-further use 1 us. So push and claim keep to a handful of commands.
+An idle server is slow, its caches being cold: the first use of a command took 10 to 28 us there, each further
+one 1 us. So push and claim keep to a handful of commands.
 
 Each script has a header: ARGV, the answer. KEYS[1] is always the prefix with its colon, ARGV[1] always 1 if
 this may be a repetition of a call whose answer was lost, else 0: it is left out below. '' stands for "none".
