@@ -449,8 +449,14 @@ def test_a_moment_matches_in_its_minute_or_second() -> None:
     nine = START.replace(hour=9)
     assert Cron("0 9 * * *").matches(nine.replace(second=59, microsecond=999_999))
     assert not Cron("0 9 * * *").matches(nine.replace(minute=1))
+    assert not Cron("2 9 * * *").matches(nine.replace(minute=1))
     assert Cron("30 0 9 * * *").matches(nine.replace(second=30, microsecond=5))
     assert not Cron("30 0 9 * * *").matches(nine)
+
+
+def test_which_centuries_have_a_leap_day() -> None:
+    leap = Cron("0 0 29 2 *")
+    assert [leap.next(START.replace(year=year)).year for year in (1897, 1997, 2097, 2397)] == [1904, 2000, 2104, 2400]
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Europe/Riga", "America/New_York"])
@@ -521,6 +527,9 @@ def test_a_union_goes_on_when_one_part_has_ended() -> None:
         ("0 0 */2 * mon", "At 00:00 on every 2nd day of the month if it is Monday"),
         ("0 0 1-7,11,22 * *", "At 00:00 on the 1st through 7th, 11th and 22nd"),
         ("0 0 3,L,15W * *", "At 00:00 on the 3rd, the last day of the month and the weekday nearest the 15th"),
+        ("0 0 1,2 * 0", "At 00:00 on the 1st and 2nd or on Sunday"),
+        ("0 0 1,16,31 * *", "At 00:00 on the 1st, 16th and 31st"),
+        ("0,10 9,12,15 * * *", "At 09:00, 09:10, 12:00, 12:10, 15:00 and 15:10"),
         ("0 0 LW * *", "At 00:00 on the last weekday of the month"),
         ("0 0 * jan,jun 1#2", "At 00:00 on the second Monday of the month in January and June"),
         ("0 0 * * fri,5L", "At 00:00 on Friday and the last Friday of the month"),
