@@ -14,10 +14,7 @@ $(VENV)/test: pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[test]'
 	@touch $@
 
-$(VENV)/docs: setup  ## Build the documentation into .cache/docs/html, with warnings as errors
-	$(BIN)/python -m sphinx -W --keep-going -q -b html -d .cache/docs/trees docs .cache/docs/html
-
-bench: $(VENV)/test
+$(VENV)/bench: $(VENV)/test
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	@touch $@
 
