@@ -3,6 +3,9 @@
 Raising a number here is a commit of its own, with a reason.
 """
 
+import os
+import shutil
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import dedent
@@ -13,6 +16,7 @@ from tests import source_layout as layout
 
 ROOT = Path(__file__).parent.parent
 CORE = ROOT / "flowrra.py"
+MAKE = shutil.which("make")
 
 # The first version holds 4,100 lines of code, 600 of docstrings and 1,000 blank ones. Half of what is above
 # 3,000 was written for faults that tests have found: forks, late heartbeats, jobs that swallow their cancellation,
@@ -105,6 +109,19 @@ def test_the_list_of_exceptions_is_not_stale() -> None:
 
 def test_the_core_keeps_no_state_in_the_module() -> None:
     assert layout.mutable_state(CORE.read_text(), allowed=STATE_ALLOWED) == []
+
+
+@pytest.mark.skipif(MAKE is None, reason="there is no make")
+@pytest.mark.parametrize("target", ["test", "check", "coverage", "docs", "bench", "build"])
+def test_make_knows_the_way_from_nothing(tmp_path: Path, target: str) -> None:
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(
+        [str(MAKE), "--dry-run", target], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"'.[{'bench' if target == 'bench' else 'test'}]'" in done.stdout
 
 
 def test_the_changelog_knows_the_version() -> None:
