@@ -3735,8 +3735,9 @@ class _News(asyncio.DatagramProtocol):
     """Wakes who waits in this process: when its own writer has news, when a datagram of another process brings
     some, or when a look at the file finds that there must be some. Of the loop on which the broker was opened."""
 
-    def __init__(self, broker: SQLiteBroker) -> None:
+    def __init__(self, broker: SQLiteBroker, elder: _News | None) -> None:
         self._broker = broker
+        self._elder = elder  # of the broker whose twin `broker` is: it need not look, too
         self._loop = asyncio.get_running_loop()
         self._ear: asyncio.DatagramTransport | None = None
         self._kinds = ""  # of news that others tell us
@@ -3747,9 +3748,15 @@ class _News(asyncio.DatagramProtocol):
         self._result_waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._look_timer: asyncio.TimerHandle | None = None
         self._data_version = 0
+        self._has_twin = False
+        if elder is not None:
+            elder._has_twin = True
 
     async def close(self, file: _SQLiteFile) -> None:
         """End all waits, and tell others to call no more."""
+        if self._elder is not None:
+            self._elder._has_twin = False
+            _call_soon(self._elder._loop, self._elder.look_again)
         async with self._lock:
             if self._look_timer is not None:
                 self._look_timer.cancel()
@@ -3809,8 +3816,16 @@ class _News(asyncio.DatagramProtocol):
 
     def keep_looking(self) -> None:
         """Have the file looked at, as long as somebody waits."""
-        if self._look_timer is None and self._broker.path is not None:
-            self._look_timer = self._loop.call_later(_LOOK_EVERY, self._look)
+        if self._look_timer is None and self._broker.path is not None and not self._has_twin:
+            self._look_timer = self._loop.call_at(self._next_look(), self._look)
+
+    def _next_look(self) -> float:
+        """When to look next: the same moment for all timers, so that an idle process is woken once for all of them.
+
+        A twin's moments are others: two threads that wake at once get in each other's way.
+        """
+        now = self._loop.time()
+        return now + _LOOK_EVERY - (now + (_LOOK_EVERY / 2 if self._elder is None else 0.0)) % _LOOK_EVERY
 
     def _look(self) -> None:
         """See by data_version whether anything was committed (2.6 us)."""
@@ -3819,9 +3834,17 @@ class _News(asyncio.DatagramProtocol):
         if version != self._data_version:
             self._data_version = version
             self._look_now()
+            if self._elder is not None:
+                _call_soon(self._elder._loop, self._elder.look_again)
         elif "n" in self._ready_waiters.values() and self._broker.peek(SQLiteStore.dead_workers):
             self.hear({"n": []})  # the next heartbeat will put their jobs back
         if self._ready_waiters or self._result_waiters:
+            self.keep_looking()
+
+    def look_again(self) -> None:
+        """Look as if something had been committed; the twin has seen that, or will look no more."""
+        if self._broker.is_open:
+            self._look_now()
             self.keep_looking()
 
     def _look_now(self) -> None:
@@ -3839,14 +3862,20 @@ class _News(asyncio.DatagramProtocol):
         self._ready_waiters[waiter] = kind
         self.keep_looking()
         due = self._broker.peek(SQLiteStore.next_due) if queues else None
+        now = self._loop.time()
+        end = now + timeout
+        if end > (look := self._next_look()):
+            end -= (end - look) % _LOOK_EVERY
         if due is not None:
-            timeout = min(timeout, due - self._broker.clock.time())
-        timer = self._loop.call_later(max(0.0, timeout), _resolve, waiter)
+            end = min(end, now + max(0.0, due - self._broker.clock.time()))
+        timer = self._loop.call_at(end, _resolve, waiter)
         try:
             await waiter
         finally:
             timer.cancel()
             self._ready_waiters.pop(waiter, None)
+            for queue in queues:
+                self._seen.pop(queue, None)
 
     async def wait_finished(self, task_id: str) -> TaskResult[Any]:
         while True:
@@ -3868,6 +3897,11 @@ class _News(asyncio.DatagramProtocol):
                 await waiter
         finally:
             _discard_waiter(self._result_waiters, task_id, waiter)
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[..., Any], *args: Any) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed; nobody waits any more
+        loop.call_soon_threadsafe(function, *args)
 
 
 class SQLiteBroker(Broker):
@@ -3895,6 +3929,8 @@ class SQLiteBroker(Broker):
         self.clock = clock or Clock()
         self._synchronous = synchronous
         self._in_place = in_place
+        self._elder: SQLiteBroker | None = None
+        self._news: _News
         self._file: _SQLiteFile | None = None
         self._writer: threading.Thread | None = None
 
@@ -3904,7 +3940,9 @@ class SQLiteBroker(Broker):
         if self.path is None:
             return None
         options: dict[str, Any] = {"synchronous": self._synchronous, "in_place": True}
-        return SQLiteBroker(self.path, self.config, self.retention, self.clock, **options)
+        twin = SQLiteBroker(self.path, self.config, self.retention, self.clock, **options)
+        twin._elder = self
+        return twin
 
     # Opening and closing -----------------------------------------------------------------------
 
@@ -3923,10 +3961,11 @@ class SQLiteBroker(Broker):
         self._was_slow = False  # the last commit in place
         self._here_again = 0.0  # after slow commits: not in place before this moment
         self._caller = _Caller()
-        self._news = _News(self)
+        self._news = _News(self, self._elder._news if self._elder is not None else None)
         with self._translated():
             await asyncio.to_thread(file.open, self.retention, self.clock)
-            self._reader = file.connection if self.path is None else _connect(self.path, read_only=True)
+            is_shared = self.path is not None and not self._in_place
+            self._reader = _connect(self.path, read_only=True) if is_shared else file.connection
         self._reading = SQLiteStore(self._reader, self.retention, self.clock)
         file.wake = self._caller.wake
         self._file = file
@@ -3968,6 +4007,10 @@ class SQLiteBroker(Broker):
             if translated is error:
                 raise
             raise translated from error
+
+    @property
+    def is_open(self) -> bool:
+        return self._file is not None
 
     def _opened(self) -> _SQLiteFile:
         if self._file is None:
@@ -4228,7 +4271,7 @@ class SQLiteBroker(Broker):
         return await self._look_up(lambda store: store.activity(since))
 
     def data_version(self) -> int:
-        """A number that changes with each commit of another connection to the file."""
+        """A number that changes with each commit of others to the file; a twin's own heartbeats leave it as it is."""
         return cast("int", self._reader.execute("PRAGMA data_version").fetchone()[0])
 
     def peek(self, look: Callable[[SQLiteStore], T]) -> T:
@@ -4886,11 +4929,6 @@ class ProcessExecutor:
         for slot in (*self._idle, *self._busy):
             slot.close()
         self._idle.clear()
-
-
-def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[..., Any], *args: Any) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed; nobody waits any more
-        loop.call_soon_threadsafe(function, *args)
 
 
 def serve_calls(argv: list[str]) -> None:
@@ -5796,7 +5834,7 @@ class _Keeper(threading.Thread):
                 _call_soon(self._worker.loop, turned.set)
             else:
                 turned.set()
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(1.0 - time.monotonic() % 1.0)
             if not turned.is_set() and not reported:
                 self._report_blocked()
             reported = not turned.is_set()
