@@ -2906,7 +2906,7 @@ def _home_name() -> str:
 
 
 def _birth_of(pid: int) -> str | None:
-    """When the process began, "" where the system does not tell, None if there is no such process."""
+    """When the process began, "" where that cannot be told, None if there is no such process."""
     if os.name != "posix":
         return ""  # os.kill(pid, 0) would end the process on Windows; its lease will run out
     try:
@@ -2914,14 +2914,14 @@ def _birth_of(pid: int) -> str | None:
             fields = file.read().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]  # state; starttime, field 22 of proc(5)
     except OSError:
-        pass
+        pass  # gone, or no /proc, or hidden there from other users, or no descriptor is left to read it
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return None
     except PermissionError:
         pass
-    return "" if not os.path.exists("/proc/self/stat") else None
+    return ""
 
 
 class SQLiteStore:
@@ -3179,7 +3179,8 @@ class SQLiteStore:
 
     def _is_dead(self, home: str, pid: int, birth: str) -> bool:
         if home == self._home.name:
-            return (pid, birth) != self._home[1:] and _birth_of(pid) != birth
+            found = _birth_of(pid)
+            return found is None or (found != birth and "" not in (found, birth))
         boot = self._home.name.partition(" ")[0]
         return " " in self._home.name and not home.startswith(f"{boot} ")  # of an earlier boot of this machine
 
@@ -3718,11 +3719,11 @@ class _Caller:
     def _send(self, port: int, kind: str, ids: Sequence[str]) -> None:
         import socket
 
-        if self._socket is None:
-            self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            self._socket.setblocking(False)
         text = json.dumps([kind, *ids])
         with contextlib.suppress(OSError):
+            if self._socket is None:
+                self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                self._socket.setblocking(False)
             self._socket.sendto((text if len(text) < _DATAGRAM_LIMIT else f'["{kind}*"]').encode(), ("127.0.0.1", port))
 
     def close(self) -> None:
