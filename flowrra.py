@@ -3548,6 +3548,10 @@ class _Operation:
         return self.method == "claim" and self.future is not None and self.future.cancelled()
 
 
+class _NotSynced(BrokerError):
+    """What was committed may not outlive a power cut."""
+
+
 class _SQLiteFile:
     """A write connection with its transactions. Used by one thread at a time, under `lock`."""
 
@@ -3633,7 +3637,7 @@ class _SQLiteFile:
         try:
             os.fdatasync(cast("int", self._log))
         except OSError as error:
-            raise BrokerError(f"{self.path}-wal cannot be synced to disk ({error}): look at the disk") from error
+            raise _NotSynced(f"{self.path}-wal cannot be synced to disk ({error}): look at the disk") from error
 
     def _wait_for_lock(self, statement: str, deadline: float) -> None:
         pause = 0.0001
@@ -3654,6 +3658,10 @@ class _SQLiteFile:
         sync = max(operation.sync for operation in group)
         try:
             self.transact(lambda: self._run_each(group), sync=sync, patience=patience)
+            return self.store.news
+        except _NotSynced as error:  # committed all the same: done again, claims would take other jobs
+            for operation in group:
+                operation.error = error if operation.sync else None
             return self.store.news
         except Exception as error:
             if len(group) == 1 or _is_busy(error):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 import flowrra
-from flowrra import Clock, Job, SQLiteBroker, WorkerInfo
+from flowrra import Job, JobFilter, SQLiteBroker, TaskStatus, WorkerInfo
 
 NOW = 1_700_000_000.0
 SOON = 30.0  # seconds within which what is waited for must have come
@@ -113,3 +114,30 @@ async def test_who_cannot_be_called_is_left_uncalled(path: Path) -> None:
             assert await here.push([Job("d", "t")], now=NOW) == ["d"]
         async with asyncio.timeout(SOON):
             await waiting
+
+
+# ---------------------------------------------------------------------------
+# A disk that cannot sync
+# ---------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "fdatasync"), reason="this system has no fdatasync")
+async def test_a_group_that_cannot_be_synced_is_not_done_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim that was done twice would leave the jobs of the first time running for ever, with nobody to run them."""
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    async with opened(path) as broker:
+        await broker.heartbeat(WorkerInfo("w1", "host", os.getpid()), lease=60, now=NOW)
+        await broker.push([Job(name, "t") for name in "abc"], now=NOW)
+        claimed = await broker.claim("default", limit=1, worker="w1", now=NOW)  # in place; the next one is in the group
+        monkeypatch.setattr(os, "fdatasync", refuse)
+        pushes = [broker.push([Job(name, "t")], now=NOW) for name in "de"]
+        claim = broker.claim("default", limit=1, worker="w1", now=NOW)
+        more, *pushed = await asyncio.gather(claim, *pushes, return_exceptions=True)
+        assert isinstance(more, list)
+        monkeypatch.undo()
+        assert [str(error).partition("wal ")[2].partition(" (")[0] for error in pushed] == ["cannot be synced to disk"] * 2
+        running = await broker.find(JobFilter(status=frozenset((TaskStatus.RUNNING,))))
+        assert {job.id for job in running} == {job.id for job in [*claimed, *more]}
