@@ -3022,8 +3022,7 @@ class SQLiteStore:
         return rows
 
     def _promote(self, now: float) -> None:
-        due = f"UPDATE flowrra_job SET status = 'pending' WHERE status IN {_DUE_LATER} AND due <= ?"
-        self._db.execute(due, (now,))
+        self._db.execute(f"UPDATE flowrra_job SET status = 'pending' WHERE status IN {_DUE_LATER} AND due <= ?", (now,))
 
     def _expire(self, now: float) -> None:
         expired = f"""SELECT id FROM flowrra_job
@@ -4274,9 +4273,8 @@ def _push_all_or_none(connection: sqlite3.Connection, store: SQLiteStore, jobs: 
         ids = store.push(jobs, now=now)
     except BaseException:
         if connection.in_transaction:  # a full disk has ended it
-            connection.execute("ROLLBACK TO flowrra_push" if begun else "ROLLBACK")
-            if begun:
-                connection.execute("RELEASE flowrra_push")
+            for undo in ("ROLLBACK TO flowrra_push", "RELEASE flowrra_push") if begun else ("ROLLBACK",):
+                connection.execute(undo)
         raise
     connection.execute("RELEASE flowrra_push")
     return ids
@@ -6654,6 +6652,8 @@ def _sqlite_from_url(url: str, config: Config, clock: Clock) -> Broker:
     import urllib.parse
 
     parts = urllib.parse.urlsplit(url)
+    if "://" not in url or parts.fragment or parts.path == "/:memory:":
+        raise ConfigError(f"{url!r}: a file is sqlite:///name.db (with %23 for a #), a store in memory sqlite://")
     if parts.netloc:
         raise ConfigError(
             f"{url!r} has {parts.netloc!r} as its host; a file is sqlite:///name.db or sqlite:////folder/name.db"
