@@ -2906,7 +2906,7 @@ def _home_name() -> str:
 
 
 def _birth_of(pid: int) -> str | None:
-    """When the process began, "" where the system does not tell, None if there is no such process."""
+    """When the process began, "" where that cannot be told, None if there is no such process."""
     if os.name != "posix":
         return ""  # os.kill(pid, 0) would end the process on Windows; its lease will run out
     try:
@@ -2914,14 +2914,12 @@ def _birth_of(pid: int) -> str | None:
             fields = file.read().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]  # state; starttime, field 22 of proc(5)
     except OSError:
-        pass
+        pass  # gone, or no /proc, or hidden there from other users, or no descriptor is left to read it
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return "" if not os.path.exists("/proc/self/stat") else None
+    except OSError as error:
+        return None if isinstance(error, ProcessLookupError) else ""
+    return ""
 
 
 class SQLiteStore:
@@ -2972,8 +2970,7 @@ class SQLiteStore:
         """The id of the job that was there first: the same one, or the unfinished one with its key."""
         unfinished = f"SELECT id FROM flowrra_job WHERE unique_key = ? AND status IN {_UNFINISHED}"
         found = self._db.execute("SELECT id FROM flowrra_job WHERE id = ?", (job.id,)).fetchone()
-        found = found or self._db.execute(unfinished, (job.unique,)).fetchone()
-        return str(found[0])
+        return str((found or self._db.execute(unfinished, (job.unique,)).fetchone())[0])
 
     def _await_parents(self, task_id: str, parents: Sequence[str], now: float) -> None:
         """Block the job until its parents have succeeded; cancel it if one has ended otherwise."""
@@ -3025,8 +3022,7 @@ class SQLiteStore:
         return rows
 
     def _promote(self, now: float) -> None:
-        due = f"UPDATE flowrra_job SET status = 'pending' WHERE status IN {_DUE_LATER} AND due <= ?"
-        self._db.execute(due, (now,))
+        self._db.execute(f"UPDATE flowrra_job SET status = 'pending' WHERE status IN {_DUE_LATER} AND due <= ?", (now,))
 
     def _expire(self, now: float) -> None:
         expired = f"""SELECT id FROM flowrra_job
@@ -3117,8 +3113,7 @@ class SQLiteStore:
         self._unblock([row[0] for row in self._db.execute(freed, (json.dumps(list(parents)),)).fetchall()], now)
 
     def _children(self, parent: str) -> list[str]:
-        children = """SELECT id FROM flowrra_job WHERE seq IN
-            (SELECT child FROM flowrra_dependency WHERE parent = ?)"""
+        children = "SELECT id FROM flowrra_job WHERE seq IN (SELECT child FROM flowrra_dependency WHERE parent = ?)"
         return [row[0] for row in self._db.execute(children, (parent,)).fetchall()]
 
     def _bury(self, task_ids: Iterable[str], status: TaskStatus, reason: str, now: float) -> list[str]:
@@ -3179,15 +3174,15 @@ class SQLiteStore:
 
     def _is_dead(self, home: str, pid: int, birth: str) -> bool:
         if home == self._home.name:
-            return (pid, birth) != self._home[1:] and _birth_of(pid) != birth
+            found = _birth_of(pid)
+            return found is None or (found != birth and "" not in (found, birth))
         boot = self._home.name.partition(" ")[0]
         return " " in self._home.name and not home.startswith(f"{boot} ")  # of an earlier boot of this machine
 
     def rescue_dead(self, now: float) -> None:
         """What whoever opens the store does first: put back the dead's jobs, drop their ports."""
         self._rescue(self.dead_workers(), now)
-        ports = self._db.execute("SELECT port, home, pid, birth FROM flowrra_listener").fetchall()
-        for port, *process in ports:
+        for port, *process in self._db.execute("SELECT port, home, pid, birth FROM flowrra_listener").fetchall():
             if self._is_dead(*process):
                 self.unlisten(port)
 
@@ -3351,8 +3346,7 @@ class SQLiteStore:
 
     def workers(self) -> list[WorkerInfo]:
         query = f"SELECT {_WORKER_COLUMNS} FROM flowrra_worker WHERE lease > ? ORDER BY started"
-        rows = self._db.execute(query, (self._clock.monotonic(),)).fetchall()
-        return [_worker_of_row(*row) for row in rows]
+        return [_worker_of_row(*row) for row in self._db.execute(query, (self._clock.monotonic(),))]
 
     def activity(self, since: float) -> list[Activity]:
         rows = self._db.execute("SELECT counts FROM flowrra_activity WHERE minute >= ?", (since,))
@@ -3365,8 +3359,7 @@ class SQLiteStore:
 
     def listen(self, port: int, kinds: str) -> None:
         """Have news of these kinds sent to a loopback port: j jobs, r results, n notices."""
-        home = self._home
-        row = (port, kinds, home.name, home.pid, home.birth)
+        row = (port, kinds, *self._home)
         self._db.execute("INSERT OR REPLACE INTO flowrra_listener VALUES (?, ?, ?, ?, ?)", row)
 
     def unlisten(self, port: int) -> None:
@@ -3468,8 +3461,7 @@ def _first_of(*parts: str) -> str:
 _FIRST_OF: Mapping[TaskStatus, str] = {
     RUNNING: _first_of("status = 'running'"),
     PENDING: _first_of("status = 'pending' AND crashes = 0", "status = 'pending' AND crashes > 0"),
-    SCHEDULED: _first_of(f"status IN {_DUE_LATER}"),
-    RETRYING: _first_of(f"status IN {_DUE_LATER}"),
+    **dict.fromkeys((SCHEDULED, RETRYING), _first_of(f"status IN {_DUE_LATER}")),
     BLOCKED: _first_of("seq IN (SELECT child FROM flowrra_dependency)"),
 }
 
@@ -3547,6 +3539,10 @@ class _Operation:
         return self.method == "claim" and self.future is not None and self.future.cancelled()
 
 
+class _NotSyncedError(BrokerError):
+    """What was committed may not outlive a power cut."""
+
+
 class _SQLiteFile:
     """A write connection with its transactions. Used by one thread at a time, under `lock`."""
 
@@ -3560,8 +3556,8 @@ class _SQLiteFile:
         self._timeout = timeout
         self._pid = os.getpid()
 
-    def open(self, retention: BackendConfig, clock: Clock) -> None:
-        self.connection = _connect(self.path)
+    def open(self, retention: BackendConfig, clock: Clock, reads_apart: bool) -> None:
+        self.reader = self.connection = _connect(self.path)
         self.store = SQLiteStore(self.connection, retention, clock)
         try:
             # Of a new file. A commit writes whole pages to the log: a lone submit takes 20 us, with pages of 4 kB 25.
@@ -3571,6 +3567,8 @@ class _SQLiteFile:
             self.connection.execute("PRAGMA wal_autocheckpoint=2000")
             self.connection.execute("PRAGMA synchronous=FULL")
             self.transact(lambda: self._migrate(clock.time()), sync=_BEFORE_SIGHT, patience=self._timeout)
+            if self.path is not None and reads_apart:
+                self.reader = _connect(self.path, read_only=True)
         except BaseException:
             self.close()
             raise
@@ -3578,6 +3576,7 @@ class _SQLiteFile:
     def close(self) -> None:
         if self._log is not None:
             os.close(self._log)
+        self.reader.close()
         self.connection.close()
 
     def _migrate(self, now: float) -> None:
@@ -3626,13 +3625,14 @@ class _SQLiteFile:
         fdatasync (Windows, macOS) all are.
         """
         if self.path is not None and self._synchronous == "FULL" and hasattr(os, "fdatasync"):
-            self._log = os.open(f"{self.path}-wal", os.O_RDONLY)
+            (_, _, target), *_ = self.connection.execute("PRAGMA database_list")  # behind a symbolic link
+            self._log = os.open(f"{target}-wal", os.O_RDONLY)
 
     def _sync_log(self) -> None:
         try:
             os.fdatasync(cast("int", self._log))
         except OSError as error:
-            raise BrokerError(f"{self.path}-wal cannot be synced to disk ({error}): look at the disk") from error
+            raise _NotSyncedError(f"{self.path}-wal cannot be synced to disk ({error}): look at the disk") from error
 
     def _wait_for_lock(self, statement: str, deadline: float) -> None:
         pause = 0.0001
@@ -3653,6 +3653,10 @@ class _SQLiteFile:
         sync = max(operation.sync for operation in group)
         try:
             self.transact(lambda: self._run_each(group), sync=sync, patience=patience)
+            return self.store.news
+        except _NotSyncedError as error:  # committed all the same: done again, claims would take other jobs
+            for operation in group:
+                operation.error = error if operation.sync else None
             return self.store.news
         except Exception as error:
             if len(group) == 1 or _is_busy(error):
@@ -3718,17 +3722,19 @@ class _Caller:
     def _send(self, port: int, kind: str, ids: Sequence[str]) -> None:
         import socket
 
-        if self._socket is None:
-            self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            self._socket.setblocking(False)
         text = json.dumps([kind, *ids])
         with contextlib.suppress(OSError):
+            if self._socket is None:
+                self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                self._socket.setblocking(False)
             self._socket.sendto((text if len(text) < _DATAGRAM_LIMIT else f'["{kind}*"]').encode(), ("127.0.0.1", port))
 
-    def close(self) -> None:
+    def close(self, file: _SQLiteFile) -> None:
         if self._socket is not None:
             self._socket.close()
-            self._socket = None
+        if (port := self.own_port) is not None:
+            with contextlib.suppress(Exception):  # a store that is gone has no list of listeners either
+                file.transact(lambda: file.store.unlisten(port), sync=_LAZILY, patience=0.1)
 
 
 class _News(asyncio.DatagramProtocol):
@@ -3748,23 +3754,22 @@ class _News(asyncio.DatagramProtocol):
         self._result_waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._look_timer: asyncio.TimerHandle | None = None
         self._data_version = 0
-        self._has_twin = False
-        if elder is not None:
-            elder._has_twin = True
+        self._has_twin = False  # that is open
 
-    async def close(self, file: _SQLiteFile) -> None:
-        """End all waits, and tell others to call no more."""
+    def help_elder(self, helps: bool) -> None:
+        """Look for the elder, too, or leave it to look for itself."""
         if self._elder is not None:
-            self._elder._has_twin = False
+            self._elder._has_twin = helps
             _call_soon(self._elder._loop, self._elder.look_again)
+
+    async def close(self) -> None:
+        """End all waits, and hear no more."""
+        self.help_elder(False)
         async with self._lock:
             if self._look_timer is not None:
                 self._look_timer.cancel()
             if self._ear is not None:
-                port = self._ear.get_extra_info("sockname")[1]
                 self._ear.close()
-                with contextlib.suppress(Exception):  # a store that is gone has no list of listeners either
-                    file.transact(lambda: file.store.unlisten(port), sync=_LAZILY, patience=0.1)
         closed = BrokerError("the broker was closed while this call was waiting")
         for waiter in (*self._ready_waiters, *itertools.chain(*self._result_waiters.values())):
             if not waiter.done():
@@ -3778,7 +3783,12 @@ class _News(asyncio.DatagramProtocol):
             if kind in self._kinds:
                 return
             if self._ear is None:
-                self._ear, _ = await self._loop.create_datagram_endpoint(lambda: self, local_addr=("127.0.0.1", 0))
+                try:
+                    self._ear, _ = await self._loop.create_datagram_endpoint(lambda: self, local_addr=("127.0.0.1", 0))
+                except OSError as error:
+                    self._kinds += kind  # said once is enough
+                    logger.warning("%s: no socket for news (%s); looking each second", self._broker.path, error)
+                    return
             await self._broker.listen(self._ear.get_extra_info("sockname")[1], self._kinds + kind)
             self._kinds += kind
             if self._look_timer is not None:
@@ -3830,6 +3840,8 @@ class _News(asyncio.DatagramProtocol):
     def _look(self) -> None:
         """See by data_version whether anything was committed (2.6 us)."""
         self._look_timer = None
+        if self._ready_waiters or self._result_waiters:
+            self.keep_looking()  # now, since this look may fail
         version = self._broker.data_version()
         if version != self._data_version:
             self._data_version = version
@@ -3838,8 +3850,6 @@ class _News(asyncio.DatagramProtocol):
                 _call_soon(self._elder._loop, self._elder.look_again)
         elif "n" in self._ready_waiters.values() and self._broker.peek(SQLiteStore.dead_workers):
             self.hear({"n": []})  # the next heartbeat will put their jobs back
-        if self._ready_waiters or self._result_waiters:
-            self.keep_looking()
 
     def look_again(self) -> None:
         """Look as if something had been committed; the twin has seen that, or will look no more."""
@@ -3963,12 +3973,12 @@ class SQLiteBroker(Broker):
         self._caller = _Caller()
         self._news = _News(self, self._elder._news if self._elder is not None else None)
         with self._translated():
-            await asyncio.to_thread(file.open, self.retention, self.clock)
-            is_shared = self.path is not None and not self._in_place
-            self._reader = _connect(self.path, read_only=True) if is_shared else file.connection
+            await asyncio.to_thread(file.open, self.retention, self.clock, not self._in_place)
+        self._reader = file.reader
         self._reading = SQLiteStore(self._reader, self.retention, self.clock)
         file.wake = self._caller.wake
         self._file = file
+        self._news.help_elder(True)
 
     async def close(self) -> None:
         file, self._file = self._file, None
@@ -3978,24 +3988,19 @@ class SQLiteBroker(Broker):
             self._pass_on()
             self._inbox.put(None)
             await self._written.wait()  # no thread could be had to join it at the exit of the interpreter
-            self._writer.join()
-            self._writer = None
         await asyncio.sleep(0)  # the writer's last answers are on the loop by now
-        await self._news.close(file)
-        self._caller.close()
-        self._reader.close()
-        file.close()
+        await self._news.close()
+        self._abandon(file)
         await asyncio.sleep(0)  # for the transport, which closes its socket in the next turn
 
     def _abandon(self, file: _SQLiteFile) -> None:
-        """Close what was opened on a loop that ended without closing it."""
+        """Close all that is of no loop, also when its loop ended without closing it."""
         self._file = None
         if self._writer is not None:
             self._inbox.put(None)
             self._writer.join()
             self._writer = None
-        self._caller.close()
-        self._reader.close()
+        self._caller.close(file)
         file.close()
 
     @contextlib.contextmanager
@@ -4038,11 +4043,12 @@ class SQLiteBroker(Broker):
         The future brings its result.
         """
         file = self._opened()
+        if self._writer is None:
+            writer = threading.Thread(target=self._write, args=(file,), name="flowrra-sqlite", daemon=True)
+            writer.start()
+            self._writer = writer
         operation.future = self._loop.create_future()
         self._pending += 1
-        if self._writer is None:
-            self._writer = threading.Thread(target=self._write, args=(file,), name="flowrra-sqlite", daemon=True)
-            self._writer.start()
         if not self._gathered:
             self._loop.call_soon(self._pass_on)
         self._gathered.append(operation)
@@ -4168,8 +4174,6 @@ class SQLiteBroker(Broker):
                 raise ConfigError(
                     f"the connection is on {files.get('main') or 'a private database'}, the jobs in {self.path}"
                 )
-            if not connection.in_transaction:
-                connection.execute("BEGIN IMMEDIATE")
             ids = _push_all_or_none(connection, SQLiteStore(connection, self.retention, self.clock), jobs, now)
         self._news.keep_looking()  # nothing tells us of the caller's commit; workers look on their own
         return ids
@@ -4306,13 +4310,16 @@ def _plain_rows(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def _push_all_or_none(connection: sqlite3.Connection, store: SQLiteStore, jobs: Sequence[Job], now: float) -> list[str]:
+    begun = connection.in_transaction
+    if not begun:
+        connection.execute("BEGIN IMMEDIATE")
     connection.execute("SAVEPOINT flowrra_push")
     try:
         ids = store.push(jobs, now=now)
     except BaseException:
         if connection.in_transaction:  # a full disk has ended it
-            connection.execute("ROLLBACK TO flowrra_push")
-            connection.execute("RELEASE flowrra_push")
+            for undo in ("ROLLBACK TO flowrra_push", "RELEASE flowrra_push") if begun else ("ROLLBACK",):
+                connection.execute(undo)
         raise
     connection.execute("RELEASE flowrra_push")
     return ids
@@ -4342,8 +4349,7 @@ def _statements(script: str) -> Iterator[str]:
 
 
 def _is_busy(error: Exception) -> bool:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary code; extended ones are above it
-    return code in (5, 6)  # SQLITE_BUSY, SQLITE_LOCKED
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (5, 6)  # SQLITE_BUSY, SQLITE_LOCKED, extended or not
 
 
 _SQLITE_REASONS: Mapping[int, str] = {
@@ -4355,6 +4361,7 @@ _SQLITE_REASONS: Mapping[int, str] = {
     13: "is on a full disk: nothing of this call was written; make room and try again",
     14: "cannot be opened: does its folder exist, and may this user write there?",
     26: "is not a SQLite database: choose another file",
+    517: "was changed by others after this transaction had begun to read it: begin it by BEGIN IMMEDIATE",
 }
 
 
@@ -4364,8 +4371,8 @@ def _explain_sqlite(error: Exception, path: str | None, timeout: float) -> Excep
 
     if not isinstance(error, sqlite3.Error):
         return error
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    reason = _SQLITE_REASONS.get(code, "failed: {error}")
+    code = getattr(error, "sqlite_errorcode", 0)
+    reason = _SQLITE_REASONS.get(code) or _SQLITE_REASONS.get(code & 0xFF, "failed: {error}")
     return BrokerError(f"{path or 'sqlite://'} " + reason.format(error=error, timeout=timeout))
 
 
@@ -6685,6 +6692,8 @@ def _sqlite_from_url(url: str, config: Config, clock: Clock) -> Broker:
     import urllib.parse
 
     parts = urllib.parse.urlsplit(url)
+    if "://" not in url or parts.fragment or parts.path == "/:memory:":
+        raise ConfigError(f"{url!r}: a file is sqlite:///name.db (with %23 for a #), a store in memory sqlite://")
     if parts.netloc:
         raise ConfigError(
             f"{url!r} has {parts.netloc!r} as its host; a file is sqlite:///name.db or sqlite:////folder/name.db"
