@@ -63,6 +63,7 @@ import asyncio
 import atexit
 import binascii
 import collections
+import concurrent.futures
 import contextlib
 import contextvars
 import dataclasses
@@ -6647,9 +6648,10 @@ def _sqlite_from_url(url: str, config: Config, clock: Clock) -> Broker:
     import urllib.parse
 
     parts = urllib.parse.urlsplit(url)
-    if parts.netloc:
+    if parts.netloc or parts.fragment or parts.path == "/:memory:":
         raise ConfigError(
-            f"{url!r} has {parts.netloc!r} as its host; a file is sqlite:///name.db or sqlite:////folder/name.db"
+            f"{url!r} names no file: that is sqlite:///name.db or sqlite:////folder/name.db, with %23 for #, "
+            "and sqlite:// is private and in memory"
         )
     options = dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True))
     synchronous = options.pop("synchronous", "full")
@@ -6678,8 +6680,8 @@ def broker_from_url(url: str, config: Config, clock: Clock) -> Broker:
     """
     if not isinstance(url, str) or not url:
         raise ConfigError(f"a broker is given as a URL such as sqlite:///jobs.db, not {url!r}")
-    scheme, colon, _ = url.partition(":")
-    if not colon and url != "memory":
+    scheme, mark, _ = url.partition("://")
+    if not mark and url != "memory":
         raise ConfigError(f"{url!r} is no URL: a file is sqlite:///{url}")
     scheme = scheme.lower()
     if scheme in _EXTRAS:
@@ -6916,6 +6918,7 @@ class _Life(_Declarations):
         numbers = itertools.count(1_000_000)  # of one length as long as may be, so that they sort
         self.new_id = lambda: f"{prefix}{next(numbers)}"  # type: ignore[method-assign]
         self._thread = 0  # where the stores are open
+        self.sync.begin_in_process()
 
     def _is_open_here(self) -> bool:
         """Whether the stores are open on the loop that runs here.
@@ -7135,12 +7138,13 @@ class Flowrra(_Life):
             BrokerError: the store failed; the job was not taken.
         """
         if type(task) is not Task or task.app is not self:
-            raise _not_a_task(task)
+            self._check_own(task)
         job = _job_for(task, args, kwargs) if kwargs else task.make_job(args, kwargs)
         return cast("TaskId[Any]", (await self.submit_jobs((job,)))[0])
 
     async def submit_many(self, task: Task[..., R] | Submission[..., R], rows: Iterable[Any]) -> list[TaskId[R]]:
         """Submit a job for each row, all or none: a tuple of arguments, or a dictionary of named ones."""
+        self._check_own(task.task if isinstance(task, Submission) else task)
         jobs = []
         for number, row in enumerate(rows):
             if number % 1000 == 999:
@@ -7162,10 +7166,21 @@ class Flowrra(_Life):
         Raises:
             ConfigError: the broker has no SQL database, or the connection is to another one.
         """
+        self._check_own(task)
         await self._ready()
         pushed = self.broker.push_in(connection, [_job_for(task, args, kwargs)], now=self.now())
         (task_id,) = await pushed if inspect.isawaitable(pushed) else pushed
         return cast("TaskId[R]", task_id)
+
+    def _check_own(self, task: object) -> None:
+        if isinstance(task, Submission):
+            raise TaskNotFoundError("what options() returns has its own way in: task.options(...).submit(...)")
+        if not isinstance(task, Task):
+            raise TaskNotFoundError(
+                f"{task!r} is not a task: decorate the function with @app.task and submit what that returns"
+            )
+        if task.app is not self:
+            raise TaskNotFoundError(f"the task {task.name!r} belongs to another app: submit it there")
 
     def submit_jobs(self, jobs: Sequence[Job]) -> Awaitable[list[str]]:
         """Push jobs that a task has made."""
@@ -7304,16 +7319,6 @@ def _status(name: str) -> TaskStatus:
         raise ConfigError(f"{name!r} is no state of a job: {', '.join(TaskStatus)}") from None
 
 
-def _not_a_task(thing: object) -> TaskNotFoundError:
-    if isinstance(thing, Task):
-        return TaskNotFoundError(f"the task {thing.name!r} belongs to another app: submit it there")
-    if isinstance(thing, Submission):
-        return TaskNotFoundError("what options() returns has its own way in: task.options(...).submit(...)")
-    return TaskNotFoundError(
-        f"{thing!r} is not a task: decorate the function with @app.task and submit what that returns"
-    )
-
-
 def _job_for(task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Job:
     """A job for a call of `app.submit`, where `priority` may be an option."""
     parameters = task.signature.parameters
@@ -7399,6 +7404,10 @@ class SyncFace:
 
     def __init__(self, app: Flowrra) -> None:
         self._app = app
+        self.begin_in_process()
+
+    def begin_in_process(self) -> None:
+        """Forget what a fork has left behind: a thread that is not there, a lock that nobody will release."""
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -7445,8 +7454,9 @@ class SyncFace:
         """Close the stores and end the thread, if these calls have opened and started them."""
         with self._lock:
             thread, self._thread = self._thread, None
-            if thread is None or self._loop is None or not thread.is_alive():  # nor is it after a fork
+            if thread is None or self._loop is None:
                 return
+            atexit.unregister(self.close)
             asyncio.run_coroutine_threadsafe(self._app._close(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             thread.join()
@@ -7454,36 +7464,47 @@ class SyncFace:
     @staticmethod
     def _live(runner: asyncio.Runner) -> None:
         with runner:  # which cancels what is left on the loop, and closes it
-            runner.get_loop().run_forever()
+            while True:
+                with contextlib.suppress(SystemExit):  # of a call; its caller gets it
+                    return runner.get_loop().run_forever()
 
     def run(self, call: Coroutine[Any, Any, T]) -> T:
-        """What a coroutine gives that uses the app; it runs on the loop that these calls run on."""
+        """What a coroutine gives that uses the app; it runs on the loop that these calls run on.
+
+        Raises:
+            ExecutorNotRunningError: the app was closed meanwhile, after the call had done its work or before.
+        """
         try:
-            loop = self._where()
+            with contextlib.suppress(RuntimeError):
+                asyncio.get_running_loop()
+                raise FlowrraError(
+                    "app.sync would block the event loop that is running here: await the call on the app itself"
+                )
+            with self._lock:  # so that no close() comes between
+                called = asyncio.run_coroutine_threadsafe(call, self._where())
         except FlowrraError:
             call.close()
             raise
-        return asyncio.run_coroutine_threadsafe(call, loop).result()
+        try:
+            return called.result()
+        except concurrent.futures.CancelledError:
+            raise ExecutorNotRunningError(
+                "the app was closed during this call of app.sync, which may have done its work or not"
+            ) from None
 
     def _where(self) -> asyncio.AbstractEventLoop:
         """The loop to call on: the app's, or one in a thread that is started now."""
-        with contextlib.suppress(RuntimeError):
-            asyncio.get_running_loop()
-            raise FlowrraError(
-                "app.sync would block the event loop that is running here: await the call on the app itself"
-            )
-        with self._lock:
-            loop = self._app._loop
-            self._app.check_process()
-            if loop is not None and loop.is_running():
-                return loop
-            if self._thread is None or self._loop is None:
-                runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
-                self._loop = runner.get_loop()
-                self._thread = threading.Thread(target=self._live, args=(runner,), name="flowrra-sync", daemon=True)
-                self._thread.start()
-                atexit.register(self.close)
-            return self._loop
+        loop = self._app._loop
+        self._app.check_process()
+        if loop is not None and loop.is_running():
+            return loop
+        if self._thread is None or self._loop is None:
+            runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+            self._loop = runner.get_loop()
+            self._thread = threading.Thread(target=self._live, args=(runner,), name="flowrra-sync", daemon=True)
+            self._thread.start()
+            atexit.register(self.close)
+        return self._loop
 
 
 # ---------------------------------------------------------------------------
