@@ -116,9 +116,7 @@ def _use_wal(connection: sqlite3.Connection, deadline: float) -> None:
 def database_from_url(url: str) -> SQLite:
     parts = urllib.parse.urlsplit(url)
     if parts.netloc or parts.fragment or parts.path == "/:memory:":
-        raise ConfigError(
-            f"{url!r} names no file: that is sqlite:///name.db or sqlite:////folder/name.db, with %23 for #, "
-            "and sqlite:// is private and in memory"
-        )
+        form = "sqlite:///name.db or sqlite:////folder/name.db, with %23 for #; sqlite:// is private and in memory"
+        raise ConfigError(f"{url!r} names no file: that is {form}")
     url_options(url, ())
     return SQLite(urllib.parse.unquote(parts.path)[1:] or None)
