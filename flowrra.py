@@ -63,6 +63,7 @@ import asyncio
 import atexit
 import binascii
 import collections
+import concurrent.futures
 import contextlib
 import contextvars
 import dataclasses
@@ -6298,13 +6299,6 @@ _PURGE_DONE_EVERY = 3600.0
 _UNKNOWN_PATIENCE = 60.0  # seconds that the fire of an unknown task waits for a scheduler that knows it
 
 
-class _Due(NamedTuple):
-    """What is to be done for a schedule that has been taken."""
-
-    jobs: list[Job]
-    fired: Fired
-
-
 class Firing:
     """Fires the schedules of a store: takes what is due, pushes its jobs, advances it.
 
@@ -6343,8 +6337,8 @@ class Firing:
         await self.store.advance(await self._push(due))
         return 0.0 if taken else 0.05
 
-    def _plan(self, schedule: Schedule, now: float) -> _Due | None:
-        """What a taken schedule comes to; None leaves it to others, who can take it when the lease is over."""
+    def _plan(self, schedule: Schedule, now: float) -> tuple[list[Job], Fired] | None:
+        """The jobs of a taken schedule; None leaves it to others, who can take it when the lease is over."""
         task = self._app.registry.get(schedule.task)
         first = cast("float", schedule.next_fire)
         try:
@@ -6367,9 +6361,9 @@ class Firing:
                                len(moments) - len(chosen), len(moments), _stamp(moments[-1]))  # fmt: skip
         following = rule.next(_micro(now))
         if following is None:
-            return _Due(jobs, Fired(schedule.id, schedule.turn, None, moments[-1] / 1e6, schedule.last_job))
+            return jobs, Fired(schedule.id, schedule.turn, None, moments[-1] / 1e6, schedule.last_job)
         last = chosen[-1] / 1e6 if chosen else schedule.last_fire
-        return _Due(jobs, Fired(schedule.id, schedule.turn, following / 1e6, last, schedule.last_job))
+        return jobs, Fired(schedule.id, schedule.turn, following / 1e6, last, schedule.last_job)
 
     def _report(self, schedule: Schedule, what: str) -> None:
         if schedule.id not in self._reported:
@@ -6401,17 +6395,17 @@ class Firing:
         (job_id,) = await self._app.submit_jobs([job])
         return TaskId(job_id)
 
-    async def _push(self, due: Sequence[_Due]) -> list[Fired]:
-        """Push the jobs of several schedules at once; those that are in."""
-        jobs = [job for one in due for job in one.jobs]
+    async def _push(self, due: Sequence[tuple[list[Job], Fired]]) -> list[Fired]:
+        """Push the jobs of several schedules at once; the schedules whose jobs are in."""
+        jobs = [job for its_jobs, _ in due for job in its_jobs]
         try:
             ids = iter(await self._app.submit_jobs(jobs) if jobs else ())
         except (QueueFullError, SerializationError) as error:  # the fault of one, which the others must not share
             if len(due) == 1:
-                logger.error("schedule %s cannot fire, trying again: %s", due[0].fired.schedule_id, error)
+                logger.error("schedule %s cannot fire, trying again: %s", due[0][1].schedule_id, error)
                 return []
             return [fired for one in due for fired in await self._push([one])]
-        pushed = [(one.fired, list(itertools.islice(ids, len(one.jobs)))) for one in due]
+        pushed = [(fired, list(itertools.islice(ids, len(its_jobs)))) for its_jobs, fired in due]
         return [fired._replace(last_job=these[-1]) if these else fired for fired, these in pushed]
 
 
@@ -6635,7 +6629,7 @@ class Scheduler(Firing):
 
     async def _ready(self) -> None:
         """Make sure that the app's stores and this one are open here."""
-        await self._app._ready()
+        await self._app.connect()
         if self._loop is not asyncio.get_running_loop():
             async with self._app._gate():
                 await self.open()
@@ -6692,12 +6686,9 @@ def _sqlite_from_url(url: str, config: Config, clock: Clock) -> Broker:
     import urllib.parse
 
     parts = urllib.parse.urlsplit(url)
-    if "://" not in url or parts.fragment or parts.path == "/:memory:":
-        raise ConfigError(f"{url!r}: a file is sqlite:///name.db (with %23 for a #), a store in memory sqlite://")
-    if parts.netloc:
-        raise ConfigError(
-            f"{url!r} has {parts.netloc!r} as its host; a file is sqlite:///name.db or sqlite:////folder/name.db"
-        )
+    if parts.netloc or parts.fragment or parts.path == "/:memory:":
+        form = "sqlite:///name.db or sqlite:////folder/name.db, with %23 for #; sqlite:// is private and in memory"
+        raise ConfigError(f"{url!r} names no file: that is {form}")
     options = dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True))
     synchronous = options.pop("synchronous", "full")
     if options:
@@ -6725,8 +6716,8 @@ def broker_from_url(url: str, config: Config, clock: Clock) -> Broker:
     """
     if not isinstance(url, str) or not url:
         raise ConfigError(f"a broker is given as a URL such as sqlite:///jobs.db, not {url!r}")
-    scheme, colon, _ = url.partition(":")
-    if not colon and url != "memory":
+    scheme, mark, _ = url.partition("://")
+    if not mark and url != "memory":
         raise ConfigError(f"{url!r} is no URL: a file is sqlite:///{url}")
     scheme = scheme.lower()
     if scheme in _EXTRAS:
@@ -6741,23 +6732,14 @@ def broker_from_url(url: str, config: Config, clock: Clock) -> Broker:
 
 
 def schedule_store_from_url(url: str | None, clock: Clock) -> ScheduleStore:
-    """The store of schedules that a URL stands for; None: the SQLite file .flowrra_schedule.db.
-
-    Raises:
-        ConfigError: no such scheme, a URL that cannot be read, or a driver that is not installed.
-    """
+    """The store of schedules that a URL stands for (None: a SQLite file); ConfigError as in `broker_from_url`."""
     if url is not None and (not isinstance(url, str) or not url):
         raise ConfigError(f"a store of schedules is given as a URL such as sqlite:///schedules.db, not {url!r}")
     if url in ("memory://", "memory"):
         return MemoryScheduleStore(clock)
-    try:
-        extra = importlib.import_module("flowrra_extras.scheduler")
-        return cast("ScheduleStore", extra.store_from_url(url or "sqlite:///.flowrra_schedule.db", clock))
-    except ImportError as error:
-        raise ConfigError(
-            f"{url or 'the file .flowrra_schedule.db'} cannot be opened ({error}): pip install 'flowrra[scheduler]', "
-            "or keep schedules in this process only, with memory://"
-        ) from error
+    trouble = "only memory:// can keep schedules here"
+    factory = _extra("flowrra_extras.scheduler", "store_from_url", trouble, "flowrra[scheduler]")
+    return cast("ScheduleStore", factory(url or "sqlite:///.flowrra_schedule.db", clock))
 
 
 def _extra(module: str, name: str, trouble: str, package: str) -> Any:
@@ -6776,9 +6758,7 @@ def _installed_scheme(scheme: str) -> BrokerFactory | None:
             return cast("BrokerFactory", point.load())
         except ImportError as error:
             owner = point.dist.name if point.dist else point.value
-            raise ConfigError(
-                f"{scheme}:// is served by {owner}, which cannot be imported ({error}): install what it needs"
-            ) from error
+            raise ConfigError(f"{scheme}:// is served by {owner}, which needs more ({error}): install that") from error
     return None
 
 
@@ -6963,6 +6943,7 @@ class _Life(_Declarations):
         numbers = itertools.count(1_000_000)  # of one length as long as may be, so that they sort
         self.new_id = lambda: f"{prefix}{next(numbers)}"  # type: ignore[method-assign]
         self._thread = 0  # where the stores are open
+        self.sync.begin_in_process()
 
     def _is_open_here(self) -> bool:
         """Whether the stores are open on the loop that runs here.
@@ -7131,13 +7112,11 @@ class _Life(_Declarations):
             if self.backend is not None:
                 await self.backend.close()
 
-    async def _ready(self) -> None:
-        """Make sure that the stores are open here."""
+    async def connect(self) -> None:
+        """Open the stores on the running loop, unless they are open; each call on the app does so first."""
         if not self._is_open_here():
             if self._stopped:
-                raise ExecutorNotRunningError(
-                    "the app has been stopped: start() it again, or use `async with app.client()`"
-                )
+                raise ExecutorNotRunningError("the app has been stopped: start() it again, or use app.client()")
             async with self._gate():
                 await self._open()
 
@@ -7157,10 +7136,6 @@ class Flowrra(_Life):
         memory). With ?synchronous=normal a power cut may undo what a SQLite broker has acknowledged last.
         """
         return cls(Config(broker=BrokerConfig(url=broker), backend=BackendConfig(url=backend)))
-
-    async def connect(self) -> None:
-        """Open the stores on the running loop, unless they are open; each call on the app does so first."""
-        await self._ready()
 
     @overload
     async def submit(self, task: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]: ...
@@ -7182,12 +7157,13 @@ class Flowrra(_Life):
             BrokerError: the store failed; the job was not taken.
         """
         if type(task) is not Task or task.app is not self:
-            raise _not_a_task(task)
+            self._check_own(task)
         job = _job_for(task, args, kwargs) if kwargs else task.make_job(args, kwargs)
         return cast("TaskId[Any]", (await self.submit_jobs((job,)))[0])
 
     async def submit_many(self, task: Task[..., R] | Submission[..., R], rows: Iterable[Any]) -> list[TaskId[R]]:
         """Submit a job for each row, all or none: a tuple of arguments, or a dictionary of named ones."""
+        self._check_own(task.task if isinstance(task, Submission) else task)
         jobs = []
         for number, row in enumerate(rows):
             if number % 1000 == 999:
@@ -7209,10 +7185,19 @@ class Flowrra(_Life):
         Raises:
             ConfigError: the broker has no SQL database, or the connection is to another one.
         """
-        await self._ready()
+        self._check_own(task)
+        await self.connect()
         pushed = self.broker.push_in(connection, [_job_for(task, args, kwargs)], now=self.now())
         (task_id,) = await pushed if inspect.isawaitable(pushed) else pushed
         return cast("TaskId[R]", task_id)
+
+    def _check_own(self, task: object) -> None:
+        if isinstance(task, Submission):
+            raise TaskNotFoundError("what options() returns has its own way in: task.options(...).submit(...)")
+        if not isinstance(task, Task):
+            raise TaskNotFoundError(f"{task!r} is not a task: decorate the function with @app.task and submit that")
+        if task.app is not self:
+            raise TaskNotFoundError(f"the task {task.name!r} belongs to another app: submit it there")
 
     def submit_jobs(self, jobs: Sequence[Job]) -> Awaitable[list[str]]:
         """Push jobs that a task has made."""
@@ -7222,7 +7207,7 @@ class Flowrra(_Life):
 
     async def _submit_carefully(self, jobs: Sequence[Job]) -> list[str]:
         """Open the stores first if need be; a job that waits for room in a queue lends its slot."""
-        await self._ready()
+        await self.connect()
         context = _current.get()
         with context.waiting() if context is not None else contextlib.nullcontext():
             return await self.broker.push(jobs, now=self.clock.time())
@@ -7250,7 +7235,7 @@ class Flowrra(_Life):
         if timeout is not None and not (type(timeout) is float and timeout >= 0.0):
             timeout = _seconds("timeout", timeout)
         if not self._is_open_here():
-            await self._ready()
+            await self.connect()
         context = _current.get()
         if context is None:
             result = await self.broker.wait_for(task_id, timeout)
@@ -7271,7 +7256,7 @@ class Flowrra(_Life):
 
     async def get_result(self, task_id: str) -> TaskResult[Any] | None:
         """A job's result as it stands, finished or not; None for an unknown id."""
-        await self._ready()
+        await self.connect()
         (result,) = await self.broker.get([task_id])
         if self.backend is None:
             return result
@@ -7282,17 +7267,17 @@ class Flowrra(_Life):
 
         `by` says who did it; a note of that stays with the job's attempts.
         """
-        await self._ready()
+        await self.connect()
         return await self.broker.cancel(task_id, now=self.now(), **_signed(by))
 
     async def requeue(self, task_id: str, *, by: str | None = None) -> bool:
         """Let a failed or cancelled job run again, its failures forgotten. False: it is neither. `by`: who did it."""
-        await self._ready()
+        await self.connect()
         return (await self.broker.requeue([task_id], now=self.now(), **_signed(by)))[0]
 
     async def delete(self, task_id: str) -> bool:
         """Delete a finished job before its retention ends. False: it is not finished, or unknown."""
-        await self._ready()
+        await self.connect()
         return (await self.broker.delete([task_id]))[0]
 
     async def jobs(
@@ -7305,14 +7290,14 @@ class Flowrra(_Life):
         after: int | None = None,
     ) -> list[Job]:
         """Jobs, the latest submitted first; `after` is the `seq` of the last one of the page before."""
-        await self._ready()
+        await self.connect()
         wanted = [status] if isinstance(status, str) else status
         which = JobFilter(status=None if wanted is None else frozenset(map(_status, wanted)), task=task, queue=queue)
         return await self.broker.find(which, limit=_whole("limit", limit, least=1), after=after)
 
     async def get_job(self, task_id: str) -> Job:
         """A job with its attempts; TaskNotFoundError for an unknown id."""
-        await self._ready()
+        await self.connect()
         found = await self.broker.find(JobFilter(ids=[task_id]), limit=1)
         if not found:
             raise unknown_job(task_id)
@@ -7335,7 +7320,7 @@ class Flowrra(_Life):
         scheduler = Scheduler(self, store)
         self.schedulers.append(scheduler)
         if self._worker is not None and self.config.executor.scheduler:
-            scheduler.fire_in(self._worker)
+            _call_soon(self._worker.loop, scheduler.fire_in, self._worker)
         return scheduler
 
 
@@ -7351,31 +7336,18 @@ def _status(name: str) -> TaskStatus:
         raise ConfigError(f"{name!r} is no state of a job: {', '.join(TaskStatus)}") from None
 
 
-def _not_a_task(thing: object) -> TaskNotFoundError:
-    if isinstance(thing, Task):
-        return TaskNotFoundError(f"the task {thing.name!r} belongs to another app: submit it there")
-    if isinstance(thing, Submission):
-        return TaskNotFoundError("what options() returns has its own way in: task.options(...).submit(...)")
-    return TaskNotFoundError(
-        f"{thing!r} is not a task: decorate the function with @app.task and submit what that returns"
-    )
-
-
 def _job_for(task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Job:
     """A job for a call of `app.submit`, where `priority` may be an option."""
-    parameters = task.signature.parameters
-    if (
-        "priority" not in kwargs
-        or "priority" in parameters
-        or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    ):
+    takes = task.signature.parameters
+    if "priority" not in kwargs or "priority" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
         return task.make_job(args, kwargs)
     own = {name: value for name, value in kwargs.items() if name != "priority"}
     return task.options(priority=kwargs["priority"]).make_job(args, own)
 
 
 async def _explain(broker: Broker, job: Job, now: float) -> str:
-    due, ago = duration((job.due or now) - now), duration(now - (job.finished or now))
+    due, ago = (job.due or now) - now, duration(now - (job.finished or now))
+    error = (job.error or "").partition("\n")[0]
     match job.status:
         case TaskStatus.PENDING:
             return f"It is ready, {await _why_waiting(broker, job)}."
@@ -7383,23 +7355,28 @@ async def _explain(broker: Broker, job: Job, now: float) -> str:
             return f"It is held for {job.worker}: if that was interrupted, start it again."
         case TaskStatus.BLOCKED:
             return f"It is blocked by {await _blockers(broker, job)}."
+        case TaskStatus.SCHEDULED | TaskStatus.RETRYING if due <= 0:
+            return f"It has been due for {duration(-due)}, {await _why_waiting(broker, job)}."
         case TaskStatus.SCHEDULED:
-            return f"It is due in {due}{f': {job.error}' if job.error else ''}."
+            return f"It is due in {duration(due)}{f': {error}' if error else ''}."
         case TaskStatus.RETRYING:
-            return f"It failed {job.failures} time(s) and is due again in {due}: {job.error}."
+            return f"It failed {job.failures} time(s) and is due again in {duration(due)}: {error}."
+        case TaskStatus.RUNNING if job.worker not in {worker.id for worker in await broker.workers()}:
+            return f"It was running on {job.worker}, which is gone: it runs again as soon as another worker is there."
         case TaskStatus.RUNNING:
             ending = ", and has been asked to end" if job.cancel_requested else ""
             return f"It has been running on {job.worker} for {duration(now - (job.started or now))}{ending}."
         case TaskStatus.SUCCESS:
             return f"It succeeded {ago} ago."
         case _:
-            return f"It ended as {job.status} {ago} ago: {job.error}."
+            return f"It ended as {job.status} {ago} ago: {error}."
 
 
 async def _blockers(broker: Broker, job: Job) -> str:
     parents = await broker.get(job.parents)
     open_ones = [p for p in parents if p is not None and not p.is_finished]
-    return " and ".join(f"its parent {p.task_id} ({p.task}), which is {p.status}" for p in open_ones)
+    named = " and ".join(f"its parent {p.task_id} ({p.task}), which is {p.status}" for p in open_ones)
+    return named or "parents that have just ended"
 
 
 async def _why_waiting(broker: Broker, job: Job) -> str:
@@ -7446,6 +7423,10 @@ class SyncFace:
 
     def __init__(self, app: Flowrra) -> None:
         self._app = app
+        self.begin_in_process()
+
+    def begin_in_process(self) -> None:
+        """Forget what a fork has left behind: a thread that is not there, a lock that nobody will release."""
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -7492,8 +7473,9 @@ class SyncFace:
         """Close the stores and end the thread, if these calls have opened and started them."""
         with self._lock:
             thread, self._thread = self._thread, None
-            if thread is None or self._loop is None or not thread.is_alive():  # nor is it after a fork
+            if thread is None or self._loop is None:
                 return
+            atexit.unregister(self.close)
             asyncio.run_coroutine_threadsafe(self._app._close(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             thread.join()
@@ -7501,36 +7483,39 @@ class SyncFace:
     @staticmethod
     def _live(runner: asyncio.Runner) -> None:
         with runner:  # which cancels what is left on the loop, and closes it
-            runner.get_loop().run_forever()
+            while True:
+                with contextlib.suppress(SystemExit):  # of a call; its caller gets it
+                    return runner.get_loop().run_forever()
 
     def run(self, call: Coroutine[Any, Any, T]) -> T:
         """What a coroutine gives that uses the app; it runs on the loop that these calls run on."""
         try:
-            loop = self._where()
+            with contextlib.suppress(RuntimeError):
+                asyncio.get_running_loop()
+                raise FlowrraError("app.sync would block the event loop here: await the call on the app itself")
+            with self._lock:  # so that no close() comes between
+                called = asyncio.run_coroutine_threadsafe(call, self._where())
         except FlowrraError:
             call.close()
             raise
-        return asyncio.run_coroutine_threadsafe(call, loop).result()
+        try:
+            return called.result()
+        except concurrent.futures.CancelledError:
+            raise ExecutorNotRunningError("the app was closed during this call, which may be done or not") from None
 
     def _where(self) -> asyncio.AbstractEventLoop:
         """The loop to call on: the app's, or one in a thread that is started now."""
-        with contextlib.suppress(RuntimeError):
-            asyncio.get_running_loop()
-            raise FlowrraError(
-                "app.sync would block the event loop that is running here: await the call on the app itself"
-            )
-        with self._lock:
-            loop = self._app._loop
-            self._app.check_process()
-            if loop is not None and loop.is_running():
-                return loop
-            if self._thread is None or self._loop is None:
-                runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
-                self._loop = runner.get_loop()
-                self._thread = threading.Thread(target=self._live, args=(runner,), name="flowrra-sync", daemon=True)
-                self._thread.start()
-                atexit.register(self.close)
-            return self._loop
+        loop = self._app._loop
+        self._app.check_process()
+        if loop is not None and loop.is_running():
+            return loop
+        if self._thread is None or self._loop is None:
+            runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+            self._loop = runner.get_loop()
+            self._thread = threading.Thread(target=self._live, args=(runner,), name="flowrra-sync", daemon=True)
+            self._thread.start()
+            atexit.register(self.close)
+        return self._loop
 
 
 # ---------------------------------------------------------------------------
@@ -7551,10 +7536,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             command = _extra(module, "main", f"the command {argv[0]!r} cannot be run", package)
             status: int = command(argv[1:]) or 0
         else:
-            arguments = _parser().parse_args(argv)
+            arguments = parsed(_parser(), argv)
             arguments.argv = argv
             status = arguments.command(arguments) or 0
-        sys.stdout.flush()  # a reader that is gone is to be met here, not when Python ends
+        print(end="", flush=True)  # a reader that is gone is to be met here, not when Python ends
         return status
     except FlowrraError as error:
         print(f"flowrra: {error}", file=sys.stderr)
@@ -7566,12 +7551,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+def parsed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments; `show ID --json module:app` is more than argparse understands before CPython 3.12.7."""
+    arguments, left = parser.parse_known_args(argv)
+    if len(left) == 1 and left[0][:1] != "-" and getattr(arguments, "where", "") is None:
+        arguments.where = left.pop()
+    if left:
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    return arguments
+
+
 def _parser() -> argparse.ArgumentParser:
     import argparse
 
     parser = argparse.ArgumentParser(prog="flowrra", description="A task queue in one file.", epilog=_EPILOG,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--version", action="version", version=f"flowrra {__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"flowrra {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(name: str, command: Callable[..., int | None], text: str, **constants: Any) -> argparse.ArgumentParser:
@@ -7583,9 +7578,7 @@ def _parser() -> argparse.ArgumentParser:
     enqueue = add("enqueue", _enqueue_command, "submit one job")
     enqueue.add_argument("app", help="module:app")
     enqueue.add_argument("task", help="the task's name, or its last part if that is clear")
-    enqueue.add_argument(
-        "--arg", action="append", default=[], metavar="JSON", help="an argument, as JSON; NAME=JSON names it"
-    )
+    enqueue.add_argument("--arg", action="append", default=[], metavar="JSON", help="an argument; NAME=JSON names it")
     enqueue.add_argument("--wait", action="store_true", help="wait for the result and print it")
     status = add("status", _status_command, "show queues and workers")
     jobs = add("jobs", _jobs_command, "list jobs, the latest first")
@@ -7598,9 +7591,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="print JSON")
     explain = add("explain", _explain_command, "say in a sentence why a job is not running")
     cancel = add("cancel", _change_command, "end a waiting or running job", change=Flowrra.cancel, done="cancelled")
-    requeue = add(
-        "requeue", _change_command, "run a failed or cancelled job again", change=Flowrra.requeue, done="requeued"
-    )
+    requeue = add("requeue", _change_command, "have an ended job run again", change=Flowrra.requeue, done="requeued")
     for sub in (show, explain, cancel, requeue):
         sub.add_argument("id")
     purge = add("purge", _purge_command, "delete finished jobs past their retention")
@@ -7609,8 +7600,8 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (pause, resume):
         sub.add_argument("queue")
     for sub in (status, jobs, show, explain, cancel, requeue, purge, pause, resume):
-        sub.add_argument("where", nargs="?", metavar="module:app", help="the app whose broker to ask")
-        sub.add_argument("--broker", metavar="URL", help="the broker to ask")
+        sub.add_argument("where", nargs="?", metavar="module:app", help="the app whose broker to ask (or FLOWRRA_APP)")
+        sub.add_argument("--broker", metavar="URL", help="the broker to ask (or FLOWRRA_BROKER)")
     cron = add("cron", _cron_command, "say when a cron expression fires")
     cron.add_argument("expression", help="such as '30 2 * * mon-fri'")
     cron.add_argument("--tz", default="UTC", metavar="ZONE", help="such as Europe/Riga (UTC)")
@@ -7630,7 +7621,7 @@ examples:
   flowrra worker shop.jobs:app                    run the jobs of `app` in shop/jobs.py
   flowrra status --broker sqlite:///jobs.db       look at a store
   flowrra explain ID shop.jobs:app                why does that job not run?
-FLOWRRA_APP and FLOWRRA_BROKER stand in for module:app and --broker."""
+FLOWRRA_APP and FLOWRRA_BROKER stand in for module:app and --broker where these may be left out."""
 
 
 # Command: the module whose `main` carries it out, what installs what that needs, and a line of help.
@@ -7661,13 +7652,9 @@ def _add_worker(sub: argparse.ArgumentParser) -> None:
 
 
 def load_app(target: str) -> Flowrra:
-    """The app that `module:app` names, with the working directory on the search path.
-
-    Raises:
-        ConfigError: there is none there. What the module itself raises comes as it is.
-    """
+    """The app that `module:app` names; ConfigError if there is none. What the module raises comes as it is."""
     module_name, _, attribute = target.partition(":")
-    if not module_name or not attribute:
+    if not all(map(str.isidentifier, module_name.split("."))) or module_name.endswith(".py") or not attribute:
         raise ConfigError(f"an app is given as module:app, such as shop.jobs:app, not {target!r}")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -7687,13 +7674,12 @@ def load_app(target: str) -> Flowrra:
 
 def _app_for(arguments: argparse.Namespace) -> Flowrra:
     """The app, or one without tasks on the broker, that a command is to look at."""
-    if arguments.broker:
-        return Flowrra.from_urls(arguments.broker)
     target = arguments.where or os.environ.get("FLOWRRA_APP")
+    url = arguments.broker or (None if target else os.environ.get("FLOWRRA_BROKER"))
+    if url:
+        return Flowrra.from_urls(url)
     if target:
         return load_app(target)
-    if "FLOWRRA_BROKER" in os.environ:
-        return Flowrra.from_urls(os.environ["FLOWRRA_BROKER"])
     raise ConfigError("say which store: module:app, --broker URL, FLOWRRA_APP or FLOWRRA_BROKER")
 
 
@@ -7713,10 +7699,20 @@ def _ask(arguments: argparse.Namespace, question: Callable[[Flowrra], Awaitable[
         raise ConfigError(f"there is no {app.broker.path} yet: the first worker or submit makes it")
 
     async def ask() -> T:
-        async with app.client():
+        async with _opened(app):
             return await question(app)
 
     return asyncio.run(ask())
+
+
+@contextlib.asynccontextmanager
+async def _opened(app: Flowrra) -> AsyncIterator[None]:
+    """While the app's stores are open; a store that does not answer is waited for, but not in silence."""
+    text = "flowrra: the store does not answer; waiting for it"
+    notice = asyncio.get_running_loop().call_later(2.0, lambda: print(text, file=sys.stderr, flush=True))
+    async with app.client():
+        notice.cancel()
+        yield
 
 
 # Workers ---------------------------------------------------------------------------------------
@@ -7775,15 +7771,21 @@ async def _work(app: Flowrra, ear: socket.socket, mouth: socket.socket) -> int:
     signals = itertools.count()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(app.hurry if next(signals) else told.set)
+        for act in (app.hurry,) if next(signals) else (told.set, starting.cancel):
+            loop.call_soon_threadsafe(act)
 
+    starting = loop.create_task(app.start())
+    notice = loop.call_later(2.0, logger.warning, "the worker is not ready yet: it waits for the store or the lifespan")
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, on_signal) for number in numbers]
     threading.Thread(target=_enforce_end, args=(ear, loop, drain), name="flowrra-end", daemon=True).start()
     try:
-        await app.start()
-        queues = ", ".join(f"{name}:{capacity}" for name, capacity in cast("WorkerInfo", app.worker).queues.items())
-        logger.info("worker ready: pid %d, %d task(s), queues %s", os.getpid(), len(app.registry), queues)
+        await asyncio.wait([starting])
+        notice.cancel()
+        if not starting.cancelled():
+            starting.result()
+            queues = ", ".join(f"{name}:{capacity}" for name, capacity in cast("WorkerInfo", app.worker).queues.items())
+            logger.info("worker ready: pid %d, %d task(s), queues %s", os.getpid(), len(app.registry), queues)
         await told.wait()
         logger.info("stopping: running jobs get up to %g s", drain)
         await app.stop(timeout=drain)
@@ -7835,11 +7837,9 @@ class _JsonLines(logging.Formatter):
     """A log record as one JSON object a line, with what it carries beside its text."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
-        line["message"] = record.getMessage()
-        for name in ("job_id", "task", "attempt", "duration"):
-            if hasattr(record, name):
-                line[name] = getattr(record, name)
+        line = {"time": dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat(), "level": record.levelname}
+        line |= {"logger": record.name, "message": record.getMessage()}
+        line |= {name: vars(record)[name] for name in ("job_id", "task", "attempt", "duration") if name in vars(record)}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line)
@@ -7847,8 +7847,9 @@ class _JsonLines(logging.Formatter):
 
 def _log_to_stderr(level: str, form: str) -> None:
     handler = logging.StreamHandler()
-    text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
-    handler.setFormatter(_JsonLines() if form == "json" else text)
+    handler.setFormatter(
+        _JsonLines() if form == "json" else logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
+    )
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
@@ -7872,7 +7873,7 @@ class _Supervisor:
             if self._replace_dead():  # one that dies soon again is started ever later
                 failures = failures + 1 if time.monotonic() - last_death < 30 else 0
                 last_death = time.monotonic()
-                time.sleep(min(5.0, 0.2 * 2**failures))
+                time.sleep(min(5.0, 0.2 * 2 ** min(failures, 5)))
             time.sleep(0.2)
             if self._reload and (now := self._sources()) != seen:
                 seen = now
@@ -7914,7 +7915,7 @@ class _Supervisor:
             return {}
         seen = {}
         for folder, below, names in os.walk("."):
-            below[:] = [name for name in below if not name.startswith(".") and name != "__pycache__"]
+            below[:] = [name for name in below if name[0] != "." and name not in ("__pycache__", "site-packages")]
             for name in names:
                 if name.endswith(".py"):
                     with contextlib.suppress(OSError):  # an editor may have renamed it away this moment
@@ -7935,21 +7936,21 @@ def _enqueue_command(arguments: argparse.Namespace) -> int:
     check_shared(app)
     task = find_task(app, arguments.task)
     args, kwargs = read_arguments(arguments.arg)
-    return asyncio.run(_enqueue(app, task, args, kwargs, wait=arguments.wait))
 
+    async def enqueue() -> TaskResult[Any] | None:
+        async with _opened(app):
+            try:
+                task_id = await app.submit(task, *args, **kwargs)
+            except TypeError as error:
+                raise ConfigError(str(error)) from None
+            print(task_id, flush=True)
+            return await app.wait_for_result(task_id) if arguments.wait else None
 
-async def _enqueue(app: Flowrra, task: Task[..., Any], args: list[Any], kwargs: dict[str, Any], *, wait: bool) -> int:
-    async with app.client():
-        try:
-            task_id = await app.submit(task, *args, **kwargs)
-        except TypeError as error:
-            raise ConfigError(str(error)) from None
-        print(task_id, flush=True)
-        if not wait:
-            return 0
-        result: TaskResult[Any] = await app.wait_for_result(task_id)
+    result = asyncio.run(enqueue())
+    if result is None:
+        return 0
     if not result.is_success:
-        print(f"flowrra: job {task_id} is {result.status}: {result.error}", file=sys.stderr)
+        print(f"flowrra: job {result.task_id} is {result.status}: {result.error}", file=sys.stderr)
         return 1
     print(_shown(result.result))
     return 0
@@ -7972,7 +7973,8 @@ def read_arguments(texts: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
         try:
             parsed = json.loads(value if named else text)
         except ValueError:
-            raise ConfigError(f"--arg {text!r} is not JSON; a string needs its quotes: --arg '\"text\"'") from None
+            meant = f"{name}={json.dumps(value)}" if named else json.dumps(text)
+            raise ConfigError(f"--arg {text!r} is not JSON; as a string it is --arg '{meant}'") from None
         if named:
             kwargs[name] = parsed
         else:
@@ -7988,11 +7990,13 @@ def _shown(value: Any) -> str:
 
 
 def _status_command(arguments: argparse.Namespace) -> None:
-    counts, workers, paused = _ask(arguments, _look_around)
+    counts, workers, paused = _ask(
+        arguments, lambda app: asyncio.gather(app.broker.counts(), app.broker.workers(), app.broker.paused())
+    )
     if arguments.json:
-        queues = {
-            name: {status: count for (queue, status), count in counts.items() if queue == name} for name, _ in counts
-        }
+        queues: dict[str, dict[str, int]] = collections.defaultdict(dict)
+        for (queue, status), count in counts.items():
+            queues[queue][status] = count
         shown = {"queues": queues, "paused": sorted(paused), "workers": [dataclasses.asdict(w) for w in workers]}
         print(json.dumps(shown))
         return
@@ -8008,10 +8012,6 @@ def _status_command(arguments: argparse.Namespace) -> None:
 def _worker_row(worker: WorkerInfo) -> list[str]:
     queues = ",".join(f"{queue}:{capacity}" for queue, capacity in worker.queues.items())
     return [worker.id, str(worker.pid), str(worker.running), queues, duration(time.time() - worker.started)]
-
-
-async def _look_around(app: Flowrra) -> tuple[dict[tuple[str, TaskStatus], int], list[WorkerInfo], set[str]]:
-    return await app.broker.counts(), await app.broker.workers(), await app.broker.paused()
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], none: str = "") -> None:
@@ -8130,14 +8130,18 @@ def _purge_command(arguments: argparse.Namespace) -> None:
 
 
 def _pause_command(arguments: argparse.Namespace) -> None:
-    _ask(arguments, lambda app: app.broker.set_queue(arguments.queue, paused=arguments.paused))
-    print(f"{'paused' if arguments.paused else 'resumed'}: {arguments.queue}")
+    async def set_and_look(app: Flowrra) -> list[WorkerInfo]:
+        await app.broker.set_queue(arguments.queue, paused=arguments.paused)
+        return await app.broker.workers()
+
+    serving = sum(arguments.queue in worker.queues for worker in _ask(arguments, set_and_look))
+    print(f"{'paused' if arguments.paused else 'resumed'}: {arguments.queue}, served by {serving} live worker(s)")
 
 
 # Cron ------------------------------------------------------------------------------------------
 
 
-def _iso_moment(text: str) -> dt.datetime:
+def iso_moment(text: str) -> dt.datetime:
     try:
         return dt.datetime.fromisoformat(text)
     except ValueError:
@@ -8146,7 +8150,7 @@ def _iso_moment(text: str) -> dt.datetime:
 
 def _cron_command(arguments: argparse.Namespace) -> None:
     cron = Cron(arguments.expression, arguments.tz, name=arguments.name)
-    now = cron.local(_iso_moment(arguments.after)) if arguments.after else dt.datetime.now(dt.UTC)
+    now = cron.local(iso_moment(arguments.after)) if arguments.after else dt.datetime.now(dt.UTC)
     fires = list(itertools.islice(cron.iter(now), _whole("-n", arguments.n, least=1)))
     print(cron.explain())
     if cron.takes_either_day:
@@ -8250,11 +8254,12 @@ def _demo_worker() -> Iterator[subprocess.Popen[bytes]]:
 
 async def _until_finished(app: Flowrra, goal: int, total: int) -> None:
     """Wait for so many jobs; in a terminal, show how many have finished."""
-    finished = 0
-    async with asyncio.timeout(60.0):
-        while finished < goal:
-            await asyncio.sleep(0.05)
-            counts = await app.broker.counts()
-            finished = sum(count for (_, status), count in counts.items() if status in FINISHED)
-            if sys.stdout.isatty():
-                print(f"\r  {finished}/{total} finished", end="\n" * (finished >= goal), flush=True)
+    finished, until = 0, time.monotonic() + 60.0
+    while finished < goal:
+        await asyncio.sleep(0.05)
+        counts = await app.broker.counts()
+        finished = sum(count for (_, status), count in counts.items() if status in FINISHED)
+        if sys.stdout.isatty():
+            print(f"\r  {finished}/{total} finished", end="\n" * (finished >= goal), flush=True)
+        if finished < goal and time.monotonic() > until:
+            raise FlowrraError(f"the demo's worker has finished {finished} of {goal} jobs in 60 s: it cannot run here")

@@ -104,7 +104,7 @@ async def migrate(
     Each side is a URL or an open broker. Jobs keep all that they are, with their attempts so far, and their order in
     their queue; a family goes as one, at the place of its oldest job. What runs at the source is waited for up to
     `wait` seconds, since it may be put back; then it stays, and its kin with it. Results stay at the source too, until
-    their retention there ends. `tell` is called after each step.
+    their retention there ends. `tell` is called at the start and after each step.
 
     Start it again to go on where it was interrupted; when all has moved, that changes nothing. Cancelling it ends the
     step under way first.
@@ -113,10 +113,13 @@ async def migrate(
         ConfigError: both are one store, or a side cannot take part.
         BrokerError: a store failed, or this move is under way elsewhere; what is held waits for the next start.
     """
+    if not wait >= 0.0:  # nor is NaN
+        raise ConfigError(f"wait is a number of seconds from 0 on, not {wait!r}")
     async with contextlib.AsyncExitStack() as stack:
         sides = [await _opened(side, stack) for side in (source, target)]
         move = _Move(*sides, by=_holder(*map(_name, sides)), clock=clock or Clock(), tell=tell)
         async with move.alone():
+            tell(move.moved)
             await move.run(wait)
             if results:
                 await move.copy_results()
@@ -491,8 +494,6 @@ _BAD_ENDS = FINISHED - {SUCCESS}
 def main(argv: Sequence[str]) -> int | None:
     """`python -m flowrra migrate`; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    if arguments.wait < 0:
-        raise ConfigError(f"--wait takes seconds, not {arguments.wait:g}")
     for url in (arguments.source, arguments.target):
         broker = _from_url(url)
         if url is arguments.source and isinstance(broker, SQLiteBroker) and not Path(broker.path or "").exists():
@@ -533,7 +534,7 @@ Exit status: 0 if nothing unfinished is left at SRC, 1 if something is, which th
 
 def _run(arguments: argparse.Namespace) -> int:
     line = _Line()
-    seen = Moved()
+    seen: Moved | None = None
 
     def tell(moved: Moved) -> None:
         nonlocal seen
@@ -548,8 +549,9 @@ def _run(arguments: argparse.Namespace) -> int:
         raise
     except (FlowrraError, KeyboardInterrupt):
         line.clear()
-        print("\n".join(_came_over(seen)))
-        print("It was interrupted: start it again to go on.", file=sys.stderr)
+        if seen is not None:  # it had begun
+            print("\n".join(_came_over(seen)))
+            print("It was interrupted: start it again to go on.", file=sys.stderr)
         raise
     line.clear()
     print("\n".join([*_came_over(moved), *_stayed(moved)]))

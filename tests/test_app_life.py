@@ -1,6 +1,7 @@
 """Starting, stopping, clients, plain code through app.sync, and stores of the user's own."""
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -398,6 +399,61 @@ def test_after_plain_code_the_app_can_be_started(tmp_path: Path) -> None:
 
     assert asyncio.run(main()) == 12
     assert not [thread for thread in flowrra_threads() if thread.name == "flowrra-sync"]
+
+
+def test_a_close_in_another_thread_ends_a_call_with_an_error_of_ours(tmp_path: Path) -> None:
+    app = with_double(make_app(f"sqlite:///{tmp_path}/jobs.db"))
+    under_way = threading.Event()
+
+    async def stay() -> None:
+        await app.connect()
+        under_way.set()
+        await asyncio.Event().wait()
+
+    def close() -> None:
+        under_way.wait(20)
+        app.sync.close()
+
+    thread = threading.Thread(target=close)
+    thread.start()
+    with pytest.raises(ExecutorNotRunningError, match="closed during this call"):
+        app.sync.run(stay())
+    thread.join()
+    assert app.sync.jobs() == []  # it opens again
+    app.sync.close()
+
+
+def test_a_call_that_exits_leaves_the_next_one_its_loop(tmp_path: Path) -> None:
+    app = with_double(make_app(f"sqlite:///{tmp_path}/jobs.db"))
+
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit, match="3"):
+        app.sync.run(leave())
+    assert app.sync.jobs() == []
+    app.sync.close()
+    assert not flowrra_threads()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_fork_after_calls_that_could_not_open_the_store(tmp_path: Path) -> None:
+    """The thread of these calls is not in the child, which would wait for it for ever."""
+    (tmp_path / "shop.py").write_text(SHOP.replace("shop.db", "later/shop.db"))
+    code = """
+        import os, signal, flowrra, shop
+        try:
+            shop.app.sync.jobs()
+        except flowrra.BrokerError:
+            os.mkdir("later")
+        child = os.fork()
+        if child:
+            os.waitpid(child, 0)
+        else:
+            signal.alarm(10)
+            print(shop.app.sync.jobs())
+        """
+    assert run_python(dedent(code), tmp_path) == "[]"
 
 
 async def test_on_a_loop_it_is_refused(app: Flowrra) -> None:

@@ -4,6 +4,7 @@ What goes wrong in other processes (crashes, locks, full disks) has files of its
 """
 
 import datetime as dt
+import functools
 import math
 import re
 from collections.abc import Awaitable, Callable
@@ -67,9 +68,18 @@ async def test_a_task_with_options_is_submitted_by_its_own_method(app: Flowrra) 
         await loose(app.submit)(app.registry["send"].options(delay=5), "a")
 
 
-async def test_a_task_of_another_app(app: Flowrra) -> None:
+@pytest.mark.parametrize("call", ["submit", "submit_many", "submit_in"])
+async def test_a_task_of_another_app(app: Flowrra, call: str) -> None:
+    submit = functools.partial(loose(app.submit_in), None) if call == "submit_in" else getattr(app, call)
+    row = [("a",)] if call == "submit_many" else "a"
+    other = Flowrra.from_urls().task(name="send")(app.registry["send"].function)
     with pytest.raises(TaskNotFoundError, match="the task 'send' belongs to another app"):
-        await Flowrra.from_urls().submit(app.registry["send"], "a")
+        await submit(other, row)
+    with pytest.raises(TaskNotFoundError, match="is not a task"):
+        await submit(len, row)
+    if call == "submit_many":
+        with pytest.raises(TaskNotFoundError, match="the task 'send' belongs to another app"):
+            await submit(other.options(priority=3), row)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +277,10 @@ def test_two_tasks_of_one_name(app: Flowrra) -> None:
         ("jobs.db", "'jobs.db' is no URL: a file is sqlite:///jobs.db"),
         ("nosuch://host", "nothing here serves the scheme 'nosuch' of 'nosuch://host'; there are memory://, sqlite://"),
         ("memory://host", "the memory broker's URL is memory:// and no more, not 'memory://host'"),
-        ("sqlite://jobs.db", "'sqlite://jobs.db' has 'jobs.db' as its host; a file is sqlite:///name.db or"),
+        ("sqlite://jobs.db", "'sqlite://jobs.db' names no file: that is sqlite:///name.db or"),
+        ("sqlite:///jobs#1.db", "'sqlite:///jobs#1.db' names no file: that is sqlite:///name.db or"),
+        ("sqlite:///:memory:", "; sqlite:// is private and in memory"),
+        ("sqlite:jobs.db", "'sqlite:jobs.db' is no URL: a file is sqlite:///"),
         ("sqlite:///jobs.db?sync=off", "has the unknown option 'sync'; there is synchronous=full|normal"),
         ("sqlite:///jobs.db?synchronous=off", "synchronous must be 'full' or 'normal', not 'off'"),
     ],
@@ -300,8 +313,7 @@ def test_a_driver_that_is_missing(plugin: Callable[[str], None]) -> None:
     plugin("no_such_driver:ParrotBroker")
     with pytest.raises(
         ConfigError,
-        match=r"parrot:// is served by flowrra-parrot, which cannot be imported \(No module named 'no_such_driver'\): "
-        "install what it needs",
+        match=r"parrot:// is served by flowrra-parrot, which needs more \(No module named 'no_such_driver'\): install",
     ):
         Flowrra.from_urls("parrot://cage")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from flowrra import _EXTRA_COMMANDS, Flowrra, Job, Outcome, Progress, WorkerInfo, main
+from flowrra import _EXTRA_COMMANDS, Flowrra, Job, Outcome, Progress, SQLiteBroker, WorkerInfo, main
 from tests.apps import make_app
 
 APP = """
@@ -166,6 +166,8 @@ def test_the_store_is_named_in_one_of_four_ways(say: Say, monkeypatch: pytest.Mo
         (["worker"], "say which app: flowrra worker module:app (or set FLOWRRA_APP)"),
         (["status", "shop"], "an app is given as module:app, such as shop.jobs:app, not 'shop'"),
         (["worker", "nowhere:app"], "there is no module 'nowhere' in "),
+        (["worker", "shop.py:app"], "an app is given as module:app, such as shop.jobs:app, not 'shop.py:app'"),
+        (["worker", ".shop:app"], "an app is given as module:app, such as shop.jobs:app, not '.shop:app'"),
         (["worker", "shop:App"], "'App' is no app in the module shop; it has app, memory, private"),
         (["worker", "shop:number"], "'number' is no app in the module shop; it has app, memory, private"),
         (["status", "--broker", "nosuch://x"], "nothing here serves the scheme 'nosuch' of 'nosuch://x'"),
@@ -198,6 +200,8 @@ def test_a_wrong_call_ends_with_2_and_one_line(say: Say, folder: Path, argv: lis
         (["jobs", "shop:app", "--limit", "x"], "argument --limit: invalid int value: 'x'"),
         (["show"], "the following arguments are required: id"),
         (["start"], "invalid choice: 'start'"),
+        (["jobs", "shop:app", "--json", "shop:app"], "unrecognized arguments: shop:app"),
+        (["status", "shop:app", "--all"], "unrecognized arguments: --all"),
     ],
 )
 def test_argparse_refuses_with_2_as_well(say: Say, argv: list[str], complaint: str) -> None:
@@ -233,8 +237,12 @@ def test_an_argument_with_a_sign_of_equality_may_be_a_string(say: Say) -> None:
 @pytest.mark.parametrize(
     ("argv", "status", "complaint"),
     [
-        (["double", "--arg", "Bob"], 2, "--arg 'Bob' is not JSON; a string needs its quotes: --arg '\"text\"'"),
-        (["double", "--arg", "number=Bob"], 2, "--arg 'number=Bob' is not JSON; a string needs its quotes"),
+        (["double", "--arg", "Bob"], 2, "--arg 'Bob' is not JSON; as a string it is --arg '\"Bob\"'"),
+        (
+            ["double", "--arg", "number=Bob"],
+            2,
+            "--arg 'number=Bob' is not JSON; as a string it is --arg 'number=\"Bob\"'",
+        ),
         (["double"], 2, "shop.double(number: int, *, note: str = '') -> int: missing a required argument: 'number'"),
         (["triple"], 1, "'triple' names 0 tasks of this app; it has shop.double, shop.fail"),
     ],
@@ -249,6 +257,22 @@ def test_enqueue_refuses(say: Say, argv: list[str], status: int, complaint: str)
 # ---------------------------------------------------------------------------
 # Looking
 # ---------------------------------------------------------------------------
+
+
+def test_the_app_may_stand_behind_options(say: Say) -> None:
+    task_id = enqueue(say, "double", "--arg", "1")
+    assert json.loads(say("show", task_id, "--json", "shop:app")[1])["id"] == task_id
+
+
+def test_a_store_that_does_not_answer_is_not_waited_for_in_silence(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def open_late(broker: SQLiteBroker, open_it: Any = SQLiteBroker.open) -> None:
+        await asyncio.sleep(2.1)
+        await open_it(broker)
+
+    make_store()
+    monkeypatch.setattr(SQLiteBroker, "open", open_late)
+    status, _, err = say("status", "shop:app")
+    assert (status, err) == (0, "flowrra: the store does not answer; waiting for it\n")
 
 
 def make_store() -> None:
@@ -436,8 +460,8 @@ async def finish_it(app: Flowrra) -> None:
 
 def test_pause_and_resume(say: Say) -> None:
     task_id = enqueue(say, "double", "--arg", "1")
-    assert say("pause", "default", "shop:app") == (0, "paused: default\n", "")
+    assert say("pause", "default", "shop:app") == (0, "paused: default, served by 0 live worker(s)\n", "")
     assert say("explain", task_id, "shop:app")[1] == "It is ready, but its queue default is paused.\n"
-    assert say("resume", "default", "shop:app") == (0, "resumed: default\n", "")
+    assert say("resume", "default", "shop:app") == (0, "resumed: default, served by 0 live worker(s)\n", "")
     assert "paused" not in say("explain", task_id, "shop:app")[1]
     assert say("pause", "a,b", "shop:app")[0] == 2

@@ -1,5 +1,6 @@
 """The command line as programs: workers with their logs and signals, pipes, --reload, and the demonstration."""
 
+import datetime as dt
 import json
 import os
 import signal
@@ -178,6 +179,7 @@ def test_a_json_log_has_an_object_a_line(folder: Path, worker: Callable[..., Pro
     assert program.end() == 0
     records = [json.loads(line) for line in program.said.splitlines()]
     assert all({"time", "level", "logger", "message"} <= record.keys() for record in records)
+    assert {dt.datetime.fromisoformat(record["time"]).utcoffset() for record in records} == {dt.timedelta(0)}
     (good, bad) = [record for record in records if "job_id" in record]
     assert (good["task"], good["attempt"], good["level"]) == ("shop.double", 1, "INFO")
     assert (bad["task"], bad["attempt"], bad["level"]) == ("shop.fail", 1, "WARNING")
@@ -241,6 +243,14 @@ def test_a_reader_that_has_seen_enough_is_no_error(folder: Path) -> None:
         )
         assert len(done.stdout.splitlines()) == 1
         assert (done.stderr, done.returncode) == ("", 0)
+
+
+def test_a_program_without_an_output_is_no_error(folder: Path) -> None:
+    run(folder, "enqueue", "shop:app", "double", "--arg", "1")
+    script = f"exec {sys.executable} -m flowrra status shop:app >&-"
+    command = ["/bin/bash", "-c", script]
+    done = subprocess.run(command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True, timeout=50)
+    assert (done.stderr, done.returncode) == ("", 0)
 
 
 def test_a_reader_that_was_never_there_is_no_error(folder: Path) -> None:

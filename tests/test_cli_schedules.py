@@ -141,14 +141,14 @@ def test_what_is_added_is_there_once(say: Say) -> None:
 
 def test_a_schedule_is_disabled_enabled_run_and_removed(say: Say) -> None:
     made = done(say, "add", "double", "crontab:app", "--every", "3600", "--arg", "4")
-    assert done(say, "disable", made, STORE) == ""
+    assert done(say, "disable", made, STORE) == f"disabled: {made}"
     assert [schedule.enabled for schedule in stored()] == [False]
     assert "  disabled  Every 1 h 0 m" in done(say, "list", STORE)
-    assert done(say, "enable", made, "crontab:app") == ""
+    assert done(say, "enable", made, "crontab:app") == f"enabled: {made}"
     assert [schedule.enabled for schedule in stored()] == [True]
     job_id = done(say, "run", made, "crontab:app")
     assert [(job.id, job.task) for job in jobs()] == [(job_id, "crontab.double")]
-    assert done(say, "remove", made, STORE) == ""
+    assert done(say, "remove", made, STORE) == f"removed: {made}"
     assert stored() == []
     assert done(say, "list", STORE) == "no schedules"
 
@@ -189,7 +189,7 @@ def test_the_environment_names_the_app(say: Say, monkeypatch: pytest.MonkeyPatch
         (["add", "nothing", "crontab:app", "--every", "30"], 1, "'nothing' names 0 tasks"),
         (["add", "double", "crontab:app", "--cron", "0 25 * * *", "--arg", "1"], 2, "hour"),
         (["add", "double", "crontab:app", "--cron", "0 5 * * *", "--tz", "Mars/Olympus", "--arg", "1"], 2, "Mars"),
-        (["add", "double", "crontab:app", "--at", "soon"], 2, "soon"),
+        (["add", "double", "crontab:app", "--at", "soon", "--arg", "1"], 2, "as in 2026-03-07T12:00, not 'soon'"),
         (["add", "double", "crontab:app"], 2, "--cron --every --at is required"),
         (["add", "double", "crontab:bare", "--every", "30"], 2, "stores no schedules"),
         (["add", "double", "crontab:forgetful", "--every", "30"], 2, "stores no schedules"),
@@ -199,6 +199,17 @@ def test_the_environment_names_the_app(say: Say, monkeypatch: pytest.MonkeyPatch
 def test_a_wrong_call_is_told_so(say: Say, argv: list[str], status: int, complaint: str) -> None:
     ended, _, err = say(*argv)
     assert (ended, complaint in err) == (status, True), err
+
+
+def test_the_app_may_stand_behind_the_options(say: Say) -> None:
+    made = done(say, "add", "double", "--every", "30", "--arg", "1", "crontab:app")
+    assert [schedule.id for schedule in stored()] == [made]
+
+
+def test_a_file_may_be_given_in_percent_codes(say: Say, folder: Path) -> None:
+    made = done(say, "add", "double", "sqlite:///my%20schedules.db", "--every", "30")
+    assert (folder / "my schedules.db").exists()
+    assert done(say, "remove", made, "sqlite:///my%20schedules.db") == f"removed: {made}"
 
 
 def test_a_store_alone_cannot_run_a_job(say: Say) -> None:

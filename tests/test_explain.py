@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from flowrra import Flowrra, TaskNotFoundError, TaskStatus, WorkerInfo, result_of
-from tests.apps import eventually, make_app
+from tests.apps import MovableClock, eventually, make_app
 
 
 @pytest.fixture(params=["memory", "file"])
 def app(request: pytest.FixtureRequest, tmp_path: Path) -> Flowrra:
     url = {"memory": "memory://", "file": f"sqlite:///{tmp_path}/jobs.db"}[request.param]
-    app = make_app(url, io_workers=1)
+    app = make_app(url, clock=MovableClock(), io_workers=1)
     app.task(name="work")(work)
     app.task(name="fail", retry_delay=600.0)(fail)
     return app
@@ -24,7 +24,7 @@ async def work(value: object = None) -> None:
 
 
 async def fail() -> None:
-    raise ConnectionError("no answer")
+    raise ConnectionError("no answer\nand more lines")
 
 
 async def register(app: Flowrra, queues: dict[str, int], tasks: list[str]) -> None:
@@ -46,6 +46,16 @@ async def test_retrying(app: Flowrra) -> None:
         sentence = await app.explain(task_id)
     assert re.fullmatch(r"It failed 1 time\(s\) and is due again in (10 m 0|9 m 5\d) s: .*", sentence)
     assert sentence.endswith(": ConnectionError: no answer.")
+
+
+async def test_due_and_nobody_there(app: Flowrra) -> None:
+    """A job that waited becomes ready when a worker looks: without one, it stays as it is."""
+    async with app.client():
+        task_id = await app.registry["work"].options(delay=60).submit()
+        assert isinstance(app.clock, MovableClock)
+        app.clock.wall_offset = 7300
+        sentence = await app.explain(task_id)
+        assert sentence == "It has been due for 2 h 0 m, but no live worker serves the queue default (0 alive)."
 
 
 async def is_in_state(app: Flowrra, task_id: str, status: TaskStatus) -> bool:
@@ -120,6 +130,19 @@ async def test_running_and_asked_to_end(app: Flowrra) -> None:
     assert sentence.startswith(start)
     assert re.fullmatch(r"[\d.]+ s\.", sentence.removeprefix(start))
     assert asked.endswith(" s, and has been asked to end.")
+
+
+async def test_running_in_a_worker_that_is_gone(app: Flowrra) -> None:
+    async with app.client():
+        task_id = await app.submit(app.registry["work"])
+        await register(app, {"default": 1}, ["work"])
+        await app.broker.claim("default", limit=1, worker="w-1", now=app.now())
+        assert (await app.explain(task_id)).startswith("It has been running on w-1 for ")
+        assert isinstance(app.clock, MovableClock)
+        app.clock.boot_offset = 61
+        assert await app.explain(task_id) == (
+            "It was running on w-1, which is gone: it runs again as soon as another worker is there."
+        )
 
 
 async def test_finished(app: Flowrra) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -189,7 +190,8 @@ async def test_ctrl_c_ends_the_step_and_says_how_far_it_came(files: tuple[Site, 
         (["sqlite:///none.db", "sqlite:///x.db"], "there is no"),
         (["sqlite:///jobs.db", "sqlite:///./jobs.db"], "one store"),
         (["sqlite:///jobs.db", "x.db"], "is no URL"),
-        (["sqlite:///jobs.db", "sqlite:///x.db", "--wait", "-1"], "--wait takes seconds"),
+        (["sqlite:///jobs.db", "sqlite:///x.db", "--wait", "-1"], "wait is a number of seconds from 0 on, not -1.0"),
+        (["sqlite:///jobs.db", "sqlite:///x.db", "--wait", "nan"], "wait is a number of seconds from 0 on, not nan"),
     ],
 )
 async def test_a_wrong_call_is_refused(files: tuple[Site, Site], arguments: list[str], text: str) -> None:
@@ -197,6 +199,16 @@ async def test_a_wrong_call_is_refused(files: tuple[Site, Site], arguments: list
     async with source.client():
         pass
     assert text in await said(source, "-m", "flowrra", "migrate", *arguments, status=2)
+
+
+async def test_a_store_that_cannot_be_opened_interrupts_nothing(files: tuple[Site, Site]) -> None:
+    source, _ = files
+    async with source.client():
+        pass
+    moving = source.start("-m", "flowrra", "migrate", "sqlite:///jobs.db", "sqlite:///no/folder.db")
+    assert await moving.ends() == 1
+    assert await moving.line() == b""
+    assert re.fullmatch("flowrra: .*folder.db cannot be opened: .*\n", moving.log)
 
 
 async def test_the_help_teaches(files: tuple[Site, Site]) -> None:

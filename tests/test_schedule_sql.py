@@ -1,6 +1,7 @@
 """What stores of schedules in SQL promise besides the contract: URLs, the schema, its index, what they refuse."""
 
 import asyncio
+import gc
 import sqlite3
 import sys
 import urllib.parse
@@ -56,7 +57,8 @@ def test_an_address_is_read_from_a_url() -> None:
     [
         ("schedules.db", "scheme"),
         ("redis://localhost/0", "scheme 'redis'"),
-        ("sqlite://schedules.db", "host"),
+        ("sqlite://schedules.db", "names no file: that is sqlite:///name.db"),
+        ("sqlite:///schedules#1.db", "names no file: that is sqlite:///name.db"),
         ("sqlite:///schedules.db?mode=ro", "no option 'mode'; there is none"),
         ("postgresql://u:secret@localhost", "names one database"),
         ("mysql://u:secret@localhost/a/b", "names one database"),
@@ -134,6 +136,28 @@ async def test_schedules_outlive_the_store(url: str) -> None:
         assert await again.add(schedule("a", next_fire=NOW)) == "a"
         assert await again.find() == [schedule("a", next_fire=NOW)]
         await again.close()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # the first loops' connections, which nobody closed
+def test_one_loop_after_the_other_may_use_a_store(url: str) -> None:
+    """A script that calls asyncio.run() for each call, and closes nothing between them."""
+    kept = sql_store(url)
+
+    async def add(name: str) -> str:
+        await kept.open()
+        return await kept.add(schedule(name))
+
+    async def look() -> list[str]:
+        await kept.open()
+        try:
+            return [one.id for one in await kept.find()]
+        finally:
+            await kept.close()
+
+    for name in ("a", "b", "c"):
+        assert asyncio.run(add(name)) == name
+    assert asyncio.run(look()) == ["a", "b", "c"]
+    gc.collect()  # here, where the warnings are ignored
 
 
 async def test_a_store_is_made_once_by_those_who_open_it_at_once(url: str) -> None:

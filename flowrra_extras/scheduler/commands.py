@@ -12,6 +12,7 @@ import zoneinfo
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from flowrra import (
     MISFIRES,
@@ -25,7 +26,9 @@ from flowrra import (
     check_shared,
     duration,
     find_task,
+    iso_moment,
     load_app,
+    parsed,
     print_table,
     read_arguments,
     unknown_schedule,
@@ -37,7 +40,7 @@ _HERD = 5  # schedules that fire in one moment
 
 def main(argv: Sequence[str]) -> int:
     """Carry out the words after `flowrra schedules`; returns the exit status."""
-    _act(_parser().parse_args(argv))
+    _act(parsed(_parser(), argv))
     return 0
 
 
@@ -59,17 +62,20 @@ def _parser() -> argparse.ArgumentParser:
     when = adding.add_mutually_exclusive_group(required=True)
     when.add_argument("--cron", metavar="EXPRESSION", help="fire when it says, such as '0 9 * * mon-fri'")
     when.add_argument("--every", type=float, metavar="S", help="fire each S seconds")
-    when.add_argument("--at", type=dt.datetime.fromisoformat, metavar="MOMENT", help="fire once, in ISO format")
-    adding.add_argument("--tz", help="the zone of --cron and --at, such as Europe/Riga")
+    when.add_argument("--at", metavar="TIME", help="fire once, at a time such as 2026-03-07T12:00")
+    adding.add_argument("--tz", metavar="ZONE", help="the zone of --cron and --at, such as Europe/Riga")
     adding.add_argument("--arg", action="append", default=[], metavar="JSON", help="an argument; NAME=JSON names it")
     adding.add_argument("--id", help="the schedule's id")
     adding.add_argument("--description", metavar="TEXT", help="what it is for")
     adding.add_argument("--priority", type=int, metavar="N", help="of its jobs; a lower number runs first")
     adding.add_argument("--misfire", choices=MISFIRES, default="latest", help="what to do about missed fires (latest)")
     adding.add_argument("--overlap", choices=OVERLAPS, default="allow", help="whether jobs may overlap (allow)")
-    add("remove", _change_schedule, "delete a stored schedule", "id").set_defaults(change=Scheduler.unschedule)
-    add("enable", _change_schedule, "let a schedule fire again", "id").set_defaults(change=Scheduler.enable_task)
-    add("disable", _change_schedule, "let a schedule not fire", "id").set_defaults(change=Scheduler.disable_task)
+    for name, change, text in (
+        ("remove", Scheduler.unschedule, "delete a stored schedule"),
+        ("enable", Scheduler.enable_task, "let a schedule fire again"),
+        ("disable", Scheduler.disable_task, "let a schedule not fire"),
+    ):
+        add(name, _change_schedule, text, "id").set_defaults(change=change, done=f"{name}d")
     add("run", _run_schedule, "submit a job of a schedule now", "id")
     return whole
 
@@ -90,10 +96,10 @@ def _act(arguments: argparse.Namespace) -> None:
     else:
         if arguments.action is _run_schedule:
             raise ConfigError("to run a job takes its app: give module:app")
-        path = where.removeprefix("sqlite:///")
-        if path != where and arguments.action is not _add_schedule and not Path(path).exists():
-            raise ConfigError(f"there is no {path} yet: the first worker or `schedules add` makes it")
         app.create_scheduler(where)
+        scheme, _, path = where.partition(":///")
+        if scheme.lower() == "sqlite" and arguments.action is not _add_schedule and not Path(unquote(path)).exists():
+            raise ConfigError(f"there is no {unquote(path)} yet: the first worker or `schedules add` makes it")
 
     async def act() -> None:
         async with app.client():
@@ -163,7 +169,7 @@ async def _add_schedule(app: Flowrra, arguments: argparse.Namespace) -> None:
         elif arguments.every is not None:
             print(await scheduler.schedule_interval(task, arguments.every, **options))
         else:
-            print(await scheduler.schedule_once(task, arguments.at, **options))
+            print(await scheduler.schedule_once(task, iso_moment(arguments.at), **options))
     except TypeError as error:
         raise ConfigError(str(error)) from None
 
@@ -173,6 +179,7 @@ async def _change_schedule(app: Flowrra, arguments: argparse.Namespace) -> None:
         raise ConfigError(f"{arguments.id!r} is declared in code: change it there")
     if not await arguments.change(_one_scheduler(app), arguments.id):
         raise unknown_schedule(arguments.id)
+    print(f"{arguments.done}: {arguments.id}")
 
 
 async def _run_schedule(app: Flowrra, arguments: argparse.Namespace) -> None:

@@ -129,7 +129,8 @@ class _Link:
             await cursor.executemany(statement, rows)
 
     async def drop(self) -> bool:
-        self._connection.close()
+        with contextlib.suppress(RuntimeError):  # its loop has ended, and the connection with it
+            self._connection.close()
         return True
 
     async def close(self) -> None:

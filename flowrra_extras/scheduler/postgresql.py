@@ -1,5 +1,7 @@
 """Schedules in PostgreSQL, through asyncpg."""
 
+import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,9 +54,10 @@ class PostgreSQL:
 class _Link:
     def __init__(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
         self._connection = connection
+        self._loop = asyncio.get_running_loop()
 
     async def is_alive(self) -> bool:
-        return not self._connection.is_closed()
+        return self._loop is asyncio.get_running_loop() and not self._connection.is_closed()
 
     async def fetch(self, statement: str, values: Sequence[Any] = ()) -> Sequence[Sequence[Any]]:
         rows = await self._connection.fetch(statement, *values)
@@ -69,7 +72,8 @@ class _Link:
         await self._connection.executemany(statement, rows)
 
     async def drop(self) -> bool:
-        self._connection.terminate()
+        with contextlib.suppress(RuntimeError):  # its loop has ended, and the connection with it
+            self._connection.terminate()
         return True
 
     async def close(self) -> None:

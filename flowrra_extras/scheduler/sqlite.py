@@ -115,9 +115,8 @@ def _use_wal(connection: sqlite3.Connection, deadline: float) -> None:
 
 def database_from_url(url: str) -> SQLite:
     parts = urllib.parse.urlsplit(url)
-    if parts.netloc:
-        raise ConfigError(
-            f"{url!r} has {parts.netloc!r} as its host; a file is sqlite:///name.db or sqlite:////folder/name.db"
-        )
+    if parts.netloc or parts.fragment or parts.path == "/:memory:":
+        form = "sqlite:///name.db or sqlite:////folder/name.db, with %23 for #; sqlite:// is private and in memory"
+        raise ConfigError(f"{url!r} names no file: that is {form}")
     url_options(url, ())
     return SQLite(urllib.parse.unquote(parts.path)[1:] or None)
