@@ -28,7 +28,7 @@ copyright = f"2026 {author}"
 version = release = flowrra.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["__pycache__", "more/performance/tables.md"]
+exclude_patterns = ["__pycache__", "more/performance/tables.md"]  # the tables are part of another page
 nitpicky = True
 
 myst_enable_extensions = ["deflist"]
@@ -41,6 +41,8 @@ autodoc_default_options = {"members": True}
 
 html_theme = "furo"
 html_title = f"Flowrra {release}"
+html_static_path = ["static"]
+html_css_files = ["flowrra.css"]
 html_show_sphinx = False
 html_copy_source = False
 

@@ -112,8 +112,8 @@ def test_a_table_shows_ratios_ranges_losses_and_why_one_did_not_run() -> None:
 
 def test_in_a_plot_more_is_better_whatever_the_unit() -> None:
     assert pages.points(SCENARIO) == [
-        ("jobs, against huey", [2.0, 4.0, 3.0], False),
-        ("p50, against bare|limit", [0.5], True),
+        ("jobs, against huey", [2.0, 4.0, 3.0], True),
+        ("p50, against bare|limit", [0.5], False),
     ]
 
 

@@ -86,6 +86,7 @@ GOOD_PAGES = {
     "file": "<!-- file: a.py -->\n```python\nx = 1\n```\n```python\nfrom a import x\n```\n",
     "file and runs": "<!-- file: a.sh -->\n<!-- runs -->\n\n```bash\ntest -f a.sh\n```\n",
     "until": LASTING.format("print('bye')"),
+    "beside": '<!-- runs: beside "touch there; sleep 30" -->\n```console\n$ until test -f there; do sleep 0.01; done\n```\n',
     "no block": "Only text.\n",
     "other comments": "<!-- TODO -->\n```python\n```\n",
 }
@@ -97,6 +98,7 @@ BAD_PAGES = {
     "shell fails": "<!-- runs -->\n```bash\nfalse\ntrue\n```\n",
     "console prints another thing": "<!-- runs -->\n```console\n$ echo a\nb\n```\n",
     "file of a later block": "```python\nimport a\n```\n<!-- file: a.py -->\n```python\n```\n",
+    "fails beside": '<!-- runs: beside "sleep 30" -->\n```bash\nfalse\n```\n',
     "never ready": '<!-- runs: until "ready" -->\n```bash\necho no\n```\n',
     "dies at Ctrl-C": LASTING.format("raise"),
     "fails at Ctrl-C": LASTING.format("sys.exit(3)"),
