@@ -30,6 +30,7 @@ version = release = flowrra.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["__pycache__", "more/performance/tables.md"]  # the tables are part of another page
 nitpicky = True
+smartquotes = False  # `--concurrency` in the notes of the benchmarks is no dash
 
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3  # [a link](page.md#to-a-heading) is checked too

@@ -86,7 +86,7 @@ GOOD_PAGES = {
     "file": "<!-- file: a.py -->\n```python\nx = 1\n```\n```python\nfrom a import x\n```\n",
     "file and runs": "<!-- file: a.sh -->\n<!-- runs -->\n\n```bash\ntest -f a.sh\n```\n",
     "until": LASTING.format("print('bye')"),
-    "beside": '<!-- runs: beside "touch there; sleep 30" -->\n```console\n$ until test -f there; do sleep 0.01; done\n```\n',
+    "beside": '<!-- runs: beside "touch a; sleep 30" -->\n```bash\nuntil test -f a; do sleep 0.01; done\n```\n',
     "no block": "Only text.\n",
     "other comments": "<!-- TODO -->\n```python\n```\n",
 }
