@@ -1,6 +1,8 @@
 """Runs what README.md and docs/**/*.md show; `tests/pages.py` says how a page marks its blocks."""
 
 import os
+import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +42,23 @@ def test_every_block_runs_or_says_why_not(page: Path) -> None:
 
 def test_the_readme_shows_something_that_runs() -> None:
     assert any(block.runs for block in read_blocks(PAGES[0].read_text(encoding="utf-8")))
+
+
+@needs_processes
+def test_the_probe_of_a_pod_sees_whether_a_worker_of_its_host_is_alive(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "guide" / "workers.md").read_text(encoding="utf-8")
+    probe = re.search(r"command: \[sh, -c, '(.+)'\]", page)
+    assert probe
+    script = f"until {probe[1]}; do sleep 0.05; done\nHOSTNAME=another\nif {probe[1]}; then exit 1; fi"
+    block = Block(
+        0,
+        "bash",
+        f"export FLOWRRA_APP=app:app HOSTNAME={socket.gethostname()}\n{script}",
+        runs=True,
+        beside="python -m flowrra worker app:app --log-level error",
+        files=read_blocks(page)[0].files,
+    )
+    check_block(block, tmp_path)
 
 
 # ---------------------------------------------------------------------------
