@@ -40,6 +40,18 @@ def test_every_block_runs_or_says_why_not(page: Path) -> None:
     assert silent == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_text_above_a_file_names_it(page: Path) -> None:
+    """Its mark is a comment, which nobody sees."""
+    text = page.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    for block in read_blocks(text):
+        if block.name:
+            above = lines[: block.line - 1]
+            start = max((number for number, line in enumerate(above) if line.startswith("```")), default=0)
+            assert f"`{block.name}`" in "\n".join(above[start:]), f"line {block.line}"
+
+
 def test_the_readme_shows_something_that_runs() -> None:
     assert any(block.runs for block in read_blocks(PAGES[0].read_text(encoding="utf-8")))
 
