@@ -86,7 +86,8 @@ def read_block(page: str, fence: re.Match[str]) -> Block:
         if name:
             block = replace(block, name=name)
         if runs:
-            block = replace(block, runs=True, **({how: what} if how else {}))
+            until, beside = (what if how == word else None for word in ("until", "beside"))
+            block = replace(block, runs=True, until=until, beside=beside)
         if not_run:
             block = replace(block, runs=False, reason=why)
     return block

@@ -17,7 +17,7 @@ import flowrra
 from benchmarks import pages
 from docs import states
 from flowrra import TRANSITIONS
-from tests.pages import ROOT
+from tests.pages import ROOT, read_blocks
 
 MOVES = {(source, target) for source, targets in TRANSITIONS.items() for target in targets}
 GUARANTEES = (ROOT / "docs" / "more" / "guarantees.md").read_text()
@@ -170,6 +170,14 @@ def test_the_pages_name_the_numbers_and_messages_of_the_code() -> None:
     assert f"after {flowrra.ExecutorConfig().lease:g} s" in page("guide/workers.md")
     assert f"({flowrra.ExecutorConfig().drain:g})" in page("guide/workers.md")
     assert f"({flowrra.BackendConfig().max_results:,})" in page("guide/backends.md")
+
+
+def test_settings_to_copy_have_their_comments_on_lines_of_their_own() -> None:
+    """Neither Redis nor systemd takes a comment behind a value: Redis would not even start."""
+    blocks = [block for path in (ROOT / "docs").rglob("*.md") for block in read_blocks(path.read_text())]
+    settings = [block.text for block in blocks if block.language in ("ini", "dockerfile")]
+    assert len(settings) >= 3
+    assert [line for text in settings for line in text.splitlines() if re.search(r"\S.*\s#", line)] == []
 
 
 def test_the_commands_are_those_of_the_program(capsys: pytest.CaptureFixture[str]) -> None:

@@ -142,13 +142,15 @@ def test_the_page_of_an_index_is_the_readme_with_links_that_hold_there(wheel: Pa
     with zipfile.ZipFile(wheel) as archive:
         metadata = message_from_bytes(archive.read(f"flowrra-{VERSION}.dist-info/METADATA"))
     assert metadata["Description-Content-Type"] == "text/markdown"
-    shown = metadata.get_payload(decode=True).decode()
+    payload = metadata.get_payload(decode=True)
+    assert isinstance(payload, bytes)
+    shown = payload.decode()
     repository = "https://github.com/flowrra/flowrra"
     assert f"]({repository}/blob/v{VERSION}/docs/start/quickstart.md)" in shown
     assert f"]({repository}/raw/v{VERSION}/docs/images/overview.png)" in shown
     assert f"]({repository}/tree/v{VERSION}/examples/)" in shown
     assert re.findall(r"\]\((?!https://)[^)]*\)", shown) == []
-    as_it_was = re.sub(rf"{repository}/(blob|raw|tree)/v{re.escape(VERSION)}/", "", shown)
+    as_it_was = re.sub(rf"{repository}/(blob|raw|tree)/v{VERSION}/", "", shown)
     assert as_it_was.strip() == (ROOT / "README.md").read_text().strip()
 
 
