@@ -7453,7 +7453,8 @@ class SyncFace:
 
     @staticmethod
     def _live(runner: asyncio.Runner) -> None:
-        with runner:  # which cancels what is left on the loop, and closes it
+        # Ends the loop and what is left on it. CPython before 3.12.3 starts no thread, as that does, while Python ends.
+        with contextlib.suppress(RuntimeError), runner:
             runner.get_loop().run_forever()
 
     def run(self, call: Coroutine[Any, Any, T]) -> T:
