@@ -7482,7 +7482,8 @@ class SyncFace:
 
     @staticmethod
     def _live(runner: asyncio.Runner) -> None:
-        with runner:  # which cancels what is left on the loop, and closes it
+        # It ends the loop and what is left on it. CPython before 3.12.3 starts no thread, as that does, at its own end.
+        with contextlib.suppress(RuntimeError), runner:
             while True:
                 with contextlib.suppress(SystemExit):  # of a call; its caller gets it
                     return runner.get_loop().run_forever()

@@ -28,8 +28,9 @@ copyright = f"2026 {author}"
 version = release = flowrra.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["__pycache__", "more/performance/tables.md"]
+exclude_patterns = ["__pycache__", "more/performance/tables.md"]  # the tables are part of another page
 nitpicky = True
+smartquotes = False  # `--concurrency` in the notes of the benchmarks is no dash
 
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3  # [a link](page.md#to-a-heading) is checked too
@@ -41,6 +42,8 @@ autodoc_default_options = {"members": True}
 
 html_theme = "furo"
 html_title = f"Flowrra {release}"
+html_static_path = ["static"]
+html_css_files = ["flowrra.css"]
 html_show_sphinx = False
 html_copy_source = False
 

@@ -49,14 +49,14 @@ def draw(transitions: Mapping[TaskStatus, frozenset[TaskStatus]]) -> str:
     """The diagram; KeyError if a state has no place yet."""
     arrows = "\n".join(_arrow(a, b, transitions) for a in transitions for b in sorted(transitions[a]))
     boxes = "\n".join(_box(status, is_end=status.is_finished) for status in transitions)
-    return f"""<svg class="states" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" xmlns="http://www.w3.org/2000/svg"
+    return f"""<div class="wide"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" xmlns="http://www.w3.org/2000/svg"
   fill="none" stroke="currentColor" stroke-width="1.3" font-family="inherit" font-size="15">
 <title>The states of a job and the moves between them</title>
 <defs><marker id="point" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">
 <path d="M0 0.5 L8 4 L0 7.5 z" fill="currentColor" stroke="none"/></marker></defs>
 {arrows}
 {boxes}
-</svg>
+</svg></div>
 """
 
 

@@ -13,6 +13,7 @@ Marks are comments, each on a line of its own right above the block:
     <!-- runs -->                   run it
     <!-- runs: until "ready" -->    run it until a line says so, then press Ctrl-C: it must end
                                     without a traceback
+    <!-- runs: beside "command" -->   run it while that command runs, as in another terminal
     <!-- not run: why -->           leave it; the reason is needed
 """
 
@@ -38,7 +39,7 @@ TRACEBACK = "Traceback (most recent call last)"
 
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMENTS_ABOVE = re.compile(r"(?:<!--[^\n]*-->\s*)+\Z")
-MARK = re.compile(r'<!-- (?:(file): (\S+)|(runs)(?:: until "([^"]+)")?|(not run): (.+?)) -->')
+MARK = re.compile(r'<!-- (?:(file): (\S+)|(runs)(?:: (until|beside) "([^"]+)")?|(not run): (.+?)) -->')
 LOOKS_LIKE_A_MARK = re.compile(r"<!--\s*(file|runs?|not)\b", re.IGNORECASE)
 
 
@@ -56,6 +57,7 @@ class Block:
     name: str | None = None
     reason: str | None = None  # why it does not run
     until: str | None = None
+    beside: str | None = None
     output: str | None = None
     # (name, text) of what the page has saved before this block, and of the block itself.
     files: tuple[tuple[str, str], ...] = ()
@@ -80,11 +82,12 @@ def read_block(page: str, fence: re.Match[str]) -> Block:
     if len(marks) != len(LOOKS_LIKE_A_MARK.findall(comments)):
         raise ValueError(f"line {line}: a mark that is none: {comments.strip()}")
     block = Block(line, fence[1], fence[2], runs=fence[1] == "python")
-    for _, name, runs, until, not_run, why in (mark.groups() for mark in marks):
+    for _, name, runs, how, what, not_run, why in (mark.groups() for mark in marks):
         if name:
             block = replace(block, name=name)
         if runs:
-            block = replace(block, runs=True, until=until)
+            until, beside = (what if how == word else None for word in ("until", "beside"))
+            block = replace(block, runs=True, until=until, beside=beside)
         if not_run:
             block = replace(block, runs=False, reason=why)
     return block
@@ -118,7 +121,8 @@ def read_blocks(page: str) -> list[Block]:
 
 def command_for(block: Block, folder: Path) -> list[str]:
     if block.language in SHELLS:
-        return ["bash", "-euo", "pipefail", "-c", block.commands]
+        beside = f"{block.beside} &\ntrap 'kill %1; wait' EXIT\n" if block.beside else ""
+        return ["bash", "-euo", "pipefail", "-c", beside + block.commands]
     script = folder / (block.name or "block.py")
     script.write_text(block.text)
     return [sys.executable, script.name]

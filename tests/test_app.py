@@ -6,6 +6,7 @@ hooks, current_job) is in test_app_running.py, starting and stopping in test_app
 
 import asyncio
 import datetime as dt
+import os
 import shutil
 import subprocess
 import sys
@@ -526,3 +527,27 @@ async def test_a_parent_that_is_not_known_is_refused(app: Flowrra) -> None:
         with pytest.raises(TaskNotFoundError, match="no job 'nobody' is known here"):
             await app.submit(app.registry["add"], result_of(TaskId("nobody")))
         assert await app.jobs() == []
+
+
+AT_EXIT = """
+import atexit, threading
+from flowrra import Flowrra
+
+app = Flowrra.from_urls("sqlite:///jobs.db")
+
+@app.task
+def nothing() -> None: ...
+
+def refuse(thread):
+    raise RuntimeError("can't create new thread at interpreter shutdown")
+
+print(len(app.sync.submit_many(nothing, [(), ()])))
+atexit.register(setattr, threading.Thread, "start", refuse)  # CPython 3.12.0 to 3.12.2 is like that
+"""
+
+
+def test_app_sync_ends_quietly_where_python_starts_no_thread_at_its_exit(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", "-c", AT_EXIT]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", "")

@@ -18,6 +18,7 @@ import tomllib
 import venv
 import zipfile
 from dataclasses import dataclass
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,22 @@ def test_the_wheel_holds_the_library_only(wheel: Path) -> None:
 def test_the_wheel_holds_the_file_as_it_is(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         assert archive.read("flowrra/__init__.py") == (ROOT / "flowrra.py").read_bytes()
+
+
+def test_the_page_of_an_index_is_the_readme_with_links_that_hold_there(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = message_from_bytes(archive.read(f"flowrra-{VERSION}.dist-info/METADATA"))
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    payload = metadata.get_payload(decode=True)
+    assert isinstance(payload, bytes)
+    shown = payload.decode()
+    repository = "https://github.com/flowrra/flowrra"
+    assert f"]({repository}/blob/v{VERSION}/docs/start/quickstart.md)" in shown
+    assert f"]({repository}/raw/v{VERSION}/docs/images/overview.png)" in shown
+    assert f"]({repository}/tree/v{VERSION}/examples/)" in shown
+    assert re.findall(r"\]\((?!https://)[^)]*\)", shown) == []
+    as_it_was = re.sub(rf"{repository}/(blob|raw|tree)/v{VERSION}/", "", shown)
+    assert as_it_was.strip() == (ROOT / "README.md").read_text().strip()
 
 
 def test_an_index_would_take_both(sdist: Path, wheel: Path) -> None:

@@ -1,6 +1,8 @@
 """Runs what README.md and docs/**/*.md show; `tests/pages.py` says how a page marks its blocks."""
 
 import os
+import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,8 +40,37 @@ def test_every_block_runs_or_says_why_not(page: Path) -> None:
     assert silent == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_text_above_a_file_names_it(page: Path) -> None:
+    """Its mark is a comment, which nobody sees."""
+    text = page.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    for block in read_blocks(text):
+        if block.name:
+            above = lines[: block.line - 1]
+            start = max((number for number, line in enumerate(above) if line.startswith("```")), default=0)
+            assert f"`{block.name}`" in "\n".join(above[start:]), f"line {block.line}"
+
+
 def test_the_readme_shows_something_that_runs() -> None:
     assert any(block.runs for block in read_blocks(PAGES[0].read_text(encoding="utf-8")))
+
+
+@needs_processes
+def test_the_probe_of_a_pod_sees_whether_a_worker_of_its_host_is_alive(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "guide" / "workers.md").read_text(encoding="utf-8")
+    probe = re.search(r"command: \[sh, -c, '(.+)'\]", page)
+    assert probe
+    script = f"until {probe[1]}; do sleep 0.05; done\nHOSTNAME=another\nif {probe[1]}; then exit 1; fi"
+    block = Block(
+        0,
+        "bash",
+        f"export FLOWRRA_APP=app:app HOSTNAME={socket.gethostname()}\n{script}",
+        runs=True,
+        beside="python -m flowrra worker app:app --log-level error",
+        files=read_blocks(page)[0].files,
+    )
+    check_block(block, tmp_path)
 
 
 # ---------------------------------------------------------------------------
@@ -86,6 +117,7 @@ GOOD_PAGES = {
     "file": "<!-- file: a.py -->\n```python\nx = 1\n```\n```python\nfrom a import x\n```\n",
     "file and runs": "<!-- file: a.sh -->\n<!-- runs -->\n\n```bash\ntest -f a.sh\n```\n",
     "until": LASTING.format("print('bye')"),
+    "beside": '<!-- runs: beside "touch a; sleep 30" -->\n```bash\nuntil test -f a; do sleep 0.01; done\n```\n',
     "no block": "Only text.\n",
     "other comments": "<!-- TODO -->\n```python\n```\n",
 }
@@ -97,6 +129,7 @@ BAD_PAGES = {
     "shell fails": "<!-- runs -->\n```bash\nfalse\ntrue\n```\n",
     "console prints another thing": "<!-- runs -->\n```console\n$ echo a\nb\n```\n",
     "file of a later block": "```python\nimport a\n```\n<!-- file: a.py -->\n```python\n```\n",
+    "fails beside": '<!-- runs: beside "sleep 30" -->\n```bash\nfalse\n```\n',
     "never ready": '<!-- runs: until "ready" -->\n```bash\necho no\n```\n',
     "dies at Ctrl-C": LASTING.format("raise"),
     "fails at Ctrl-C": LASTING.format("sys.exit(3)"),

@@ -88,12 +88,6 @@ async def test_a_url_names_a_file(url: str, name: str, tmp_path: Path, monkeypat
     assert (tmp_path / name).is_file()
 
 
-@pytest.mark.parametrize("url", ["sqlite:jobs.db", "sqlite:/jobs.db", "sqlite:///jobs#1.db", "sqlite:///:memory:"])
-def test_a_url_that_would_name_another_file_is_refused(url: str) -> None:
-    with pytest.raises(ConfigError, match=r"a file is sqlite:///name\.db"):
-        Flowrra.from_urls(url)
-
-
 async def test_a_relative_path_holds_when_the_program_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     app = Flowrra.from_urls("sqlite:///jobs.db")

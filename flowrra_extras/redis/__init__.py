@@ -6,9 +6,11 @@
 
 Redis keeps on disk what it is told to. For "nothing is lost" configure
 
-    appendonly yes                  # with appendfsync everysec a power cut undoes the last second,
-    appendfsync always              # with always nothing that was acknowledged
-    maxmemory-policy noeviction     # any other policy throws jobs away when memory is full
+    appendonly yes
+    # With everysec a power cut undoes the last second, with always nothing that was acknowledged.
+    appendfsync always
+    # Any other policy throws jobs away when memory is full.
+    maxmemory-policy noeviction
 
 What runs in the server is in `scripts`, with the keys; what they are told and answer is in `calls`, the
 connections are in `wire`, those who wait in `news`.
