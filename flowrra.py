@@ -2162,13 +2162,13 @@ class MemoryBroker(Broker):
         self._given = 0  # jobs given out since the loop had its turn
         self._suspects: set[str] = set()  # unfinished jobs that were running in a crash
         self._cancelling: set[str] = set()  # running jobs that someone wants to end
-        self._result_waiters: dict[str, list[asyncio.Future[None]]] = {}
-        self._ready_waiters: dict[str, list[asyncio.Future[None]]] = {}  # by queue; "": those who wait for news
-        self._room_waiters: collections.deque[asyncio.Future[None]] = collections.deque()
+        self._result_waiters: dict[str, list[asyncio.Future[Any]]] = {}
+        self._ready_waiters: dict[str, list[asyncio.Future[Any]]] = {}  # by queue; "": those who wait for news
+        self._room_waiters: dict[str, list[asyncio.Future[Any]]] = {}  # by queue
 
     async def close(self) -> None:
-        waiters = itertools.chain(*self._ready_waiters.values(), *self._result_waiters.values(), self._room_waiters)
-        for waiter in waiters:
+        waiters = self._ready_waiters, self._result_waiters, self._room_waiters
+        for waiter in [waiter for by_key in waiters for those in by_key.values() for waiter in those]:
             if not waiter.done():
                 waiter.set_exception(BrokerError("the broker was closed while this call was waiting"))
 
@@ -2195,12 +2195,17 @@ class MemoryBroker(Broker):
                     "raise the limit, or configure when_full='wait'"
                 )
             waiter = asyncio.get_running_loop().create_future()
-            self._room_waiters.append(waiter)
-            await waiter
+            self._room_waiters.setdefault(queue, []).append(waiter)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                _discard_waiter(self._room_waiters, queue, waiter)
+                raise
 
     def _full_queue(self, jobs: Sequence[Job], size: int) -> str | None:
         """A queue that has no room for these jobs; more jobs than a queue ever holds fit into an empty one."""
-        for queue, more in collections.Counter(job.queue for job in jobs).items():
+        new = (job.queue for job in jobs if job.id not in self._jobs and job.unique not in self._unique)
+        for queue, more in collections.Counter(new).items():
             if self._depth[queue] and self._depth[queue] + more > size:
                 return queue
         return None
@@ -2217,6 +2222,7 @@ class MemoryBroker(Broker):
         self._jobs[job.id] = job
         if job.expires is not None:
             heapq.heappush(self._expiring, (job.expires, job.seq, job.id))
+            self._weed(self._expiring)
         if job.parents:
             self._await_parents(job, now)
         else:
@@ -2231,7 +2237,7 @@ class MemoryBroker(Broker):
             if parent.status not in FINISHED:
                 self._children.setdefault(parent.id, []).append(job.id)
             elif parent.status is not SUCCESS:
-                self._finish(job, CANCELLED, now, error=orphaned(parent.id, parent.status))
+                self._finish(job, Outcome.cancel(job, orphaned(parent.id, parent.status)), now)
                 return
         self._unblock(job, now)
 
@@ -2306,10 +2312,16 @@ class MemoryBroker(Broker):
         job = self._jobs.get(entry[2])
         return job if job is not None and job.status is PENDING else None
 
+    def _weed(self, heap: list[tuple[Any, int, str]]) -> None:
+        """Drop the entries of jobs that have ended, if most are such. A claim looks at the top of a heap only."""
+        if len(heap) > 2 * len(self._jobs) + 1000:
+            alive = (entry for entry in heap if (job := self._jobs.get(entry[2])) and job.status not in FINISHED)
+            heap[:] = sorted(set(alive))
+
     def _leave_queue(self, queue: str) -> None:
         self._depth[queue] -= 1
-        while self._room_waiters:
-            _resolve(self._room_waiters.popleft())
+        for waiter in self._room_waiters.pop(queue, ()):
+            _resolve(waiter)
 
     def _promote(self, now: float) -> None:
         while self._waiting and self._waiting[0][0] <= now:
@@ -2323,7 +2335,7 @@ class MemoryBroker(Broker):
             expires, _, task_id = heapq.heappop(self._expiring)
             job = self._jobs.get(task_id)
             if job and job.expires == expires and job.attempt == 0 and job.status not in FINISHED:
-                self._finish(job, CANCELLED, now, error=EXPIRED)
+                self._finish(job, Outcome.cancel(job, EXPIRED), now)
 
     def _rescue_lapsed(self, now: float, but: str) -> list[str]:
         clock = self._clock.monotonic()
@@ -2338,9 +2350,9 @@ class MemoryBroker(Broker):
         for job in self._held_by(worker):
             self._suspects.add(job.id)
             job = self._jobs[job.id] = dataclasses.replace(job, crashes=job.crashes + 1)
-            self._put_back(job, now, "crash", WORKER_LOST, None, due=None)
+            self._put_back(job, Outcome.release(job, WORKER_LOST), now, "crash")
             if job.crashes >= MAX_CRASHES and job.status not in FINISHED:
-                self._finish(job, FAILED, now, error=KILLED)
+                self._finish(job, Outcome.fail(job, KILLED), now)
 
     def _held_by(self, worker: str) -> list[Job]:
         return [job for job in self._jobs.values() if job.status is RUNNING and job.worker == worker]
@@ -2357,31 +2369,21 @@ class MemoryBroker(Broker):
         if outcome.status is not SUCCESS:
             job.failures += outcome.ending == "failure"
         if outcome.status in FINISHED:
-            self._finish(job, outcome.status, now, outcome.result, outcome.error, outcome.traceback, outcome.keep)
-            return True
-        job.status = outcome.status
-        self._put_back(job, now, outcome.ending, outcome.error, outcome.traceback, outcome.due)
+            self._finish(job, outcome, now)
+        else:
+            self._put_back(job, outcome, now, outcome.ending)
         return True
 
-    def _finish(
-        self,
-        job: Job,
-        status: TaskStatus,
-        now: float,
-        result: Any = None,
-        error: str | None = None,
-        traceback: str | None = None,
-        keep: float | None = None,
-    ) -> None:
+    def _finish(self, job: Job, outcome: Outcome, now: float) -> None:
         """The one place where a job comes to its end."""
         if self._size is not None and job.status is PENDING:
             self._leave_queue(job.queue)
-        job.status = status
+        job.status = outcome.status
         job.finished = now
-        job.result = result
-        job.error = error
-        job.traceback = traceback
-        job.purge_at = now + (keep if keep is not None else self.retention.ttl(status))
+        job.result = outcome.result
+        job.error = outcome.error
+        job.traceback = outcome.traceback
+        job.purge_at = now + (self.retention.ttl(outcome.status) if outcome.keep is None else outcome.keep)
         self._finished.append(job)
         if len(self._finished) > self.retention.max_results:
             del self._jobs[self._finished.popleft().id]
@@ -2393,20 +2395,18 @@ class MemoryBroker(Broker):
             self._cancelling.discard(job.id)
         if job.id in self._result_waiters:
             for waiter in self._result_waiters.pop(job.id):
-                _resolve(waiter)
+                _resolve(waiter, result_from(job))  # as it is now: it may be requeued before they look
         if self._children:
             self._tell_children(job, now)
 
-    def _put_back(
-        self, job: Job, now: float, ending: str, error: str | None, traceback: str | None, due: float | None
-    ) -> None:
+    def _put_back(self, job: Job, outcome: Outcome, now: float, ending: str) -> None:
         """Let a job that ran wait again, with the attempt in its history."""
-        job.error, job.traceback, job.finished = error, traceback, now
+        job.error, job.traceback, job.finished = outcome.error, outcome.traceback, now
         self._archive(job, ending)
-        job.due = due
+        job.status, job.due = outcome.status, outcome.due
         self._make_ready(job, now)
         if job.cancel_requested:
-            self._finish(job, CANCELLED, now, error=BY_HAND)
+            self._finish(job, Outcome.cancel(job, BY_HAND), now)
 
     def _archive(self, job: Job, ending: str) -> None:
         """Move the latest attempt into the history."""
@@ -2425,7 +2425,7 @@ class MemoryBroker(Broker):
                 self._unblock(child, now)
             else:
                 told += [(child, grandchild) for grandchild in self._children.pop(task_id, ())]
-                self._finish(child, CANCELLED, now, error=orphaned(ended.id, ended.status))
+                self._finish(child, Outcome.cancel(child, orphaned(ended.id, ended.status)), now)
 
     # Workers and waiting -----------------------------------------------------------------------
 
@@ -2451,8 +2451,8 @@ class MemoryBroker(Broker):
     def _take_leave(self, worker: str, now: float) -> Notices:
         self._workers.pop(worker, None)
         for job in self._held_by(worker):
-            job = self._jobs[job.id] = dataclasses.replace(job, status=PENDING)
-            self._put_back(job, now, "release", LEFT, None, due=None)
+            job = self._jobs[job.id] = dataclasses.replace(job)
+            self._put_back(job, Outcome.release(job, LEFT), now, "release")
         return Notices()
 
     async def report(self, progress: Mapping[str, Progress]) -> None:
@@ -2493,29 +2493,27 @@ class MemoryBroker(Broker):
             job = Job(result.task_id, result.task, status=result.status, submitted=result.submitted)
             job.attempt, job.started, job.progress = result.attempts, result.started, result.progress
             self._jobs[job.id] = job
-            self._finish(job, result.status, result.finished or 0.0, result.result, result.error, result.traceback)
+            outcome = Outcome(job, job.attempt, result.status, result.result, result.error, result.traceback)
+            self._finish(job, outcome, result.finished or 0.0)
 
     async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
         job = self._jobs.get(task_id)
         if job is None:
             raise unknown_job(task_id)
-        if job.status not in FINISHED:
-            await self._wait_finished(task_id, timeout)
-            job = self._jobs.get(task_id) or job
-            if job.status is BLOCKED:
-                raise unknown_job(task_id)  # it has left for another store
-        return result_from(job)
-
-    async def _wait_finished(self, task_id: str, timeout: float | None) -> None:
-        waiter = asyncio.get_running_loop().create_future()
+        if job.status in FINISHED:
+            return result_from(job)
+        waiter: asyncio.Future[TaskResult[Any] | None] = asyncio.get_running_loop().create_future()
         self._result_waiters.setdefault(task_id, []).append(waiter)
         try:
             async with asyncio.timeout(timeout):
-                await waiter
+                result = await waiter
         except TimeoutError:
             raise timed_out(task_id, timeout) from None
         finally:
             _discard_waiter(self._result_waiters, task_id, waiter)
+        if result is None:
+            raise unknown_job(task_id)  # it has left for another store
+        return result
 
     async def find(
         self, which: JobFilter, *, limit: int = 100, after: int | None = None, oldest_first: bool = False
@@ -2554,11 +2552,16 @@ class MemoryBroker(Broker):
             self._cancelling.add(task_id)
             self._wake_ready("")
         else:
-            self._finish(job, CANCELLED, now, error=BY_HAND)
+            self._finish(job, Outcome.cancel(job, BY_HAND), now)
+            self._weed(self._ready[job.queue])
+            self._weed(self._waiting)
         return True
 
     async def requeue(self, task_ids: Sequence[str], *, now: float, by: str | None = None) -> list[bool]:
-        return [self._requeue_one(self._jobs.get(task_id), now, by) for task_id in task_ids]
+        answers = [self._requeue_one(self._jobs.get(task_id), now, by) for task_id in task_ids]
+        if any(answers):
+            self._finished = collections.deque(job for job in self._finished if job.status in FINISHED)
+        return answers
 
     def _requeue_one(self, job: Job | None, now: float, by: str | None) -> bool:
         if job is None or job.status not in REQUEUABLE:
@@ -2567,7 +2570,6 @@ class MemoryBroker(Broker):
             return False
         if job.unique is not None and self._unique.setdefault(job.unique, job.id) != job.id:
             return False  # an unfinished job has the key now
-        self._finished.remove(job)
         self._archive(job, _ENDING_OF[job.status])
         job.history = noted(job, by, "requeued", now)
         job.failures = job.crashes = 0
@@ -2681,7 +2683,7 @@ def _resolve(waiter: asyncio.Future[Any], result: Any = None) -> None:
         waiter.set_result(result)
 
 
-def _discard_waiter(waiters: dict[str, list[asyncio.Future[None]]], key: str, waiter: asyncio.Future[None]) -> None:
+def _discard_waiter(waiters: dict[str, list[asyncio.Future[Any]]], key: str, waiter: asyncio.Future[Any]) -> None:
     """Take a waiter out of those for `key`; it may be gone already."""
     those = waiters.get(key, [])
     if waiter in those:
