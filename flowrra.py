@@ -5053,12 +5053,16 @@ class Hooks:
 
     async def fire(self, event: Event) -> None:
         """Call the hooks of an event, one after the other."""
+        caller = cast("asyncio.Task[Any]", asyncio.current_task())
+        cancelled = caller.cancelling()
         for hook in self._hooks.get(event.name, ()):
             try:
                 answer = hook(event)
                 if inspect.isawaitable(answer):
                     await answer
-            except Exception:
+            except (Exception, asyncio.CancelledError):
+                if caller.cancelling() > cancelled:
+                    raise  # it is not the hook that was cancelled
                 logger.exception("a hook of the event %r failed", event.name)
 
 
@@ -5082,7 +5086,7 @@ class _Run(JobContext):
         self.line.worker.report(self.job.id, progress)
 
     def lend(self, slots: int) -> None:
-        self.line.lend(slots)
+        self.line.lend(self, slots)
 
     def end(self, why: str) -> None:
         """Have the attempt stopped."""
@@ -5094,7 +5098,7 @@ class _Run(JobContext):
 def judge(job: Job, options: TaskOptions, error: BaseException, now: float) -> Outcome:
     """What an attempt that raised `error` comes to: another one later, or the end."""
     text = describe(error)
-    traceback = (getattr(error, "traceback", None) or format_traceback(error))[-_TRACEBACK_LIMIT:]
+    traceback = (error.traceback if isinstance(error, RemoteError) else format_traceback(error))[-_TRACEBACK_LIMIT:]
     if job.failures >= options.max_retries or not is_retryable(options, error):
         return Outcome.fail(job, text, traceback)
     delay = error.delay if isinstance(error, Retry | RemoteError) else None
@@ -5122,16 +5126,18 @@ class _Attempts:
         task = self._registry.get(job.task)
         if task is None:
             return self._hand_back_unknown(job)
-        options = dataclasses.replace(task.settings, **job.overrides) if job.overrides else task.settings
+        options = task.settings
         if self._hooks.any:
             self._worker.results.emit(Event("start", self._worker.info.id, job))
         try:
+            if job.overrides:
+                options = dataclasses.replace(options, **job.overrides)
             args: Sequence[Any] = job.args
             kwargs = job.kwargs
             if job.payload is not None or job.parents:
                 args, kwargs = await self._arguments(job)
             if self._middleware:
-                result = await self._through_middleware(run, task, options, args, kwargs)
+                result = await self._pass_on(0, functools.partial(self._execute, run, task, options, args, kwargs), job)
             else:
                 result = await self._execute(run, task, options, args, kwargs)
             outcome = Outcome.succeed(job, result, options.result_ttl)
@@ -5158,20 +5164,15 @@ class _Attempts:
         results = {}
         for parent, result in zip(job.parents, await self._broker.get(job.parents), strict=True):
             if result is None:
-                raise TaskNotFoundError(f"the result of its parent {parent} has been purged: raise result_ttl")
+                raise TaskNotFoundError(f"the result of its parent {parent} is gone: raise result_ttl or max_results")
             results[parent] = result.result
         return put_results(args, results), put_results(kwargs, results)
 
-    async def _through_middleware(
-        self, run: _Run, task: Task[..., Any], options: TaskOptions, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
-        async def innermost(job: Job) -> Any:
-            return await self._execute(run, task, options, args, kwargs)
-
-        call: Callable[[Job], Awaitable[Any]] = innermost
-        for middleware in reversed(self._middleware):
-            call = _wrapped(middleware, call)
-        return await call(run.job)
+    def _pass_on(self, first: int, execute: Callable[[], Awaitable[Any]], job: Job) -> Awaitable[Any]:
+        """Call the middleware from number `first` on, and inside of it the task."""
+        if first == len(self._middleware):
+            return execute()
+        return self._middleware[first](job, functools.partial(self._pass_on, first + 1, execute))
 
     def _execute(
         self, run: _Run, task: Task[..., Any], options: TaskOptions, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -5182,8 +5183,12 @@ class _Attempts:
         elif task.is_async:
             call = task.function(*args, **kwargs)
         else:
-            call = self.threads.run(lambda: task.function(*args, **kwargs))
+            call = self._in_thread(lambda: task.function(*args, **kwargs))
         return call if options.timeout is None else _within(options.timeout, call)
+
+    async def _in_thread(self, function: Callable[[], Any]) -> Any:
+        result = await self.threads.run(function)
+        return await result if inspect.iscoroutine(result) else result  # an async function in a plain decorator
 
     def _judge(self, run: _Run, options: TaskOptions, error: BaseException) -> Outcome | None:
         """The outcome of an attempt that did not return; None if it is not ours to tell any more."""
@@ -5209,10 +5214,6 @@ class _Attempts:
         """End the threads and processes."""
         self.threads.close()
         self.processes.close()
-
-
-def _wrapped(middleware: Middleware, call: Callable[[Job], Awaitable[Any]]) -> Callable[[Job], Awaitable[Any]]:
-    return lambda job: middleware(job, call)
 
 
 async def _within(timeout: float, call: Awaitable[Any]) -> Any:
@@ -5391,9 +5392,9 @@ class _Line:
         self.worker = worker
         self.queue = queue
         self.capacity = capacity
-        self.running: dict[str, _Run] = {}
+        self.running: set[_Run] = set()
         self.runners: set[asyncio.Task[None]] = set()
-        self._lent = 0  # slots of jobs that wait for others
+        self._lent: dict[_Run, int] = {}  # the jobs that wait for others: how often at once
         self._backlog: collections.deque[Job] = collections.deque()
         self._asleep: collections.deque[asyncio.Future[None]] = collections.deque()
         self._is_claiming = False
@@ -5402,13 +5403,15 @@ class _Line:
     @property
     def _free(self) -> int:
         """How many more jobs may run."""
-        return self.capacity + self._lent - len(self.running)
+        return self.capacity + len(self._lent) - len(self.running)
 
-    def lend(self, slots: int) -> None:
-        """Lend a slot of a job that waits (1), or take it back (-1)."""
-        self._lent += slots
-        if slots > 0:
-            self.staff(1)
+    def lend(self, run: _Run, slots: int) -> None:
+        """Lend the slot of a job that waits (1), or take it back (-1): one slot, however often it waits at once."""
+        waits = self._lent.pop(run, 0) + slots
+        if waits > 0 and run in self.running:  # else the attempt is over, and only a part of it goes on
+            self._lent[run] = waits
+            if waits == 1:
+                self.staff(1)
 
     def staff(self, count: int) -> None:
         """Get up to `count` more runners to work: sleeping ones, then new ones as far as there are slots."""
@@ -5417,15 +5420,21 @@ class _Line:
             if not waiter.done():
                 waiter.set_result(None)
                 count -= 1
-        while count and len(self.runners) < self.capacity + self._lent:
+        while count and len(self.runners) < self.capacity + len(self._lent):
             runner = self.worker.loop.create_task(self._serve(), context=contextvars.Context())
             self.runners.add(runner)
-            runner.add_done_callback(self.runners.discard)
+            runner.add_done_callback(self._replace)
             count -= 1
+
+    def _replace(self, runner: asyncio.Task[None]) -> None:
+        """A runner has ended: another one takes its place, unless the worker stops."""
+        self.runners.discard(runner)
+        if not (self.worker.is_draining or self.worker.is_torn_down):
+            self.staff(1)
 
     def dismiss(self) -> None:
         """Send the runners without a job home and hand back what has been claimed but not begun."""
-        for runner in self.runners - {run.runner for run in self.running.values()}:
+        for runner in self.runners - {run.runner for run in self.running}:
             runner.cancel()
         while self._backlog:
             job = self._backlog.popleft()
@@ -5443,21 +5452,23 @@ class _Line:
         runner = cast("asyncio.Task[None]", asyncio.current_task())
         while (job := self._backlog.popleft() if self._backlog else await self._next()) is not None:
             run = _Run(job, self, runner)
-            self.running[job.id] = run
+            self.running.add(run)
             _current.set(run)
             before = contextvars.copy_context()
             try:
                 outcome = await make(run)
+            except Exception as error:  # one that cannot even be told: the job must not stay RUNNING
+                text = "".join(tracebacks.format_exception_only(error)).strip()
+                outcome = Outcome.fail(job, text, format_traceback(error))
             finally:
-                self.running.pop(job.id, None)
+                self.running.discard(run)
+                if self._lent:
+                    self._lent.pop(run, None)
             post(run, outcome)
             if worker.is_draining and not worker.is_busy:
                 worker.idle.set()
             if runner.cancelling() or not _is_same_context(before, contextvars.copy_context()):
                 break
-        self.runners.discard(runner)
-        if not worker.is_draining:
-            self.staff(1)
 
     async def _next(self) -> Job | None:
         """The next job for a runner of this line; None if the runner is to go home."""
@@ -5466,7 +5477,7 @@ class _Line:
                 return self._backlog.popleft()
             if not self._is_claiming and self._free > 0:
                 await self._claim()
-            elif len(self.runners) > self.capacity + self._lent:
+            elif len(self.runners) > self.capacity + len(self._lent):
                 return None
             else:
                 waiter = self.worker.loop.create_future()
@@ -5480,7 +5491,9 @@ class _Line:
         self._is_claiming = True
         try:
             await worker.may_claim.wait()
-            limit, now = max(1, self._free), worker.clock.time()
+            if (limit := self._free) < 1:
+                return  # a slot that was lent has been taken back meanwhile
+            now = worker.clock.time()
             jobs = await worker.broker.claim(self.queue, limit=limit, worker=worker.info.id, now=now)
             self._failures = 0
             if jobs:
@@ -5540,6 +5553,7 @@ class Worker:
         self.info = WorkerInfo(f"{host}-{os.getpid()}-{os.urandom(4).hex()}", host, os.getpid())
         self.attempts = _Attempts(self, middleware)
         self.results = _Results(self, backend)
+        self._backend = backend
         self.tally = _Tally()
         # A suspect runs alone: it shuts this from its claim, or from when it is seen to wait, until nothing
         # runs here and all is written.
@@ -5602,6 +5616,8 @@ class Worker:
 
     async def stop(self, drain: float) -> None:
         """Stop claiming, let what runs finish for up to `drain` seconds, release the rest, take leave."""
+        if asyncio.current_task() in self._owned():
+            raise FlowrraError("a job or a hook cannot await app.stop(), which waits for it: use asyncio.create_task()")
         self.is_draining = True
         for line in self._lines.values():
             line.dismiss()
@@ -5634,9 +5650,13 @@ class Worker:
                     await self.idle.wait()
         return not self.is_busy
 
+    def _owned(self) -> set[asyncio.Task[None]]:
+        """The tasks that this worker runs."""
+        return set(self._residents).union(*(line.runners for line in self._lines.values()))
+
     async def _leave(self) -> None:
         self._keeper.stop()
-        owned = [*self._residents, *(runner for line in self._lines.values() for runner in line.runners)]
+        owned = self._owned()
         for task in owned:
             task.cancel()
         await asyncio.wait(owned, timeout=1.0)
@@ -5663,9 +5683,10 @@ class Worker:
         """Beat again and again through `broker`, on whichever loop this runs."""
         while True:
             await broker.wait_ready((), self.config.heartbeat)
+            runs = self.runs()
             notices = await self.beat(broker, self.config.lease)
             if notices.cancelled or notices.lapsed or notices.suspects or notices.lost_workers:
-                _call_soon(self.loop, self.heed, notices)
+                _call_soon(self.loop, self.heed, notices, runs)
 
     def reside(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run a loop beside the others until the worker leaves."""
@@ -5704,18 +5725,18 @@ class Worker:
 
     def runs(self) -> list[_Run]:
         """The attempts that are under way here; from any thread."""
-        return [run for line in list(self._lines.values()) for run in list(line.running.values())]
+        return [run for line in list(self._lines.values()) for run in list(line.running)]
 
-    def heed(self, notices: Notices) -> None:
-        """Act on what a heartbeat brought. On the loop's thread."""
+    def heed(self, notices: Notices, earlier: Collection[_Run] = ()) -> None:
+        """Act on what a heartbeat brought; `earlier` are the runs from before it. On the loop's thread."""
         runs = self.runs()
         for run in runs:
             if run.job.id in notices.cancelled:
                 run.end("cancel")
+            elif notices.lapsed and run in earlier:  # the others are under the lease that it gave
+                run.end("lapsed")
         if notices.lapsed:
             logger.error("worker %s lost its lease: what it was running is dropped and runs again", self.info.id)
-            for run in runs:
-                run.end("lapsed")
         if notices.suspects and runs:
             self.may_claim.clear()
         for worker in notices.lost_workers:
@@ -5727,19 +5748,21 @@ class Worker:
     def report(self, task_id: str, progress: Progress) -> None:
         """Note progress; from any thread."""
         self._progress[task_id] = progress
-        _call_soon(self.loop, self._has_progress.set)
+        if not self._has_progress.is_set():
+            _call_soon(self.loop, self._has_progress.set)
 
     async def _write_progress(self) -> None:
         while True:
             await self._has_progress.wait()
-            self._has_progress.clear()
-            reported, self._progress = self._progress, {}
+            self._has_progress.clear()  # before the look, so that what comes after it is announced again
+            reported = dict(self._progress.popitem() for _ in range(len(self._progress)))
             await self.broker.report(reported)
             await asyncio.sleep(_REPORT_EVERY)
 
     async def _purge(self) -> None:
+        stores = [store for store in (self.broker, self._backend) if isinstance(store, Broker)]
         while True:
-            count = await self.broker.purge(self.clock.time(), _PURGE_LIMIT)
+            count = max([await store.purge(self.clock.time(), _PURGE_LIMIT) for store in stores])
             await asyncio.sleep(_PURGE_EVERY if count < _PURGE_LIMIT else 0.01)
 
 
