@@ -2302,15 +2302,11 @@ class MemoryBroker(Broker):
         held = self._held_by(worker)
         if any(job.crashes for job in held):
             return []
-        pending = {entry: job for entry in sorted(heap) if (job := self._pending(entry)) is not None}
+        pending = {e: job for e in sorted(heap) if (job := self._jobs.get(e[2])) and job.status is PENDING}
         suspects = sorted((e for e, job in pending.items() if job.crashes), key=lambda e: (pending[e].crashes, e))
         chosen = suspects[:1] if suspects and not held else [e for e in pending if e not in suspects][:limit]
         heap[:] = [entry for entry in pending if entry not in chosen]
         return self._take(chosen, limit, worker, now)
-
-    def _pending(self, entry: tuple[int, int, str]) -> Job | None:
-        job = self._jobs.get(entry[2])
-        return job if job is not None and job.status is PENDING else None
 
     def _weed(self, heap: list[tuple[Any, int, str]]) -> None:
         """Drop the entries of jobs that have ended, if most are such. A claim looks at the top of a heap only."""
@@ -2431,7 +2427,11 @@ class MemoryBroker(Broker):
 
     async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
         if lease <= 0:
-            return self._take_leave(worker.id, now)
+            self._workers.pop(worker.id, None)
+            for job in self._held_by(worker.id):
+                job = self._jobs[job.id] = dataclasses.replace(job)
+                self._put_back(job, Outcome.release(job, LEFT), now, "release")
+            return Notices()
         lost = self._rescue_lapsed(now, but=worker.id)
         lapsed = worker.id not in self._workers and worker.seen > 0
         worker.seen = now
@@ -2447,13 +2447,6 @@ class MemoryBroker(Broker):
             suspects=any(job.status is PENDING and job.queue in worker.queues for job in suspects),
             lost_workers=lost,
         )
-
-    def _take_leave(self, worker: str, now: float) -> Notices:
-        self._workers.pop(worker, None)
-        for job in self._held_by(worker):
-            job = self._jobs[job.id] = dataclasses.replace(job)
-            self._put_back(job, Outcome.release(job, LEFT), now, "release")
-        return Notices()
 
     async def report(self, progress: Mapping[str, Progress]) -> None:
         for task_id, reported in progress.items():
@@ -5210,11 +5203,6 @@ class _Attempts:
             return Outcome.cancel(run.job, BY_HAND)
         return Outcome.release(run.job, "the worker stopped") if run.ending == "release" else None
 
-    def close(self) -> None:
-        """End the threads and processes."""
-        self.threads.close()
-        self.processes.close()
-
 
 async def _within(timeout: float, call: Awaitable[Any]) -> Any:
     limit = asyncio.timeout(timeout)
@@ -5442,11 +5430,7 @@ class _Line:
             self.worker.results.post(run, Outcome.release(job, "the worker stopped before it began"))
 
     async def _serve(self) -> None:
-        """A resident runner: one job after the other, without a task for each.
-
-        A job that leaves a context variable changed, or a cancellation pending, takes its runner with it,
-        so that nothing leaks into the next job.
-        """
+        """Run one job after the other. One that leaves a context variable or a cancellation behind ends its runner."""
         worker = self.worker
         make, post = worker.attempts.make, worker.results.post
         runner = cast("asyncio.Task[None]", asyncio.current_task())
@@ -5493,8 +5477,7 @@ class _Line:
             await worker.may_claim.wait()
             if (limit := self._free) < 1:
                 return  # a slot that was lent has been taken back meanwhile
-            now = worker.clock.time()
-            jobs = await worker.broker.claim(self.queue, limit=limit, worker=worker.info.id, now=now)
+            jobs = await worker.broker.claim(self.queue, limit=limit, worker=worker.info.id, now=worker.clock.time())
             self._failures = 0
             if jobs:
                 if jobs[0].crashes:
@@ -5510,10 +5493,7 @@ class _Line:
             self._is_claiming = False
 
     def _spread(self) -> None:
-        """Share the backlog out, and have somebody claim for what is still free.
-
-        It comes a turn late, so that jobs that never wait need one runner only.
-        """
+        """Share the backlog out, a turn late: jobs that never wait need one runner only. Have the rest claimed for."""
         may_claim = not self._is_claiming and self._free > len(self._backlog)
         self.staff(len(self._backlog) + may_claim)
 
@@ -5660,7 +5640,8 @@ class Worker:
         for task in owned:
             task.cancel()
         await asyncio.wait(owned, timeout=1.0)
-        self.attempts.close()
+        self.attempts.threads.close()
+        self.attempts.processes.close()
         await asyncio.to_thread(self._keeper.join, 5.0)  # a beat after the leave would register the worker again
         try:
             await asyncio.wait_for(self.beat(self.broker, lease=0), 5.0)

@@ -82,9 +82,11 @@ async def test_requeued_jobs_are_finished_no_more(clock: ManualClock) -> None:
 async def test_jobs_that_ended_while_they_waited_leave_nothing_behind(clock: ManualClock) -> None:
     """Entries of cancelled jobs stay on a heap until they come to its top, which may be never: nobody claims here."""
     broker = MemoryBroker(retention=BackendConfig(max_results=10), clock=clock)
-    waits = {"due": 1e9}, {"expires": 1e9}, {}
     for number in range(3_000):
-        job = Job(f"j{number}", "task", **{name: clock.time() + s for name, s in waits[number % 3].items()})
+        later = clock.time() + 1e9
+        job = Job(
+            f"j{number}", "task", due=later if number % 3 == 0 else None, expires=later if number % 3 == 1 else None
+        )
         await broker.push([job], now=clock.time())
         await broker.cancel(job.id, now=clock.time())
     kept = [*broker._ready["default"], *broker._waiting, *broker._expiring]

@@ -362,14 +362,14 @@ async def test_progress_in_a_tight_loop_does_not_flood_the_event_loop() -> None:
             wake_ups += 1
             return original(*args, **options)
 
-        loop.call_soon_threadsafe = counted  # type: ignore[method-assign]
+        loop.call_soon_threadsafe = counted  # type: ignore[method-assign, assignment]
         task_id = await app.submit(work)
         await eventually(done.is_set)
         counted_until_then = wake_ups
         await eventually(lambda: bool(reports) and reports[-1].get(task_id) == Progress(9_999))
         go.set()
         await app.wait_for_result(task_id, timeout=20.0)
-        del loop.call_soon_threadsafe  # type: ignore[method-assign]
+        del loop.call_soon_threadsafe
     assert counted_until_then < 5_000
     assert 1 <= len(reports) <= 40
 
