@@ -2163,13 +2163,13 @@ class MemoryBroker(Broker):
         self._given = 0  # jobs given out since the loop had its turn
         self._suspects: set[str] = set()  # unfinished jobs that were running in a crash
         self._cancelling: set[str] = set()  # running jobs that someone wants to end
-        self._result_waiters: dict[str, list[asyncio.Future[None]]] = {}
-        self._ready_waiters: dict[str, list[asyncio.Future[None]]] = {}  # by queue; "": those who wait for news
-        self._room_waiters: collections.deque[asyncio.Future[None]] = collections.deque()
+        self._result_waiters: dict[str, list[asyncio.Future[Any]]] = {}
+        self._ready_waiters: dict[str, list[asyncio.Future[Any]]] = {}  # by queue; "": those who wait for news
+        self._room_waiters: dict[str, list[asyncio.Future[Any]]] = {}  # by queue
 
     async def close(self) -> None:
-        waiters = itertools.chain(*self._ready_waiters.values(), *self._result_waiters.values(), self._room_waiters)
-        for waiter in waiters:
+        waiters = self._ready_waiters, self._result_waiters, self._room_waiters
+        for waiter in [waiter for by_key in waiters for those in by_key.values() for waiter in those]:
             if not waiter.done():
                 waiter.set_exception(BrokerError("the broker was closed while this call was waiting"))
 
@@ -2196,12 +2196,17 @@ class MemoryBroker(Broker):
                     "raise the limit, or configure when_full='wait'"
                 )
             waiter = asyncio.get_running_loop().create_future()
-            self._room_waiters.append(waiter)
-            await waiter
+            self._room_waiters.setdefault(queue, []).append(waiter)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                _discard_waiter(self._room_waiters, queue, waiter)
+                raise
 
     def _full_queue(self, jobs: Sequence[Job], size: int) -> str | None:
         """A queue that has no room for these jobs; more jobs than a queue ever holds fit into an empty one."""
-        for queue, more in collections.Counter(job.queue for job in jobs).items():
+        new = (job.queue for job in jobs if job.id not in self._jobs and job.unique not in self._unique)
+        for queue, more in collections.Counter(new).items():
             if self._depth[queue] and self._depth[queue] + more > size:
                 return queue
         return None
@@ -2218,6 +2223,7 @@ class MemoryBroker(Broker):
         self._jobs[job.id] = job
         if job.expires is not None:
             heapq.heappush(self._expiring, (job.expires, job.seq, job.id))
+            self._weed(self._expiring)
         if job.parents:
             self._await_parents(job, now)
         else:
@@ -2232,7 +2238,7 @@ class MemoryBroker(Broker):
             if parent.status not in FINISHED:
                 self._children.setdefault(parent.id, []).append(job.id)
             elif parent.status is not SUCCESS:
-                self._finish(job, CANCELLED, now, error=orphaned(parent.id, parent.status))
+                self._finish(job, Outcome.cancel(job, orphaned(parent.id, parent.status)), now)
                 return
         self._unblock(job, now)
 
@@ -2297,20 +2303,22 @@ class MemoryBroker(Broker):
         held = self._held_by(worker)
         if any(job.crashes for job in held):
             return []
-        pending = {entry: job for entry in sorted(heap) if (job := self._pending(entry)) is not None}
+        pending = {e: job for e in sorted(heap) if (job := self._jobs.get(e[2])) and job.status is PENDING}
         suspects = sorted((e for e, job in pending.items() if job.crashes), key=lambda e: (pending[e].crashes, e))
         chosen = suspects[:1] if suspects and not held else [e for e in pending if e not in suspects][:limit]
         heap[:] = [entry for entry in pending if entry not in chosen]
         return self._take(chosen, limit, worker, now)
 
-    def _pending(self, entry: tuple[int, int, str]) -> Job | None:
-        job = self._jobs.get(entry[2])
-        return job if job is not None and job.status is PENDING else None
+    def _weed(self, heap: list[tuple[Any, int, str]]) -> None:
+        """Drop the entries of jobs that have ended, if most are such. A claim looks at the top of a heap only."""
+        if len(heap) > 2 * len(self._jobs) + 1000:
+            alive = (entry for entry in heap if (job := self._jobs.get(entry[2])) and job.status not in FINISHED)
+            heap[:] = sorted(set(alive))
 
     def _leave_queue(self, queue: str) -> None:
         self._depth[queue] -= 1
-        while self._room_waiters:
-            _resolve(self._room_waiters.popleft())
+        for waiter in self._room_waiters.pop(queue, ()):
+            _resolve(waiter)
 
     def _promote(self, now: float) -> None:
         while self._waiting and self._waiting[0][0] <= now:
@@ -2324,7 +2332,7 @@ class MemoryBroker(Broker):
             expires, _, task_id = heapq.heappop(self._expiring)
             job = self._jobs.get(task_id)
             if job and job.expires == expires and job.attempt == 0 and job.status not in FINISHED:
-                self._finish(job, CANCELLED, now, error=EXPIRED)
+                self._finish(job, Outcome.cancel(job, EXPIRED), now)
 
     def _rescue_lapsed(self, now: float, but: str) -> list[str]:
         clock = self._clock.monotonic()
@@ -2339,9 +2347,9 @@ class MemoryBroker(Broker):
         for job in self._held_by(worker):
             self._suspects.add(job.id)
             job = self._jobs[job.id] = dataclasses.replace(job, crashes=job.crashes + 1)
-            self._put_back(job, now, "crash", WORKER_LOST, None, due=None)
+            self._put_back(job, Outcome.release(job, WORKER_LOST), now, "crash")
             if job.crashes >= MAX_CRASHES and job.status not in FINISHED:
-                self._finish(job, FAILED, now, error=KILLED)
+                self._finish(job, Outcome.fail(job, KILLED), now)
 
     def _held_by(self, worker: str) -> list[Job]:
         return [job for job in self._jobs.values() if job.status is RUNNING and job.worker == worker]
@@ -2358,31 +2366,21 @@ class MemoryBroker(Broker):
         if outcome.status is not SUCCESS:
             job.failures += outcome.ending == "failure"
         if outcome.status in FINISHED:
-            self._finish(job, outcome.status, now, outcome.result, outcome.error, outcome.traceback, outcome.keep)
-            return True
-        job.status = outcome.status
-        self._put_back(job, now, outcome.ending, outcome.error, outcome.traceback, outcome.due)
+            self._finish(job, outcome, now)
+        else:
+            self._put_back(job, outcome, now, outcome.ending)
         return True
 
-    def _finish(
-        self,
-        job: Job,
-        status: TaskStatus,
-        now: float,
-        result: Any = None,
-        error: str | None = None,
-        traceback: str | None = None,
-        keep: float | None = None,
-    ) -> None:
+    def _finish(self, job: Job, outcome: Outcome, now: float) -> None:
         """The one place where a job comes to its end."""
         if self._size is not None and job.status is PENDING:
             self._leave_queue(job.queue)
-        job.status = status
+        job.status = outcome.status
         job.finished = now
-        job.result = result
-        job.error = error
-        job.traceback = traceback
-        job.purge_at = now + (keep if keep is not None else self.retention.ttl(status))
+        job.result = outcome.result
+        job.error = outcome.error
+        job.traceback = outcome.traceback
+        job.purge_at = now + (self.retention.ttl(outcome.status) if outcome.keep is None else outcome.keep)
         self._finished.append(job)
         if len(self._finished) > self.retention.max_results:
             del self._jobs[self._finished.popleft().id]
@@ -2394,20 +2392,18 @@ class MemoryBroker(Broker):
             self._cancelling.discard(job.id)
         if job.id in self._result_waiters:
             for waiter in self._result_waiters.pop(job.id):
-                _resolve(waiter)
+                _resolve(waiter, result_from(job))  # as it is now: it may be requeued before they look
         if self._children:
             self._tell_children(job, now)
 
-    def _put_back(
-        self, job: Job, now: float, ending: str, error: str | None, traceback: str | None, due: float | None
-    ) -> None:
+    def _put_back(self, job: Job, outcome: Outcome, now: float, ending: str) -> None:
         """Let a job that ran wait again, with the attempt in its history."""
-        job.error, job.traceback, job.finished = error, traceback, now
+        job.error, job.traceback, job.finished = outcome.error, outcome.traceback, now
         self._archive(job, ending)
-        job.due = due
+        job.status, job.due = outcome.status, outcome.due
         self._make_ready(job, now)
         if job.cancel_requested:
-            self._finish(job, CANCELLED, now, error=BY_HAND)
+            self._finish(job, Outcome.cancel(job, BY_HAND), now)
 
     def _archive(self, job: Job, ending: str) -> None:
         """Move the latest attempt into the history."""
@@ -2426,13 +2422,17 @@ class MemoryBroker(Broker):
                 self._unblock(child, now)
             else:
                 told += [(child, grandchild) for grandchild in self._children.pop(task_id, ())]
-                self._finish(child, CANCELLED, now, error=orphaned(ended.id, ended.status))
+                self._finish(child, Outcome.cancel(child, orphaned(ended.id, ended.status)), now)
 
     # Workers and waiting -----------------------------------------------------------------------
 
     async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
         if lease <= 0:
-            return self._take_leave(worker.id, now)
+            self._workers.pop(worker.id, None)
+            for job in self._held_by(worker.id):
+                job = self._jobs[job.id] = dataclasses.replace(job)
+                self._put_back(job, Outcome.release(job, LEFT), now, "release")
+            return Notices()
         lost = self._rescue_lapsed(now, but=worker.id)
         lapsed = worker.id not in self._workers and worker.seen > 0
         worker.seen = now
@@ -2448,13 +2448,6 @@ class MemoryBroker(Broker):
             suspects=any(job.status is PENDING and job.queue in worker.queues for job in suspects),
             lost_workers=lost,
         )
-
-    def _take_leave(self, worker: str, now: float) -> Notices:
-        self._workers.pop(worker, None)
-        for job in self._held_by(worker):
-            job = self._jobs[job.id] = dataclasses.replace(job, status=PENDING)
-            self._put_back(job, now, "release", LEFT, None, due=None)
-        return Notices()
 
     async def report(self, progress: Mapping[str, Progress]) -> None:
         for task_id, reported in progress.items():
@@ -2494,29 +2487,27 @@ class MemoryBroker(Broker):
             job = Job(result.task_id, result.task, status=result.status, submitted=result.submitted)
             job.attempt, job.started, job.progress = result.attempts, result.started, result.progress
             self._jobs[job.id] = job
-            self._finish(job, result.status, result.finished or 0.0, result.result, result.error, result.traceback)
+            outcome = Outcome(job, job.attempt, result.status, result.result, result.error, result.traceback)
+            self._finish(job, outcome, result.finished or 0.0)
 
     async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
         job = self._jobs.get(task_id)
         if job is None:
             raise unknown_job(task_id)
-        if job.status not in FINISHED:
-            await self._wait_finished(task_id, timeout)
-            job = self._jobs.get(task_id) or job
-            if job.status is BLOCKED:
-                raise unknown_job(task_id)  # it has left for another store
-        return result_from(job)
-
-    async def _wait_finished(self, task_id: str, timeout: float | None) -> None:
-        waiter = asyncio.get_running_loop().create_future()
+        if job.status in FINISHED:
+            return result_from(job)
+        waiter: asyncio.Future[TaskResult[Any] | None] = asyncio.get_running_loop().create_future()
         self._result_waiters.setdefault(task_id, []).append(waiter)
         try:
             async with asyncio.timeout(timeout):
-                await waiter
+                result = await waiter
         except TimeoutError:
             raise timed_out(task_id, timeout) from None
         finally:
             _discard_waiter(self._result_waiters, task_id, waiter)
+        if result is None:
+            raise unknown_job(task_id)  # it has left for another store
+        return result
 
     async def find(
         self, which: JobFilter, *, limit: int = 100, after: int | None = None, oldest_first: bool = False
@@ -2555,11 +2546,16 @@ class MemoryBroker(Broker):
             self._cancelling.add(task_id)
             self._wake_ready("")
         else:
-            self._finish(job, CANCELLED, now, error=BY_HAND)
+            self._finish(job, Outcome.cancel(job, BY_HAND), now)
+            self._weed(self._ready[job.queue])
+            self._weed(self._waiting)
         return True
 
     async def requeue(self, task_ids: Sequence[str], *, now: float, by: str | None = None) -> list[bool]:
-        return [self._requeue_one(self._jobs.get(task_id), now, by) for task_id in task_ids]
+        answers = [self._requeue_one(self._jobs.get(task_id), now, by) for task_id in task_ids]
+        if any(answers):
+            self._finished = collections.deque(job for job in self._finished if job.status in FINISHED)
+        return answers
 
     def _requeue_one(self, job: Job | None, now: float, by: str | None) -> bool:
         if job is None or job.status not in REQUEUABLE:
@@ -2568,7 +2564,6 @@ class MemoryBroker(Broker):
             return False
         if job.unique is not None and self._unique.setdefault(job.unique, job.id) != job.id:
             return False  # an unfinished job has the key now
-        self._finished.remove(job)
         self._archive(job, _ENDING_OF[job.status])
         job.history = noted(job, by, "requeued", now)
         job.failures = job.crashes = 0
@@ -2682,7 +2677,7 @@ def _resolve(waiter: asyncio.Future[Any], result: Any = None) -> None:
         waiter.set_result(result)
 
 
-def _discard_waiter(waiters: dict[str, list[asyncio.Future[None]]], key: str, waiter: asyncio.Future[None]) -> None:
+def _discard_waiter(waiters: dict[str, list[asyncio.Future[Any]]], key: str, waiter: asyncio.Future[Any]) -> None:
     """Take a waiter out of those for `key`; it may be gone already."""
     those = waiters.get(key, [])
     if waiter in those:
@@ -5097,12 +5092,16 @@ class Hooks:
 
     async def fire(self, event: Event) -> None:
         """Call the hooks of an event, one after the other."""
+        caller = cast("asyncio.Task[Any]", asyncio.current_task())
+        cancelled = caller.cancelling()
         for hook in self._hooks.get(event.name, ()):
             try:
                 answer = hook(event)
                 if inspect.isawaitable(answer):
                     await answer
-            except Exception:
+            except (Exception, asyncio.CancelledError):
+                if caller.cancelling() > cancelled:
+                    raise  # it is not the hook that was cancelled
                 logger.exception("a hook of the event %r failed", event.name)
 
 
@@ -5126,7 +5125,7 @@ class _Run(JobContext):
         self.line.worker.report(self.job.id, progress)
 
     def lend(self, slots: int) -> None:
-        self.line.lend(slots)
+        self.line.lend(self, slots)
 
     def end(self, why: str) -> None:
         """Have the attempt stopped."""
@@ -5138,7 +5137,7 @@ class _Run(JobContext):
 def judge(job: Job, options: TaskOptions, error: BaseException, now: float) -> Outcome:
     """What an attempt that raised `error` comes to: another one later, or the end."""
     text = describe(error)
-    traceback = (getattr(error, "traceback", None) or format_traceback(error))[-_TRACEBACK_LIMIT:]
+    traceback = (error.traceback if isinstance(error, RemoteError) else format_traceback(error))[-_TRACEBACK_LIMIT:]
     if job.failures >= options.max_retries or not is_retryable(options, error):
         return Outcome.fail(job, text, traceback)
     delay = error.delay if isinstance(error, Retry | RemoteError) else None
@@ -5166,16 +5165,18 @@ class _Attempts:
         task = self._registry.get(job.task)
         if task is None:
             return self._hand_back_unknown(job)
-        options = dataclasses.replace(task.settings, **job.overrides) if job.overrides else task.settings
+        options = task.settings
         if self._hooks.any:
             self._worker.results.emit(Event("start", self._worker.info.id, job))
         try:
+            if job.overrides:
+                options = dataclasses.replace(options, **job.overrides)
             args: Sequence[Any] = job.args
             kwargs = job.kwargs
             if job.payload is not None or job.parents:
                 args, kwargs = await self._arguments(job)
             if self._middleware:
-                result = await self._through_middleware(run, task, options, args, kwargs)
+                result = await self._pass_on(0, functools.partial(self._execute, run, task, options, args, kwargs), job)
             else:
                 result = await self._execute(run, task, options, args, kwargs)
             outcome = Outcome.succeed(job, result, options.result_ttl)
@@ -5202,20 +5203,15 @@ class _Attempts:
         results = {}
         for parent, result in zip(job.parents, await self._broker.get(job.parents), strict=True):
             if result is None:
-                raise TaskNotFoundError(f"the result of its parent {parent} has been purged: raise result_ttl")
+                raise TaskNotFoundError(f"the result of its parent {parent} is gone: raise result_ttl or max_results")
             results[parent] = result.result
         return put_results(args, results), put_results(kwargs, results)
 
-    async def _through_middleware(
-        self, run: _Run, task: Task[..., Any], options: TaskOptions, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
-        async def innermost(job: Job) -> Any:
-            return await self._execute(run, task, options, args, kwargs)
-
-        call: Callable[[Job], Awaitable[Any]] = innermost
-        for middleware in reversed(self._middleware):
-            call = _wrapped(middleware, call)
-        return await call(run.job)
+    def _pass_on(self, first: int, execute: Callable[[], Awaitable[Any]], job: Job) -> Awaitable[Any]:
+        """Call the middleware from number `first` on, and inside of it the task."""
+        if first == len(self._middleware):
+            return execute()
+        return self._middleware[first](job, functools.partial(self._pass_on, first + 1, execute))
 
     def _execute(
         self, run: _Run, task: Task[..., Any], options: TaskOptions, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -5226,8 +5222,12 @@ class _Attempts:
         elif task.is_async:
             call = task.function(*args, **kwargs)
         else:
-            call = self.threads.run(lambda: task.function(*args, **kwargs))
+            call = self._in_thread(lambda: task.function(*args, **kwargs))
         return call if options.timeout is None else _within(options.timeout, call)
+
+    async def _in_thread(self, function: Callable[[], Any]) -> Any:
+        result = await self.threads.run(function)
+        return await result if inspect.iscoroutine(result) else result  # an async function in a plain decorator
 
     def _judge(self, run: _Run, options: TaskOptions, error: BaseException) -> Outcome | None:
         """The outcome of an attempt that did not return; None if it is not ours to tell any more."""
@@ -5248,15 +5248,6 @@ class _Attempts:
         if run.ending == "cancel":
             return Outcome.cancel(run.job, BY_HAND)
         return Outcome.release(run.job, "the worker stopped") if run.ending == "release" else None
-
-    def close(self) -> None:
-        """End the threads and processes."""
-        self.threads.close()
-        self.processes.close()
-
-
-def _wrapped(middleware: Middleware, call: Callable[[Job], Awaitable[Any]]) -> Callable[[Job], Awaitable[Any]]:
-    return lambda job: middleware(job, call)
 
 
 async def _within(timeout: float, call: Awaitable[Any]) -> Any:
@@ -5435,9 +5426,9 @@ class _Line:
         self.worker = worker
         self.queue = queue
         self.capacity = capacity
-        self.running: dict[str, _Run] = {}
+        self.running: set[_Run] = set()
         self.runners: set[asyncio.Task[None]] = set()
-        self._lent = 0  # slots of jobs that wait for others
+        self._lent: dict[_Run, int] = {}  # the jobs that wait for others: how often at once
         self._backlog: collections.deque[Job] = collections.deque()
         self._asleep: collections.deque[asyncio.Future[None]] = collections.deque()
         self._is_claiming = False
@@ -5446,13 +5437,15 @@ class _Line:
     @property
     def _free(self) -> int:
         """How many more jobs may run."""
-        return self.capacity + self._lent - len(self.running)
+        return self.capacity + len(self._lent) - len(self.running)
 
-    def lend(self, slots: int) -> None:
-        """Lend a slot of a job that waits (1), or take it back (-1)."""
-        self._lent += slots
-        if slots > 0:
-            self.staff(1)
+    def lend(self, run: _Run, slots: int) -> None:
+        """Lend the slot of a job that waits (1), or take it back (-1): one slot, however often it waits at once."""
+        waits = self._lent.pop(run, 0) + slots
+        if waits > 0 and run in self.running:  # else the attempt is over, and only a part of it goes on
+            self._lent[run] = waits
+            if waits == 1:
+                self.staff(1)
 
     def staff(self, count: int) -> None:
         """Get up to `count` more runners to work: sleeping ones, then new ones as far as there are slots."""
@@ -5461,15 +5454,21 @@ class _Line:
             if not waiter.done():
                 waiter.set_result(None)
                 count -= 1
-        while count and len(self.runners) < self.capacity + self._lent:
+        while count and len(self.runners) < self.capacity + len(self._lent):
             runner = self.worker.loop.create_task(self._serve(), context=contextvars.Context())
             self.runners.add(runner)
-            runner.add_done_callback(self.runners.discard)
+            runner.add_done_callback(self._replace)
             count -= 1
+
+    def _replace(self, runner: asyncio.Task[None]) -> None:
+        """A runner has ended: another one takes its place, unless the worker stops."""
+        self.runners.discard(runner)
+        if not (self.worker.is_draining or self.worker.is_torn_down):
+            self.staff(1)
 
     def dismiss(self) -> None:
         """Send the runners without a job home and hand back what has been claimed but not begun."""
-        for runner in self.runners - {run.runner for run in self.running.values()}:
+        for runner in self.runners - {run.runner for run in self.running}:
             runner.cancel()
         while self._backlog:
             job = self._backlog.popleft()
@@ -5477,31 +5476,29 @@ class _Line:
             self.worker.results.post(run, Outcome.release(job, "the worker stopped before it began"))
 
     async def _serve(self) -> None:
-        """A resident runner: one job after the other, without a task for each.
-
-        A job that leaves a context variable changed, or a cancellation pending, takes its runner with it,
-        so that nothing leaks into the next job.
-        """
+        """Run one job after the other. One that leaves a context variable or a cancellation behind ends its runner."""
         worker = self.worker
         make, post = worker.attempts.make, worker.results.post
         runner = cast("asyncio.Task[None]", asyncio.current_task())
         while (job := self._backlog.popleft() if self._backlog else await self._next()) is not None:
             run = _Run(job, self, runner)
-            self.running[job.id] = run
+            self.running.add(run)
             _current.set(run)
             before = contextvars.copy_context()
             try:
                 outcome = await make(run)
+            except Exception as error:  # one that cannot even be told: the job must not stay RUNNING
+                text = "".join(tracebacks.format_exception_only(error)).strip()
+                outcome = Outcome.fail(job, text, format_traceback(error))
             finally:
-                self.running.pop(job.id, None)
+                self.running.discard(run)
+                if self._lent:
+                    self._lent.pop(run, None)
             post(run, outcome)
             if worker.is_draining and not worker.is_busy:
                 worker.idle.set()
             if runner.cancelling() or not _is_same_context(before, contextvars.copy_context()):
                 break
-        self.runners.discard(runner)
-        if not worker.is_draining:
-            self.staff(1)
 
     async def _next(self) -> Job | None:
         """The next job for a runner of this line; None if the runner is to go home."""
@@ -5510,7 +5507,7 @@ class _Line:
                 return self._backlog.popleft()
             if not self._is_claiming and self._free > 0:
                 await self._claim()
-            elif len(self.runners) > self.capacity + self._lent:
+            elif len(self.runners) > self.capacity + len(self._lent):
                 return None
             else:
                 waiter = self.worker.loop.create_future()
@@ -5524,8 +5521,9 @@ class _Line:
         self._is_claiming = True
         try:
             await worker.may_claim.wait()
-            limit, now = max(1, self._free), worker.clock.time()
-            jobs = await worker.broker.claim(self.queue, limit=limit, worker=worker.info.id, now=now)
+            if (limit := self._free) < 1:
+                return  # a slot that was lent has been taken back meanwhile
+            jobs = await worker.broker.claim(self.queue, limit=limit, worker=worker.info.id, now=worker.clock.time())
             self._failures = 0
             if jobs:
                 if jobs[0].crashes:
@@ -5541,10 +5539,7 @@ class _Line:
             self._is_claiming = False
 
     def _spread(self) -> None:
-        """Share the backlog out, and have somebody claim for what is still free.
-
-        It comes a turn late, so that jobs that never wait need one runner only.
-        """
+        """Share the backlog out, a turn late: jobs that never wait need one runner only. Have the rest claimed for."""
         may_claim = not self._is_claiming and self._free > len(self._backlog)
         self.staff(len(self._backlog) + may_claim)
 
@@ -5584,6 +5579,7 @@ class Worker:
         self.info = WorkerInfo(f"{host}-{os.getpid()}-{os.urandom(4).hex()}", host, os.getpid())
         self.attempts = _Attempts(self, middleware)
         self.results = _Results(self, backend)
+        self._backend = backend
         self.tally = _Tally()
         # A suspect runs alone: it shuts this from its claim, or from when it is seen to wait, until nothing
         # runs here and all is written.
@@ -5646,6 +5642,8 @@ class Worker:
 
     async def stop(self, drain: float) -> None:
         """Stop claiming, let what runs finish for up to `drain` seconds, release the rest, take leave."""
+        if asyncio.current_task() in self._owned():
+            raise FlowrraError("a job or a hook cannot await app.stop(), which waits for it: use asyncio.create_task()")
         self.is_draining = True
         for line in self._lines.values():
             line.dismiss()
@@ -5678,13 +5676,18 @@ class Worker:
                     await self.idle.wait()
         return not self.is_busy
 
+    def _owned(self) -> set[asyncio.Task[None]]:
+        """The tasks that this worker runs."""
+        return set(self._residents).union(*(line.runners for line in self._lines.values()))
+
     async def _leave(self) -> None:
         self._keeper.stop()
-        owned = [*self._residents, *(runner for line in self._lines.values() for runner in line.runners)]
+        owned = self._owned()
         for task in owned:
             task.cancel()
         await asyncio.wait(owned, timeout=1.0)
-        self.attempts.close()
+        self.attempts.threads.close()
+        self.attempts.processes.close()
         await asyncio.to_thread(self._keeper.join, 5.0)  # a beat after the leave would register the worker again
         try:
             await asyncio.wait_for(self.beat(self.broker, lease=0), 5.0)
@@ -5707,9 +5710,10 @@ class Worker:
         """Beat again and again through `broker`, on whichever loop this runs."""
         while True:
             await broker.wait_ready((), self.config.heartbeat)
+            runs = self.runs()
             notices = await self.beat(broker, self.config.lease)
             if notices.cancelled or notices.lapsed or notices.suspects or notices.lost_workers:
-                _call_soon(self.loop, self.heed, notices)
+                _call_soon(self.loop, self.heed, notices, runs)
 
     def reside(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run a loop beside the others until the worker leaves."""
@@ -5748,18 +5752,18 @@ class Worker:
 
     def runs(self) -> list[_Run]:
         """The attempts that are under way here; from any thread."""
-        return [run for line in list(self._lines.values()) for run in list(line.running.values())]
+        return [run for line in list(self._lines.values()) for run in list(line.running)]
 
-    def heed(self, notices: Notices) -> None:
-        """Act on what a heartbeat brought. On the loop's thread."""
+    def heed(self, notices: Notices, earlier: Collection[_Run] = ()) -> None:
+        """Act on what a heartbeat brought; `earlier` are the runs from before it. On the loop's thread."""
         runs = self.runs()
         for run in runs:
             if run.job.id in notices.cancelled:
                 run.end("cancel")
+            elif notices.lapsed and run in earlier:  # the others are under the lease that it gave
+                run.end("lapsed")
         if notices.lapsed:
             logger.error("worker %s lost its lease: what it was running is dropped and runs again", self.info.id)
-            for run in runs:
-                run.end("lapsed")
         if notices.suspects and runs:
             self.may_claim.clear()
         for worker in notices.lost_workers:
@@ -5771,19 +5775,21 @@ class Worker:
     def report(self, task_id: str, progress: Progress) -> None:
         """Note progress; from any thread."""
         self._progress[task_id] = progress
-        _call_soon(self.loop, self._has_progress.set)
+        if not self._has_progress.is_set():
+            _call_soon(self.loop, self._has_progress.set)
 
     async def _write_progress(self) -> None:
         while True:
             await self._has_progress.wait()
-            self._has_progress.clear()
-            reported, self._progress = self._progress, {}
+            self._has_progress.clear()  # before the look, so that what comes after it is announced again
+            reported = dict(self._progress.popitem() for _ in range(len(self._progress)))
             await self.broker.report(reported)
             await asyncio.sleep(_REPORT_EVERY)
 
     async def _purge(self) -> None:
+        stores = [store for store in (self.broker, self._backend) if isinstance(store, Broker)]
         while True:
-            count = await self.broker.purge(self.clock.time(), _PURGE_LIMIT)
+            count = max([await store.purge(self.clock.time(), _PURGE_LIMIT) for store in stores])
             await asyncio.sleep(_PURGE_EVERY if count < _PURGE_LIMIT else 0.01)
 
 

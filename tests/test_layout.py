@@ -33,7 +33,7 @@ TEST_FILE_LINES = 600
 # Classes that are too large, with the lines and methods they may have: they carry out the whole protocol of a
 # broker. To be split along the comments that part them; none may grow but with the protocol.
 LARGE_CLASSES: Mapping[str, tuple[int, int]] = {
-    "MemoryBroker": (516, 53),
+    "MemoryBroker": (511, 51),
     "SQLiteStore": (451, 50),
     "SQLiteBroker": (400, 45),
 }

@@ -121,7 +121,7 @@ async def test_a_worker_that_hears_of_its_lost_lease_drops_its_jobs(caplog: pyte
         task_id = await app.submit(slow)
         await begun.wait()
         assert app._worker is not None
-        app._worker.heed(Notices(lapsed=True))
+        app._worker.heed(Notices(lapsed=True), app._worker.runs())
         await within(ended.wait())
         assert "lost its lease: what it was running is dropped and runs again" in caplog.text
         assert (await app.get_job(task_id)).status is TaskStatus.RUNNING  # whoever rescues it decides
