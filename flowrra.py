@@ -4381,12 +4381,20 @@ def _explain_sqlite(error: Exception, path: str | None, timeout: float) -> Excep
 # ---------------------------------------------------------------------------
 
 
-class Submitter(Protocol):
-    """What a task needs of its app: to push jobs, ids that no other job has, and the app's wall clock."""
+class Submitter:
+    """What a task needs of its app: a way to hand in jobs."""
 
-    def submit_jobs(self, jobs: Sequence[Job]) -> Awaitable[list[str]]: ...
-    def new_id(self) -> str: ...
-    def now(self) -> float: ...
+    def submit_jobs(self, jobs: Sequence[Job]) -> Awaitable[list[str]]:
+        """Push the jobs; their ids."""
+        raise NotImplementedError
+
+    def new_id(self) -> str:
+        """An id that no other job has."""
+        raise NotImplementedError
+
+    def now(self) -> float:
+        """The app's wall clock."""
+        raise NotImplementedError
 
 
 class Task(Generic[P, R]):

@@ -111,7 +111,7 @@ def test_parents_are_found_in_containers_that_hold_one_another() -> None:
     for _ in range(60):
         ring = [ring, ring]
     ring.append(ring)
-    assert parents_in([ring], {"k": result_of("b")}) in (("a", "b"), ("b", "a"))  # type: ignore[arg-type]
+    assert set(parents_in([ring], {"k": result_of("b")})) == {"a", "b"}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [{Frozen(1)}, {Frozen(1): 2}, {(Frozen(1),)}, frozenset([Frozen(1)])])
