@@ -203,9 +203,6 @@ class Retry(FlowrraError):  # noqa: N818 (raised as a request, read as a sentenc
         self.delay = None if delay is None else _seconds("delay", delay)
 
 
-_MAX_SECONDS = 1e11  # some 3,000 years: so far ahead there are still dates
-
-
 def _seconds(name: str, value: object, *, least: float = 0.0) -> float:
     """`value` as a number of seconds, at least `least`; a timedelta will do."""
     if isinstance(value, dt.timedelta):
@@ -213,8 +210,6 @@ def _seconds(name: str, value: object, *, least: float = 0.0) -> float:
     seconds = _finite(name, value, "a finite number of seconds")
     if seconds < least:
         raise ConfigError(f"{name} must be at least {least:g} s, not {value!r}")
-    if seconds > _MAX_SECONDS:
-        raise ConfigError(f"{name} must be at most {_MAX_SECONDS:g} s, not {value!r}")
     return float(seconds)
 
 
