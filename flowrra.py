@@ -111,6 +111,7 @@ from typing import (
     Protocol,
     Self,
     TypedDict,
+    TypeGuard,
     TypeVar,
     Unpack,
     cast,
@@ -204,14 +205,21 @@ class Retry(FlowrraError):  # noqa: N818 (raised as a request, read as a sentenc
 
 
 def _seconds(name: str, value: object, *, least: float = 0.0) -> float:
-    """`value` as a finite number of seconds, at least `least`; a timedelta will do."""
+    """`value` as a number of seconds, at least `least`; a timedelta will do."""
     if isinstance(value, dt.timedelta):
         value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"{name} must be a finite number of seconds, not {value!r}")
-    if value < least:
+    seconds = _finite(name, value, "a finite number of seconds")
+    if seconds < least:
         raise ConfigError(f"{name} must be at least {least:g} s, not {value!r}")
-    return float(value)
+    return float(seconds)
+
+
+def _finite(name: str, value: object, wanted: str = "a finite number") -> float:
+    """`value` as it is, if it is a number that a float can hold (a bool is none)."""
+    # Compared, since math.isfinite() raises an OverflowError for a huge int.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        raise ConfigError(f"{name} must be {wanted}, not {value!r}")
+    return value
 
 
 def _whole(name: str, value: object, *, least: int | None = None) -> int:
@@ -313,8 +321,12 @@ class Progress(NamedTuple):
     note: str | None = None
 
 
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+
 def _moment(seconds: float | None) -> dt.datetime | None:
-    return None if seconds is None else dt.datetime.fromtimestamp(seconds, dt.UTC)
+    # Added, since fromtimestamp() knows no moments before the epoch on Windows.
+    return None if seconds is None else _EPOCH + dt.timedelta(seconds=seconds)
 
 
 class _Moments:
@@ -328,7 +340,7 @@ class _Moments:
     @property
     def submitted_at(self) -> dt.datetime:
         """When the job was accepted."""
-        return dt.datetime.fromtimestamp(self.submitted, dt.UTC)
+        return _EPOCH + dt.timedelta(seconds=self.submitted)
 
     @property
     def started_at(self) -> dt.datetime | None:
@@ -645,6 +657,26 @@ class Notices:
     lost_workers: Sequence[str] = ()
 
 
+def _is_storable(text: object) -> TypeGuard[str]:
+    """Whether it is a text that every store can hold: without NUL and halves of surrogate pairs."""
+    return isinstance(text, str) and not re.search("[\0\ud800-\udfff]", text)
+
+
+def check_priority(priority: object) -> int:
+    """`priority` as an int that every store can hold."""
+    checked = _whole("priority", priority)
+    if not -(2**63) <= checked < 2**63:
+        raise ConfigError(f"priority must be between {-(2**63)} and {2**63 - 1}, not {priority!r}")
+    return checked
+
+
+def check_queue(name: object) -> str:
+    """`name` as the name of a queue: text without commas, colons and blanks at its ends."""
+    if not _is_storable(name) or not name or name != name.strip() or set(name) & {",", ":"}:
+        raise ConfigError(f"a queue's name is text without ',' and ':', nor blanks at its ends, not {name!r}")
+    return name
+
+
 @dataclass(slots=True, kw_only=True)
 class BrokerConfig:
     """Where jobs wait. `timeout` (s): how long a call may wait for a store that is locked or away.
@@ -659,7 +691,7 @@ class BrokerConfig:
     when_full: str = "raise"
 
     def __post_init__(self) -> None:
-        _seconds("timeout", self.timeout)
+        self.timeout = _seconds("timeout", self.timeout)
         if self.max_queue_size is not None:
             _whole("max_queue_size", self.max_queue_size, least=1)
         if self.when_full not in ("raise", "wait"):
@@ -683,8 +715,8 @@ class BackendConfig:
         return self.result_ttl if status is SUCCESS else self.failed_ttl
 
     def __post_init__(self) -> None:
-        _seconds("result_ttl", self.result_ttl)
-        _seconds("failed_ttl", self.failed_ttl)
+        self.result_ttl = _seconds("result_ttl", self.result_ttl)
+        self.failed_ttl = _seconds("failed_ttl", self.failed_ttl)
         _whole("max_results", self.max_results, least=1)
 
 
@@ -710,11 +742,13 @@ class ExecutorConfig:
         _whole("io_workers", self.io_workers, least=1)
         _whole("cpu_workers", self.cpu_workers, least=1)
         for name, capacity in (self.queues or {}).items():
-            _whole(f"the capacity of queue {name!r}", capacity, least=1)
-        _seconds("drain", self.drain)
-        if _seconds("lease", self.lease) > MAX_LEASE:
+            _whole(f"the capacity of queue {check_queue(name)!r}", capacity, least=1)
+        self.drain = _seconds("drain", self.drain)
+        self.lease = _seconds("lease", self.lease)
+        self.heartbeat = _seconds("heartbeat", self.heartbeat, least=0.01)
+        if self.lease > MAX_LEASE:
             raise ConfigError(f"lease must be at most {MAX_LEASE:g} s, not {self.lease!r}")
-        if _seconds("heartbeat", self.heartbeat, least=0.01) * 2 > self.lease:
+        if self.heartbeat * 2 > self.lease:
             raise ConfigError(f"lease ({self.lease:g} s) must be at least twice heartbeat ({self.heartbeat:g} s)")
 
 
@@ -834,7 +868,8 @@ def decode(text: str) -> Any:
     except SerializationError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
-        shown = text if len(text) <= 80 else text[:77] + "..."
+        shown = str(text)  # a damaged store may have brought something else
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
         raise SerializationError(f"stored text cannot be read ({error}): {shown!r}") from None
 
 
@@ -887,9 +922,19 @@ def _pack_list(value: Iterable[Any], depth: int) -> list[Any]:
 
 def _pack_dict(value: Mapping[Any, Any], depth: int) -> Any:
     if _TAG in value or not all(type(key) is str for key in value):
-        keys = _pack_each(((key, key) for key in value), depth)
+        keys = _hashable(list(_pack_each(((key, key) for key in value), depth)))
         return _tagged("dict", [list(pair) for pair in zip(keys, _pack_each(value.items(), depth), strict=True)])
     return dict(zip(value, _pack_each(value.items(), depth), strict=True))
+
+
+def _hashable(packed: list[Any]) -> list[Any]:
+    """The members of a set or the keys of a dictionary, if they can be that again when they are read."""
+    if not _SCALARS.issuperset(map(type, packed)):
+        try:
+            set(_load(_dump(packed)))
+        except TypeError:
+            raise _Unfit("has a member or key that would come back as a dictionary or list") from None
+    return packed
 
 
 def _tagged(tag: str, value: Any) -> dict[str, Any]:
@@ -900,18 +945,14 @@ def _packer(tag: str, simplify: Callable[[Any], Any]) -> Callable[[Any, int], An
     return lambda value, depth: _tagged(tag, simplify(value))
 
 
-def _collection_packer(tag: str) -> Callable[[Any, int], Any]:
-    return lambda value, depth: _tagged(tag, _pack_list(value, depth))
-
-
 _PACKERS: Mapping[type, Callable[[Any, int], Any]] = {
     **dict.fromkeys(_SCALARS, _pack_plain),
     float: _pack_float,
     list: _pack_list,
     dict: _pack_dict,
-    tuple: _collection_packer("tuple"),
-    set: _collection_packer("set"),
-    frozenset: _collection_packer("frozenset"),
+    tuple: lambda value, depth: _tagged("tuple", _pack_list(value, depth)),
+    set: lambda value, depth: _tagged("set", _hashable(_pack_list(value, depth))),
+    frozenset: lambda value, depth: _tagged("frozenset", _hashable(_pack_list(value, depth))),
     bytes: _packer("bytes", lambda value: binascii.b2a_base64(value, newline=False).decode()),
     dt.datetime: _packer("datetime", dt.datetime.isoformat),
     dt.date: _packer("date", dt.date.isoformat),
@@ -919,7 +960,6 @@ _PACKERS: Mapping[type, Callable[[Any, int], Any]] = {
     dt.timedelta: _packer("timedelta", lambda value: [value.days, value.seconds, value.microseconds]),
     ResultOf: _packer("result_of", lambda value: str(value.task_id)),
 }
-
 
 _KIN: tuple[tuple[type, Callable[[Any], Any]], ...] = (
     (str, str.__str__),
@@ -963,11 +1003,6 @@ def _unpack(found: dict[str, Any]) -> Any:
 _load = json.JSONDecoder(object_hook=_unpack).decode
 
 
-def _unpacker(module: str, kind: str) -> Callable[[Any], Any]:
-    """Makes a value of a type whose module is imported when it is needed."""
-    return lambda text: getattr(importlib.import_module(module), kind)(text)
-
-
 _UNPACKERS: Mapping[str, Callable[[Any], Any]] = {
     "float": float,
     "tuple": tuple,
@@ -979,8 +1014,8 @@ _UNPACKERS: Mapping[str, Callable[[Any], Any]] = {
     "date": dt.date.fromisoformat,
     "time": dt.time.fromisoformat,
     "timedelta": lambda parts: dt.timedelta(*parts),
-    "decimal": _unpacker("decimal", "Decimal"),
-    "uuid": _unpacker("uuid", "UUID"),
+    "decimal": lambda text: importlib.import_module("decimal").Decimal(text),
+    "uuid": lambda text: importlib.import_module("uuid").UUID(text),
     "result_of": ResultOf,
 }
 
@@ -1004,8 +1039,10 @@ def decode_arguments(job: Job) -> tuple[Sequence[Any], Mapping[str, Any]]:
         return job.args, job.kwargs
     if job.payload == NO_ARGUMENTS:
         return (), {}
-    args, kwargs = decode(job.payload)
-    return args, kwargs
+    match decode(job.payload):
+        case [list() as args, dict() as kwargs]:
+            return args, kwargs
+    raise SerializationError(f"stored text is no list and dictionary of arguments: {job.payload[:80]!r}")
 
 
 def encode_value(outcome: Outcome) -> str:
@@ -1024,7 +1061,7 @@ def decode_result(text: str) -> TaskResult[Any]:
     try:
         result = TaskResult[Any](*values)
         result.status = TaskStatus(result.status)
-        result.progress = Progress(*values[-1]) if values[-1] else None
+        result.progress = Progress(*result.progress) if result.progress else None
     except (ValueError, TypeError) as error:
         raise SerializationError(f"stored text is no result ({error}): {text[:80]!r}") from None
     return result
@@ -1076,13 +1113,11 @@ class TaskOptions:
     def __post_init__(self) -> None:
         _whole("max_retries", self.max_retries, least=0)
         check_priority(self.priority)
-        _seconds("retry_delay", self.retry_delay)
-        _seconds("max_delay", self.max_delay)
-        _seconds("backoff", self.backoff)
-        if self.timeout is not None:
-            _seconds("timeout", self.timeout, least=0.001)
-        if self.result_ttl is not None:
-            _seconds("result_ttl", self.result_ttl)
+        if _finite("backoff", self.backoff) < 0:
+            raise ConfigError(f"backoff must be at least 0, not {self.backoff!r}")
+        for name, least in (("retry_delay", 0.0), ("max_delay", 0.0), ("timeout", 0.001), ("result_ttl", 0.0)):
+            if (value := getattr(self, name)) is not None or name in ("retry_delay", "max_delay"):
+                object.__setattr__(self, name, _seconds(name, value, least=least))  # a float, also of a timedelta
         if self.queue is not None:
             check_queue(self.queue)
         for name, kinds in (("retry_on", self.retry_on), ("no_retry_on", self.no_retry_on)):
@@ -1094,21 +1129,6 @@ class TaskOptions:
     def line(self) -> str:
         """The queue that the task's jobs go to."""
         return self.queue or ("cpu" if self.cpu_bound else "default")
-
-
-def check_priority(priority: object) -> int:
-    """`priority` as an int that every store can hold."""
-    checked = _whole("priority", priority)
-    if not -(2**63) <= checked < 2**63:
-        raise ConfigError(f"priority must be between {-(2**63)} and {2**63 - 1}, not {priority!r}")
-    return checked
-
-
-def check_queue(name: object) -> str:
-    """`name` as the name of a queue: text without commas, colons and blanks at its ends."""
-    if not isinstance(name, str) or not name or name != name.strip() or set(name) & {",", ":"}:
-        raise ConfigError(f"a queue's name is text without ',' and ':', nor blanks at its ends, not {name!r}")
-    return name
 
 
 def is_retryable(options: TaskOptions, error: BaseException) -> bool:
@@ -1126,8 +1146,29 @@ def _is_kind(error: BaseException, types: tuple[type[BaseException], ...]) -> bo
 
 
 def kind_name(kind: type) -> str:
-    """A type as module and qualified name."""
-    return f"{kind.__module__}.{kind.__qualname__}"
+    """A type as module and qualified name, the same in the worker and in the processes of its executor."""
+    return f"{_module_of(kind)}.{kind.__qualname__}"
+
+
+MAIN_IN_CHILD = "__flowrra_main__"  # how the program's main script is called in a process of the executor
+
+
+def _module_of(thing: Any) -> str:
+    """The module of a function or a type; what stands in the main script is in it as if it were imported."""
+    module = cast("str", thing.__module__)
+    if module in ("__main__", MAIN_IN_CHILD):
+        module = _name_of_main() or os.path.splitext(os.path.basename(_file_of_main() or module))[0]
+    return module.removesuffix(".__main__")
+
+
+def _name_of_main() -> str | None:
+    """The name to import the main script by; None for a file, a folder or an interactive session."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return None if spec is None or spec.name == "__main__" else cast("str", spec.name)
+
+
+def _file_of_main() -> str:
+    return getattr(sys.modules["__main__"], "__file__", None) or ""
 
 
 def retry_delay(options: TaskOptions, retry: int, draw: Callable[[], float] = random.random) -> float:
@@ -1135,7 +1176,7 @@ def retry_delay(options: TaskOptions, retry: int, draw: Callable[[], float] = ra
     try:
         delay = min(options.max_delay, options.retry_delay * options.backoff ** (retry - 1))
     except OverflowError:
-        delay = options.max_delay
+        delay = options.max_delay if options.retry_delay else 0.0
     return delay * draw() if options.jitter else delay
 
 
@@ -4408,6 +4449,8 @@ class Task(Generic[P, R]):
         self.queue = options.line
         self.priority = options.priority
         self.is_async = inspect.iscoroutinefunction(function)
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigError(f"the task {name!r} is a generator, of which a call runs nothing: return a list instead")
         self.signature = inspect.signature(function)
         self._least, self._most = _positional_range(self.signature)
         self.__doc__ = function.__doc__
@@ -4469,7 +4512,7 @@ class Task(Generic[P, R]):
             "result_ttl": result_ttl,
         }
         overrides = {name: value for name, value in overrides.items() if value is not None}
-        dataclasses.replace(self.settings, **overrides)  # type: ignore[arg-type]  # checks them
+        checked = dataclasses.replace(self.settings, **overrides)  # type: ignore[arg-type]
         return Submission(
             self,
             priority=self.priority if priority is None else check_priority(priority),
@@ -4479,7 +4522,7 @@ class Task(Generic[P, R]):
             expires=expires if expires is None or isinstance(expires, dt.datetime) else _seconds("expires", expires),
             unique=_key("unique", unique),
             task_id=_key("task_id", task_id),
-            overrides=overrides or None,
+            overrides={name: getattr(checked, name) for name in overrides} or None,
         )
 
     def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -4517,38 +4560,43 @@ def _positional_range(signature: inspect.Signature) -> tuple[int, float]:
 
 def parents_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, ...]:
     """The ids of the jobs whose results stand in the arguments."""
-    return tuple(dict.fromkeys(_placeholders([*args, *kwargs.values()], 0)))
-
-
-def _placeholders(values: Iterable[Any], depth: int) -> Iterator[str]:
-    for value in values if depth <= MAX_DEPTH else ():
+    parents: dict[str, None] = {}
+    seen: set[int] = set()  # a container may stand in several places, and in itself
+    values = [*args, *kwargs.values()]
+    for value in values:  # it grows meanwhile
         if isinstance(value, ResultOf):
-            yield str(value.task_id)
-        elif isinstance(value, list | tuple | dict):
-            yield from _placeholders(value.values() if isinstance(value, dict) else value, depth + 1)
+            parents[str(value.task_id)] = None
+        elif isinstance(value, list | tuple | dict) and id(value) not in seen:
+            seen.add(id(value))
+            values += value.values() if isinstance(value, dict) else value
+    return tuple(parents)
 
 
 def put_results(value: Any, results: Mapping[str, Any]) -> Any:
-    """`value` with each placeholder in it replaced by the result it stands for."""
+    """`value` with each placeholder in it replaced by the result it stands for; what holds none stays as it is."""
     if isinstance(value, ResultOf):
         return results[value.task_id]
-    if isinstance(value, list | tuple):
-        return type(value)([put_results(item, results) for item in value])
+    if not (isinstance(value, list | tuple | dict) and parents_in([value], {})):
+        return value
     if isinstance(value, dict):
         return {key: put_results(item, results) for key, item in value.items()}
-    return value
+    placed = [put_results(item, results) for item in value]
+    return placed if isinstance(value, list) else tuple(placed)
 
 
 def _timestamp(name: str, moment: object) -> float:
     if not isinstance(moment, dt.datetime):
         raise ConfigError(f"{name} must be a datetime, not {moment!r}")
-    return moment.timestamp()
+    try:
+        return moment.timestamp()
+    except (ValueError, OverflowError, OSError):  # the last one: on Windows, before the epoch
+        raise ConfigError(f"{name} lies too far from now for this machine's local time: {moment!r}") from None
 
 
 def _key(name: str, key: object) -> str | None:
-    if key is not None and not (isinstance(key, str) and 0 < len(key) <= 255):
-        raise ConfigError(f"{name} must be a text of 1 to 255 characters, not {key!r}")
-    return key
+    if key is None or (_is_storable(key) and 0 < len(key) <= 255):
+        return key
+    raise ConfigError(f"{name} must be a text of 1 to 255 characters, not {key!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -4578,7 +4626,7 @@ class Submission(Generic[P, R]):
         job.priority, job.queue, job.unique, job.overrides = self.priority, self.queue, self.unique, self.overrides
         job.due = self.run_at if self.delay is None else now + self.delay
         if isinstance(self.expires, dt.datetime):
-            job.expires = self.expires.timestamp()
+            job.expires = _timestamp("expires", self.expires)
         elif self.expires is not None:
             job.expires = now + self.expires
         return job
@@ -4607,38 +4655,32 @@ class Registry(dict[str, Task[..., Any]]):
 
 
 def _place(function: Callable[..., Any]) -> str:
-    code = getattr(function, "__code__", None)
+    code = getattr(inspect.unwrap(function), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
 
 
 def _check_importable(task: Task[..., Any]) -> None:
     """A process finds a task by module and name only; what it cannot find so is refused at once."""
-    qualname = getattr(task.function, "__qualname__", "<unknown>")
-    if "<" in qualname:
-        raise ConfigError(
-            f"the CPU-bound task {task.name!r} is {qualname}, which another process cannot import: "
-            "define it with def at the top level of a module"
-        )
+    function = task.function
+    trouble = getattr(function, "__qualname__", "<unknown>")
+    if inspect.ismethod(function) and not isinstance(function.__self__, type):
+        trouble += " of an object"
+    elif function.__module__ == "__main__" and _name_of_main() is None and not os.path.isfile(_file_of_main()):
+        trouble += " of an interactive session"
+    elif "<" not in trouble:
+        return
+    raise ConfigError(
+        f"the CPU-bound task {task.name!r} is {trouble}, which another process cannot import: "
+        "define it with def at the top level of a module"
+    )
 
 
 def task_name(function: Callable[..., Any]) -> str:
     """The default name: module and qualified name. A script's module is called as when it is imported."""
     name = getattr(function, "__qualname__", None)
-    if not callable(function) or name is None:
+    if not callable(function) or name is None or getattr(function, "__module__", None) is None:
         raise ConfigError(f"a task must be a function, not {function!r}")
     return f"{_module_of(function)}.{name}"
-
-
-def _module_of(function: Callable[..., Any]) -> str:
-    if function.__module__ not in ("__main__", MAIN_IN_CHILD):
-        return function.__module__
-    main = sys.modules["__main__"]
-    if getattr(main, "__spec__", None) is not None:
-        return cast("str", main.__spec__.name).removesuffix(".__main__")  # type: ignore[union-attr]
-    return os.path.splitext(os.path.basename(getattr(main, "__file__", "__main__")))[0]
-
-
-MAIN_IN_CHILD = "__flowrra_main__"  # how the program's main script is called in a process of the executor
 
 
 class JobContext:
@@ -4681,7 +4723,9 @@ class JobContext:
 
     def progress(self, done: float, total: float | None = None, note: str | None = None) -> None:
         """Say how far the job is. Cheap: what came last is written twice a second at the most."""
-        self.report(Progress(done, total, note))
+        # Plain values: a store takes no number of numpy or decimal, and no page shows a NaN.
+        total = None if total is None else _finite("total", float(total))
+        self.report(Progress(_finite("done", float(done)), total, None if note is None else str(note)))
 
     def report(self, progress: Progress) -> None:
         """Pass progress on to whoever runs the job."""
@@ -4762,7 +4806,10 @@ class ThreadExecutor:
         self._idle: list[_Lane] = []
 
     async def run(self, function: Callable[[], T]) -> T:
-        """What `function` returns or raises. If cancelled, the thread is left to end; its result is dropped."""
+        """What `function` returns or raises; a coroutine that it returns is awaited here.
+
+        If cancelled, the thread is left to end; its result is dropped.
+        """
         lane = self._idle.pop() if self._idle else _Lane("flowrra-thread")
         context = contextvars.copy_context()
         try:
@@ -4773,7 +4820,7 @@ class ThreadExecutor:
         self._idle.append(lane)
         if error is not None:
             raise error
-        return cast("T", result)
+        return cast("T", await result if inspect.iscoroutine(result) else result)
 
     def close(self) -> None:
         """End the idle threads."""
@@ -4798,11 +4845,7 @@ class CpuCall(NamedTuple):
             payload = encode_arguments(Job(job.id, task.name, tuple(args), kwargs))
         module, file = task.function.__module__, None
         if module == "__main__":
-            main = sys.modules["__main__"]
-            if getattr(main, "__spec__", None) is None:
-                file = getattr(main, "__file__", None)
-            else:
-                module = _module_of(task.function)
+            module, file = _name_of_main() or module, _file_of_main()
         known = ("id", "task", "queue", "attempt", "failures")
         return cls(module, file, task.function.__qualname__, payload, {name: getattr(job, name) for name in known})
 
@@ -4819,12 +4862,16 @@ class _ProcessSlot:
         """The encoded result. Blocks; runs in the lane. A None call only starts the process."""
         if self._killed:
             raise ProcessDiedError("the call was given up before it began")
-        if self._process is None or self._process.poll() is not None:
+        is_new = self._process is None or self._process.poll() is not None
+        if is_new:
+            self._reap()
             self._process = _start_process()
-        process = self._process
+        process = cast("subprocess.Popen[bytes]", self._process)
         if self._killed:  # while it was being started
             process.kill()
         try:
+            if is_new:
+                _write_frame(process.stdin, [str(argument) for argument in sys.argv])
             _write_frame(process.stdin, call)
             while True:
                 kind, *parts = _read_frame(process.stdout)
@@ -4858,19 +4905,21 @@ def _start_process() -> subprocess.Popen[bytes]:
 
     pipe = subprocess.PIPE
     # In a session of its own: a Ctrl-C in the terminal is for the worker, and would break a process that is starting.
-    return subprocess.Popen(python(f"serve_calls({sys.argv!r})"), stdin=pipe, stdout=pipe, start_new_session=True)
+    return subprocess.Popen(python("serve_calls()"), stdin=pipe, stdout=pipe, start_new_session=True)
 
 
 def python(call: str) -> list[str]:
     """A command that runs `call` on this module in another interpreter, which finds modules as this one does."""
-    start = f"import importlib, sys; sys.path[:] = {sys.path!r}; "
+    path = [entry for entry in sys.path if isinstance(entry, str)]  # import passes over others, such as a Path
+    start = f"import importlib, sys; sys.path[:] = {path!r}; "
     return [sys.executable, "-c", f"{start}sys.exit(importlib.import_module({__name__!r}).{call})"]
 
 
 def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
     process.communicate()
     code = process.returncode
-    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
+    names = {number.value: number.name for number in signal.Signals}  # real-time signals have none
+    return f"was ended by {names.get(-code, f'signal {-code}')}" if code < 0 else f"exited with status {code}"
 
 
 def _write_frame(pipe: Any, message: Any) -> None:
@@ -4934,21 +4983,24 @@ class ProcessExecutor:
         self._idle.clear()
 
 
-def serve_calls(argv: list[str]) -> None:
-    """The main function of an executor's process: run calls from stdin until it closes.
+def serve_calls() -> None:
+    """The main function of an executor's process: run calls from stdin until it closes; first comes sys.argv.
 
     A thread reads, so that the process ends with its parent also in the middle of a call. What tasks
     print goes to stderr and what they read is empty, as stdin and stdout carry the calls and answers.
     """
     _in_child.set(True)
-    sys.argv[:] = argv
     for number in (signal.SIGINT, signal.SIGTERM):  # meant for the worker, which ends this process itself
         signal.signal(number, signal.SIG_IGN)
     pipe, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
+    sys.stdout = sys.stderr  # written line by line: what waits in a buffer is lost when the process is killed
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: _let_go(pipe, answers))
     calls: thread_queue.SimpleQueue[list[Any] | None] = thread_queue.SimpleQueue()
     threading.Thread(target=_read_calls, args=(pipe, calls), daemon=True).start()
+    sys.argv[:] = calls.get() or ()
     while True:
         call = calls.get()
         answer = _perform_call(call, answers) if call else ["result", "null"]
@@ -4956,6 +5008,12 @@ def serve_calls(argv: list[str]) -> None:
             _write_frame(answers, answer)
         except OSError:
             os._exit(0)  # the parent is gone
+
+
+def _let_go(*pipes: Any) -> None:
+    """In a process that a task has forked: what still holds the pipes keeps the worker from seeing that it died."""
+    for pipe in pipes:
+        os.dup2(os.open(os.devnull, os.O_RDWR), pipe.fileno())
 
 
 def _read_calls(pipe: Any, calls: thread_queue.SimpleQueue[list[Any] | None]) -> None:
@@ -4971,7 +5029,8 @@ def _perform_call(call: Sequence[Any], answers: Any) -> list[Any]:
         return ["result", _run_call(CpuCall(*call), answers)]
     except BaseException as error:
         kinds = [kind_name(kind) for kind in type(error).__mro__]
-        return ["error", describe(error), kinds, format_traceback(error), getattr(error, "delay", None)]
+        delay = error.delay if isinstance(error, Retry) else None
+        return ["error", describe(error), kinds, format_traceback(error), delay]
 
 
 def _run_call(call: CpuCall, answers: Any) -> str:
@@ -5016,27 +5075,40 @@ def _load_main(file: str) -> Any:
     if MAIN_IN_CHILD not in sys.modules:
         import runpy
 
-        module = types.ModuleType(MAIN_IN_CHILD)
-        module.__file__ = file
+        module = sys.modules["__main__"] = types.ModuleType(MAIN_IN_CHILD)
+        module.__file__ = file  # by it the tasks get the names that they have in the worker
         module.__dict__.update(runpy.run_path(file, run_name=MAIN_IN_CHILD))
-        sys.modules[MAIN_IN_CHILD] = sys.modules["__main__"] = module
+        sys.modules[MAIN_IN_CHILD] = module
     return sys.modules[MAIN_IN_CHILD]
 
 
 def format_traceback(error: BaseException) -> str:
     """The traceback as people want it: from the first frame that is not of this module on."""
+    if isinstance(error, RemoteError):
+        return error.traceback
     frame = error.__traceback__
     while frame is not None and frame.tb_frame.f_code.co_filename == __file__:
         frame = frame.tb_next
-    return "".join(tracebacks.format_exception(type(error), error, frame or error.__traceback__))
+    try:
+        return _written_out("".join(tracebacks.format_exception(type(error), error, frame or error.__traceback__)))
+    except Exception:  # of an exception with odd attributes
+        return f"(no traceback can be made) {describe(error)}"
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line: its type, and what it says."""
+    """An exception in a few words: its type, and what it says."""
+    try:
+        text = _written_out(str(error))
+    except Exception:  # of its own __str__; the words are those of a traceback
+        text = "<exception str() failed>"
     if isinstance(error, RemoteError):
-        return str(error)
-    text = str(error)
+        return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _written_out(text: str) -> str:
+    """`text` with halves of surrogate pairs, as odd file names bring, written out: not every store can hold them."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 # ---------------------------------------------------------------------------
@@ -5137,7 +5209,7 @@ class _Run(JobContext):
 def judge(job: Job, options: TaskOptions, error: BaseException, now: float) -> Outcome:
     """What an attempt that raised `error` comes to: another one later, or the end."""
     text = describe(error)
-    traceback = (error.traceback if isinstance(error, RemoteError) else format_traceback(error))[-_TRACEBACK_LIMIT:]
+    traceback = format_traceback(error)[-_TRACEBACK_LIMIT:]
     if job.failures >= options.max_retries or not is_retryable(options, error):
         return Outcome.fail(job, text, traceback)
     delay = error.delay if isinstance(error, Retry | RemoteError) else None
@@ -5222,12 +5294,8 @@ class _Attempts:
         elif task.is_async:
             call = task.function(*args, **kwargs)
         else:
-            call = self._in_thread(lambda: task.function(*args, **kwargs))
+            call = self.threads.run(lambda: task.function(*args, **kwargs))
         return call if options.timeout is None else _within(options.timeout, call)
-
-    async def _in_thread(self, function: Callable[[], Any]) -> Any:
-        result = await self.threads.run(function)
-        return await result if inspect.iscoroutine(result) else result  # an async function in a plain decorator
 
     def _judge(self, run: _Run, options: TaskOptions, error: BaseException) -> Outcome | None:
         """The outcome of an attempt that did not return; None if it is not ours to tell any more."""

@@ -222,7 +222,7 @@ async def test_a_limit_that_is_none(app: Flowrra, limit: Any) -> None:
         ({"max_retries": -1}, "max_retries must be at least 0, not -1"),
         ({"max_retries": 2.5}, "max_retries must be an int, not 2.5"),
         ({"retry_delay": -0.1}, "retry_delay must be at least 0 s, not -0.1"),
-        ({"backoff": -2}, "backoff must be at least 0 s, not -2"),
+        ({"backoff": -2}, "backoff must be at least 0, not -2"),
         ({"retry_on": "ValueError"}, "retry_on takes exception types, not 'ValueError'"),
         ({"no_retry_on": (ValueError, 3)}, "no_retry_on takes exception types, not 3"),
         ({"timeout": -1}, "timeout must be at least 0.001 s, not -1"),
