@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncpg
 
 from flowrra import BrokerError, ConfigError, FlowrraError, SerializationError
+from flowrra_extras.batching import closed
 from flowrra_extras.postgres.statements import in_schema
 
 if TYPE_CHECKING:
@@ -232,7 +233,7 @@ class Link:
         failure: Exception | None = None
         for pause in itertools.chain((0.0, 0.02, 0.05, 0.1, 0.2), itertools.repeat(0.5)):
             if self._is_closed:
-                raise BrokerError("the broker was closed while this call was waiting")
+                raise closed()
             try:
                 async with asyncio.timeout_at(min(deadline, loop.time() + silence)):
                     return await self._try(work)
