@@ -61,8 +61,14 @@ _NOT_AWAY = (
     asyncpg.QueryCanceledError,
     asyncpg.DiskFullError,
     asyncpg.exceptions.ClientConfigurationError,
-    asyncpg.ProtocolViolationError,  # a pooler that knows no settings of a session
 )
+
+
+def _is_away(error: BaseException) -> bool:
+    """Whether another try, on another connection, may do."""
+    if isinstance(error, asyncpg.ProtocolViolationError):  # what a pooler calls all its troubles: this one stays
+        return "startup parameter" not in str(error)
+    return isinstance(error, _AWAY) and not isinstance(error, _NOT_AWAY)
 
 
 class AwayError(BrokerError):
@@ -219,8 +225,10 @@ class Link:
         self._busy: set[asyncpg.Connection[Any]] = set()
         self._is_closed = False
 
-    async def run(self, work: Callable[[Session], Awaitable[T]], silence: float = SILENCE) -> T:
+    async def run(self, work: Callable[[Session], Awaitable[T]], silence: float | None = SILENCE) -> T:
         """What `work` gives. It may be called again if a connection was lost, or silent for so many seconds.
+
+        None: for as long as it takes.
 
         Cancelling leaves it open whether it was done.
 
@@ -235,14 +243,12 @@ class Link:
             if self._is_closed:
                 raise closed()
             try:
-                async with asyncio.timeout_at(min(deadline, loop.time() + silence)):
+                async with asyncio.timeout_at(None if silence is None else min(deadline, loop.time() + silence)):
                     return await self._try(work)
-            except _NOT_AWAY as error:
-                raise self._explained(error) from error
-            except _AWAY as error:
+            except (asyncpg.PostgresError, *_AWAY) as error:
+                if not _is_away(error):
+                    raise self._explained(error) from error
                 failure = error if str(error) or failure is None else failure
-            except asyncpg.PostgresError as error:
-                raise self._explained(error) from error
             if loop.time() + pause >= deadline:
                 break
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (no secret)
@@ -262,7 +268,7 @@ class Link:
                 result = await work(Session(connection, self._address.schema))
                 usable = True
             except Exception as error:
-                usable = not isinstance(error, _AWAY)
+                usable = not _is_away(error)
                 raise
             finally:
                 self._busy.discard(connection)
@@ -280,6 +286,11 @@ class Link:
             return BrokerError(f"{name} does not accept this user and password: {error}")
         if isinstance(error, asyncpg.DiskFullError):
             return BrokerError(f"{name} has a full disk: nothing of this was written; make room ({error})")
+        if isinstance(error, asyncpg.InsufficientPrivilegeError):
+            return BrokerError(
+                f"{name} does not allow this user that: {error}; the tables of schema {self._address.schema} are made "
+                "and changed by who may create them, and used with SELECT, INSERT, UPDATE and DELETE"
+            )
         if isinstance(error, asyncpg.ProtocolViolationError):
             return BrokerError(
                 f"{name}: {error}; behind a pooler in transaction mode, add statement_cache_size=0 to the URL"
