@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from flowrra import BrokerConfig, BrokerError, Flowrra, Job, JobFilter, Outcome, TaskStatus, WorkerInfo
 from flowrra_extras.postgres import PostgresBroker, connections, groups
+from flowrra_extras.postgres.store import Store
 from tests.postgres_server import Server, clean_schema
 from tests.processes import (
     SHORT_LEASE,
@@ -219,6 +221,25 @@ async def test_a_silent_connection_is_given_up(monkeypatch: pytest.MonkeyPatch) 
         proxy.forget()
         assert await broker.settle([Outcome.succeed(a, 7)], now=0.0) == [True]
         assert (await waiter).result == 7
+
+
+@pytest.mark.parametrize("number", [1, 6_000])
+async def test_a_transaction_on_a_silent_connection_is_given_up(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (connections, groups):
+        monkeypatch.setattr(module, "SILENCE", 0.2)
+    store_push, tries = Store.push, itertools.count()
+
+    async def push_in_silence(store: Store, jobs: Sequence[Job], now: float) -> list[str]:
+        if next(tries) == 0:
+            proxy.forget()
+        return await store_push(store, jobs, now)
+
+    monkeypatch.setattr(Store, "push", push_in_silence)
+    async with through_a_proxy() as (broker, proxy), asyncio.timeout(20):
+        jobs = [Job(f"j{n}", "task", unique=f"j{n}") for n in range(number)]
+        jobs += [Job("child", "task", parents=("j0",))] if number == 1 else []
+        assert await broker.push(jobs, now=0.0) == [job.id for job in jobs]
+        assert next(tries) > 1
 
 
 async def test_who_waits_hears_again_after_a_cut() -> None:

@@ -31,6 +31,7 @@ T = TypeVar("T")
 logger = logging.getLogger("flowrra")
 
 SILENCE = 5.0  # seconds after which a connection that does not answer is given up for a new one
+_AGES = 3600.0  # seconds for an index of a large table
 _LIBPQ = frozenset(
     ("application_name", "database", "dbname", "gsslib", "host", "krbsrvname", "passfile", "password", "port",
      "sslcert", "sslcrl", "sslkey", "sslmode", "sslnegotiation", "sslpassword", "sslrootcert",
@@ -130,7 +131,7 @@ class Address:
         if self.is_pooled:
             try:
                 # asyncpg looks up what arrays are, and turns jit off for that: and on again, in the same transaction.
-                async with connection.transaction():
+                async with Session(connection, self.schema).transaction():
                     await connection.fetch("SELECT $1::bigint[], $2::integer[], $3::float8[]", [], [], [])
             except BaseException:
                 drop(connection)
@@ -153,9 +154,20 @@ class Session:
         """Run several statements without values."""
         await self.connection.execute(in_schema(text, self.schema))
 
-    def transaction(self) -> contextlib.AbstractAsyncContextManager[None]:
-        begun: contextlib.AbstractAsyncContextManager[None] = self.connection.transaction(isolation="read_committed")
-        return begun
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        """A transaction around the body. Cancelling it ends the connection."""
+        transaction = self.connection.transaction(isolation="read_committed")
+        await transaction.start()
+        try:
+            yield
+        except asyncio.CancelledError:
+            drop(self.connection)  # a silent server would not answer a rollback either
+            raise
+        except BaseException:
+            await transaction.rollback()
+            raise
+        await transaction.commit()
 
     async def store(self) -> tuple[int, str | None]:
         """The version of the schema that is found here, and what identifies the store; 0 and None if there is none."""
@@ -228,7 +240,7 @@ class Link:
     async def run(self, work: Callable[[Session], Awaitable[T]], silence: float | None = SILENCE) -> T:
         """What `work` gives. It may be called again if a connection was lost, or silent for so many seconds.
 
-        None: for as long as it takes.
+        None: it may take its time.
 
         Cancelling leaves it open whether it was done.
 
@@ -243,7 +255,8 @@ class Link:
             if self._is_closed:
                 raise closed()
             try:
-                async with asyncio.timeout_at(None if silence is None else min(deadline, loop.time() + silence)):
+                now = loop.time()
+                async with asyncio.timeout_at(now + _AGES if silence is None else min(deadline, now + silence)):
                     return await self._try(work)
             except (asyncpg.PostgresError, *_AWAY) as error:
                 if not _is_away(error):
@@ -372,7 +385,8 @@ class Ear:
                 self._call.clear()
                 for channel in self._wanted:
                     if channel not in self._heeded:
-                        await connection.add_listener(channel, self._take)
+                        async with asyncio.timeout(SILENCE):
+                            await connection.add_listener(channel, self._take)
                         self._heeded.add(channel)
                         self._hear(channel, None)
                 try:

@@ -273,9 +273,11 @@ class Groups:
                 sent = asyncio.create_task(store.push(chunk, now))
                 await asyncio.sleep(0)  # sent it is, before the next is encoded
             ids += await sent if sent is not None else ()
-        finally:
+        except BaseException:
             if sent is not None:
+                sent.cancel()
                 await asyncio.wait([sent])
+            raise
         return ids
 
     async def _settle_group(self, items: list[tuple[Sequence[Outcome], float]]) -> list[list[bool]]:
