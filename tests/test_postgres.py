@@ -404,6 +404,17 @@ async def test_connections_are_bounded_and_given_back(url: str, schema: str) -> 
         await eventually(lambda: count() == 0, "no connection is left")
 
 
+async def test_who_looks_while_the_broker_is_closed_leaves_nothing(url: str) -> None:
+    async with opened(url) as broker:
+        waits = broker._groups.waits
+        waiter = waits.expect("a")
+    waits.ear.want("more")
+    assert len(asyncio.all_tasks()) == 1, "nobody listens"
+    assert waiter.done()
+    del waiter, waits, broker
+    gc.collect()  # an exception that nobody fetched is complained of
+
+
 async def test_behind_a_pooler_nothing_is_kept_in_a_session(url: str) -> None:
     """No prepared statement, no setting, no LISTEN: looks alone bring news, and the end of a wait."""
     async with opened(f"{url}&statement_cache_size=0") as broker:

@@ -345,10 +345,11 @@ class Ear:
         self._connection: asyncpg.Connection[Any] | None = None
         self._task: asyncio.Task[None] | None = None
         self._call = asyncio.Event()
+        self._is_closed = False
 
     def want(self, channel: str) -> None:
         """Listen to `channel` from now on."""
-        if channel in self._wanted or self._address.is_pooled:
+        if channel in self._wanted or self._address.is_pooled or self._is_closed:
             return
         self._wanted.append(channel)
         self._call.set()
@@ -356,6 +357,7 @@ class Ear:
             self._task = asyncio.create_task(self._listen())
 
     async def close(self) -> None:
+        self._is_closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])

@@ -67,6 +67,7 @@ class Waits:
         for waiter in (*self._ready, *itertools.chain(*self._waiting.values())):
             if not waiter.done():
                 waiter.set_exception(closed())
+                waiter.exception()  # whoever is looking just now does not come back to it
 
     # Telling -----------------------------------------------------------------------------------
 
