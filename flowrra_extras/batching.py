@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
-__all__ = ["Batcher"]
+__all__ = ["Batcher", "closed"]
 
 
 class Batcher(Generic[Item, Answer]):
@@ -59,7 +59,7 @@ class Batcher(Generic[Item, Answer]):
             BrokerError: the batcher has been closed, before the call or during it.
         """
         if self._is_closed:
-            raise _closed()
+            raise closed()
         if self._in_place and not self._is_sending:
             return await self._send_in_place(item)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -90,7 +90,7 @@ class Batcher(Generic[Item, Answer]):
             self._task.cancel()
             await asyncio.wait([self._task])
         while self._waiting:
-            _fail(self._waiting.popleft()[2], _closed())
+            _fail(self._waiting.popleft()[2], closed())
 
     async def _send_all(self) -> None:
         try:
@@ -116,7 +116,7 @@ class Batcher(Generic[Item, Answer]):
         try:
             answers = await self._send([item for item, _ in group])
         except BaseException as error:
-            told = error if isinstance(error, Exception) else _closed()
+            told = error if isinstance(error, Exception) else closed()
             for _, future in group:
                 _fail(future, told)
             if told is not error:
@@ -134,5 +134,6 @@ def _fail(future: asyncio.Future[Answer], error: BaseException) -> None:
         future.set_exception(error)
 
 
-def _closed() -> BrokerError:
+def closed() -> BrokerError:
+    """What those get who wait when a broker is closed."""
     return BrokerError("the broker was closed while this call was waiting")

@@ -188,6 +188,17 @@ async def test_many_may_open_a_new_store_at_once(url: str) -> None:
         await broker.close()
 
 
+async def test_a_migration_may_take_longer_than_a_call(url: str, schema: str) -> None:
+    with psycopg.connect(POSTGRES_URL) as other:
+        other.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [f"flowrra {schema}"])
+        broker = PostgresBroker(url, BrokerConfig(timeout=2.0))
+        opening = asyncio.create_task(broker.open())
+        done, _ = await asyncio.wait([opening], timeout=2.5)
+        assert not done
+    await opening
+    await broker.close()
+
+
 async def test_a_newer_schema_is_refused(url: str, schema: str) -> None:
     async with opened(url) as broker:
         await broker._run("UPDATE flowrra.meta SET version = 99")
@@ -209,8 +220,12 @@ async def test_a_user_who_may_not_create_opens_what_is_there(url: str, schema: s
             guest = parts._replace(netloc=f"{role}@{parts.netloc.rpartition('@')[2]}").geturl()
             async with opened(guest) as broker:
                 assert await broker.push([Job("a", "task")], now=NOW) == ["a"]
-            with pytest.raises(BrokerError, match="permission denied"):
-                await PostgresBroker(guest.replace(f"schema={schema}", f"schema={schema}_x")).open()
+            elsewhere = guest.replace(f"schema={schema}", f"schema={schema}_x")
+            with pytest.raises(BrokerError, match=rf"permission denied .*; the tables of schema {schema}_x are made"):
+                await PostgresBroker(elsewhere).open()
+            connection.execute(f"CREATE SCHEMA {schema}_x AUTHORIZATION {role}".encode())
+            async with opened(elsewhere) as broker:
+                assert await broker.push([Job("a", "task")], now=NOW) == ["a"]
         finally:
             connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
 
@@ -387,6 +402,17 @@ async def test_connections_are_bounded_and_given_back(url: str, schema: str) -> 
             assert len(await broker.get(["j1"])) == 1
             await eventually(lambda: count() <= 4, "three connections, and one that listens")
         await eventually(lambda: count() == 0, "no connection is left")
+
+
+async def test_who_looks_while_the_broker_is_closed_leaves_nothing(url: str) -> None:
+    async with opened(url) as broker:
+        waits = broker._groups.waits
+        waiter = waits.expect("a")
+    waits.ear.want("more")
+    assert len(asyncio.all_tasks()) == 1, "nobody listens"
+    assert waiter.done()
+    del waiter, waits, broker
+    gc.collect()  # an exception that nobody fetched is complained of
 
 
 async def test_behind_a_pooler_nothing_is_kept_in_a_session(url: str) -> None:

@@ -2,16 +2,20 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import asyncpg
 import psycopg
 import pytest
 
 from flowrra import BrokerConfig, BrokerError, Flowrra, Job, JobFilter, Outcome, TaskStatus, WorkerInfo
 from flowrra_extras.postgres import PostgresBroker, connections, groups
+from flowrra_extras.postgres.store import Store
 from tests.postgres_server import Server, clean_schema
 from tests.processes import (
     SHORT_LEASE,
@@ -141,6 +145,36 @@ async def test_a_settle_whose_answer_is_lost_is_recognised() -> None:
         assert child.status is TaskStatus.PENDING
 
 
+async def test_it_is_recognised_when_the_server_was_away_for_long() -> None:
+    async with through_a_proxy(timeout=1.0) as (broker, proxy):
+        await push(broker, "good", "again", "other", "late")
+        good, again, other, late = await claim(broker)
+        await broker.settle([Outcome.succeed(other, 1)], now=0.5)
+        await broker.settle([Outcome.release(late, "gone")], now=0.5)
+        proxy.loses_answers = True
+        for outcome in (Outcome.succeed(good, 1), Outcome.retry_at(again, 9.0, "boom")):
+            with pytest.raises(BrokerError, match="has not answered for 1 s"):
+                await broker.settle([outcome], now=1.0)
+        with pytest.raises(BrokerError):
+            await broker.settle([Outcome.succeed(late, 1)], now=1.0)
+        proxy.loses_answers = False
+        outcomes = [Outcome.succeed(good, 1), Outcome.retry_at(again, 9.0, "boom"), Outcome.succeed(late, 1)]
+        assert await broker.settle(outcomes, now=5.0) == [True, True, False]
+        assert await broker.settle(outcomes, now=6.0) == [False] * 3, "once"
+        first, second = await broker.find(JobFilter(ids=["good", "again"]), oldest_first=True)
+        assert (first.finished, second.failures, len(second.history)) == (1.0, 1, 1)
+
+
+async def test_two_claims_at_one_moment_are_told_apart() -> None:
+    """A clock may stand still for 15 ms."""
+    async with through_a_proxy() as (broker, proxy):
+        await push(broker, "a", "b")
+        assert [job.id for job in await broker.claim("default", limit=1, worker="worker-w", now=1.0)] == ["a"]
+        proxy.lose_answer_to = b"worker-w"
+        assert [job.id for job in await broker.claim("default", limit=1, worker="worker-w", now=1.0)] == ["b"]
+        assert proxy.lose_answer_to is None
+
+
 async def test_what_is_done_by_hand_is_told_as_done_though_the_answer_is_lost() -> None:
     async with through_a_proxy() as (broker, proxy):
         await push(broker, "a", "b")
@@ -187,6 +221,25 @@ async def test_a_silent_connection_is_given_up(monkeypatch: pytest.MonkeyPatch) 
         proxy.forget()
         assert await broker.settle([Outcome.succeed(a, 7)], now=0.0) == [True]
         assert (await waiter).result == 7
+
+
+@pytest.mark.parametrize("number", [1, 6_000])
+async def test_a_transaction_on_a_silent_connection_is_given_up(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (connections, groups):
+        monkeypatch.setattr(module, "SILENCE", 0.2)
+    store_push, tries = Store.push, itertools.count()
+
+    async def push_in_silence(store: Store, jobs: Sequence[Job], now: float) -> list[str]:
+        if next(tries) == 0:
+            proxy.forget()
+        return await store_push(store, jobs, now)
+
+    monkeypatch.setattr(Store, "push", push_in_silence)
+    async with through_a_proxy() as (broker, proxy), asyncio.timeout(20):
+        jobs = [Job(f"j{n}", "task", unique=f"j{n}") for n in range(number)]
+        jobs += [Job("child", "task", parents=("j0",))] if number == 1 else []
+        assert await broker.push(jobs, now=0.0) == [job.id for job in jobs]
+        assert next(tries) > 1
 
 
 async def test_who_waits_hears_again_after_a_cut() -> None:
@@ -322,6 +375,41 @@ async def test_a_standby_is_waited_out(server: Server) -> None:
         finally:
             await asyncio.to_thread(server.read_only, False)
         assert await push_in_time == ["a"]
+        await broker.close()
+
+
+async def test_a_cancellation_waits_for_what_happens_to_its_job(server: Server) -> None:
+    """It ran, and is on its way back to those that wait."""
+    with clean_schema(server.url) as (_, schema), psycopg.connect(server.url) as other:
+        broker = PostgresBroker(f"{server.url}?schema={schema}")
+        await broker.open()
+        await broker.heartbeat(WorkerInfo("worker-w"), lease=60, now=0.0)
+        await push(broker, "a")
+        await claim(broker)
+        retry = "UPDATE {}.job SET status = 'retrying', failures = 1, due = 99, worker = NULL, started = NULL"
+        other.execute(retry.format(schema).encode())
+        cancelling = asyncio.create_task(broker.cancel("a", now=1.0))
+        await asyncio.sleep(0.2)
+        assert not cancelling.done()
+        other.commit()
+        assert await cancelling
+        assert await broker.counts() == {("default", TaskStatus.CANCELLED): 1}
+        await broker.close()
+
+
+async def test_what_a_pooler_says_of_its_server_is_waited_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusals = iter(["query_wait_timeout", "server conn crashed?"])
+    connect = connections.Address.connect
+
+    async def refuse_twice(address: connections.Address) -> Any:
+        for text in refusals:
+            raise asyncpg.ProtocolViolationError(text)
+        return await connect(address)
+
+    monkeypatch.setattr(connections.Address, "connect", refuse_twice)
+    with clean_schema(server.url) as (_, schema):
+        broker = PostgresBroker(f"{server.url}?schema={schema}")
+        await broker.open()
         await broker.close()
 
 

@@ -45,7 +45,7 @@ def url() -> Iterator[str]:
 
 
 def write_version_1(connection: Connection, schema: str) -> None:
-    for script in (sql.META, sql.MIGRATIONS[0], ROWS_1):
+    for script in (sql.NAMESPACE, sql.META, sql.MIGRATIONS[0], ROWS_1):
         connection.execute(sql.in_schema(script, schema).encode())
 
 

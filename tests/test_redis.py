@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import secrets
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -256,8 +257,11 @@ async def test_a_broker_that_is_not_open_says_so(url: str) -> None:
             await broker.push([Job("a", "task")], now=0.0)
         with pytest.raises(BrokerError, match="is not open"):
             await broker.counts()
+        with pytest.raises(BrokerError, match="is not open"):
+            await broker.wait_ready(["default"], 0.01)
         await broker.open()
         await broker.close()
+    assert len(asyncio.all_tasks()) == 1, "nobody listens"
 
 
 async def test_old_activity_leaves_nothing_behind(url: str) -> None:
@@ -377,6 +381,71 @@ async def test_a_full_memory_writes_nothing_and_says_so(server: Server) -> None:
         assert await broker.push([Job("a", "task")], now=0.0) == ["a"]
 
 
+async def test_a_server_that_is_short_of_room_or_replicas_is_waited_for(server: Server) -> None:
+    for setting, value, usual in (("maxclients", 1, 100), ("min-replicas-to-write", 1, 0)):
+        with server.client() as client:
+            client.config_set(setting, value)
+            ready = asyncio.create_task(one_job(server.url))
+            done, _ = await asyncio.wait([ready], timeout=0.2)
+            assert not done
+            client.config_set(setting, usual)
+            await ready
+
+
+LOST: dict[str, dict[str, Any]] = {
+    "ready": {},
+    "suspect": {},
+    "due": {"due": 5.0},
+    "expired": {"expires": 5.0},
+    "child": {"parents": ("parent",)},
+    "running": {},
+    "finished": {},
+}
+
+
+@pytest.mark.parametrize("kind", LOST)
+async def test_a_job_that_the_server_throws_away_holds_up_no_other(url: str, kind: str) -> None:
+    """As it does when memory is full, unless its policy is noeviction."""
+    prefix = f"{{{url.partition('prefix=')[2]}}}"
+    info = WorkerInfo("w", queues={"default": 9})
+    with redis.Redis.from_url(REDIS_URL) as client:
+        async with opened(url) as broker:
+            for worker in (info, WorkerInfo("dead")):
+                await broker.heartbeat(worker, lease=60, now=0.0)
+            await broker.push([Job("parent", "task")], now=0.0)
+            (parent,) = await broker.claim("default", limit=1, worker="w", now=0.0)
+            await broker.push([Job("lost", "task", **LOST[kind])], now=0.0)
+            if kind == "finished":
+                await broker.cancel("lost", now=0.0)
+            if kind in ("running", "suspect"):
+                await broker.claim("default", limit=1, worker="dead", now=0.0)
+            if kind == "suspect":
+                client.zadd(f"{prefix}:leases", {"dead": 0})
+                assert (await broker.heartbeat(info, lease=60, now=0.0)).lost_workers == ["dead"]
+            client.unlink(f"{prefix}:job:lost")
+            client.zadd(f"{prefix}:leases", {"dead": 0})
+            await broker.heartbeat(info, lease=60, now=0.0)
+            await broker.push([Job("other", "task")], now=0.0)
+            assert await broker.settle([Outcome.succeed(parent, 1)], now=1.0) == [True]
+            claims = [await broker.claim("default", limit=2, worker="w", now=9.0) for _ in range(2)]
+            assert [job.id for job in itertools.chain(*claims)] == ["other"]
+            await broker.heartbeat(info, lease=0, now=9.0)
+            assert [job.id for job in await broker.find(JobFilter())] == ["other", "parent"]
+            assert await broker.purge(1e12, 9) == 1 + (kind == "finished")
+            assert (await broker.counts())["default", TaskStatus.PENDING] == 1
+
+
+async def test_a_user_who_may_not_publish_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    with Server(tmp_path) as server, server.client() as client:
+        client.execute_command("ACL", "SETUSER", "ann", "on", ">pw", "+@all", "~{flowrra}:*", "resetchannels")
+        with pytest.raises(BrokerError, match=r"its ACL needs \+publish &\{flowrra\}:\* \(NOPERM"):
+            await one_job(f"redis://ann:pw@127.0.0.1:{server.port}/0")
+        assert client.dbsize() == 0
+        client.execute_command("ACL", "SETUSER", "ann", "&{flowrra}:*", "-hset")
+        with pytest.raises(BrokerError, match="does not allow this user the scripts, keys and channels"):
+            await one_job(f"redis://ann:pw@127.0.0.1:{server.port}/0")
+
+
 async def test_settings_that_lose_jobs_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     careless = ("--appendonly", "no", "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
     with Server(tmp_path / "careless", *careless) as server:
@@ -400,7 +469,13 @@ async def test_a_cluster_sends_us_to_the_right_node(tmp_path: Path) -> None:
             owner.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
             client.execute_command("CLUSTER", "MEET", "127.0.0.1", other.port)
             await until(lambda: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"), "the cluster")
-        await one_job(one.url)
-        with other.client() as owner:
-            assert "ready:default" not in keys(owner, "flowrra")
-            assert "running:w" in keys(owner, "flowrra")
+        async with opened(one.url) as broker:
+            assert await ready_ids(broker, Job("a", "task")) == ["a"]
+            with other.client() as owner:
+                assert "ready:default" not in keys(owner, "flowrra")
+                assert "running:w" in keys(owner, "flowrra")
+            other.kill()
+            with one.client() as client:
+                client.execute_command("CLUSTER", "DELSLOTSRANGE", 0, 16383)
+                client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            assert await ready_ids(broker, Job("b", "task")) == ["b"], "asked anew at the address of the URL"

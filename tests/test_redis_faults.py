@@ -97,6 +97,27 @@ async def test_it_is_handed_out_to_a_later_claim_where_the_server_was_away_for_l
         assert [(job.id, job.attempt) for job in await claim(broker)] == [("a", 1), ("b", 1)]
 
 
+async def test_what_a_cancelled_claim_took_is_handed_out_to_a_later_one() -> None:
+    async with through_a_proxy() as (broker, _):
+        await push(broker, "a")
+        claiming = asyncio.create_task(claim(broker))
+        await asyncio.sleep(0)
+        claiming.cancel()
+        await asyncio.wait([claiming])
+        assert claiming.cancelled()
+        assert [(job.id, job.attempt) for job in await claim(broker)] == [("a", 1)]
+        assert await claim(broker) == []
+
+
+async def test_a_broker_opens_though_the_look_at_the_settings_is_lost() -> None:
+    async with through_a_proxy() as (broker, proxy):
+        await broker.close()
+        proxy.lose_answer_to = b"maxmemory-policy"
+        await broker.open()
+        assert proxy.lose_answer_to is None
+        assert await push(broker, "a") == ["a"]
+
+
 async def test_a_claim_that_comes_late_takes_nothing() -> None:
     """It was sent before a connection was lost, and is carried out when its worker has long claimed anew."""
     async with through_a_proxy() as (broker, _):

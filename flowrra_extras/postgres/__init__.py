@@ -52,7 +52,7 @@ from flowrra_extras.postgres.connections import SILENCE, Address, Link, Session,
 from flowrra_extras.postgres.groups import Claim, Groups, encode_payloads
 from flowrra_extras.postgres.moving import MovingBroker
 from flowrra_extras.postgres.rows import job_of_row, recorded_columns, where_clause, worker_of_row
-from flowrra_extras.postgres.store import Store, migrate
+from flowrra_extras.postgres.store import Store, identify, migrate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -89,12 +89,13 @@ class _Life(MovingBroker):
             self._link = None
         link = Link(self._address, self.config.timeout)
         try:
-            self._store_id = await link.run(migrate, self.config.timeout)
+            while (store_id := await link.run(identify)) is None:
+                await link.run(migrate, None)
         except BaseException:
             await link.close()
             raise
         self._groups = Groups(self._address, link, self.retention, self._clock)
-        self._link = link
+        self._link, self._store_id = link, store_id
 
     async def close(self) -> None:
         link, self._link = self._link, None

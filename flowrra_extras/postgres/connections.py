@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncpg
 
 from flowrra import BrokerError, ConfigError, FlowrraError, SerializationError
+from flowrra_extras.batching import closed
 from flowrra_extras.postgres.statements import in_schema
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ T = TypeVar("T")
 logger = logging.getLogger("flowrra")
 
 SILENCE = 5.0  # seconds after which a connection that does not answer is given up for a new one
+_AGES = 3600.0  # seconds for an index of a large table
 _LIBPQ = frozenset(
     ("application_name", "database", "dbname", "gsslib", "host", "krbsrvname", "passfile", "password", "port",
      "sslcert", "sslcrl", "sslkey", "sslmode", "sslnegotiation", "sslpassword", "sslrootcert",
@@ -60,8 +62,14 @@ _NOT_AWAY = (
     asyncpg.QueryCanceledError,
     asyncpg.DiskFullError,
     asyncpg.exceptions.ClientConfigurationError,
-    asyncpg.ProtocolViolationError,  # a pooler that knows no settings of a session
 )
+
+
+def _is_away(error: BaseException) -> bool:
+    """Whether another try, on another connection, may do."""
+    if isinstance(error, asyncpg.ProtocolViolationError):  # what a pooler calls all its troubles: this one stays
+        return "startup parameter" not in str(error)
+    return isinstance(error, _AWAY) and not isinstance(error, _NOT_AWAY)
 
 
 class AwayError(BrokerError):
@@ -123,7 +131,7 @@ class Address:
         if self.is_pooled:
             try:
                 # asyncpg looks up what arrays are, and turns jit off for that: and on again, in the same transaction.
-                async with connection.transaction():
+                async with Session(connection, self.schema).transaction():
                     await connection.fetch("SELECT $1::bigint[], $2::integer[], $3::float8[]", [], [], [])
             except BaseException:
                 drop(connection)
@@ -146,9 +154,20 @@ class Session:
         """Run several statements without values."""
         await self.connection.execute(in_schema(text, self.schema))
 
-    def transaction(self) -> contextlib.AbstractAsyncContextManager[None]:
-        begun: contextlib.AbstractAsyncContextManager[None] = self.connection.transaction(isolation="read_committed")
-        return begun
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        """A transaction around the body. Cancelling it ends the connection."""
+        transaction = self.connection.transaction(isolation="read_committed")
+        await transaction.start()
+        try:
+            yield
+        except asyncio.CancelledError:
+            drop(self.connection)  # a silent server would not answer a rollback either
+            raise
+        except BaseException:
+            await transaction.rollback()
+            raise
+        await transaction.commit()
 
     async def store(self) -> tuple[int, str | None]:
         """The version of the schema that is found here, and what identifies the store; 0 and None if there is none."""
@@ -218,8 +237,10 @@ class Link:
         self._busy: set[asyncpg.Connection[Any]] = set()
         self._is_closed = False
 
-    async def run(self, work: Callable[[Session], Awaitable[T]], silence: float = SILENCE) -> T:
+    async def run(self, work: Callable[[Session], Awaitable[T]], silence: float | None = SILENCE) -> T:
         """What `work` gives. It may be called again if a connection was lost, or silent for so many seconds.
+
+        None: it may take its time.
 
         Cancelling leaves it open whether it was done.
 
@@ -232,16 +253,15 @@ class Link:
         failure: Exception | None = None
         for pause in itertools.chain((0.0, 0.02, 0.05, 0.1, 0.2), itertools.repeat(0.5)):
             if self._is_closed:
-                raise BrokerError("the broker was closed while this call was waiting")
+                raise closed()
             try:
-                async with asyncio.timeout_at(min(deadline, loop.time() + silence)):
+                now = loop.time()
+                async with asyncio.timeout_at(now + _AGES if silence is None else min(deadline, now + silence)):
                     return await self._try(work)
-            except _NOT_AWAY as error:
-                raise self._explained(error) from error
-            except _AWAY as error:
+            except (asyncpg.PostgresError, *_AWAY) as error:
+                if not _is_away(error):
+                    raise self._explained(error) from error
                 failure = error if str(error) or failure is None else failure
-            except asyncpg.PostgresError as error:
-                raise self._explained(error) from error
             if loop.time() + pause >= deadline:
                 break
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (no secret)
@@ -261,7 +281,7 @@ class Link:
                 result = await work(Session(connection, self._address.schema))
                 usable = True
             except Exception as error:
-                usable = not isinstance(error, _AWAY)
+                usable = not _is_away(error)
                 raise
             finally:
                 self._busy.discard(connection)
@@ -279,6 +299,11 @@ class Link:
             return BrokerError(f"{name} does not accept this user and password: {error}")
         if isinstance(error, asyncpg.DiskFullError):
             return BrokerError(f"{name} has a full disk: nothing of this was written; make room ({error})")
+        if isinstance(error, asyncpg.InsufficientPrivilegeError):
+            return BrokerError(
+                f"{name} does not allow this user that: {error}; the tables of schema {self._address.schema} are made "
+                "and changed by who may create them, and used with SELECT, INSERT, UPDATE and DELETE"
+            )
         if isinstance(error, asyncpg.ProtocolViolationError):
             return BrokerError(
                 f"{name}: {error}; behind a pooler in transaction mode, add statement_cache_size=0 to the URL"
@@ -320,10 +345,11 @@ class Ear:
         self._connection: asyncpg.Connection[Any] | None = None
         self._task: asyncio.Task[None] | None = None
         self._call = asyncio.Event()
+        self._is_closed = False
 
     def want(self, channel: str) -> None:
         """Listen to `channel` from now on."""
-        if channel in self._wanted or self._address.is_pooled:
+        if channel in self._wanted or self._address.is_pooled or self._is_closed:
             return
         self._wanted.append(channel)
         self._call.set()
@@ -331,6 +357,7 @@ class Ear:
             self._task = asyncio.create_task(self._listen())
 
     async def close(self) -> None:
+        self._is_closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -360,7 +387,8 @@ class Ear:
                 self._call.clear()
                 for channel in self._wanted:
                     if channel not in self._heeded:
-                        await connection.add_listener(channel, self._take)
+                        async with asyncio.timeout(SILENCE):
+                            await connection.add_listener(channel, self._take)
                         self._heeded.add(channel)
                         self._hear(channel, None)
                 try:

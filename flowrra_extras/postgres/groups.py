@@ -51,6 +51,7 @@ class Claims:
         self._publish = publish
         self._marks: dict[str, tuple[int, int, float, float]] = {}  # queue > priority, seq, from and until when
         self._doubts: list[tuple[float, Claim]] = []  # claims whose answer was lost, and until when to ask
+        self._latest = 0.0  # when the latest try began
         self.next_due: float | None = None
 
     def forget(self, queue: str | None = None, priority: int | None = None) -> None:
@@ -67,8 +68,9 @@ class Claims:
             self._doubts = [doubt for doubt in self._doubts if doubt[0] > loop.time()]
             if jobs := await self._resume(session, claim):
                 return jobs
-            # The start tells what a try has taken from what other ones have: each has its own.
-            claim = claim._replace(now=max([claim.now, *(doubt.now + 1e-5 for _, doubt in self._doubts)]))
+        if 0 <= self._latest - claim.now < 1:  # what a try has taken is known by its start: each has its own
+            claim = claim._replace(now=self._latest + 1e-6)
+        self._latest = claim.now
         try:
             return await self._claim(session, claim)
         except BaseException:
@@ -145,6 +147,7 @@ class Groups:
         self._retention = retention
         self._loop = asyncio.get_running_loop()
         self._steady_until = 0.0
+        self._doubtful: set[tuple[int, int]] = set()  # attempts that a settle may have written whose answer was lost
         self.waits = Waits(address, link, clock)
         self.claims = Claims(retention, self.publish)
         self.pushes = self._batcher(self._push_group)
@@ -214,7 +217,7 @@ class Groups:
         if not is_family:
             ids: list[str] = await self.pushes.put((jobs, now), len(jobs))
             return ids
-        ids = await self.transact(lambda store: store.push(jobs, now))
+        ids = await self.transact(lambda store: store.push(jobs, now), SILENCE + len(jobs) / 1000)
         self.claims.forget()
         self.waits.tell(ready={job.queue for job in jobs})
         return ids
@@ -270,31 +273,36 @@ class Groups:
                 sent = asyncio.create_task(store.push(chunk, now))
                 await asyncio.sleep(0)  # sent it is, before the next is encoded
             ids += await sent if sent is not None else ()
-        finally:
+        except BaseException:
             if sent is not None:
+                sent.cancel()
                 await asyncio.wait([sent])
+            raise
         return ids
 
     async def _settle_group(self, items: list[tuple[Sequence[Outcome], float]]) -> list[list[bool]]:
         """Of two outcomes of one attempt the first counts."""
         chosen = {_key(outcome): outcome for item in reversed(items) for outcome in reversed(item[0])}
-        settle = functools.partial(self._settle, list(chosen.values()), items[0][1], itertools.count())
-        written = await self._link.run(settle)
+        written = await self._link.run(functools.partial(self._settle, list(chosen.values()), items[0][1]))
         return [[chosen[_key(o)] is o and _key(o) in written for o in outcomes] for outcomes, _ in items]
 
-    async def _settle(
-        self, outcomes: Sequence[Outcome], now: float, tries: itertools.count[int], session: Session
-    ) -> set[tuple[int, int]]:
+    async def _settle(self, outcomes: Sequence[Outcome], now: float, session: Session) -> set[tuple[int, int]]:
         store = Store(session, self._retention)
-        is_again = next(tries) > 0
-        written = await store.settle(outcomes, now, careful=False)
-        left = [outcome for outcome in outcomes if _key(outcome) not in written]
-        if left and is_again:
-            written |= await store.written(left, now)
-            left = [outcome for outcome in left if _key(outcome) not in written]
-        if left:
-            async with session.transaction():
-                written |= await store.settle(left, now, careful=True)
+        try:
+            written = await store.settle(outcomes, now, careful=False)
+            left = [outcome for outcome in outcomes if _key(outcome) not in written]
+            doubtful = [outcome for outcome in left if _key(outcome) in self._doubtful]
+            if doubtful:
+                written |= await store.written(doubtful)
+                left = [outcome for outcome in left if _key(outcome) not in written]
+            if left:
+                async with session.transaction():
+                    written |= await store.settle(left, now, careful=True)
+        except BaseException:
+            self._doubtful.update(map(_key, outcomes))
+            raise
+        if self._doubtful:
+            self._doubtful.difference_update(map(_key, outcomes))
         self.publish(store)
         return written
 

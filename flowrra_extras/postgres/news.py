@@ -10,8 +10,8 @@ import logging
 import secrets
 from typing import TYPE_CHECKING
 
-from flowrra import BrokerError, Clock, FlowrraError
-from flowrra_extras.batching import Batcher
+from flowrra import Clock, FlowrraError
+from flowrra_extras.batching import Batcher, closed
 from flowrra_extras.postgres import statements as sql
 from flowrra_extras.postgres.connections import Address, Ear, Link
 
@@ -64,10 +64,10 @@ class Waits:
             self._telling.cancel()
             await asyncio.wait([self._telling])
         await self.ear.close()
-        closed = BrokerError("the broker was closed while this call was waiting")
         for waiter in (*self._ready, *itertools.chain(*self._waiting.values())):
             if not waiter.done():
-                waiter.set_exception(closed)
+                waiter.set_exception(closed())
+                waiter.exception()  # whoever is looking just now does not come back to it
 
     # Telling -----------------------------------------------------------------------------------
 

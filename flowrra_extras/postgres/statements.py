@@ -115,8 +115,8 @@ ALTER TABLE flowrra.worker ADD COLUMN memory bigint;
 # Entry n takes a store from schema n to n + 1.
 MIGRATIONS = (SCHEMA, SCHEMA_2)
 
+NAMESPACE = "CREATE SCHEMA flowrra"
 META = """
-CREATE SCHEMA IF NOT EXISTS flowrra;
 CREATE TABLE IF NOT EXISTS flowrra.meta (version integer NOT NULL, store uuid NOT NULL);
 INSERT INTO flowrra.meta SELECT 0, gen_random_uuid() WHERE NOT EXISTS (SELECT FROM flowrra.meta)
 """
@@ -265,13 +265,14 @@ AGAIN = f"""
     WHERE job.seq = v.seq AND job.attempt = v.attempt AND job.status = 'running'
         AND ($1::boolean OR NOT cancel_requested)
     RETURNING job.seq, id, cancel_requested, job.attempt"""
-# Whether an attempt was written down by a settle at $1 whose answer was lost: $2 seqs, $3 attempts.
+# Which attempts were written down by a settle whose answer was lost. Arrays: seqs, attempts, statuses, endings.
 WRITTEN = """
     SELECT v.seq, v.attempt
-    FROM flowrra.job JOIN unnest($2::bigint[], $3::integer[]) AS v (seq, attempt) ON job.seq = v.seq
-    WHERE job.attempt = v.attempt AND (finished = $1::float8 OR status <> 'running'
-        AND EXISTS (SELECT FROM jsonb_array_elements(history) AS entry
-            WHERE entry -> 0 = to_jsonb(v.attempt) AND entry -> 3 = to_jsonb($1::float8)))"""
+    FROM flowrra.job JOIN unnest($1::bigint[], $2::integer[], $3::text[], $4::text[])
+        AS v (seq, attempt, status, ending) ON job.seq = v.seq
+    WHERE job.attempt = v.attempt AND (finished IS NOT NULL AND job.status = v.status
+        OR EXISTS (SELECT FROM jsonb_array_elements(history) AS entry
+            WHERE entry -> 0 = to_jsonb(v.attempt) AND entry ->> 4 = v.ending))"""
 
 WORKER_COLUMNS = "id, host, pid, queues, tasks, started, seen, running, version, memory"
 # A heartbeat: $1 to $10 are WORKER_COLUMNS, $11 seconds of lease, $12 its queues, $13 minutes and $14 what it did in
@@ -307,6 +308,7 @@ REPORT = f"""
     UPDATE flowrra.job SET progress = v.progress FROM unnest($1::text[], $2::text[]) AS v (id, progress)
     WHERE job.id = v.id AND status = 'running' AND {LAZY}"""
 
+LOCK = "SELECT seq FROM flowrra.job WHERE id = $1 FOR NO KEY UPDATE"
 ASK_TO_END = "UPDATE flowrra.job SET cancel_requested = true WHERE id = $1 AND status = 'running' RETURNING 1"
 LOCK_REQUEUED = f"""
     SELECT seq, parents FROM flowrra.job WHERE id = $1 AND status IN {REQUEUABLE} FOR NO KEY UPDATE"""
@@ -393,6 +395,4 @@ WORKERS = f"SELECT {WORKER_COLUMNS} FROM flowrra.worker WHERE lease > clock_time
 
 @functools.lru_cache(maxsize=1_000)  # searches differ in their text
 def in_schema(text: str, schema: str) -> str:
-    return text.replace("flowrra.", f'"{schema}".').replace(
-        "SCHEMA IF NOT EXISTS flowrra", f'SCHEMA IF NOT EXISTS "{schema}"'
-    )
+    return text.replace("flowrra.", f'"{schema}".').replace(NAMESPACE, f'CREATE SCHEMA "{schema}"')

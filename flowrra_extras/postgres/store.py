@@ -42,32 +42,39 @@ if TYPE_CHECKING:
 
     from flowrra_extras.postgres.connections import Session
 
-__all__ = ["Store", "migrate"]
+__all__ = ["Store", "identify", "migrate"]
 
 T = TypeVar("T")
 
 
-async def migrate(session: Session) -> str:
-    """Bring the schema up to date; what identifies the store. Of two at once, the second waits and finds it done."""
+async def identify(session: Session) -> str | None:
+    """What identifies the store; None if its schema is to be made, or brought up to date."""
     server = session.connection.get_server_version().major
     if server < 13:
         raise ConfigError(f"PostgreSQL {server} is too old: 13 or later is needed")
     newest = len(sql.MIGRATIONS)
-    async with session.transaction():
-        version, store = await session.store()
-        if version < newest:
-            await session.fetch("SELECT pg_advisory_xact_lock(hashtext($1))", f"flowrra {session.schema}")
-            if (await session.store())[1] is None:
-                await session.script(sql.META)
-            version, store = await session.store()
-            for script in sql.MIGRATIONS[version:]:
-                await session.script(script)
-            await session.fetch("UPDATE flowrra.meta SET version = $1 WHERE version < $1", newest)
+    version, store = await session.store()
     if version > newest:
         raise BrokerError(
             f"schema {session.schema} has version {version}, newer than the {newest} of this flowrra: upgrade it"
         )
-    return str(store)
+    return store if version == newest else None
+
+
+async def migrate(session: Session) -> None:
+    """Bring the schema up to date. Of two at once, the second waits and finds it done."""
+    async with session.transaction():
+        await session.fetch("SELECT pg_advisory_xact_lock(hashtext($1))", f"flowrra {session.schema}")
+        # Whoever comes after a lock that is waited for waits as well: workers, with their heartbeats.
+        await session.fetch("SELECT set_config('lock_timeout', '3s', true)")
+        if (await session.store())[1] is None:
+            if not await session.fetch("SELECT FROM pg_namespace WHERE nspname = $1", session.schema):
+                await session.script(sql.NAMESPACE)  # asked first: even IF NOT EXISTS needs the right to create one
+            await session.script(sql.META)
+        version, _ = await session.store()
+        for script in sql.MIGRATIONS[version:]:
+            await session.script(script)
+        await session.fetch("UPDATE flowrra.meta SET version = $1 WHERE version < $1", len(sql.MIGRATIONS))
 
 
 class Store(MovingStore):
@@ -217,10 +224,10 @@ class Store(MovingStore):
                 await self._db.fetch(sql.FORGET_PARENTS, list(ended))
                 await self._unblock(children, now)
 
-    async def written(self, outcomes: Sequence[Outcome], now: float) -> set[tuple[int, int]]:
-        """Those that a settle at `now` has written whose answer was lost."""
-        keys = [outcome.job.seq for outcome in outcomes], [outcome.attempt for outcome in outcomes]
-        return {(row[0], row[1]) for row in await self._db.fetch(sql.WRITTEN, now, *keys)}
+    async def written(self, outcomes: Sequence[Outcome]) -> set[tuple[int, int]]:
+        """Those that an earlier settle has written."""
+        columns = zip(*((o.job.seq, o.attempt, o.status, o.ending) for o in outcomes), strict=True)
+        return {(row[0], row[1]) for row in await self._db.fetch(sql.WRITTEN, *columns)}
 
     # Workers, and by hand ----------------------------------------------------------------------
 
@@ -263,7 +270,7 @@ class Store(MovingStore):
 
     async def cancel(self, task_id: str, now: float, by: str | None) -> tuple[bool, bool]:
         """Whether the job ends, and whether that is up to its worker. In a transaction."""
-        found = await self._db.fetch("SELECT seq FROM flowrra.job WHERE id = $1", task_id)
+        found = await self._db.fetch(sql.LOCK, task_id)
         ended = bool(await self._bury({row[0]: BY_HAND for row in found}, TaskStatus.CANCELLED, now))
         asked = bool(found) and not ended and bool(await self._db.fetch(sql.ASK_TO_END, task_id))
         await self._note([task_id] if ended or asked else [], by, now, "cancelled")

@@ -154,7 +154,11 @@ class RedisBroker(MovingBroker):
     async def claim(self, queue: str, *, limit: int, worker: str, now: float) -> list[Job]:
         self._news.look(f"jobs {queue}")
         call = Claim(self._claims, queue, limit, worker, now, now + self.retention.failed_ttl)
-        self._next_due, jobs = await self._calls.run(call)
+        try:
+            self._next_due, jobs = await self._calls.run(call)
+        except asyncio.CancelledError:
+            call.lose()
+            raise
         return cast("list[Job]", jobs)
 
     async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
@@ -205,6 +209,8 @@ class RedisBroker(MovingBroker):
     # Waiting -----------------------------------------------------------------------------------
 
     async def wait_ready(self, queues: Sequence[str], timeout: float) -> None:
+        if not self._is_open:
+            raise BrokerError(f"the broker on {self._address.name} is not open")
         if queues and self._next_due is not None:
             timeout = min(timeout, self._next_due - self._clock.time())
         await self._news.wait([f"jobs {queue}" for queue in queues] or ["notices"], timeout)

@@ -98,12 +98,16 @@ class Claim(Call):
 
     def take(self, answer: Any) -> None:
         if isinstance(answer, BrokerError):
-            self._claims.lost[self._place] = self._numbers
+            self.lose()
             super().take(answer)
         else:
             due, *rows = answer
             jobs = [_claimed_job(rows[i : i + _ROW], *self._place, self._now) for i in range(0, len(rows), _ROW)]
             super().take((float(due) if due else None, jobs))
+
+    def lose(self) -> None:
+        """Have the next claim ask for what this one may have taken."""
+        self._claims.lost[self._place] = self._numbers
 
 
 Attempts = set[tuple[str, int]]  # ids and numbers

@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import TYPE_CHECKING
 
-from flowrra import BrokerError
+from flowrra_extras.batching import closed
 from flowrra_extras.redis.wire import Ear
 
 if TYPE_CHECKING:
@@ -27,13 +27,15 @@ class News:
         self._ear = Ear(address, self._hear)
         self._quiet: set[str] = set()  # topics that have been looked at, and not heard of since
         self._waiters: dict[str, set[asyncio.Future[None]]] = {}
+        self._is_closed = False
 
     async def close(self) -> None:
         """Stop listening. Those who wait get a BrokerError."""
+        self._is_closed = True
         await self._ear.close()
         for waiter in set().union(*self._waiters.values()):
             if not waiter.done():
-                waiter.set_exception(BrokerError("the broker was closed while this call was waiting"))
+                waiter.set_exception(closed())
 
     def look(self, topic: str) -> None:
         """Somebody is about to look: only what comes now is news."""
@@ -45,6 +47,8 @@ class News:
 
     async def wait(self, topics: Collection[str], timeout: float) -> None:
         """Return when there is news on one of the topics, or after so many seconds."""
+        if self._is_closed:
+            raise closed()
         for topic in topics:
             self._ear.want(topic.partition(" ")[0])
         if not self._quiet.issuperset(topics):

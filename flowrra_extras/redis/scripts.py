@@ -55,6 +55,7 @@ local function tally(job, step)
     count((job.status == 'pending' and job.crashes and 'suspect' or job.status) .. ' ' .. job.queue, step)
 end
 
+-- The job; false if it is unknown, or was thrown away (maxmemory-policy), which must hold up no other.
 local function load(id)
     local key = p .. 'job:' .. id
     local v = call('HMGET', key, 'status', 'queue', 'place', 'attempt', 'worker', 'started', 'crashes', 'unique',
@@ -138,10 +139,10 @@ local function tell(job)
         local children = parent.children and call('SMEMBERS', p .. 'children:' .. parent.id) or {}
         for _, id in ipairs(children) do
             local child = load(id)
-            if parent.status == 'success' then
+            if child and parent.status == 'success' then
                 call('SREM', p .. 'parents:' .. id, parent.id)
                 if call('EXISTS', p .. 'parents:' .. id) == 0 then unblock(child) end
-            else
+            elseif child then
                 leave(child)
                 finish(child, 'cancelled', bury_at, 'error', orphaned(parent.id, parent.status))
                 told[#told + 1] = child
@@ -196,8 +197,10 @@ end
 local function dissolve(worker, ending, error)
     for _, id in ipairs(call('SMEMBERS', p .. 'running:' .. worker)) do
         local job = load(id)
-        if ending == 'crash' then job.crashes = call('HINCRBY', job.key, 'crashes', 1) end
-        put_back(job, 'pending', nil, ending, error)
+        if job then
+            if ending == 'crash' then job.crashes = call('HINCRBY', job.key, 'crashes', 1) end
+            put_back(job, 'pending', nil, ending, error)
+        end
     end
     call('DEL', p .. 'running:' .. worker)
     call('ZREM', p .. 'leases', worker)
@@ -241,7 +244,8 @@ end
 -- Delete a job that waits nowhere.
 local function erase(id)
     local key = p .. 'job:' .. id
-    count(table.concat(call('HMGET', key, 'status', 'queue'), ' '), -1)
+    local status, queue = unpack(call('HMGET', key, 'status', 'queue'), 1, 2)
+    if status then count(status .. ' ' .. queue, -1) end
     call('UNLINK', key, p .. 'history:' .. id)
     call('ZREM', p .. 'purge', id)
     call('ZREM', p .. 'all', id)
@@ -370,13 +374,16 @@ end
 local function promote()
     for _, id in ipairs(call('ZRANGEBYSCORE', p .. 'due', '-inf', now, 'LIMIT', 0, 1000)) do
         call('ZREM', p .. 'due', id)
-        make_ready(load(id))
+        local job = load(id)
+        if job then make_ready(job) end
     end
 end
 
 local function expire()
     for _, id in ipairs(call('ZRANGEBYSCORE', p .. 'expiring', '-inf', now, 'LIMIT', 0, 1000)) do
-        bury(load(id), 'cancelled', EXPIRED)
+        call('ZREM', p .. 'expiring', id)
+        local job = load(id)
+        if job then bury(job, 'cancelled', EXPIRED) end
     end
 end
 
@@ -407,10 +414,11 @@ local function hand_out_again()
     end
 end
 
-local function take(member)
+local function take(member, kind)
     local id = string.sub(member, 30)
     local key = p .. 'job:' .. id
     local fields = call('HMGET', key, CLAIMED_FIELDS, 'expires')
+    if not fields[2] then return count(kind .. queue, -1) end  -- it was thrown away
     local expires = fields[CLAIMED_NUMBER + 1]
     fields[1] = (fields[1] or 0) + 1
     if expires and fields[1] == 1 then
@@ -428,15 +436,15 @@ local function choose(suspects, alone)
     if alone then return end
     if (suspects or 0) + (counts['suspect ' .. queue] or 0) > 0 and call('SCARD', running) == 0 then
         local suspect = call('ZPOPMIN', p .. 'suspects:' .. queue)[1]
-        take(suspect)
-        call('HSET', state, 'alone ' .. worker, taken[1])
+        take(suspect, 'suspect ')
+        if taken[1] then call('HSET', state, 'alone ' .. worker, taken[1]) end
         return 'suspect '
     end
     local wanted, members
     repeat
         wanted = limit - #taken
         members = call('ZPOPMIN', p .. 'ready:' .. queue, wanted)
-        for i = 1, #members, 2 do take(members[i]) end
+        for i = 1, #members, 2 do take(members[i], 'pending ') end
     until #taken >= limit or #members < 2 * wanted
     return 'pending '
 end

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import hiredis
 
 from flowrra import BrokerError, ConfigError
+from flowrra_extras.batching import closed
 from flowrra_extras.redis.scripts import SCRIPTS
 
 if TYPE_CHECKING:
@@ -31,7 +32,11 @@ PATIENCE = 5.0  # seconds without an answer after which a connection counts as d
 _TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
 # What a server says that will soon be able to do it, or of which another one is the master by now. Before
 # Redis 7, what is said inside a script stands in the middle of the text.
-_PASSING = ("LOADING ", "TRYAGAIN ", "CLUSTERDOWN ", "MASTERDOWN ", "BUSY ", "MOVED ", "ASK ")
+_PASSING = (
+    "LOADING ", "TRYAGAIN ", "CLUSTERDOWN ", "MASTERDOWN ", "BUSY ", "MOVED ", "ASK ", "ERR max number of clients",
+)  # fmt: skip
+_PASSING_INSIDE = ("READONLY", "NOREPLICAS")
+_FORBIDDEN = ("NOPERM", "user executing the script")
 _SURROGATES = "surrogatepass"  # a text may be any str
 
 
@@ -56,7 +61,7 @@ class Address:
             raise self._error("cannot be read: the number of the database is a number, such as /0")
         self._path = urllib.parse.unquote(parts.path) if parts.scheme == "unix" else None
         try:
-            self._host, self._port = parts.hostname or "localhost", parts.port or 6379
+            self._place = self._home = parts.hostname or "localhost", parts.port or 6379
             self._tls = _tls_context(options) if parts.scheme == "rediss" else None
         except (ValueError, OSError) as error:
             raise self._error(f"cannot be read: {error}") from None
@@ -75,9 +80,12 @@ class Address:
             if self._path is not None:
                 await loop.create_unix_connection(lambda: connection, self._path)
             else:
-                await loop.create_connection(lambda: connection, self._host, self._port, ssl=self._tls)
-        except ssl.SSLCertVerificationError as error:
-            raise BrokerError(f"{self.name} has a certificate that is not trusted: {error}") from None
+                await loop.create_connection(lambda: connection, *self._place, ssl=self._tls)
+        except BaseException as error:
+            self._place = self._home  # a node that a cluster has named may be gone
+            if isinstance(error, ssl.SSLCertVerificationError):
+                raise BrokerError(f"{self.name} has a certificate that is not trusted: {error}") from None
+            raise
         try:
             answers = await connection.ask(b"".join(map(_pack, self._greeting)), len(self._greeting), PATIENCE)
             for (word, *_), answer in zip(self._greeting, answers, strict=True):
@@ -99,7 +107,7 @@ class Address:
     def follow(self, moved: str) -> None:
         """Go to the node of a cluster that `moved` (MOVED SLOT HOST:PORT) tells of."""
         host, _, port = moved.split()[-1].rpartition(":")
-        self._host, self._port = host or self._host, int(port)
+        self._place = host or self._place[0], int(port)
 
 
 def _tls_context(options: dict[str, str]) -> ssl.SSLContext:
@@ -284,7 +292,7 @@ class Link:
                 _give_up(left, error)
             except OSError as error:  # a TimeoutError is one
                 if not self._is_open:
-                    _give_up(left, BrokerError("the broker was closed while this call was waiting"))
+                    _give_up(left, closed())
                 elif asyncio.get_running_loop().time() + pause >= deadline:
                     _give_up(left, self._error(f"has not answered for {self._timeout:g} s: {error or 'it is silent'}"))
                 else:
@@ -323,14 +331,14 @@ class Link:
         if text.startswith("NOSCRIPT"):
             call.spell_out()
             return
-        if text.startswith(_PASSING) or "READONLY" in text:
+        if text.startswith(_PASSING) or any(word in text for word in _PASSING_INSIDE):
             if text.startswith("MOVED "):
                 self._address.follow(text)
             self._drop()
             raise ConnectionError(text)
         if "OOM" in text:
             text = f"is out of memory, so that nothing was written: raise maxmemory, or purge ({text})"
-        elif "NOPERM" in text:
+        elif any(words in text for words in _FORBIDDEN):
             text = f"does not allow this user the scripts, keys and channels of {self._address.prefix} ({text})"
         call.take(self._error(text))
 
@@ -338,12 +346,21 @@ class Link:
         return BrokerError(f"{self._address.name} {text}")
 
     async def settings(self) -> dict[str, str]:
-        """What the server says of how it keeps jobs; nothing where that is forbidden."""
-        connection = await self._reconnect(asyncio.get_running_loop().time() + self._timeout)
-        names = "appendonly", "maxmemory-policy"
-        asked = b"".join(_pack(("CONFIG", "GET", name)) for name in names)
-        answers = await connection.ask(asked, len(names), PATIENCE)
-        return {} if any(map(_is_error, answers)) else dict(answers)
+        """What the server says of how it keeps jobs; nothing where that is forbidden, or the connection was lost.
+
+        Raises:
+            BrokerError: this user may not publish. Scripts do that last, when all is written.
+        """
+        asked = ("CONFIG", "GET", "appendonly"), ("CONFIG", "GET", "maxmemory-policy")
+        publish = "PUBLISH", f"{self._prefix}results", "[]"
+        try:
+            connection = await self._reconnect(asyncio.get_running_loop().time() + self._timeout)
+            *answers, heard = await connection.ask(b"".join(map(_pack, (*asked, publish))), len(asked) + 1, PATIENCE)
+        except OSError:
+            return {}
+        if _is_error(heard) and str(heard).startswith("NOPERM"):
+            raise self._error(f"does not allow this user to publish: its ACL needs +publish &{self._prefix}* ({heard})")
+        return {} if any(map(_is_error, answers)) else dict(answer for answer in answers if answer)
 
     def close(self) -> None:
         """Close the connection for good. Those who wait for an answer get a BrokerError."""
