@@ -225,7 +225,9 @@ async def test_a_proxy_that_changes_the_host_is_told_what_to_do(app: Flowrra) ->
         assert answer.status_code == 403
         assert "Origin is 'http://jobs.example', but its Host '10.0.0.7:8000'" in answer.json()["error"]
         assert "proxy_set_header Host $http_host" in answer.json()["error"]
-        assert (await client.post("/api/queues/mail/pause", json={}, headers={"host": "jobs.example"})).status_code == 200
+        assert (
+            await client.post("/api/queues/mail/pause", json={}, headers={"host": "jobs.example"})
+        ).status_code == 200
 
 
 @pytest.mark.parametrize(

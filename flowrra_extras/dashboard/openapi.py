@@ -192,7 +192,7 @@ _TROUBLES = {
 }
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)  # a proxy may tell the root in a header
 def document(root: str) -> Schema:
     """The document of an API that is served under `root`."""
     kinds = [kind for kind in vars(shapes).values() if typing.is_typeddict(kind)]
