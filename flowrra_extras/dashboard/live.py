@@ -143,7 +143,7 @@ class Hub:
             await asyncio.sleep(max(self._tick, REST * (clock() - began)))
 
     async def _look(self, view: View, channel: Channel) -> None:
-        """Render the view, and tell of it if it has changed. One that fails is told and logged once, and tried again."""
+        """Render the view, and tell of it if it has changed. One that fails is told of once, and tried again."""
         try:
             main = await self._pages.main(view)
         except (TaskNotFoundError, ConfigError):
