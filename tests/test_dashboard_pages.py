@@ -191,6 +191,21 @@ async def test_tabs_that_look_for_news_share_a_rendering(monkeypatch: pytest.Mon
     assert asked == ["tasks"] * 4
 
 
+@pytest.mark.parametrize("status", ["running", "scheduled", "retrying", "success", "failed", "cancelled"])
+async def test_time_that_goes_by_is_no_news_of_a_job(status: str) -> None:
+    """The sentence of explain() holds lengths of time: it made five events a second of a job that just ran."""
+    looks = iter(("0.03 s", "0.23 s"))
+    moment = samples.FAILED_JOB["submitted"]
+
+    class Told(samples.SampleService):
+        async def job(self, job_id: str) -> shapes.JobView:
+            times = {"due": moment, "started": moment, "finished": moment}
+            return cast("shapes.JobView", {**samples.FAILED_JOB, **times, "status": status, "explanation": next(looks)})
+
+    made, view = Pages(cast("Service", Told())), View("", f"/jobs/{JOB}")
+    assert (await made.main(view)).digest == (await made.main(view)).digest
+
+
 async def test_few_shared_renderings_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "VIEWS", 3)
     made = make()

@@ -356,7 +356,12 @@ _PAGES: Mapping[re.Pattern[str], Callable[..., Awaitable[Shown]]] = MappingProxy
         )
     }
 )
-_HEADLINES: Mapping[int, str] = {403: "You may not do that", 404: "Not found", 422: "That cannot be done"}
+_HEADLINES: Mapping[int, str] = {
+    403: "You may not do that",
+    404: "Not found",
+    422: "That cannot be done",
+    503: "The store does not answer",
+}
 
 
 # How pages are answered and written ------------------------------------------------------------
