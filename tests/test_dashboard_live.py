@@ -99,10 +99,7 @@ async def test_nothing_is_left_of_a_tab_that_closes() -> None:
         assert hub.tabs == 1
         await second.aclose()
         assert hub.tabs == 0
-        await asyncio.sleep(0.01)
-        looks = len(board.renderings)
-        await asyncio.sleep(0.02)
-        assert len(board.renderings) == looks  # nobody looks: no work
+        await until(lambda: hub._work is None or hub._work.done(), "the end of the work: nobody looks")
 
 
 async def test_nothing_is_left_of_a_tab_that_was_cancelled() -> None:
