@@ -34,6 +34,7 @@ _FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--hide-scrollbars",
+    "--host-resolver-rules=MAP shop.test 127.0.0.1",  # a host that is not the loopback, for browsers
 )
 
 

@@ -53,6 +53,7 @@ async def test_without_auth_this_host_is_let_in(app: Flowrra, client: str, host:
         ({"X-Forwarded-For": "203.0.113.9"}, "through a proxy"),
         ({"Forwarded": "for=203.0.113.9"}, "through a proxy"),
         ({"X-Real-IP": "127.0.0.1"}, "through a proxy"),
+        ({"X-Forwarded-Proto": "https"}, "through a proxy"),
     ],
 )
 @pytest.mark.parametrize("path", ["/", "/jobs", "/api/stats", "/metrics", "/api/openapi.json", "/no-such-page"])
@@ -107,11 +108,16 @@ async def test_auth_decides(app: Flowrra, answer: Any, reads: int, acts: int, st
         assert (await client.post("/api/queues/default/pause", json={})).status_code == acts
 
 
-@pytest.mark.parametrize("answer", ["everything", 7, ["full"], "FULL"])
+@pytest.mark.parametrize("answer", ["everything", 7, ["full"], "FULL", lambda: Access("admin")])  # type: ignore[arg-type]
 async def test_an_answer_of_auth_that_is_none_lets_nobody_in(app: Flowrra, answer: Any) -> None:
-    program = create_asgi_app(app, auth=lambda request: answer)
+    program = create_asgi_app(app, auth=lambda request: answer() if callable(answer) else answer)
     with pytest.raises(ConfigError, match="auth= must answer"):
         await status_of(program)
+
+
+def test_who_acts_is_a_text() -> None:
+    with pytest.raises(ConfigError, match="who= of an Access is a text"):
+        Access("full", who=42)  # type: ignore[arg-type]
 
 
 def test_auth_and_insecure_exclude_each_other(app: Flowrra) -> None:
@@ -211,6 +217,19 @@ async def test_our_own_pages_can(app: Flowrra, headers: dict[str, str]) -> None:
         assert await app.broker.paused() == {"mail", "post"}
 
 
+async def test_a_proxy_that_changes_the_host_is_told_what_to_do(app: Flowrra) -> None:
+    """Browsers say Sec-Fetch-Site by HTTPS and on the loopback only: on a plain network the host is all there is."""
+    headers = {"origin": "http://jobs.example", "host": "10.0.0.7:8000"}
+    async with visitor(create_asgi_app(app, insecure=True), **headers) as client:
+        answer = await client.post("/api/queues/mail/pause", json={})
+        assert answer.status_code == 403
+        assert "Origin is 'http://jobs.example', but its Host '10.0.0.7:8000'" in answer.json()["error"]
+        assert "proxy_set_header Host $http_host" in answer.json()["error"]
+        assert (
+            await client.post("/api/queues/mail/pause", json={}, headers={"host": "jobs.example"})
+        ).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("body", "kind"),
     [
@@ -246,7 +265,7 @@ async def test_the_token_is_bound_to_the_cookie(app: Flowrra) -> None:
 async def test_the_tokens_cookie_stays_with_the_dashboard(app: Flowrra) -> None:
     async with visitor(create_asgi_app(app)) as client:
         cookie = (await client.get("/")).headers["set-cookie"]
-        assert re.fullmatch(r"flowrra_token=[\w-]{32}; Path=/; HttpOnly; SameSite=Strict", cookie)
+        assert re.fullmatch(r"flowrra_token=[\w-]{32}; Path=/; HttpOnly; SameSite=Lax", cookie)
         assert "set-cookie" not in (await client.get("/")).headers
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from flowrra import ConfigError, Flowrra, TaskStatus
+from flowrra_extras.dashboard import acting
 from flowrra_extras.dashboard.actions import call_from
 from tests.dashboards import dashboard, in_state, shop, submitted, with_token
 
@@ -40,6 +41,22 @@ async def test_jobs_are_changed_one_by_one_and_together(app: Flowrra) -> None:
         assert (await client.post("/jobs/none/cancel", data=fields)).status_code == 404
 
 
+async def test_what_is_too_much_for_one_go_goes_on(app: Flowrra, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acting, "_BATCH", 2)
+    monkeypatch.setattr(acting, "_SECONDS", 0.0)
+    async with app.client(), dashboard(app) as client:
+        fields = await with_token(client)
+        for number in range(3):
+            await submitted(app, "shop.greet", str(number))
+        form = {**fields, "search": "state:pending", "back": "/jobs?search=state:pending"}
+        answer = await client.post("/jobs/cancel", data=form)
+        page = (await client.get(answer.headers["location"])).text
+        assert "Cancelled 2 jobs. There are more." in page
+        (after,) = re.findall(r'name="after" value="(\d+)"', page)
+        answer = await client.post("/jobs/cancel", data={**form, "after": after})
+        assert answer.headers["location"].endswith("notice=cancel.1.0")
+
+
 async def test_a_job_is_cloned(app: Flowrra) -> None:
     async with app.client(), dashboard(app) as client:
         fields = await with_token(client)
@@ -67,12 +84,21 @@ async def test_a_task_is_run_by_its_form(app: Flowrra) -> None:
             ({"param.name": ""}, "missing a required argument"),
             ({**form, "option.priority": "high"}, "priority"),
             ({**form, "option.colour": "red"}, "no option"),
+            ({**form, "option.queue": "a\0b"}, "holds a NUL"),
         ):
             answer = await client.post("/tasks/shop.greet/run", data={**fields, **wrong})
             assert answer.status_code == 422
             assert reason in answer.text
         assert (await client.post("/tasks/gone/run", data=fields)).status_code == 404
         assert len(await app.jobs()) == 1
+
+
+@pytest.mark.parametrize("name", ["42", "null", "true", "[1]"])
+async def test_the_name_of_a_queue_is_a_text(app: Flowrra, name: str) -> None:
+    async with app.client(), dashboard(app) as client:
+        form = {**await with_token(client), "param.name": "Ann", "option.queue": name}
+        assert (await client.post("/tasks/shop.greet/run", data=form)).status_code == 303
+        assert [job.queue for job in await app.jobs()] == [name]
 
 
 async def test_queues_are_paused_and_resumed(app: Flowrra) -> None:
@@ -138,6 +164,27 @@ async def test_a_schedule_with_hidden_arguments_keeps_them(app: Flowrra) -> None
         assert (await client.post(f"/schedules/{schedule_id}", data=changed)).status_code == 303
         (stored,) = await app.schedulers[0].list_scheduled_tasks()
         assert (stored.rule, stored.payload) == ("5 9 * * *", '[["hunter2"],{}]')
+
+
+async def test_a_schedule_with_long_arguments_can_be_changed(app: Flowrra) -> None:
+    async with app.client(), dashboard(app) as client:
+        long = "x" * 5_000
+        schedule_id = await app.schedulers[0].schedule_cron("shop.greet", "0 9 * * *", [long])
+        page = (await client.get(f"/schedules/{schedule_id}")).text
+        (args,) = re.findall(r'name="args" value="([^"]*)"', page)
+        changed = {**await with_token(client), "kind": "cron", "rule": "5 9 * * *", "args": args, "kwargs": "{}"}
+        assert (await client.post(f"/schedules/{schedule_id}", data=changed)).status_code == 303
+        (stored,) = await app.schedulers[0].list_scheduled_tasks()
+        assert (stored.rule, stored.payload) == ("5 9 * * *", f'[["{long}"],{{}}]')
+
+
+async def test_an_emptied_zone_means_what_the_preview_says(app: Flowrra) -> None:
+    async with app.client(), dashboard(app) as client:
+        schedule_id = await app.schedulers[0].schedule_cron("shop.greet", "0 9 * * *", ["A"], tz="Europe/Riga")
+        changed = {**await with_token(client), "kind": "cron", "rule": "0 9 * * *", "tz": " "}
+        assert (await client.post(f"/schedules/{schedule_id}", data=changed)).status_code == 303
+        (stored,) = await app.schedulers[0].list_scheduled_tasks()
+        assert stored.tz == "UTC"
 
 
 async def test_every_form_of_every_page_is_understood(app: Flowrra) -> None:

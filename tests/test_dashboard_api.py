@@ -99,6 +99,8 @@ async def test_health_is_503_when_nobody_works(app: Flowrra) -> None:
         ("/api/run", {**RUN, "priority": "high"}),
         ("/api/run", {**RUN, "run_at": "soon"}),
         ("/api/run", {**RUN, "queue": "a,b"}),
+        ("/api/run", {**RUN, "task_id": "a\0b"}),
+        ("/api/run", {**RUN, "queue": "a\0b"}),
         ("/api/jobs/cancel", {}),
         ("/api/jobs/cancel", {"ids": "x"}),
         ("/api/jobs/cancel", {"ids": [1]}),
@@ -124,7 +126,18 @@ async def test_bad_input_is_refused_with_a_reason(app: Flowrra, path: str, body:
 
 
 @pytest.mark.parametrize(
-    "body", [b"{", b"[]", b"null", b'"x"', b'{"a": NaN}', b"[" * 100_000, b'{"a": ' + b"9" * 5000, b"\xff"]
+    "body",
+    [
+        b"{",
+        b"[]",
+        b"null",
+        b'"x"',
+        b'{"a": NaN}',
+        b"[" * 100_000,
+        b'{"a": ' + b"9" * 5000,
+        b"\xff",
+        b'{"task_name": "\\ud800"}',
+    ],
 )
 async def test_a_body_that_is_no_object_is_refused(app: Flowrra, body: bytes) -> None:
     async with dashboard(app) as client:

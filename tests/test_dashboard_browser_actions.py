@@ -216,3 +216,28 @@ def test_pages_lead_on_and_back(tab: Browser, shop: Shop) -> None:
     tab.says("60 match", ".lead")
     tab.click(".pager a", "Latest")
     tab.until(lambda: len(tab.all("tbody tr")) == 50, "the first page")
+
+
+# From where -------------------------------------------------------------------------------------
+
+
+@SCRIPT
+def test_forms_work_on_a_plain_network(script: bool, browser: Browser, shop: Shop) -> None:
+    """Not by HTTPS nor on the loopback, browsers send no Sec-Fetch-Site: the form's origin has to be told."""
+    browser.base = shop.serve("--insecure").replace("127.0.0.1", "shop.test")
+    browser.open(f"/jobs/{waiting(shop, 'afar')}", script=script)
+    browser.click(".acts button", "Cancel")
+    browser.says("Cancelled 1 job.", ".notice")
+    assert all("http://shop.test" in request.url for request in browser.asked())
+
+
+def test_a_link_from_elsewhere_leaves_the_other_tabs_their_token(tab: Browser) -> None:
+    tab.open("/tasks")
+    token = tab.js("return document.body.dataset.token")
+    home, tab.base = tab.base, tab.base.replace("127.0.0.1", "localhost")
+    tab.open("/workers")
+    tab.js("location.href = arguments[0]", f"{home}/jobs")
+    tab.until(lambda: tab.driver.current_url == f"{home}/jobs", "the page that the link leads to")
+    tab.one("h1", "Jobs")
+    assert tab.js("return document.body.dataset.token") == token
+    tab.asked()

@@ -42,6 +42,15 @@ def test_a_job_shows_as_soon_as_it_is_there(live: Browser, shop: Shop) -> None:
     assert live.js("return window.sameDocument")
 
 
+def test_a_store_that_is_away_is_not_called_live(tab: Browser, shop: Shop) -> None:
+    tab.open("/jobs?search=queue:away")
+    tab.until(lambda: tab.js("return source?.readyState === 1"), "the stream of news")
+    tab.js("source.dispatchEvent(new Event('trouble'))")
+    tab.says("no news", "#live-word")
+    submit(shop, "back again", "away")
+    tab.says("live", "#live-word")
+
+
 def test_a_job_with_a_strange_id_has_news(live: Browser, shop: Shop) -> None:
     name = f"report@2026-01-01T09:00:00+02:00 50% ä?#/{live.base[-5:]}"
     (job,) = shop.app.sync.submit_many(shop.tasks.greet.options(delay=3600, queue="odd", task_id=name), [("x", 1)])

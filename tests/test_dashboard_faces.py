@@ -34,6 +34,8 @@ from flowrra_extras.dashboard.fastapi import create_router
 from flowrra_extras.dashboard.flask import create_blueprint as flask_blueprint
 from flowrra_extras.dashboard.live import Hub
 from flowrra_extras.dashboard.quart import create_blueprint as quart_blueprint
+from flowrra_extras.dashboard.router import BODY_LIMIT
+from flowrra_extras.dashboard.web import Response
 from tests.apps import eventually
 from tests.dashboards import LOOPBACK, in_state, shop, submitted
 
@@ -223,6 +225,46 @@ async def test_an_action_is_defended_from_other_sites(framework: Any) -> None:
         assert await app.broker.paused() == set()
 
 
+def _reading_flask(app: Flowrra, way: str) -> Any:
+    blueprint = flask_blueprint(app)
+    ways: dict[str, Callable[[], object]] = {
+        "form": lambda: flask.request.form,
+        "json": lambda: flask.request.get_json(silent=True),
+        "bytes": lambda: flask.request.get_data(),
+    }
+
+    @blueprint.before_request
+    def read() -> None:
+        ways[way]()
+
+    program = flask.Flask(__name__)
+    program.register_blueprint(blueprint, url_prefix=PREFIX)
+    return program
+
+
+def _reading_fastapi(app: Flowrra, way: str) -> Any:
+    async def read(request: fastapi.Request) -> None:
+        await request.body()
+
+    program = fastapi.FastAPI()
+    program.include_router(create_router(app), prefix=PREFIX, dependencies=[fastapi.Depends(read)])
+    return program
+
+
+@pytest.mark.parametrize("way", ["form", "json", "bytes"])
+@pytest.mark.parametrize(("make", "wsgi"), [(_reading_flask, True), (_reading_fastapi, False)])
+async def test_what_stands_before_it_may_read_the_body(make: Any, wsgi: bool, way: str) -> None:
+    app = shop()
+    async with app.client(), asking(make(app, way), wsgi=wsgi) as ask:
+        await ask("GET", f"{PREFIX}/jobs")
+        fields = {"token": ask.client.cookies["flowrra_token"], "search": "é & ü"}
+        assert (await ask("POST", f"{PREFIX}/jobs/cancel", data=fields)).status_code == 303
+        answer = await ask("POST", f"{PREFIX}/api/run", json={"task_name": "shop.greet", "args": ["é"]})
+        assert answer.status_code == 201, answer.text
+        too_long = await ask("POST", f"{PREFIX}/api/run", json={"task_name": "x" * BODY_LIMIT})
+        assert too_long.status_code == 413, too_long.text
+
+
 async def test_without_auth_this_host_only(framework: Any) -> None:
     make, wsgi = framework
     app = shop()
@@ -356,6 +398,28 @@ async def test_a_stream_that_nobody_reads_any_more_leaves_nothing(name: str, mon
         await answering
         await eventually(lambda: [hub.tabs for hub in hubs] == [0])
         await hubs[0].close()
+
+
+async def test_a_client_that_takes_nothing_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asgi, "PATIENCE", 0.01)
+    closed = asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"news"
+        finally:
+            closed.set()
+
+    async def send(message: Any) -> None:
+        if message.get("body") == b"news":
+            await asyncio.Event().wait()
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    await asyncio.wait_for(asgi.respond(Response(stream=pieces()), receive, send), 10)
+    assert closed.is_set()
 
 
 async def test_a_websocket_is_refused() -> None:

@@ -99,10 +99,7 @@ async def test_nothing_is_left_of_a_tab_that_closes() -> None:
         assert hub.tabs == 1
         await second.aclose()
         assert hub.tabs == 0
-        await asyncio.sleep(0.01)
-        looks = len(board.renderings)
-        await asyncio.sleep(0.02)
-        assert len(board.renderings) == looks  # nobody looks: no work
+        await until(lambda: hub._work is None or hub._work.done(), "the end of the work: nobody looks")
 
 
 async def test_nothing_is_left_of_a_tab_that_was_cancelled() -> None:
@@ -154,16 +151,19 @@ async def test_what_is_gone_is_said_to_be_gone(error: Exception) -> None:
 
 
 @pytest.mark.parametrize("error", [BrokerError("the store is away"), RuntimeError("a fault")])
-async def test_a_view_that_fails_is_tried_again_and_logged_once(
+async def test_a_view_that_fails_is_told_and_logged_once_and_tried_again(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     board = Board()
     board.error = error
     async with opened(board) as hub:
-        news = asyncio.ensure_future(anext(hub.follow(JOBS)))
-        await until(lambda: len(board.renderings) > 2, "some looks")
+        events = hub.follow(JOBS, "first")
+        assert await anext(events) == b"event: trouble\ndata:\n\n"
+        news = asyncio.ensure_future(anext(events))
+        await until(lambda: len(board.renderings) > 3, "some looks")
+        assert not news.done()
         board.error = None
-        assert await news == event_of("first", "first")
+        assert await news == event_of("first", "first")  # it is as before: that the store is back is news
         assert [record.getMessage() for record in caplog.records] == [f"no news of /jobs: {error}"]
 
 

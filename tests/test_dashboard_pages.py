@@ -13,7 +13,7 @@ import pytest
 import flowrra
 from flowrra import Attempt, Job, Progress, TaskNotFoundError, TaskStatus
 from flowrra_extras.dashboard import charts, controls, pages, rows, shapes, static, wording
-from flowrra_extras.dashboard.access import Access
+from flowrra_extras.dashboard.access import Access, sealed
 from flowrra_extras.dashboard.pages import Entered, Pages, View
 from flowrra_extras.dashboard.web import Request, Response
 from tests import dashboard_samples as samples
@@ -191,6 +191,21 @@ async def test_tabs_that_look_for_news_share_a_rendering(monkeypatch: pytest.Mon
     assert asked == ["tasks"] * 4
 
 
+@pytest.mark.parametrize("status", ["running", "scheduled", "retrying", "success", "failed", "cancelled"])
+async def test_time_that_goes_by_is_no_news_of_a_job(status: str) -> None:
+    """The sentence of explain() holds lengths of time: it made five events a second of a job that just ran."""
+    looks = iter(("0.03 s", "0.23 s"))
+    moment = samples.FAILED_JOB["submitted"]
+
+    class Told(samples.SampleService):
+        async def job(self, job_id: str) -> shapes.JobView:
+            times = {"due": moment, "started": moment, "finished": moment}
+            return cast("shapes.JobView", {**samples.FAILED_JOB, **times, "status": status, "explanation": next(looks)})
+
+    made, view = Pages(cast("Service", Told())), View("", f"/jobs/{JOB}")
+    assert (await made.main(view)).digest == (await made.main(view)).digest
+
+
 async def test_few_shared_renderings_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "VIEWS", 3)
     made = make()
@@ -307,24 +322,34 @@ async def test_the_page_shows_the_line_in_its_controls() -> None:
     ("key", "said"),
     [
         ("requeue.1.0", "Requeued 1 job."),
-        ("cancel.1200.3", "Cancelled 1,200 jobs. 3 left alone: it did not fit their state."),
-        ("delete.5000.0.more.77", "Deleted 5,000 jobs. There are more."),
+        ("cancel.1200.3", "Cancelled 1,200 jobs. 3 left alone: gone, or in no state for that."),
+        ("requeue.0.1", "No job was requeued. 1 left alone: gone, or in no state for that."),
+        (sealed("delete.5000.0.more.77", "token"), "Deleted 5,000 jobs. There are more."),
         ("enable", "Enabled."),
     ],
 )
 def test_what_was_done_is_said(key: str, said: str) -> None:
-    notice = pages.notice_of(key)
+    notice = pages.notice_of(key, "token")
     assert notice is not None
     assert notice.words == said
 
 
-@pytest.mark.parametrize("key", ["", "your password has expired", "shout.1.2", "cancel.1", "cancel.1.2.more.x"])
-def test_a_notice_that_is_none_of_ours_is_not_said(key: str) -> None:
-    assert pages.notice_of(key) is None
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("", "your password has expired", "shout.1.2", "cancel.1", "cancel.1.2.more.x", "delete.1.0.more.77"),
+        *(f"delete.1.0.more.77.{'0' * 32}", sealed("delete.1.0.more.77", "another's"), sealed("delete.1.0.more.7", "")),
+    ],
+)
+@pytest.mark.parametrize("token", ["token", ""])
+def test_a_notice_that_is_none_of_ours_is_not_said(key: str, token: str) -> None:
+    """Least of all with a button that goes on: whoever makes a link does not know the visitor's token."""
+    assert pages.notice_of(key, token) is None
 
 
 async def test_an_action_on_too_many_jobs_goes_on_where_it_stopped() -> None:
-    elements = Elements(await get("/jobs?search=queue:mail&notice=cancel.200.3.more.77"))
+    key = sealed("cancel.200.3.more.77", FULL.token)
+    elements = Elements(await get(f"/jobs?search=queue:mail&notice={key}"))
     assert "/jobs/cancel" in [attributes.get("action") for attributes in elements.all("form")]
     fields = {attributes.get("name"): attributes.get("value") for attributes in elements.all("input")[::-1]}
     assert (fields["after"], fields["search"], fields["back"]) == ("77", "queue:mail", "/jobs?search=queue:mail")

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 import sys
 import time
 import urllib.error
@@ -27,8 +28,8 @@ EXAMPLES = sorted((ROOT / "examples").glob("*_app.py"))
 class Browser:
     """Asks a server on this host as a browser does: it keeps cookies and follows redirections."""
 
-    def __init__(self, port: int) -> None:
-        self.home = f"http://127.0.0.1:{port}"
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+        self.home = f"http://{host}:{port}"
         self._opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
 
     def get(self, path: str) -> str:
@@ -67,14 +68,28 @@ def site(tmp_path: Path) -> Iterator[Site]:
 # python -m flowrra dashboard -------------------------------------------------------------------
 
 
+async def told_port(process: Process, host: str = "127.0.0.1") -> int:
+    """The port on which the dashboard says that it is, and listens by then."""
+    line = (await process.line()).decode()
+    found = re.fullmatch(rf"Flowrra dashboard on http://{re.escape(host)}:(\d+)/\n", line)
+    assert found, (line, process.log)
+    return int(found[1])
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="there is no IPv6 here")
+@pytest.mark.parametrize("server", [[], ["--wsgi"]], ids=["uvicorn", "wsgiref"])
+async def test_it_listens_on_ipv6_too(site: Site, server: list[str]) -> None:
+    async with site.client():
+        process = site.start("-m", "flowrra", "dashboard", "app:app", "--port", "0", "--host", "::1", *server)
+        browser = Browser(await told_port(process, "[::1]"), "[::1]")
+        assert "Overview" in await asyncio.to_thread(browser.get, "/")
+
+
 @pytest.mark.parametrize("server", [[], ["--wsgi"]], ids=["uvicorn", "wsgiref"])
 async def test_the_dashboard_alone_shows_and_steers(site: Site, server: list[str]) -> None:
     await site.worker()
-    port = free_port()
-    process = site.start("-m", "flowrra", "dashboard", "app:app", "--port", str(port), *server)
-    assert await process.line() == f"Flowrra dashboard on http://127.0.0.1:{port}/\n".encode()
-    browser = Browser(port)
-    await asyncio.to_thread(browser.until_there, "/", process)
+    process = site.start("-m", "flowrra", "dashboard", "app:app", "--port", "0", *server)
+    browser = Browser(await told_port(process))
     page = await asyncio.to_thread(browser.get, "/tasks/app.nap")
     (token,) = set(re.findall(r'name="token" value="([^"]+)"', page))
     job = await asyncio.to_thread(browser.post, "/tasks/app.nap/run", token=token, **{"param.seconds": "0"})
@@ -92,10 +107,8 @@ async def test_the_dashboard_alone_shows_and_steers(site: Site, server: list[str
 async def test_a_store_is_shown_without_its_program(site: Site) -> None:
     async with site.client() as app:
         await app.submit(app.task(name="elsewhere.do")(_do), 7)
-    port = free_port()
-    process = site.start("-m", "flowrra", "dashboard", "--broker", site.url, "--port", str(port), "--read-only")
-    browser = Browser(port)
-    await asyncio.to_thread(browser.until_there, "/", process)
+    process = site.start("-m", "flowrra", "dashboard", "--broker", site.url, "--port", "0", "--read-only")
+    browser = Browser(await told_port(process))
     (job,) = json.loads(await asyncio.to_thread(browser.get, "/api/jobs"))["jobs"]
     assert (job["task"], job["arguments"], job["status"]) == ("elsewhere.do", "7", "pending")
     with pytest.raises(urllib.error.HTTPError, match="403"):
@@ -127,6 +140,20 @@ def test_what_cannot_be_shown_is_said(
     assert main(["dashboard", *arguments]) == 2
     assert reason in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("server", [[], ["--wsgi"]], ids=["uvicorn", "wsgiref"])
+def test_where_it_cannot_listen_is_said(server: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "jobs.db").touch()
+    command = ["dashboard", "--broker", f"sqlite:///{tmp_path / 'jobs.db'}", *server]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main([*command, "--port", str(port)]) == 1
+        assert f"cannot listen on 127.0.0.1, port {port}" in capsys.readouterr().err
+    assert main([*command, "--port", "70000"]) == 2
+    said = capsys.readouterr()
+    assert "from 0 to 65535, not 70000" in said.err
+    assert said.out == ""
 
 
 # The examples ----------------------------------------------------------------------------------

@@ -28,6 +28,11 @@ def found(line: str, *args: Any, **job: Any) -> bool:
     return wanted.which.matches(one) and wanted.matches(one)
 
 
+def test_words_are_parted_by_blanks_of_any_kind() -> None:
+    wanted = read('state:failed\N{NO-BREAK SPACE}task:pay\u3000error:a"b c"d')
+    assert (wanted.problems, wanted.which.task, wanted.which.error) == ([], "pay", "ab cd")
+
+
 def test_what_the_store_can_tell_is_left_to_it() -> None:
     wanted = read('state:failed,retrying task:send queue:mail worker:w1 error:"no answer" parent:p1 id:a,b')
     assert wanted.problems == []

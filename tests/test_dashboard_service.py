@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flowrra import ConfigError, Flowrra, Job, TaskNotFoundError, TaskStatus, current_job, result_of
+from flowrra import ConfigError, Flowrra, Job, Progress, TaskNotFoundError, TaskStatus, current_job, result_of
+from flowrra_extras.dashboard import rows
 from flowrra_extras.dashboard.looking import shown_url
 from tests.apps import eventually
 from tests.dashboards import finished, in_state, service_of, shop, store, submitted
@@ -284,6 +285,13 @@ async def test_values_that_no_other_store_could_keep_are_shown() -> None:
         task_id = await submitted(app, "shop.greet", Odd())
         assert "Odd" in (await service.jobs())["jobs"][0]["arguments"]
         assert (await service.job(task_id))["args"]["text"].startswith("[<")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), 10**400])
+def test_progress_that_is_no_number_is_none(number: float) -> None:
+    shown = rows.progress_of(Progress(number, number, "far"))
+    assert shown == {"done": 0, "total": None, "note": "far", "share": None}
+    assert rows.progress_of(Progress(1, 4)) == {"done": 1, "total": 4, "note": None, "share": 0.25}
 
 
 async def test_moments_that_no_calendar_has_are_shown() -> None:

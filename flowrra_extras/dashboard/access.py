@@ -34,21 +34,32 @@ HEADERS: Mapping[str, str] = {
     "content-security-policy": CONTENT_POLICY,
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
+    # Not "no-referrer": browsers would then hide the origin of our own forms ("null") from ourselves too.
+    "referrer-policy": "same-origin",
     "cache-control": "no-store",
     "cross-origin-resource-policy": "same-origin",
 }
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{32}")  # as token_urlsafe(24) makes them
-_FORWARDING = ("x-forwarded-for", "x-forwarded-host", "forwarded", "x-real-ip", "via")
+_FORWARDING = re.compile(r"x-forwarded-.+|forwarded|x-real-ip|via")
 
 
 @dataclass(slots=True, frozen=True)
 class Access:
-    """What a visitor may do. `who` stands on the jobs that they act on; `token` goes into their forms."""
+    """What a visitor may do. `who` stands on the jobs that they act on; `token` goes into their forms.
+
+    Raises:
+        ConfigError: there is no such level, or `who` is no text.
+    """
 
     level: Level = "none"
     who: str = "dashboard"
     token: str = ""
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise ConfigError(f"auth= must answer 'none', 'read', 'full' or an Access of these, not {self.level!r}")
+        if not isinstance(self.who, str):
+            raise ConfigError(f"who= of an Access is a text, such as a user's name, not {self.who!r}")
 
     def allows(self, level: Level) -> bool:
         """Whether that much is allowed."""
@@ -96,7 +107,7 @@ class Door:
         return (
             f"This dashboard is open to its own host only, and {stranger(request)}. "
             "To open it to others, mount it with auth=, a function that says who may come in; "
-            "insecure=True lets everybody in."
+            "insecure=True (--insecure where it is served alone) lets everybody in."
         )
 
 
@@ -106,8 +117,6 @@ def _granted(answer: Any) -> Access:
         return answer
     if answer is None or isinstance(answer, bool):
         return Access("full" if answer else "none")
-    if answer not in LEVELS:
-        raise ConfigError(f"auth= must answer 'none', 'read', 'full' or an Access, not {answer!r}")
     return Access(answer)
 
 
@@ -122,9 +131,8 @@ def stranger(request: Request) -> str | None:
     """
     if not is_loopback(request.client or ""):
         return f"you come from {request.client or 'an address that is not known'}"
-    for name in _FORWARDING:
-        if name in request.headers:
-            return f"your request came through a proxy (it has the header {name})"
+    if name := next(filter(_FORWARDING.fullmatch, request.headers), None):
+        return f"your request came through a proxy (it has the header {name})"
     host = host_name(request.headers.get("host", ""))
     if host != "localhost" and not is_loopback(host):
         return f"you asked for the host {host[:100]!r}, which is no name of this host's loopback"
@@ -154,16 +162,18 @@ def host_name(host: str) -> str:
 def crossing(request: Request) -> str | None:
     """Why a request may have been sent by another site; None if it was not.
 
-    Browsers of today say where a request comes from; of others the origin is compared with the host.
+    By HTTPS and on the loopback browsers say where a request comes from; else its origin is compared with the host.
     """
     site = request.headers.get("sec-fetch-site")
     if site is not None:
-        return None if site == "same-origin" else f"Sec-Fetch-Site is {site[:40]!r}, not 'same-origin'"
-    origin = request.headers.get("origin")
-    if origin is None:
+        return None if site == "same-origin" else f"its Sec-Fetch-Site is {site[:40]!r}, not 'same-origin'"
+    origin, host = request.headers.get("origin"), request.headers.get("host", "")
+    if origin is None or (host and origin.partition("://")[2] == host):
         return None
-    netloc = urllib.parse.urlsplit(origin).netloc
-    return None if netloc and netloc == request.headers.get("host") else f"Origin is {origin[:200]!r}, not this host"
+    return (
+        f"its Origin is {origin[:200]!r}, but its Host {host[:200]!r}. "
+        "A proxy in between has to pass the Host header on (nginx: proxy_set_header Host $http_host)"
+    )
 
 
 def unproven(request: Request, field: str | None) -> str | None:
@@ -176,7 +186,10 @@ def unproven(request: Request, field: str | None) -> str | None:
     expected = token_of(request)
     if expected and field and hmac.compare_digest(expected.encode(), field.encode()):
         return None
-    return "it is neither JSON (Content-Type: application/json) nor has it the token of the page: load that again"
+    return (
+        "it is no JSON (Content-Type: application/json) and does not bring the token of its page. "
+        f"Load the page again and try once more; the browser has to take the cookie {TOKEN_COOKIE}"
+    )
 
 
 def media_type(request: Request) -> str:
@@ -192,8 +205,16 @@ def token_of(request: Request) -> str | None:
     return None
 
 
+def sealed(text: str, token: str) -> str:
+    """The text with a seal at its end that takes the visitor's token to make."""
+    return f"{text}.{hmac.digest(token.encode(), text.encode(), 'sha256').hex()[:32]}"
+
+
 def token_cookie(request: Request, token: str) -> str:
-    """The header that hands the visitor the token."""
+    """The header that hands the visitor the token.
+
+    Lax, not Strict: a link from elsewhere would come without it, and a new token would undo the pages in other tabs.
+    """
     secure = "; Secure" if request.scheme == "https" else ""
     path = urllib.parse.quote(request.root or "/")
-    return f"{TOKEN_COOKIE}={token}; Path={path}; HttpOnly; SameSite=Strict{secure}"
+    return f"{TOKEN_COOKIE}={token}; Path={path}; HttpOnly; SameSite=Lax{secure}"

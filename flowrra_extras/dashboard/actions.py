@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flowrra import ConfigError
 from flowrra_extras.dashboard import api
+from flowrra_extras.dashboard.access import sealed, token_of
 from flowrra_extras.dashboard.given import Given, value_of
 from flowrra_extras.dashboard.web import Response
 
@@ -40,7 +41,8 @@ def answer(request: Request, given: Given, done: Done) -> Response:
     back = given.values.get("back", "")
     path = back if _BACK.fullmatch(back) else done.path
     mark = "&" if "?" in path else "?"
-    place = urllib.parse.quote(request.root) + f"{path}{mark}notice={urllib.parse.quote(done.notice)}"
+    notice = sealed(done.notice, token_of(request) or "") if ".more." in done.notice else done.notice
+    place = urllib.parse.quote(request.root) + f"{path}{mark}notice={urllib.parse.quote(notice)}"
     return Response(303, b"", {"location": place})
 
 
@@ -109,7 +111,7 @@ class Actions:
             task = self._service.app.registry.get(name)
             if task is not None:
                 args, kwargs = map(json.dumps, call_from(task.signature, _named("param.", options)))
-            options = {key: value_of(text) for key, text in _named("option.", options).items()}
+            options = _numbers_read(_named("option.", options))
         return _submitted(await self._service.run(name, args or "", kwargs or "", options, by=access.who), "run")
 
     # Queues ------------------------------------------------------------------------------------
@@ -140,7 +142,8 @@ class Actions:
         if rule is None:
             raise ConfigError(f"{names[0]} is missing: say when the schedule is to fire")
         args, kwargs = given.json_text("args", "[]"), given.json_text("kwargs", "{}")
-        options = _options(given, given.without("kind", "args", "kwargs", *names))
+        options = given.without("kind", "args", "kwargs", *names)
+        options = _numbers_read(options) if given.is_form else options
         schedule_id = await self._service.add_schedule(
             kind, given.text(names[1]), rule, args=args or "", kwargs=kwargs or "", by=access.who, **options
         )
@@ -149,9 +152,11 @@ class Actions:
 
     async def update_schedule(self, given: Given, access: Access, schedule_id: str) -> Done:
         args, kwargs = given.json_text("args"), given.json_text("kwargs")
-        options = _options(given, given.without("kind", "rule", "args", "kwargs"))
+        options = _numbers_read(given.without("kind", "rule", "args", "kwargs"))
         if "description" in given.values:
             options["description"] = given.values["description"] or None
+        if "tz" in given.values:  # an emptied field means what the form says beside it
+            options.setdefault("tz", "UTC")
         rule = given.values.get("rule")
         await self._service.update_schedule(schedule_id, rule=rule, args=args, kwargs=kwargs, by=access.who, **options)
         return self._on_schedule(schedule_id, "update")
@@ -176,18 +181,16 @@ class Actions:
 
 
 _RULES: Mapping[str, str] = {"cron": "cron", "interval": "interval", "once": "run_at"}
-_NUMBERS = frozenset(("priority", "max_retries", "retry_delay", "jitter"))
+_TEXTS = frozenset(("queue", "unique", "task_id", "run_at", "tz", "description", "misfire", "overlap"))
 
 
 def _submitted(job_id: str, deed: str) -> Done:
     return Done({"id": job_id}, _path("jobs", job_id), deed, 201)
 
 
-def _options(given: Given, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a schedule; a form brings its numbers as texts."""
-    if not given.is_form:
-        return options
-    return {name: value_of(text) if name in _NUMBERS else text for name, text in options.items()}
+def _numbers_read(options: Mapping[str, str]) -> dict[str, Any]:
+    """The options that a form brought, all as texts: a queue named 42 stays one, a priority becomes a number."""
+    return {name: text if name in _TEXTS else value_of(text) for name, text in options.items()}
 
 
 def _named(prefix: str, values: Mapping[str, str]) -> dict[str, str]:

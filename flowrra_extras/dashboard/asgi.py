@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
+PATIENCE = 20.0  # seconds that a client may take for a piece of a stream: one that takes nothing is not kept as a tab
+
+
 async def asked(auth: Callable[[Any], Any] | None, native: object) -> Any:
     """What `auth` says of the framework's request. A plain function has a thread, since it may ask a database."""
     if auth is None:
@@ -41,7 +44,9 @@ class AsgiApp:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "http":
-            await answer(self.router, scope, receive, send)
+            body = await read_body(receive)
+            if body is not None:
+                await answer(self.router, request_from(scope, body), receive, send)
         else:  # a WebSocket
             await send({"type": "websocket.close", "code": 1000})
 
@@ -60,14 +65,10 @@ class AsgiApp:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-async def answer(
-    router: Router, scope: Scope, receive: Receive, send: Send, *, path: str | None = None, native: object = None
-) -> None:
-    """Answer a request. A framework that has routed it tells the `path` below the dashboard's root and its request."""
-    body = await read_body(receive)
-    if body is not None:
-        granted = await asked(router.door.auth, scope if native is None else native)
-        await respond(await router.handle(request_from(scope, body, path, native), granted), receive, send)
+async def answer(router: Router, request: Request, receive: Receive, send: Send) -> None:
+    """Answer a request."""
+    granted = await asked(router.door.auth, request.native)
+    await respond(await router.handle(request, granted), receive, send)
 
 
 async def read_body(receive: Receive) -> bytes | None:
@@ -130,7 +131,8 @@ async def _send_pieces(pieces: AsyncIterator[bytes], send: Send) -> None:
     """Send a stream piece by piece. However it ends, the stream is closed: nobody stays subscribed."""
     try:
         async for piece in pieces:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            async with asyncio.timeout(PATIENCE):
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
     finally:
         close = getattr(pieces, "aclose", None)

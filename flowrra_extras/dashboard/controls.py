@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
+
+from flowrra_extras.dashboard.search import quoted, words_in
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 CONTROLS = ("state", "task", "queue", "after")
-# As the search line itself is taken apart: at white space, but for what stands in quotation marks.
-_WORD = re.compile(r'(?:[^\s"]|"[^"]*(?:"|$))+')
 
 
 def words_of(line: str) -> dict[str, str]:
     """The values that the line gives to the controls; of two for one, the last."""
-    pairs = (word.partition(":") for word in _WORD.findall(line))
+    pairs = (word.partition(":") for word in words_in(line))
     return {key: value.replace('"', "") for key, _, value in pairs if key in CONTROLS and value}
 
 
 def without(line: str, keys: Collection[str]) -> str:
     """The line without the words for `keys`."""
-    return " ".join(word for word in _WORD.findall(line) if word.partition(":")[0] not in keys)
+    return " ".join(word for word in words_in(line) if word.partition(":")[0] not in keys)
 
 
 def with_word(line: str, key: str, value: str) -> str:
     """The line in which `key` has this value; an empty one takes the word out."""
     rest = without(line, (key,))
     return f"{rest} {key}:{quoted(value)}".strip() if value else rest
-
-
-def quoted(value: str) -> str:
-    """A value as a search line holds it."""
-    plain = value.replace('"', " ")
-    return f'"{plain}"' if not plain or any(char.isspace() for char in plain) else plain
 
 
 def line_of(given: Mapping[str, str]) -> str:

@@ -51,12 +51,11 @@ class Counting:
         if which == JobFilter(status=which.status, queue=which.queue):
             return (await self.tally()).total(*(which.status or TaskStatus), queue=which.queue)
         key = repr(which)
-        if key not in self._some:
-            self._some[key] = Fresh(lambda: self._count_some(which))
+        fresh = self._some.setdefault(key, Fresh(lambda: self._count_some(which)))
         self._some.move_to_end(key)
         if len(self._some) > _KEPT:
             await self._some.popitem(last=False)[1].close()
-        return await self._some[key].glance()
+        return await fresh.glance()
 
     def forget(self) -> None:
         """Count anew: something was changed from here."""

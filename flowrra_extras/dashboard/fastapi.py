@@ -6,11 +6,12 @@ import contextlib
 from typing import TYPE_CHECKING, Unpack
 
 from fastapi import APIRouter
-from starlette.requests import Request  # noqa: TC002 (FastAPI looks it up when it reads the signature)
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from flowrra_extras.dashboard import asgi
 from flowrra_extras.dashboard.building import Options, build
+from flowrra_extras.dashboard.router import BODY_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -29,8 +30,23 @@ class _Answer(Response):
         self._router, self._request = router, request
 
     async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
-        path = self._request.path_params["path"]
-        await asgi.answer(self._router, scope, receive, send, path=f"/{path}", native=self._request)
+        body = await _body_of(self._request)
+        if body is not None:
+            path = f"/{self._request.path_params['path']}"
+            await asgi.answer(self._router, asgi.request_from(scope, body, path, self._request), receive, send)
+
+
+async def _body_of(request: Request) -> bytes | None:
+    """The body, which a dependency may have read before; None if the client has gone."""
+    body = bytearray()
+    try:
+        async for piece in request.stream():
+            body += piece
+            if len(body) > BODY_LIMIT:
+                break
+    except ClientDisconnect:
+        return None
+    return bytes(body)
 
 
 def create_router(app: Flowrra, **options: Unpack[Options]) -> APIRouter:
@@ -43,8 +59,10 @@ def create_router(app: Flowrra, **options: Unpack[Options]) -> APIRouter:
 
     @contextlib.asynccontextmanager
     async def lifespan(program: object) -> AsyncIterator[None]:
-        yield
-        await router.close()
+        try:
+            yield
+        finally:
+            await router.close()
 
     mounted = APIRouter(lifespan=lifespan)
 

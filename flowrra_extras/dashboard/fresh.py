@@ -35,6 +35,7 @@ class Fresh(Generic[T]):
         self._find = find
         self._found: _Found[T] | None = None
         self._search: asyncio.Task[_Found[T]] | None = None
+        self._has_failed = False
 
     async def get(self) -> T:
         """The value. A search that fails is the asker's trouble only if there is no older value.
@@ -83,8 +84,9 @@ class Fresh(Generic[T]):
         error = search.exception()
         if error is None:
             self._found = search.result()
-        else:
+        elif not self._has_failed:  # once: it is tried again at each look
             logger.warning("the dashboard shows older figures: %s", error)
+        self._has_failed = error is not None
 
     def forget(self) -> None:
         """Have the next asker wait for a new value: something was changed from here."""

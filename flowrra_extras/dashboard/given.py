@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import urllib.parse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 FIELDS_LIMIT = 2_000
 FORM = "application/x-www-form-urlencoded"
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(slots=True, frozen=True)
@@ -42,7 +44,9 @@ class Given:
     def texts(self, name: str) -> list[str]:
         """A list of texts; empty if there is none."""
         values = list(self.many.get(name, ())) if self.is_form else self.values.get(name, [])
-        if not isinstance(values, list) or not all(isinstance(value, str) and "\0" not in value for value in values):
+        if not isinstance(values, list) or not all(
+            isinstance(value, str) and not _UNWRITABLE.search(value) for value in values
+        ):
             raise ConfigError(f"{name} must be a list of texts, not {values!r:.80}")
         return values
 
@@ -65,10 +69,16 @@ class Given:
 
 def read(request: Request) -> Given:
     """The fields of the request's body; ConfigError if they cannot be read."""
-    if media_type(request) == FORM:
-        return _read_form(request.body)
+    found = _read_form(request.body) if media_type(request) == FORM else _read_json(request.body)
+    for name, value in found.values.items():
+        if isinstance(value, str) and _UNWRITABLE.search(value):
+            raise ConfigError(f"{name} holds a NUL or half of a surrogate pair: {value!r:.80}")
+    return found
+
+
+def _read_json(body: bytes) -> Given:
     try:
-        values = json.loads(request.body, parse_constant=_refuse) if request.body.strip() else {}
+        values = json.loads(body, parse_constant=_refuse) if body.strip() else {}
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"the body is not JSON: {error}") from None
     if not isinstance(values, dict):

@@ -34,6 +34,8 @@ LIFETIME = 20.0
 AGAIN = 0.1  # seconds after which the browser comes again
 TABS = 1_000
 _FULL = "Too many tabs look at this dashboard. This one looks again by itself."
+# Without an id: whoever comes again while it lasts is told again, and afterwards gets the text if it has changed.
+_TROUBLE = b"event: trouble\ndata:\n\n"
 _LINE_END = re.compile(r"\r\n|\r|\n")  # what ends a line of an event: a text must not bring lines of its own
 
 
@@ -141,7 +143,7 @@ class Hub:
             await asyncio.sleep(max(self._tick, REST * (clock() - began)))
 
     async def _look(self, view: View, channel: Channel) -> None:
-        """Render the view, and tell of it if it has changed. One that fails is tried again, and logged once."""
+        """Render the view, and tell of it if it has changed. One that fails is told of once, and tried again."""
         try:
             main = await self._pages.main(view)
         except (TaskNotFoundError, ConfigError):
@@ -153,6 +155,7 @@ class Hub:
                 logger.warning(
                     "no news of %s: %s", view.path[:200], error, exc_info=not isinstance(error, FlowrraError)
                 )
+                channel.tell("trouble", _TROUBLE)
             channel.has_failed = True
         else:
             channel.has_failed = False

@@ -294,7 +294,7 @@ def position(after: str | None) -> int | None:
     if after is None:
         return None
     if not (after.isdecimal() and len(after) <= 18):
-        raise ConfigError(f"after={after!r} is no cursor that a page gave")
+        raise ConfigError(f"after={after!r:.80} is no cursor that a page gave")
     return int(after)
 
 

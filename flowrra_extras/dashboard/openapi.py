@@ -58,10 +58,11 @@ def _object(required: tuple[str, ...] = (), **properties: Schema) -> Schema:
     return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
 
 
-TEXT: Schema = {"type": "string", "minLength": 1, "maxLength": 200}
+_NO_NUL = r"^[^\x00]*$"
+TEXT: Schema = {"type": "string", "minLength": 1, "maxLength": 200, "pattern": _NO_NUL}
 NUMBER: Schema = {"type": "number", "minimum": 0, "maximum": 1e6}  # seconds
 PRIORITY: Schema = {"type": "integer", "minimum": -(2**53), "maximum": 2**53}
-QUEUE: Schema = {"type": "string", "pattern": r"^[^\s,:]([^,:]*[^\s,:])?$", "maxLength": 200}
+QUEUE: Schema = {"type": "string", "pattern": r"^[^\s,:\x00]([^,:\x00]*[^\s,:\x00])?$", "maxLength": 200}
 WHOLE: Schema = {"type": "integer", "minimum": 0, "maximum": 1_000_000}
 ARGUMENTS: dict[str, Schema] = {
     "args": {"type": "array", "description": "arguments by position"},
@@ -74,9 +75,10 @@ _AFTER = {
     "pattern": "^[0-9]{1,18}$",
     "description": "what an earlier report gave, to go on from there",
 }
+_ID = {"type": "string", "pattern": _NO_NUL}
 MANY: Schema = {
     "anyOf": [
-        _object(("ids",), ids={"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 1_000}),
+        _object(("ids",), ids={"type": "array", "items": _ID, "minItems": 1, "maxItems": 1_000}),
         _object(("search",), search=_SEARCH, after=_AFTER),
     ]
 }
@@ -104,9 +106,9 @@ RUN_IT = {
 _SCHEDULED: dict[str, Schema] = {
     "task_name": TEXT,
     **ARGUMENTS,
-    "tz": {"type": "string", "description": "such as Europe/Riga"},
+    "tz": {"type": "string", "pattern": _NO_NUL, "description": "such as Europe/Riga"},
     "task_id": {**TEXT, "description": "the schedule's id"},
-    "description": {"type": "string"},
+    "description": {"type": "string", "pattern": _NO_NUL},
     "enabled": {"type": "boolean"},
     "misfire": {"enum": list(flowrra.MISFIRES)},
     "overlap": {"enum": list(flowrra.OVERLAPS)},
@@ -192,7 +194,7 @@ _TROUBLES = {
 }
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)  # a proxy may tell the root in a header
 def document(root: str) -> Schema:
     """The document of an API that is served under `root`."""
     kinds = [kind for kind in vars(shapes).values() if typing.is_typeddict(kind)]

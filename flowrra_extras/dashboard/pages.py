@@ -12,6 +12,7 @@ import dataclasses
 import datetime as dt
 import functools
 import hashlib
+import hmac
 import re
 import secrets
 import time
@@ -24,7 +25,8 @@ import jinja2
 from markupsafe import Markup, escape
 
 import flowrra
-from flowrra_extras.dashboard import charts, controls, static, wording
+from flowrra_extras.dashboard import charts, controls, search, static, wording
+from flowrra_extras.dashboard.access import sealed
 from flowrra_extras.dashboard.rows import REDACTED
 from flowrra_extras.dashboard.web import Response
 
@@ -79,7 +81,7 @@ NOTICES: Mapping[str, str] = MappingProxyType(
         "fire": "Submitted: this is the job.",
     }
 )
-_NOTICE = re.compile(r"([a-z]+)(?:\.(\d{1,12})\.(\d{1,12})(?:\.more\.(\d{1,18}))?)?")
+_NOTICE = re.compile(r"([a-z]+)(?:\.(\d{1,12})\.(\d{1,12})(?:\.more\.(\d{1,18})\.[0-9a-f]{32})?)?")
 
 
 class View(NamedTuple):
@@ -211,7 +213,7 @@ class Pages:
             here=here,
             nav=NAVIGATION,
             search=controls.line_of(request.parameters) if request.path == "/jobs" else "",
-            notice=notice_of(request.parameters.get("notice", "")),
+            notice=notice_of(request.parameters.get("notice", ""), access.token if access else ""),
             token=access.token if access else "",
             who=access.who if access else "",
             can_act=access is None or access.allows("full"),
@@ -307,8 +309,8 @@ class Pages:
             "misfire": row["misfire"],
             "overlap": row["overlap"],
         }
-        if row["arguments"] != REDACTED:  # left empty, they stay as they are
-            stored |= {"args": row["args"]["text"], "kwargs": row["kwargs"]["text"]}
+        if row["arguments"] != REDACTED:  # what is left empty stays as it is
+            stored |= {name: row[name]["text"] for name in ("args", "kwargs") if not row[name]["is_cut"]}
         typed = view.parameters
         context = await self._schedule_form(row["kind"], {**stored, **typed}, entered, preview="rule" in typed)
         return f"Schedule of {row['task']}", "schedule.html", {"row": row, **context}
@@ -354,7 +356,12 @@ _PAGES: Mapping[re.Pattern[str], Callable[..., Awaitable[Shown]]] = MappingProxy
         )
     }
 )
-_HEADLINES: Mapping[int, str] = {403: "You may not do that", 404: "Not found", 422: "That cannot be done"}
+_HEADLINES: Mapping[int, str] = {
+    403: "You may not do that",
+    404: "Not found",
+    422: "That cannot be done",
+    503: "The store does not answer",
+}
 
 
 # How pages are answered and written ------------------------------------------------------------
@@ -392,7 +399,7 @@ def _environment() -> jinja2.Environment:
         "stamp": wording.stamp,
         "short": wording.short,
         "weekday": wording.weekday,
-        "quoted": controls.quoted,
+        "quoted": search.quoted,
         "path": lambda name: urllib.parse.quote(name, safe=""),
         "oldest": oldest,
     }
@@ -439,10 +446,16 @@ class Notice(NamedTuple):
     after: str = ""
 
 
-def notice_of(key: str) -> Notice | None:
-    """What the value of `?notice=` says; None if it is none of ours."""
+def notice_of(key: str, token: str = "") -> Notice | None:
+    """What the value of `?notice=` says; None if it is none of ours.
+
+    One with a button that goes on has to bear the seal of the visitor's token, or else a link on another site could
+    put a button before them that deletes what the link asks for.
+    """
     found = _NOTICE.fullmatch(key)
     if found is None or found[1] not in NOTICES:
+        return None
+    if found[4] and not (token and hmac.compare_digest(key, sealed(key.rpartition(".")[0], token))):
         return None
     return Notice(_said(found), found[1], found[4] or "")
 
@@ -452,7 +465,7 @@ def _said(found: re.Match[str]) -> str:
     if found[2] is None:
         return said if said.endswith(".") else f"{said}."
     done, refused = int(found[2]), int(found[3])
-    said = f"{said} {wording.number(done)} job{'' if done == 1 else 's'}."
+    said = f"{said} {wording.number(done)} job{'' if done == 1 else 's'}." if done else f"No job was {said.lower()}."
     if refused:
-        said += f" {wording.number(refused)} left alone: it did not fit their state."
+        said += f" {wording.number(refused)} left alone: gone, or in no state for that."
     return said + (" There are more." if found[4] else "")

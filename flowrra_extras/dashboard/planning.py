@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("flowrra.dashboard")
 
+KINDS = ("cron", "interval", "once")
 FIRES = 10  # next fires that are shown
 RULE_LIMIT = 500  # characters; what is longer is no rule that a person wrote
 OPTIONS = frozenset(
@@ -83,16 +84,14 @@ class Planning(Base):
         if not self.schedulers:
             raise FlowrraError("this program stores no schedules: app.create_scheduler() makes a store for them")
         scheduler = self.schedulers[0]
-        ways: dict[str, Any] = {
+        ways: Mapping[str, Any] = {
             "cron": scheduler.schedule_cron,
             "interval": scheduler.schedule_interval,
             "once": scheduler.schedule_once,
         }
-        if kind not in ways:
-            raise ConfigError(f"a schedule is of the kind {', '.join(ways)}, not {kind!r}")
+        moment = read_rule(kind, rule)
         if not task or not isinstance(task, str):
             raise ConfigError(f"a schedule is given a task's name, not {task!r}")
-        moment = read_rule(kind, rule)
         given = {"args": read_list(args), "kwargs": read_object(kwargs), **_checked(options)}
         with refusing_misfits():
             schedule_id: str = await ways[kind](task, moment, **given)
@@ -183,6 +182,8 @@ class Planning(Base):
 
 def read_rule(kind: str, rule: object) -> Any:
     """A rule as it was typed or sent, as `make_schedule` takes it."""
+    if kind not in KINDS:
+        raise ConfigError(f"a schedule is of the kind {', '.join(KINDS)}, not {kind!r:.80}")
     if isinstance(rule, str) and len(rule) > RULE_LIMIT:
         raise ConfigError(f"a rule has {RULE_LIMIT} characters at the most, not {len(rule)}")
     try:

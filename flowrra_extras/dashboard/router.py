@@ -100,7 +100,7 @@ class Router:
             response: Response = await route.handler(request, access, **parts)
             return response
         if reason := safety.crossing(request):
-            return self._refused(request, access, 403, f"This request was sent by another site: {reason}.")
+            return self._refused(request, access, 403, f"This request may have been sent by another site: {reason}.")
         fields = given.read(request)
         if reason := safety.unproven(request, fields.token or request.headers.get("x-flowrra-token")):
             return self._refused(request, access, 403, f"This request may have been sent by another site: {reason}.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import math
 import reprlib
 from typing import TYPE_CHECKING, Any
 
@@ -122,9 +123,18 @@ def actions(job: Job) -> list[str]:
 def progress_of(progress: Progress | None) -> shapes.Progress | None:
     if progress is None:
         return None
-    share = min(1.0, max(0.0, progress.done / progress.total)) if progress.total else None
+    done, total = _finite(progress.done) or 0, _finite(progress.total)
+    share = min(1.0, max(0.0, done / total)) if total else None
     note = None if progress.note is None else line(progress.note)
-    return {"done": progress.done, "total": progress.total, "note": note, "share": share}
+    return {"done": done, "total": total, "note": note, "share": share}
+
+
+def _finite(value: float | None) -> float | None:
+    """The number; None where it is none that JSON can write, or too large."""
+    try:
+        return value if value is not None and math.isfinite(value) else None
+    except OverflowError:
+        return None
 
 
 def _ready_since(job: Job) -> float:

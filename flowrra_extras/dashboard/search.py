@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
 KEYS = ("state", "task", "queue", "worker", "error", "alike", "parent", "id", "args", "after", "before")
 LINE_LIMIT = 1_000  # characters
 _UNITS: Mapping[str, float] = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0, "w": 604_800.0}
+# A word ends at white space, but for what stands in quotation marks.
+_WORD = re.compile(r'(?:[^\s"]|"[^"]*(?:"|$))+')
 _AGO = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhdw])")
 
 
@@ -76,7 +77,10 @@ def parse(line: str, around: Surroundings) -> Search:
     if "\0" in line:
         search.problems.append("the line has a character that no text has")
         return search
-    for word in _words(line, search.problems):
+    if line.count('"') % 2:
+        search.problems.append("a quotation mark is not closed")
+        return search
+    for word in (quoted.replace('"', "") for quoted in words_in(line)):
         key, colon, value = word.partition(":")
         read = _READERS.get(key.partition(".")[0]) if colon else None
         if read is None:
@@ -88,15 +92,9 @@ def parse(line: str, around: Surroundings) -> Search:
     return search
 
 
-def _words(line: str, problems: list[str]) -> list[str]:
-    lexer = shlex.shlex(line, posix=True)
-    lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""
-    lexer.quotes = '"'
-    try:
-        return list(lexer)
-    except ValueError:
-        problems.append("a quotation mark is not closed")
-        return []
+def words_in(line: str) -> list[str]:
+    """The words of a line, as they stand there."""
+    return _WORD.findall(line)
 
 
 def _holds(word: str) -> Callable[[Job], bool]:
@@ -222,10 +220,11 @@ def arguments_by_name(job: Job, parameters: Sequence[str]) -> dict[str, Any]:
 
 def written(**words: str | None) -> str:
     """A search line of keys and values; what is None is left out."""
-    return " ".join(f"{key}:{_quoted(value)}" for key, value in words.items() if value is not None)
+    return " ".join(f"{key}:{quoted(value)}" for key, value in words.items() if value is not None)
 
 
-def _quoted(value: str) -> str:
+def quoted(value: str) -> str:
+    """A value as a line holds it."""
     plain = value.replace('"', " ")
     return f'"{plain}"' if not plain or any(char.isspace() for char in plain) else plain
 
@@ -240,4 +239,4 @@ def complete(word: str, choices: Mapping[str, Sequence[str]], limit: int = 20) -
         return [f"{name}." if name == "args" else f"{name}:" for name in KEYS if name.startswith(word)]
     found = [value for value in choices.get(key, ()) if begun.lower() in value.lower()]
     found.sort(key=lambda value: not value.lower().startswith(begun.lower()))
-    return [f"{key}:{_quoted(value)}" for value in found[:limit]]
+    return [f"{key}:{quoted(value)}" for value in found[:limit]]

@@ -164,13 +164,16 @@ function listen() {
   source.addEventListener("main", (event) => {
     digest = event.lastEventId;
     show(event.data);
+    word("live", false);
   });
+  source.addEventListener("trouble", () => word("no news", true));
   source.addEventListener("gone", () => location.reload());
   source.onerror = () => {
     // A stream ends now and then, and the browser goes on with the next one, unless it was turned away.
     clearTimeout(timer);
-    if (source?.readyState === EventSource.CLOSED) timer = setTimeout(start, 5 * LOOK);
-    else timer = setTimeout(() => word("reconnecting", true), 2 * LOOK);
+    const isRefused = source?.readyState === EventSource.CLOSED;
+    if (isRefused) word("no news", true);
+    timer = setTimeout(isRefused ? start : () => word("reconnecting", true), (isRefused ? 5 : 2) * LOOK);
   };
 }
 
