@@ -9,13 +9,14 @@ from flowrra import (
     HISTORY_LIMIT,
     TRANSITIONS,
     Attempt,
+    Job,
     Outcome,
     SerializationError,
     TaskNotFoundError,
     TaskStatus,
     decode_arguments,
 )
-from flowrra_extras.testing.trial import Contract, job, job_in, outcomes_of, raises
+from flowrra_extras.testing.trial import Contract, Trial, job, job_in, outcomes_of, raises
 
 
 class PushContract(Contract):
@@ -386,6 +387,17 @@ class SettleContract(Contract):
                     after.cancel_requested = before.cancel_requested
                     assert after == before or after.status in TRANSITIONS[status], (status, move)
 
+    async def test_every_move_of_the_table_can_be_made(self) -> None:
+        made = set()
+        for first, fields, *moves in WAYS:
+            async with self.trial() as t:
+                await job_in(t, first, **{name: t.now + seconds for name, seconds in fields.items()})
+                for move in moves:
+                    before = await t.job("a")
+                    await move(t, before)
+                    made.add((before.status, await t.status("a")))
+        assert made == {(status, target) for status, targets in TRANSITIONS.items() for target in targets}
+
     async def test_only_a_running_job_can_be_settled(self) -> None:
         for status in set(TaskStatus) - {TaskStatus.RUNNING}:
             async with self.trial() as t:
@@ -395,9 +407,44 @@ class SettleContract(Contract):
                 assert await t.job(before.id) == before
 
 
-MOVES: Sequence[Any] = (
-    lambda t, job: t.claim(),
-    lambda t, job: t.cancel(job.id),
-    lambda t, job: t.requeue(job.id),
-    *(lambda t, job, make=make: t.settle(make(job, t.now)) for make in outcomes_of()),
+async def come_due(t: Trial, _: Job) -> None:
+    t.clock.advance(61)
+    await t.beat()
+    await t.claim(queue="another")  # whatever the queue, a claim promotes
+
+
+async def succeed_parent(t: Trial, _: Job) -> None:
+    (parent,) = await t.claim(queue="parents")
+    await t.settle(Outcome.succeed(parent, 1))
+
+
+def claim(t: Trial, _: Job) -> Any:
+    return t.claim()
+
+
+def cancel(t: Trial, job: Job) -> Any:
+    return t.cancel(job.id)
+
+
+def requeue(t: Trial, job: Job) -> Any:
+    return t.requeue(job.id)
+
+
+def hold(t: Trial, job: Job) -> Any:
+    return t.broker.hold([job.id], by="a move", now=t.now)
+
+
+SETTLES = [lambda t, job, make=make: t.settle(make(job, t.now)) for make in outcomes_of()]
+MOVES: Sequence[Any] = (claim, cancel, requeue, *SETTLES)
+# The state that a job begins in, fields of it that are so many seconds from now, and what is done then.
+WAYS: Sequence[Any] = (
+    *((TaskStatus.SCHEDULED, {}, move) for move in (come_due, hold, cancel)),
+    *((TaskStatus.RETRYING, {}, move) for move in (come_due, hold, cancel)),
+    *((TaskStatus.PENDING, {}, move) for move in (claim, hold, cancel)),
+    *((TaskStatus.RUNNING, {}, settle) for settle in SETTLES),
+    (TaskStatus.BLOCKED, {}, succeed_parent),
+    (TaskStatus.BLOCKED, {"due": 60}, succeed_parent),
+    (TaskStatus.BLOCKED, {}, cancel, requeue),
+    (TaskStatus.CANCELLED, {}, requeue),
+    (TaskStatus.FAILED, {}, requeue),
 )

@@ -177,6 +177,14 @@ class MovingContract(Contract):
             t.clock.advance(61)
             assert set(await claim_ids(t)) == {"later", "child"}
 
+    async def test_an_adopted_suspect_runs_alone(self) -> None:
+        async with self.trial() as t:
+            assert await adopt(t, job("suspect", attempt=1, crashes=1), job("a")) == [True, True]
+            await let_go(t, "suspect", "a")
+            assert (await t.beat()).suspects
+            assert await claim_ids(t) == ["suspect"]
+            assert await claim_ids(t) == []
+
     async def test_a_known_id_is_not_adopted_again(self) -> None:
         for status in TaskStatus:
             async with self.trial() as t:
