@@ -51,6 +51,14 @@ class PushContract(Contract):
             assert [(claimed.id, claimed.priority) for claimed in jobs] == [("b", 0), ("a", 1)]
             assert list(decode_arguments(jobs[1])[0]) == [1]
 
+    async def test_a_known_id_among_others_that_are_alike(self) -> None:
+        async with self.trial() as t:
+            await t.push(job("b", args=(1,)))
+            assert await t.push(job("a"), job("b", args=(2,)), job("c")) == ["a", "b", "c"]
+            jobs = await t.claim()
+            assert [claimed.id for claimed in jobs] == ["b", "a", "c"]
+            assert list(decode_arguments(jobs[0])[0]) == [1]
+
     async def test_a_known_id_changes_nothing_in_any_state(self) -> None:
         for status in TaskStatus:
             async with self.trial() as t:
