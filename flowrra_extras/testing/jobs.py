@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from flowrra import (
     TRANSITIONS,
     Attempt,
     Job,
+    JobFilter,
     Outcome,
     SerializationError,
     TaskNotFoundError,
@@ -127,6 +129,13 @@ class ClaimContract(Contract):
             assert await t.claim_ids(limit=4) == ["a", "b", "c", "d"]
             assert await t.claim_ids(limit=4) == ["e", "f"]
             assert await t.claim_ids() == []
+
+    async def test_order_is_that_of_submission_over_calls(self) -> None:
+        async with self.trial() as t:
+            await t.push(job("a"), job("b"), job("c"))
+            await t.push(job("d"))
+            assert await t.find() == ["d", "c", "b", "a"]
+            assert await t.claim_ids() == ["a", "b", "c", "d"]
 
     async def test_order_is_that_of_submission_also_in_one_call(self) -> None:
         async with self.trial() as t:
@@ -404,6 +413,8 @@ class SettleContract(Contract):
                     before = await t.job("a")
                     await move(t, before)
                     made.add((before.status, await t.status("a")))
+                    there_are = await t.broker.find(JobFilter())
+                    assert await t.broker.counts() == Counter((job.queue, job.status) for job in there_are)
         assert made == {(status, target) for status, targets in TRANSITIONS.items() for target in targets}
 
     async def test_only_a_running_job_can_be_settled(self) -> None:

@@ -168,6 +168,8 @@ class MovingContract(Contract):
             assert await claim_ids(t) == []
             assert await t.find(parent="parent") == ["child"]
             assert set(await t.find(status=UNFINISHED)) == {"a", "later", "parent", "child", "first"}
+            counts = {TaskStatus.BLOCKED: 5, TaskStatus.CANCELLED: 1}  # what has expired, the claim has ended
+            assert await t.broker.counts() == {("default", status): count for status, count in counts.items()}
             await let_go(t, "child", "parent", "first", "later", "a", "old")
             assert await t.statuses("later", "child") == ["scheduled", "blocked"]
             claimed = await claim(t)
