@@ -84,6 +84,21 @@ def test_the_broker_agrees_with_the_model() -> None:
     run_state_machine_as_test(RedisMachine, settings=chosen)
 
 
+async def test_a_push_elsewhere_wakes_who_wants_jobs() -> None:
+    with clean(REDIS_URL) as (_, prefix):
+        here, elsewhere = (RedisBroker(f"{REDIS_URL}?prefix={prefix}") for _ in range(2))
+        await here.open()
+        await elsewhere.open()
+        try:
+            async with asyncio.timeout(2.0), asyncio.TaskGroup() as group:
+                group.create_task(here.wait_ready(["default"], 60.0))
+                await asyncio.sleep(0.1)
+                await elsewhere.push([Job("a", "task")], now=1.0)
+        finally:
+            await here.close()
+            await elsewhere.close()
+
+
 # ---------------------------------------------------------------------------
 # The URL
 # ---------------------------------------------------------------------------
