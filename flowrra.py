@@ -1773,12 +1773,12 @@ class Cron:
         return not self._key[1] and days != plain[0] and weekdays != plain[1]
 
     def clock_marks(self, begin: dt.datetime, end: dt.datetime) -> Iterator[tuple[dt.datetime, str]]:
-        """What the clock changes from `begin` to `end` do to the schedule, in words, and when (in UTC)."""
+        """What clock changes do to the fires later than `begin` and up to `end`, in words, and when (in UTC)."""
         years = range(begin.astimezone(dt.UTC).year, end.astimezone(dt.UTC).year + 1)
         for shift in sorted({shift for year in years for shift in self._zone[year]}):
             left, entered = shift.at + shift.before, shift.at + shift.after
             match = self._later(min(left, entered) - _INSTANT)
-            if not begin <= shift.at.replace(tzinfo=dt.UTC) <= end or match is None or match >= max(left, entered):
+            if match is None or match >= max(left, entered):
                 continue
             why = f"the clock goes from {left:%H:%M} to {entered:%H:%M}"
             if left < entered:
@@ -1792,7 +1792,8 @@ class Cron:
             else:
                 marks = [(match - offset, f"{which}, {why}") for offset, which in
                          ((shift.before, "the first of two"), (shift.after, "the second of two"))]  # fmt: skip
-            yield from ((moment.replace(tzinfo=dt.UTC), mark) for moment, mark in marks)
+            known = ((moment.replace(tzinfo=dt.UTC), mark) for moment, mark in marks)
+            yield from ((moment, mark) for moment, mark in known if begin < moment <= end)
 
     def explain(self) -> str:
         """The schedule in words: `At 09:00 on Monday through Friday, Europe/Riga`."""

@@ -80,6 +80,20 @@ def test_a_time_that_comes_twice_and_runs_once(say: Say) -> None:
     ]
 
 
+def test_nothing_is_said_of_a_fire_that_is_not_shown(say: Say) -> None:
+    """Each line begins with a moment: that the clock changed before the first fire is no news."""
+    _, lines = say("*/30 1 * * *", "--tz", "America/New_York", "-n", "1", "--after", "2026-11-01T01:45")
+    assert lines[1:] == [
+        "Sun 2026-11-01 01:00:00 -0500  in 15 m 0 s      the second of two, the clock goes from 02:00 to 01:00"
+    ]
+    _, lines = say("30 1 * * *", "--tz", "America/New_York", "-n", "1", "--after", "2026-11-01T01:45")
+    assert lines[1:] == ["Mon 2026-11-02 01:30:00 -0500  in 1 d 0 h"]
+    _, lines = say("*/30 1 * * *", "--tz", "America/New_York", "-n", "1", "--after", "2026-11-01T00:45")
+    assert lines[1:] == [
+        "Sun 2026-11-01 01:00:00 -0400  in 15 m 0 s      the first of two, the clock goes from 02:00 to 01:00"
+    ]
+
+
 NOTE = "note: days match if day-of-month or day-of-week does; if one begins with * both have to"
 
 

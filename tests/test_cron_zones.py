@@ -254,3 +254,43 @@ def test_the_first_full_minute_after_a_gap_that_ends_within_one() -> None:
     assert cron.next(dt.datetime(2026, 6, 10, 12, 0, 10, tzinfo=UTC)) == found
     assert cron.previous(found + MINUTE) == found
     assert cron.matches(found)
+
+
+def marks_of(expr: str, zone: str, begin: str, end: str) -> list[tuple[str, str]]:
+    found = Cron(expr, zone).clock_marks(dt.datetime.fromisoformat(begin), dt.datetime.fromisoformat(end))
+    return [(f"{moment:%Y-%m-%d %H:%M:%S}", mark.partition(",")[0]) for moment, mark in found]
+
+
+@pytest.mark.parametrize(
+    ("expr", "zone", "begin", "end", "marks"),
+    [
+        # 02:00 -> 03:00 at 07:00 UTC: later than `begin`, and up to `end`
+        *(
+            ("30 2 * * *", "America/New_York", f"2026-03-08T{begin}Z", f"2026-03-08T{end}Z", marks)
+            for begin, end, marks in (
+                ("06:59", "07:00", [("2026-03-08 07:00:00", "2026-03-08 02:30 moved here")]),
+                ("07:00", "08:00", []),
+                ("06:00", "06:59", []),
+            )
+        ),
+        # What the clock shows before and after it is not touched, and nothing is said once the schedule is over.
+        ("59 1 8 3 *", "America/New_York", "2026-01-01T00:00Z", "2027-01-01T00:00Z", []),
+        ("0 3 8 3 *", "America/New_York", "2026-01-01T00:00Z", "2027-01-01T00:00Z", []),
+        ("0 2 1 11 *", "America/New_York", "2026-01-01T00:00Z", "2027-01-01T00:00Z", []),
+        ("0 30 2 1 1 * 2026", "America/New_York", "2026-01-02T00:00Z", "2027-01-01T00:00Z", []),
+        # 02:00 -> 05:00 and 02:00 -> 23:00, by three hours
+        ("30 3 * * *", "Antarctica/Casey", "2009-10-17T00:00Z", "2009-10-19T00:00Z",
+         [("2009-10-17 18:00:00", "2009-10-18 03:30 not at all")]),
+        ("30 23 * * *", "Antarctica/Casey", "2010-03-04T00:00Z", "2010-03-06T00:00Z",
+         [("2010-03-04 12:30:00", "once")]),
+        # 00:00:00 -> 00:44:30
+        ("30 0 * * *", "Africa/Monrovia", "1972-01-06T03:00Z", "1972-01-08T03:00Z",
+         [("1972-01-07 00:45:00", "1972-01-07 00:30 moved here")]),
+        ("*/30 0 * * *", "Africa/Monrovia", "1972-01-06T03:00Z", "1972-01-08T03:00Z",
+         [("1972-01-07 00:44:30", "1972-01-07 00:00 not at all")]),
+    ],
+)  # fmt: skip
+def test_what_a_clock_change_does_is_said_of_the_time_asked_for(
+    expr: str, zone: str, begin: str, end: str, marks: list[tuple[str, str]]
+) -> None:
+    assert marks_of(expr, zone, begin, end) == marks

@@ -85,6 +85,25 @@ def test_the_broker_agrees_with_the_model() -> None:
     run_state_machine_as_test(RedisMachine, settings=chosen)
 
 
+async def test_a_push_elsewhere_wakes_who_wants_jobs() -> None:
+    with clean(REDIS_URL) as (_, prefix):
+        here, elsewhere = (RedisBroker(f"{REDIS_URL}?prefix={prefix}") for _ in range(2))
+        await here.open()
+        await elsewhere.open()
+        try:
+            async with asyncio.timeout(5.0):
+                await here.heartbeat(WorkerInfo("w"), lease=10.0, now=1.0)
+                ready = asyncio.ensure_future(here.wait_ready(["default"], 60.0))
+                while (await asyncio.wait([ready], timeout=0.2))[0]:  # it may end early: then there is nothing
+                    assert await here.claim("default", limit=1, worker="w", now=1.0) == []
+                    ready = asyncio.ensure_future(here.wait_ready(["default"], 60.0))
+                await elsewhere.push([Job("a", "task")], now=1.0)
+                await ready
+        finally:
+            await here.close()
+            await elsewhere.close()
+
+
 # ---------------------------------------------------------------------------
 # The URL
 # ---------------------------------------------------------------------------

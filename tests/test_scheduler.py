@@ -404,6 +404,7 @@ async def test_a_scheduler_that_is_made_while_the_app_runs_fires(store: Schedule
         (lambda s: s.schedule_interval(None, 60), "a schedule is given a task or its name"),
         (lambda s: s.schedule_once("add", "tomorrow"), "run_at must be a datetime"),
         (lambda s: s.schedule_once("add", 1_700_000_000), "run_at must be a datetime"),
+        (lambda s: s.schedule_once("add", "tomorrow", tz="Europe/Riga"), "run_at must be a datetime"),
     ],
 )
 async def test_bad_input_is_refused_at_the_call(call: Any, complaint: str) -> None:

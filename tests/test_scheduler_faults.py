@@ -1,6 +1,7 @@
 """What schedulers meet: stores and brokers that fail, tasks that are gone, rules that cannot be read."""
 
 import asyncio
+import datetime as dt
 import gc
 import itertools
 import logging
@@ -391,3 +392,29 @@ def test_a_database_that_goes_away_and_comes_back_loses_nothing(
 
     with place(kind, tmp_path) as url:
         asyncio.run(run(url))
+
+
+# ---------------------------------------------------------------------------
+# Steps
+# ---------------------------------------------------------------------------
+
+
+async def test_a_step_says_how_long_to_sleep_until_the_next_fire(stage: Stage, clock: ManualClock) -> None:
+    async with stage.app.client():
+        await stage.scheduler.schedule_interval("tick", 5)
+        assert await stage.scheduler.step() == 1.0  # to look for what others have changed
+        clock.advance(4.75)
+        assert await stage.scheduler.step() == pytest.approx(0.25)
+
+
+async def test_a_moment_that_has_passed_while_it_was_disabled_is_a_misfire(stage: Stage, clock: ManualClock) -> None:
+    run_at = dt.datetime.fromtimestamp(START + 5, dt.UTC)
+    async with stage.app.client():
+        made = await stage.scheduler.schedule_once("tick", run_at)
+        await stage.scheduler.disable_task(made)
+        clock.advance(60)
+        await fire_due(stage.app)
+        assert await moments(stage.app) == []
+        await stage.scheduler.enable_task(made)
+        await fire_due(stage.app)
+        assert await moments(stage.app) == ["2023-11-14T22:13:25Z"]

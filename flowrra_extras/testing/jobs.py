@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,13 +10,15 @@ from flowrra import (
     HISTORY_LIMIT,
     TRANSITIONS,
     Attempt,
+    Job,
+    JobFilter,
     Outcome,
     SerializationError,
     TaskNotFoundError,
     TaskStatus,
     decode_arguments,
 )
-from flowrra_extras.testing.trial import Contract, job, job_in, outcomes_of, raises
+from flowrra_extras.testing.trial import Contract, Trial, job, job_in, outcomes_of, raises
 
 
 class PushContract(Contract):
@@ -49,6 +52,14 @@ class PushContract(Contract):
             jobs = await t.claim()
             assert [(claimed.id, claimed.priority) for claimed in jobs] == [("b", 0), ("a", 1)]
             assert list(decode_arguments(jobs[1])[0]) == [1]
+
+    async def test_a_known_id_among_others_that_are_alike(self) -> None:
+        async with self.trial() as t:
+            await t.push(job("b", args=(1,)))
+            assert await t.push(job("a"), job("b", args=(2,)), job("c")) == ["a", "b", "c"]
+            jobs = await t.claim()
+            assert [claimed.id for claimed in jobs] == ["b", "a", "c"]
+            assert list(decode_arguments(jobs[0])[0]) == [1]
 
     async def test_a_known_id_changes_nothing_in_any_state(self) -> None:
         for status in TaskStatus:
@@ -118,6 +129,13 @@ class ClaimContract(Contract):
             assert await t.claim_ids(limit=4) == ["a", "b", "c", "d"]
             assert await t.claim_ids(limit=4) == ["e", "f"]
             assert await t.claim_ids() == []
+
+    async def test_order_is_that_of_submission_over_calls(self) -> None:
+        async with self.trial() as t:
+            await t.push(job("a"), job("b"), job("c"))
+            await t.push(job("d"))
+            assert await t.find() == ["d", "c", "b", "a"]
+            assert await t.claim_ids() == ["a", "b", "c", "d"]
 
     async def test_order_is_that_of_submission_also_in_one_call(self) -> None:
         async with self.trial() as t:
@@ -386,6 +404,19 @@ class SettleContract(Contract):
                     after.cancel_requested = before.cancel_requested
                     assert after == before or after.status in TRANSITIONS[status], (status, move)
 
+    async def test_every_move_of_the_table_can_be_made(self) -> None:
+        made = set()
+        for first, fields, *moves in WAYS:
+            async with self.trial() as t:
+                await job_in(t, first, **{name: t.now + seconds for name, seconds in fields.items()})
+                for move in moves:
+                    before = await t.job("a")
+                    await move(t, before)
+                    made.add((before.status, await t.status("a")))
+                    there_are = await t.broker.find(JobFilter())
+                    assert await t.broker.counts() == Counter((job.queue, job.status) for job in there_are)
+        assert made == {(status, target) for status, targets in TRANSITIONS.items() for target in targets}
+
     async def test_only_a_running_job_can_be_settled(self) -> None:
         for status in set(TaskStatus) - {TaskStatus.RUNNING}:
             async with self.trial() as t:
@@ -395,9 +426,44 @@ class SettleContract(Contract):
                 assert await t.job(before.id) == before
 
 
-MOVES: Sequence[Any] = (
-    lambda t, job: t.claim(),
-    lambda t, job: t.cancel(job.id),
-    lambda t, job: t.requeue(job.id),
-    *(lambda t, job, make=make: t.settle(make(job, t.now)) for make in outcomes_of()),
+async def come_due(t: Trial, _: Job) -> None:
+    t.clock.advance(61)
+    await t.beat()
+    await t.claim(queue="another")  # whatever the queue, a claim promotes
+
+
+async def succeed_parent(t: Trial, _: Job) -> None:
+    (parent,) = await t.claim(queue="parents")
+    await t.settle(Outcome.succeed(parent, 1))
+
+
+def claim(t: Trial, _: Job) -> Any:
+    return t.claim()
+
+
+def cancel(t: Trial, job: Job) -> Any:
+    return t.cancel(job.id)
+
+
+def requeue(t: Trial, job: Job) -> Any:
+    return t.requeue(job.id)
+
+
+def hold(t: Trial, job: Job) -> Any:
+    return t.broker.hold([job.id], by="a move", now=t.now)
+
+
+SETTLES = [lambda t, job, make=make: t.settle(make(job, t.now)) for make in outcomes_of()]
+MOVES: Sequence[Any] = (claim, cancel, requeue, *SETTLES)
+# The state that a job begins in, fields of it that are so many seconds from now, and what is done then.
+WAYS: Sequence[Any] = (
+    *((TaskStatus.SCHEDULED, {}, move) for move in (come_due, hold, cancel)),
+    *((TaskStatus.RETRYING, {}, move) for move in (come_due, hold, cancel)),
+    *((TaskStatus.PENDING, {}, move) for move in (claim, hold, cancel)),
+    *((TaskStatus.RUNNING, {}, settle) for settle in SETTLES),
+    (TaskStatus.BLOCKED, {}, succeed_parent),
+    (TaskStatus.BLOCKED, {"due": 60}, succeed_parent),
+    (TaskStatus.BLOCKED, {}, cancel, requeue),
+    (TaskStatus.CANCELLED, {}, requeue),
+    (TaskStatus.FAILED, {}, requeue),
 )

@@ -1,6 +1,7 @@
 """The contract, part two: workers that die, jobs that are cancelled, jobs that wait for others."""
 
 import os
+from typing import Any
 
 from flowrra import FINISHED, MAX_CRASHES, Notices, Outcome, TaskNotFoundError, TaskStatus
 from flowrra_extras.testing.trial import SOON, Contract, job, job_in, raises
@@ -19,6 +20,17 @@ class CrashContract(Contract):
             assert (lost.status, lost.crashes, lost.failures, lost.worker) == (TaskStatus.PENDING, 1, 0, None)
             assert await t.endings("a") == [(1, "crash")]
             assert await t.endings("b") == [(1, "crash")]
+
+    async def test_what_is_put_back_is_ready_at_once(self) -> None:
+        async with self.trial() as t:
+            await t.push(job("a", due=t.now + 5))
+            t.clock.advance(6)
+            await t.claim()
+            await t.crash("w1", seen_by="w2")
+            assert (await t.job("a")).due is None
+            await t.claim(worker="w2")
+            await t.beat("w2", lease=0)
+            assert (await t.job("a")).due is None
 
     async def test_a_claim_rescues_too(self) -> None:
         async with self.trial() as t:
@@ -155,6 +167,19 @@ class CrashContract(Contract):
             await t.beat("w2")
             await t.lapse(0.6)
             assert [info.id for info in await t.broker.workers()] == ["w2"]
+
+    async def test_a_heartbeat_tells_what_has_changed(self) -> None:
+        async with self.trial() as t:
+            await t.beat("w1")
+            told: dict[str, Any] = {
+                "queues": {"default": 3, "cpu": 1},
+                "tasks": ["t1", "t2"],
+                "running": 4,
+                "memory": 10_000_000,
+            }
+            await t.beat("w1", **told)
+            (seen,) = await t.broker.workers()
+            assert [dict(seen.queues), list(seen.tasks), seen.running, seen.memory] == list(told.values())
 
 
 class CancelContract(Contract):

@@ -120,7 +120,7 @@ class LookingContract(Contract):
             await t.push(job("waits"), job("later", due=t.now + 1e8), job("cancelled"))
             await t.cancel("cancelled")
             retention = t.broker.retention
-            assert await t.broker.purge(t.now + 4, 10) == 0
+            assert await t.broker.purge(t.now + 5, 10) == 0
             assert await t.broker.purge(t.now + 6, 10) == 1
             assert await t.broker.get(["brief"]) == [None]
             assert await t.broker.purge(t.now + retention.result_ttl + 1, 10) == 1

@@ -168,6 +168,8 @@ class MovingContract(Contract):
             assert await claim_ids(t) == []
             assert await t.find(parent="parent") == ["child"]
             assert set(await t.find(status=UNFINISHED)) == {"a", "later", "parent", "child", "first"}
+            counts = {TaskStatus.BLOCKED: 5, TaskStatus.CANCELLED: 1}  # what has expired, the claim has ended
+            assert await t.broker.counts() == {("default", status): count for status, count in counts.items()}
             await let_go(t, "child", "parent", "first", "later", "a", "old")
             assert await t.statuses("later", "child") == ["scheduled", "blocked"]
             claimed = await claim(t)
@@ -176,6 +178,14 @@ class MovingContract(Contract):
             await t.settle(Outcome.succeed(claimed[2], 1))
             t.clock.advance(61)
             assert set(await claim_ids(t)) == {"later", "child"}
+
+    async def test_an_adopted_suspect_runs_alone(self) -> None:
+        async with self.trial() as t:
+            assert await adopt(t, job("suspect", attempt=1, crashes=1), job("a")) == [True, True]
+            await let_go(t, "suspect", "a")
+            assert (await t.beat()).suspects
+            assert await claim_ids(t) == ["suspect"]
+            assert await claim_ids(t) == []
 
     async def test_a_known_id_is_not_adopted_again(self) -> None:
         for status in TaskStatus:

@@ -1,6 +1,7 @@
 """The bench on which a broker is tried: what all parts of the contract use."""
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -43,12 +44,13 @@ class Trial:
     async def push(self, *jobs: Job) -> list[str]:
         return await self.broker.push(jobs, now=self.now)
 
-    async def beat(self, worker: str = "w1", lease: float | None = None, **fields: Any) -> Notices:
-        if worker not in self._workers:
-            defaults: dict[str, Any] = {"queues": {"default": 10}, "tasks": ("task",), "started": self.now}
-            self._workers[worker] = WorkerInfo(worker, "host", os.getpid(), **{**defaults, **fields})
-        lease = self.lease if lease is None else lease
-        return await self.broker.heartbeat(self._workers[worker], lease=lease, now=self.now)
+    async def beat(self, worker: str = "w1", lease: float | None = None, **changes: Any) -> Notices:
+        """A heartbeat of a worker, known or new, of which these fields have changed."""
+        info = self._workers.get(worker)
+        if info is None:
+            info = WorkerInfo(worker, "host", os.getpid(), {"default": 10}, ("task",), self.now)
+        self._workers[worker] = info = dataclasses.replace(info, **changes)
+        return await self.broker.heartbeat(info, lease=self.lease if lease is None else lease, now=self.now)
 
     async def tell(self, *activity: Activity, worker: str = "w1", lease: float | None = None) -> None:
         """A heartbeat that hands over what the worker did."""
