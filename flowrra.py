@@ -3793,6 +3793,7 @@ class _News(asyncio.DatagramProtocol):
         self._look_timer: asyncio.TimerHandle | None = None
         self._data_version = 0
         self._has_twin = False  # that is open
+        self._is_closed = False
 
     def help_elder(self, helps: bool) -> None:
         """Look for the elder, too, or leave it to look for itself."""
@@ -3802,6 +3803,7 @@ class _News(asyncio.DatagramProtocol):
 
     async def close(self) -> None:
         """End all waits, and hear no more."""
+        self._is_closed = True
         self.help_elder(False)
         async with self._lock:
             if self._look_timer is not None:
@@ -3891,7 +3893,7 @@ class _News(asyncio.DatagramProtocol):
 
     def look_again(self) -> None:
         """Look as if something had been committed; the twin has seen that, or will look no more."""
-        if self._broker.is_open:
+        if not self._is_closed:
             self._look_now()
             self.keep_looking()
 
@@ -4050,10 +4052,6 @@ class SQLiteBroker(Broker):
             if translated is error:
                 raise
             raise translated from error
-
-    @property
-    def is_open(self) -> bool:
-        return self._file is not None
 
     def _opened(self) -> _SQLiteFile:
         if self._file is None:

@@ -23,8 +23,9 @@ MAKE = shutil.which("make")
 # second signals. It is too long for one evening: what comes next has to make room for itself. A cron parser and
 # a scheduler, which are part of what the file is for, add 1,900: the clock changes of cron alone take 300. The part of
 # a move to another store that must be a guarded change in each of them takes 130. Ten are app.sync.run and app.connect,
-# without which nothing outside could ask on the app's own loop.
-CORE_LINES = 8_220
+# without which nothing outside could ask on the app's own loop. A hunt for odd inputs and faults of the machine (no
+# descriptors, no threads, a failed sync, exceptions that cannot be printed, forks) brought 120 lines to live with them.
+CORE_LINES = 8_345
 FUNCTION_LINES = 60
 CLASS_LINES = 400
 CLASS_METHODS = 25
