@@ -16,6 +16,7 @@ import pytest
 
 import flowrra
 from flowrra import BrokerError, Job, JobFilter, Outcome, SQLiteBroker, TaskResult, TaskStatus, WorkerInfo
+from tests.apps import within
 
 NOW = 1_700_000_000.0
 SOON = 30.0  # seconds within which a wake-up must have come; it is there in milliseconds
@@ -296,6 +297,68 @@ async def test_a_job_from_a_callers_transaction_is_heard_of(path: Path) -> None:
             db.commit()
         async with asyncio.timeout(SOON):
             assert await consumer == ["a"]
+
+
+class Looks:
+    """Counts a broker's looks at data_version."""
+
+    def __init__(self, broker: SQLiteBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._look = broker.data_version
+        self.count = 0
+        self._another = asyncio.Event()
+        monkeypatch.setattr(broker, "data_version", self._noted)
+
+    def _noted(self) -> int:
+        self.count += 1
+        self._another.set()
+        return self._look()
+
+    async def more(self, count: int) -> None:
+        goal = self.count + count
+        async with asyncio.timeout(SOON):
+            while self.count < goal:
+                self._another.clear()
+                await self._another.wait()
+
+
+async def test_an_idle_worker_leaves_the_looking_to_its_keeper(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread is woken each second, not two; when the twin is closed, the broker looks again by itself."""
+    monkeypatch.setattr(flowrra, "_LOOK_EVERY", 0.05)
+    async with opened(path) as here:
+        twin = here.twin()
+        assert twin is not None
+        await twin.open()
+        own, others = Looks(here, monkeypatch), Looks(twin, monkeypatch)
+        keeper = asyncio.create_task(beat(twin))
+        looked = asyncio.Event()
+        consumer = asyncio.create_task(consume(here, looked))
+        await looked.wait()
+        await is_listening(path, "j", "n")
+        await others.more(4)
+        assert own.count <= 1  # the one that follows the registration as a listener
+        await push_in_silence(here, "a")
+        assert await within(consumer) == ["a"]
+
+        consumer = asyncio.create_task(consume(here, looked))
+        keeper.cancel()
+        await asyncio.wait([keeper])
+        await twin.close()
+        await own.more(1)
+        await push_in_silence(here, "b")
+        assert await within(consumer) == ["b"]
+
+
+async def beat(twin: SQLiteBroker) -> None:
+    while True:
+        await twin.heartbeat(WorkerInfo("w1", "host", os.getpid()), lease=60, now=NOW)
+        await twin.wait_ready([], 600)
+
+
+async def push_in_silence(broker: SQLiteBroker, task_id: str) -> None:
+    """As `submit_in` does it: nobody sends a datagram."""
+    with contextlib.closing(sqlite3.connect(str(broker.path))) as db:
+        broker.push_in(db, [Job(task_id, "task")], now=NOW)
+        db.commit()
 
 
 async def test_a_cancellation_is_heard_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
