@@ -8209,7 +8209,8 @@ def _pause_command(arguments: argparse.Namespace) -> None:
         return await app.broker.workers()
 
     serving = sum(arguments.queue in worker.queues for worker in _ask(arguments, set_and_look))
-    print(f"{'paused' if arguments.paused else 'resumed'}: {arguments.queue}, served by {serving} live worker(s)")
+    workers = "1 live worker" if serving == 1 else f"{serving} live workers"
+    print(f"{'paused' if arguments.paused else 'resumed'}: {arguments.queue}, served by {workers}")
 
 
 # Cron ------------------------------------------------------------------------------------------

@@ -460,8 +460,8 @@ async def finish_it(app: Flowrra) -> None:
 
 def test_pause_and_resume(say: Say) -> None:
     task_id = enqueue(say, "double", "--arg", "1")
-    assert say("pause", "default", "shop:app") == (0, "paused: default, served by 0 live worker(s)\n", "")
+    assert say("pause", "default", "shop:app") == (0, "paused: default, served by 0 live workers\n", "")
     assert say("explain", task_id, "shop:app")[1] == "It is ready, but its queue default is paused.\n"
-    assert say("resume", "default", "shop:app") == (0, "resumed: default, served by 0 live worker(s)\n", "")
+    assert say("resume", "default", "shop:app") == (0, "resumed: default, served by 0 live workers\n", "")
     assert "paused" not in say("explain", task_id, "shop:app")[1]
     assert say("pause", "a,b", "shop:app")[0] == 2

@@ -383,6 +383,8 @@ byId("keys-on").addEventListener("change", (event) => localStorage.setItem(KEYS,
 byId("pause").addEventListener("click", () => pause(!paused));
 document.addEventListener("visibilitychange", () => start());
 addEventListener("pagehide", stop);
+// News that what a page shows is gone would load it anew, in place of the answer to the form that deletes it.
+document.addEventListener("submit", (event) => event.target.method === "post" && stop());
 addEventListener("pageshow", (event) => event.persisted && start());
 count();
 if (live) pause(paused, LOOK); // a page that has just been loaded is no news
