@@ -2482,12 +2482,12 @@ class MemoryBroker(Broker):
         self._workers[worker.id] = (worker, self._clock.monotonic() + lease)
         for queue in () if may_claim else worker.queues:
             self._wake_ready(queue)
-        suspects = (self._jobs[task_id] for task_id in self._suspects)
+        waiting = {job.queue for job in map(self._jobs.__getitem__, self._suspects) if job.status is PENDING}
         return Notices(
             cancelled=[task_id for task_id in self._cancelling if self._jobs[task_id].worker == worker.id],
             lapsed=lapsed,
             paused=frozenset(self._paused),
-            suspects=any(job.status is PENDING and job.queue in worker.queues for job in suspects),
+            suspects=not waiting.isdisjoint(worker.queues.keys() - self._paused),
             lost_workers=lost,
         )
 
@@ -3190,7 +3190,7 @@ class SQLiteStore:
     def _notices(self, worker: WorkerInfo, *, lapsed: bool, lost: list[str]) -> Notices:
         cancelled = "SELECT id FROM flowrra_job WHERE status = 'running' AND cancel_requested = 1 AND worker = ?"
         suspects = """SELECT EXISTS (SELECT 1 FROM flowrra_job WHERE status = 'pending' AND crashes > 0
-            AND queue IN (SELECT value FROM json_each(?)))"""
+            AND queue IN (SELECT value FROM json_each(?) EXCEPT SELECT queue FROM flowrra_paused))"""
         return Notices(
             cancelled=[row[0] for row in self._db.execute(cancelled, (worker.id,))],
             lapsed=lapsed,
@@ -6369,7 +6369,6 @@ FIRES_KEPT = 3600.0
 _DONE_KEPT = 604_800.0  # seconds that a schedule with nothing left to fire is kept
 _NONE_YET = 5.0  # seconds after which an app without schedules is asked for some: each look wakes an idle worker
 _PURGE_DONE_EVERY = 3600.0
-_UNKNOWN_PATIENCE = 60.0  # seconds that the fire of an unknown task waits for a scheduler that knows it
 
 
 class Firing:
@@ -6413,25 +6412,20 @@ class Firing:
     def _plan(self, schedule: Schedule, now: float) -> tuple[list[Job], Fired] | None:
         """The jobs of a taken schedule; None leaves it to others, who can take it when the lease is over."""
         task = self._app.registry.get(schedule.task)
-        first = cast("float", schedule.next_fire)
+        if task is None:  # it stays due until somebody comes who knows it, as jobs of an unknown task wait
+            self._report(schedule, f"no task {schedule.task!r} is registered here, so it does not fire")
+            return None
         try:
             rule = _rule_of(schedule)
         except ValueError as error:
             self._report(schedule, f"it cannot be read, so it does not fire: {error}")
             return None
-        moments = _due_moments(rule, _micro(first), _micro(now))
-        chosen: Sequence[int] = []
-        jobs: list[Job] = []
-        if task is None:
-            self._report(schedule, f"no task {schedule.task!r} is registered here, so it does not fire")
-            if now - first <= _UNKNOWN_PATIENCE:
-                return None
-        else:
-            chosen = _to_fire(schedule.misfire, moments, _micro(now))
-            jobs = [self._job(schedule, task, moment) for moment in chosen]
-            if len(chosen) < len(moments):
-                logger.warning("schedule %s (%s) is late: %d of %d fires up to %s are dropped", schedule.id, task.name,
-                               len(moments) - len(chosen), len(moments), _stamp(moments[-1]))  # fmt: skip
+        moments = _due_moments(rule, _micro(cast("float", schedule.next_fire)), _micro(now))
+        chosen = _to_fire(schedule.misfire, moments, _micro(now))
+        jobs = [self._job(schedule, task, moment) for moment in chosen]
+        if len(chosen) < len(moments):
+            logger.warning("schedule %s (%s) is late: %d of %d fires up to %s are dropped", schedule.id, task.name,
+                           len(moments) - len(chosen), len(moments), _stamp(moments[-1]))  # fmt: skip
         following = rule.next(_micro(now))
         if following is None:
             return jobs, Fired(schedule.id, schedule.turn, None, moments[-1] / 1e6, schedule.last_job)

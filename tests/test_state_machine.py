@@ -316,8 +316,9 @@ class BrokerMachine(RuleBasedStateMachine):
         held = self.model.held(worker)
         assert sorted(notices.cancelled) == sorted(job.id for job in held if job.asked_to_end)
         assert set(notices.paused) == self.model.paused
-        ready = {job.crashes > 0 for job in self.model.jobs.values() if self.expected(job)[1] == "pending"}
-        sure = {job.crashes > 0 for job in self.model.jobs.values() if job.status == "pending"}
+        jobs = [job for job in self.model.jobs.values() if job.queue not in self.model.paused]
+        ready = {job.crashes > 0 for job in jobs if self.expected(job)[1] == "pending"}
+        sure = {job.crashes > 0 for job in jobs if job.status == "pending"}
         assert notices.suspects in (True in ready, True in sure)
 
     @rule(worker=st.sampled_from(WORKERS))

@@ -2,6 +2,8 @@
 
 A small file (1,000 finished) and a large one take turns; both have enough waiting jobs for the
 window that is measured. The large file is made with the program's own means: submit, drain, submit.
+Results are looked up among the latest ones, as programs do, and among all that the file holds; what
+the latter costs beyond the height of a larger tree and its cold pages, bare sqlite3 tells.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import sqlite3
 import statistics
 import time
 from typing import TYPE_CHECKING, Any
@@ -29,7 +32,7 @@ LOOKUPS = 2_000
 SUBMITTERS = 64
 EACH = 250  # so that about as much comes in as a window takes out
 ROUNDS = 5
-REPEATS = {"lookup": 5}  # what is over in a blink needs more looks
+REPEATS = {"lookup": 5, "spread": 5}  # what is over in a blink needs more looks
 
 
 async def noop(n: int) -> int:
@@ -103,11 +106,16 @@ class File:
             return SUBMITTERS * EACH / (time.perf_counter() - begin)
 
     def lookup(self) -> float:
-        return asyncio.run(self._lookup())
+        """Among the latest results."""
+        return asyncio.run(self._lookup(self.done[-SMALL:]))
 
-    async def _lookup(self) -> float:
+    def spread(self) -> float:
+        """Among all."""
+        return asyncio.run(self._lookup(self.done))
+
+    async def _lookup(self, known: list[Any]) -> float:
         app, _ = client(self.url)
-        chosen = self.chance.choices(self.done, k=LOOKUPS)
+        chosen = self.chance.choices(known, k=LOOKUPS)
         async with app.client():
             await app.get_result(chosen[0])
             begin = time.perf_counter()
@@ -123,13 +131,41 @@ def begun(folder: Path) -> int:
 def flowrra(settings: Settings) -> Figures:
     size = LARGE_FULL if settings.full else LARGE
     small, large = File("small", SMALL, WINDOW), File("large", size, size)
-    steps = {"enqueue": File.enqueue, "drain": File.drain, "lookup": File.lookup}
+    steps = {"enqueue": File.enqueue, "drain": File.drain, "lookup": File.lookup, "spread": File.spread}
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for _ in range(ROUNDS):
         for name, step in steps.items():
             for _ in range(REPEATS.get(name, 1)):
                 found[name].append((step(small), step(large)))
     return {key: value for name in steps for key, value in summary(name, found[name])}
+
+
+def bare(settings: Settings) -> Figures:
+    """Rows as long as ours, found by a unique text."""
+    small, large = (table(f"{size}.db", size) for size in (SMALL, 2 * (LARGE_FULL if settings.full else LARGE)))
+    chance = random.Random(7)  # noqa: S311 - no secret
+    pairs = [(selects(*small, chance), selects(*large, chance)) for _ in range(ROUNDS * REPEATS["spread"])]
+    return dict(summary("spread", pairs))
+
+
+def table(filename: str, rows: int) -> tuple[sqlite3.Connection, list[str]]:
+    db = sqlite3.connect(filename, isolation_level=None)
+    for pragma in ("page_size=2048", "journal_mode=WAL"):
+        db.execute(f"PRAGMA {pragma}")
+    db.execute("CREATE TABLE job(seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, result TEXT)")
+    ids = [f"{n:031x}" for n in range(rows)]
+    db.execute("BEGIN")
+    db.executemany("INSERT INTO job(id, result) VALUES (?, ?)", ((task_id, "x" * 150) for task_id in ids))
+    db.execute("COMMIT")
+    return db, ids
+
+
+def selects(db: sqlite3.Connection, ids: list[str], chance: random.Random) -> float:
+    chosen = chance.choices(ids, k=LOOKUPS)
+    begin = time.perf_counter()
+    for task_id in chosen:
+        assert db.execute("SELECT result FROM job WHERE id = ?", (task_id,)).fetchone()
+    return LOOKUPS / (time.perf_counter() - begin)
 
 
 def summary(name: str, pairs: list[tuple[float, float]]) -> list[tuple[str, float]]:
@@ -153,11 +189,19 @@ SCENARIO = Scenario(
             run=flowrra,
             needs="flowrra",
             setting=f"synchronous=full, {ROUNDS} rounds of small, large",
-        )
+        ),
+        "sqlite3": Part(run=bare, setting="limit: SELECT by a unique text, all of the file's rows"),
     },
-    checks=tuple(
-        Check(label=f"{name}, large / small", ours="flowrra", figure=f"{name}_ratio", unit="x",
-              goal=0.95)
-        for name in ("drain", "enqueue", "lookup")
+    checks=(
+        *(
+            Check(label=f"{label}, large / small", ours="flowrra", figure=f"{name}_ratio", unit="x",
+                  goal=0.95)
+            for name, label in (
+                ("drain", "drain"), ("enqueue", "enqueue"),
+                ("lookup", f"look-up among the latest {SMALL:,}"), ("spread", "look-up among all"),
+            )
+        ),
+        Check(label="look-up among all, large / small", ours="flowrra", figure="spread_ratio",
+              unit="x", against="sqlite3"),
     ),
 )  # fmt: skip

@@ -296,8 +296,8 @@ BEAT = f"""
         EXISTS (SELECT FROM flowrra.worker WHERE lease <= clock_timestamp() AND id <> $1) AS lost,
         ARRAY(SELECT id FROM flowrra.job WHERE status = 'running' AND cancel_requested AND worker = $1) AS cancelled,
         ARRAY(SELECT queue FROM flowrra.paused) AS paused,
-        EXISTS (SELECT FROM flowrra.job WHERE status = 'pending' AND crashes > 0 AND queue = ANY ($12::text[]))
-            AS suspects"""
+        EXISTS (SELECT FROM flowrra.job WHERE status = 'pending' AND crashes > 0 AND queue = ANY ($12::text[])
+            AND queue NOT IN (SELECT queue FROM flowrra.paused)) AS suspects"""
 LAPSED = "DELETE FROM flowrra.worker WHERE lease <= clock_timestamp() AND id <> $1 RETURNING id"
 # $1 workers, $2 now, $3 ending, $4 error, $5 crashes to count
 PUT_BACK = f"""

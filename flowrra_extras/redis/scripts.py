@@ -574,8 +574,8 @@ for _, id in ipairs(call('SMEMBERS', p .. 'cancelling')) do
 end
 for _, queue in ipairs(queues) do
     if not known or tonumber(known) <= time then woken[queue] = true end  -- it may claim again
-    if call('EXISTS', p .. 'suspects:' .. queue) == 1 then suspects = 1 end
-    if call('HEXISTS', state, 'paused ' .. queue) == 1 then paused[#paused + 1] = queue end
+    if call('HEXISTS', state, 'paused ' .. queue) == 1 then paused[#paused + 1] = queue
+    elseif call('EXISTS', p .. 'suspects:' .. queue) == 1 then suspects = 1 end
 end
 publish()
 return {known and 1 or 0, to_end, paused, suspects, lost}

@@ -21,6 +21,15 @@ class CrashContract(Contract):
             assert await t.endings("a") == [(1, "crash")]
             assert await t.endings("b") == [(1, "crash")]
 
+    async def test_a_suspect_in_a_paused_queue_holds_up_nobody(self) -> None:
+        async with self.trial() as t:
+            await t.run(job("a"))
+            await t.broker.set_queue("default", paused=True)
+            await t.crash("w1", seen_by="w2")
+            assert not (await t.beat("w2")).suspects
+            await t.broker.set_queue("default", paused=False)
+            assert (await t.beat("w2")).suspects
+
     async def test_what_is_put_back_is_ready_at_once(self) -> None:
         async with self.trial() as t:
             await t.push(job("a", due=t.now + 5))
