@@ -3190,7 +3190,7 @@ class SQLiteStore:
     def _notices(self, worker: WorkerInfo, *, lapsed: bool, lost: list[str]) -> Notices:
         cancelled = "SELECT id FROM flowrra_job WHERE status = 'running' AND cancel_requested = 1 AND worker = ?"
         suspects = """SELECT EXISTS (SELECT 1 FROM flowrra_job WHERE status = 'pending' AND crashes > 0
-            AND queue IN (SELECT value FROM json_each(?) EXCEPT SELECT queue FROM flowrra_paused))"""
+            AND queue IN (SELECT value FROM json_each(?)) AND queue NOT IN (SELECT queue FROM flowrra_paused))"""
         return Notices(
             cancelled=[row[0] for row in self._db.execute(cancelled, (worker.id,))],
             lapsed=lapsed,
