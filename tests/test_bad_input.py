@@ -15,6 +15,7 @@ import pytest
 
 from flowrra import (
     BackendConfig,
+    Broker,
     BrokerConfig,
     Config,
     ConfigError,
@@ -22,6 +23,7 @@ from flowrra import (
     ExecutorNotRunningError,
     Flowrra,
     FlowrraError,
+    MemoryBroker,
     Retry,
     SerializationError,
     TaskNotFoundError,
@@ -392,3 +394,23 @@ def test_an_environment_that_can_be_read() -> None:
 def test_every_error_is_a_flowrra_error() -> None:
     for kind in (ConfigError, TaskNotFoundError, TaskTimeoutError, ExecutorNotRunningError, SerializationError):
         assert issubclass(kind, FlowrraError)
+
+
+# ---------------------------------------------------------------------------
+# What cannot be
+# ---------------------------------------------------------------------------
+
+
+async def test_a_schedule_cannot_hold_a_placeholder(app: Flowrra) -> None:
+    async with app.client():
+        parent = await app.submit(app.registry["send"], "Ada")
+        scheduler = app.create_scheduler("memory://")
+        with pytest.raises(ConfigError, match=r"a schedule's arguments cannot hold result_of\(\)"):
+            await scheduler.schedule_interval("send", 60, args=(result_of(parent),))
+
+
+@pytest.mark.parametrize("move", ["hold", "adopt", "let_go"])
+async def test_a_broker_that_can_take_part_in_no_move_says_so(move: str) -> None:
+    rest = {"gone": True} if move == "let_go" else {}
+    with pytest.raises(ConfigError, match="MemoryBroker can take part in no move: it lacks hold, adopt and let_go"):
+        await getattr(Broker, move)(MemoryBroker(), [], by="a move", now=1.0, **rest)

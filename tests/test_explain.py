@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flowrra import Flowrra, TaskNotFoundError, TaskStatus, WorkerInfo, result_of
+from flowrra import Flowrra, Job, TaskNotFoundError, TaskStatus, WorkerInfo, result_of
 from tests.apps import MovableClock, eventually, make_app
 
 
@@ -46,6 +46,17 @@ async def test_retrying(app: Flowrra) -> None:
         sentence = await app.explain(task_id)
     assert re.fullmatch(r"It failed 1 time\(s\) and is due again in (10 m 0|9 m 5\d) s: .*", sentence)
     assert sentence.endswith(": ConnectionError: no answer.")
+
+
+async def test_a_suspect_waits_for_an_idle_worker(app: Flowrra) -> None:
+    async with app.client():
+        job = Job("a", "work", payload="[[], {}]", attempt=1, crashes=1)
+        await app.broker.adopt([job], by="a move", now=app.now())
+        await app.broker.let_go(["a"], by="a move", gone=False, now=app.now())
+        await register(app, {"default": 1}, ["work"])
+        assert await app.explain("a") == (
+            "It is ready, but it was running in 1 crash(es), so it waits for a worker that runs nothing else."
+        )
 
 
 async def test_due_and_nobody_there(app: Flowrra) -> None:

@@ -21,12 +21,45 @@ from flowrra import (
     TaskStatus,
     WorkerInfo,
     current_job,
+    result_of,
 )
 from tests.apps import MovableClock, eventually, make_app, within
 
 
 async def result_of_job(app: Flowrra, task: Any, *args: Any) -> TaskResult[Any]:
     return await app.wait_for_result(await app.submit(task, *args), timeout=20.0)
+
+
+# ---------------------------------------------------------------------------
+# Arguments
+# ---------------------------------------------------------------------------
+
+
+async def test_a_parent_whose_result_is_gone_fails_its_child(tmp_path: Path) -> None:
+    """Deleted between the end of the parent and the start of the child."""
+    app = make_app(f"sqlite:///{tmp_path}/jobs.db", queues={"first": 1})
+
+    @app.task(queue="first")
+    async def first() -> int:
+        return 1
+
+    @app.task(max_retries=0)
+    async def second(number: int) -> int:
+        return number
+
+    async with app:
+        parent = await app.submit(first)
+        child = await app.submit(second, result_of(parent))
+        await within(app.wait_for_result(parent))
+        assert await app.delete(parent)
+    later = make_app(f"sqlite:///{tmp_path}/jobs.db")
+    later.task(name=second.name, max_retries=0)(second.function)
+    async with later:
+        result = await within(later.wait_for_result(child))
+    assert (result.status, result.error) == (
+        TaskStatus.FAILED,
+        f"TaskNotFoundError: the result of its parent {parent} is gone: raise result_ttl or max_results",
+    )
 
 
 # ---------------------------------------------------------------------------
