@@ -418,8 +418,7 @@ class BrokerMachine(RuleBasedStateMachine):
         return (job.id, *self.place(job.status, job.due, job.worker), *self.counters(job))
 
     def counters(self, job: Job | Known) -> tuple[Any, ...]:
-        # PostgreSQL's claims at one moment begin microseconds apart, and what expires at them ends so.
-        return job.attempt, job.failures, job.crashes, job.purge_at and round(job.purge_at, 3)
+        return job.attempt, job.failures, job.crashes, job.purge_at
 
     def place(self, status: str, due: float | None, worker: str | None) -> tuple[Any, ...]:
         """Where a job is. What is due may be promoted when the broker likes, at the latest by a claim."""

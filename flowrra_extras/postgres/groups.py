@@ -68,11 +68,12 @@ class Claims:
             self._doubts = [doubt for doubt in self._doubts if doubt[0] > loop.time()]
             if jobs := await self._resume(session, claim):
                 return jobs
-        if 0 <= self._latest - claim.now < 1:  # what a try has taken is known by its start: each has its own
+        now = claim.now
+        if 0 <= self._latest - now < 1:  # what a try has taken is known by its start: each has its own
             claim = claim._replace(now=self._latest + 1e-6)
         self._latest = claim.now
         try:
-            return await self._claim(session, claim)
+            return await self._claim(session, claim, now)
         except BaseException:
             self._doubts.append((loop.time() + _DOUBT, claim))
             raise
@@ -88,7 +89,7 @@ class Claims:
                     return jobs_of_claim(rows, worker, started)
         return []
 
-    async def _claim(self, session: Session, claim: Claim) -> list[Job]:
+    async def _claim(self, session: Session, claim: Claim, now: float) -> list[Job]:
         mark = self._marks.pop(claim.queue, None)
         if mark is not None and mark[2] <= claim.now < mark[3]:
             jobs = _jobs(claim, await self._look(session, claim, mark[:2]))
@@ -101,7 +102,7 @@ class Claims:
         if rows[0]["may"] and rows[0]["upkeep"]:
             store = Store(session, self._retention)
             async with session.transaction():
-                await store.upkeep(claim.worker, claim.now)
+                await store.upkeep(claim.worker, now)
             self._publish(store)
             rows = await self._look(session, claim, suspects=True)
         if rows[0]["may"] and rows[0]["suspects"]:

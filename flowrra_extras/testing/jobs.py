@@ -130,6 +130,17 @@ class ClaimContract(Contract):
             assert await t.claim_ids(limit=4) == ["e", "f"]
             assert await t.claim_ids() == []
 
+    async def test_what_expires_ends_at_the_moment_of_the_claim(self) -> None:
+        async with self.trial() as t:
+            await t.push(job("a", expires=t.now + 2))
+            await t.broker.set_queue("paused", paused=True)
+            await t.beat()
+            t.clock.advance(2)
+            await t.claim(queue="paused")
+            assert await t.claim() == []  # at the same moment as the other one
+            found = await t.job("a")
+            assert (found.status, found.finished) == (TaskStatus.CANCELLED, t.now)
+
     async def test_order_is_that_of_submission_over_calls(self) -> None:
         async with self.trial() as t:
             await t.push(job("a"), job("b"), job("c"))
