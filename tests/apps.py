@@ -1,13 +1,15 @@
 """Small apps, a clock that can be set, and waits with a deadline, shared by the tests."""
 
 import asyncio
+import contextlib
 import inspect
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
-from flowrra import BackendConfig, Broker, BrokerConfig, Clock, Config, ExecutorConfig, Flowrra
+from flowrra import BackendConfig, Broker, BrokerConfig, Clock, Config, ExecutorConfig, Flowrra, SQLiteBroker
 
 T = TypeVar("T")
 
@@ -44,6 +46,16 @@ def make_app(
         executor=ExecutorConfig(**{"cpu_workers": 1, **executor}),
     )
     return Flowrra(config, clock=clock, broker=broker)
+
+
+@contextlib.asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[SQLiteBroker]:
+    broker = SQLiteBroker(str(path))
+    await broker.open()
+    try:
+        yield broker
+    finally:
+        await broker.close()
 
 
 async def eventually(condition: Callable[[], bool] | Callable[[], Awaitable[bool]], what: str = "") -> None:

@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 
 import flowrra
 from flowrra import BrokerError, Job, JobFilter, SQLiteBroker, TaskNotFoundError, TaskStatus, WorkerInfo
+from tests.apps import opened
 
 NOW = 1_700_000_000.0
 DESCRIPTORS = Path("/proc/self/fd")
@@ -26,16 +27,6 @@ SOON = 30.0  # seconds within which what is waited for must have come
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "jobs.db"
-
-
-@contextlib.asynccontextmanager
-async def opened(path: Path) -> AsyncIterator[SQLiteBroker]:
-    broker = SQLiteBroker(str(path))
-    await broker.open()
-    try:
-        yield broker
-    finally:
-        await broker.close()
 
 
 async def push_together(broker: SQLiteBroker, *names: str) -> list[Any]:

@@ -8,7 +8,6 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pytest
 
 import flowrra
 from flowrra import BrokerError, Job, JobFilter, Outcome, SQLiteBroker, TaskResult, TaskStatus, WorkerInfo
-from tests.apps import within
+from tests.apps import opened, within
 
 NOW = 1_700_000_000.0
 SOON = 30.0  # seconds within which a wake-up must have come; it is there in milliseconds
@@ -25,16 +24,6 @@ SOON = 30.0  # seconds within which a wake-up must have come; it is there in mil
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "jobs.db"
-
-
-@contextlib.asynccontextmanager
-async def opened(path: Path) -> AsyncIterator[SQLiteBroker]:
-    broker = SQLiteBroker(str(path))
-    await broker.open()
-    try:
-        yield broker
-    finally:
-        await broker.close()
 
 
 async def ids(broker: SQLiteBroker) -> set[str]:
