@@ -3924,7 +3924,7 @@ class _News(asyncio.DatagramProtocol):
         finally:
             timer.cancel()
             self._ready_waiters.pop(waiter, None)
-            for queue in queues:
+            for queue in queues:  # so that the claim that follows is a lone one, made on this thread
                 self._seen.pop(queue, None)
 
     async def wait_finished(self, task_id: str) -> TaskResult[Any]:
