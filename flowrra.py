@@ -231,6 +231,17 @@ def _whole(name: str, value: object, *, least: int | None = None) -> int:
     return value
 
 
+def import_extra(module: str, name: str, trouble: str, package: str = "flowrra") -> Any:
+    """What an extra brings, imported when it is used; a ConfigError says what `trouble` its lack is."""
+    if __name__ != "flowrra":  # extras import `flowrra`, which would be another module with classes of its own
+        why = f"{__name__} is a copy of flowrra.py, and extras work with the installed flowrra only"
+        raise ConfigError(f"{trouble} ({why}): pip install '{package}' and import flowrra instead of the copy")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise ConfigError(f"{trouble} ({error}): pip install '{package}'") from error
+
+
 # ---------------------------------------------------------------------------
 # 2. Models
 #
@@ -1183,9 +1194,9 @@ def retry_delay(options: TaskOptions, retry: int, draw: Callable[[], float] = ra
 # ---------------------------------------------------------------------------
 # 5. Cron
 #
-# When a cron expression is due, and what it says in words. Knows time zones
-# and clock changes; knows nothing of jobs, schedules and loops. The authority
-# is Debian's cron: crontab(5), and its entry.c and cron.c.
+# When a cron expression is due. Knows time zones and clock changes; knows
+# nothing of jobs, schedules and loops. The authority is Debian's cron:
+# crontab(5), and its entry.c and cron.c.
 #
 # A field becomes one int with a bit for each value. A match is looked for on
 # the wall clock alone; what a clock change makes of it comes after that.
@@ -1765,45 +1776,13 @@ class Cron:
             length, begin = dt.timedelta(minutes=1), begin.replace(second=0)
         return self._fire(begin - _INSTANT, begin + length) is not None
 
-    @property
-    def takes_either_day(self) -> bool:
-        """Whether days are asked for in two ways, of which one is enough."""
-        *_, days, _, weekdays, _ = self._key[0]
-        plain = _cron_bits("day-of-month", "*"), _cron_bits("day-of-week", "*")
-        return not self._key[1] and days != plain[0] and weekdays != plain[1]
-
-    def clock_marks(self, begin: dt.datetime, end: dt.datetime) -> Iterator[tuple[dt.datetime, str]]:
-        """What clock changes do to the fires later than `begin` and up to `end`, in words, and when (in UTC)."""
-        years = range(begin.astimezone(dt.UTC).year, end.astimezone(dt.UTC).year + 1)
-        for shift in sorted({shift for year in years for shift in self._zone[year]}):
-            left, entered = shift.at + shift.before, shift.at + shift.after
-            match = self._later(min(left, entered) - _INSTANT)
-            if match is None or match >= max(left, entered):
-                continue
-            why = f"the clock goes from {left:%H:%M} to {entered:%H:%M}"
-            if left < entered:
-                is_moved = self._is_fixed and entered - left < _CATCH_UP
-                wall = entered + dt.timedelta(seconds=-entered.second % 60) if is_moved else entered
-                marks = [
-                    (wall - shift.after, f"{match:%Y-%m-%d %H:%M} {'moved here' if is_moved else 'not at all'}, {why}")
-                ]
-            elif self._is_fixed and left - entered <= _CATCH_UP:
-                marks = [(match - shift.before, f"once, though {why}")]
-            else:
-                marks = [(match - offset, f"{which}, {why}") for offset, which in
-                         ((shift.before, "the first of two"), (shift.after, "the second of two"))]  # fmt: skip
-            known = ((moment.replace(tzinfo=dt.UTC), mark) for moment, mark in marks)
-            yield from ((moment, mark) for moment, mark in known if begin < moment <= end)
-
     def explain(self) -> str:
-        """The schedule in words: `At 09:00 on Monday through Friday, Europe/Riga`."""
-        (seconds, minutes, hours, days, months, weekdays, years), both, *_ = self._key
-        said = _said_time(seconds, minutes, hours) + _said_days(days, weekdays, both=both)
-        if months != _cron_bits("month", "*"):
-            said += f" in {_spans(months, lambda month: _CRON_VALUES['month'][month - 1])}"
-        if self._days.years:
-            said += f" in {_spans(years, str)}"
-        return f"{said[0].upper()}{said[1:]}, {self.tz}"
+        """The schedule in words: `At 09:00 on Monday through Friday, Europe/Riga`.
+
+        Raises:
+            ConfigError: this is a copy of the one file, without flowrra_extras.
+        """
+        return cast("str", import_extra("flowrra_extras.cron_words", "explain", "cron is not put in words here")(self))
 
 
 class CronUnion:
@@ -1859,88 +1838,6 @@ class CronUnion:
     def explain(self) -> str:
         """What its parts say of themselves."""
         return "; ".join(part.explain() for part in self._parts)
-
-
-def _listed(words: Sequence[str]) -> str:
-    *most, last = words
-    return f"{', '.join(most)} and {last}" if most else last
-
-
-def _spans(bits: int, say: Callable[[int], str]) -> str:
-    """`1, 3 and 5 through 9`."""
-    spans: list[list[int]] = []
-    for value in _values(bits):
-        if spans and spans[-1][-1] == value - 1:
-            spans[-1].append(value)
-        else:
-            spans.append([value])
-    # Two in a row are two.
-    words = [[f"{say(span[0])} through {say(span[-1])}"] if len(span) > 2 else map(say, span) for span in spans]
-    return _listed(list(itertools.chain.from_iterable(words)))
-
-
-def _nth(number: int) -> str:
-    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{ending}"
-
-
-def _step_of(field: str, bits: int) -> int | None:
-    """The n of `*/n` (1: of `*`), if that is what the field says."""
-    least = _CRON_FIELDS[field][0]
-    step = (_values(bits)[1:2] or [least])[0] - least
-    return step if step and bits == _cron_bits(field, f"*/{step}") else None
-
-
-def _said_time(seconds: int, minutes: int, hours: int) -> str:
-    """`at 09:00 and 17:30`, or unit by unit: `every 5 minutes of hours 9 through 17`."""
-    if seconds.bit_count() * minutes.bit_count() * hours.bit_count() <= 6:
-        times = itertools.product(_values(hours), _values(minutes), _values(seconds))
-        return f"at {_listed([f'{h:02}:{m:02}' + (f':{s:02}' if seconds != 1 else '') for h, m, s in times])}"
-    words: list[str] = []
-    last: int | None = None
-    units = {"second": seconds, "minute": minutes, "hour": hours}
-    for unit, bits in list(units.items())[seconds == 1 :]:
-        step = _step_of(unit, bits)
-        if step is None or (24 if unit == "hour" else 60) % step:
-            step = None
-            words.append(f"{'of' if words else 'at'} {unit}{'s' * (bits.bit_count() > 1)} {_spans(bits, str)}")
-        elif not words:
-            words.append(f"every {unit}" if step == 1 else f"every {step} {unit}s")
-        elif step > 1 or last is None:  # "every 5 minutes" are those of every hour
-            words.append(f"of every {unit}" if step == 1 else f"of every {_nth(step)} {unit}")
-        last = step
-    return " ".join(words)
-
-
-def _said_days(days: int, weekdays: int, *, both: bool) -> str:
-    said = []
-    if days != _cron_bits("day-of-month", "*"):
-        said.append(_listed(list(_said_by_month(days))))
-    if weekdays != _cron_bits("day-of-week", "*"):
-        said.append(_listed(list(_said_by_week(weekdays))))
-    return f" on {(' if it is ' if both else ' or on ').join(said)}" if said else ""
-
-
-def _said_by_month(days: int) -> Iterator[str]:
-    plain = days & _cron_bits("day-of-month", "*")
-    step = _step_of("day-of-month", plain) if plain.bit_count() > 3 else None
-    if plain:
-        yield f"the {_spans(plain, _nth)}" if step is None else f"every {_nth(step)} day of the month"
-    if days & _LAST_DAY:
-        yield "the last day of the month"
-    for day in _values(days >> _NEAR & _cron_bits("day-of-month", "*")):
-        yield f"the weekday nearest the {_nth(day)}"
-    if days & _LAST_NEAR:
-        yield "the last weekday of the month"
-
-
-def _said_by_week(weekdays: int) -> Iterator[str]:
-    names = _CRON_VALUES["day-of-week"]
-    if plain := weekdays & 127:
-        yield _spans(plain, lambda day: names[day])
-    for week, which in enumerate(("first", "second", "third", "fourth", "fifth", "last"), 1):
-        for day in _values(weekdays >> 7 * week & 127):
-            yield f"the {which} {names[day]} of the month"
 
 
 # ---------------------------------------------------------------------------
@@ -6789,7 +6686,9 @@ def broker_from_url(url: str, config: Config, clock: Clock) -> Broker:
     scheme = scheme.lower()
     if scheme in _EXTRAS:
         module, package = _EXTRAS[scheme]
-        factory: BrokerFactory | None = _extra(module, "broker_from_url", f"{scheme}:// cannot be served", package)
+        factory: BrokerFactory | None = import_extra(
+            module, "broker_from_url", f"{scheme}:// cannot be served", package
+        )
     else:
         factory = _SCHEMES.get(scheme) or _installed_scheme(scheme)
     if factory is None:
@@ -6805,16 +6704,8 @@ def schedule_store_from_url(url: str | None, clock: Clock) -> ScheduleStore:
     if url in ("memory://", "memory"):
         return MemoryScheduleStore(clock)
     trouble = "only memory:// can keep schedules here"
-    factory = _extra("flowrra_extras.scheduler", "store_from_url", trouble, "flowrra[scheduler]")
+    factory = import_extra("flowrra_extras.scheduler", "store_from_url", trouble, "flowrra[scheduler]")
     return cast("ScheduleStore", factory(url or "sqlite:///.flowrra_schedule.db", clock))
-
-
-def _extra(module: str, name: str, trouble: str, package: str) -> Any:
-    """What an extra brings, imported when it is used; a ConfigError says what `trouble` its lack is."""
-    try:
-        return getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        raise ConfigError(f"{trouble} ({error}): pip install '{package}'") from error
 
 
 def _installed_scheme(scheme: str) -> BrokerFactory | None:
@@ -7599,10 +7490,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        if argv[:1] and argv[0] in _EXTRA_COMMANDS:
-            module, package, _ = _EXTRA_COMMANDS[argv[0]]
-            command = _extra(module, "main", f"the command {argv[0]!r} cannot be run", package)
-            status: int = command(argv[1:]) or 0
+        if argv[:1] and argv[0] in OPERATOR_COMMANDS:
+            command = import_extra("flowrra_extras.commands", "main", f"the command {argv[0]!r} cannot be run here")
+            status: int = command(argv) or 0
         else:
             arguments = parsed(_parser(), argv)
             arguments.argv = argv
@@ -7649,38 +7539,25 @@ def _parser() -> argparse.ArgumentParser:
     enqueue.add_argument("--arg", action="append", default=[], metavar="JSON", help="an argument; NAME=JSON names it")
     enqueue.add_argument("--wait", action="store_true", help="wait for the result and print it")
     status = add("status", _status_command, "show queues and workers")
-    jobs = add("jobs", _jobs_command, "list jobs, the latest first")
-    jobs.add_argument("--state", choices=list(map(str, TaskStatus)), metavar="STATE", help=", ".join(TaskStatus))
-    jobs.add_argument("--task", metavar="NAME", help="of this task only, by its full name")
-    jobs.add_argument("--queue", metavar="QUEUE", help="of this queue only")
-    jobs.add_argument("--limit", type=int, default=50, metavar="N", help="so many at the most (50)")
     show = add("show", _show_command, "show one job with its attempts and traceback")
-    for sub in (status, jobs, show):
+    for sub in (status, show):
         sub.add_argument("--json", action="store_true", help="print JSON")
     explain = add("explain", _explain_command, "say in a sentence why a job is not running")
-    cancel = add("cancel", _change_command, "end a waiting or running job", change=Flowrra.cancel, done="cancelled")
-    requeue = add("requeue", _change_command, "have an ended job run again", change=Flowrra.requeue, done="requeued")
-    for sub in (show, explain, cancel, requeue):
+    for sub in (show, explain):
         sub.add_argument("id")
-    purge = add("purge", _purge_command, "delete finished jobs past their retention")
-    pause = add("pause", _pause_command, "hand out no more jobs of a queue", paused=True)
-    resume = add("resume", _pause_command, "hand out the jobs of a paused queue again", paused=False)
-    for sub in (pause, resume):
-        sub.add_argument("queue")
-    for sub in (status, jobs, show, explain, cancel, requeue, purge, pause, resume):
-        sub.add_argument("where", nargs="?", metavar="module:app", help="the app whose broker to ask (or FLOWRRA_APP)")
-        sub.add_argument("--broker", metavar="URL", help="the broker to ask (or FLOWRRA_BROKER)")
-    cron = add("cron", _cron_command, "say when a cron expression fires")
-    cron.add_argument("expression", help="such as '30 2 * * mon-fri'")
-    cron.add_argument("--tz", default="UTC", metavar="ZONE", help="such as Europe/Riga (UTC)")
-    cron.add_argument("--name", help="the schedule's name, which H spreads by")
-    cron.add_argument("--after", metavar="TIME", help="such as 2026-03-07T12:00, by the clock of ZONE (now)")
-    cron.add_argument("-n", type=int, default=10, metavar="N", help="so many fires (10)")
+    for sub in (status, show, explain):
+        add_store(sub)
     demo = add("demo", _demo_command, "see it work: a worker, some hundred jobs, a crash and its rescue")
     demo.add_argument("--keep", metavar="FILE", help="keep the jobs in this new SQLite file, to be looked at")
-    for name, (_, _, text) in _EXTRA_COMMANDS.items():
+    for name, text in OPERATOR_COMMANDS.items():
         commands.add_parser(name, help=text)  # main() has handed these on before it comes to parse
     return parser
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which store a command asks; see `ask`."""
+    parser.add_argument("where", nargs="?", metavar="module:app", help="the app whose broker to ask (or FLOWRRA_APP)")
+    parser.add_argument("--broker", metavar="URL", help="the broker to ask (or FLOWRRA_BROKER)")
 
 
 _EPILOG = """\
@@ -7692,11 +7569,18 @@ examples:
 FLOWRRA_APP and FLOWRRA_BROKER stand in for module:app and --broker where these may be left out."""
 
 
-# Command: the module whose `main` carries it out, what installs what that needs, and a line of help.
-_EXTRA_COMMANDS: Mapping[str, tuple[str, str, str]] = {
-    "schedules": ("flowrra_extras.scheduler.commands", "flowrra", "show and steer schedules"),
-    "dashboard": ("flowrra_extras.dashboard", "flowrra[dashboard]", "serve the dashboard"),
-    "migrate": ("flowrra_extras.migrate", "flowrra", "move jobs from one broker to another"),
+# What flowrra_extras.commands carries out, with a line of help each.
+OPERATOR_COMMANDS: Mapping[str, str] = {
+    "jobs": "list jobs, the latest first",
+    "cancel": "end a waiting or running job",
+    "requeue": "have an ended job run again",
+    "purge": "delete finished jobs past their retention",
+    "pause": "hand out no more jobs of a queue",
+    "resume": "hand out the jobs of a paused queue again",
+    "cron": "say when a cron expression fires",
+    "schedules": "show and steer schedules",
+    "dashboard": "serve the dashboard",
+    "migrate": "move jobs from one broker to another",
 }
 
 
@@ -7759,18 +7643,18 @@ def check_shared(app: Flowrra) -> None:
         raise ConfigError(f"{url} lives in one process, out of reach of any other: use a file, as in sqlite:///jobs.db")
 
 
-def _ask(arguments: argparse.Namespace, question: Callable[[Flowrra], Awaitable[T]]) -> T:
+def ask(arguments: argparse.Namespace, question: Callable[[Flowrra], Awaitable[T]]) -> T:
     """Open the store, ask, close it. To look must not make one where there is none."""
     app = _app_for(arguments)
     check_shared(app)
     if isinstance(app.broker, SQLiteBroker) and not os.path.exists(app.broker.path or ""):
         raise ConfigError(f"there is no {app.broker.path} yet: the first worker or submit makes it")
 
-    async def ask() -> T:
+    async def answer() -> T:
         async with _opened(app):
             return await question(app)
 
-    return asyncio.run(ask())
+    return asyncio.run(answer())
 
 
 @contextlib.asynccontextmanager
@@ -8058,7 +7942,7 @@ def _shown(value: Any) -> str:
 
 
 def _status_command(arguments: argparse.Namespace) -> None:
-    counts, workers, paused = _ask(
+    counts, workers, paused = ask(
         arguments, lambda app: asyncio.gather(app.broker.counts(), app.broker.workers(), app.broker.paused())
     )
     if arguments.json:
@@ -8093,23 +7977,7 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], none: str = 
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _jobs_command(arguments: argparse.Namespace) -> None:
-    which = {"status": arguments.state, "task": arguments.task, "queue": arguments.queue, "limit": arguments.limit}
-    jobs = _ask(arguments, lambda app: app.jobs(**which))
-    if arguments.json:
-        for job in jobs:
-            print(json.dumps(_job_as_json(job)))
-        return
-    head = ["ID", "TASK", "QUEUE", "STATE", "ATTEMPT", "AGE", "ERROR"]
-    print_table(head, map(_job_row, jobs), "no such jobs")
-
-
-def _job_row(job: Job) -> list[str]:
-    age = duration(time.time() - job.submitted)
-    return [job.id, job.task, job.queue, job.status, str(job.attempt), age, _first_line(job.error)]
-
-
-def _first_line(text: str | None) -> str:
+def first_line(text: str | None) -> str:
     line = (text or "").partition("\n")[0]
     return line if len(line) <= 60 else f"{line[:57]}..."
 
@@ -8120,7 +7988,7 @@ _JOB_AS_JSON = (
 )
 
 
-def _job_as_json(job: Job) -> dict[str, Any]:
+def job_as_json(job: Job) -> dict[str, Any]:
     """A job in plain JSON; times in ISO format, arguments and result as stored text."""
     values = {name: getattr(job, name) for name in _JOB_AS_JSON}
     return {
@@ -8139,8 +8007,8 @@ _SHOWN = (
 
 
 def _show_command(arguments: argparse.Namespace) -> None:
-    job = _ask(arguments, lambda app: app.get_job(arguments.id))
-    shown = _job_as_json(job)
+    job = ask(arguments, lambda app: app.get_job(arguments.id))
+    shown = job_as_json(job)
     if arguments.json:
         print(json.dumps(shown))
         return
@@ -8166,73 +8034,11 @@ def _attempt_row(attempt: Attempt) -> list[str]:
     if attempt.outcome == "note":
         return ["", attempt.error or "", f"by {attempt.worker}", "", ""]
     took = "" if attempt.ended is None else duration(attempt.ended - attempt.started)
-    return [str(attempt.number), attempt.outcome, attempt.worker, took, _first_line(attempt.error)]
+    return [str(attempt.number), attempt.outcome, attempt.worker, took, first_line(attempt.error)]
 
 
 def _explain_command(arguments: argparse.Namespace) -> None:
-    print(_ask(arguments, lambda app: app.explain(arguments.id)))
-
-
-def _change_command(arguments: argparse.Namespace) -> int:
-    """Cancel or requeue one job and say what came of it; 1 if it is not in a state for that."""
-
-    async def change_and_look(app: Flowrra) -> tuple[bool, Job]:
-        return await arguments.change(app, arguments.id), await app.get_job(arguments.id)
-
-    changed, job = _ask(arguments, change_and_look)
-    if not changed:
-        print(f"flowrra: job {job.id} is {job.status}, so it cannot be {arguments.done}", file=sys.stderr)
-        return 1
-    print(f"{arguments.done}: {job.id}" + (" (its worker has been told)" if job.status is RUNNING else ""))
-    return 0
-
-
-def _purge_command(arguments: argparse.Namespace) -> None:
-    async def purge(app: Flowrra) -> int:
-        total = 0
-        while count := await app.broker.purge(app.now(), 1000):
-            total += count
-        return total
-
-    print(f"purged: {_ask(arguments, purge)} job(s)")
-
-
-def _pause_command(arguments: argparse.Namespace) -> None:
-    async def set_and_look(app: Flowrra) -> list[WorkerInfo]:
-        await app.broker.set_queue(arguments.queue, paused=arguments.paused)
-        return await app.broker.workers()
-
-    serving = sum(arguments.queue in worker.queues for worker in _ask(arguments, set_and_look))
-    workers = "1 live worker" if serving == 1 else f"{serving} live workers"
-    print(f"{'paused' if arguments.paused else 'resumed'}: {arguments.queue}, served by {workers}")
-
-
-# Cron ------------------------------------------------------------------------------------------
-
-
-def iso_moment(text: str) -> dt.datetime:
-    try:
-        return dt.datetime.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(f"a moment is given as in 2026-03-07T12:00, not {text!r}") from None
-
-
-def _cron_command(arguments: argparse.Namespace) -> None:
-    cron = Cron(arguments.expression, arguments.tz, name=arguments.name)
-    now = cron.local(iso_moment(arguments.after)) if arguments.after else dt.datetime.now(dt.UTC)
-    fires = list(itertools.islice(cron.iter(now), _whole("-n", arguments.n, least=1)))
-    print(cron.explain())
-    if cron.takes_either_day:
-        print("note: days match if day-of-month or day-of-week does; if one begins with * both have to")
-    if not fires:
-        print("it does not fire any more")
-        return
-    rows = {fire.astimezone(dt.UTC): f"{fire:%a %Y-%m-%d %H:%M:%S %z}" for fire in fires}
-    rows = {fire: f"{row}  in {duration((fire - now).total_seconds())}" for fire, row in rows.items()}
-    for moment, mark in cron.clock_marks(now, fires[-1]):
-        rows[moment] = f"{rows[moment]:46}  {mark}" if moment in rows else mark
-    for _, row in sorted(rows.items()):
-        print(row)
+    print(ask(arguments, lambda app: app.explain(arguments.id)))
 
 
 # The demonstration -----------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from flowrra import _EXTRA_COMMANDS, Flowrra, Job, Outcome, Progress, SQLiteBroker, WorkerInfo, main
+from flowrra import OPERATOR_COMMANDS, Flowrra, Job, Outcome, Progress, SQLiteBroker, WorkerInfo, main
 from tests.apps import make_app
 
 APP = """
@@ -120,7 +120,7 @@ def test_help_lists_every_command_and_shows_examples(say: Say) -> None:
     status, out, _ = say("--help")
     assert status == 0
     assert {line.split()[0] for line in out.splitlines() if re.match("    [a-z]", line)} == set(COMMANDS) | set(
-        _EXTRA_COMMANDS
+        OPERATOR_COMMANDS
     )
     assert "flowrra worker shop.jobs:app" in out
     assert "FLOWRRA_APP and FLOWRRA_BROKER" in out

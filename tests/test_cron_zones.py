@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from flowrra import Cron
+from flowrra_extras.cron_words import clock_marks
 
 UTC = dt.UTC
 
@@ -257,7 +258,7 @@ def test_the_first_full_minute_after_a_gap_that_ends_within_one() -> None:
 
 
 def marks_of(expr: str, zone: str, begin: str, end: str) -> list[tuple[str, str]]:
-    found = Cron(expr, zone).clock_marks(dt.datetime.fromisoformat(begin), dt.datetime.fromisoformat(end))
+    found = clock_marks(Cron(expr, zone), dt.datetime.fromisoformat(begin), dt.datetime.fromisoformat(end))
     return [(f"{moment:%Y-%m-%d %H:%M:%S}", mark.partition(",")[0]) for moment, mark in found]
 
 

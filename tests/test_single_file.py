@@ -98,3 +98,45 @@ def test_vendored_there_is_one_registry(vendored: Path) -> None:
     name = "pkg._vendor.flowrra"
     output = run(*BARE, "-c", ONE_REGISTRY, "module", name, name, cwd=vendored)
     assert output.endswith("one registry\n")
+
+
+# What a lone file lacks: it says so, and what brings it.
+ABSENT = {
+    "cron in words": ("flowrra.Cron('@daily').explain()", "cron is not put in words here", "flowrra"),
+    "a broker on a server": ("flowrra.Flowrra.from_urls('redis://h')", "redis:// cannot be served", "flowrra[redis]"),
+}
+
+
+def refusal(library: str, call: str, cwd: Path, *python: str) -> str:
+    """What the ConfigError of a call says."""
+    program = f"import {library} as flowrra\ntry: {call}\nexcept flowrra.ConfigError as error: print(error)"
+    return run(*(python or BARE), "-c", program, cwd=cwd)
+
+
+@pytest.mark.parametrize("what", ABSENT)
+def test_alone_it_says_what_brings_an_extra(alone: Path, what: str) -> None:
+    call, trouble, package = ABSENT[what]
+    said = refusal("flowrra", call, alone)
+    assert said == f"{trouble} (No module named 'flowrra_extras'): pip install '{package}'\n"
+
+
+@pytest.mark.parametrize("what", ABSENT)
+def test_vendored_it_takes_no_extra_of_the_installed_flowrra(vendored: Path, what: str) -> None:
+    """An extra would work with the installed module's classes, of which the copy knows none."""
+    call, trouble, package = ABSENT[what]
+    assert refusal("flowrra", "print('is installed')", vendored, sys.executable) == "is installed\n"
+    assert refusal("pkg._vendor.flowrra", call, vendored, sys.executable) == (
+        f"{trouble} (pkg._vendor.flowrra is a copy of flowrra.py, and extras work with the installed flowrra only): "
+        f"pip install '{package}' and import flowrra instead of the copy\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["jobs", "schedules", "dashboard"])
+def test_alone_an_operators_command_says_what_brings_it(alone: Path, command: str) -> None:
+    call = [*BARE, "-m", "flowrra", command, "--json"]
+    done = subprocess.run(call, cwd=alone, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"flowrra: the command {command!r} cannot be run here (No module named 'flowrra_extras'): "
+        "pip install 'flowrra'\n"
+    )

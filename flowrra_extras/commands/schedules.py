@@ -26,7 +26,6 @@ from flowrra import (
     check_shared,
     duration,
     find_task,
-    iso_moment,
     load_app,
     parsed,
     print_table,
@@ -34,13 +33,14 @@ from flowrra import (
     unknown_schedule,
     upcoming,
 )
+from flowrra_extras.commands.parsing import iso_moment
 
 _HERD = 5  # schedules that fire in one moment
 
 
 def main(argv: Sequence[str]) -> int:
-    """Carry out the words after `flowrra schedules`; returns the exit status."""
-    _act(parsed(_parser(), argv))
+    """Carry out the words from `schedules` on; returns the exit status."""
+    _act(parsed(_parser(), argv[1:]))
     return 0
 
 
