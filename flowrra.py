@@ -125,6 +125,15 @@ if TYPE_CHECKING:
     import subprocess
     from types import FrameType, TracebackType
 
+    # Beside a copied file there are none. `X as X`: they are names of this module too, see `__getattr__`.
+    from flowrra_extras.scheduler import (  # type: ignore[import-not-found, unused-ignore]
+        MemoryScheduleStore as MemoryScheduleStore,
+    )
+    from flowrra_extras.scheduler import Scheduler as Scheduler
+    from flowrra_extras.scheduler import ScheduleStore as ScheduleStore
+    from flowrra_extras.scheduler import StoredOptions as StoredOptions
+    from flowrra_extras.scheduler import schedule_store_from_url as schedule_store_from_url
+
 __version__ = "0.2.0"
 
 P = ParamSpec("P")
@@ -240,6 +249,20 @@ def import_extra(module: str, name: str, trouble: str, package: str = "flowrra")
         return getattr(importlib.import_module(module), name)
     except ImportError as error:
         raise ConfigError(f"{trouble} ({error}): pip install '{package}'") from error
+
+
+_MOVED = frozenset(
+    ("MemoryScheduleStore", "ScheduleStore", "Scheduler", "StoredOptions", "schedule_store_from_url")
+)  # to flowrra_extras.scheduler; they may still be imported from here
+
+if not TYPE_CHECKING:  # or every name would be one of this module
+
+    def __getattr__(name: str) -> Any:
+        if name in _MOVED:
+            return import_extra(
+                "flowrra_extras.scheduler", name, "schedules cannot be stored here", "flowrra[scheduler]"
+            )
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 # ---------------------------------------------------------------------------
@@ -5828,9 +5851,9 @@ class _Keeper(threading.Thread):
 # ---------------------------------------------------------------------------
 # 13. Schedules
 #
-# Rules that submit jobs: declared in code or kept in a ScheduleStore. One fire
-# is one job however many schedulers run, since the job's id is made of the
-# schedule and the moment. Knows brokers only by `push`.
+# Rules that submit jobs: those declared in code, and what stored ones share with
+# them. One fire is one job however many schedulers run, since the job's id is
+# made of the schedule and the moment. Knows brokers only by `push`.
 # ---------------------------------------------------------------------------
 
 
@@ -5890,169 +5913,6 @@ class Fired(NamedTuple):
     next_fire: float | None
     last_fire: float | None
     last_job: str | None
-
-
-class ScheduleStore:
-    """Keeps schedules. Carries out and holds no policy: when a schedule fires next, the scheduler says.
-
-    `now` is the caller's wall clock in seconds since the epoch; the lease of a taken schedule runs on the
-    store's own clock. Every change is guarded: a late or doubled call changes nothing and is told so.
-    """
-
-    async def open(self) -> None:
-        """Get ready to be used on the running loop: connect, make or migrate the schema."""
-
-    async def close(self) -> None:
-        """Give everything back."""
-
-    async def add(self, schedule: Schedule) -> str:
-        """Keep a new schedule and return its id; one with its `key` or `id` is left as it is, and its id returned.
-
-        Two callers at once get the same id: the keys are unique in the store, not looked up before.
-        """
-        raise NotImplementedError
-
-    async def find(self, ids: Sequence[str] | None = None) -> list[Schedule]:
-        """The schedules with these ids (None: all), in order of creation."""
-        raise NotImplementedError
-
-    async def change(self, schedule_id: str, changes: Mapping[str, Any]) -> bool:
-        """Set fields of a schedule; whoever has taken it loses it. False: there is no such schedule.
-
-        Raises:
-            ConfigError: the changed `key` is that of another schedule.
-        """
-        raise NotImplementedError
-
-    async def remove(self, schedule_id: str) -> bool:
-        """Delete a schedule. False: there is none."""
-        raise NotImplementedError
-
-    async def take(self, *, now: float, lease: float, limit: int) -> list[Schedule]:
-        """Take up to `limit` enabled schedules whose `next_fire` has come, earliest first, for `lease` seconds.
-
-        Each comes with a new `turn`; until the lease runs out, nobody else gets it.
-        """
-        raise NotImplementedError
-
-    async def advance(self, fired: Sequence[Fired]) -> list[bool]:
-        """Write down what became of taken schedules and end their leases. False: another turn has begun."""
-        raise NotImplementedError
-
-    async def next_fire(self) -> float | None:
-        """The earliest `next_fire` of an enabled schedule that nobody has taken, by an index."""
-        raise NotImplementedError
-
-    async def purge(self, before: float) -> int:
-        """Delete the schedules that have nothing left to fire and fired last before then; how many went."""
-        raise NotImplementedError
-
-
-class MemoryScheduleStore(ScheduleStore):
-    """Schedules in the memory of this process; gone when it ends. Leases run on the monotonic side of `clock`."""
-
-    def __init__(self, clock: Clock | None = None) -> None:
-        self._clock = clock or Clock()
-        self._schedules: dict[str, Schedule] = {}
-        self._ids: dict[str, str] = {}  # by key
-        self._leases: dict[str, float] = {}  # of those that are taken and not advanced
-        self._due: list[tuple[float, str]] = []  # a heap; an entry that no longer holds is dropped when it comes up
-
-    async def add(self, schedule: Schedule) -> str:
-        old = self._ids.get(schedule.key) or (schedule.id if schedule.id in self._schedules else None)
-        if old is not None:
-            return old
-        self.put(schedule)
-        return schedule.id
-
-    def put(self, schedule: Schedule) -> None:
-        """Keep a schedule, in place of one with its id."""
-        self._drop(schedule.id)
-        self._schedules[schedule.id] = schedule = dataclasses.replace(schedule)
-        self._ids[schedule.key] = schedule.id
-        self._queue(schedule)
-
-    def _queue(self, schedule: Schedule) -> None:
-        self._leases.pop(schedule.id, None)
-        if schedule.enabled and schedule.next_fire is not None:
-            heapq.heappush(self._due, (schedule.next_fire, schedule.id))
-
-    def _drop(self, schedule_id: str) -> bool:
-        schedule = self._schedules.pop(schedule_id, None)
-        if schedule is None:
-            return False
-        self._leases.pop(schedule_id, None)
-        del self._ids[schedule.key]
-        return True
-
-    async def find(self, ids: Sequence[str] | None = None) -> list[Schedule]:
-        wanted = self._schedules if ids is None else set(ids)
-        return [dataclasses.replace(schedule) for schedule in self._schedules.values() if schedule.id in wanted]
-
-    async def change(self, schedule_id: str, changes: Mapping[str, Any]) -> bool:
-        schedule = self._schedules.get(schedule_id)
-        if schedule is None:
-            return False
-        key = changes.get("key", schedule.key)
-        if self._ids.get(key, schedule_id) != schedule_id:
-            raise ConfigError(f"the schedule {self._ids[key]!r} is that already: change or remove that one")
-        if unknown := changes.keys() - _CHANGEABLE:
-            raise ConfigError(f"{min(unknown)!r} is nothing that can be changed in a schedule")
-        del self._ids[schedule.key]
-        schedule = dataclasses.replace(schedule, **changes, turn=schedule.turn + 1)
-        self._schedules[schedule_id] = schedule
-        self._ids[key] = schedule_id
-        self._queue(schedule)
-        return True
-
-    async def remove(self, schedule_id: str) -> bool:
-        return self._drop(schedule_id)
-
-    async def take(self, *, now: float, lease: float, limit: int) -> list[Schedule]:
-        taken: list[Schedule] = []
-        while len(taken) < limit and (schedule := self._first()) is not None and (schedule.next_fire or 0.0) <= now:
-            heapq.heappop(self._due)
-            schedule.turn += 1
-            self._leases[schedule.id] = self._clock.monotonic() + lease
-            taken.append(dataclasses.replace(schedule))
-        return taken
-
-    def _first(self) -> Schedule | None:
-        """The one that is due first; what was taken under a lease that has run out is there again."""
-        now = self._clock.monotonic()
-        for schedule_id in [schedule_id for schedule_id, until in self._leases.items() if -math.inf < until <= now]:
-            self._queue(self._schedules[schedule_id])
-            self._leases[schedule_id] = -math.inf  # its taker may still advance it, as long as nobody else has it
-        while self._due:
-            moment, schedule_id = self._due[0]
-            schedule = self._schedules.get(schedule_id)
-            is_free = self._leases.get(schedule_id, -math.inf) <= now
-            if schedule and schedule.enabled and schedule.next_fire == moment and is_free:
-                return schedule
-            heapq.heappop(self._due)
-        return None
-
-    async def advance(self, fired: Sequence[Fired]) -> list[bool]:
-        return [self._advance(one) for one in fired]
-
-    def _advance(self, fired: Fired) -> bool:
-        schedule = self._schedules.get(fired.schedule_id)
-        if schedule is None or schedule.turn != fired.turn or schedule.id not in self._leases:
-            return False
-        schedule.next_fire, schedule.last_fire, schedule.last_job = fired[2:]
-        self._queue(schedule)
-        return True
-
-    async def next_fire(self) -> float | None:
-        first = self._first()
-        return None if first is None else first.next_fire
-
-    async def purge(self, before: float) -> int:
-        done = [s.id for s in self._schedules.values() if s.next_fire is None and (s.last_fire or before) < before]
-        return sum(map(self._drop, done))
-
-
-_CHANGEABLE = frozenset(f.name for f in dataclasses.fields(Schedule)) - frozenset(("id", "turn"))
 
 
 # When a schedule fires --------------------------------------------------------------------------
@@ -6155,13 +6015,6 @@ class ScheduleOptions(TypedDict, total=False):
     retry_delay: float | None
 
 
-class StoredOptions(ScheduleOptions, total=False):
-    """What a stored schedule may be told besides: its zone (None: UTC), and its id."""
-
-    tz: str | dt.tzinfo | None
-    task_id: str | None
-
-
 def make_schedule(
     task: str | Task[..., Any],
     kind: str,
@@ -6257,27 +6110,19 @@ def _digest(text: str) -> str:
 
 # Firing -----------------------------------------------------------------------------------------
 
-LOOK_EVERY = 1.0  # seconds after which the store is asked again: what others have changed in it takes so long
-TAKE_LEASE = 10.0  # seconds that a scheduler has to push and advance what it has taken
-_TAKE_LIMIT = 100
+LOOK_EVERY = 1.0  # seconds after which it looks again for what has been changed
 # A job that a schedule has fired is kept for so many seconds at least: while it is there, a scheduler whose clock is
 # slow, or that comes back from a failure, cannot fire the moment again.
 FIRES_KEPT = 3600.0
-_DONE_KEPT = 604_800.0  # seconds that a schedule with nothing left to fire is kept
 _NONE_YET = 5.0  # seconds after which an app without schedules is asked for some: each look wakes an idle worker
-_PURGE_DONE_EVERY = 3600.0
+_RETRY_AFTER = 10.0  # seconds until a fire that a full queue has refused is tried again
 
 
 class Firing:
-    """Fires the schedules of a store: takes what is due, pushes its jobs, advances it.
+    """Fires schedules: which of their moments have come, and the jobs of these."""
 
-    A crash between any two of these leaves the schedule due again, and the ids of its jobs keep them single.
-    """
-
-    def __init__(self, app: Flowrra, store: ScheduleStore) -> None:
-        self.store = store
+    def __init__(self, app: Flowrra) -> None:
         self._app = app
-        self._purge_at = -math.inf
         self._reported: set[str] = set()  # schedules that a warning has been given of
 
     def fire_in(self, worker: Worker) -> None:
@@ -6292,21 +6137,11 @@ class Firing:
     async def step(self) -> float:
         """Fire what is due; the seconds to sleep until there may be more.
 
-        Cancelling it leaves open which of the jobs are in; the schedules are due again in 10 s.
+        Cancelling it leaves open which of the jobs are in: what is not known to be fired is due again.
         """
-        now = self._app.clock.time()
-        if not 0.0 <= now - self._purge_at < _PURGE_DONE_EVERY:
-            await self.store.purge(now - _DONE_KEPT)
-            self._purge_at = now
-        first = await self.store.next_fire()
-        if first is None or first > now:
-            return LOOK_EVERY if first is None else min(LOOK_EVERY, first - now)
-        taken = await self.store.take(now=now, lease=TAKE_LEASE, limit=_TAKE_LIMIT)
-        due = [plan for schedule in taken if (plan := self._plan(schedule, now)) is not None]
-        await self.store.advance(await self._push(due))
-        return 0.0 if taken else 0.05
+        raise NotImplementedError
 
-    def _plan(self, schedule: Schedule, now: float) -> tuple[list[Job], Fired] | None:
+    def plan(self, schedule: Schedule, now: float) -> tuple[list[Job], Fired] | None:
         """The jobs of a taken schedule; None leaves it to others, who can take it when the lease is over."""
         task = self._app.registry.get(schedule.task)
         if task is None:  # it stays due until somebody comes who knows it, as jobs of an unknown task wait
@@ -6359,7 +6194,7 @@ class Firing:
         (job_id,) = await self._app.submit_jobs([job])
         return TaskId(job_id)
 
-    async def _push(self, due: Sequence[tuple[list[Job], Fired]]) -> list[Fired]:
+    async def push(self, due: Sequence[tuple[list[Job], Fired]]) -> list[Fired]:
         """Push the jobs of several schedules at once; the schedules whose jobs are in."""
         jobs = [job for its_jobs, _ in due for job in its_jobs]
         try:
@@ -6368,7 +6203,7 @@ class Firing:
             if len(due) == 1:
                 logger.error("schedule %s cannot fire, trying again: %s", due[0][1].schedule_id, error)
                 return []
-            return [fired for one in due for fired in await self._push([one])]
+            return [fired for one in due for fired in await self.push([one])]
         pushed = [(fired, list(itertools.islice(ids, len(its_jobs)))) for its_jobs, fired in due]
         return [fired._replace(last_job=these[-1]) if these else fired for fired, these in pushed]
 
@@ -6377,256 +6212,48 @@ class CodeSchedules(Firing):
     """Fires the schedules that an app declares. It remembers nothing from one start to the next."""
 
     def __init__(self, app: Flowrra) -> None:
-        self._memory = MemoryScheduleStore(app.clock)
+        super().__init__(app)
+        self._schedules: dict[str, Schedule] = {}  # as they stand here, by id
         self._admitted: set[str] = set()
-        super().__init__(app, self._memory)
+        self._retry_at: dict[str, float] = {}  # on the monotonic clock, of those whose jobs were refused
 
     def fire_in(self, worker: Worker) -> None:
         self._admitted.clear()
         super().fire_in(worker)
 
     async def step(self) -> float:
+        now, clock = self._app.clock.time(), self._app.clock.monotonic()
         for schedule_id in self._app.schedules.keys() - self._admitted:
-            await self._admit(self._app.schedules[schedule_id])
-        pause = await super().step()
+            self._admit(self._app.schedules[schedule_id], now)
+        due = [s for s in self._waiting(clock) if cast("float", s.next_fire) <= now]
+        plans = [plan for schedule in due if (plan := self.plan(schedule, now)) is not None]
+        fired = {one.schedule_id: one for one in await self.push(plans)}
+        for schedule in due:
+            if (one := fired.get(schedule.id)) is not None:
+                schedule.next_fire, schedule.last_fire, schedule.last_job = one[2:]
+            else:
+                self._retry_at[schedule.id] = clock + _RETRY_AFTER
+        first = min((cast("float", schedule.next_fire) for schedule in self._waiting(clock)), default=math.inf)
+        pause = min(LOOK_EVERY, max(0.0, first - now))
         return pause if self._app.schedules else _NONE_YET
 
-    async def _admit(self, schedule: Schedule) -> None:
+    def _waiting(self, clock: float) -> list[Schedule]:
+        """Those that have something left to fire, and may."""
+        return [
+            schedule
+            for schedule in self._schedules.values()
+            if schedule.enabled and schedule.next_fire is not None and self._retry_at.get(schedule.id, clock) <= clock
+        ]
+
+    def _admit(self, schedule: Schedule, now: float) -> None:
         """Have it fire from now on, but no moment again that it has fired before a stop."""
         self._admitted.add(schedule.id)
-        now = self._app.clock.time()
-        last = next((old.last_fire for old in await self.store.find([schedule.id])), None)
+        old = self._schedules.get(schedule.id)
+        last = None if old is None else old.last_fire
         after = now if last is None else max(now, last)
-        self._memory.put(dataclasses.replace(schedule, next_fire=upcoming(schedule, after), last_fire=last))
-
-
-# Stored schedules -------------------------------------------------------------------------------
-
-
-class Scheduler(Firing):
-    """Schedules that are kept in a store; made by `app.create_scheduler`.
-
-    They fire while the app runs, in whichever process has a scheduler on the same store, and each fire is
-    one job. What is changed here reaches the others within two seconds. A task may be given by its name,
-    also one that is registered elsewhere only; its arguments are checked if it is registered here.
-    """
-
-    def __init__(self, app: Flowrra, store: ScheduleStore) -> None:
-        super().__init__(app, store)
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    async def schedule_cron(
-        self,
-        task_name: str | Task[..., Any],
-        cron: str,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-        **options: Unpack[StoredOptions],
-    ) -> str:
-        """Fire when `cron` says, in the zone `tz` (None: UTC); the schedule's id.
-
-        An identical one (task, rule, zone, arguments) is left as it is, and its id returned; so is one with
-        the `task_id` that is given.
-
-        Raises:
-            ConfigError: a bad expression, zone or option, or the `task_id` has another rule.
-            TypeError: the arguments do not fit the task.
-            BackendError: the store failed.
-        """
-        return await self._add(task_name, "cron", cron, args=args, kwargs=kwargs, **options)
-
-    async def schedule_interval(
-        self,
-        task_name: str | Task[..., Any],
-        interval: float | dt.timedelta,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-        **options: Unpack[StoredOptions],
-    ) -> str:
-        """Fire each `interval` seconds from now on; see `schedule_cron`. `tz` matters for showing it only."""
-        return await self._add(task_name, "interval", interval, args=args, kwargs=kwargs, **options)
-
-    async def schedule_once(
-        self,
-        task_name: str | Task[..., Any],
-        run_at: dt.datetime,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-        **options: Unpack[StoredOptions],
-    ) -> str:
-        """Fire once at `run_at`; see `schedule_cron`. It is forgotten a week after that.
-
-        A naive moment is one of the zone `tz`, or else the machine's local time. One in the past is a
-        misfire: it fires at once, unless `misfire` is "skip".
-        """
-        return await self._add(task_name, "once", run_at, args=args, kwargs=kwargs, **options)
-
-    async def _add(
-        self, task: str | Task[..., Any], kind: str, rule: object, *, task_id: str | None = None, **options: Any
-    ) -> str:
-        schedule = make_schedule(self._known_task(task), kind, rule, **options)
-        await self._ready()
-        identity = schedule.key
-        schedule.created = schedule.updated = now = self._app.clock.time()
-        schedule.id = _key("task_id", task_id) or self._app.new_id()
-        schedule.key = schedule.key if task_id is None else f"id:{task_id}"
-        self._start_from(schedule, now)
-        kept = await self.store.add(schedule)
-        for old in await self.store.find([kept]) if task_id is not None else ():
-            if _identity(old) != identity:
-                raise ConfigError(
-                    f"{task_id!r} is a schedule of {old.task} by {old.kind} {old.rule!r} ({old.tz}): "
-                    "update() or unschedule() it, or give another task_id"
-                )
-        return kept
-
-    def _known_task(self, task: str | Task[..., Any]) -> str | Task[..., Any]:
-        if isinstance(task, Task) and task.app is not self._app:
-            raise TaskNotFoundError(f"the task {task.name!r} belongs to another app: schedule it there")
-        if not isinstance(task, Task | str) or not task:
-            raise ConfigError(f"a schedule is given a task or its name, not {task!r}")
-        return self._app.registry.get(task, task) if isinstance(task, str) else task
-
-    def _start_from(self, schedule: Schedule, now: float) -> None:
-        """Set when it fires first, counted from now; ConfigError if that is never."""
-        schedule.anchor = _micro(now) / 1e6
-        once = schedule.kind == "once"
-        schedule.next_fire = dt.datetime.fromisoformat(schedule.rule).timestamp() if once else upcoming(schedule, now)
-        if schedule.next_fire is None:
-            raise ConfigError(f"{schedule.rule!r} has no moment to come: it would never fire")
-
-    async def update(
-        self,
-        schedule_id: str,
-        *,
-        rule: str | float | dt.timedelta | dt.datetime | None = None,
-        tz: str | dt.tzinfo | None = None,
-        args: Sequence[Any] | None = None,
-        kwargs: Mapping[str, Any] | None = None,
-        **options: Unpack[ScheduleOptions],
-    ) -> Schedule:
-        """Change what is given and return the schedule as it is then. `rule` is of the kind that it has.
-
-        With another rule or zone it counts from now.
-
-        Raises:
-            TaskNotFoundError: there is no such schedule.
-            ConfigError: a value cannot work, or another schedule is that already.
-        """
-        old = await self._known(schedule_id)
-        old_args, old_kwargs = decode(old.payload)
-        given: dict[str, Any] = {name: getattr(old, name) for name in _EDITED} | {**old.options, **options}
-        new = make_schedule(
-            self._known_task(old.task),
-            old.kind,
-            _READERS[old.kind](old.rule) if rule is None else rule,
-            tz=old.tz if tz is None else tz,
-            args=old_args if args is None else args,
-            kwargs=old_kwargs if kwargs is None else kwargs,
-            **given,
+        self._schedules[schedule.id] = dataclasses.replace(
+            schedule, next_fire=upcoming(schedule, after), last_fire=last
         )
-        now = self._app.clock.time()
-        changes: dict[str, Any] = {name: getattr(new, name) for name in ("rule", "tz", "payload", "options", *_EDITED)}
-        changes |= _switched(old, now, enabled=new.enabled) if "enabled" in options else {"updated": now}
-        if old.key == _identity(old):
-            changes["key"] = new.key
-        new.id, new.anchor = old.id, old.anchor
-        if (new.rule, new.tz) != (old.rule, old.tz):
-            self._start_from(new, now)
-            changes |= {"anchor": new.anchor, "next_fire": new.next_fire}
-        if not await self.store.change(schedule_id, changes):
-            raise unknown_schedule(schedule_id)
-        return await self._known(schedule_id)
-
-    async def unschedule(self, schedule_id: str) -> bool:
-        """Delete a schedule; what it has fired runs all the same. False: there is none."""
-        await self._ready()
-        return await self.store.remove(schedule_id)
-
-    async def enable_task(self, schedule_id: str) -> bool:
-        """Let a schedule fire again, from now on; what it has left out is no misfire. False: there is none."""
-        return await self._enable(schedule_id, enabled=True)
-
-    async def disable_task(self, schedule_id: str) -> bool:
-        """Let a schedule not fire until it is enabled again. False: there is none."""
-        return await self._enable(schedule_id, enabled=False)
-
-    async def _enable(self, schedule_id: str, *, enabled: bool) -> bool:
-        schedule = await self.get_scheduled_task(schedule_id)
-        if schedule is None:
-            return False
-        changes = _switched(schedule, self._app.clock.time(), enabled=enabled)
-        return await self.store.change(schedule_id, changes)
-
-    async def get_scheduled_task(self, schedule_id: str) -> Schedule | None:
-        """A schedule as it stands; None if there is none."""
-        await self._ready()
-        found = await self.store.find([schedule_id])
-        return found[0] if found else None
-
-    async def list_scheduled_tasks(self) -> list[Schedule]:
-        """All schedules that are kept here, in order of creation."""
-        await self._ready()
-        return await self.store.find()
-
-    async def run_now(self, schedule_id: str) -> TaskId[Any]:
-        """Submit a job of the schedule here and now, beside its fires; the job's id.
-
-        With `overlap="skip"` that is the id of the job that is unfinished, if there is one.
-
-        Raises:
-            TaskNotFoundError: there is no such schedule, or its task is not registered here.
-        """
-        return await self.submit(await self._known(schedule_id))
-
-    async def _known(self, schedule_id: str) -> Schedule:
-        schedule = await self.get_scheduled_task(schedule_id)
-        if schedule is None:
-            raise unknown_schedule(schedule_id)
-        return schedule
-
-    # Opening and closing -----------------------------------------------------------------------
-
-    async def step(self) -> float:
-        await self._ready()
-        return await super().step()
-
-    async def _ready(self) -> None:
-        """Make sure that the app's stores and this one are open here."""
-        await self._app.connect()
-        if self._loop is not asyncio.get_running_loop():
-            async with self._app._gate():
-                await self.open()
-
-    async def open(self) -> None:
-        """Open the store on the running loop, until the app closes its own. Behind the app's gate."""
-        loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            await self.store.open()
-            self._loop = loop
-            self._app._cleanup.push_async_callback(self.close)
-
-    async def close(self) -> None:
-        """Close the store, if it is open here."""
-        if self._loop is asyncio.get_running_loop():
-            self._loop = None
-            await self.store.close()
-
-
-_EDITED = ("description", "misfire", "overlap", "jitter")  # as they are in make_schedule()
-_READERS: Mapping[str, Callable[[str], Any]] = {"cron": str, "interval": float, "once": dt.datetime.fromisoformat}
-
-
-def _switched(schedule: Schedule, now: float, *, enabled: bool) -> dict[str, Any]:
-    """The changes that let a schedule fire or not; what came due while it did not is left out."""
-    changes: dict[str, Any] = {"enabled": enabled, "updated": now}
-    if enabled and not schedule.enabled and schedule.kind != "once":
-        changes["next_fire"] = upcoming(schedule, now)
-    return changes
-
-
-def unknown_schedule(schedule_id: str) -> TaskNotFoundError:
-    return TaskNotFoundError(f"no schedule {schedule_id!r} is kept here: never made, removed, or done a week ago")
 
 
 # ---------------------------------------------------------------------------
@@ -6695,17 +6322,6 @@ def broker_from_url(url: str, config: Config, clock: Clock) -> Broker:
         known = ", ".join(f"{name}://" for name in (*_SCHEMES, *_EXTRAS))
         raise ConfigError(f"nothing here serves the scheme {scheme!r} of {url!r}; there are {known}")
     return factory(url, config, clock)
-
-
-def schedule_store_from_url(url: str | None, clock: Clock) -> ScheduleStore:
-    """The store of schedules that a URL stands for (None: a SQLite file); ConfigError as in `broker_from_url`."""
-    if url is not None and (not isinstance(url, str) or not url):
-        raise ConfigError(f"a store of schedules is given as a URL such as sqlite:///schedules.db, not {url!r}")
-    if url in ("memory://", "memory"):
-        return MemoryScheduleStore(clock)
-    trouble = "only memory:// can keep schedules here"
-    factory = import_extra("flowrra_extras.scheduler", "store_from_url", trouble, "flowrra[scheduler]")
-    return cast("ScheduleStore", factory(url or "sqlite:///.flowrra_schedule.db", clock))
 
 
 def _installed_scheme(scheme: str) -> BrokerFactory | None:
@@ -7274,8 +6890,9 @@ class Flowrra(_Life):
         Raises:
             ConfigError: no such store, or its driver is not installed.
         """
-        store = backend if isinstance(backend, ScheduleStore) else schedule_store_from_url(backend, self.clock)
-        scheduler = Scheduler(self, store)
+        trouble = "schedules cannot be stored here"
+        make = import_extra("flowrra_extras.scheduler", "scheduler_for", trouble, "flowrra[scheduler]")
+        scheduler: Scheduler = make(self, backend)
         self.schedulers.append(scheduler)
         if self._worker is not None and self.config.executor.scheduler:
             _call_soon(self._worker.loop, scheduler.fire_in, self._worker)

@@ -54,20 +54,31 @@ def large_classes(
 # ---------------------------------------------------------------------------
 
 
-def imported_modules(tree: ast.AST) -> Iterator[tuple[int, str]]:
+def imported_modules(tree: ast.AST) -> Iterator[tuple[ast.stmt, str]]:
     """Every import, those inside functions too; a relative one keeps its dots."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
+            yield from ((node, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield node.lineno, "." * node.level + (node.module or "")
+            yield node, "." * node.level + (node.module or "")
 
 
-def foreign_imports(source: str) -> list[str]:
+def never_run(tree: ast.AST) -> set[ast.AST]:
+    """What stands under `if TYPE_CHECKING:`, for type checkers only."""
+    tests = (node for node in ast.walk(tree) if isinstance(node, ast.If))
+    bodies = (node.body for node in tests if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING")
+    return {node for body in bodies for statement in body for node in ast.walk(statement)}
+
+
+def foreign_imports(source: str, *, types_of: str | None = None) -> list[str]:
+    """Imports from outside of the standard library; those of `types_of`'s types that are never run may be."""
+    tree = ast.parse(source)
+    unused = never_run(tree)
     return [
-        f"line {line}: {module} is not in the standard library"
-        for line, module in imported_modules(ast.parse(source))
+        f"line {node.lineno}: {module} is not in the standard library"
+        for node, module in imported_modules(tree)
         if module.partition(".")[0] not in sys.stdlib_module_names
+        and not (node in unused and module.partition(".")[0] == types_of)
     ]
 
 

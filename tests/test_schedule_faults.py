@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from flowrra import BackendError, Fired, ScheduleStore
-from flowrra_extras.scheduler import store_from_url
+from flowrra import BackendError, Fired
+from flowrra_extras.scheduler import ScheduleStore, store_from_url
 from flowrra_extras.testing.schedules import schedule
 from tests.processes import Site
 from tests.proxy import Proxy, proxy_to

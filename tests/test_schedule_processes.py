@@ -25,7 +25,8 @@ def test_each_fire_is_one_job_and_none_is_lost_while_workers_are_killed(kind: st
 
 
 DYING = """
-flowrra.TAKE_LEASE = 1.0
+from flowrra_extras.scheduler import scheduler as stored
+stored.TAKE_LEASE = 1.0
 
 
 @app.task

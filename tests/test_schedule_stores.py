@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flowrra import MemoryScheduleStore, ScheduleStore
-from flowrra_extras.scheduler import store_from_url
+from flowrra_extras.scheduler import MemoryScheduleStore, ScheduleStore, store_from_url
 from flowrra_extras.testing import ManualClock, ScheduleStoreContract
 
 

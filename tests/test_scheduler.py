@@ -13,11 +13,10 @@ from flowrra import (
     ConfigError,
     Flowrra,
     Schedule,
-    ScheduleStore,
     Task,
     TaskNotFoundError,
-    schedule_store_from_url,
 )
+from flowrra_extras.scheduler import ScheduleStore, store_from_url
 from flowrra_extras.testing import ManualClock, drain, fire_due
 from tests.apps import eventually, make_app
 from tests.schedule_stores import KINDS, place
@@ -62,7 +61,7 @@ def stage(store: ScheduleStore, clock: ManualClock) -> Stage:
 @pytest.fixture(params=KINDS)
 def store(request: pytest.FixtureRequest, clock: ManualClock, tmp_path: Path) -> Iterator[ScheduleStore]:
     with place(request.param, tmp_path) as url:
-        yield schedule_store_from_url(url, clock)
+        yield store_from_url(url, clock)
 
 
 # ---------------------------------------------------------------------------

@@ -103,6 +103,12 @@ def test_vendored_there_is_one_registry(vendored: Path) -> None:
 # What a lone file lacks: it says so, and what brings it.
 ABSENT = {
     "cron in words": ("flowrra.Cron('@daily').explain()", "cron is not put in words here", "flowrra"),
+    "stored schedules": (
+        "flowrra.Flowrra().create_scheduler()",
+        "schedules cannot be stored here",
+        "flowrra[scheduler]",
+    ),
+    "a name that has left": ("flowrra.Scheduler", "schedules cannot be stored here", "flowrra[scheduler]"),
     "a broker on a server": ("flowrra.Flowrra.from_urls('redis://h')", "redis:// cannot be served", "flowrra[redis]"),
 }
 

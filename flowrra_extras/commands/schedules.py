@@ -20,9 +20,7 @@ from flowrra import (
     ConfigError,
     Cron,
     Flowrra,
-    MemoryScheduleStore,
     Schedule,
-    Scheduler,
     check_shared,
     duration,
     find_task,
@@ -30,10 +28,10 @@ from flowrra import (
     parsed,
     print_table,
     read_arguments,
-    unknown_schedule,
     upcoming,
 )
 from flowrra_extras.commands.parsing import iso_moment
+from flowrra_extras.scheduler import MemoryScheduleStore, Scheduler, unknown_schedule
 
 _HERD = 5  # schedules that fire in one moment
 

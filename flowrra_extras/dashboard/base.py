@@ -11,7 +11,8 @@ from flowrra_extras.dashboard.counting import Counting
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from flowrra import Flowrra, Job, Scheduler, WorkerInfo
+    from flowrra import Flowrra, Job, WorkerInfo
+    from flowrra_extras.scheduler import Scheduler
 
 logger = logging.getLogger("flowrra.dashboard")
 

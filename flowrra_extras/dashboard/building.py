@@ -11,7 +11,8 @@ from flowrra_extras.dashboard.service import Service
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from flowrra import Flowrra, Job, Scheduler
+    from flowrra import Flowrra, Job
+    from flowrra_extras.scheduler import Scheduler
 
 
 class Options(TypedDict, total=False):

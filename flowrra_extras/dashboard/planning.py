@@ -25,8 +25,8 @@ from flowrra_extras.dashboard.base import Base
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from flowrra import Scheduler
     from flowrra_extras.dashboard import shapes
+    from flowrra_extras.scheduler import Scheduler
 
 logger = logging.getLogger("flowrra.dashboard")
 

@@ -14,11 +14,25 @@ import importlib
 from collections.abc import Mapping
 from typing import cast
 
-from flowrra import Clock, ConfigError, ScheduleStore
+from flowrra import Clock, ConfigError, Flowrra
 from flowrra_extras.scheduler.database import Database
+from flowrra_extras.scheduler.memory import MemoryScheduleStore
+from flowrra_extras.scheduler.protocol import ScheduleStore
+from flowrra_extras.scheduler.scheduler import Scheduler, StoredOptions, unknown_schedule
 from flowrra_extras.scheduler.store import SQLScheduleStore
 
-__all__ = ["DEFAULT_URL", "SQLScheduleStore", "store_from_url"]
+__all__ = [
+    "DEFAULT_URL",
+    "MemoryScheduleStore",
+    "SQLScheduleStore",
+    "ScheduleStore",
+    "Scheduler",
+    "StoredOptions",
+    "schedule_store_from_url",
+    "scheduler_for",
+    "store_from_url",
+    "unknown_schedule",
+]
 
 DEFAULT_URL = "sqlite:///.flowrra_schedule.db"
 
@@ -32,13 +46,26 @@ _SCHEMES: Mapping[str, tuple[str, str]] = {
 }
 
 
-def store_from_url(url: str = DEFAULT_URL, clock: Clock | None = None, *, timeout: float = 10.0) -> ScheduleStore:
-    """The store that a URL stands for, not open yet; a call gives up after `timeout` seconds.
+def scheduler_for(app: Flowrra, backend: str | ScheduleStore | None) -> Scheduler:
+    """What `app.create_scheduler(backend)` makes."""
+    store = backend if isinstance(backend, ScheduleStore) else store_from_url(backend, app.clock)
+    return Scheduler(app, store)
+
+
+def store_from_url(url: str | None = None, clock: Clock | None = None, *, timeout: float = 10.0) -> ScheduleStore:
+    """The store that a URL stands for (None: DEFAULT_URL), not open yet; a call gives up after `timeout` seconds.
 
     Raises:
         ConfigError: no such scheme, a URL that the scheme cannot read, or a driver that is not installed.
     """
-    return SQLScheduleStore(_database(url), clock, timeout=timeout)
+    if url is not None and (not isinstance(url, str) or not url):
+        raise ConfigError(f"a store of schedules is given as a URL such as sqlite:///schedules.db, not {url!r}")
+    if url in ("memory://", "memory"):
+        return MemoryScheduleStore(clock)
+    return SQLScheduleStore(_database(url or DEFAULT_URL), clock, timeout=timeout)
+
+
+schedule_store_from_url = store_from_url  # as flowrra.py named it
 
 
 def _database(url: str) -> Database:

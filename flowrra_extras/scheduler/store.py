@@ -16,9 +16,9 @@ from flowrra import (
     ConfigError,
     Fired,
     Schedule,
-    ScheduleStore,
 )
 from flowrra_extras.scheduler.database import Database, Link
+from flowrra_extras.scheduler.protocol import ScheduleStore
 from flowrra_extras.scheduler.session import Session
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Schedule))

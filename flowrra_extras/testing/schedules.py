@@ -7,7 +7,8 @@ import itertools
 from collections.abc import AsyncIterator
 from typing import Any
 
-from flowrra import ConfigError, Fired, Schedule, ScheduleStore
+from flowrra import ConfigError, Fired, Schedule
+from flowrra_extras.scheduler.protocol import ScheduleStore
 from flowrra_extras.testing.tools import ManualClock
 from flowrra_extras.testing.trial import raises
 

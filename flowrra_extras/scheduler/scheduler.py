@@ -1,0 +1,283 @@
+"""Stored schedules: made, changed, removed, and fired by whichever scheduler on the same store is first."""
+
+import asyncio
+import datetime as dt
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Unpack
+
+from flowrra import (
+    LOOK_EVERY,
+    ConfigError,
+    Firing,
+    Flowrra,
+    Schedule,
+    ScheduleOptions,
+    Task,
+    TaskId,
+    TaskNotFoundError,
+    _identity,
+    _key,
+    _micro,
+    decode,
+    make_schedule,
+    upcoming,
+)
+from flowrra_extras.scheduler.protocol import ScheduleStore
+
+TAKE_LEASE = 10.0  # seconds that a scheduler has to push and advance what it has taken
+_TAKE_LIMIT = 100
+_DONE_KEPT = 604_800.0  # seconds that a schedule with nothing left to fire is kept
+_PURGE_DONE_EVERY = 3600.0
+
+
+class StoredOptions(ScheduleOptions, total=False):
+    """What a stored schedule may be told besides: its zone (None: UTC), and its id."""
+
+    tz: str | dt.tzinfo | None
+    task_id: str | None
+
+
+class Scheduler(Firing):
+    """Schedules that are kept in a store; made by `app.create_scheduler`.
+
+    They fire while the app runs, in whichever process has a scheduler on the same store, and each fire is
+    one job. What is changed here reaches the others within two seconds. A task may be given by its name,
+    also one that is registered elsewhere only; its arguments are checked if it is registered here.
+    """
+
+    def __init__(self, app: Flowrra, store: ScheduleStore) -> None:
+        super().__init__(app)
+        self.store = store
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._purge_at = -math.inf
+
+    async def schedule_cron(
+        self,
+        task_name: str | Task[..., Any],
+        cron: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[StoredOptions],
+    ) -> str:
+        """Fire when `cron` says, in the zone `tz` (None: UTC); the schedule's id.
+
+        An identical one (task, rule, zone, arguments) is left as it is, and its id returned; so is one with
+        the `task_id` that is given.
+
+        Raises:
+            ConfigError: a bad expression, zone or option, or the `task_id` has another rule.
+            TypeError: the arguments do not fit the task.
+            BackendError: the store failed.
+        """
+        return await self._add(task_name, "cron", cron, args=args, kwargs=kwargs, **options)
+
+    async def schedule_interval(
+        self,
+        task_name: str | Task[..., Any],
+        interval: float | dt.timedelta,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[StoredOptions],
+    ) -> str:
+        """Fire each `interval` seconds from now on; see `schedule_cron`. `tz` matters for showing it only."""
+        return await self._add(task_name, "interval", interval, args=args, kwargs=kwargs, **options)
+
+    async def schedule_once(
+        self,
+        task_name: str | Task[..., Any],
+        run_at: dt.datetime,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[StoredOptions],
+    ) -> str:
+        """Fire once at `run_at`; see `schedule_cron`. It is forgotten a week after that.
+
+        A naive moment is one of the zone `tz`, or else the machine's local time. One in the past is a
+        misfire: it fires at once, unless `misfire` is "skip".
+        """
+        return await self._add(task_name, "once", run_at, args=args, kwargs=kwargs, **options)
+
+    async def _add(
+        self, task: str | Task[..., Any], kind: str, rule: object, *, task_id: str | None = None, **options: Any
+    ) -> str:
+        schedule = make_schedule(self._known_task(task), kind, rule, **options)
+        await self._ready()
+        identity = schedule.key
+        schedule.created = schedule.updated = now = self._app.clock.time()
+        schedule.id = _key("task_id", task_id) or self._app.new_id()
+        schedule.key = schedule.key if task_id is None else f"id:{task_id}"
+        self._start_from(schedule, now)
+        kept = await self.store.add(schedule)
+        for old in await self.store.find([kept]) if task_id is not None else ():
+            if _identity(old) != identity:
+                raise ConfigError(
+                    f"{task_id!r} is a schedule of {old.task} by {old.kind} {old.rule!r} ({old.tz}): "
+                    "update() or unschedule() it, or give another task_id"
+                )
+        return kept
+
+    def _known_task(self, task: str | Task[..., Any]) -> str | Task[..., Any]:
+        if isinstance(task, Task) and task.app is not self._app:
+            raise TaskNotFoundError(f"the task {task.name!r} belongs to another app: schedule it there")
+        if not isinstance(task, Task | str) or not task:
+            raise ConfigError(f"a schedule is given a task or its name, not {task!r}")
+        return self._app.registry.get(task, task) if isinstance(task, str) else task
+
+    def _start_from(self, schedule: Schedule, now: float) -> None:
+        """Set when it fires first, counted from now; ConfigError if that is never."""
+        schedule.anchor = _micro(now) / 1e6
+        once = schedule.kind == "once"
+        schedule.next_fire = dt.datetime.fromisoformat(schedule.rule).timestamp() if once else upcoming(schedule, now)
+        if schedule.next_fire is None:
+            raise ConfigError(f"{schedule.rule!r} has no moment to come: it would never fire")
+
+    async def update(
+        self,
+        schedule_id: str,
+        *,
+        rule: str | float | dt.timedelta | dt.datetime | None = None,
+        tz: str | dt.tzinfo | None = None,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> Schedule:
+        """Change what is given and return the schedule as it is then. `rule` is of the kind that it has.
+
+        With another rule or zone it counts from now.
+
+        Raises:
+            TaskNotFoundError: there is no such schedule.
+            ConfigError: a value cannot work, or another schedule is that already.
+        """
+        old = await self._known(schedule_id)
+        old_args, old_kwargs = decode(old.payload)
+        given: dict[str, Any] = {name: getattr(old, name) for name in _EDITED} | {**old.options, **options}
+        new = make_schedule(
+            self._known_task(old.task),
+            old.kind,
+            _READERS[old.kind](old.rule) if rule is None else rule,
+            tz=old.tz if tz is None else tz,
+            args=old_args if args is None else args,
+            kwargs=old_kwargs if kwargs is None else kwargs,
+            **given,
+        )
+        now = self._app.clock.time()
+        changes: dict[str, Any] = {name: getattr(new, name) for name in ("rule", "tz", "payload", "options", *_EDITED)}
+        changes |= _switched(old, now, enabled=new.enabled) if "enabled" in options else {"updated": now}
+        if old.key == _identity(old):
+            changes["key"] = new.key
+        new.id, new.anchor = old.id, old.anchor
+        if (new.rule, new.tz) != (old.rule, old.tz):
+            self._start_from(new, now)
+            changes |= {"anchor": new.anchor, "next_fire": new.next_fire}
+        if not await self.store.change(schedule_id, changes):
+            raise unknown_schedule(schedule_id)
+        return await self._known(schedule_id)
+
+    async def unschedule(self, schedule_id: str) -> bool:
+        """Delete a schedule; what it has fired runs all the same. False: there is none."""
+        await self._ready()
+        return await self.store.remove(schedule_id)
+
+    async def enable_task(self, schedule_id: str) -> bool:
+        """Let a schedule fire again, from now on; what it has left out is no misfire. False: there is none."""
+        return await self._enable(schedule_id, enabled=True)
+
+    async def disable_task(self, schedule_id: str) -> bool:
+        """Let a schedule not fire until it is enabled again. False: there is none."""
+        return await self._enable(schedule_id, enabled=False)
+
+    async def _enable(self, schedule_id: str, *, enabled: bool) -> bool:
+        schedule = await self.get_scheduled_task(schedule_id)
+        if schedule is None:
+            return False
+        changes = _switched(schedule, self._app.clock.time(), enabled=enabled)
+        return await self.store.change(schedule_id, changes)
+
+    async def get_scheduled_task(self, schedule_id: str) -> Schedule | None:
+        """A schedule as it stands; None if there is none."""
+        await self._ready()
+        found = await self.store.find([schedule_id])
+        return found[0] if found else None
+
+    async def list_scheduled_tasks(self) -> list[Schedule]:
+        """All schedules that are kept here, in order of creation."""
+        await self._ready()
+        return await self.store.find()
+
+    async def run_now(self, schedule_id: str) -> TaskId[Any]:
+        """Submit a job of the schedule here and now, beside its fires; the job's id.
+
+        With `overlap="skip"` that is the id of the job that is unfinished, if there is one.
+
+        Raises:
+            TaskNotFoundError: there is no such schedule, or its task is not registered here.
+        """
+        return await self.submit(await self._known(schedule_id))
+
+    async def _known(self, schedule_id: str) -> Schedule:
+        schedule = await self.get_scheduled_task(schedule_id)
+        if schedule is None:
+            raise unknown_schedule(schedule_id)
+        return schedule
+
+    # Firing ------------------------------------------------------------------------------------
+
+    async def step(self) -> float:
+        """Fire what is due: take it, push its jobs, advance it. The seconds to sleep until there may be more.
+
+        A crash or a cancellation between any two of these leaves the schedule due again, as soon as its lease
+        has run out, and the ids of its jobs keep them single.
+        """
+        await self._ready()
+        now = self._app.clock.time()
+        if not 0.0 <= now - self._purge_at < _PURGE_DONE_EVERY:
+            await self.store.purge(now - _DONE_KEPT)
+            self._purge_at = now
+        first = await self.store.next_fire()
+        if first is None or first > now:
+            return LOOK_EVERY if first is None else min(LOOK_EVERY, first - now)
+        taken = await self.store.take(now=now, lease=TAKE_LEASE, limit=_TAKE_LIMIT)
+        due = [plan for schedule in taken if (plan := self.plan(schedule, now)) is not None]
+        await self.store.advance(await self.push(due))
+        return 0.0 if taken else 0.05
+
+    # Opening and closing -----------------------------------------------------------------------
+
+    async def _ready(self) -> None:
+        """Make sure that the app's stores and this one are open here."""
+        await self._app.connect()
+        if self._loop is not asyncio.get_running_loop():
+            async with self._app._gate():
+                await self.open()
+
+    async def open(self) -> None:
+        """Open the store on the running loop, until the app closes its own. Behind the app's gate."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            await self.store.open()
+            self._loop = loop
+            self._app._cleanup.push_async_callback(self.close)
+
+    async def close(self) -> None:
+        """Close the store, if it is open here."""
+        if self._loop is asyncio.get_running_loop():
+            self._loop = None
+            await self.store.close()
+
+
+_EDITED = ("description", "misfire", "overlap", "jitter")  # as they are in make_schedule()
+_READERS: Mapping[str, Callable[[str], Any]] = {"cron": str, "interval": float, "once": dt.datetime.fromisoformat}
+
+
+def _switched(schedule: Schedule, now: float, *, enabled: bool) -> dict[str, Any]:
+    """The changes that let a schedule fire or not; what came due while it did not is left out."""
+    changes: dict[str, Any] = {"enabled": enabled, "updated": now}
+    if enabled and not schedule.enabled and schedule.kind != "once":
+        changes["next_fire"] = upcoming(schedule, now)
+    return changes
+
+
+def unknown_schedule(schedule_id: str) -> TaskNotFoundError:
+    return TaskNotFoundError(f"no schedule {schedule_id!r} is kept here: never made, removed, or done a week ago")
