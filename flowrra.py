@@ -6875,8 +6875,8 @@ def broker_from_url(url: str, config: Config, clock: Clock) -> Broker:
         raise ConfigError(f"a broker is given as a URL such as sqlite:///jobs.db, not {url!r}")
     scheme, mark, _ = url.partition("://")
     if not mark and url != "memory":
-        shown = "the text" if "@" in url else repr(url)  # it may hold a password
-        raise ConfigError(f"{shown} is no URL, which begins with scheme://; a file is sqlite:///name.db")
+        shown = "name.db" if "@" in url else url  # never a password
+        raise ConfigError(f"{shown!r} is no URL: a file is sqlite:///{shown}")
     scheme = scheme.lower()
     if scheme in _EXTRAS:
         module, package = _EXTRAS[scheme]
