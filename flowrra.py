@@ -95,6 +95,7 @@ from collections.abc import (
     Callable,
     Collection,
     Coroutine,
+    Generator,
     Iterable,
     Iterator,
     Mapping,
@@ -229,6 +230,14 @@ def _finite(name: str, value: object, wanted: str = "a finite number") -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise ConfigError(f"{name} must be {wanted}, not {value!r}")
     return value
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint at the known name that is most like `name`, to be put behind it in a message; "" if none is."""
+    import difflib
+
+    found = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {found[0]!r}?)" if found else ""
 
 
 def _whole(name: str, value: object, *, least: int | None = None) -> int:
@@ -719,7 +728,7 @@ class BrokerConfig:
     `submit` does then: "raise" a QueueFullError, or "wait" for room.
     """
 
-    url: str = "memory://"
+    url: str = field(default="memory://", repr=False)  # it may hold a password
     timeout: float = 30.0
     max_queue_size: int | None = None
     when_full: str = "raise"
@@ -739,7 +748,7 @@ class BackendConfig:
     `max_results` bounds the finished jobs that are kept in memory.
     """
 
-    url: str | None = None
+    url: str | None = field(default=None, repr=False)
     result_ttl: float = 86_400.0
     failed_ttl: float = 604_800.0
     max_results: int = 10_000
@@ -793,6 +802,11 @@ class Config:
     broker: BrokerConfig = field(default_factory=BrokerConfig)
     backend: BackendConfig = field(default_factory=BackendConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+
+    def __post_init__(self) -> None:
+        for part in dataclasses.fields(self):  # None is the default, as in from_urls()
+            if getattr(self, part.name) is None:
+                setattr(self, part.name, cast("type", part.default_factory)())
 
     @classmethod
     def from_env(cls, prefix: str = "FLOWRRA_", environ: Mapping[str, str] | None = None) -> Config:
@@ -4357,8 +4371,61 @@ class Submitter:
         raise NotImplementedError
 
 
+class _Unsent(Coroutine[Any, Any, T]):
+    """A call that was made where no event loop runs: if it is dropped without being awaited, that is said."""
+
+    def __init__(self, call: Coroutine[Any, Any, T], name: str) -> None:
+        self._call, self._name, self._is_started = call, name, False
+
+    def send(self, value: Any) -> Any:
+        self._is_started = True
+        return self._call.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        self._is_started = True
+        return self._call.throw(*error)
+
+    def close(self) -> None:
+        self._is_started = True
+        self._call.close()
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        self._is_started = True
+        return self._call.__await__()
+
+    def __del__(self) -> None:  # Python itself warns too, to stderr, without a way out
+        if not self._is_started:
+            logger.error(
+                "%s() was called without await, so nothing was submitted: use app.sync in plain code", self._name
+            )
+
+
+def _noticed(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """An `async def` whose call in plain code, such as a Flask view, does not get lost in silence."""
+
+    @functools.wraps(call)
+    def made(*args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
+        coroutine = call(*args, **kwargs)
+        return _Unsent(coroutine, call.__qualname__) if asyncio._get_running_loop() is None else coroutine
+
+    if sys.version_info >= (3, 12):
+        return inspect.markcoroutinefunction(made)
+    made._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]  # what frameworks ask for
+    return made
+
+
+# With these, `inspect` takes an object for the function (its _signature_is_functionlike), so that frameworks
+# await a task where they would await its function: FastAPI's BackgroundTasks would drop the coroutine otherwise.
+_OF_A_FUNCTION = (
+    *("__module__", "__name__", "__qualname__", "__doc__"),
+    *("__code__", "__defaults__", "__kwdefaults__", "__annotations__"),
+)
+
+
 class Task(Generic[P, R]):
     """A registered function with its options. Calling it runs the function here and now."""
+
+    __name__: str
 
     def __init__(self, app: Submitter, function: Callable[..., Any], name: str, options: TaskOptions) -> None:
         self.app = app
@@ -4372,8 +4439,13 @@ class Task(Generic[P, R]):
             raise ConfigError(f"the task {name!r} is a generator, of which a call runs nothing: return a list instead")
         self.signature = inspect.signature(function)
         self._least, self._most = _positional_range(self.signature)
-        self.__doc__ = function.__doc__
+        parameters = self.signature.parameters.values()
+        named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        self.submit_options = SUBMIT_OPTIONS - named
         self.__wrapped__ = function
+        for attribute in _OF_A_FUNCTION:
+            if hasattr(function, attribute):
+                setattr(self, attribute, getattr(function, attribute))
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         return self.function(*args, **kwargs)
@@ -4381,6 +4453,7 @@ class Task(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<task {self.name}>"
 
+    @_noticed
     async def submit(self, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]:
         """Submit one job; see `Flowrra.submit`."""
         job = self.make_job(args, kwargs)
@@ -4449,7 +4522,10 @@ class Task(Generic[P, R]):
         try:
             self.signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"{self.name}{self.signature}: {error}") from None
+            wrong = min(kwargs.keys() - self.signature.parameters.keys(), default=None)
+            known = sorted(self.submit_options)
+            hint = f"{nearest(wrong, known)}; the options of submit are {', '.join(known)}" if wrong else ""
+            raise TypeError(f"{self.name}{self.signature}: {error}{hint}") from None
 
     def make_job(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Job:
         """A job of this task, checked and ready to be pushed."""
@@ -4459,6 +4535,10 @@ class Task(Generic[P, R]):
         if kwargs or not _SCALARS.issuperset(map(type, args)):
             job.parents = parents_in(args, kwargs)
         return job
+
+
+# By these keywords `Flowrra.submit` takes options, where the task has no parameter of that name.
+SUBMIT_OPTIONS = frozenset(inspect.signature(Task.options).parameters) - {"self"}
 
 
 def _positional_range(signature: inspect.Signature) -> tuple[int, float]:
@@ -4532,6 +4612,7 @@ class Submission(Generic[P, R]):
     task_id: str | None
     overrides: Mapping[str, Any] | None
 
+    @_noticed
     async def submit(self, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]:
         """Submit one job with these options; see `Flowrra.submit`."""
         job = self.make_job(args, kwargs)
@@ -4559,18 +4640,27 @@ class Registry(dict[str, Task[..., Any]]):
         self.on_new: Callable[[Task[..., Any]], None] = lambda task: None
 
     def add(self, task: Task[..., Any]) -> None:
-        """Register a task; ConfigError if its name is taken by another function."""
+        """Register a task; ConfigError if its name is taken by another function, or by this one with other options."""
         old = self.get(task.name)
-        if old is not None and old.function is not task.function:
+        if old is not None and not _is_reloaded(old.function, task.function):
             places = _place(old.function), _place(task.function)
-            if places[0] != places[1]:  # else a reload of its module has defined it again
+            if old.function != task.function:
                 raise ConfigError(
-                    f"two tasks are called {task.name!r}, at {places[0]} and {places[1]}: give one another name="
+                    f"two tasks are called {task.name!r}, at {places[0]} and {places[1]}: give one another name=, "
+                    "or let the decorator that made both use functools.wraps"
                 )
+            if old.settings != task.settings:
+                raise ConfigError(f"the task {task.name!r} at {places[0]} is registered twice, with different options")
         if task.settings.cpu_bound:
             _check_importable(task)
         self[task.name] = task
         self.on_new(task)
+
+
+def _is_reloaded(old: Callable[..., Any], new: Callable[..., Any]) -> bool:
+    """Whether a reload of its module has compiled the function again; two closures of one `def` share their code."""
+    codes = [getattr(inspect.unwrap(function), "__code__", None) for function in (old, new)]
+    return codes[0] is not codes[1] and _place(old) == _place(new)
 
 
 def _place(function: Callable[..., Any]) -> str:
@@ -6309,7 +6399,8 @@ def broker_from_url(url: str, config: Config, clock: Clock) -> Broker:
         raise ConfigError(f"a broker is given as a URL such as sqlite:///jobs.db, not {url!r}")
     scheme, mark, _ = url.partition("://")
     if not mark and url != "memory":
-        raise ConfigError(f"{url!r} is no URL: a file is sqlite:///{url}")
+        shown = "name.db" if "@" in url else url  # never a password
+        raise ConfigError(f"{shown!r} is no URL: a file is sqlite:///{shown}")
     scheme = scheme.lower()
     if scheme in _EXTRAS:
         module, package = _EXTRAS[scheme]
@@ -6320,7 +6411,7 @@ def broker_from_url(url: str, config: Config, clock: Clock) -> Broker:
         factory = _SCHEMES.get(scheme) or _installed_scheme(scheme)
     if factory is None:
         known = ", ".join(f"{name}://" for name in (*_SCHEMES, *_EXTRAS))
-        raise ConfigError(f"nothing here serves the scheme {scheme!r} of {url!r}; there are {known}")
+        raise ConfigError(f"nothing here serves the scheme {scheme!r} of the broker's URL; there are {known}")
     return factory(url, config, clock)
 
 
@@ -6393,10 +6484,10 @@ class _Declarations(Submitter):
         for kind in ("retry_on", "no_retry_on"):
             if isinstance(options.get(kind), type):
                 options[kind] = (options[kind],)
-        try:
-            checked = TaskOptions(**options)
-        except TypeError as error:
-            raise ConfigError(f"@app.task: {error}") from None
+        known = [option.name for option in dataclasses.fields(TaskOptions)]
+        for wrong in options.keys() - set(known):
+            raise ConfigError(f"@app.task has no option {wrong!r}{nearest(wrong, known)}; there are {', '.join(known)}")
+        checked = TaskOptions(**options)
         return lambda function: self._register(function, name, checked)
 
     def _register(self, function: Callable[..., Any], name: str | None, options: TaskOptions) -> Task[..., Any]:
@@ -6703,23 +6794,29 @@ class Flowrra(_Life):
     """
 
     @classmethod
-    def from_urls(cls, broker: str = "memory://", backend: str | None = None) -> Self:
+    def from_urls(cls, broker: str | None = None, backend: str | None = None) -> Self:
         """An app on a broker and, if results are to be kept elsewhere, a backend, each given by its URL.
 
-        memory:// (in this process), sqlite:///relative.db, sqlite:////absolute.db, sqlite:// (private, in
+        memory:// (in this process, the default), sqlite:///relative.db, sqlite:////absolute.db, sqlite:// (private, in
         memory). With ?synchronous=normal a power cut may undo what a SQLite broker has acknowledged last.
         """
-        return cls(Config(broker=BrokerConfig(url=broker), backend=BackendConfig(url=backend)))
+        return cls(
+            Config(
+                broker=BrokerConfig(url="memory://" if broker is None else broker), backend=BackendConfig(url=backend)
+            )
+        )
 
     @overload
-    async def submit(self, task: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]: ...
+    async def submit(self, task: Task[P, R] | Submission[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]: ...
     @overload
     async def submit(self, task: Task[..., R], /, *args: Any, priority: int, **kwargs: Any) -> TaskId[R]: ...
 
+    @_noticed
     async def submit(self, task: Any, /, *args: Any, **kwargs: Any) -> TaskId[Any]:
         """Submit one job and return its id; on a durable broker it is on disk by then.
 
-        `priority=` is an option (a lower number runs first), unless the task has a parameter of that name.
+        `task` may be what `task.options(...)` returns. Keywords that are options there, such as `priority=` and
+        `delay=`, are options here too, unless the task has a parameter of that name.
         If the call is cancelled, the job may have been taken or not.
 
         Raises:
@@ -6731,10 +6828,11 @@ class Flowrra(_Life):
             BrokerError: the store failed; the job was not taken.
         """
         if type(task) is not Task or task.app is not self:
-            self._check_own(task)
+            self._check_own(task.task if isinstance(task, Submission) else task)
         job = _job_for(task, args, kwargs) if kwargs else task.make_job(args, kwargs)
         return cast("TaskId[Any]", (await self.submit_jobs((job,)))[0])
 
+    @_noticed
     async def submit_many(self, task: Task[..., R] | Submission[..., R], rows: Iterable[Any]) -> list[TaskId[R]]:
         """Submit a job for each row, all or none: a tuple of arguments, or a dictionary of named ones."""
         self._check_own(task.task if isinstance(task, Submission) else task)
@@ -6750,7 +6848,10 @@ class Flowrra(_Life):
                 raise TypeError(f"row {number} is {row!r}: a row is a tuple of arguments, such as ({row!r},)")
         return cast("list[TaskId[R]]", await self.submit_jobs(jobs)) if jobs else []
 
-    async def submit_in(self, connection: Any, task: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]:
+    @_noticed
+    async def submit_in(
+        self, connection: Any, task: Task[P, R] | Submission[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskId[R]:
         """Submit one job through the caller's own connection to the broker's database.
 
         The job is there if the caller's transaction commits, and never was if it rolls back. A worker
@@ -6759,15 +6860,13 @@ class Flowrra(_Life):
         Raises:
             ConfigError: the broker has no SQL database, or the connection is to another one.
         """
-        self._check_own(task)
+        self._check_own(task.task if isinstance(task, Submission) else task)
         await self.connect()
         pushed = self.broker.push_in(connection, [_job_for(task, args, kwargs)], now=self.now())
         (task_id,) = await pushed if inspect.isawaitable(pushed) else pushed
         return cast("TaskId[R]", task_id)
 
     def _check_own(self, task: object) -> None:
-        if isinstance(task, Submission):
-            raise TaskNotFoundError("what options() returns has its own way in: task.options(...).submit(...)")
         if not isinstance(task, Task):
             raise TaskNotFoundError(f"{task!r} is not a task: decorate the function with @app.task and submit that")
         if task.app is not self:
@@ -6911,13 +7010,13 @@ def _status(name: str) -> TaskStatus:
         raise ConfigError(f"{name!r} is no state of a job: {', '.join(TaskStatus)}") from None
 
 
-def _job_for(task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Job:
-    """A job for a call of `app.submit`, where `priority` may be an option."""
-    takes = task.signature.parameters
-    if "priority" not in kwargs or "priority" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
-        return task.make_job(args, kwargs)
-    own = {name: value for name, value in kwargs.items() if name != "priority"}
-    return task.options(priority=kwargs["priority"]).make_job(args, own)
+def _job_for(call: Task[..., Any] | Submission[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Job:
+    """A job for a call of `app.submit`, where keywords may be options."""
+    if isinstance(call, Submission) or call.submit_options.isdisjoint(kwargs):
+        return call.make_job(args, kwargs)
+    options = {name: value for name, value in kwargs.items() if name in call.submit_options}
+    own = {name: value for name, value in kwargs.items() if name not in options}
+    return call.options(**options).make_job(args, own)
 
 
 async def _explain(broker: Broker, job: Job, now: float) -> str:
@@ -7007,7 +7106,7 @@ class SyncFace:
         self._thread: threading.Thread | None = None
 
     @overload
-    def submit(self, task: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]: ...
+    def submit(self, task: Task[P, R] | Submission[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]: ...
     @overload
     def submit(self, task: Task[..., R], /, *args: Any, priority: int, **kwargs: Any) -> TaskId[R]: ...
 

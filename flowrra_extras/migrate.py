@@ -54,6 +54,7 @@ from flowrra import (
     broker_from_url,
     result_from,
 )
+from flowrra_extras.urls import read_server_url
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -146,10 +147,12 @@ def _name(broker: Broker) -> str:
     """What tells the store from others, without its secrets: the same at every start."""
     if isinstance(broker, SQLiteBroker):
         return f"sqlite:///{broker.path or ''}"
-    parts = urllib.parse.urlsplit(str(getattr(broker, "url", type(broker).__name__)))
-    options = urllib.parse.parse_qsl(parts.query)
-    query = urllib.parse.urlencode([(key, value) for key, value in options if "password" not in key])
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query).geturl()
+    url = str(getattr(broker, "url", type(broker).__name__))
+    if "://" not in url:
+        return url
+    parts = read_server_url(url)
+    query = urllib.parse.urlencode({name: text for name, text in parts.options.items() if "password" not in name})
+    return f"{parts.shown}?{query}" if query else parts.shown
 
 
 def _holder(source: str, target: str) -> str:

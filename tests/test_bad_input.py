@@ -65,11 +65,6 @@ async def test_a_function_that_is_no_task(app: Flowrra) -> None:
         await submit("send")
 
 
-async def test_a_task_with_options_is_submitted_by_its_own_method(app: Flowrra) -> None:
-    with pytest.raises(TaskNotFoundError, match=r"task\.options\(\.\.\.\)\.submit\(\.\.\.\)"):
-        await loose(app.submit)(app.registry["send"].options(delay=5), "a")
-
-
 @pytest.mark.parametrize("call", ["submit", "submit_many", "submit_in"])
 async def test_a_task_of_another_app(app: Flowrra, call: str) -> None:
     submit = functools.partial(loose(app.submit_in), None) if call == "submit_in" else getattr(app, call)
@@ -103,7 +98,7 @@ async def test_wrong_arguments_fail_at_submit_and_name_the_task(
         lambda: task.options(priority=1).submit(*args, **kwargs),
     ]
     for call in calls:
-        with pytest.raises(TypeError, match=rf"^send\(to: .*\) -> .*: {re.escape(why)}$"):
+        with pytest.raises(TypeError, match=rf"^send\(to: .*\) -> .*: {re.escape(why)}"):
             await call()
 
 
@@ -148,7 +143,7 @@ async def test_submitting_to_a_stopped_app(app: Flowrra) -> None:
         ({"delay": math.nan}, "delay must be a finite number of seconds, not nan"),
         ({"delay": "5"}, "delay must be a finite number of seconds, not '5'"),
         ({"delay": True}, "delay must be a finite number of seconds, not True"),
-        ({"delay": 1, "run_at": dt.datetime.now(dt.UTC)}, "give delay= or run_at=, not both"),
+        ({"delay": 1, "run_at": dt.datetime(2030, 1, 1, tzinfo=dt.UTC)}, "give delay= or run_at=, not both"),
         ({"run_at": "tomorrow"}, "run_at must be a datetime, not 'tomorrow'"),
         ({"expires": -0.5}, "expires must be at least 0 s, not -0.5"),
         ({"priority": "high"}, "priority must be an int, not 'high'"),
@@ -231,7 +226,7 @@ async def test_a_limit_that_is_none(app: Flowrra, limit: Any) -> None:
         ({"priority": None}, "priority must be an int, not None"),
         ({"queue": " mail"}, "a queue's name is text without ',' and ':', nor blanks at its ends, not ' mail'"),
         ({"name": ""}, "name must be a text of 1 to 255 characters, not ''"),
-        ({"retries": 3}, "unexpected keyword argument 'retries'"),
+        ({"retries": 3}, "@app.task has no option 'retries' (did you mean 'max_retries'?)"),
     ],
     ids=str,
 )
@@ -275,9 +270,11 @@ def test_two_tasks_of_one_name(app: Flowrra) -> None:
     ("url", "message"),
     [
         ("", "a broker is given as a URL such as sqlite:///jobs.db, not ''"),
-        (None, "a broker is given as a URL such as sqlite:///jobs.db, not None"),
         ("jobs.db", "'jobs.db' is no URL: a file is sqlite:///jobs.db"),
-        ("nosuch://host", "nothing here serves the scheme 'nosuch' of 'nosuch://host'; there are memory://, sqlite://"),
+        (
+            "nosuch://host",
+            "nothing here serves the scheme 'nosuch' of the broker's URL; there are memory://, sqlite://",
+        ),
         ("memory://host", "the memory broker's URL is memory:// and no more, not 'memory://host'"),
         ("sqlite://jobs.db", "'sqlite://jobs.db' names no file: that is sqlite:///name.db or"),
         ("sqlite:///jobs#1.db", "'sqlite:///jobs#1.db' names no file: that is sqlite:///name.db or"),

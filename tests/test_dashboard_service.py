@@ -8,7 +8,6 @@ import pytest
 
 from flowrra import ConfigError, Flowrra, Job, Progress, TaskNotFoundError, TaskStatus, current_job, result_of
 from flowrra_extras.dashboard import rows
-from flowrra_extras.dashboard.looking import shown_url
 from tests.apps import eventually
 from tests.dashboards import finished, in_state, service_of, shop, store, submitted
 
@@ -326,19 +325,6 @@ async def test_a_page_has_a_bounded_length(limit: int) -> None:
             await service.jobs(limit=limit)
         with pytest.raises(ConfigError, match="no cursor"):
             await service.jobs(after="1; DROP TABLE")
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("postgresql://ann:secret@db:5432/app?password=x", "postgresql://ann@db:5432/app"),
-        ("sqlite:///jobs.db", "sqlite:///jobs.db"),
-        ("redis://:secret@localhost/0", "redis://localhost/0"),
-        ("memory://", "memory://"),
-    ],
-)
-def test_the_brokers_url_is_shown_without_its_secrets(url: str, shown: str) -> None:
-    assert shown_url(url) == shown
 
 
 async def test_completion_knows_the_store(app: Flowrra) -> None:

@@ -118,7 +118,7 @@ async def test_a_push_elsewhere_wakes_who_wants_jobs() -> None:
         ("redis://host/0?prefix=", "without braces"),
         ("redis://host/0?prefix={a}", "without braces"),
         ("redis://user:secret@host/jobs", "'redis://host/jobs'"),
-        ("redis://host:port/0", "cannot be read"),
+        ("redis://host:port/0", "no number from 1 to 65535 as port"),
         ("rediss://host/0?ssl_ca_certs=/nowhere", "cannot be read"),
         ("rediss://host/0?ssl_cert_reqs=maybe", "none or required"),
         ("rediss://host/0?ssl_check_hostname=maybe", "true or false"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import inspect
-import urllib.parse
 from typing import TYPE_CHECKING, Any
 
 from flowrra import (
@@ -22,6 +21,7 @@ from flowrra_extras.dashboard import failures, minutes, rows, search
 from flowrra_extras.dashboard.base import Base
 from flowrra_extras.dashboard.fresh import Fresh
 from flowrra_extras.dashboard.seeking import seek
+from flowrra_extras.urls import shown_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -373,11 +373,3 @@ def options_of(task: Task[..., Any]) -> dict[str, Any]:
     for name in ("retry_on", "no_retry_on"):
         values[name] = [kind_name(kind) for kind in values[name]]
     return {**values, "queue": task.queue}
-
-
-def shown_url(url: str) -> str:
-    """A store's URL without its password and without options that may hold one."""
-    parts = urllib.parse.urlsplit(url)
-    name = f"{parts.username}@" if parts.username else ""
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{name}{host}{parts.path}" if parts.scheme else url

@@ -20,6 +20,7 @@ import asyncpg
 from flowrra import BrokerError, ConfigError, FlowrraError, SerializationError
 from flowrra_extras.batching import closed
 from flowrra_extras.postgres.statements import in_schema
+from flowrra_extras.urls import read_server_url
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -80,10 +81,9 @@ class Address:
     """Where a database is, as its URL says."""
 
     def __init__(self, url: str) -> None:
-        parts = urllib.parse.urlsplit(url)
-        options = dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True))
-        where = parts._replace(scheme="postgresql", netloc=parts.netloc.rpartition("@")[2], query="")
-        self.name = where.geturl() + (f" ({options['host']})" if "host" in options else "")
+        parts = read_server_url(url)
+        options = parts.options
+        self.name = parts.shown + (f" ({options['host']})" if "host" in options else "")
         self.schema = options.pop("schema", "flowrra")
         if not re.fullmatch(r"[a-z_][a-z0-9_]{0,39}", self.schema) or self.schema.startswith("pg_"):
             raise ConfigError(f"schema must be up to 40 of a-z, 0-9 and _, not {self.schema!r}")
@@ -102,22 +102,13 @@ class Address:
             raise ConfigError(
                 "synchronous_commit= is a setting of a session, of which a pooler in transaction mode has none"
             )
-        self._url = parts._replace(scheme="postgresql", query=urllib.parse.urlencode(options)).geturl()
-        self._check()
+        self._url = f"{_without_options(url)}?{urllib.parse.urlencode(options)}"
 
     def _number(self, options: dict[str, str], name: str, default: int, least: int) -> int:
         text = options.pop(name, str(default))
         if not text.isdecimal() or int(text) < least:
             raise ConfigError(f"{name} must be a whole number of at least {least}, not {text!r}")
         return int(text)
-
-    def _check(self) -> None:
-        """Refuse a port that is none now, and not at the first connection."""
-        netloc = urllib.parse.urlsplit(self._url).netloc.rpartition("@")[2]
-        for host in netloc.split(","):
-            _, colon, port = host.rpartition(":")
-            if colon and not host.endswith("]") and not port.isdecimal():
-                raise ConfigError(f"{self.name}: {port!r} is not the number of a port")
 
     @property
     def is_pooled(self) -> bool:
@@ -137,6 +128,12 @@ class Address:
                 drop(connection)
                 raise
         return connection
+
+
+def _without_options(url: str) -> str:
+    """The URL as asyncpg reads it: with the scheme it knows, and every mark in user and password percent-encoded."""
+    login, at, place = url.partition("://")[2].partition("?")[0].rpartition("@")
+    return f"postgresql://{login.replace('@', '%40')}{at}{place}"
 
 
 class Session:

@@ -12,7 +12,6 @@ import itertools
 import logging
 import random
 import ssl
-import urllib.parse
 from typing import TYPE_CHECKING, Any, cast
 
 import hiredis
@@ -20,6 +19,7 @@ import hiredis
 from flowrra import BrokerError, ConfigError
 from flowrra_extras.batching import closed
 from flowrra_extras.redis.scripts import SCRIPTS
+from flowrra_extras.urls import check_options, read_server_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,33 +44,31 @@ class Address:
     """Where a server is, as its URL says."""
 
     def __init__(self, url: str) -> None:
-        parts = urllib.parse.urlsplit(url)
-        self._shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-        self.name = self._shown.partition("?")[0]
-        options = dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True))
-        self.prefix = "{" + options.pop("prefix", "flowrra") + "}"
+        parts = read_server_url(url)
+        is_socket = parts.scheme == "unix"
+        self.name = parts.shown
+        check_options(parts, ("prefix", *{"unix": ("db",), "rediss": _TLS_OPTIONS}.get(parts.scheme, ())))
+        options = parts.options
+        self.prefix = "{" + options.get("prefix", "flowrra") + "}"
         if self.prefix == "{}" or set(self.prefix[1:-1]) & set("{}"):
             raise ConfigError(f"prefix must be a text without braces, not {self.prefix[1:-1]!r}")
-        known = {"unix": ("db",), "rediss": _TLS_OPTIONS}.get(parts.scheme, ())
-        for name in options.keys() - set(known):
-            raise self._error(
-                f"has the unknown option {name!r}; there is prefix=, and {', '.join(known) or 'no other'}"
-            )
-        database = options.get("db", "0") if parts.scheme == "unix" else parts.path.strip("/") or "0"
-        if not database.isdecimal():
-            raise self._error("cannot be read: the number of the database is a number, such as /0")
-        self._path = urllib.parse.unquote(parts.path) if parts.scheme == "unix" else None
+        database = options.get("db", "0") if is_socket else parts.path.strip("/") or "0"
+        if not (database.isdecimal() and database.isascii()):
+            raise self._error("the number of the database is a number, such as /0")
+        if len(parts.hosts) > 1:
+            raise self._error("it names several hosts, where one is expected")
+        self._path = f"/{parts.path}" if is_socket else None
+        self._place = self._home = parts.hosts[0][0] or "localhost", parts.hosts[0][1] or 6379
         try:
-            self._place = self._home = parts.hostname or "localhost", parts.port or 6379
             self._tls = _tls_context(options) if parts.scheme == "rediss" else None
         except (ValueError, OSError) as error:
-            raise self._error(f"cannot be read: {error}") from None
-        words = [urllib.parse.unquote(word) for word in (parts.username, parts.password) if word]
+            raise self._error(str(error)) from None
+        words = [word for word in (parts.user, parts.password) if word]
         self._greeting = [("AUTH", *words)] if words else []
         self._greeting.append(("SELECT", database))
 
     def _error(self, text: str) -> ConfigError:
-        return ConfigError(f"{self._shown!r} {text}")
+        return ConfigError(f"{self.name!r} cannot be read: {text}")
 
     async def connect(self, hear: Callable[[Any], None] | None = None) -> Connection:
         """A new connection, ready to be used. `hear` gets what comes unasked."""

@@ -2,12 +2,12 @@
 
 import datetime as dt
 import re
-import urllib.parse
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from flowrra import ConfigError
+from flowrra_extras.urls import check_options, read_server_url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +107,7 @@ class Database(Protocol):
 
 
 class Address(NamedTuple):
-    """The parts of a server's URL, percent-decoded."""
+    """One server and a database on it."""
 
     host: str | None
     port: int
@@ -125,45 +125,15 @@ def server_address(url: str, *, port: int, options: Collection[str]) -> Address:
     """Read `scheme://user:password@host:port/database?option=value`; messages hold no password.
 
     Raises:
-        ConfigError: it names no database, a port that is none, or an option that is not among `options`.
+        ConfigError: it names no database, several hosts, or an option that is not among `options`; and as
+            `read_server_url` does.
     """
-    parts = urllib.parse.urlsplit(url)
-    form = f"{parts.scheme}://user:password@host:{port}/database"
-    try:
-        given_port = parts.port or port
-    except ValueError:
-        raise ConfigError(f"no port in the URL after its host; {form}, with %-codes in the password") from None
-    database = urllib.parse.unquote(parts.path.removeprefix("/"))
-    if not database or "/" in database:
-        raise ConfigError(f"a {parts.scheme}:// URL names one database, not {database!r}: {form}")
-    return Address(
-        parts.hostname,
-        given_port,
-        _decoded(parts.username),
-        _decoded(parts.password),
-        database,
-        url_options(url, options),
-    )
-
-
-def url_options(url: str, known: Collection[str]) -> dict[str, str]:
-    """The options of a URL.
-
-    Raises:
-        ConfigError: one of them is not known, or given twice.
-    """
-    parts = urllib.parse.urlsplit(url)
-    pairs = urllib.parse.parse_qsl(parts.query, keep_blank_values=True)
-    options = dict(pairs)
-    if unknown := options.keys() - set(known):
-        there_is = f"there is {', '.join(sorted(known))}" if known else "there is none"
-        raise ConfigError(f"a {parts.scheme}:// URL has no option {min(unknown)!r}; {there_is}")
-    if len(options) < len(pairs):
-        raise ConfigError(
-            f"an option of the {parts.scheme}:// URL is given twice: {', '.join(name for name, _ in pairs)}"
-        )
-    return options
-
-
-def _decoded(text: str | None) -> str | None:
-    return None if text is None else urllib.parse.unquote(text)
+    parts = read_server_url(url)
+    check_options(parts, options)
+    form = f"the form is {parts.scheme}://user:password@host:{port}/database"
+    if not parts.path or "/" in parts.path:
+        raise ConfigError(f"a {parts.scheme}:// URL names one database, not {parts.path!r}: {form}")
+    if len(parts.hosts) > 1:
+        raise ConfigError(f"{parts.shown} names several hosts, where one is expected: {form}")
+    host, given_port = parts.hosts[0]
+    return Address(host or None, given_port or port, parts.user, parts.password, parts.path, parts.options)

@@ -12,7 +12,7 @@ from typing import Any
 import aiosqlite
 
 from flowrra import MAX_LEASE, ConfigError
-from flowrra_extras.scheduler.database import Dialect, url_options
+from flowrra_extras.scheduler.database import Dialect
 
 _DIALECT = Dialect(
     mark=lambda number: "?",
@@ -118,5 +118,6 @@ def database_from_url(url: str) -> SQLite:
     if parts.netloc or parts.fragment or parts.path == "/:memory:":
         form = "sqlite:///name.db or sqlite:////folder/name.db, with %23 for #; sqlite:// is private and in memory"
         raise ConfigError(f"{url!r} names no file: that is {form}")
-    url_options(url, ())
+    if parts.query:
+        raise ConfigError(f"{url!r} has options, of which a SQLite store of schedules knows none")
     return SQLite(urllib.parse.unquote(parts.path)[1:] or None)
