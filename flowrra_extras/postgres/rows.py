@@ -60,7 +60,7 @@ def search(
     """The query for jobs in order, and its values."""
     where, values = where_clause(which)
     order, behind = ("ASC", ">") if oldest_first else ("DESC", "<")
-    is_narrow = which.ids is not None or (which.worker is not None and which.status == {TaskStatus.RUNNING})
+    is_narrow = which.ids is not None or (which.worker is not None and which.status == frozenset({TaskStatus.RUNNING}))
     key = "seq + 0" if is_narrow else "seq"  # which keeps a plan from going through all in the order of seq
     if after is not None:
         where, values = f"{where} AND seq {behind} ${len(values) + 1}", [*values, after]

@@ -124,8 +124,8 @@ INSERT INTO flowrra.meta SELECT 0, gen_random_uuid() WHERE NOT EXISTS (SELECT FR
 # In a statement's WHERE: what it commits need not be on disk at once. A power cut may undo it; no job is lost.
 LAZY = "set_config('synchronous_commit', 'off', true) = 'off'"
 
-# Plans are made while the tables are empty, and kept; statistics are of another hour. So no statement leaves its plan to
-# what the planner believes of the jobs. Each row is looked up by its key, in words that allow nothing else:
+# Plans are made while the tables are empty, and kept; statistics are of another hour. So no statement leaves its plan
+# to what the planner believes of the jobs. Each row is looked up by its key, in words that allow nothing else:
 # - `key = ANY (ARRAY[v.key])` where a join by `key = v.key` may be made by walking all of the key's index for each v;
 # - `key = ANY (ARRAY(SELECT ...))` in place of `key IN (SELECT ...)`, which is a join too;
 # - a state as an expression that no partial index has, where the row is known by its key: otherwise all that
