@@ -180,7 +180,7 @@ class PostgresBroker(_Life):
     async def record(self, results: Sequence[TaskResult[Any]]) -> None:
         latest = {result.task_id: result for result in results}
         if latest:
-            await self._run(sql.RECORD, *recorded_columns(list(latest.values()), self.retention))
+            await self._run(sql.RECORD, *recorded_columns([latest[i] for i in sorted(latest)], self.retention))
             self._groups.waits.tell(finished=list(latest))
 
     # Workers -----------------------------------------------------------------------------------
