@@ -5134,6 +5134,8 @@ _IDLE_WAIT = 5.0  # seconds after which an idle queue is looked at in any case
 _PURGE_EVERY = 60.0
 _PURGE_LIMIT = 500  # jobs deleted in one step
 _REPORT_EVERY = 0.5
+_GROUP = 1_000  # outcomes that go to the broker together, at most
+_LEAST_GROUP = 10  # outcomes that may wait however few jobs run at once
 _WELL = 10.0  # seconds after which a loop that fails had been well
 _TRACEBACK_LIMIT = 20_000  # characters
 
@@ -5354,6 +5356,7 @@ class _Results:
         """Hand an outcome over to be settled; None if there is nothing to tell any more."""
         if outcome is not None:
             self._outcomes.append((run, outcome))
+            run.line.unsettled += 1
         if len(self._outcomes) < 2:  # else it is set
             self._has_outcomes.set()
 
@@ -5362,10 +5365,17 @@ class _Results:
         while True:
             await self._has_outcomes.wait()
             self._has_outcomes.clear()
-            batch, self._outcomes = self._outcomes, []
-            if batch:
-                await self._settle(batch)
-            if not self._outcomes:
+            batch, self._outcomes = self._outcomes[:_GROUP], self._outcomes[_GROUP:]
+            try:
+                if batch:
+                    await self._settle(batch)
+            finally:
+                for line, count in collections.Counter(run.line for run, _ in batch).items():
+                    line.unsettled -= count
+                    line.has_room.set()
+            if self._outcomes:
+                self._has_outcomes.set()
+            else:
                 self._all_written.set()
                 if not self._worker.is_busy:
                     self._worker.may_claim.set()
@@ -5405,11 +5415,13 @@ class _Results:
 
     async def _settle_apart(self, batch: Sequence[tuple[_Run, Outcome]], error: Exception) -> None:
         logger.error("worker %s: a group of outcomes was refused", self._worker.info.id, exc_info=error)
-        for run, outcome in batch:
-            if len(batch) > 1:
-                await self._settle([(run, outcome)])
-            elif outcome.ending != "failure":
-                await self._settle([(run, Outcome.fail(run.job, f"its outcome was refused: {describe(error)}"))])
+        middle = len(batch) // 2
+        if middle:
+            await self._settle(batch[:middle])
+            await self._settle(batch[middle:])
+        elif (outcome := batch[0][1]).ending != "failure":
+            failure = Outcome.fail(outcome.job, f"its outcome was refused: {describe(error)}")
+            await self._settle([(batch[0][0], failure)])
 
     async def _record(self, backend: Backend, outcomes: Sequence[Outcome]) -> None:
         """Keep results in the separate backend too. The broker has them already, so none can be lost."""
@@ -5505,6 +5517,8 @@ class _Line:
         self.capacity = capacity
         self.running: set[_Run] = set()
         self.runners: set[asyncio.Task[None]] = set()
+        self.unsettled = 0  # attempts that have ended and are not written yet
+        self.has_room = asyncio.Event()  # set when some have been written
         self._lent: dict[_Run, int] = {}  # the jobs that wait for others: how often at once
         self._backlog: collections.deque[Job] = collections.deque()
         self._asleep: collections.deque[asyncio.Future[None]] = collections.deque()
@@ -5515,6 +5529,14 @@ class _Line:
     def _free(self) -> int:
         """How many more jobs may run."""
         return self.capacity + len(self._lent) - len(self.running)
+
+    @property
+    def _claimable(self) -> int:
+        """How many jobs may be claimed: what is free, but no more than a group beyond the slots stays unwritten.
+
+        A crash repeats what runs and what is not written. That group is as large as the capacity, within bounds.
+        """
+        return self._free - max(0, self.unsettled - max(_LEAST_GROUP, min(self.capacity, _GROUP)))
 
     def lend(self, run: _Run, slots: int) -> None:
         """Lend the slot of a job that waits (1), or take it back (-1): one slot, however often it waits at once."""
@@ -5597,8 +5619,11 @@ class _Line:
         worker = self.worker
         self._is_claiming = True
         try:
+            while self._free > 0 and self._claimable < 1:
+                self.has_room.clear()
+                await self.has_room.wait()
             await worker.may_claim.wait()
-            if (limit := self._free) < 1:
+            if (limit := self._claimable) < 1:
                 return  # a slot that was lent has been taken back meanwhile
             jobs = await worker.broker.claim(self.queue, limit=limit, worker=worker.info.id, now=worker.clock.time())
             self._failures = 0

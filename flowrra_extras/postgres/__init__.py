@@ -51,7 +51,7 @@ from flowrra_extras.postgres import statements as sql
 from flowrra_extras.postgres.connections import SILENCE, Address, Link, Session, callers_session
 from flowrra_extras.postgres.groups import Claim, Groups, encode_payloads
 from flowrra_extras.postgres.moving import MovingBroker
-from flowrra_extras.postgres.rows import job_of_row, recorded_columns, where_clause, worker_of_row
+from flowrra_extras.postgres.rows import counting, job_of_row, recorded_columns, search, worker_of_row
 from flowrra_extras.postgres.store import Store, identify, migrate
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ class PostgresBroker(_Life):
     async def record(self, results: Sequence[TaskResult[Any]]) -> None:
         latest = {result.task_id: result for result in results}
         if latest:
-            await self._run(sql.RECORD, *recorded_columns(list(latest.values()), self.retention))
+            await self._run(sql.RECORD, *recorded_columns([latest[i] for i in sorted(latest)], self.retention))
             self._groups.waits.tell(finished=list(latest))
 
     # Workers -----------------------------------------------------------------------------------
@@ -254,16 +254,11 @@ class PostgresBroker(_Life):
             found = [await self.find(one, limit=limit, after=after, oldest_first=oldest_first) for one in apart]
             jobs = itertools.chain.from_iterable(found)  # job_rare has one state after the other
             return sorted(jobs, key=lambda job: job.seq, reverse=not oldest_first)[:limit]
-        where, values = where_clause(which)
-        order, behind = ("ASC", ">") if oldest_first else ("DESC", "<")
-        if after is not None:
-            where, values = f"{where} AND seq {behind} ${len(values) + 1}", [*values, after]
-        query = f"SELECT {sql.JOB_COLUMNS} FROM flowrra.job WHERE {where} ORDER BY seq {order} LIMIT {int(limit)}"
+        query, values = search(which, limit=limit, after=after, oldest_first=oldest_first)
         return [job_of_row(row) for row in await self._run(query, *values, patience=self.config.timeout)]
 
     async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
-        where, values = where_clause(which or JobFilter())
-        query = f"SELECT queue, status, count(*) FROM flowrra.job WHERE {where} GROUP BY queue, status"
+        query, values = counting(which or JobFilter())
 
         async def count(session: Session) -> Sequence[Any]:
             async with session.transaction():

@@ -153,15 +153,12 @@ class Session:
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
-        """A transaction around the body. Cancelling it ends the connection."""
+        """A transaction around the body. Cancelling it leaves it open: the connection is of no use any more."""
         transaction = self.connection.transaction(isolation="read_committed")
         await transaction.start()
         try:
             yield
-        except asyncio.CancelledError:
-            drop(self.connection)  # a silent server would not answer a rollback either
-            raise
-        except BaseException:
+        except Exception:  # not when it is cancelled: a silent server would not answer a rollback either
             await transaction.rollback()
             raise
         await transaction.commit()
@@ -232,6 +229,7 @@ class Link:
         self._gate = asyncio.Semaphore(address.pool_size)
         self._idle: list[asyncpg.Connection[Any]] = []
         self._busy: set[asyncpg.Connection[Any]] = set()
+        self._endings: set[asyncio.Task[None]] = set()
         self._is_closed = False
 
     async def run(self, work: Callable[[Session], Awaitable[T]], silence: float | None = SILENCE) -> T:
@@ -285,8 +283,17 @@ class Link:
                 if usable and not (self._is_closed or connection.is_closed() or connection.is_in_transaction()):
                     self._idle.append(connection)
                 else:
-                    drop(connection)
+                    self._give_up(connection)
             return result
+
+    def _give_up(self, connection: asyncpg.Connection[Any]) -> None:
+        """End a connection. What still runs on it is cancelled on the server, or it would block its next try."""
+        if self._is_closed or connection.is_closed():
+            drop(connection)
+            return
+        ending = asyncio.create_task(_end(connection))
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
 
     def _explained(self, error: Exception) -> FlowrraError:
         name = self._address.name
@@ -313,13 +320,20 @@ class Link:
         for connection in self._busy:
             drop(connection)
         while self._idle:
-            with contextlib.suppress(TimeoutError, *_AWAY):  # it is dropped then
-                await self._idle.pop().close(timeout=1.0)
+            await _end(self._idle.pop())
+        if self._endings:
+            await asyncio.wait(self._endings)
 
     def abandon(self) -> None:
         """Drop the connections of a loop that has ended without closing them."""
         for connection in (*self._idle, *self._busy):
             drop(connection)
+
+
+async def _end(connection: asyncpg.Connection[Any]) -> None:
+    """Have the server cancel what still runs on the connection, and close it, within a second."""
+    with contextlib.suppress(TimeoutError, asyncpg.PostgresError, *_AWAY):  # it is dropped then
+        await connection.close(timeout=1.0)
 
 
 def drop(connection: asyncpg.Connection[Any]) -> None:

@@ -16,15 +16,26 @@ from flowrra_extras.postgres.rows import jobs_of_claim, result_of_row
 from flowrra_extras.postgres.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 __all__ = ["Claim", "Groups", "encode_payloads"]
 
 T = TypeVar("T")
 
 _CHUNK = 2_000  # jobs of one INSERT
+_SETTLED = 1_000  # outcomes of one statement
 _DOUBT = 60.0  # seconds for which a claim whose answer was lost is looked for
 _STEADY = 0.005  # seconds between lone pushes, and for one, that are a steady flow which nobody holds up
+
+
+class Settling:
+    """Outcomes on their way to the server: what is written stays so while the rest is tried again."""
+
+    def __init__(self, outcomes: Iterable[Outcome], now: float) -> None:
+        self.left = sorted(outcomes, key=_key)  # the order in which all lock their rows
+        self.now = now
+        self.size = _SETTLED  # of a group: a quarter at each try, so that some of it gets through
+        self.written: set[tuple[int, int]] = set()
 
 
 class Claim(NamedTuple):
@@ -284,10 +295,22 @@ class Groups:
     async def _settle_group(self, items: list[tuple[Sequence[Outcome], float]]) -> list[list[bool]]:
         """Of two outcomes of one attempt the first counts."""
         chosen = {_key(outcome): outcome for item in reversed(items) for outcome in reversed(item[0])}
-        written = await self._link.run(functools.partial(self._settle, list(chosen.values()), items[0][1]))
+        settling = Settling(chosen.values(), items[0][1])
+        try:
+            await self._link.run(functools.partial(self._settle, settling), SILENCE + len(chosen) / 200)
+        except BaseException:
+            self._doubtful.update(settling.written)  # of which the caller does not get to know
+            raise
+        written = settling.written
         return [[chosen[_key(o)] is o and _key(o) in written for o in outcomes] for outcomes, _ in items]
 
-    async def _settle(self, outcomes: Sequence[Outcome], now: float, session: Session) -> set[tuple[int, int]]:
+    async def _settle(self, settling: Settling, session: Session) -> None:
+        size, settling.size = settling.size, max(1, settling.size // 4)
+        while settling.left:
+            settling.written |= await self._settle_some(settling.left[:size], settling.now, session)
+            del settling.left[:size]
+
+    async def _settle_some(self, outcomes: Sequence[Outcome], now: float, session: Session) -> set[tuple[int, int]]:
         store = Store(session, self._retention)
         try:
             written = await store.settle(outcomes, now, careful=False)
@@ -322,22 +345,14 @@ async def _is_committed(session: Session, transaction: str) -> bool:
 
 
 async def _apart(send: Callable[[list[Any]], Awaitable[list[Any]]], items: list[Any]) -> list[Any]:
-    """Send a group; where it is refused for one item, each goes alone, so that only that one fails."""
+    """Send a group; where it is refused for one item, its halves go alone, and so on, so that only that one fails."""
     try:
         return await send(items)
-    except AwayError:
-        raise
-    except Exception:
-        if len(items) == 1:
-            raise
-    return [await _alone(send, item) for item in items]
-
-
-async def _alone(send: Callable[[list[Any]], Awaitable[list[Any]]], item: Any) -> Any:
-    try:
-        return (await send([item]))[0]
     except Exception as error:
-        return error
+        if len(items) == 1 or isinstance(error, AwayError):
+            return [error] * len(items)
+    middle = len(items) // 2
+    return [*await _apart(send, items[:middle]), *await _apart(send, items[middle:])]
 
 
 def _key(outcome: Outcome) -> tuple[int, int]:

@@ -40,8 +40,11 @@ def where_clause(which: JobFilter) -> tuple[str, list[Any]]:
         if value is not None:
             values.append(value)
             terms.append(term.format(len(values)))
-    if which.status is not None:  # in the text, so that partial indexes can serve
-        terms.append(f"status = ANY ('{{{','.join(sorted(which.status))}}}'::text[])")
+    if which.status is not None:  # in the text, so that partial indexes can serve; one by "=", for their order
+        states = sorted(which.status)
+        terms.append(
+            f"status = '{states[0]}'" if len(states) == 1 else f"status = ANY ('{{{','.join(states)}}}'::text[])"
+        )
     if which.ahead_of is not None:
         job, n = which.ahead_of, len(values)
         values += [job.queue, job.priority, job.seq]
@@ -49,6 +52,25 @@ def where_clause(which: JobFilter) -> tuple[str, list[Any]]:
             f"status = 'pending' AND queue = ${n + 1} AND (priority, seq) < (${n + 2}::bigint, ${n + 3}::bigint)"
         )
     return " AND ".join(terms) or "true", values
+
+
+def search(
+    which: JobFilter, *, limit: int, after: int | None = None, oldest_first: bool = False
+) -> tuple[str, list[Any]]:
+    """The query for jobs in order, and its values."""
+    where, values = where_clause(which)
+    order, behind = ("ASC", ">") if oldest_first else ("DESC", "<")
+    is_narrow = which.ids is not None or (which.worker is not None and which.status == frozenset({TaskStatus.RUNNING}))
+    key = "seq + 0" if is_narrow else "seq"  # which keeps a plan from going through all in the order of seq
+    if after is not None:
+        where, values = f"{where} AND seq {behind} ${len(values) + 1}", [*values, after]
+    return f"SELECT {sql.JOB_COLUMNS} FROM flowrra.job WHERE {where} ORDER BY {key} {order} LIMIT {int(limit)}", values
+
+
+def counting(which: JobFilter) -> tuple[str, list[Any]]:
+    """The query for numbers of jobs by queue and state, and its values."""
+    where, values = where_clause(which)
+    return f"SELECT queue, status, count(*) FROM flowrra.job WHERE {where} GROUP BY queue, status", values
 
 
 def jobs_of_claim(rows: Sequence[Any], worker: str, now: float) -> list[Job]:

@@ -124,6 +124,18 @@ INSERT INTO flowrra.meta SELECT 0, gen_random_uuid() WHERE NOT EXISTS (SELECT FR
 # In a statement's WHERE: what it commits need not be on disk at once. A power cut may undo it; no job is lost.
 LAZY = "set_config('synchronous_commit', 'off', true) = 'off'"
 
+# Plans are made while the tables are empty, and kept; statistics are of another hour. So no statement leaves its plan
+# to what the planner believes of the jobs. Each row is looked up by its key, in words that allow nothing else:
+# - `key = ANY (ARRAY[v.key])` where a join by `key = v.key` may be made by walking all of the key's index for each v;
+# - `key = ANY (ARRAY(SELECT ...))` in place of `key IN (SELECT ...)`, which is a join too;
+# - a state as an expression that no partial index has, where the row is known by its key: otherwise all that
+#   run may be walked, and after a quiet minute's statistics the planner takes those for none;
+# - `ORDER BY seq + 0` where the rows are known by their keys: otherwise all may be walked in the order of seq;
+# - a subquery for a value in place of NOT EXISTS, which is a join; OFFSET 0, which a join does not look into.
+# All take their row locks in the order of seq, or skip what is locked, so that no two wait for each other.
+IS_RUNNING = "coalesce(job.status, '') = 'running'"
+IS_AT_REST = f"coalesce(job.status, '') IN {AT_REST}"
+
 # $1 now, then arrays: ids, payloads, tasks, queues, priorities, dues, expires, overrides, unique keys, parents.
 # Of tasks, queues and priorities one may stand for all, and an empty array for NULLs: then 1,000 jobs a statement
 # go in at 150,000/s, with all arrays filled at 110,000.
@@ -155,32 +167,34 @@ KNOWN = f"""
 
 # The line of a parent and that of its children are held by the row locks of the parents: whoever ends one waits here.
 LOCK_PARENTS = """
-    SELECT id, seq, status FROM flowrra.job WHERE id = ANY ($1::text[]) ORDER BY seq FOR NO KEY UPDATE"""
+    SELECT id, seq, status FROM flowrra.job WHERE id = ANY ($1::text[]) ORDER BY seq + 0
+    FOR NO KEY UPDATE"""
 DEPEND = """
     WITH told AS (UPDATE flowrra.job SET has_children = true WHERE seq = ANY ($1::bigint[]) AND NOT has_children)
     INSERT INTO flowrra.dependency SELECT * FROM unnest($1::bigint[], $2::bigint[]) ON CONFLICT DO NOTHING"""
 LOCK_CHILDREN = """
-    SELECT seq FROM flowrra.job WHERE seq IN (SELECT child FROM flowrra.dependency WHERE parent = ANY ($1::bigint[]))
-    ORDER BY seq FOR NO KEY UPDATE"""
+    SELECT seq FROM flowrra.job
+    WHERE seq = ANY (ARRAY(SELECT child FROM flowrra.dependency WHERE parent = ANY ($1::bigint[])))
+    ORDER BY seq + 0 FOR NO KEY UPDATE"""
 FORGET_PARENTS = "DELETE FROM flowrra.dependency WHERE parent = ANY ($1::bigint[])"
 UNBLOCK = """
     UPDATE flowrra.job SET status = CASE WHEN due > $2::float8 THEN 'scheduled' ELSE 'pending' END
-    WHERE seq = ANY ($1::bigint[]) AND status = 'blocked' AND worker IS NULL
-        AND NOT EXISTS (SELECT FROM flowrra.dependency WHERE child = seq)"""
+    WHERE seq = ANY ($1::bigint[]) AND coalesce(status, '') = 'blocked' AND worker IS NULL
+        AND (SELECT child FROM flowrra.dependency WHERE child = seq LIMIT 1) IS NULL"""
 
 # What waits for its turn: $1 seqs, $2 their reasons, $3 status, $4 now, $5 when to purge.
 BURY = f"""
     UPDATE flowrra.job SET status = $3::text, error = v.error, traceback = NULL, finished = $4::float8,
         purge_at = $5::float8
     FROM unnest($1::bigint[], $2::text[]) AS v (seq, error)
-    WHERE job.seq = v.seq AND status IN {AT_REST} RETURNING job.seq, id"""
+    WHERE job.seq = ANY (ARRAY[v.seq]) AND {IS_AT_REST} RETURNING job.seq, id"""
 # Who waits for the jobs $1, and for those in turn: each with a parent.
 DESCENDANTS = """
     WITH RECURSIVE line AS (
         SELECT parent, child FROM flowrra.dependency WHERE parent = ANY ($1::bigint[])
-        UNION SELECT further.parent, further.child FROM line JOIN flowrra.dependency AS further
-            ON further.parent = line.child)
-    SELECT child, parent, id FROM line JOIN flowrra.job ON seq = parent ORDER BY parent DESC"""
+        UNION SELECT further.* FROM line CROSS JOIN LATERAL (
+            SELECT parent, child FROM flowrra.dependency WHERE parent = line.child OFFSET 0) AS further)
+    SELECT child, parent, id FROM line JOIN flowrra.job ON seq = ANY (ARRAY[parent]) ORDER BY parent DESC"""
 
 CLAIMED = "seq, id, task, payload, queue, priority, submitted, due, attempt - 1, failures, crashes, overrides, parents"
 # A claim holds its worker's row: whoever rescues that worker's jobs deletes the row first, so waits for the claim and
@@ -228,9 +242,9 @@ RESUME = f"""
     SELECT {CLAIMED} FROM flowrra.job WHERE status = 'running' AND worker = $2 AND queue = $1 AND started = $3"""
 
 PROMOTE = f"""
-    UPDATE flowrra.job SET status = 'pending' WHERE seq IN (
+    UPDATE flowrra.job SET status = 'pending' WHERE seq = ANY (ARRAY(
         SELECT seq FROM flowrra.job WHERE status IN {DUE_LATER} AND due <= $1 ORDER BY due LIMIT {_PROMOTED}
-        FOR UPDATE SKIP LOCKED) RETURNING 1"""
+        FOR UPDATE SKIP LOCKED)) RETURNING 1"""
 EXPIRED = f"""
     SELECT seq FROM flowrra.job WHERE expires IS NOT NULL AND attempt = 0 AND status IN {NOT_BEGUN}
         AND expires <= $1 ORDER BY expires LIMIT {_PROMOTED}"""
@@ -249,12 +263,13 @@ NOTE = f"""
 # Each settle writes what needs no second step, and returns what it wrote; the rest is told from the lost by trying
 # again with $1 (careful), inside a transaction that goes on to children and cancellations.
 # $2 now, then arrays: seqs, attempts, statuses, failures to count, errors, tracebacks, results, when to purge
-FINISH = """
+FINISH = f"""
     UPDATE flowrra.job SET status = v.status, failures = failures + v.failed, error = v.error, traceback = v.traceback,
         result = v.result, finished = $2::float8, purge_at = v.purge_at
     FROM unnest($3::bigint[], $4::integer[], $5::text[], $6::integer[], $7::text[], $8::text[], $9::text[],
         $10::float8[]) AS v (seq, attempt, status, failed, error, traceback, result, purge_at)
-    WHERE job.seq = v.seq AND job.attempt = v.attempt AND job.status = 'running' AND ($1::boolean OR NOT has_children)
+    WHERE job.seq = ANY (ARRAY[v.seq]) AND job.attempt IS NOT DISTINCT FROM v.attempt AND {IS_RUNNING}
+        AND ($1::boolean OR NOT has_children)
     RETURNING job.seq, id, has_children, job.attempt"""
 # $2 now, then arrays: seqs, attempts, statuses, failures to count, errors, tracebacks, dues, endings
 AGAIN = f"""
@@ -262,15 +277,15 @@ AGAIN = f"""
         due = v.due, {ARCHIVE % "$2::float8, v.ending, v.error, v.traceback"}
     FROM unnest($3::bigint[], $4::integer[], $5::text[], $6::integer[], $7::text[], $8::text[], $9::float8[],
         $10::text[]) AS v (seq, attempt, status, failed, error, traceback, due, ending)
-    WHERE job.seq = v.seq AND job.attempt = v.attempt AND job.status = 'running'
+    WHERE job.seq = ANY (ARRAY[v.seq]) AND job.attempt IS NOT DISTINCT FROM v.attempt AND {IS_RUNNING}
         AND ($1::boolean OR NOT cancel_requested)
     RETURNING job.seq, id, cancel_requested, job.attempt"""
 # Which attempts were written down by a settle whose answer was lost. Arrays: seqs, attempts, statuses, endings.
 WRITTEN = """
     SELECT v.seq, v.attempt
     FROM flowrra.job JOIN unnest($1::bigint[], $2::integer[], $3::text[], $4::text[])
-        AS v (seq, attempt, status, ending) ON job.seq = v.seq
-    WHERE job.attempt = v.attempt AND (finished IS NOT NULL AND job.status = v.status
+        AS v (seq, attempt, status, ending) ON job.seq = ANY (ARRAY[v.seq])
+    WHERE job.attempt IS NOT DISTINCT FROM v.attempt AND (finished IS NOT NULL AND job.status = v.status
         OR EXISTS (SELECT FROM jsonb_array_elements(history) AS entry
             WHERE entry -> 0 = to_jsonb(v.attempt) AND entry ->> 4 = v.ending))"""
 
@@ -303,32 +318,43 @@ LAPSED = "DELETE FROM flowrra.worker WHERE lease <= clock_timestamp() AND id <> 
 PUT_BACK = f"""
     UPDATE flowrra.job SET status = 'pending', crashes = crashes + $5::integer, due = NULL, error = $4::text,
         traceback = NULL, {ARCHIVE % "$2::float8, $3::text, $4::text, NULL"}
-    WHERE status = 'running' AND worker = ANY ($1::text[]) RETURNING seq, crashes, cancel_requested"""
+    WHERE seq = ANY (ARRAY(
+        SELECT seq FROM flowrra.job WHERE status = 'running' AND worker = ANY ($1::text[])
+        ORDER BY seq + 0 FOR NO KEY UPDATE))
+    RETURNING seq, crashes, cancel_requested"""
+# $1 ids, $2 what is reported of them
 REPORT = f"""
-    UPDATE flowrra.job SET progress = v.progress FROM unnest($1::text[], $2::text[]) AS v (id, progress)
-    WHERE job.id = v.id AND status = 'running' AND {LAZY}"""
+    UPDATE flowrra.job SET progress = v.progress
+    FROM (SELECT (SELECT seq FROM flowrra.job WHERE job.id = w.id) AS seq, w.progress
+        FROM unnest($1::text[], $2::text[]) AS w (id, progress) WHERE {LAZY} ORDER BY 1) AS v
+    WHERE job.seq = ANY (ARRAY[v.seq]) AND {IS_RUNNING}"""
 
 LOCK = "SELECT seq FROM flowrra.job WHERE id = $1 FOR NO KEY UPDATE"
-ASK_TO_END = "UPDATE flowrra.job SET cancel_requested = true WHERE id = $1 AND status = 'running' RETURNING 1"
+ASK_TO_END = f"UPDATE flowrra.job SET cancel_requested = true WHERE id = $1 AND {IS_RUNNING} RETURNING 1"
 LOCK_REQUEUED = f"""
-    SELECT seq, parents FROM flowrra.job WHERE id = $1 AND status IN {REQUEUABLE} FOR NO KEY UPDATE"""
+    SELECT seq, parents FROM flowrra.job WHERE id = $1 AND coalesce(status, '') IN {REQUEUABLE}
+    FOR NO KEY UPDATE"""
 # $1 seq, $2 status
 REQUEUE = f"""
     UPDATE flowrra.job SET status = $2::text, failures = 0, crashes = 0, cancel_requested = false, due = NULL,
         expires = NULL,
         {ARCHIVE % "finished, CASE status WHEN 'failed' THEN 'failure' ELSE 'cancel' END, error, traceback"},
         error = NULL, traceback = NULL
-    WHERE seq = $1 AND NOT EXISTS (SELECT FROM flowrra.job AS other
-        WHERE other.unique_key = job.unique_key AND other.unique_key IS NOT NULL AND other.status IN {UNFINISHED})
+    WHERE seq = $1 AND (SELECT seq FROM flowrra.job AS other
+        WHERE other.unique_key = job.unique_key AND other.unique_key IS NOT NULL AND other.status IN {UNFINISHED}
+        LIMIT 1) IS NULL
     RETURNING 1"""
-DELETE = f"DELETE FROM flowrra.job WHERE id = ANY ($1::text[]) AND status IN {FINISHED} RETURNING id"
+DELETE = f"""
+    DELETE FROM flowrra.job WHERE seq = ANY (ARRAY(
+        SELECT seq FROM flowrra.job WHERE id = ANY ($1::text[]) AND status IN {FINISHED} ORDER BY seq + 0 FOR UPDATE))
+    RETURNING id"""
 PURGE = """
-    DELETE FROM flowrra.job WHERE seq IN (
+    DELETE FROM flowrra.job WHERE seq = ANY (ARRAY(
         SELECT seq FROM flowrra.job WHERE purge_at IS NOT NULL AND purge_at < $1
-        ORDER BY purge_at LIMIT $2 FOR UPDATE SKIP LOCKED) RETURNING seq"""
+        ORDER BY purge_at LIMIT $2 FOR UPDATE SKIP LOCKED)) RETURNING seq"""
 FORGET_AWAITED = f"""
-    DELETE FROM flowrra.awaited WHERE NOT EXISTS (
-        SELECT FROM flowrra.job WHERE job.id = awaited.id AND status IN {UNFINISHED})"""
+    DELETE FROM flowrra.awaited
+    WHERE (SELECT status IN {UNFINISHED} FROM flowrra.job WHERE job.id = awaited.id) IS NOT TRUE"""
 # Arrays: ids, tasks, statuses, submitted, attempts, started, finished, when to purge, errors, tracebacks, results
 RECORD = f"""
     INSERT INTO flowrra.job (id, task, status, submitted, attempt, started, finished, purge_at, error, traceback,
@@ -342,9 +368,9 @@ RECORD = f"""
 
 # A move to another store. $1 ids, $2 by whom they are held
 HOLD = f"""
-    UPDATE flowrra.job SET status = 'blocked', worker = $2::text WHERE seq IN (
-        SELECT seq FROM flowrra.job WHERE id = ANY ($1::text[]) AND status IN {AT_REST}
-            AND coalesce(worker, $2) = $2 ORDER BY seq FOR UPDATE)
+    UPDATE flowrra.job SET status = 'blocked', worker = $2::text WHERE seq = ANY (ARRAY(
+        SELECT seq FROM flowrra.job WHERE id = ANY ($1::text[]) AND {IS_AT_REST}
+            AND coalesce(worker, $2) = $2 ORDER BY seq + 0 FOR NO KEY UPDATE))
     RETURNING seq, id"""
 FORGET_CHILDREN = "DELETE FROM flowrra.dependency WHERE child = ANY ($1::bigint[])"
 # $1 by whom they are held, then arrays, in the order of the columns
@@ -355,13 +381,12 @@ ADOPT = """
         $7::float8[], $8::float8[], $9::text[], $10::text[], $11::text[], $12::float8[], $13::integer[],
         $14::integer[], $15::integer[], $16::text[], $17::text[], $18::jsonb[]) AS v
     ON CONFLICT DO NOTHING"""
-LET_GO = """
-    UPDATE flowrra.job SET worker = NULL WHERE seq IN (
-        SELECT seq FROM flowrra.job WHERE id = ANY ($1::text[]) AND status = 'blocked' AND worker = $2
-        ORDER BY seq FOR UPDATE)
-    RETURNING seq, id, parents"""
-LEAVE = """
-    DELETE FROM flowrra.job WHERE id = ANY ($1::text[]) AND status = 'blocked' AND worker = $2 RETURNING seq, id"""
+_HELD = """
+        SELECT seq FROM flowrra.job WHERE id = ANY ($1::text[]) AND coalesce(status, '') = 'blocked' AND worker = $2
+        ORDER BY seq + 0 FOR UPDATE"""
+LET_GO = f"""
+    UPDATE flowrra.job SET worker = NULL WHERE seq = ANY (ARRAY({_HELD})) RETURNING seq, id, parents"""
+LEAVE = f"DELETE FROM flowrra.job WHERE seq = ANY (ARRAY({_HELD})) RETURNING seq, id"
 
 AWAIT = f"""
     INSERT INTO flowrra.awaited SELECT id, $2::text FROM unnest($1::text[]) AS v (id) WHERE {LAZY}

@@ -171,7 +171,8 @@ class Store(MovingStore):
         first: list[int] = []
         purge_at = now + self._retention.failed_ttl
         while doomed:
-            rows = await self._db.fetch(sql.BURY, list(doomed), list(doomed.values()), status, now, purge_at)
+            seqs = sorted(doomed)
+            rows = await self._db.fetch(sql.BURY, seqs, [doomed[seq] for seq in seqs], status, now, purge_at)
             ended = dict(rows)
             first = first or list(ended)
             self.finished += ended.values()
@@ -282,6 +283,7 @@ class Store(MovingStore):
 
     async def requeue(self, task_ids: Sequence[str], now: float, by: str | None) -> list[bool]:
         """Make jobs ready again. In a transaction."""
+        await self._db.fetch(sql.LOCK_PARENTS, task_ids)  # in the order in which all do that
         done = [await self._requeue_one(task_id, now) for task_id in task_ids]
         await self._note(list(itertools.compress(task_ids, done)), by, now, "requeued")
         return done
