@@ -596,6 +596,7 @@ class Activity:
 
     `retried` counts failed attempts that another one follows. `waits` (from submission or `due` to the first
     attempt; jobs with parents are left out) and `runs` (of attempts) are histograms: bucket -> number.
+    `waited` and `ran` are the sums of these lengths, in seconds.
     """
 
     minute: int
@@ -605,6 +606,30 @@ class Activity:
     retried: int = 0
     waits: dict[int, int] = field(default_factory=dict)
     runs: dict[int, int] = field(default_factory=dict)
+    waited: float = 0.0
+    ran: float = 0.0
+
+    def copy(self) -> Activity:
+        """The same, with histograms of its own."""
+        return dataclasses.replace(self, waits=self.waits.copy(), runs=self.runs.copy())
+
+    def count(self, job: Job, status: TaskStatus, began: float, ended: float) -> None:
+        """Add an attempt of `job` that ended as SUCCESS, FAILED or RETRYING: 0.5 us, once a job."""
+        if status is SUCCESS:
+            self.succeeded += 1
+        elif status is FAILED:
+            self.failed += 1
+        else:
+            self.retried += 1
+        ran = max(0.0, ended - began)
+        self.ran += ran
+        bucket = length_bucket(ran)
+        self.runs[bucket] = self.runs.get(bucket, 0) + 1
+        if job.attempt == 1 and not job.parents:
+            waited = max(0.0, began - (job.submitted if job.due is None else max(job.due, job.submitted)))
+            self.waited += waited
+            bucket = length_bucket(waited)
+            self.waits[bucket] = self.waits.get(bucket, 0) + 1
 
 
 class ActivitySums(dict[tuple[int, str], Activity]):
@@ -615,19 +640,8 @@ class ActivitySums(dict[tuple[int, str], Activity]):
         return row
 
     def count(self, job: Job, status: TaskStatus, began: float, ended: float) -> None:
-        """Add an attempt of `job` that ended as SUCCESS, FAILED or RETRYING: 0.5 us, once a job."""
-        row = self[int(ended) // 60 * 60, job.task]
-        if status is SUCCESS:
-            row.succeeded += 1
-        elif status is FAILED:
-            row.failed += 1
-        else:
-            row.retried += 1
-        bucket = length_bucket(ended - began)
-        row.runs[bucket] = row.runs.get(bucket, 0) + 1
-        if job.attempt == 1 and not job.parents:
-            bucket = length_bucket(began - (job.submitted if job.due is None else max(job.due, job.submitted)))
-            row.waits[bucket] = row.waits.get(bucket, 0) + 1
+        """Add an attempt of `job` that ended as SUCCESS, FAILED or RETRYING."""
+        self[int(ended) // 60 * 60, job.task].count(job, status, began, ended)
 
     def add(self, other: Activity) -> None:
         """Add what was done elsewhere."""
@@ -635,6 +649,8 @@ class ActivitySums(dict[tuple[int, str], Activity]):
         row.succeeded += other.succeeded
         row.failed += other.failed
         row.retried += other.retried
+        row.waited += other.waited
+        row.ran += other.ran
         for own, others in ((row.waits, other.waits), (row.runs, other.runs)):
             for bucket, number in others.items():
                 own[bucket] = own.get(bucket, 0) + number
@@ -2046,6 +2062,10 @@ class Broker(Backend):
         """
         return []
 
+    async def totals(self) -> list[Activity]:
+        """What workers did since the store was made: a row of the minute 0 for each task. They never fall."""
+        return []
+
     async def purge(self, before: float, limit: int) -> int:
         """Delete up to `limit` finished jobs whose retention ended before `before`; how many went."""
         raise NotImplementedError
@@ -2090,6 +2110,7 @@ def activity_texts(rows: Iterable[Activity]) -> dict[int, str]:
     minutes: dict[int, list[Any]] = {}
     for row in rows:
         values = [row.minute, row.task, row.succeeded, row.failed, row.retried, row.waits, row.runs]
+        values += [round(row.waited, 6), round(row.ran, 6)]
         minutes.setdefault(row.minute, []).append(values)
     return {minute: json.dumps(values) for minute, values in minutes.items()}
 
@@ -2097,10 +2118,23 @@ def activity_texts(rows: Iterable[Activity]) -> dict[int, str]:
 def sum_of_activity(texts: Iterable[str]) -> list[Activity]:
     """The rows in such texts, summed by minute and task, the oldest first."""
     sums = ActivitySums()
-    for *key_and_numbers, waits, runs in itertools.chain.from_iterable(map(json.loads, texts)):
-        histograms = ({int(bucket): number for bucket, number in part.items()} for part in (waits, runs))
-        sums.add(Activity(*key_and_numbers, *histograms))
+    for values in itertools.chain.from_iterable(map(json.loads, texts)):
+        values[5:7] = ({int(bucket): number for bucket, number in part.items()} for part in values[5:7])
+        sums.add(Activity(*values))
     return sums.in_order()
+
+
+def totals_of_activity(numbers: Iterable[tuple[str, str, float]]) -> list[Activity]:
+    """Rows of the minute 0 from (task, what, number): what is a place in such a text, as 2, or 6.3 in a histogram."""
+    rows: dict[str, list[Any]] = {}
+    for task, what, number in sorted(numbers):
+        place, _, bucket = what.partition(".")
+        row = rows.setdefault(task, [0, task, 0, 0, 0, {}, {}, 0.0, 0.0])
+        if bucket:
+            row[int(place)][int(bucket)] = int(number)
+        else:
+            row[int(place)] = number if int(place) > 4 else int(number)
+    return [Activity(*row) for row in rows.values()]
 
 
 # ---------------------------------------------------------------------------
@@ -2135,6 +2169,7 @@ class MemoryBroker(Broker):
         self._children: dict[str, list[str]] = {}
         self._workers: dict[str, tuple[WorkerInfo, float]] = {}
         self._paused: set[str] = set()
+        self._totals = ActivitySums()
         self._sequence = itertools.count(1)
         self._given = 0  # jobs given out since the loop had its turn
         self._suspects: set[str] = set()  # unfinished jobs that were running in a crash
@@ -2339,8 +2374,9 @@ class MemoryBroker(Broker):
         job = self._jobs.get(outcome.job.id)
         if job is None or job.status is not RUNNING or job.attempt != outcome.attempt:
             return False
-        if outcome.status is not SUCCESS:
-            job.failures += outcome.ending == "failure"
+        if outcome.status is SUCCESS or outcome.ending == "failure":
+            job.failures += outcome.status is not SUCCESS
+            self._totals[0, job.task].count(job, outcome.status, job.started or now, now)
         if outcome.status in FINISHED:
             self._finish(job, outcome, now)
         else:
@@ -2509,6 +2545,9 @@ class MemoryBroker(Broker):
 
     async def activity(self, since: float) -> list[Activity]:
         return _activity_of(itertools.takewhile(lambda job: (job.finished or 0.0) >= since, reversed(self._finished)))
+
+    async def totals(self) -> list[Activity]:
+        return [row.copy() for row in self._totals.in_order()]
 
     # By hand -----------------------------------------------------------------------------------
 
@@ -2754,9 +2793,15 @@ CREATE TABLE flowrra_activity (
 ALTER TABLE flowrra_worker ADD COLUMN memory INTEGER;
 """
 
+_SCHEMA_TOTALS = """
+CREATE TABLE flowrra_total (  -- what workers did since there is this table; see totals_of_activity
+    task TEXT NOT NULL, what TEXT NOT NULL, number REAL NOT NULL, PRIMARY KEY (task, what)
+) WITHOUT ROWID;
+"""
+
 # Entry n takes a store from schema n to n + 1. The version lives in a table of our own, since the file
 # may be the user's application database, whose `user_version` is the application's.
-_MIGRATIONS = (_SCHEMA, _SCHEMA_2)
+_MIGRATIONS = (_SCHEMA, _SCHEMA_2, _SCHEMA_TOTALS)
 
 _ROOM = f"""CASE WHEN coalesce(json_array_length(history), 0) < {HISTORY_LIMIT} THEN coalesce(history, '[]')
              ELSE json_remove(history, '$[0]') END"""
@@ -2766,6 +2811,16 @@ _NOTE = f"""
 _ARCHIVE = f"""history = CASE WHEN started IS NULL THEN history ELSE json_insert({_ROOM},
         '$[#]', json_array(attempt, worker, started, :now, :ending, :error, :traceback)) END,
     worker = NULL, started = NULL, finished = NULL, purge_at = NULL, progress = NULL"""
+
+# By what a minute's rows say more than those that they replace: told twice, they count once.
+_COUNT_ACTIVITY = """
+    INSERT INTO flowrra_total
+    SELECT json_extract(row.value, '$[1]'), part.key || coalesce('.' || one.key, '') AS what, sum(sign * one.value) AS number
+    FROM (SELECT 1 AS sign, :counts AS counts UNION ALL
+            SELECT -1, counts FROM flowrra_activity WHERE minute = :minute AND worker = :worker) AS texts,
+        json_each(counts) AS row, json_each(row.value) AS part, json_each(part.value) AS one
+    WHERE part.key > 1 GROUP BY 1, 2 HAVING number != 0
+    ON CONFLICT DO UPDATE SET number = number + excluded.number"""
 
 _INSERT_ALIKE = """
     INSERT INTO flowrra_job (id, payload, task, queue, priority, status, submitted, due, expires, overrides)
@@ -3107,7 +3162,10 @@ class SQLiteStore:
 
     def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
         for minute, counts in activity_texts(worker.activity).items():
-            self._db.execute("INSERT OR REPLACE INTO flowrra_activity VALUES (?, ?, ?)", (minute, worker.id, counts))
+            values = {"minute": minute, "worker": worker.id, "counts": counts}
+            if minute >= now - ACTIVITY_KEPT:  # what was forgotten is not known to be counted
+                self._db.execute(_COUNT_ACTIVITY, values)
+            self._db.execute("INSERT OR REPLACE INTO flowrra_activity VALUES (:minute, :worker, :counts)", values)
             self._db.execute("DELETE FROM flowrra_activity WHERE minute < ?", (now - ACTIVITY_KEPT,))
         if lease <= 0:
             self._put_back(worker.id, now, crashed=False)
@@ -3323,6 +3381,9 @@ class SQLiteStore:
     def activity(self, since: float) -> list[Activity]:
         rows = self._db.execute("SELECT counts FROM flowrra_activity WHERE minute >= ?", (since,))
         return sum_of_activity(row[0] for row in rows)
+
+    def totals(self) -> list[Activity]:
+        return totals_of_activity(self._db.execute("SELECT task, what, number FROM flowrra_total"))
 
     def paused(self) -> set[str]:
         return {row[0] for row in self._db.execute("SELECT queue FROM flowrra_paused")}
@@ -4243,6 +4304,9 @@ class SQLiteBroker(Broker):
 
     async def activity(self, since: float) -> list[Activity]:
         return await self._look_up(lambda store: store.activity(since))
+
+    async def totals(self) -> list[Activity]:
+        return await self._look_up(lambda store: store.totals())
 
     def data_version(self) -> int:
         """A number that changes with each commit of others to the file; a twin's own heartbeats leave it as it is."""
@@ -5500,7 +5564,7 @@ class _Tally:
             for key in [key for key in self._sums if key[0] < now - 180 and key[0] not in told]:
                 del self._sums[key]  # 180 s: a clock that is set back shall not begin a minute anew
             rows = [row for row in self._sums.in_order() if row.minute in told]
-            return [dataclasses.replace(row, waits=row.waits.copy(), runs=row.runs.copy()) for row in rows]
+            return [row.copy() for row in rows]
 
     def keep(self, rows: Iterable[Activity]) -> None:
         """These rows could not be told: take them again."""

@@ -158,8 +158,8 @@ def test_an_attempt_is_counted_where_it_ended() -> None:
     sums.count(Job("d", "t", attempt=1, submitted=50.0, parents=("a",)), TaskStatus.SUCCESS, 60.0, 120.0)
     runs = {length_bucket(3.0): 1, 0: 1, length_bucket(1.0): 1}
     assert sums.in_order() == [
-        Activity(60, "t", 1, 1, 1, {length_bucket(8.0): 1, length_bucket(1.0): 1}, runs),
-        Activity(120, "t", 1, 0, 0, {}, {length_bucket(60.0): 1}),
+        Activity(60, "t", 1, 1, 1, {length_bucket(8.0): 1, length_bucket(1.0): 1}, runs, waited=9.0, ran=4.0),
+        Activity(120, "t", 1, 0, 0, {}, {length_bucket(60.0): 1}, ran=60.0),
     ]
 
 

@@ -202,7 +202,7 @@ async def test_a_migration_may_take_longer_than_a_call(url: str, schema: str) ->
 async def test_a_newer_schema_is_refused(url: str, schema: str) -> None:
     async with opened(url) as broker:
         await broker._run("UPDATE flowrra.meta SET version = 99")
-    with pytest.raises(BrokerError, match="has version 99, newer than the 2 of this flowrra"):
+    with pytest.raises(BrokerError, match="has version 99, newer than the 3 of this flowrra"):
         await PostgresBroker(url).open()
 
 

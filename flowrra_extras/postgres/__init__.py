@@ -44,6 +44,7 @@ from flowrra import (
     check_queue,
     encode_value,
     sum_of_activity,
+    totals_of_activity,
     timed_out,
     unknown_job,
 )
@@ -209,6 +210,9 @@ class PostgresBroker(_Life):
     async def activity(self, since: float) -> list[Activity]:
         query = "SELECT counts FROM flowrra.activity WHERE minute >= $1"
         return sum_of_activity(row[0] for row in await self._run(query, math.ceil(since)))
+
+    async def totals(self) -> list[Activity]:
+        return totals_of_activity(await self._run("SELECT task, what, number FROM flowrra.total"))
 
     async def paused(self) -> set[str]:
         return {row[0] for row in await self._run("SELECT queue FROM flowrra.paused")}

@@ -112,8 +112,17 @@ CREATE TABLE flowrra.activity (  -- what a worker did in a minute, as the core's
 ALTER TABLE flowrra.worker ADD COLUMN memory bigint;
 """
 
+SCHEMA_TOTALS = """
+CREATE TABLE flowrra.total (  -- what workers did since there is this table; see totals_of_activity
+    task text COLLATE "C" NOT NULL,
+    what text COLLATE "C" NOT NULL,
+    number float8 NOT NULL,
+    PRIMARY KEY (task, what)
+) WITH (fillfactor = 50);
+"""
+
 # Entry n takes a store from schema n to n + 1.
-MIGRATIONS = (SCHEMA, SCHEMA_2)
+MIGRATIONS = (SCHEMA, SCHEMA_2, SCHEMA_TOTALS)
 
 NAMESPACE = "CREATE SCHEMA flowrra"
 META = """
@@ -306,6 +315,19 @@ BEAT = f"""
         INSERT INTO flowrra.activity
         SELECT minute, $1, counts FROM unnest($13::bigint[], $14::text[]) AS v (minute, counts)
         ON CONFLICT (minute, worker) DO UPDATE SET counts = excluded.counts),
+    counted AS (  -- by what rows say more than those that they replace: told twice, they count once
+        INSERT INTO flowrra.total AS known
+        SELECT line ->> 1, place - 1 || CASE bucket WHEN '' THEN '' ELSE '.' || bucket END, sum(sign * number::float8)
+        FROM (SELECT 1 AS sign, minute, counts FROM unnest($13::bigint[], $14::text[]) AS v (minute, counts)
+            UNION ALL SELECT -1, minute, counts FROM flowrra.activity WHERE minute = ANY ($13::bigint[]) AND worker = $1
+            ) AS texts,
+            jsonb_array_elements(counts::jsonb) AS line, jsonb_array_elements(line) WITH ORDINALITY AS v (part, place),
+            jsonb_each_text(CASE jsonb_typeof(part) WHEN 'object' THEN part ELSE jsonb_build_object('', part) END)
+                AS one (bucket, number)
+        WHERE place > 2 AND minute >= $15::bigint  -- what was forgotten is not known to be counted
+        GROUP BY 1, 2 HAVING sum(sign * number::float8) <> 0
+        ORDER BY 1, 2  -- as all do, so that no two wait for each other
+        ON CONFLICT (task, what) DO UPDATE SET number = known.number + excluded.number),
     forgotten AS (DELETE FROM flowrra.activity WHERE minute < $15::bigint AND cardinality($13::bigint[]) > 0)
     SELECT NOT EXISTS (SELECT FROM renewed) AS is_new,
         EXISTS (SELECT FROM flowrra.worker WHERE lease <= clock_timestamp() AND id <> $1) AS lost,

@@ -25,6 +25,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import operator
 from typing import TYPE_CHECKING, Any, cast
 
 from flowrra import (
@@ -48,6 +49,7 @@ from flowrra import (
     check_queue,
     sum_of_activity,
     timed_out,
+    totals_of_activity,
     unknown_job,
 )
 from flowrra_extras.redis.calls import (
@@ -68,6 +70,7 @@ from flowrra_extras.redis.calls import (
 )
 from flowrra_extras.redis.moving import MovingBroker
 from flowrra_extras.redis.news import News
+from flowrra_extras.redis.scripts import VERSION
 from flowrra_extras.redis.wire import Address, Call, Link
 
 if TYPE_CHECKING:
@@ -80,8 +83,9 @@ logger = logging.getLogger("flowrra")
 _LOOK_EVERY = 5.0  # seconds between looks for a result, should a message have been lost
 _MOST = 500_000  # jobs in one push: Redis 6.2 takes a million words, and other callers wait for 5 s
 # What one call looks at, so that it never holds the server for long.
-_PAGE = 1_000  # jobs
+_PAGE = 250  # jobs
 _MINUTES = 60  # of activity
+_HIGHEST = 2**52 - 1  # seq: what 13 hex digits hold
 
 
 class RedisBroker(MovingBroker):
@@ -127,9 +131,23 @@ class RedisBroker(MovingBroker):
         try:
             await self._calls.run(Call("look"))
             _warn(self._address.name, await link.settings())
+            await self._bring_up_to_date()
         except BaseException:
             await self.close()
             raise
+
+    async def _bring_up_to_date(self) -> None:
+        """See that all jobs are in the indexes. Of several that do it at once, each does it all: it is so afterwards."""
+        state, _ = await self._look()
+        version = int(state.get("version", 1))
+        if version > VERSION:
+            raise BrokerError(
+                f"{self._address.name} has keys of version {version} under {self._address.prefix}, "
+                f"newer than the {VERSION} of this flowrra: upgrade it"
+            )
+        last = "0"
+        while version < VERSION and last:
+            last = await self._calls.run(Call("index_all", f"({last}", str(_PAGE)))
 
     async def close(self) -> None:
         if self._is_open:
@@ -245,31 +263,49 @@ class RedisBroker(MovingBroker):
     async def find(
         self, which: JobFilter, *, limit: int = 100, after: int | None = None, oldest_first: bool = False
     ) -> list[Job]:
+        parts = (self._first(part, limit, after, oldest_first=oldest_first) for part in _apart(which))
+        found = [job for jobs in await asyncio.gather(*parts) for job in jobs]
+        return sorted(found, key=lambda job: job.seq, reverse=not oldest_first)[:limit]
+
+    async def _first(self, which: JobFilter, limit: int, after: int | None, *, oldest_first: bool) -> list[Job]:
+        """The first jobs in order. `which` has one state, or any."""
         found: list[Job] = []
-        async for job in self._search(which, after, limit, oldest_first=oldest_first):
-            found.append(job)
-            if len(found) == limit:
+        async for jobs in self._search(which, limit, after, oldest_first=oldest_first):
+            found += jobs
+            if len(found) >= limit:
                 break
-        return found
+        return found[:limit]
 
     async def _search(
-        self, which: JobFilter, after: int | None, limit: int, *, oldest_first: bool = False
-    ) -> AsyncIterator[Job]:
-        """The jobs in order, in steps that each look at a page of them."""
-        low = "-inf" if which.from_seq is None else str(which.from_seq)
-        high = "+inf"
+        self, which: JobFilter, limit: int, after: int | None, *, oldest_first: bool = False
+    ) -> AsyncIterator[list[Job]]:
+        """The jobs in order, a list for each step."""
         rest = dataclasses.replace(which, ids=None)
-        last: Any = after
-        while last != "":
-            if last is not None:
-                low, high = (f"({last}", high) if oldest_first else (low, f"({last}")
-            call = Call("find", filter_text(which), str(limit), str(_PAGE), str(int(oldest_first)), low, high)
-            last, *rows = await self._calls.run(call)
+        async for rows in self._steps(which, limit, after, oldest_first=oldest_first):
             jobs = [job_of(*rows[i : i + 3]) for i in range(0, len(rows), 3)]
-            for job in sorted(jobs, key=lambda job: job.seq, reverse=not oldest_first):
-                is_behind = after is None or (job.seq > after if oldest_first else job.seq < after)
-                if is_behind and rest.matches(job):
-                    yield job
+            jobs.sort(key=lambda job: job.seq, reverse=not oldest_first)
+            is_behind = operator.gt if oldest_first else operator.lt
+            yield [job for job in jobs if rest.matches(job) and (after is None or is_behind(job.seq, after))]
+
+    async def _steps(
+        self, which: JobFilter, limit: int, after: int | None, *, oldest_first: bool = False
+    ) -> AsyncIterator[list[Any]]:
+        """What the steps of a look-up answer; a `limit` of 0 counts."""
+        low, high = which.from_seq or 0, _HIGHEST
+        is_exact = which == JobFilter(status=which.status, queue=which.queue, from_seq=which.from_seq)
+        page = min(limit, _PAGE) if limit and is_exact and which.queue is None else _PAGE
+        last: Any = "" if after is None else after
+        while True:
+            if last != "":
+                low, high = (max(low, int(last) + 1), high) if oldest_first else (low, min(high, int(last) - 1))
+            if low > high:
+                return
+            bounds = str(low), str(high)
+            call = Call("find", filter_text(which), str(limit), str(page), str(int(oldest_first)), *bounds)
+            last, *rows = await self._calls.run(call)
+            yield rows
+            if last == "":
+                return
 
     async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
         which = which or JobFilter()
@@ -283,9 +319,18 @@ class RedisBroker(MovingBroker):
             queue = which.ahead_of.queue
             found[queue, PENDING] = await self._calls.run(Call("ahead", queue, member_of(which.ahead_of)))
         else:
-            async for job in self._search(which, None, _PAGE):
-                found[job.queue, job.status] += 1
+            for part in _apart(which):
+                await self._count(part, found)
         return dict(+found)
+
+    async def _count(self, which: JobFilter, found: collections.Counter[tuple[str, TaskStatus]]) -> None:
+        if which.error is None or which.error.isascii():
+            async for rows in self._steps(which, 0, None):
+                for status, queue, number in counted(dict(zip(rows[::2], rows[1::2], strict=True))):
+                    found[queue, status] += number
+        else:  # lower case is more than ASCII only here
+            async for jobs in self._search(which, _PAGE, None):
+                found.update((job.queue, job.status) for job in jobs)
 
     async def workers(self) -> list[WorkerInfo]:
         _, texts = await self._look()
@@ -308,6 +353,23 @@ class RedisBroker(MovingBroker):
             texts += found
             first = f"({last}"
         return sum_of_activity(texts)
+
+    async def totals(self) -> list[Activity]:
+        words = await self._calls.run(Call("totals"))
+        names = (word.partition(" ") for word in words[::2])
+        return totals_of_activity(
+            (task, what, float(number)) for (what, _, task), number in zip(names, words[1::2], strict=True)
+        )
+
+
+def _apart(which: JobFilter) -> list[JobFilter]:
+    """Filters of one state each, since there is an index for each; or the one of all states, which has its own."""
+    status = which.status
+    if which.ahead_of is not None:
+        status = frozenset({PENDING}) if status is None else status & {PENDING}
+    elif status and (which.ids is not None or which.parent is not None or status == frozenset(TaskStatus)):
+        return [which]
+    return [which] if status is None else [dataclasses.replace(which, status=frozenset({one})) for one in status]
 
 
 def _warn(name: str, settings: Mapping[str, str]) -> None:

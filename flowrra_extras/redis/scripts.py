@@ -5,6 +5,9 @@ braces, so that a cluster keeps them in one slot. Below, P is `{flowrra}`:
 
     P:state           hash: what scripts ask first       P:job:ID        hash: the job, see `job_of`
     P:all             zset seq > id: every job           P:history:ID    list: its earlier attempts, as JSON
+    P:by:STATUS       zset seq > id: for `find`, those   P:family:ID     zset seq > id: the jobs of which ID is a
+                      neither ready nor running                          parent, finished ones too
+    P:by:error        zset seq > id: a superset of those with an error
     P:ready:QUEUE     zset: PLACE ID, in lexical order   P:children:ID   set: blocked jobs that wait for ID
     P:suspects:QUEUE  zset crashes > PLACE ID            P:parents:ID    set: what the blocked job ID waits for
     P:due             zset due > id: waiting jobs        P:unique        hash key > id, of unfinished jobs
@@ -12,11 +15,13 @@ braces, so that a cluster keeps them in one slot. Below, P is `{flowrra}`:
     P:purge           zset purge_at > id: finished jobs  P:cancelling    set: running jobs that are to end
     P:leases          zset end > worker, by Redis's TIME P:workers       hash worker > JSON
     P:minutes         zset of those with activity        P:minute:M      hash worker > what it did in it, JSON
+    P:totals          hash WHAT TASK > number: what was ever done, WHAT being a place in the rows of that JSON
                                                          channels P:jobs, P:results, P:notices
 The fields of P:state:
     seq               the order of submission            STATUS QUEUE    how many; `suspect` is pending, apart
     paused QUEUE      it is paused                       alone W         worker W runs a suspect
     claims W          the latest claim of W, which is there while W has a lease
+    version           which of these keys there are: VERSION, if absent 1, which had no P:by and P:family
 
 PLACE is the priority (16 hex digits, so biased that the lowest is 0) and the seq (13 digits): a score,
 being a double, could not hold both. Moments are text as the caller wrote it: Lua prints 14 digits.
@@ -33,13 +38,16 @@ import json
 
 from flowrra import BY_HAND, EXPIRED, HISTORY_LIMIT, KILLED, LEFT, MAX_CRASHES, WORKER_LOST
 
-__all__ = ["CLAIMED_FIELDS", "RESULT_FIELDS", "SCRIPTS", "Script"]
+__all__ = ["CLAIMED_FIELDS", "RESULT_FIELDS", "SCRIPTS", "VERSION", "Script"]
+
+VERSION = 2  # of the keys
+MOST_LOOKS = 500  # that a step takes at queues and their priorities
 
 _COMMON = """
 local p, again = KEYS[1], ARGV[1] == '1'  -- p with its colon, so that an ACL of ~{flowrra}:* allows it
 local call, encode, state = redis.call, cjson.encode, KEYS[1] .. 'state'
 local now, bury_at      -- the caller's wall clock, and until when what is ended here is kept
-local counts, woken, ended, purges = {}, {}, {}, {}
+local counts, woken, ended, purges, successes = {}, {}, {}, {}, {}
 local at = 1            -- how far ARGV has been read, by `words`
 
 local function words(number)
@@ -64,10 +72,35 @@ local function load(id)
         started = v[6], crashes = v[7], unique = v[8], expires = v[9], children = v[10], cancel = v[11]}
 end
 
+local function seq_of(job)
+    return tonumber(string.sub(job.place, 17, 29), 16)
+end
+
+-- Ready jobs are found in their queue, running ones by their worker, and each move of a job costs: so that one which
+-- comes in, runs and succeeds enters one index only, with others at once.
+local function has_index(status)
+    return status ~= 'pending' and status ~= 'running'
+end
+
+local function enter_index(job)
+    if job.status == 'success' then
+        successes[#successes + 1] = seq_of(job)
+        successes[#successes + 1] = job.id
+    elseif has_index(job.status) then
+        call('ZADD', p .. 'by:' .. job.status, seq_of(job), job.id)
+    end
+end
+
+local function note_error(job)
+    call('ZADD', p .. 'by:error', seq_of(job), job.id)
+end
+
 local function move(job, status)
     tally(job, -1)
-    job.status = status
+    if has_index(job.status) and not job.is_new then call('ZREM', p .. 'by:' .. job.status, job.id) end
+    job.status, job.is_new = status, nil
     tally(job, 1)
+    enter_index(job)
 end
 
 -- A command over many items in large pieces, since what unpack() can hold is limited.
@@ -108,8 +141,10 @@ end
 local function finish(job, status, purge_at, ...)
     if job.status ~= 'running' or job.attempt ~= '1' then
         call('HDEL', job.key, 'result', 'error', 'traceback')  -- of an earlier attempt
+        if status == 'success' then call('ZREM', p .. 'by:error', job.id) end
     end
     move(job, status)
+    if status ~= 'success' then note_error(job) end
     call('HSET', job.key, 'status', status, 'finished', now, 'purge_at', purge_at, ...)
     purges[#purges + 1] = purge_at
     purges[#purges + 1] = job.id
@@ -188,6 +223,7 @@ local function put_back(job, status, due, ending, error, traceback)
         tell(job)
     else
         call('HSET', job.key, 'error', error)
+        note_error(job)
         if traceback then call('HSET', job.key, 'traceback', traceback) end
         if due then make_wait(job, status, due) else make_ready(job) end
     end
@@ -224,6 +260,10 @@ local function rescue_lapsed(but)
     return lost
 end
 
+local function enter_families(job, parents)
+    for _, parent in ipairs(parents) do call('ZADD', p .. 'family:' .. parent, seq_of(job), job.id) end
+end
+
 local function await_parents(job, parents)
     local waits = false
     for _, parent in ipairs(parents) do
@@ -244,8 +284,13 @@ end
 -- Delete a job that waits nowhere.
 local function erase(id)
     local key = p .. 'job:' .. id
-    local status, queue = unpack(call('HMGET', key, 'status', 'queue'), 1, 2)
-    if status then count(status .. ' ' .. queue, -1) end
+    local status, queue, parents = unpack(call('HMGET', key, 'status', 'queue', 'parents'), 1, 3)
+    if status then
+        count(status .. ' ' .. queue, -1)
+        call('ZREM', p .. 'by:' .. status, id)
+        if status ~= 'success' then call('ZREM', p .. 'by:error', id) end
+    end
+    for _, parent in ipairs(parents and cjson.decode(parents) or {}) do call('ZREM', p .. 'family:' .. parent, id) end
     call('UNLINK', key, p .. 'history:' .. id)
     call('ZREM', p .. 'purge', id)
     call('ZREM', p .. 'all', id)
@@ -255,6 +300,7 @@ end
 -- enter an empty one need be told of.
 local function publish()
     each('ZADD', p .. 'purge', purges)
+    each('ZADD', p .. 'by:success', successes)
     for name, step in pairs(counts) do
         local number = step ~= 0 and call('HINCRBY', state, name, step)
         if number == 0 then call('HDEL', state, name) end
@@ -262,6 +308,16 @@ local function publish()
     end
     for queue in pairs(woken) do call('PUBLISH', p .. 'jobs', queue) end
     if #ended > 0 then call('PUBLISH', p .. 'results', encode(ended)) end
+end
+"""
+
+# For scripts that take in jobs in other ways than a push.
+_INDEX = """
+local function index(job)
+    local error, parents = unpack(call('HMGET', p .. 'job:' .. job.id, 'error', 'parents'), 1, 2)
+    enter_index(job)
+    if error then note_error(job) end
+    enter_families(job, parents and cjson.decode(parents) or {})
 end
 """
 
@@ -290,8 +346,13 @@ local function take_care(job, due, expires, unique, parents)
         call('HSET', job.key, 'expires', expires)
         call('ZADD', p .. 'expiring', expires, job.id)
     end
-    if parents then call('HSET', job.key, 'parents', parents) end
-    await_parents(job, parents and cjson.decode(parents) or {})
+    local awaited = parents and cjson.decode(parents) or {}
+    if parents then
+        call('HSET', job.key, 'parents', parents)
+        enter_families(job, awaited)
+    end
+    await_parents(job, awaited)
+    if job.is_new then enter_index(job) end
 end
 
 local function some(word)
@@ -319,7 +380,7 @@ local function take_in(ids)
                 'status', status)
             if careful then
                 local job = {id = id, key = key, place = place, queue = queue, status = status, expires = expires,
-                    unique = unique}
+                    unique = unique, is_new = true}
                 take_care(job, due, expires, unique, parents)
             else
                 entries[#entries + 1] = 0
@@ -545,10 +606,33 @@ _HEARTBEAT = """
 local worker, lease, info, queues = ARGV[2], tonumber(ARGV[3]), ARGV[6], cjson.decode(ARGV[7])
 now, bury_at = ARGV[4], ARGV[5]
 
+-- Add what the rows say to the changes, or take it off: texts of `activity_texts`, WHAT being `number.bucket`.
+local function add_rows(changes, text, sign)
+    for _, row in ipairs(text and cjson.decode(text) or {}) do
+        for i = 3, #row do
+            local parts = type(row[i]) == 'table' and row[i] or {[''] = row[i]}
+            for bucket, number in pairs(parts) do
+                local name = (i - 1) .. (bucket ~= '' and '.' .. bucket or '') .. ' ' .. row[2]
+                changes[name] = (changes[name] or 0) + sign * number
+            end
+        end
+    end
+end
+
+-- The totals grow by what a row says more than the one that it replaces: told twice, it counts once.
 local function keep_activity()
+    local changes = {}
     for i = 9, #ARGV, 2 do
-        call('ZADD', p .. 'minutes', ARGV[i], ARGV[i])
-        call('HSET', p .. 'minute:' .. ARGV[i], worker, ARGV[i + 1])
+        local minute = p .. 'minute:' .. ARGV[i]
+        if tonumber(ARGV[i]) >= tonumber(ARGV[8]) then  -- what was forgotten is not known to be counted
+            add_rows(changes, call('HGET', minute, worker), -1)
+            add_rows(changes, ARGV[i + 1], 1)
+            call('ZADD', p .. 'minutes', ARGV[i], ARGV[i])
+            call('HSET', minute, worker, ARGV[i + 1])
+        end
+    end
+    for name, number in pairs(changes) do
+        if number ~= 0 then call('HINCRBYFLOAT', p .. 'totals', name, string.format('%.17g', number)) end
     end
     for _, minute in ipairs(call('ZRANGEBYSCORE', p .. 'minutes', '-inf', '(' .. ARGV[8])) do
         call('UNLINK', p .. 'minute:' .. minute)
@@ -702,16 +786,17 @@ return answer
 # Take in jobs of another store, held.
 # ARGV: by, then of each job: id, priority, queue, unique, when it expires, its fields (JSON), its history (JSON).
 # Answer: a 1 for each that is there now, a 0 for one whose unique key another has.
-_ADOPT = """
+_ADOPT = _INDEX + """
 local answer = {}
-
 local function adopt(id, priority, queue, unique, expires, fields, history)
     local key = p .. 'job:' .. id
     if call('EXISTS', key) == 1 then return 1 end
     if unique ~= '' and call('HSETNX', p .. 'unique', unique, id) == 0 then return 0 end
     local seq = call('HINCRBY', state, 'seq', 1)
-    call('HSET', key, 'place', priority .. string.format('%013x', seq), 'queue', queue, 'status', 'blocked',
-        'worker', ARGV[2], unpack(cjson.decode(fields)))
+    local job = {id = id, status = 'blocked', place = priority .. string.format('%013x', seq)}
+    call('HSET', key, 'place', job.place, 'queue', queue, 'status', 'blocked', 'worker', ARGV[2],
+        unpack(cjson.decode(fields)))
+    index(job)
     call('ZADD', p .. 'all', seq, id)
     if expires ~= '' then call('ZADD', p .. 'expiring', expires, id) end
     each('RPUSH', p .. 'history:' .. id, cjson.decode(history))
@@ -752,7 +837,7 @@ return answer
 
 # Keep finished results of jobs that ran elsewhere.
 # ARGV: of each result its id, its purge_at, and its fields (JSON).  Answer: 0.
-_RECORD = """
+_RECORD = _INDEX + """
 for i = 2, #ARGV, 3 do
     local id, fields = ARGV[i], cjson.decode(ARGV[i + 2])
     local key = p .. 'job:' .. id
@@ -760,7 +845,9 @@ for i = 2, #ARGV, 3 do
     if not status or purge_at then  -- a job that is alive here is not written over
         if status then erase(id) end
         local seq = call('HINCRBY', state, 'seq', 1)
-        call('HSET', key, 'place', '8000000000000000' .. string.format('%013x', seq), 'queue', '', unpack(fields))
+        local place = '8000000000000000' .. string.format('%013x', seq)
+        call('HSET', key, 'place', place, 'queue', '', unpack(fields))
+        index({id = id, status = call('HGET', key, 'status'), place = place})
         call('HSET', key, 'purge_at', ARGV[i + 1])
         call('ZADD', p .. 'all', seq, id)
         call('ZADD', p .. 'purge', ARGV[i + 1], id)
@@ -788,68 +875,170 @@ end
 return answers
 """
 
-# Look for jobs in steps.
-# ARGV: filter (JSON: what does not matter is not there), how many to find, how many to look at, 1 for the oldest
-#   first, the lowest seq and the highest, each as ZRANGEBYSCORE takes it.
-# Answer: the seq of the last one looked at ('' at the end), then of each job its id, its hash and its history.
+# Look for jobs in steps. The jobs looked at come from the smallest index that has all that are wanted.
+# ARGV: filter (JSON: what does not matter is not there), how many to find (0: count them), how many to look at, 1 for
+#   the oldest first, the lowest seq and the highest.
+# Answer: the seq of the last one looked at ('' at the end), then of each job its id, its hash and its history; of a
+#   count, of each STATUS QUEUE how many.
 _FIND = """
-local which, limit, answer = cjson.decode(ARGV[2]), tonumber(ARGV[3]), {''}
-local wanted, ids = {}, which.ids
+local which, limit, page, oldest = cjson.decode(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5] == '1'
+local low, high = ARGV[6], ARGV[7]
+local answer, wanted, fields, tests = {''}, {}, {'status', 'queue'}, {}
 for _, status in ipairs(which.status or {}) do wanted[status] = true end
+local only = #(which.status or {}) == 1 and which.status[1]
 
-local function is_in(wanted, list)
-    for _, item in ipairs(list and cjson.decode(list) or {}) do
-        if item == wanted then return true end
+local function test(asked, field, passes)
+    if asked then
+        fields[#fields + 1] = field
+        tests[#tests + 1] = passes
     end
 end
 
-local function matches(id)
-    local status, queue, worker, head, place, error, parents = unpack(call('HMGET', p .. 'job:' .. id,
-        'status', 'queue', 'worker', 'head', 'place', 'error', 'parents'), 1, 7)
-    return status and (not which.status or wanted[status]) and (not which.queue or queue == which.queue)
-        and (not which.worker or worker == which.worker)
-        and (not which.head or string.sub(head, 1, #which.head) == which.head)
-        and (not which.ahead or (status == 'pending' and place < which.ahead))
-        and (not which.error or string.find(string.lower(error or ''), which.error, 1, true))
-        and (not which.parent or is_in(which.parent, parents))
+local function is_in(item, list)
+    for _, one in ipairs(list and cjson.decode(list) or {}) do
+        if one == item then return true end
+    end
 end
 
-local function add(id)
+test(which.worker, 'worker', function(worker) return worker == which.worker end)
+test(which.head, 'head', function(head) return string.sub(head or '', 1, #which.head) == which.head end)
+test(which.ahead, 'place', function(place) return place < which.ahead end)
+test(which.error, 'error', function(error) return string.find(string.lower(error or ''), which.error, 1, true) end)
+test(which.parent, 'parents', function(parents) return is_in(which.parent, parents) end)
+
+-- STATUS QUEUE of a job that is wanted.
+local function matched(id)
+    local values = call('HMGET', p .. 'job:' .. id, unpack(fields))
+    local status, queue = values[1], values[2]
+    if not status or (which.status and not wanted[status]) or (which.queue and queue ~= which.queue) then return end
+    for i, passes in ipairs(tests) do
+        if not passes(values[i + 2]) then return end
+    end
+    return status .. ' ' .. queue
+end
+
+local function add(id, kind)
+    if limit == 0 then return count(kind, 1) end
     answer[#answer + 1] = id
     answer[#answer + 1] = call('HGETALL', p .. 'job:' .. id)
     answer[#answer + 1] = call('LRANGE', p .. 'history:' .. id, 0, -1)
 end
 
-local function all_running()
-    local found = {}
-    for _, name in ipairs(call('HKEYS', p .. 'workers')) do
-        for _, id in ipairs(call('SMEMBERS', p .. 'running:' .. name)) do found[#found + 1] = id end
-    end
-    return found
+-- A page of an index: ids and seqs in turn.
+local function indexed(name)
+    if oldest then return call('ZRANGEBYSCORE', p .. name, low, high, 'WITHSCORES', 'LIMIT', 0, page) end
+    return call('ZREVRANGEBYSCORE', p .. name, high, low, 'WITHSCORES', 'LIMIT', 0, page)
 end
 
-if not ids and #(which.status or {}) == 1 and wanted.running then ids = all_running() end
-if ids then
-    for _, id in ipairs(ids) do
-        if matches(id) then add(id) end
+-- The same of jobs that were found as PLACE ID in any order.
+local function in_order(members)
+    local seqs, ids, flat = {}, {}, {}
+    for _, member in ipairs(members) do
+        local seq = tonumber(string.sub(member, 17, 29), 16)
+        if seq >= tonumber(low) and seq <= tonumber(high) then
+            seqs[#seqs + 1] = seq
+            ids[seq] = string.sub(member, 30)
+        end
     end
-    return answer
+    table.sort(seqs, function(a, b) if oldest then return a < b else return a > b end end)
+    for i = 1, math.min(#seqs, page) do
+        flat[2 * i - 1], flat[2 * i] = ids[seqs[i]], string.format('%.0f', seqs[i])
+    end
+    return flat
 end
-local page
-if ARGV[5] == '1' then
-    page = call('ZRANGEBYSCORE', p .. 'all', ARGV[6], ARGV[7], 'WITHSCORES', 'LIMIT', 0, ARGV[4])
+
+local function running()
+    local found = {}
+    for _, worker in ipairs(which.worker and {which.worker} or call('HKEYS', p .. 'workers')) do
+        for _, id in ipairs(call('SMEMBERS', p .. 'running:' .. worker)) do
+            local place = call('HGET', p .. 'job:' .. id, 'place')
+            if place then found[#found + 1] = place .. id end
+        end
+    end
+    return in_order(found)
+end
+
+local function queues()
+    if which.queue then return {which.queue} end
+    local found, names = {}, {}
+    for _, name in ipairs(call('HKEYS', state)) do
+        local queue = string.match(name, '^pending (.*)') or string.match(name, '^suspect (.*)')
+        if queue and not found[queue] then
+            found[queue] = true
+            names[#names + 1] = queue
+        end
+    end
+    return names
+end
+
+-- A queue has its jobs by priority first: a page of each. Nothing if they have too many priorities.
+local function ready()
+    local found, looks = {}, 0
+    local from, to = string.format('%013x', low), string.format('%013x', high) .. '\255'
+    for _, queue in ipairs(queues()) do
+        local key, begin = p .. 'ready:' .. queue, '-'
+        local first = call('ZRANGEBYLEX', key, begin, '+', 'LIMIT', 0, 1)[1]
+        while first do
+            looks = looks + 1
+            if looks > MOST_LOOKS then return end
+            local priority = string.sub(first, 1, 16)
+            local least, most, command = '[' .. priority .. from, '[' .. priority .. to, 'ZRANGEBYLEX'
+            if not oldest then least, most, command = most, least, 'ZREVRANGEBYLEX' end
+            for _, member in ipairs(call(command, key, least, most, 'LIMIT', 0, page)) do found[#found + 1] = member end
+            first = call('ZRANGEBYLEX', key, '(' .. priority .. 'g', '+', 'LIMIT', 0, 1)[1]
+        end
+        for _, member in ipairs(call('ZRANGE', p .. 'suspects:' .. queue, 0, -1)) do found[#found + 1] = member end
+    end
+    return in_order(found)
+end
+
+local function candidates()
+    if which.parent then return indexed('family:' .. which.parent) end
+    if only == 'running' then return running() end
+    if which.error and (not only or not has_index(only)) then return indexed('by:error') end
+    if only == 'pending' then return ready() or indexed('all') end
+    return indexed(only and 'by:' .. only or 'all')
+end
+
+if which.ids then
+    for _, id in ipairs(which.ids) do
+        local kind = matched(id)
+        if kind then add(id, kind) end
+    end
 else
-    page = call('ZREVRANGEBYSCORE', p .. 'all', ARGV[7], ARGV[6], 'WITHSCORES', 'LIMIT', 0, ARGV[4])
-end
-for i = 1, #page, 2 do
-    if matches(page[i]) then
-        add(page[i])
-        limit = limit - 1
+    local found, left = candidates(), limit > 0 and limit or math.huge
+    if #found == 2 * page then answer[1] = found[#found] end
+    for i = 1, #found, 2 do
+        local kind = matched(found[i])
+        if kind then
+            add(found[i], kind)
+            left = left - 1
+        end
+        if left == 0 then
+            answer[1] = found[i + 1]
+            break
+        end
     end
-    answer[1] = page[i + 1]
-    if limit == 0 then break end
+end
+for kind, number in pairs(counts) do
+    answer[#answer + 1] = kind
+    answer[#answer + 1] = number
 end
 return answer
+"""
+
+# Enter the jobs of a store of version 1 in the indexes, in steps.  ARGV: the lowest seq, how many to look at.
+# Answer: the seq of the last one ('' at the end, when the store has its version).
+_INDEX_ALL = _INDEX + """
+local page = call('ZRANGEBYSCORE', p .. 'all', ARGV[2], '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[3])
+for i = 1, #page, 2 do
+    local job = load(page[i])
+    if job then index(job) end
+end
+each('ZADD', p .. 'by:success', successes)
+if #page > 0 then return page[#page] end
+call('HSET', state, 'version', VERSION)
+return ''
 """
 
 # How many ready jobs are ahead of one.  ARGV: queue, its PLACE ID.  Answer: the number.
@@ -881,6 +1070,8 @@ end
 return answer
 """
 
+# What workers did since the store was made.  Answer: WHAT TASK, a number ..
+_TOTALS = "return call('HGETALL', p .. 'totals')"
 
 RESULT_FIELDS = (
     "head", "status", "result", "error", "traceback", "attempt", "submitted", "started", "finished", "progress",
@@ -889,6 +1080,7 @@ CLAIMED_FIELDS = ("attempt", "head", "payload", "submitted", "due", "failures", 
 _CONSTANTS = {"BY_HAND": BY_HAND, "EXPIRED": EXPIRED, "KILLED": KILLED, "WORKER_LOST": WORKER_LOST, "LEFT": LEFT}
 _PREAMBLE = "".join(f"local {name} = {json.dumps(text)}\n" for name, text in _CONSTANTS.items())
 _PREAMBLE += f"local MAX_CRASHES, HISTORY_LIMIT = {MAX_CRASHES}, {HISTORY_LIMIT}\n"
+_PREAMBLE += f"local VERSION, MOST_LOOKS = {VERSION}, {MOST_LOOKS}\n"
 _LISTS = {name: str(fields)[1:-1] for name, fields in (("CLAIMED", CLAIMED_FIELDS), ("RESULT", RESULT_FIELDS))}
 
 
@@ -920,7 +1112,9 @@ SCRIPTS = {
     "record": Script(_RECORD),
     "get": Script(_GET),
     "find": Script(_FIND),
+    "index_all": Script(_INDEX_ALL),
     "ahead": Script(_AHEAD),
     "look": Script(_LOOK),
     "activity": Script(_ACTIVITY),
+    "totals": Script(_TOTALS),
 }

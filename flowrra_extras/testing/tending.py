@@ -1,6 +1,7 @@
 """The contract, part four: what an operator does by hand, and what is kept of the work that was done."""
 
 import asyncio
+import dataclasses
 import itertools
 from typing import Any
 
@@ -227,6 +228,34 @@ class ActivityContract(Contract):
             await t.tell(row(86_460, "a", 3))
             assert await t.broker.activity(0) == [row(120, "a", 2), row(86_460, "a", 3)]
 
+    async def test_totals_grow_by_what_is_new(self) -> None:
+        async with self.trial() as t:
+            if not t.broker.keeps_activity:
+                return
+            assert await t.broker.totals() == []
+            await t.tell(row(0, "a", 1, waits={3: 1}, waited=0.5), row(60, "a", 2, runs={4: 2}, ran=0.25))
+            for _ in range(2):
+                await t.tell(row(60, "a", 5, failed=1, runs={4: 5, 9: 1}, ran=1.75), row(60, "b c.d", 1))
+            await t.tell(row(60, "a", 1, retried=3), worker="w2")
+            assert await t.broker.totals() == [
+                total("a", 7, failed=1, retried=3, waits={3: 1}, waited=0.5, runs={4: 5, 9: 1}, ran=1.75),
+                total("b c.d", 1),
+            ]
+
+    async def test_totals_never_fall(self) -> None:
+        """Whatever becomes of the minutes, of workers and of those who look."""
+        async with self.trial() as t:
+            if not t.broker.keeps_activity:
+                return
+            await t.tell(row(0, "a", 1))
+            await t.tell(row(60, "a", 2), lease=0)
+            t.clock.advance(MINUTE - t.now + 2 * 86_400)
+            await t.tell(row(2 * 86_400, "a", 3))
+            assert [one.minute for one in await t.broker.activity(0)] == [MINUTE + 2 * 86_400]
+            assert await t.broker.totals() == [total("a", 6)]
+            await t.tell(row(0, "a", 1))  # a worker that was asleep, and does not know whether it was heard
+            assert await t.broker.totals() == [total("a", 6)]
+
     async def test_what_an_app_does_is_counted(self) -> None:
         """Whole: a worker runs jobs, and the broker comes to know what became of them and how long it took."""
         async with self.trial() as t:
@@ -255,14 +284,16 @@ class ActivityContract(Contract):
                 await app.wait_for_result(waits, timeout=SOON)
                 for task in (bad, shaky):
                     await app.wait_for_result(await app.submit(task), timeout=SOON)
-                rows = await self.told(t, 5)
+                rows, totals = await self.told(t, 5), await t.broker.totals()
             by_task = {one.task: (one.minute, one.succeeded, one.failed, one.retried) for one in rows}
             assert by_task == {
                 "good": (MINUTE, 1, 0, 0),
                 "bad": (MINUTE, 0, 1, 1),
                 "shaky": (MINUTE, 1, 0, 1),
             }
+            assert totals == [dataclasses.replace(one, minute=0) for one in sorted(rows, key=lambda one: one.task)]
             (told,) = (one for one in rows if one.task == "good")
+            assert (round(told.waited), round(told.ran)) == (2, 3)
             assert (told.waits, told.runs) == ({length_bucket(2): 1}, {length_bucket(3): 1})
             assert 1.5 < (quantile(told.runs, 0.5) or 0) <= 3.3
 
@@ -282,5 +313,11 @@ def row(after: int, task: str, succeeded: int, **more: Any) -> Activity:
     made = Activity(MINUTE + after, task, succeeded, more.pop("failed", 0), more.pop("retried", 0))
     made.waits.update(more.pop("waits", {}))
     made.runs.update(more.pop("runs", {}))
+    made.waited, made.ran = more.pop("waited", 0.0), more.pop("ran", 0.0)
     assert not more
     return made
+
+
+def total(task: str, succeeded: int, **more: Any) -> Activity:
+    """A row of the totals."""
+    return dataclasses.replace(row(0, task, succeeded, **more), minute=0)
