@@ -786,7 +786,8 @@ class ExecutorConfig:
     `io_workers` and `cpu_workers` are the capacities of the queues `default` and `cpu`; `queues` names
     others, and then only those named are served. `lease`: seconds after which a silent worker counts as
     dead; `heartbeat`: seconds between renewals; `drain`: seconds that a stop waits for running jobs.
-    `scheduler`: whether schedules fire here.
+    `scheduler`: whether schedules fire here. A process for CPU-bound tasks is replaced, between two jobs, after
+    `max_jobs` of them or when it holds more than `max_memory` bytes.
     """
 
     io_workers: int = 10
@@ -796,8 +797,13 @@ class ExecutorConfig:
     heartbeat: float = 3.0
     drain: float = 30.0
     scheduler: bool = True
+    max_jobs: int | None = None
+    max_memory: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("max_jobs", "max_memory"):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), least=1)
         _whole("io_workers", self.io_workers, least=1)
         _whole("cpu_workers", self.cpu_workers, least=1)
         for name, capacity in (self.queues or {}).items():
@@ -1214,25 +1220,33 @@ def kind_name(kind: type) -> str:
     return f"{_module_of(kind)}.{kind.__qualname__}"
 
 
-MAIN_IN_CHILD = "__flowrra_main__"  # how the program's main script is called in a process of the executor
+MAIN_IN_CHILD = "__mp_main__"  # the main script's name in a process of the executor, as `multiprocessing` calls it
 
 
 def _module_of(thing: Any) -> str:
     """The module of a function or a type; what stands in the main script is in it as if it were imported."""
     module = cast("str", thing.__module__)
-    if module in ("__main__", MAIN_IN_CHILD):
+    if _is_in_main(thing):
         module = _name_of_main() or os.path.splitext(os.path.basename(_file_of_main() or module))[0]
     return module.removesuffix(".__main__")
 
 
+def _is_in_main(thing: Any) -> bool:
+    return thing.__module__ in ("__main__", MAIN_IN_CHILD)
+
+
+def _main_module() -> types.ModuleType:
+    return sys.modules.get(MAIN_IN_CHILD) or sys.modules["__main__"]
+
+
 def _name_of_main() -> str | None:
     """The name to import the main script by; None for a file, a folder or an interactive session."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    spec = getattr(_main_module(), "__spec__", None)
     return None if spec is None or spec.name == "__main__" else cast("str", spec.name)
 
 
 def _file_of_main() -> str:
-    return getattr(sys.modules["__main__"], "__file__", None) or ""
+    return getattr(_main_module(), "__file__", None) or ""
 
 
 def retry_delay(options: TaskOptions, retry: int, draw: Callable[[], float] = random.random) -> float:
@@ -4738,7 +4752,7 @@ def _check_importable(task: Task[..., Any]) -> None:
     trouble = getattr(function, "__qualname__", "<unknown>")
     if inspect.ismethod(function) and not isinstance(function.__self__, type):
         trouble += " of an object"
-    elif function.__module__ == "__main__" and _name_of_main() is None and not os.path.isfile(_file_of_main()):
+    elif _is_in_main(function) and _name_of_main() is None and not os.path.isfile(_file_of_main()):
         trouble += " of an interactive session"
     elif "<" not in trouble:
         return
@@ -4917,8 +4931,8 @@ class CpuCall(NamedTuple):
         if payload is None or job.parents:
             payload = encode_arguments(Job(job.id, task.name, tuple(args), kwargs))
         module, file = task.function.__module__, None
-        if module == "__main__":
-            module, file = _name_of_main() or module, _file_of_main()
+        if _is_in_main(task.function):
+            module, file = _name_of_main() or "__main__", _file_of_main()
         known = ("id", "task", "queue", "attempt", "failures")
         return cls(module, file, task.function.__qualname__, payload, {name: getattr(job, name) for name in known})
 
@@ -4926,39 +4940,70 @@ class CpuCall(NamedTuple):
 class _ProcessSlot:
     """One process that runs one call at a time, started when needed, and the thread that talks to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_jobs: int | None, max_memory: int | None) -> None:
         self.lane = _Lane("flowrra-process")
+        self.is_spent = False  # whether the process is to be replaced before the next call
+        self._limits = max_jobs, max_memory
         self._process: subprocess.Popen[bytes] | None = None
+        self._has_begun = False
         self._killed = False
 
-    def run(self, call: CpuCall | None, report: Callable[[Progress], None]) -> str:
-        """The encoded result. Blocks; runs in the lane. A None call only starts the process."""
+    def run(self, call: CpuCall | None, notify: Callable[..., None]) -> str:
+        """The encoded result. Blocks; runs in the lane. A None call only starts the process.
+
+        `notify` is called with "begin" when the task itself begins, and with "progress" and what that is.
+        """
+        while True:
+            process, is_new = self._get_process()
+            self._has_begun, self.is_spent = False, True  # until it has answered
+            try:
+                _write_frame(process.stdin, [logging.getLogger().level, call])
+                return self._read_answer(process, call, notify)
+            except (EOFError, OSError):
+                if is_new or self._has_begun or self._killed:  # else it died while it was idle
+                    when = "" if self._has_begun else " before the task began"
+                    raise ProcessDiedError(f"the process of the task {_how_it_ended(process)}{when}") from None
+
+    def _get_process(self) -> tuple[subprocess.Popen[bytes], bool]:
+        """The process, and whether it is a new one."""
         if self._killed:
             raise ProcessDiedError("the call was given up before it began")
-        is_new = self._process is None or self._process.poll() is not None
-        if is_new:
+        process = self._process
+        if process is not None and not self.is_spent and process.poll() is None:
+            return process, False
+        if process is not None:
+            process.kill()
             self._reap()
-            self._process = _start_process()
-        process = cast("subprocess.Popen[bytes]", self._process)
+        try:
+            self._process = process = _start_process()
+        except OSError as error:
+            raise ProcessDiedError(f"no process could be started for the task: {error}") from error
         if self._killed:  # while it was being started
             process.kill()
-        try:
-            if is_new:
-                _write_frame(process.stdin, [str(argument) for argument in sys.argv])
-            _write_frame(process.stdin, call)
-            while True:
-                kind, *parts = _read_frame(process.stdout)
-                if kind == "result":
-                    return cast("str", parts[0])
+        with contextlib.suppress(OSError):  # it is dead already, as whoever writes next finds out
+            _write_frame(process.stdin, [[str(argument) for argument in sys.argv], *self._limits])
+        return process, True
+
+    def _read_answer(self, process: subprocess.Popen[bytes], call: CpuCall | None, notify: Callable[..., None]) -> str:
+        expected = None if call is None else [call.job["id"], call.job["attempt"]]
+        while True:
+            kind, sender, *parts = _read_frame(process.stdout)
+            if kind == "log":
+                _handle_record(*parts)
+            elif sender != expected:
+                continue  # of a thread that an earlier call has left behind
+            elif kind in ("begin", "progress"):
+                self._has_begun = True
+                notify(kind, *parts)
+            else:
+                self.is_spent = parts.pop()
                 if kind == "error":
                     raise RemoteError(*parts)
-                report(Progress(*parts))
-        except (EOFError, OSError):
-            raise ProcessDiedError(f"the process of the task {_how_it_ended(process)}") from None
+                return cast("str", parts[0])
 
     def start(self) -> None:
-        """Start the process ahead of its first call. Runs in the lane."""
-        self.run(None, lambda progress: None)
+        """Start the process ahead of its next call. Runs in the lane."""
+        self.run(None, lambda *parts: None)
 
     def close(self) -> None:
         """End the process, and with it the call, and then the thread."""
@@ -4981,11 +5026,24 @@ def _start_process() -> subprocess.Popen[bytes]:
     return subprocess.Popen(python("serve_calls()"), stdin=pipe, stdout=pipe, start_new_session=True)
 
 
+def _handle_record(fields: dict[str, Any]) -> None:
+    """Log what was logged in a process of the executor, as if it had been here."""
+    record = logging.makeLogRecord(fields)
+    try:
+        if logging.getLogger(record.name).isEnabledFor(record.levelno):
+            logging.getLogger().handle(record)  # a logger's own handlers are in the process, too
+    except Exception:  # of a filter
+        tracebacks.print_exc()
+
+
 def python(call: str) -> list[str]:
     """A command that runs `call` on this module in another interpreter, which finds modules as this one does."""
+    import subprocess
+
     path = [entry for entry in sys.path if isinstance(entry, str)]  # import passes over others, such as a Path
-    start = f"import importlib, sys; sys.path[:] = {path!r}; "
-    return [sys.executable, "-c", f"{start}sys.exit(importlib.import_module({__name__!r}).{call})"]
+    start = f"import sys; sys.path[:] = {path!r}; import importlib; "
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
+    return [sys.executable, *flags, "-c", f"{start}sys.exit(importlib.import_module({__name__!r}).{call})"]
 
 
 def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
@@ -5012,39 +5070,43 @@ def _read_frame(pipe: Any) -> Any:
 class ProcessExecutor:
     """Runs CPU-bound tasks in up to `size` processes, one call in each."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, max_jobs: int | None = None, max_memory: int | None = None) -> None:
+        if max_memory is not None and resident_memory() is None:
+            raise ConfigError("max_memory cannot be kept here: this system does not tell how much a process holds")
         self._idle: list[_ProcessSlot] = []
         self._free = asyncio.Semaphore(size)
         self._size = size
+        self._make_slot = functools.partial(_ProcessSlot, max_jobs, max_memory)
         self._busy: set[_ProcessSlot] = set()
 
     def warm_up(self) -> None:
         """Start all processes now, so that the first jobs need not wait for them."""
         for _ in range(self._size):
-            slot = _ProcessSlot()
+            slot = self._make_slot()
             slot.lane.call(slot.start)
             self._idle.append(slot)
 
-    async def run(self, call: CpuCall, report: Callable[[Progress], None]) -> Any:
-        """The result of the call. If cancelled, its process is killed.
+    async def run(self, call: CpuCall, notify: Callable[..., None]) -> Any:
+        """The result of the call; `notify` as in the slot. If cancelled, its process is killed.
 
         Raises:
             RemoteError: the task raised an exception.
             ProcessDiedError: its process ended.
         """
-        loop = asyncio.get_running_loop()
+        notify = functools.partial(_call_soon, asyncio.get_running_loop(), notify)
         async with self._free:
-            slot = self._idle.pop() if self._idle else _ProcessSlot()
+            slot = self._idle.pop() if self._idle else self._make_slot()
             self._busy.add(slot)
-            answer = slot.lane.call(lambda: slot.run(call, lambda progress: _call_soon(loop, report, progress)))
             try:
-                result, error = await answer
-                self._idle.append(slot)
+                result, error = await slot.lane.call(functools.partial(slot.run, call, notify))
             except asyncio.CancelledError:
                 slot.close()
                 raise
             finally:
                 self._busy.discard(slot)
+            self._idle.insert(0 if slot.is_spent else len(self._idle), slot)
+            if slot.is_spent:
+                slot.lane.call(slot.start)
         if error is not None:
             raise error
         return decode(result)
@@ -5062,34 +5124,94 @@ def serve_calls() -> None:
     A thread reads, so that the process ends with its parent also in the middle of a call. What tasks
     print goes to stderr and what they read is empty, as stdin and stdout carry the calls and answers.
     """
+    pid = os.getpid()
     _in_child.set(True)
-    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the worker, which ends this process itself
-        signal.signal(number, signal.SIG_IGN)
+    for number in _SIGNALS:  # meant for the worker, which ends this process itself
+        signal.signal(number, _pass_over)
     pipe, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
     sys.stdout = sys.stderr  # written line by line: what waits in a buffer is lost when the process is killed
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=lambda: _let_go(pipe, answers))
-    calls: thread_queue.SimpleQueue[list[Any] | None] = thread_queue.SimpleQueue()
+        os.register_at_fork(after_in_child=lambda: _leave_worker(pipe, answers))
+    calls: thread_queue.SimpleQueue[Any] = thread_queue.SimpleQueue()
     threading.Thread(target=_read_calls, args=(pipe, calls), daemon=True).start()
-    sys.argv[:] = calls.get() or ()
+    sys.argv[:], max_jobs, max_memory = calls.get()
+    logging.getLogger().addHandler(_WorkerLog(answers))
+    done = 0
     while True:
-        call = calls.get()
-        answer = _perform_call(call, answers) if call else ["result", "null"]
+        level, call = calls.get()
+        logging.getLogger().setLevel(level)
+        answer = _perform_call(CpuCall(*call), answers) if call else ["result", None, "null", False]
+        done += bool(call)
+        if os.getpid() != pid:
+            return  # a copy of this process, which the task has forked and not ended
+        answer[-1] = answer[-1] or _is_spent(done, max_jobs, max_memory)
         try:
             _write_frame(answers, answer)
         except OSError:
             os._exit(0)  # the parent is gone
 
 
-def _let_go(*pipes: Any) -> None:
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _pass_over(number: int, frame: FrameType | None) -> None:
+    """Handle a signal by doing nothing. To ignore it would have the programs that tasks start ignore it, too."""
+
+
+def _is_spent(done: int, max_jobs: int | None, max_memory: int | None) -> bool:
+    """Whether this process has run as many jobs, or holds as much memory, as it may."""
+    if max_jobs is not None and done >= max_jobs:
+        return True
+    if max_memory is None or (memory := resident_memory() or 0) <= max_memory:
+        return False
+    logger.warning("process %d holds %d bytes, more than max_memory: it is replaced", os.getpid(), memory)
+    return True
+
+
+def resident_memory() -> int | None:
+    """Bytes of memory that this process has; None where the system does not tell."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None
+
+
+class _WorkerLog(logging.Handler):
+    """In a process of the executor: hands log records over to the worker, to be logged as its own are."""
+
+    def __init__(self, answers: Any) -> None:
+        super().__init__()
+        self._answers = answers
+        self._pid = os.getpid()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send the record; a process that the task has forked has nobody to send it to."""
+        try:
+            if os.getpid() != self._pid:
+                print(self.format(record), file=sys.stderr)
+                return
+            plain = str | int | float | None
+            fields = {name: value if isinstance(value, plain) else str(value) for name, value in vars(record).items()}
+            error = logging.Formatter().formatException(record.exc_info) if record.exc_info else None
+            fields |= {"msg": record.getMessage(), "args": None, "exc_info": None, "exc_text": error}
+            _write_frame(self._answers, ["log", None, fields])
+        except Exception:
+            self.handleError(record)
+
+
+def _leave_worker(*pipes: Any) -> None:
     """In a process that a task has forked: what still holds the pipes keeps the worker from seeing that it died."""
     for pipe in pipes:
         os.dup2(os.open(os.devnull, os.O_RDWR), pipe.fileno())
+    for number in _SIGNALS:
+        if signal.getsignal(number) is _pass_over:  # else the task's own
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
-def _read_calls(pipe: Any, calls: thread_queue.SimpleQueue[list[Any] | None]) -> None:
+def _read_calls(pipe: Any, calls: thread_queue.SimpleQueue[Any]) -> None:
     try:
         while True:
             calls.put(_read_frame(pipe))
@@ -5097,38 +5219,49 @@ def _read_calls(pipe: Any, calls: thread_queue.SimpleQueue[list[Any] | None]) ->
         os._exit(0)  # the parent is gone or has no more use for this process
 
 
-def _perform_call(call: Sequence[Any], answers: Any) -> list[Any]:
+def _perform_call(call: CpuCall, answers: Any) -> list[Any]:
+    """The frame that answers a call; the last part of it says whether the process is to be replaced."""
+    pid, context = os.getpid(), _ChildContext(Job(**call.job), answers)
     try:
-        return ["result", _run_call(CpuCall(*call), answers)]
+        return ["result", context.sender, _run_call(call, context), False]
     except BaseException as error:
+        if os.getpid() != pid:
+            raise  # in a process that the task has forked
         kinds = [kind_name(kind) for kind in type(error).__mro__]
         delay = error.delay if isinstance(error, Retry) else None
-        return ["error", describe(error), kinds, format_traceback(error), delay]
+        traceback = format_traceback(error)
+        # Memory that is short stays so. The text also tells of an error inside of another, or of a group.
+        return ["error", context.sender, describe(error), kinds, traceback, delay, "MemoryError" in traceback]
 
 
-def _run_call(call: CpuCall, answers: Any) -> str:
+def _run_call(call: CpuCall, context: _ChildContext) -> str:
     _current.set(None)
     function = _find_function(call.module, call.file, call.qualname)
     args, kwargs = decode(call.payload)
-    job = Job(**call.job)
-    _current.set(_ChildContext(job, answers))
+    _current.set(context)
+    context.send("begin")
     result: Any = function(*args, **kwargs)
     if inspect.iscoroutine(result):
         result = asyncio.run(result)
-    return encode(result, f"the result of {job.task} ")
+    return encode(result, f"the result of {context.task} ")
 
 
 class _ChildContext(JobContext):
     """A job in a process of the executor."""
 
-    __slots__ = ("_answers",)
+    __slots__ = ("_answers", "sender")
 
     def __init__(self, job: Job, answers: Any) -> None:
         super().__init__(job)
+        self.sender = [job.id, job.attempt]
         self._answers = answers
 
+    def send(self, kind: str, *parts: Any) -> None:
+        """Tell the worker something of this attempt."""
+        _write_frame(self._answers, [kind, self.sender, *parts])
+
     def report(self, progress: Progress) -> None:
-        _write_frame(self._answers, ["progress", progress.done, progress.total, progress.note])
+        self.send("progress", *progress)
 
     def lend(self, slots: int) -> None:
         raise FlowrraError(
@@ -5145,7 +5278,7 @@ def _find_function(module: str, file: str | None, qualname: str) -> Callable[...
 
 def _load_main(file: str) -> Any:
     """The program's main script as a module under another name, so that its main guard stays shut."""
-    if MAIN_IN_CHILD not in sys.modules:
+    if getattr(sys.modules.get(MAIN_IN_CHILD), "__file__", None) != file:
         import runpy
 
         module = sys.modules["__main__"] = types.ModuleType(MAIN_IN_CHILD)
@@ -5298,7 +5431,8 @@ class _Attempts:
 
     def __init__(self, worker: Worker, middleware: Sequence[Middleware]) -> None:
         self.threads = ThreadExecutor()
-        self.processes = ProcessExecutor(worker.config.cpu_workers)
+        config = worker.config
+        self.processes = ProcessExecutor(config.cpu_workers, config.max_jobs, config.max_memory)
         self.unknown: set[str] = set()  # names of tasks that a warning has been given of
         self._worker = worker
         self._broker = worker.broker
@@ -5365,12 +5499,25 @@ class _Attempts:
     ) -> Awaitable[Any]:
         """Run the function where it belongs, within the attempt's time."""
         if options.cpu_bound:
-            call = self.processes.run(CpuCall.of(task, run.job, args, kwargs), run.report)
-        elif task.is_async:
+            return self._in_process(run, CpuCall.of(task, run.job, args, kwargs), options.timeout)
+        if task.is_async:
             call = task.function(*args, **kwargs)
         else:
             call = self.threads.run(lambda: task.function(*args, **kwargs))
         return call if options.timeout is None else _within(options.timeout, call)
+
+    async def _in_process(self, run: _Run, call: CpuCall, timeout: float | None) -> Any:
+        """Run a call in a process. The time counts from the task's first line, not while it waits for a process."""
+        limit, loop = asyncio.timeout(None), self._worker.loop
+
+        def notify(kind: str, *parts: Any) -> None:
+            if kind == "progress":
+                run.report(Progress(*parts))
+            elif timeout is not None:
+                with contextlib.suppress(RuntimeError):  # the attempt is over
+                    limit.reschedule(loop.time() + timeout)
+
+        return await _within(timeout, self.processes.run(call, notify), limit)
 
     def _judge(self, run: _Run, options: TaskOptions, error: BaseException) -> Outcome | None:
         """The outcome of an attempt that did not return; None if it is not ours to tell any more."""
@@ -5393,8 +5540,8 @@ class _Attempts:
         return Outcome.release(run.job, "the worker stopped") if run.ending == "release" else None
 
 
-async def _within(timeout: float, call: Awaitable[Any]) -> Any:
-    limit = asyncio.timeout(timeout)
+async def _within(timeout: float | None, call: Awaitable[Any], limit: asyncio.Timeout | None = None) -> Any:
+    limit = limit or asyncio.timeout(timeout)
     try:
         async with limit:
             return await call
@@ -5864,7 +6011,7 @@ class Worker:
         """Tell the store, through `broker`, how this worker does; on whichever loop this runs."""
         now = self.clock.time()
         self.info.running = len(self.runs())
-        self.info.memory = _resident_memory()
+        self.info.memory = resident_memory()
         self.info.activity = self.tally.take(now)
         try:
             return await broker.heartbeat(self.info, lease=lease, now=now)
@@ -5957,15 +6104,6 @@ class Worker:
         while True:
             count = max([await store.purge(self.clock.time(), _PURGE_LIMIT) for store in stores])
             await asyncio.sleep(_PURGE_EVERY if count < _PURGE_LIMIT else 0.01)
-
-
-def _resident_memory() -> int | None:
-    """Bytes of memory that this process has; None where the system does not tell."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return None
 
 
 class _Keeper(threading.Thread):
@@ -6674,6 +6812,7 @@ class _Life(_Declarations):
         url = self.config.backend.url
         self.backend = backend or (broker_from_url(url, self.config, self.clock) if url is not None else None)
         self.state: Any = None
+        self._is_in_child = _in_child.get()
         self.sync = SyncFace(cast("Flowrra", self))
         self._begin_in_process()
         if hasattr(os, "register_at_fork"):
@@ -6823,7 +6962,8 @@ class _Life(_Declarations):
 
     def _check_child(self) -> None:
         """In a process for CPU-bound tasks: a task may submit to a store that processes share, and no more."""
-        if _current.get() is None:  # no task runs, so that this comes from a module that is being loaded
+        # In the main thread without a task: this comes from a module that is being loaded. Other threads know neither.
+        if _in_child.get() and _current.get() is None:
             raise ConfigError(
                 "the app is being started by a process that was made for a CPU-bound task: "
                 "put the start of your program under `if __name__ == '__main__':`"
@@ -6839,7 +6979,7 @@ class _Life(_Declarations):
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return False
-        if _in_child.get():
+        if self._is_in_child:
             self._check_child()
         if self.sync.is_open_elsewhere():
             await asyncio.to_thread(self.sync.close)
@@ -6971,7 +7111,7 @@ class Flowrra(_Life):
         """Open the stores first if need be; a job that waits for room in a queue lends its slot."""
         await self.connect()
         context = _current.get()
-        with context.waiting() if context is not None else contextlib.nullcontext():
+        with context.waiting() if context is not None and not self._is_in_child else contextlib.nullcontext():
             return await self.broker.push(jobs, now=self.clock.time())
 
     def now(self) -> float:
@@ -7597,8 +7737,8 @@ class _JsonLines(logging.Formatter):
         line = {"time": dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat(), "level": record.levelname}
         line |= {"logger": record.name, "message": record.getMessage()}
         line |= {name: vars(record)[name] for name in ("job_id", "task", "attempt", "duration") if name in vars(record)}
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+        if record.exc_info or record.exc_text:
+            line["traceback"] = record.exc_text or self.formatException(cast("Any", record.exc_info))
         return json.dumps(line)
 
 

@@ -89,16 +89,6 @@ async def test_a_timeout_kills_the_process(app: Flowrra, tmp_path: Path) -> None
         assert (await result_of(app, cpu_work.pid)).result != pid
 
 
-async def test_a_timeout_before_the_process_is_up_runs_nothing_afterwards(app: Flowrra, tmp_path: Path) -> None:
-    late = tmp_path / "late"
-    async with app:
-        result = await result_of(app, cpu_work.touch, str(late), timeout=0.001, max_retries=0)
-        assert result.status is TaskStatus.FAILED
-        # A process that begins after it has all the time that the other one would have had.
-        assert (await result_of(app, cpu_work.think, 1)).result == 2
-        assert not late.exists()
-
-
 async def test_cancelling_kills_the_process(app: Flowrra, tmp_path: Path) -> None:
     hang = app.task(cpu_bound=True)(cpu_work.hang)
     async with app:
@@ -257,7 +247,7 @@ def hang():
     time.sleep(60)
 
 
-@app.task(cpu_bound=True)
+@app.task(cpu_bound=True, max_retries=0)
 def submit():
     return [app.sync.submit(nap, 0), asyncio.run(submit_as_client())]
 
