@@ -3036,11 +3036,11 @@ _SUCCEED = """
 _END = """
     UPDATE flowrra_job SET status = :status, error = :error, traceback = :traceback, finished = :now,
         purge_at = :purge_at, failures = failures + :failed
-    WHERE id = :id AND status = 'running' AND attempt = :attempt RETURNING cancel_requested"""
+    WHERE id = :id AND seq = :seq AND status = 'running' AND attempt = :attempt RETURNING cancel_requested"""
 _AGAIN = f"""
     UPDATE flowrra_job SET status = :status, error = :error, traceback = :traceback, due = :due,
         failures = failures + :failed, {_ARCHIVE}
-    WHERE id = :id AND status = 'running' AND attempt = :attempt RETURNING cancel_requested"""
+    WHERE id = :id AND seq = :seq AND status = 'running' AND attempt = :attempt RETURNING cancel_requested"""
 
 _RESCUE = f"""
     UPDATE flowrra_job SET status = 'pending', crashes = crashes + :crashed, due = NULL,
@@ -3140,9 +3140,12 @@ class SQLiteStore:
 
     def push(self, jobs: Sequence[Job], *, now: float) -> list[str]:
         ids: list[str] = []
+        stand_ins: dict[str, str] = {}  # the id of a job whose unique key was taken, and the job that has the key
         for _, run in itertools.groupby(jobs, _kin):  # neighbours only, so that the order is kept
             alike = list(run)
-            ids += self._push_alike(alike, now) if len(alike) > 1 else [self._push_one(alike[0], now)]
+            ids += self._push_alike(alike, now) if len(alike) > 1 else [self._push_one(alike[0], stand_ins, now)]
+            if stand_ins or alike[0].unique is not None:
+                stand_ins.update(zip([job.id for job in alike], ids[-len(alike) :], strict=True))
         self.news.setdefault("j", [])
         return ids
 
@@ -3157,15 +3160,17 @@ class SQLiteStore:
         self._db.execute(_INSERT_ALIKE, (*shared, f"{{{text}}}"))
         return [job.id for job in jobs]
 
-    def _push_one(self, job: Job, now: float) -> str:
+    def _push_one(self, job: Job, stand_ins: Mapping[str, str], now: float) -> str:
         status, due = _first_status(job, now)
-        parents = list(dict.fromkeys(job.parents)) if job.parents else None
+        parents = [stand_ins.get(parent, parent) for parent in dict.fromkeys(job.parents)]
         row: tuple[Any, ...] = (job.id, job.payload, job.task, job.queue, job.priority, status, now, due, job.expires)
-        row += (_text(job.overrides), job.unique, parents and json.dumps(parents))
+        row += (_text(job.overrides), job.unique, json.dumps(parents) if parents else None)
         if self._db.execute(_INSERT_ONE, row).rowcount == 0:
             return self._holder(job)
+        if job.id in parents:
+            raise unknown_job(job.id)  # it cannot wait for itself
         if parents:
-            family = "INSERT INTO flowrra_family SELECT value, last_insert_rowid() FROM json_each(?)"
+            family = "INSERT OR IGNORE INTO flowrra_family SELECT value, last_insert_rowid() FROM json_each(?)"
             self._db.execute(family, (json.dumps(parents),))
             self._await_parents(job.id, parents, now)
         return job.id
@@ -3180,15 +3185,17 @@ class SQLiteStore:
         """Block the job until its parents have succeeded; cancel it if one has ended otherwise."""
         (child,) = self._db.execute("SELECT seq FROM flowrra_job WHERE id = ?", (task_id,)).fetchone()
         self._db.execute("UPDATE flowrra_job SET status = 'blocked' WHERE seq = ?", (child,))
-        for parent in parents:
-            found = self._db.execute("SELECT status FROM flowrra_job WHERE id = ?", (parent,)).fetchone()
-            if found is None:
-                raise unknown_job(parent)
-            if found[0] not in FINISHED:
-                self._db.execute("INSERT INTO flowrra_dependency VALUES (?, ?)", (parent, child))
-            elif found[0] != SUCCESS:
-                self._bury([task_id], CANCELLED, orphaned(parent, found[0]), now)
+        states = "SELECT value, status FROM json_each(?) LEFT JOIN flowrra_job AS job ON job.id = value ORDER BY key"
+        found = dict(self._db.execute(states, (json.dumps(parents),)).fetchall())
+        for parent in (parent for parent, status in found.items() if status is None):
+            raise unknown_job(parent)
+        for parent, status in found.items():
+            if status in REQUEUABLE:
+                self._bury([task_id], CANCELLED, orphaned(parent, status), now)
                 return
+        waits = [parent for parent, status in found.items() if status != SUCCESS]
+        insert = "INSERT INTO flowrra_dependency SELECT value, ? FROM json_each(?)"
+        self._db.execute(insert, (child, json.dumps(waits)))
         self._unblock([child], now)
 
     def _unblock(self, children: Iterable[int], now: float) -> None:
@@ -3259,8 +3266,11 @@ class SQLiteStore:
         """
         alike: dict[tuple[int, str | None, float | None], dict[int, int]] = {}
         written = [False] * len(outcomes)
+        others: set[tuple[int, int]] = set()  # attempts of which another end has come before: that one counts
         for index, outcome in enumerate(outcomes):
-            if outcome.status is SUCCESS:
+            if outcome.status is not SUCCESS:
+                others.add((outcome.job.seq, outcome.attempt))
+            elif (outcome.job.seq, outcome.attempt) not in others:
                 kin = (outcome.attempt, outcome.job.worker, outcome.keep)
                 alike.setdefault(kin, {}).setdefault(outcome.job.seq, index)
         for kin, indices in alike.items():
@@ -3288,6 +3298,7 @@ class SQLiteStore:
         ends = outcome.status in FINISHED
         values = {
             "id": outcome.job.id,
+            "seq": outcome.job.seq,
             "attempt": outcome.attempt,
             "status": outcome.status,
             "ending": outcome.ending,
@@ -3317,7 +3328,8 @@ class SQLiteStore:
         self._unblock([row[0] for row in self._db.execute(freed, (json.dumps(list(parents)),)).fetchall()], now)
 
     def _children(self, parent: str) -> list[str]:
-        children = "SELECT id FROM flowrra_job WHERE seq IN (SELECT child FROM flowrra_dependency WHERE parent = ?)"
+        children = """SELECT id FROM flowrra_job
+            WHERE seq IN (SELECT child FROM flowrra_dependency WHERE parent = ?) ORDER BY seq"""
         return [row[0] for row in self._db.execute(children, (parent,)).fetchall()]
 
     def _bury(self, task_ids: Iterable[str], status: TaskStatus, reason: str, now: float) -> list[str]:
@@ -3583,9 +3595,7 @@ def _kin(job: Job) -> object:
 
 
 def _first_status(job: Job, now: float) -> tuple[TaskStatus, float | None]:
-    if job.due is not None and job.due > now:
-        return SCHEDULED, job.due
-    return PENDING, None
+    return SCHEDULED if job.due is not None and job.due > now else PENDING, job.due
 
 
 def _json_key(text: str) -> str:
@@ -4314,7 +4324,7 @@ class SQLiteBroker(Broker):
         for job in jobs:
             job.payload = encode_arguments(job)
         file = self._opened()
-        if len(jobs) == 1 and self._is_alone():
+        if len(jobs) == 1 and len(jobs[0].parents) < 100 and self._is_alone():
             ids = self._push_here(file, jobs, now)
             if time.monotonic() - self._turn_began > 0.001:
                 await asyncio.sleep(0)  # others shall have the loop, too
