@@ -166,7 +166,9 @@ class TaskNotFoundError(FlowrraError, LookupError):
 
 
 class TaskTimeoutError(FlowrraError, TimeoutError):
-    """A result did not come in time, or an attempt took longer than its `timeout`."""
+    """A result did not come in time, or an attempt took longer than its `timeout` (then `ends_attempt`)."""
+
+    ends_attempt = False
 
 
 class ExecutorNotRunningError(FlowrraError, RuntimeError):
@@ -175,6 +177,10 @@ class ExecutorNotRunningError(FlowrraError, RuntimeError):
 
 class SerializationError(FlowrraError, TypeError):
     """A value that cannot be kept as JSON, or a stored text that cannot be read back."""
+
+
+class ResultError(SerializationError):
+    """What a task returned cannot be kept: another attempt would end alike, so there is none."""
 
 
 class BackendError(FlowrraError):
@@ -208,6 +214,8 @@ class Retry(FlowrraError):  # noqa: N818 (raised as a request, read as a sentenc
 
     It uses up a retry as any failure does. `delay` (seconds, 0 or more) replaces the policy's delay.
     """
+
+    delay: float | None = None  # also of a subclass that does not call super().__init__()
 
     def __init__(self, reason: str = "the task asked to be retried", *, delay: float | None = None):
         super().__init__(reason)
@@ -365,11 +373,17 @@ class Progress(NamedTuple):
 
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+LAST_MOMENT = 253_402_300_800.0  # the end of the year 9999: what datetime.max is as a float
 
 
 def _moment(seconds: float | None) -> dt.datetime | None:
     # Added, since fromtimestamp() knows no moments before the epoch on Windows.
-    return None if seconds is None else _EPOCH + dt.timedelta(seconds=seconds)
+    if seconds is None:
+        return None
+    try:
+        return _EPOCH + dt.timedelta(seconds=seconds)
+    except OverflowError:  # a store may hold anything
+        return dt.datetime.max.replace(tzinfo=dt.UTC) if seconds > 0 else dt.datetime.min.replace(tzinfo=dt.UTC)
 
 
 class _Moments:
@@ -886,6 +900,7 @@ def _from_text(name: str, kind: str, text: str) -> Any:
 # An enum that is a str or an int is kept as that; another one is refused,
 # since reading it back would import a module that the store names. A
 # dataclass goes in as the dictionary of its fields and comes back as one.
+# Of time zones, fixed offsets and the keys of ZoneInfo are kept.
 # ---------------------------------------------------------------------------
 
 MAX_DEPTH = 100
@@ -908,7 +923,8 @@ class ResultOf(Generic[R]):
 def result_of(task_id: TaskId[R]) -> R:
     """A placeholder to pass as an argument: the job waits for that one and gets its result here.
 
-    It may stand inside lists, tuples and dictionaries. The parent must be in the same broker.
+    It may stand inside lists, tuples, dictionaries and the fields of dataclasses; not in a set or a key.
+    The parent must be in the same broker.
     """
     if not isinstance(task_id, str):
         raise ConfigError(f"result_of() takes the id that submit() returned, not {task_id!r}")
@@ -937,7 +953,7 @@ def decode(text: str) -> Any:
         return _load(text)
     except SerializationError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError, OSError) as error:
         shown = str(text)  # a damaged store may have brought something else
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
         raise SerializationError(f"stored text cannot be read ({error}): {shown!r}") from None
@@ -973,6 +989,12 @@ def _pack_each(items: Iterable[tuple[Any, Any]], depth: int) -> Iterator[Any]:
 
 
 _SCALARS = frozenset((type(None), bool, int, str))  # JSON has them as they are
+_PLAIN = frozenset((type(None), bool, float, str))
+
+
+def is_plain(value: Any) -> bool:
+    """Whether `value` is immutable and comes back as it is from any store, so that it need not be copied."""
+    return type(value) in _PLAIN or (type(value) is int and -(2**63) <= value < 2**63)
 
 
 def _pack_plain(value: Any, depth: int) -> Any:
@@ -994,14 +1016,19 @@ def _pack_dict(value: Mapping[Any, Any], depth: int) -> Any:
     if _TAG in value or not all(type(key) is str for key in value):
         keys = _hashable(list(_pack_each(((key, key) for key in value), depth)))
         return _tagged("dict", [list(pair) for pair in zip(keys, _pack_each(value.items(), depth), strict=True)])
+    if _SCALARS.issuperset(map(type, value.values())):
+        return dict(value)
     return dict(zip(value, _pack_each(value.items(), depth), strict=True))
 
 
 def _hashable(packed: list[Any]) -> list[Any]:
     """The members of a set or the keys of a dictionary, if they can be that again when they are read."""
     if not _SCALARS.issuperset(map(type, packed)):
+        text = _dump(packed)
+        if _PLACEHOLDER in text:
+            raise _Unfit("has result_of() as a member or key: pass it in a list, tuple or dictionary's value")
         try:
-            set(_load(_dump(packed)))
+            set(_load(text))
         except TypeError:
             raise _Unfit("has a member or key that would come back as a dictionary or list") from None
     return packed
@@ -1015,6 +1042,36 @@ def _packer(tag: str, simplify: Callable[[Any], Any]) -> Callable[[Any, int], An
     return lambda value, depth: _tagged(tag, simplify(value))
 
 
+def _pack_clock(value: Any, depth: int) -> dict[str, Any]:
+    """A datetime or a time; with the key of its zone, as an offset would make another moment of it in half a year."""
+    tag, zone = type(value).__name__, value.tzinfo
+    if zone is None or type(zone) is dt.timezone:
+        key = None
+        if not value.fold:
+            return _tagged(tag, value.isoformat())
+    else:
+        key = _key_of(zone)
+        value = value.replace(tzinfo=None)
+    return _tagged(f"zoned {tag}", [value.isoformat(), key, value.fold])
+
+
+def _key_of(zone: dt.tzinfo) -> str:
+    import zoneinfo
+
+    with contextlib.suppress(ValueError, LookupError, OSError):
+        if isinstance(zone, zoneinfo.ZoneInfo) and zone.key and zoneinfo.ZoneInfo(zone.key):
+            return zone.key
+    raise _Unfit(
+        f"has the time zone {zone!r}, which cannot be kept: use zoneinfo.ZoneInfo, or .astimezone(datetime.UTC)"
+    )
+
+
+def _unpack_clock(read: Callable[[str], Any], parts: Sequence[Any]) -> Any:
+    text, key, fold = parts
+    value = read(text).replace(fold=fold)
+    return value if key is None else value.replace(tzinfo=importlib.import_module("zoneinfo").ZoneInfo(key))
+
+
 _PACKERS: Mapping[type, Callable[[Any, int], Any]] = {
     **dict.fromkeys(_SCALARS, _pack_plain),
     float: _pack_float,
@@ -1024,9 +1081,9 @@ _PACKERS: Mapping[type, Callable[[Any, int], Any]] = {
     set: lambda value, depth: _tagged("set", _hashable(_pack_list(value, depth))),
     frozenset: lambda value, depth: _tagged("frozenset", _hashable(_pack_list(value, depth))),
     bytes: _packer("bytes", lambda value: binascii.b2a_base64(value, newline=False).decode()),
-    dt.datetime: _packer("datetime", dt.datetime.isoformat),
+    dt.datetime: _pack_clock,
     dt.date: _packer("date", dt.date.isoformat),
-    dt.time: _packer("time", dt.time.isoformat),
+    dt.time: _pack_clock,
     dt.timedelta: _packer("timedelta", lambda value: [value.days, value.seconds, value.microseconds]),
     ResultOf: _packer("result_of", lambda value: str(value.task_id)),
 }
@@ -1083,6 +1140,8 @@ _UNPACKERS: Mapping[str, Callable[[Any], Any]] = {
     "datetime": dt.datetime.fromisoformat,
     "date": dt.date.fromisoformat,
     "time": dt.time.fromisoformat,
+    "zoned datetime": functools.partial(_unpack_clock, dt.datetime.fromisoformat),
+    "zoned time": functools.partial(_unpack_clock, dt.time.fromisoformat),
     "timedelta": lambda parts: dt.timedelta(*parts),
     "decimal": lambda text: importlib.import_module("decimal").Decimal(text),
     "uuid": lambda text: importlib.import_module("uuid").UUID(text),
@@ -1090,6 +1149,7 @@ _UNPACKERS: Mapping[str, Callable[[Any], Any]] = {
 }
 
 NO_ARGUMENTS = "[[],{}]"
+_PLACEHOLDER = '"$":"result_of"'  # in no other text: what a user writes has its quotes escaped
 
 
 def encode_arguments(job: Job) -> str:
@@ -1117,7 +1177,18 @@ def decode_arguments(job: Job) -> tuple[Sequence[Any], Mapping[str, Any]]:
 
 def encode_value(outcome: Outcome) -> str:
     """The text of what a successful attempt returned."""
-    return encode(outcome.result, f"the result of {outcome.job.task} ")
+    return encode_returned(outcome.result, outcome.job.task)
+
+
+def encode_returned(value: Any, task: str) -> str:
+    """The text of what a task returned; ResultError if it cannot be kept."""
+    try:
+        text = encode(value, f"the result of {task} ")
+    except SerializationError as error:
+        raise ResultError(str(error)) from None
+    if _PLACEHOLDER in text:
+        raise ResultError(f"the result of {task} holds result_of(), which stands for a result in arguments only")
+    return text
 
 
 def encode_result(result: TaskResult[Any]) -> str:
@@ -1203,9 +1274,14 @@ class TaskOptions:
 
 def is_retryable(options: TaskOptions, error: BaseException) -> bool:
     """Whether `error` may be answered with another attempt."""
+    if _is_kind(error, (ResultError,)):
+        return False
+    if _is_kind(error, (Retry,)):
+        return True
     if _is_kind(error, options.no_retry_on):
         return False
-    return _is_kind(error, (*options.retry_on, Retry, ProcessDiedError, TaskTimeoutError))
+    timed_out = isinstance(error, TaskTimeoutError) and error.ends_attempt
+    return timed_out or _is_kind(error, (*options.retry_on, ProcessDiedError))
 
 
 def _is_kind(error: BaseException, types: tuple[type[BaseException], ...]) -> bool:
@@ -1213,6 +1289,14 @@ def _is_kind(error: BaseException, types: tuple[type[BaseException], ...]) -> bo
     if isinstance(error, RemoteError):
         return any(kind_name(kind) in error.kinds for kind in types)
     return isinstance(error, types)
+
+
+def asked_delay(error: BaseException) -> float | None:
+    """The delay that a Retry asks for; None if it asks for none, or a subclass for what is no delay."""
+    delay = error.delay if isinstance(error, Retry | RemoteError) else None
+    with contextlib.suppress(ConfigError):
+        return None if delay is None else _seconds("delay", delay)
+    return None
 
 
 def kind_name(kind: type) -> str:
@@ -1942,15 +2026,26 @@ class Backend:
             TaskTimeoutError: it is not finished after `timeout` seconds (None: wait for ever).
         """
         pauses = itertools.chain((0.01, 0.02, 0.05), itertools.repeat(0.1))
-        try:
-            async with asyncio.timeout(timeout):
-                while True:
-                    (result,) = await self.get([task_id])
-                    if result is not None and result.is_finished:
-                        return result
-                    await asyncio.sleep(next(pauses))
-        except TimeoutError:
-            raise timed_out(task_id, timeout) from None
+        async with within(task_id, timeout):
+            while True:
+                (result,) = await self.get([task_id])
+                if result is not None and result.is_finished:
+                    return result
+                await asyncio.sleep(next(pauses))
+        raise AssertionError("the pauses never end")
+
+
+@contextlib.asynccontextmanager
+async def within(task_id: str, timeout: float | None) -> AsyncIterator[None]:
+    """Wait for a job no longer than `timeout`; a TimeoutError of what is called meanwhile stays what it is."""
+    limit = asyncio.timeout(timeout)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise timed_out(task_id, timeout) from None
 
 
 def timed_out(task_id: str, timeout: float | None) -> TaskTimeoutError:
@@ -2154,10 +2249,38 @@ def totals_of_activity(numbers: Iterable[tuple[str, str, float]]) -> list[Activi
 # ---------------------------------------------------------------------------
 # 7. Memory broker
 #
-# Jobs in this process: a heap for each queue, a future for each waiter. The
-# caller's arguments and results are kept as they are, not copied. Everything
-# happens on one loop, so that a method without an await is a transaction.
+# Jobs in this process: a heap for each queue, a future for each waiter. What
+# can change or must be checked is kept as text, as the other brokers keep it;
+# numbers and strings stay as they are. Everything happens on one loop, so that
+# a method without an await is a transaction.
 # ---------------------------------------------------------------------------
+
+
+class _ResultText(str):
+    """Stands in `Job.result` for the result that it is the text of: each who asks gets a copy of their own."""
+
+    __slots__ = ()
+
+
+def _kept_result(job: Job) -> TaskResult[Any]:
+    result = result_from(job)
+    if type(result.result) is _ResultText:
+        result.result = decode(result.result)
+    return result
+
+
+def _detach(job: Job) -> None:
+    """Keep the arguments so that nobody else can change them; SerializationError if they cannot be kept."""
+    if job.payload is None and not (all(map(is_plain, job.args)) and all(map(is_plain, job.kwargs.values()))):
+        job.payload, job.args, job.kwargs = encode_arguments(job), (), {}
+    elif job.kwargs:
+        job.kwargs = dict(job.kwargs)
+
+
+def _encode_results(outcomes: Iterable[Outcome]) -> None:
+    for outcome in outcomes:
+        if outcome.status is SUCCESS and outcome.text is None and not is_plain(outcome.result):
+            outcome.text = encode_value(outcome)
 
 
 class MemoryBroker(Broker):
@@ -2180,7 +2303,8 @@ class MemoryBroker(Broker):
         self._expiring: list[tuple[float, int, str]] = []
         self._finished: collections.deque[Job] = collections.deque()
         self._unique: dict[str, str] = {}
-        self._children: dict[str, list[str]] = {}
+        self._children: dict[str, dict[str, None]] = {}
+        self._open_parents: dict[str, set[str]] = {}  # what a blocked job still waits for
         self._workers: dict[str, tuple[WorkerInfo, float]] = {}
         self._paused: set[str] = set()
         self._totals = ActivitySums()
@@ -2201,17 +2325,35 @@ class MemoryBroker(Broker):
     # Taking in ---------------------------------------------------------------------------------
 
     async def push(self, jobs: Sequence[Job], *, now: float) -> list[str]:
+        for job in jobs:
+            _detach(job)
         if self._size is not None:
             await self._make_room(jobs, self._size)
-        if len(jobs) == 1 and not jobs[0].parents:
-            return [self._take_in(jobs[0], now)]
-        coming: set[str] = set()
+        if (len(jobs) == 1 and not jobs[0].parents) or not any(job.parents for job in jobs):
+            return [self._take_in(job, now) for job in jobs]
+        self._check_parents(jobs)
+        ids: dict[str, str] = {}  # of a parent whose unique key was taken, that of the job which stands in for it
+        answer = []
         for job in jobs:
-            for parent in job.parents if job.id not in self._jobs else ():
-                if parent not in self._jobs and parent not in coming:
-                    raise unknown_job(parent)
-            coming.add(job.id)
-        return [self._take_in(job, now) for job in jobs]
+            job.parents = tuple([ids.get(parent, parent) for parent in dict.fromkeys(job.parents)])
+            ids[job.id] = self._take_in(job, now)
+            answer.append(ids[job.id])
+        return answer
+
+    def _check_parents(self, jobs: Sequence[Job]) -> None:
+        """Raise unless the parents of each job that is new are known, or come before it."""
+        before: set[str] = set()
+        new: set[str] = set()
+        keys: set[str] = set()
+        for job in jobs:
+            has_key = job.unique is not None and (job.unique in self._unique or job.unique in keys)
+            if job.id not in self._jobs and job.id not in new and not has_key:
+                for parent in job.parents:
+                    if parent not in self._jobs and parent not in before:
+                        raise unknown_job(parent)
+                new.add(job.id)
+                keys.update(() if job.unique is None else (job.unique,))
+            before.add(job.id)
 
     async def _make_room(self, jobs: Sequence[Job], size: int) -> None:
         while (queue := self._full_queue(jobs, size)) is not None:
@@ -2257,34 +2399,38 @@ class MemoryBroker(Broker):
 
     def _await_parents(self, job: Job, now: float) -> None:
         job.status = BLOCKED
-        for parent in map(self._jobs.get, dict.fromkeys(job.parents)):
+        waits: set[str] = set()
+        for parent in map(self._jobs.get, job.parents):
             if parent is None:
                 continue  # purged since: it had succeeded, or this job would have been cancelled
             if parent.status not in FINISHED:
-                self._children.setdefault(parent.id, []).append(job.id)
+                waits.add(parent.id)
             elif parent.status is not SUCCESS:
                 self._finish(job, Outcome.cancel(job, orphaned(parent.id, parent.status)), now)
                 return
-        self._unblock(job, now)
-
-    def _unblock(self, job: Job, now: float) -> None:
-        parents = map(self._jobs.get, job.parents)
-        if all(parent is None or parent.status is SUCCESS for parent in parents):
+        if not waits:
             self._make_ready(job, now)
+            return
+        self._open_parents[job.id] = waits
+        for task_id in waits:
+            self._children.setdefault(task_id, {})[job.id] = None
 
     def _make_ready(self, job: Job, now: float) -> None:
         """Put a job where it waits: on its queue's heap, or among those that are not due yet."""
         if job.due is not None and job.due > now:
-            if job.status is not RETRYING:
-                job.status = SCHEDULED
-            heapq.heappush(self._waiting, (job.due, job.seq, job.id))
-        else:
-            job.status = PENDING
-            heapq.heappush(self._ready[job.queue], (job.priority, job.seq, job.id))
-            if self._size is not None:
-                self._depth[job.queue] += 1
+            self._make_wait(job, SCHEDULED, job.due)
+            return
+        job.status = PENDING
+        heapq.heappush(self._ready[job.queue], (job.priority, job.seq, job.id))
+        if self._size is not None:
+            self._depth[job.queue] += 1
         if job.queue in self._ready_waiters:
             self._wake_ready(job.queue)
+
+    def _make_wait(self, job: Job, status: TaskStatus, due: float) -> None:
+        job.status, job.due = status, due
+        heapq.heappush(self._waiting, (due, job.seq, job.id))
+        self._wake_ready(job.queue)
 
     # Handing out -------------------------------------------------------------------------------
 
@@ -2310,9 +2456,10 @@ class MemoryBroker(Broker):
     def _take(self, heap: list[tuple[int, int, str]], limit: int, worker: str, now: float) -> list[Job]:
         jobs: list[Job] = []
         while heap and len(jobs) < limit:
-            job = self._jobs.get(heapq.heappop(heap)[2])
-            if job is None or job.status is not PENDING:
-                continue  # cancelled on the heap, or requeued and on it twice
+            _, seq, task_id = heapq.heappop(heap)
+            job = self._jobs.get(task_id)
+            if job is None or job.status is not PENDING or job.seq != seq:
+                continue  # cancelled on the heap, or requeued and on it twice, or deleted and its id used again
             job.status = RUNNING
             job.attempt += 1
             job.worker = worker
@@ -2347,16 +2494,16 @@ class MemoryBroker(Broker):
 
     def _promote(self, now: float) -> None:
         while self._waiting and self._waiting[0][0] <= now:
-            due, _, task_id = heapq.heappop(self._waiting)
+            due, seq, task_id = heapq.heappop(self._waiting)
             job = self._jobs.get(task_id)
-            if job and job.due == due and job.status in (SCHEDULED, RETRYING):
+            if job and job.seq == seq and job.due == due and job.status in (SCHEDULED, RETRYING):
                 self._make_ready(job, now)
 
     def _expire(self, now: float) -> None:
         while self._expiring and self._expiring[0][0] <= now:
-            expires, _, task_id = heapq.heappop(self._expiring)
+            expires, seq, task_id = heapq.heappop(self._expiring)
             job = self._jobs.get(task_id)
-            if job and job.expires == expires and job.attempt == 0 and job.status not in FINISHED:
+            if job and job.seq == seq and job.expires == expires and job.attempt == 0 and job.status not in FINISHED:
                 self._finish(job, Outcome.cancel(job, EXPIRED), now)
 
     def _rescue_lapsed(self, now: float, but: str) -> list[str]:
@@ -2382,11 +2529,12 @@ class MemoryBroker(Broker):
     # Writing down ------------------------------------------------------------------------------
 
     async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
+        _encode_results(outcomes)
         return [self._settle_one(outcome, now) for outcome in outcomes]
 
     def _settle_one(self, outcome: Outcome, now: float) -> bool:
         job = self._jobs.get(outcome.job.id)
-        if job is None or job.status is not RUNNING or job.attempt != outcome.attempt:
+        if job is None or job.status is not RUNNING or job.attempt != outcome.attempt or job.seq != outcome.job.seq:
             return False
         if outcome.status is SUCCESS or outcome.ending == "failure":
             job.failures += outcome.status is not SUCCESS
@@ -2403,7 +2551,7 @@ class MemoryBroker(Broker):
             self._leave_queue(job.queue)
         job.status = outcome.status
         job.finished = now
-        job.result = outcome.result
+        job.result = outcome.result if outcome.text is None else _ResultText(outcome.text)
         job.error = outcome.error
         job.traceback = outcome.traceback
         job.purge_at = now + (self.retention.ttl(outcome.status) if outcome.keep is None else outcome.keep)
@@ -2418,16 +2566,20 @@ class MemoryBroker(Broker):
             self._cancelling.discard(job.id)
         if job.id in self._result_waiters:
             for waiter in self._result_waiters.pop(job.id):
-                _resolve(waiter, result_from(job))  # as it is now: it may be requeued before they look
+                _resolve(waiter, _kept_result(job))  # as it is now: it may be requeued before they look
         if self._children:
+            self._open_parents.pop(job.id, None)
             self._tell_children(job, now)
 
     def _put_back(self, job: Job, outcome: Outcome, now: float, ending: str) -> None:
         """Let a job that ran wait again, with the attempt in its history."""
         job.error, job.traceback, job.finished = outcome.error, outcome.traceback, now
         self._archive(job, ending)
-        job.status, job.due = outcome.status, outcome.due
-        self._make_ready(job, now)
+        if outcome.due is None:
+            job.due = None
+            self._make_ready(job, now)
+        else:
+            self._make_wait(job, outcome.status, outcome.due)
         if job.cancel_requested:
             self._finish(job, Outcome.cancel(job, BY_HAND), now)
 
@@ -2445,7 +2597,11 @@ class MemoryBroker(Broker):
             if child is None or child.status is not BLOCKED or child.worker is not None:
                 continue  # one that is held looks at its parents when it is let go
             if ended.status is SUCCESS:
-                self._unblock(child, now)
+                waits = self._open_parents[task_id]
+                waits.discard(ended.id)
+                if not waits:
+                    del self._open_parents[task_id]
+                    self._make_ready(child, now)
             else:
                 told += [(child, grandchild) for grandchild in self._children.pop(task_id, ())]
                 self._finish(child, Outcome.cancel(child, orphaned(ended.id, ended.status)), now)
@@ -2504,7 +2660,7 @@ class MemoryBroker(Broker):
 
     async def get(self, task_ids: Sequence[str]) -> list[TaskResult[Any] | None]:
         jobs = map(self._jobs.get, task_ids)
-        return [None if job is None else result_from(job) for job in jobs]
+        return [None if job is None else _kept_result(job) for job in jobs]
 
     async def record(self, results: Sequence[TaskResult[Any]]) -> None:
         for result in results:
@@ -2514,6 +2670,7 @@ class MemoryBroker(Broker):
             job.attempt, job.started, job.progress = result.attempts, result.started, result.progress
             self._jobs[job.id] = job
             outcome = Outcome(job, job.attempt, result.status, result.result, result.error, result.traceback)
+            _encode_results((outcome,))
             self._finish(job, outcome, result.finished or 0.0)
 
     async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
@@ -2521,7 +2678,7 @@ class MemoryBroker(Broker):
         if job is None:
             raise unknown_job(task_id)
         if job.status in FINISHED:
-            return result_from(job)
+            return _kept_result(job)
         waiter: asyncio.Future[TaskResult[Any] | None] = asyncio.get_running_loop().create_future()
         self._result_waiters.setdefault(task_id, []).append(waiter)
         try:
@@ -2544,7 +2701,10 @@ class MemoryBroker(Broker):
             jobs = sorted(known, key=lambda job: job.seq, reverse=not oldest_first)
         is_behind = operator.gt if oldest_first else operator.lt
         found = (job for job in jobs if which.matches(job) and (after is None or is_behind(job.seq, after)))
-        return [dataclasses.replace(job) for job in itertools.islice(found, limit)]
+        return [
+            dataclasses.replace(job, kwargs=dict(job.kwargs), result=_kept_result(job).result)
+            for job in itertools.islice(found, limit)
+        ]
 
     async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
         which = which or JobFilter()
@@ -2615,8 +2775,8 @@ class MemoryBroker(Broker):
             del self._jobs[task_id]
 
     async def purge(self, before: float, limit: int) -> int:
-        due = (job for job in self._finished if job.purge_at is not None and job.purge_at < before)
-        gone = {job.id for job in itertools.islice(due, limit)}
+        due = ((job.purge_at, job.seq, job.id) for job in self._finished if (job.purge_at or 0.0) < before)
+        gone = {task_id for *_, task_id in heapq.nsmallest(limit, due)}
         self._drop(gone)
         return len(gone)
 
@@ -2644,6 +2804,8 @@ class MemoryBroker(Broker):
         return job.worker == by
 
     async def adopt(self, jobs: Sequence[Job], *, by: str, now: float) -> list[bool]:
+        for job in jobs:
+            _detach(job)
         return [self._adopt_one(job, by) for job in jobs]
 
     def _adopt_one(self, job: Job, by: str) -> bool:
@@ -2651,7 +2813,10 @@ class MemoryBroker(Broker):
             return True
         if job.unique is not None and self._unique.setdefault(job.unique, job.id) != job.id:
             return False
-        job = dataclasses.replace(job, status=BLOCKED, worker=by, seq=next(self._sequence))
+        parents = tuple(dict.fromkeys(job.parents))
+        job = dataclasses.replace(job, status=BLOCKED, worker=by, seq=next(self._sequence), parents=parents)
+        job.started = job.finished = job.purge_at = job.result = job.progress = None
+        job.cancel_requested = False
         self._jobs[job.id] = job
         if job.expires is not None:
             heapq.heappush(self._expiring, (job.expires, job.seq, job.id))
@@ -2671,6 +2836,7 @@ class MemoryBroker(Broker):
             return True
         del self._jobs[job.id]
         self._suspects.discard(job.id)
+        self._open_parents.pop(job.id, None)
         if job.unique is not None:
             self._unique.pop(job.unique, None)
         for waiter in self._result_waiters.pop(job.id, ()):
@@ -2873,11 +3039,11 @@ _SUCCEED = """
 _END = """
     UPDATE flowrra_job SET status = :status, error = :error, traceback = :traceback, finished = :now,
         purge_at = :purge_at, failures = failures + :failed
-    WHERE id = :id AND status = 'running' AND attempt = :attempt RETURNING cancel_requested"""
+    WHERE id = :id AND seq = :seq AND status = 'running' AND attempt = :attempt RETURNING cancel_requested"""
 _AGAIN = f"""
     UPDATE flowrra_job SET status = :status, error = :error, traceback = :traceback, due = :due,
         failures = failures + :failed, {_ARCHIVE}
-    WHERE id = :id AND status = 'running' AND attempt = :attempt RETURNING cancel_requested"""
+    WHERE id = :id AND seq = :seq AND status = 'running' AND attempt = :attempt RETURNING cancel_requested"""
 
 _RESCUE = f"""
     UPDATE flowrra_job SET status = 'pending', crashes = crashes + :crashed, due = NULL,
@@ -2977,9 +3143,12 @@ class SQLiteStore:
 
     def push(self, jobs: Sequence[Job], *, now: float) -> list[str]:
         ids: list[str] = []
+        stand_ins: dict[str, str] = {}  # the id of a job whose unique key was taken, and the job that has the key
         for _, run in itertools.groupby(jobs, _kin):  # neighbours only, so that the order is kept
             alike = list(run)
-            ids += self._push_alike(alike, now) if len(alike) > 1 else [self._push_one(alike[0], now)]
+            ids += self._push_alike(alike, now) if len(alike) > 1 else [self._push_one(alike[0], stand_ins, now)]
+            if stand_ins or alike[0].unique is not None:
+                stand_ins.update(zip([job.id for job in alike], ids[-len(alike) :], strict=True))
         self.news.setdefault("j", [])
         return ids
 
@@ -2994,15 +3163,17 @@ class SQLiteStore:
         self._db.execute(_INSERT_ALIKE, (*shared, f"{{{text}}}"))
         return [job.id for job in jobs]
 
-    def _push_one(self, job: Job, now: float) -> str:
+    def _push_one(self, job: Job, stand_ins: Mapping[str, str], now: float) -> str:
         status, due = _first_status(job, now)
-        parents = list(dict.fromkeys(job.parents)) if job.parents else None
+        parents = [stand_ins.get(parent, parent) for parent in dict.fromkeys(job.parents)]
         row: tuple[Any, ...] = (job.id, job.payload, job.task, job.queue, job.priority, status, now, due, job.expires)
-        row += (_text(job.overrides), job.unique, parents and json.dumps(parents))
+        row += (_text(job.overrides), job.unique, json.dumps(parents) if parents else None)
         if self._db.execute(_INSERT_ONE, row).rowcount == 0:
             return self._holder(job)
+        if job.id in parents:
+            raise unknown_job(job.id)  # it cannot wait for itself
         if parents:
-            family = "INSERT INTO flowrra_family SELECT value, last_insert_rowid() FROM json_each(?)"
+            family = "INSERT OR IGNORE INTO flowrra_family SELECT value, last_insert_rowid() FROM json_each(?)"
             self._db.execute(family, (json.dumps(parents),))
             self._await_parents(job.id, parents, now)
         return job.id
@@ -3017,15 +3188,17 @@ class SQLiteStore:
         """Block the job until its parents have succeeded; cancel it if one has ended otherwise."""
         (child,) = self._db.execute("SELECT seq FROM flowrra_job WHERE id = ?", (task_id,)).fetchone()
         self._db.execute("UPDATE flowrra_job SET status = 'blocked' WHERE seq = ?", (child,))
-        for parent in parents:
-            found = self._db.execute("SELECT status FROM flowrra_job WHERE id = ?", (parent,)).fetchone()
-            if found is None:
-                raise unknown_job(parent)
-            if found[0] not in FINISHED:
-                self._db.execute("INSERT INTO flowrra_dependency VALUES (?, ?)", (parent, child))
-            elif found[0] != SUCCESS:
-                self._bury([task_id], CANCELLED, orphaned(parent, found[0]), now)
+        states = "SELECT value, status FROM json_each(?) LEFT JOIN flowrra_job AS job ON job.id = value ORDER BY key"
+        found = dict(self._db.execute(states, (json.dumps(parents),)).fetchall())
+        for parent in (parent for parent, status in found.items() if status is None):
+            raise unknown_job(parent)
+        for parent, status in found.items():
+            if status in REQUEUABLE:
+                self._bury([task_id], CANCELLED, orphaned(parent, status), now)
                 return
+        waits = [parent for parent, status in found.items() if status != SUCCESS]
+        insert = "INSERT INTO flowrra_dependency SELECT value, ? FROM json_each(?)"
+        self._db.execute(insert, (child, json.dumps(waits)))
         self._unblock([child], now)
 
     def _unblock(self, children: Iterable[int], now: float) -> None:
@@ -3096,8 +3269,11 @@ class SQLiteStore:
         """
         alike: dict[tuple[int, str | None, float | None], dict[int, int]] = {}
         written = [False] * len(outcomes)
+        others: set[tuple[int, int]] = set()  # attempts of which another end has come before: that one counts
         for index, outcome in enumerate(outcomes):
-            if outcome.status is SUCCESS:
+            if outcome.status is not SUCCESS:
+                others.add((outcome.job.seq, outcome.attempt))
+            elif (outcome.job.seq, outcome.attempt) not in others:
                 kin = (outcome.attempt, outcome.job.worker, outcome.keep)
                 alike.setdefault(kin, {}).setdefault(outcome.job.seq, index)
         for kin, indices in alike.items():
@@ -3125,6 +3301,7 @@ class SQLiteStore:
         ends = outcome.status in FINISHED
         values = {
             "id": outcome.job.id,
+            "seq": outcome.job.seq,
             "attempt": outcome.attempt,
             "status": outcome.status,
             "ending": outcome.ending,
@@ -3154,7 +3331,8 @@ class SQLiteStore:
         self._unblock([row[0] for row in self._db.execute(freed, (json.dumps(list(parents)),)).fetchall()], now)
 
     def _children(self, parent: str) -> list[str]:
-        children = "SELECT id FROM flowrra_job WHERE seq IN (SELECT child FROM flowrra_dependency WHERE parent = ?)"
+        children = """SELECT id FROM flowrra_job
+            WHERE seq IN (SELECT child FROM flowrra_dependency WHERE parent = ?) ORDER BY seq"""
         return [row[0] for row in self._db.execute(children, (parent,)).fetchall()]
 
     def _bury(self, task_ids: Iterable[str], status: TaskStatus, reason: str, now: float) -> list[str]:
@@ -3426,9 +3604,7 @@ def _kin(job: Job) -> object:
 
 
 def _first_status(job: Job, now: float) -> tuple[TaskStatus, float | None]:
-    if job.due is not None and job.due > now:
-        return SCHEDULED, job.due
-    return PENDING, None
+    return SCHEDULED if job.due is not None and job.due > now else PENDING, job.due
 
 
 def _json_key(text: str) -> str:
@@ -4157,7 +4333,7 @@ class SQLiteBroker(Broker):
         for job in jobs:
             job.payload = encode_arguments(job)
         file = self._opened()
-        if len(jobs) == 1 and self._is_alone():
+        if len(jobs) == 1 and len(jobs[0].parents) < 100 and self._is_alone():
             ids = self._push_here(file, jobs, now)
             if time.monotonic() - self._turn_began > 0.001:
                 await asyncio.sleep(0)  # others shall have the loop, too
@@ -4229,11 +4405,8 @@ class SQLiteBroker(Broker):
 
     async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
         self._opened()
-        try:
-            async with asyncio.timeout(timeout):
-                return await self._news.wait_finished(task_id)
-        except TimeoutError:
-            raise timed_out(task_id, timeout) from None
+        async with within(task_id, timeout):
+            return await self._news.wait_finished(task_id)
 
     async def listen(self, port: int, kinds: str) -> None:
         """Have other processes send news of these kinds to a loopback port of this one."""
@@ -4643,9 +4816,14 @@ def parents_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, ...
     for value in values:  # it grows meanwhile
         if isinstance(value, ResultOf):
             parents[str(value.task_id)] = None
-        elif isinstance(value, list | tuple | dict) and id(value) not in seen:
+        elif type(value) in _PLAIN or id(value) in seen:
+            continue
+        elif isinstance(value, list | tuple | dict):
             seen.add(id(value))
             values += value.values() if isinstance(value, dict) else value
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            seen.add(id(value))
+            values += [getattr(value, f.name) for f in dataclasses.fields(value)]
     return tuple(parents)
 
 
@@ -4665,9 +4843,15 @@ def _timestamp(name: str, moment: object) -> float:
     if not isinstance(moment, dt.datetime):
         raise ConfigError(f"{name} must be a datetime, not {moment!r}")
     try:
-        return moment.timestamp()
+        return min(moment.timestamp(), LAST_MOMENT)
     except (ValueError, OverflowError, OSError):  # the last one: on Windows, before the epoch
         raise ConfigError(f"{name} lies too far from now for this machine's local time: {moment!r}") from None
+
+
+def _from_now(name: str, now: float, seconds: float) -> float:
+    if now + seconds > LAST_MOMENT:
+        raise ConfigError(f"{name}={seconds!r} s from now lies beyond the year 9999")
+    return now + seconds
 
 
 def _key(name: str, key: object) -> str | None:
@@ -4702,11 +4886,11 @@ class Submission(Generic[P, R]):
         now = self.task.app.now()
         job.id = self.task_id or job.id
         job.priority, job.queue, job.unique, job.overrides = self.priority, self.queue, self.unique, self.overrides
-        job.due = self.run_at if self.delay is None else now + self.delay
+        job.due = self.run_at if self.delay is None else _from_now("delay", now, self.delay)
         if isinstance(self.expires, dt.datetime):
             job.expires = _timestamp("expires", self.expires)
         elif self.expires is not None:
-            job.expires = now + self.expires
+            job.expires = _from_now("expires", now, self.expires)
         return job
 
 
@@ -5228,7 +5412,7 @@ def _perform_call(call: CpuCall, answers: Any) -> list[Any]:
         if os.getpid() != pid:
             raise  # in a process that the task has forked
         kinds = [kind_name(kind) for kind in type(error).__mro__]
-        delay = error.delay if isinstance(error, Retry) else None
+        delay = asked_delay(error)
         traceback = format_traceback(error)
         # Memory that is short stays so. The text also tells of an error inside of another, or of a group.
         return ["error", context.sender, describe(error), kinds, traceback, delay, "MemoryError" in traceback]
@@ -5243,7 +5427,7 @@ def _run_call(call: CpuCall, context: _ChildContext) -> str:
     result: Any = function(*args, **kwargs)
     if inspect.iscoroutine(result):
         result = asyncio.run(result)
-    return encode(result, f"the result of {context.task} ")
+    return encode_returned(result, context.task)
 
 
 class _ChildContext(JobContext):
@@ -5327,6 +5511,7 @@ def _written_out(text: str) -> str:
 # ---------------------------------------------------------------------------
 
 UNKNOWN_TASK_DELAY = 15.0  # seconds for which a job of an unknown task is handed back
+_AWAY_DELAY = 1.0  # the same for a job whose parents' results could not be read, as the store was away
 _IDLE_WAIT = 5.0  # seconds after which an idle queue is looked at in any case
 _PURGE_EVERY = 60.0
 _PURGE_LIMIT = 500  # jobs deleted in one step
@@ -5420,7 +5605,7 @@ def judge(job: Job, options: TaskOptions, error: BaseException, now: float) -> O
     traceback = format_traceback(error)[-_TRACEBACK_LIMIT:]
     if job.failures >= options.max_retries or not is_retryable(options, error):
         return Outcome.fail(job, text, traceback)
-    delay = error.delay if isinstance(error, Retry | RemoteError) else None
+    delay = asked_delay(error)
     if delay is None:
         delay = retry_delay(options, job.failures + 1)
     return Outcome.retry_at(job, now + delay, text, traceback)
@@ -5455,13 +5640,18 @@ class _Attempts:
             args: Sequence[Any] = job.args
             kwargs = job.kwargs
             if job.payload is not None or job.parents:
-                args, kwargs = await self._arguments(job)
+                try:
+                    args, kwargs = await self._arguments(job)
+                except (SerializationError, TaskNotFoundError) as error:  # another attempt would find the same
+                    return self._fail(job, options, error)
+                except BrokerError as error:
+                    return Outcome.release(job, describe(error), self._worker.clock.time() + _AWAY_DELAY)
             if self._middleware:
                 result = await self._pass_on(0, functools.partial(self._execute, run, task, options, args, kwargs), job)
             else:
                 result = await self._execute(run, task, options, args, kwargs)
             outcome = Outcome.succeed(job, result, options.result_ttl)
-            if self._broker.keeps_text:
+            if self._broker.keeps_text or not is_plain(result):
                 outcome.text = encode_value(outcome)
         except BaseException as error:
             return self._judge(run, options, error)
@@ -5486,6 +5676,8 @@ class _Attempts:
             if result is None:
                 raise TaskNotFoundError(f"the result of its parent {parent} is gone: raise result_ttl or max_results")
             results[parent] = result.result
+        for name, parent in zip(parents_in(args, kwargs), job.parents, strict=False):
+            results.setdefault(name, results[parent])  # that parent's unique key was taken: another job stood in for it
         return put_results(args, results), put_results(kwargs, results)
 
     def _pass_on(self, first: int, execute: Callable[[], Awaitable[Any]], job: Job) -> Awaitable[Any]:
@@ -5528,7 +5720,11 @@ class _Attempts:
                 raise error
             # else the job has cancelled itself
         outcome = judge(run.job, options, error, self._worker.clock.time())
-        if outcome.status is FAILED and (options.result_ttl or 0.0) > self._broker.retention.failed_ttl:
+        return self._fail(run.job, options, error) if outcome.status is FAILED else outcome
+
+    def _fail(self, job: Job, options: TaskOptions, error: BaseException) -> Outcome:
+        outcome = Outcome.fail(job, describe(error), format_traceback(error)[-_TRACEBACK_LIMIT:])
+        if (options.result_ttl or 0.0) > self._broker.retention.failed_ttl:
             outcome.keep = options.result_ttl  # a failure is not forgotten sooner than a success
         return outcome
 
@@ -5546,9 +5742,11 @@ async def _within(timeout: float | None, call: Awaitable[Any], limit: asyncio.Ti
         async with limit:
             return await call
     except TimeoutError:
-        if limit.expired():
-            raise TaskTimeoutError(f"the attempt took longer than its timeout of {timeout:g} s") from None
-        raise
+        if not limit.expired():
+            raise
+        error = TaskTimeoutError(f"the attempt took longer than its timeout of {timeout:g} s")
+        error.ends_attempt = True
+        raise error from None
 
 
 class _Results:
@@ -5652,9 +5850,12 @@ class _Results:
         name = "retry" if outcome.status is RETRYING else outcome.ending
         level = logging.WARNING if outcome.ending == "failure" else logging.INFO
         if logger.isEnabledFor(level):
-            seconds = self._worker.clock.time() - run.began
-            logger.log(level, "job %s (%s) attempt %d: %s after %.3f s%s", job.id, job.task, outcome.attempt, name,
-                       seconds, f": {outcome.error}" if outcome.error else "",
+            now = self._worker.clock.time()
+            seconds = now - run.began
+            word = "retry" if name == "retry" else "again"
+            again = "" if outcome.due is None else f", {word} in {max(0.0, outcome.due - now):.3f} s"
+            logger.log(level, "job %s (%s) attempt %d: %s after %.3f s%s%s", job.id, job.task, outcome.attempt,
+                       outcome.ending, seconds, again, f": {outcome.error}" if outcome.error else "",
                        extra={**extra, "duration": seconds})  # fmt: skip
         self.emit(Event(name, self._worker.info.id, job, outcome.result, outcome.error))
 
@@ -6383,7 +6584,10 @@ def _rule_text(kind: str, rule: object, tz: str | dt.tzinfo | None) -> str:
         return f"{seconds:.6f}".rstrip("0").rstrip(".")
     if tz is not None and isinstance(rule, dt.datetime) and rule.tzinfo is None:
         rule = rule.replace(tzinfo=_zone_of(tz).tzinfo)
-    return (_EPOCH + dt.timedelta(microseconds=_micro(_timestamp("run_at", rule)))).isoformat()
+    moment = _timestamp("run_at", rule)
+    if moment >= LAST_MOMENT:
+        raise ConfigError(f"run_at={rule!r} lies beyond the year 9999: it would never fire")
+    return (_EPOCH + dt.timedelta(microseconds=_micro(moment))).isoformat()
 
 
 def _payload(task: str | Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:

@@ -169,6 +169,7 @@ INSERT_LONE = """
 # The same, said before it is on disk, which SYNC then waits for.
 INSERT_LONE_EARLY = f"{INSERT_LONE} WHERE {LAZY}"
 SYNC = "SELECT pg_logical_emit_message(true, 'flowrra', '')"  # a commit, and so all before it, goes to disk
+SET_PARENTS = "UPDATE flowrra.job SET parents = $2 WHERE seq = $1"
 # Jobs with one of the ids $1, and unfinished ones with one of the keys $2.
 KNOWN = f"""
     SELECT id, NULL AS unique_key FROM flowrra.job WHERE id = ANY ($1::text[]) UNION ALL
@@ -203,7 +204,7 @@ DESCENDANTS = """
         SELECT parent, child FROM flowrra.dependency WHERE parent = ANY ($1::bigint[])
         UNION SELECT further.* FROM line CROSS JOIN LATERAL (
             SELECT parent, child FROM flowrra.dependency WHERE parent = line.child OFFSET 0) AS further)
-    SELECT child, parent, id FROM line JOIN flowrra.job ON seq = ANY (ARRAY[parent]) ORDER BY parent DESC"""
+    SELECT child, parent, id FROM line JOIN flowrra.job ON seq = ANY (ARRAY[parent]) ORDER BY child"""
 
 CLAIMED = "seq, id, task, payload, queue, priority, submitted, due, attempt - 1, failures, crashes, overrides, parents"
 # A claim holds its worker's row: whoever rescues that worker's jobs deletes the row first, so waits for the claim and

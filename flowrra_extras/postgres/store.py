@@ -38,7 +38,7 @@ from flowrra_extras.postgres.moving import MovingStore
 from flowrra_extras.postgres.rows import clean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from flowrra_extras.postgres.connections import Session
 
@@ -99,10 +99,30 @@ class Store(MovingStore):
         while left:
             new.update(await self._db.fetch(sql.INSERT, now, *_columns(left)))
             left = await self._resolve_keys([job for job in left if job.id not in new], ids, jobs)
-        family = {new[job.id]: dict.fromkeys(job.parents) for job in jobs if job.parents and job.id in new}
-        if family:
-            await self._await_parents(family, now, strict=True)
+        if new and any(job.parents for job in jobs):
+            await self._await_parents(await self._family(jobs, ids, new), now, strict=True)
         return ids
+
+    async def _family(
+        self, jobs: Sequence[Job], ids: Sequence[str], new: Mapping[str, int]
+    ) -> dict[int, dict[str, None]]:
+        """The parents of the jobs that are new, by seq. Where another job stood in for a parent, that is put in."""
+        family: dict[int, dict[str, None]] = {}
+        stand_ins: dict[str, str] = {}
+        seen: set[str] = set()
+        for job, task_id in zip(jobs, ids, strict=True):
+            is_first = task_id == job.id and job.id in new and job.id not in seen
+            if is_first and job.parents:
+                parents = [stand_ins.get(parent, parent) for parent in dict.fromkeys(job.parents)]
+                family[new[job.id]] = dict.fromkeys(parents)
+                if not stand_ins.keys().isdisjoint(job.parents):
+                    await self._db.fetch(sql.SET_PARENTS, new[job.id], json.dumps(parents))
+            if task_id == job.id:
+                seen.add(job.id)
+                stand_ins.pop(job.id, None)
+            else:
+                stand_ins[job.id] = task_id
+        return family
 
     async def _resolve_keys(self, refused: Sequence[Job], ids: list[str], jobs: Sequence[Job]) -> list[Job]:
         """Put in the ids of those that have the unique keys; the jobs whose key came free meanwhile."""
@@ -176,17 +196,31 @@ class Store(MovingStore):
             ended = dict(rows)
             first = first or list(ended)
             self.finished += ended.values()
-            doomed = await self._children_of(ended, status)
+            doomed = await self._children_of({seq: status for seq in doomed if seq in ended})
             status = TaskStatus.CANCELLED
         return first
 
-    async def _children_of(self, ended: Mapping[int, str], status: TaskStatus) -> dict[int, str]:
-        """Those who wait for jobs that did not succeed, and for those in turn, each with its reason."""
+    async def _children_of(self, ended: Mapping[int, TaskStatus]) -> dict[int, str]:
+        """Those who wait for jobs that did not succeed, and for those in turn, each with its reason.
+
+        Of several reasons it is that of the job that ended first, as where jobs end one after the other.
+        """
         rows = await self._db.fetch(sql.DESCENDANTS, list(ended)) if ended else ()
         if rows:
             await self._db.fetch(sql.FORGET_PARENTS, list(ended))
-        cancelled = TaskStatus.CANCELLED
-        return {child: orphaned(name, status if parent in ended else cancelled) for child, parent, name in rows}
+        names = {parent: name for _, parent, name in rows}
+        children: dict[int, list[int]] = {}
+        for child, parent, _ in rows:
+            children.setdefault(parent, []).append(child)
+        doomed: dict[int, str] = {}
+        for root, status in ended.items():
+            told = [(root, status)]
+            for parent, its_status in told:  # it grows meanwhile
+                for child in children.get(parent, ()):
+                    if child not in doomed:
+                        doomed[child] = orphaned(names[parent], its_status)
+                        told.append((child, TaskStatus.CANCELLED))
+        return doomed
 
     async def settle(self, outcomes: Sequence[Outcome], now: float, *, careful: bool) -> set[tuple[int, int]]:
         """Write down outcomes, at most one of an attempt; the (seq, attempt) of those that were written.
@@ -202,7 +236,7 @@ class Store(MovingStore):
             rows = await self._db.fetch(sql.FINISH, careful, now, *_columns_of(ended), *columns)
             written.update((row[0], row[3]) for row in rows)
             self.finished += [row[1] for row in rows]
-            await self._tell_children({row[0]: row[1] for row in rows if row[2]}, ended, now)
+            await self._tell_children({row[0] for row in rows if row[2]}, ended, now)
         if again:
             columns = [[o.due for o in again], [o.ending for o in again]]
             rows = await self._db.fetch(sql.AGAIN, careful, now, *_columns_of(again), *columns)
@@ -214,16 +248,16 @@ class Store(MovingStore):
     def _purge_at(self, outcome: Outcome, now: float) -> float:
         return now + (self._retention.ttl(outcome.status) if outcome.keep is None else outcome.keep)
 
-    async def _tell_children(self, parents: Mapping[int, str], outcomes: Sequence[Outcome], now: float) -> None:
-        """Free the children of those parents, given as seq and id, that have succeeded, and cancel the others'."""
-        for status in FINISHED if parents else ():
-            ended = {o.job.seq: parents[o.job.seq] for o in outcomes if o.job.seq in parents and o.status is status}
-            if status is not SUCCESS:
-                await self._bury(await self._children_of(ended, status), TaskStatus.CANCELLED, now)
-            elif ended:
-                children = [row[0] for row in await self._db.fetch(sql.LOCK_CHILDREN, list(ended))]
-                await self._db.fetch(sql.FORGET_PARENTS, list(ended))
-                await self._unblock(children, now)
+    async def _tell_children(self, parents: Collection[int], outcomes: Sequence[Outcome], now: float) -> None:
+        """Free the children of those parents, given by seq, that have succeeded, and cancel the others'."""
+        ended = {o.job.seq: o.status for o in outcomes if o.job.seq in parents}
+        bad = {seq: status for seq, status in ended.items() if status is not SUCCESS}
+        await self._bury(await self._children_of(bad), TaskStatus.CANCELLED, now)
+        good = list(ended.keys() - bad)
+        if good:
+            children = [row[0] for row in await self._db.fetch(sql.LOCK_CHILDREN, good)]
+            await self._db.fetch(sql.FORGET_PARENTS, good)
+            await self._unblock(children, now)
 
     async def written(self, outcomes: Sequence[Outcome]) -> set[tuple[int, int]]:
         """Those that an earlier settle has written."""

@@ -190,15 +190,14 @@ def member_of(job: Job) -> str:
 
 
 def _outside_parents(jobs: Sequence[Job]) -> list[list[str]]:
-    """Of each job with parents that are not among the jobs before it: its id, then those."""
+    """Of each job its id, its unique key, and its parents that do not come before it; [] if there are none such."""
     before: set[str] = set()
     needs = []
     for job in jobs:
         outside = [parent for parent in job.parents if parent not in before]
-        if outside:
-            needs.append([job.id, *outside])
+        needs.append([job.id, job.unique or "", *outside])
         before.add(job.id)
-    return needs
+    return needs if any(len(need) > 2 for need in needs) else []
 
 
 def _settle_words(outcomes: Sequence[Outcome], now: float, retention: BackendConfig, doubtful: Attempts) -> list[str]:

@@ -172,12 +172,15 @@ local function tell(job)
     while told[i] do
         local parent = told[i]
         local children = parent.children and call('SMEMBERS', p .. 'children:' .. parent.id) or {}
-        for _, id in ipairs(children) do
-            local child = load(id)
-            if child and parent.status == 'success' then
+        local line = {}
+        for _, id in ipairs(children) do line[#line + 1] = load(id) or nil end
+        table.sort(line, function(a, b) return string.sub(a.place, 17) < string.sub(b.place, 17) end)
+        for _, child in ipairs(line) do
+            local id = child.id
+            if parent.status == 'success' then
                 call('SREM', p .. 'parents:' .. id, parent.id)
                 if call('EXISTS', p .. 'parents:' .. id) == 0 then unblock(child) end
-            elseif child then
+            else
                 leave(child)
                 finish(child, 'cancelled', bury_at, 'error', orphaned(parent.id, parent.status))
                 told[#told + 1] = child
@@ -322,20 +325,34 @@ end
 """
 
 # Take in new jobs.
-# ARGV: of each call: now, bury_at, its parents from elsewhere (JSON: [[child, parent, parent ..] ..], or ''),
+# ARGV: of each call: now, bury_at, the jobs that come before their parents are known to be there (JSON: of each
+#   its id, its unique key or '', its parents that do not come before it; '' if there are none with such parents),
 #   how many runs, then so many runs of jobs that are alike: queue, priority, head, due, expires, unique,
 #   parents (JSON or ''), how many jobs, then of each its id and payload.
 # Answer: of each call 0 if all jobs are in, the list of ids if some stand for others, or the parent
 #   that is not known, in which case nothing of the call is in.
 _PUSH = """
+-- Of a job that is taken in. One whose id or key is there already needs no parents.
 local function unknown_parent(needs)
+    local new, keys = {}, {}
     for _, need in ipairs(needs ~= '' and cjson.decode(needs) or {}) do
-        if call('EXISTS', p .. 'job:' .. need[1]) == 0 then
-            for i = 2, #need do
+        local id, unique = need[1], need[2]
+        local has_key = unique ~= '' and (keys[unique] or call('HEXISTS', p .. 'unique', unique) == 1)
+        if not new[id] and not has_key and call('EXISTS', p .. 'job:' .. id) == 0 then
+            for i = 3, #need do
                 if call('EXISTS', p .. 'job:' .. need[i]) == 0 then return need[i] end
             end
+            new[id], keys[unique] = true, true
         end
     end
+end
+
+local stand_ins = {}  -- of a job of this call whose unique key was taken, the job that has it
+
+local function stood_in(parents)
+    local list = cjson.decode(parents)
+    for i, parent in ipairs(list) do list[i] = stand_ins[parent] or parent end
+    return list
 end
 
 local function take_care(job, due, expires, unique, parents)
@@ -346,6 +363,7 @@ local function take_care(job, due, expires, unique, parents)
         call('HSET', job.key, 'expires', expires)
         call('ZADD', p .. 'expiring', expires, job.id)
     end
+    if parents and next(stand_ins) then parents = encode(stood_in(parents)) end
     local awaited = parents and cjson.decode(parents) or {}
     if parents then
         call('HSET', job.key, 'parents', parents)
@@ -374,6 +392,7 @@ local function take_in(ids)
             holder = call('HGET', p .. 'unique', unique)
             differ = true
         end
+        if unique or next(stand_ins) then stand_ins[id] = holder or nil end
         if not holder then
             local key, place = p .. 'job:' .. id, priority .. string.format('%013x', seq)
             call('HSET', key, 'place', place, 'queue', queue, 'head', head, 'payload', ARGV[i + 1], 'submitted', now,
@@ -404,6 +423,7 @@ local answers = {}
 while ARGV[at + 1] do
     local needs, runs
     now, bury_at, needs, runs = words(4)
+    stand_ins = {}
     local ids, differ, parent = {}, false, unknown_parent(needs)
     for _ = 1, runs do
         if parent then skip_run() elseif take_in(ids) then differ = true end
@@ -444,7 +464,7 @@ local function expire()
     for _, id in ipairs(call('ZRANGEBYSCORE', p .. 'expiring', '-inf', now, 'LIMIT', 0, 1000)) do
         call('ZREM', p .. 'expiring', id)
         local job = load(id)
-        if job then bury(job, 'cancelled', EXPIRED) end
+        if job and not is_hopeless(job.status) then bury(job, 'cancelled', EXPIRED) end  -- else with its parent
     end
 end
 

@@ -18,6 +18,7 @@ from flowrra_extras.testing.moving import MovingContract
 from flowrra_extras.testing.schedules import ScheduleStoreContract
 from flowrra_extras.testing.tending import ActivityContract, HandContract, SearchContract
 from flowrra_extras.testing.tools import ManualClock, drain, fire_due
+from flowrra_extras.testing.values import ValuesContract
 
 __all__ = ["BrokerContract", "ManualClock", "ScheduleStoreContract", "drain", "fire_due"]
 
@@ -35,6 +36,7 @@ class BrokerContract(
     SearchContract,
     HandContract,
     ActivityContract,
+    ValuesContract,
 ):
     """What every broker does, as tests. Subclass it and say how to make yours:
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -101,10 +102,11 @@ class PushContract(Contract):
 
     async def test_an_argument_that_cannot_be_kept_is_refused(self) -> None:
         async with self.trial() as t:
-            if t.broker.keeps_text:
-                with raises(SerializationError):
-                    await t.push(job("a"), job("b", args=(object(),)))
-                assert await t.find() == []
+            with raises(SerializationError):
+                await t.push(job("a"), job("b", args=(object(),)))
+            with raises(SerializationError):
+                await t.push(job("a"), job("b", kwargs={"n": 10 ** sys.get_int_max_str_digits()}))
+            assert await t.find() == []
 
     async def test_nothing_may_be_pushed(self) -> None:
         async with self.trial() as t:
@@ -349,14 +351,56 @@ class SettleContract(Contract):
                 (3, None),
             ]
 
-    async def test_two_endings_in_one_call_are_one(self) -> None:
+    async def test_of_several_endings_in_one_call_the_first_counts(self) -> None:
+        for first in range(len(outcomes_of())):
+            async with self.trial() as t:
+                (a, b) = await t.run(job("a"), job("b"))
+                made = [make(a, t.now) for make in outcomes_of()]
+                made = [*made[first:], *made[:first]]
+                others = [Outcome.succeed(b, 1), Outcome.fail(b, "late")]
+                assert await t.settle(others[0], *made, others[1]) == [True, True, *[False] * len(made)]
+                assert (await t.job("a")).status is made[0].status
+                assert [ending for _, ending in await t.endings("a")] == [made[0].ending]
+
+    async def test_a_job_that_was_due_before_is_ready_at_the_next_claim(self) -> None:
         async with self.trial() as t:
-            (a,) = await t.run(job("a"))
-            written = await t.settle(Outcome.fail(a, "boom"), Outcome.succeed(a, 1))
-            assert sorted(written) == [False, True]
-            ended = await t.job("a")
-            assert ended.status is (TaskStatus.FAILED if written[0] else TaskStatus.SUCCESS)
-            assert await t.endings("a") == [(1, "failure" if written[0] else "success")]
+            past = t.now - 5
+            await t.push(
+                job("new", due=past), job("released"), job("retried"), job("child", due=past, parents=("new",))
+            )
+            assert (await t.job("new")).due == past
+            new, released, retried = await t.claim()
+            assert new.due == past
+            again = [Outcome.release(released, "why", due=past), Outcome.retry_at(retried, past, "boom")]
+            assert all(await t.settle(Outcome.succeed(new, 1), *again))
+            assert await t.statuses("released", "retried", "child") == ["scheduled", "retrying", "pending"]
+            assert [(await t.job(task_id)).due for task_id in ("released", "retried", "child")] == [past] * 3
+            assert await t.claim_ids() == ["released", "retried", "child"]
+
+    async def test_a_late_outcome_of_a_deleted_job_misses_its_successor(self) -> None:
+        """Also one of the same id, queue and attempt."""
+        for make in outcomes_of():
+            async with self.trial() as t:
+                (old, _) = await t.run(job("a"), job("b"))
+                late = make(old, t.now)
+                await t.beat("w1", lease=0)
+                await t.cancel("a")
+                assert await t.broker.delete(["a"]) == [True]
+                await t.beat("w1")
+                await t.run(job("a"))
+                before = await t.job("a")
+                assert await t.settle(late) == [False]
+                assert await t.job("a") == before
+
+    async def test_a_place_in_the_queue_goes_with_its_job(self) -> None:
+        async with self.trial() as t:
+            await t.push(job("a", priority=-1), job("due", due=t.now + 1), job("stale", expires=t.now + 1))
+            for task_id in ("a", "due", "stale"):
+                await t.cancel(task_id)
+            assert await t.broker.delete(["a", "due", "stale"]) == [True] * 3
+            await t.push(job("b"), job("a"), job("due", due=t.now + 9), job("stale", expires=t.now + 9))
+            t.clock.advance(1)
+            assert await t.claim_ids() == ["b", "a", "stale"]
 
     async def test_a_late_outcome_is_refused(self) -> None:
         """The fencing token: an attempt that lost its job cannot write over its successor."""

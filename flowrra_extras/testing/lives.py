@@ -1,5 +1,6 @@
 """The contract, part two: workers that die, jobs that are cancelled, jobs that wait for others."""
 
+import asyncio
 import os
 from typing import Any
 
@@ -306,6 +307,73 @@ class ParentsContract(Contract):
             await t.settle(Outcome.succeed(second, 1))
             (child,) = await t.claim()
             assert (child.id, child.parents) in (("child", ("p1", "p2", "p1")), ("child", ("p1", "p2")))
+
+    async def test_a_known_key_needs_no_known_parent(self) -> None:
+        async with self.trial() as t:
+            await t.push(job("a", unique="key"))
+            assert await t.push(job("b", unique="key", parents=("nobody",))) == ["a"]
+            twice = job("c", unique="new"), job("d", unique="new", parents=("nobody",))
+            assert await t.push(*twice, job("c", parents=("nobody",)), job("e", parents=("c",))) == ["c", "c", "c", "e"]
+            assert await t.claim_ids() == ["a", "c"]
+            # One that changes nothing takes no key either.
+            with raises(TaskNotFoundError):
+                await t.push(job("a", unique="free"), job("f", unique="free", parents=("nobody",)))
+
+    async def test_a_job_cannot_wait_for_itself(self) -> None:
+        async with self.trial() as t:
+            for later in ((), (job("b"),)):
+                with raises(TaskNotFoundError):
+                    await t.push(job("a", parents=("a", *[one.id for one in later])), *later)
+            assert await t.find() == []
+
+    async def test_who_stands_in_for_a_parent_is_waited_for(self) -> None:
+        """The parent's unique key was taken: there is no job of its id, and the child gets the other one's result."""
+        async with self.trial() as t:
+            (holder,) = await t.run(job("holder", unique="key"))
+            child = job("child", parents=("q", "p"), priority=-1)
+            twin = job("p", unique="key")
+            assert await t.push(job("q"), twin, child, job("other", parents=("p",))) == [
+                "q",
+                "holder",
+                "child",
+                "other",
+            ]
+            assert await t.statuses("child", "other") == ["blocked"] * 2
+            assert (await t.job("child")).parents == ("q", "holder")
+            assert await t.find(parent="holder") == ["other", "child"]
+            (q,) = await t.claim()
+            await t.settle(Outcome.succeed(q, 1))
+            assert await t.status("child") is TaskStatus.BLOCKED
+            await t.settle(Outcome.succeed(holder, 1))
+            assert await t.claim_ids() == ["child", "other"]
+
+    async def test_two_parents_that_end_at_once(self) -> None:
+        async with self.trial() as t:
+            parents = await t.run(*[job(f"p{n}") for n in range(8)])
+            for round_ in range(4):
+                both = parents[2 * round_ : 2 * round_ + 2]
+                await t.push(job(f"c{round_}", parents=tuple(parent.id for parent in both)))
+                await asyncio.gather(*[t.settle(Outcome.succeed(parent, 1)) for parent in both])
+            assert await t.claim_ids() == ["c0", "c1", "c2", "c3"]
+
+    async def test_a_child_of_many_parents(self) -> None:
+        async with self.trial() as t:
+            ids = [f"p{n}" for n in range(300)]
+            await t.push(*map(job, ids))
+            await t.push(job("child", parents=tuple(ids), priority=-1))
+            for _ in range(3):
+                jobs = await t.claim()
+                assert await t.status("child") is TaskStatus.BLOCKED
+                assert all(await t.settle(*[Outcome.succeed(parent, None) for parent in jobs]))
+            assert await t.claim_ids() == ["child"]
+
+    async def test_of_two_parents_that_fail_the_first_is_named(self) -> None:
+        async with self.trial() as t:
+            one, two = await t.run(job("one"), job("two"))
+            await t.push(job("child", parents=("one", "two")), job("grandchild", parents=("one", "child")))
+            assert await t.settle(Outcome.cancel(two, "why"), Outcome.fail(one, "boom")) == [True, True]
+            assert (await t.job("child")).error == "its parent two ended as cancelled"
+            assert (await t.job("grandchild")).error == "its parent child ended as cancelled"
 
     async def test_parents_that_succeed_in_one_call(self) -> None:
         async with self.trial() as t:

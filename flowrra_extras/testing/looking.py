@@ -134,6 +134,16 @@ class LookingContract(Contract):
             await t.settle(*[Outcome.succeed(done, 1, keep=0) for done in jobs])
             assert [await t.broker.purge(t.now + 1, 2) for _ in range(4)] == [2, 2, 1, 0]
 
+    async def test_what_is_past_its_retention_longest_is_purged_first(self) -> None:
+        async with self.trial() as t:
+            jobs = await t.run(*[job(task_id) for task_id in "abc"])
+            keep = {"a": 9, "b": 3, "c": 6}
+            await t.settle(*[Outcome.succeed(done, 1, keep=keep[done.id]) for done in jobs])
+            left = []
+            while await t.broker.purge(t.now + 10, 1):
+                left.append(await t.find())
+            assert left == [["c", "a"], ["a"], []]
+
     async def test_what_runs_again_is_not_purged(self) -> None:
         async with self.trial() as t:
             (failed,) = await t.run(job("a"))

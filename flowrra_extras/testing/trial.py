@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -18,12 +19,14 @@ def job(task_id: str, **fields: Any) -> Job:
 
 
 @contextlib.contextmanager
-def raises(kind: type[BaseException]) -> Iterator[None]:
-    """The block raises an exception of this kind."""
+def raises(kind: type[BaseException], *, match: str = "") -> Iterator[None]:
+    """The block raises an exception of this kind, whose text matches that pattern."""
     try:
         yield
-    except kind:
-        return
+    except kind as error:
+        if re.search(match, str(error)):
+            return
+        raise AssertionError(f"{match!r} is not in the text of {error!r}") from error
     raise AssertionError(f"{kind.__name__} was not raised")
 
 
