@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+import logging
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from flowrra import BackendConfig, Clock, Job, Notices, Outcome, TaskResult, WorkerInfo, encode_arguments
+from flowrra import BackendConfig, Clock, FlowrraError, Job, Notices, Outcome, TaskResult, WorkerInfo, encode_arguments
 from flowrra_extras.batching import Batcher
 from flowrra_extras.postgres import statements as sql
 from flowrra_extras.postgres.connections import SILENCE, Address, AwayError, Link, Session
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Claim", "Groups", "encode_payloads"]
 
 T = TypeVar("T")
+
+logger = logging.getLogger("flowrra")
 
 _CHUNK = 2_000  # jobs of one INSERT
 _SETTLED = 1_000  # outcomes of one statement
@@ -57,9 +60,12 @@ class Claims:
     this handle puts before a mark takes it away; of what others put there, the next look tells.
     """
 
-    def __init__(self, retention: BackendConfig, publish: Callable[[Store], None]) -> None:
+    def __init__(
+        self, retention: BackendConfig, publish: Callable[[Store], None], go_on: Callable[[str, float], None]
+    ) -> None:
         self._retention = retention
         self._publish = publish
+        self._go_on = go_on  # with upkeep, beside the claims
         self._marks: dict[str, tuple[int, int, float, float]] = {}  # queue > priority, seq, from and until when
         self._doubts: list[tuple[float, Claim]] = []  # claims whose answer was lost, and until when to ask
         self._latest = 0.0  # when the latest try began
@@ -113,8 +119,10 @@ class Claims:
         if rows[0]["may"] and rows[0]["upkeep"]:
             store = Store(session, self._retention)
             async with session.transaction():
-                await store.upkeep(claim.worker, now)
+                more_is_left = await store.upkeep(claim.worker, now)
             self._publish(store)
+            if more_is_left:
+                self._go_on(claim.worker, now)
             rows = await self._look(session, claim, suspects=True)
         if rows[0]["may"] and rows[0]["suspects"]:
             return await self._claim_carefully(session, claim)
@@ -161,7 +169,8 @@ class Groups:
         self._steady_until = 0.0
         self._doubtful: set[tuple[int, int]] = set()  # attempts that a settle may have written whose answer was lost
         self.waits = Waits(address, link, clock)
-        self.claims = Claims(retention, self.publish)
+        self.claims = Claims(retention, self.publish, self._go_on)
+        self._upkeep: asyncio.Task[None] | None = None
         self.pushes = self._batcher(self._push_group)
         self.settles = self._batcher(self._settle_group)
         self.gets = self._batcher(self._get_group)
@@ -170,6 +179,9 @@ class Groups:
         return Batcher(functools.partial(_apart, send), in_place=True)
 
     async def close(self) -> None:
+        if self._upkeep is not None:
+            self._upkeep.cancel()
+            await asyncio.wait([self._upkeep])
         for batcher in (self.pushes, self.settles, self.gets):
             await batcher.close()
         await self.waits.close()
@@ -202,6 +214,21 @@ class Groups:
             return result
 
         return await self._link.run(run, silence)
+
+    def _go_on(self, worker: str, now: float) -> None:
+        """Go on with the upkeep of which a claim has done one step, beside the claims."""
+        if self._upkeep is None:
+            self._upkeep = self._loop.create_task(self._keep_up(worker, now))
+
+    async def _keep_up(self, worker: str, now: float) -> None:
+        try:
+            while await self.transact(lambda store: store.upkeep(worker, now)):
+                self.waits.wake(None)
+        except FlowrraError as error:
+            logger.warning("what has come due or expired is left for a later claim: %s", error)
+        finally:
+            self._upkeep = None
+            self.waits.wake(None)
 
     async def claim(self, claim: Claim) -> list[Job]:
         return await self._link.run(functools.partial(self.claims.serve, claim))

@@ -9,7 +9,7 @@ import functools
 
 from flowrra import HISTORY_LIMIT, NO_ARGUMENTS
 
-_PROMOTED = 10_000  # jobs that have come due and are made ready in one step
+UPKEEP = 1_000  # jobs that one step of upkeep makes ready, and as many that it cancels as expired
 _PAYLOAD = 7_900  # bytes; PostgreSQL refuses a notification of 8,000
 
 DUE_LATER = "('scheduled', 'retrying')"
@@ -212,6 +212,7 @@ CLAIMED = "seq, id, task, payload, queue, priority, submitted, due, attempt - 1,
 ME = f"SELECT FROM flowrra.worker WHERE id = $2 AND lease > clock_timestamp() AND {LAZY} FOR KEY SHARE"
 # $1 queue, $2 worker, $3 now, $4 limit, ($5 priority, $6 seq) after which to look, $7 whether there may be something
 # to do first, $8 whether there may be suspects. One row at least: what stands in the way, and the job if there is one.
+# What has expired is passed over: a condition on it would walk past a million expired jobs for one that is not.
 CLAIM = f"""
     WITH me AS MATERIALIZED ({ME}),
     state AS MATERIALIZED (
@@ -223,13 +224,15 @@ CLAIM = f"""
             $8::boolean AND (EXISTS (SELECT FROM flowrra.job WHERE status = 'pending' AND crashes > 0 AND queue = $1)
                 OR EXISTS (SELECT FROM flowrra.job WHERE status = 'running' AND crashes > 0 AND worker = $2))
                 AS suspects),
+    line AS MATERIALIZED (
+        SELECT seq, attempt = 0 AND expires IS NOT NULL AND expires <= $3 AS has_expired
+        FROM flowrra.job WHERE status = 'pending' AND crashes = 0 AND queue = $1
+            AND (priority, seq) > ($5::bigint, $6::bigint)
+            AND (SELECT may AND NOT upkeep AND NOT suspects FROM state)
+        ORDER BY priority, seq LIMIT $4::bigint FOR UPDATE SKIP LOCKED),
     started AS (
         UPDATE flowrra.job SET status = 'running', attempt = attempt + 1, worker = $2::text, started = $3::float8
-        WHERE seq = ANY (ARRAY(
-            SELECT seq FROM flowrra.job WHERE status = 'pending' AND crashes = 0 AND queue = $1
-                AND (priority, seq) > ($5::bigint, $6::bigint)
-                AND (SELECT may AND NOT upkeep AND NOT suspects FROM state)
-            ORDER BY priority, seq LIMIT $4::bigint FOR UPDATE SKIP LOCKED))
+        WHERE seq = ANY (ARRAY(SELECT seq FROM line WHERE NOT has_expired))
         RETURNING {CLAIMED})
     SELECT may, upkeep, suspects, CASE WHEN seq IS NULL THEN
             (SELECT due FROM flowrra.job WHERE status IN {DUE_LATER} ORDER BY due LIMIT 1) END AS next_due, started.*
@@ -253,11 +256,11 @@ RESUME = f"""
 
 PROMOTE = f"""
     UPDATE flowrra.job SET status = 'pending' WHERE seq = ANY (ARRAY(
-        SELECT seq FROM flowrra.job WHERE status IN {DUE_LATER} AND due <= $1 ORDER BY due LIMIT {_PROMOTED}
+        SELECT seq FROM flowrra.job WHERE status IN {DUE_LATER} AND due <= $1 ORDER BY due LIMIT {UPKEEP}
         FOR UPDATE SKIP LOCKED)) RETURNING 1"""
 EXPIRED = f"""
     SELECT seq FROM flowrra.job WHERE expires IS NOT NULL AND attempt = 0 AND status IN {NOT_BEGUN}
-        AND expires <= $1 ORDER BY expires LIMIT {_PROMOTED}"""
+        AND expires <= $1 ORDER BY expires LIMIT {UPKEEP} FOR NO KEY UPDATE SKIP LOCKED"""
 
 # Of a job's latest attempt, into its history: how it ended, why, with which traceback.
 _ROOM = f"CASE WHEN jsonb_array_length(history) >= {HISTORY_LIMIT} THEN history - 0 ELSE coalesce(history, '[]') END"

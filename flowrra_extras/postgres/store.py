@@ -277,12 +277,14 @@ class Store(MovingStore):
         lapsed = row["is_new"] and worker.seen > 0
         return Notices(row["cancelled"], lapsed, frozenset(row["paused"]), row["suspects"], []), row["lost"]
 
-    async def upkeep(self, worker: str, now: float) -> None:
-        """What a claim does first: rescue, promote, expire. In a transaction."""
+    async def upkeep(self, worker: str, now: float) -> bool:
+        """One step of what is to be done first: rescue, promote, expire. Whether more is left. In a transaction."""
         await self.rescue(worker, now)
-        self.ready = bool(await self._db.fetch(sql.PROMOTE, now)) or self.ready
+        promoted = await self._db.fetch(sql.PROMOTE, now)
+        self.ready = bool(promoted) or self.ready
         expired = await self._db.fetch(sql.EXPIRED, now)
         await self._bury({row[0]: EXPIRED for row in expired}, TaskStatus.CANCELLED, now)
+        return max(len(promoted), len(expired)) >= sql.UPKEEP
 
     async def rescue(self, but: str, now: float) -> list[str]:
         """Put back the jobs of workers whose lease ran out; those workers. In a transaction."""

@@ -453,7 +453,7 @@ local function has_come(moment)
 end
 
 local function promote()
-    for _, id in ipairs(call('ZRANGEBYSCORE', p .. 'due', '-inf', now, 'LIMIT', 0, 1000)) do
+    for _, id in ipairs(call('ZRANGEBYSCORE', p .. 'due', '-inf', now, 'LIMIT', 0, UPKEEP)) do
         call('ZREM', p .. 'due', id)
         local job = load(id)
         if job then make_ready(job) end
@@ -461,7 +461,7 @@ local function promote()
 end
 
 local function expire()
-    for _, id in ipairs(call('ZRANGEBYSCORE', p .. 'expiring', '-inf', now, 'LIMIT', 0, 1000)) do
+    for _, id in ipairs(call('ZRANGEBYSCORE', p .. 'expiring', '-inf', now, 'LIMIT', 0, UPKEEP)) do
         call('ZREM', p .. 'expiring', id)
         local job = load(id)
         if job and not is_hopeless(job.status) then bury(job, 'cancelled', EXPIRED) end  -- else with its parent
@@ -522,11 +522,14 @@ local function choose(suspects, alone)
         return 'suspect '
     end
     local wanted, members
+    local expired = -limit
     repeat
         wanted = limit - #taken
         members = call('ZPOPMIN', p .. 'ready:' .. queue, wanted)
         for i = 1, #members, 2 do take(members[i], 'pending ') end
-    until #taken >= limit or #members < 2 * wanted
+        expired = expired + #members / 2
+    until #taken >= limit or #members < 2 * wanted or expired >= UPKEEP
+    if expired >= UPKEEP then answer[1] = now end  -- the next claim goes on
     return 'pending '
 end
 
@@ -553,7 +556,7 @@ if latest and holds_lease() then
     if number > tonumber(latest) and not paused then claim(suspects, alone) end
 end
 publish()
-answer[1] = due or ''
+if answer[1] == '' then answer[1] = due or '' end
 return answer
 """
 
@@ -1099,7 +1102,8 @@ RESULT_FIELDS = (
 CLAIMED_FIELDS = ("attempt", "head", "payload", "submitted", "due", "failures", "crashes", "parents")
 _CONSTANTS = {"BY_HAND": BY_HAND, "EXPIRED": EXPIRED, "KILLED": KILLED, "WORKER_LOST": WORKER_LOST, "LEFT": LEFT}
 _PREAMBLE = "".join(f"local {name} = {json.dumps(text)}\n" for name, text in _CONSTANTS.items())
-_PREAMBLE += f"local MAX_CRASHES, HISTORY_LIMIT = {MAX_CRASHES}, {HISTORY_LIMIT}\n"
+_UPKEEP = 1_000  # jobs that one claim makes ready, and about as many that it cancels as expired
+_PREAMBLE += f"local MAX_CRASHES, HISTORY_LIMIT, UPKEEP = {MAX_CRASHES}, {HISTORY_LIMIT}, {_UPKEEP}\n"
 _PREAMBLE += f"local VERSION, MOST_LOOKS = {VERSION}, {MOST_LOOKS}\n"
 _LISTS = {name: str(fields)[1:-1] for name, fields in (("CLAIMED", CLAIMED_FIELDS), ("RESULT", RESULT_FIELDS))}
 
