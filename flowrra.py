@@ -697,7 +697,8 @@ class WorkerInfo:
     """A worker as the store shows it. `queues` maps its queues to their capacities.
 
     `memory`: resident bytes of its process, where the system tells. `activity`: what a heartbeat hands over:
-    all rows of each minute that has changed since the last one.
+    all rows of each minute that has changed since the last one. `term`: what the broker calls the time since which
+    the lease has held; another term than that of the last heartbeat's answer means that the lease was lost.
     """
 
     id: str
@@ -711,6 +712,7 @@ class WorkerInfo:
     version: str = __version__
     memory: int | None = None
     activity: Sequence[Activity] = ()
+    term: str = ""
 
 
 @dataclass(slots=True)
@@ -2112,12 +2114,13 @@ class Broker(Backend):
         """Register the worker or extend its lease to `lease` seconds from here; 0 takes its leave.
 
         At a leave, what it still holds is released. The rows of `worker.activity` replace what this worker has
-        handed over of the same minutes.
+        handed over of the same minutes. Others whose leases have run out are judged by `lost_workers`. A repetition
+        of the call, after its answer was lost, still tells of a lapse that the first one found.
         """
         raise NotImplementedError
 
-    async def report(self, progress: Mapping[str, Progress]) -> None:
-        """Keep how far running jobs are, by id."""
+    async def report(self, progress: Mapping[tuple[str, int], Progress]) -> None:
+        """Keep how far running jobs are, by id and attempt; of another attempt than the latest nothing is kept."""
         raise NotImplementedError
 
     async def wait_ready(self, queues: Sequence[str], timeout: float) -> None:
@@ -2205,6 +2208,36 @@ class Broker(Backend):
         Whoever waits for a job that is gone gets a TaskNotFoundError. False: it is not held by `by`.
         """
         raise ConfigError(f"{type(self).__name__} can take part in no move: it lacks hold, adopt and let_go")
+
+
+class Lease(NamedTuple):
+    """The right of a worker to what it has claimed, on the store's clock; `length` in seconds.
+
+    `graced`: that it has not run out is a fresh start which it was given, and not a heartbeat of its own.
+    """
+
+    until: float
+    length: float
+    graced: bool = False
+
+
+def judge_leases(
+    others: Mapping[str, Lease], mine: Lease | None, clock: float, *, is_new: bool = False
+) -> tuple[list[str], list[str]]:
+    """Of workers whose leases have run out: those that are dead, and those that get a fresh lease as nobody can know.
+
+    Who was late rescues nobody: it knows of no moment at which the store would have taken the heartbeats of others.
+    Another one is dead if it had missed a heartbeat when the store last heard from the one that asks: half a lease
+    after its own (a lease is two heartbeats at least). `is_new`: who asks has only just come; it takes the lapsed
+    for dead, so that after a restart nobody waits. A fresh lease is given once until the next heartbeat: else one
+    that is late now and then keeps the dead alive.
+    """
+    if mine is None or mine.until <= clock:
+        heard = math.inf if mine is None and is_new else -math.inf
+    else:
+        heard = mine.until - mine.length
+    dead = [name for name, (until, length, _) in others.items() if until > clock or until - length / 2 <= heard]
+    return dead, [name for name, lease in others.items() if not lease.graced and name not in dead]
 
 
 def noted(job: Job, by: str | None, deed: str, now: float) -> tuple[Attempt, ...]:
@@ -2305,7 +2338,8 @@ class MemoryBroker(Broker):
         self._unique: dict[str, str] = {}
         self._children: dict[str, dict[str, None]] = {}
         self._open_parents: dict[str, set[str]] = {}  # what a blocked job still waits for
-        self._workers: dict[str, tuple[WorkerInfo, float]] = {}
+        self._workers: dict[str, WorkerInfo] = {}
+        self._leases: dict[str, Lease] = {}
         self._paused: set[str] = set()
         self._totals = ActivitySums()
         self._sequence = itertools.count(1)
@@ -2442,7 +2476,7 @@ class MemoryBroker(Broker):
             self._promote(now)  # in any case: `wait_ready` waits for the first of those that are left
         if queue in self._paused or not self._has_lease(worker):
             return []
-        self._rescue_lapsed(now, but=worker)
+        self._rescue_lapsed(now, by=worker)
         if self._expiring and self._expiring[0][0] <= now:
             self._expire(now)
         heap = self._ready[queue]
@@ -2451,7 +2485,7 @@ class MemoryBroker(Broker):
         return self._take(heap, limit, worker, now)
 
     def _has_lease(self, worker: str) -> bool:
-        return worker in self._workers and self._workers[worker][1] > self._clock.monotonic()
+        return worker in self._leases and self._leases[worker].until > self._clock.monotonic()
 
     def _take(self, heap: list[tuple[int, int, str]], limit: int, worker: str, now: float) -> list[Job]:
         jobs: list[Job] = []
@@ -2506,13 +2540,20 @@ class MemoryBroker(Broker):
             if job and job.seq == seq and job.expires == expires and job.attempt == 0 and job.status not in FINISHED:
                 self._finish(job, Outcome.cancel(job, EXPIRED), now)
 
-    def _rescue_lapsed(self, now: float, but: str) -> list[str]:
+    def _rescue_lapsed(self, now: float, by: str, *, beats: bool = False, is_new: bool = False) -> list[str]:
+        """Put back the jobs of workers that `by` may take for dead. A claim leaves those in doubt to heartbeats."""
         clock = self._clock.monotonic()
-        lapsed = [name for name, (_, until) in self._workers.items() if until <= clock and name != but]
-        for name in lapsed:
-            del self._workers[name]
+        leases = self._leases.items()
+        lapsed = {w: o for w, o in leases if o.until <= clock and w != by and (beats or not o.graced)}
+        if not lapsed:
+            return []
+        dead, fresh = judge_leases(lapsed, self._leases.get(by), clock, is_new=is_new)
+        for name in fresh if beats else ():
+            self._leases[name] = Lease(clock + lapsed[name].length, lapsed[name].length, graced=True)
+        for name in dead:
+            del self._workers[name], self._leases[name]
             self._rescue(name, now)
-        return lapsed
+        return dead
 
     def _rescue(self, worker: str, now: float) -> None:
         """Put back what a dead worker was running. The object that it may still hold is left to it."""
@@ -2611,15 +2652,18 @@ class MemoryBroker(Broker):
     async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
         if lease <= 0:
             self._workers.pop(worker.id, None)
+            self._leases.pop(worker.id, None)
             for job in self._held_by(worker.id):
                 job = self._jobs[job.id] = dataclasses.replace(job)
                 self._put_back(job, Outcome.release(job, LEFT), now, "release")
             return Notices()
-        lost = self._rescue_lapsed(now, but=worker.id)
-        lapsed = worker.id not in self._workers and worker.seen > 0
-        worker.seen = now
+        lost = self._rescue_lapsed(now, by=worker.id, beats=True, is_new=not worker.term)
+        term = self._workers[worker.id].term if worker.id in self._workers else os.urandom(4).hex()
+        lapsed = worker.term not in ("", term)
+        worker.seen, worker.term = now, term
         may_claim = self._has_lease(worker.id)
-        self._workers[worker.id] = (worker, self._clock.monotonic() + lease)
+        self._workers[worker.id] = worker
+        self._leases[worker.id] = Lease(self._clock.monotonic() + lease, lease)
         for queue in () if may_claim else worker.queues:
             self._wake_ready(queue)
         waiting = {job.queue for job in map(self._jobs.__getitem__, self._suspects) if job.status is PENDING}
@@ -2631,10 +2675,10 @@ class MemoryBroker(Broker):
             lost_workers=lost,
         )
 
-    async def report(self, progress: Mapping[str, Progress]) -> None:
-        for task_id, reported in progress.items():
+    async def report(self, progress: Mapping[tuple[str, int], Progress]) -> None:
+        for (task_id, attempt), reported in progress.items():
             job = self._jobs.get(task_id)
-            if job is not None and job.status is RUNNING:
+            if job is not None and job.status is RUNNING and job.attempt == attempt:
                 job.progress = reported
 
     async def wait_ready(self, queues: Sequence[str], timeout: float) -> None:
@@ -2712,7 +2756,7 @@ class MemoryBroker(Broker):
 
     async def workers(self) -> list[WorkerInfo]:
         clock = self._clock.monotonic()
-        return [info for info, until in self._workers.values() if until > clock]
+        return [info for name, info in self._workers.items() if self._leases[name].until > clock]
 
     async def paused(self) -> set[str]:
         return set(self._paused)
@@ -2973,6 +3017,14 @@ CREATE TABLE flowrra_activity (
 ALTER TABLE flowrra_worker ADD COLUMN memory INTEGER;
 """
 
+_SCHEMA_3 = """
+-- Seconds; NULL: of an older Flowrra. A lease that ends later than this from now is of an earlier boot.
+ALTER TABLE flowrra_worker ADD COLUMN length REAL;
+-- Whether its lease is a fresh one that another worker gave it after an outage.
+ALTER TABLE flowrra_worker ADD COLUMN graced INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE flowrra_worker ADD COLUMN term TEXT NOT NULL DEFAULT '';
+"""
+
 _SCHEMA_TOTALS = """
 CREATE TABLE flowrra_total (  -- what workers did since there is this table; see totals_of_activity
     task TEXT NOT NULL, what TEXT NOT NULL, number REAL NOT NULL, PRIMARY KEY (task, what)
@@ -2981,7 +3033,7 @@ CREATE TABLE flowrra_total (  -- what workers did since there is this table; see
 
 # Entry n takes a store from schema n to n + 1. The version lives in a table of our own, since the file
 # may be the user's application database, whose `user_version` is the application's.
-_MIGRATIONS = (_SCHEMA, _SCHEMA_2, _SCHEMA_TOTALS)
+_MIGRATIONS = (_SCHEMA, _SCHEMA_2, _SCHEMA_3, _SCHEMA_TOTALS)
 
 _ROOM = f"""CASE WHEN coalesce(json_array_length(history), 0) < {HISTORY_LIMIT} THEN coalesce(history, '[]')
              ELSE json_remove(history, '$[0]') END"""
@@ -2995,7 +3047,8 @@ _ARCHIVE = f"""history = CASE WHEN started IS NULL THEN history ELSE json_insert
 # By what a minute's rows say more than those that they replace: told twice, they count once.
 _COUNT_ACTIVITY = """
     INSERT INTO flowrra_total
-    SELECT json_extract(row.value, '$[1]'), part.key || coalesce('.' || one.key, '') AS what, sum(sign * one.value) AS number
+    SELECT json_extract(row.value, '$[1]'), part.key || coalesce('.' || one.key, '') AS what,
+        sum(sign * one.value) AS number
     FROM (SELECT 1 AS sign, :counts AS counts UNION ALL
             SELECT -1, counts FROM flowrra_activity WHERE minute = :minute AND worker = :worker) AS texts,
         json_each(counts) AS row, json_each(row.value) AS part, json_each(part.value) AS one
@@ -3010,12 +3063,12 @@ _INSERT_ONE = """
         unique_key, parents)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
 
+_LAPSED = f"(lease <= :clock OR lease > :clock + coalesce(length, {MAX_LEASE}))"
 # All that a claim must know first, in one statement: each one costs an idle worker 20 us, its caches being cold.
 _BEFORE_CLAIM = f"""
     SELECT EXISTS (SELECT 1 FROM flowrra_worker WHERE id = :worker AND lease > :clock)
             AND NOT EXISTS (SELECT 1 FROM flowrra_paused WHERE queue = :queue),
-        EXISTS (SELECT 1 FROM flowrra_worker
-            WHERE (lease <= :clock OR lease > :clock + {MAX_LEASE}) AND id != :worker),
+        EXISTS (SELECT 1 FROM flowrra_worker WHERE {_LAPSED} AND NOT graced AND id != :worker),
         EXISTS (SELECT 1 FROM flowrra_job WHERE status IN {_DUE_LATER} AND due <= :now),
         EXISTS (SELECT 1 FROM flowrra_job
             WHERE expires IS NOT NULL AND attempt = 0 AND status IN {_NOT_BEGUN} AND expires <= :now),
@@ -3070,11 +3123,12 @@ _ADOPT = """
     VALUES (?, ?, ?, ?, ?, 'blocked', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING seq"""
 _WORKER_COLUMNS = "id, host, pid, queues, tasks, started, seen, running, version, memory"
 _BEAT = """
-    UPDATE flowrra_worker SET lease = :lease, seen = :seen, running = :running, queues = :queues, tasks = :tasks,
-        memory = :memory WHERE id = :id"""
+    UPDATE flowrra_worker SET lease = :until, length = :lease, graced = 0, seen = :seen, running = :running,
+        queues = :queues, tasks = :tasks, memory = :memory WHERE id = :id RETURNING term"""
 _REGISTER = f"""
-    INSERT INTO flowrra_worker ({_WORKER_COLUMNS}, lease, home, birth)
-    VALUES (:{_WORKER_COLUMNS.replace(", ", ", :")}, :lease, :home, :birth)"""
+    INSERT INTO flowrra_worker ({_WORKER_COLUMNS}, lease, length, term, home, birth)
+    VALUES (:{_WORKER_COLUMNS.replace(", ", ", :")}, :until, :lease, lower(hex(randomblob(4))), :home, :birth)
+    RETURNING term"""
 
 _RECORD = """
     INSERT OR REPLACE INTO flowrra_job (id, task, status, payload, queue, priority, submitted, attempt, started,
@@ -3114,19 +3168,25 @@ def _home_name() -> str:
 
 def _birth_of(pid: int) -> str | None:
     """When the process began, "" where that cannot be told, None if there is no such process."""
+    found = _process(pid)
+    return found if found is None else found[1]
+
+
+def _process(pid: int) -> tuple[str, str] | None:
+    """The state of a process, as a letter of proc(5), and when it began; both "" where that cannot be told."""
     if os.name != "posix":
-        return ""  # os.kill(pid, 0) would end the process on Windows; its lease will run out
+        return "", ""  # os.kill(pid, 0) would end the process on Windows; its lease will run out
     try:
         with open(f"/proc/{pid}/stat", encoding="latin-1") as file:
             fields = file.read().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]  # state; starttime, field 22 of proc(5)
+        return None if fields[0] in "ZX" else (fields[0], fields[19])  # starttime, field 22
     except OSError:
         pass  # gone, or no /proc, or hidden there from other users, or no descriptor is left to read it
     try:
         os.kill(pid, 0)
     except OSError as error:
-        return None if isinstance(error, ProcessLookupError) else ""
-    return ""
+        return None if isinstance(error, ProcessLookupError) else ("", "")
+    return "", ""
 
 
 class SQLiteStore:
@@ -3222,7 +3282,7 @@ class SQLiteStore:
         if not may_claim:
             return []
         if lapsed:
-            self._rescue_lapsed(now, but=worker)
+            self._rescue_lapsed(now, by=worker)
         if expired:
             self._expire(now)
         if held:  # a suspect, which runs alone
@@ -3352,7 +3412,8 @@ class SQLiteStore:
 
     # Workers -----------------------------------------------------------------------------------
 
-    def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
+    def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> tuple[Notices, str]:
+        """What it brings back, and the term of the lease."""
         for minute, counts in activity_texts(worker.activity).items():
             values = {"minute": minute, "worker": worker.id, "counts": counts}
             if minute >= now - ACTIVITY_KEPT:  # what was forgotten is not known to be counted
@@ -3361,15 +3422,15 @@ class SQLiteStore:
             self._db.execute("DELETE FROM flowrra_activity WHERE minute < ?", (now - ACTIVITY_KEPT,))
         if lease <= 0:
             self._put_back(worker.id, now, crashed=False)
-            return Notices()
-        lost = self._rescue_lapsed(now, but=worker.id) + self._rescue(self.dead_workers(), now)
+            return Notices(), ""
+        lost = self._rescue(self.dead_workers(), now)
+        lost += self._rescue_lapsed(now, worker.id, beat=lease, is_new=not worker.term)
         values = {name: getattr(worker, name) for name in _WORKER_COLUMNS.split(", ")}
         values |= {"queues": json.dumps(dict(worker.queues)), "tasks": json.dumps(list(worker.tasks)), "seen": now}
-        values |= {"lease": self._clock.monotonic() + lease, "home": self._home.name, "birth": self._home.birth}
-        lapsed = not self._db.execute(_BEAT, values).rowcount
-        if lapsed:
-            self._db.execute(_REGISTER, values)
-        return self._notices(worker, lapsed=lapsed and worker.seen > 0, lost=lost)
+        values |= {"until": self._clock.monotonic() + lease, "lease": lease}
+        values |= {"home": self._home.name, "birth": self._home.birth}
+        ((term,),) = self._db.execute(_BEAT, values).fetchall() or self._db.execute(_REGISTER, values).fetchall()
+        return self._notices(worker, lapsed=worker.term not in ("", term), lost=lost), term
 
     def _notices(self, worker: WorkerInfo, *, lapsed: bool, lost: list[str]) -> Notices:
         cancelled = "SELECT id FROM flowrra_job WHERE status = 'running' AND cancel_requested = 1 AND worker = ?"
@@ -3383,16 +3444,33 @@ class SQLiteStore:
             lost_workers=lost,
         )
 
-    def _rescue_lapsed(self, now: float, but: str) -> list[str]:
-        """Put back the jobs of workers whose lease ran out, or is of an earlier boot: too long to be true."""
+    def _rescue_lapsed(self, now: float, by: str, *, beat: float = 0.0, is_new: bool = False) -> list[str]:
+        """Put back the jobs of workers that `by` may take for dead. A claim leaves those in doubt to heartbeats.
+
+        `beat`: the length of the lease that a heartbeat is about to get. A process that lives on this host is not
+        dead, however late it is; one that is stopped runs nothing meanwhile, and may be.
+        """
         clock = self._clock.monotonic()
-        lapsed = "SELECT id FROM flowrra_worker WHERE (lease <= ? OR lease > ?) AND id != ?"
-        return self._rescue([row[0] for row in self._db.execute(lapsed, (clock, clock + MAX_LEASE, but))], now)
+        query = f"SELECT id, lease, length, graced, home, pid, birth FROM flowrra_worker WHERE id = :by OR {_LAPSED}"
+        rows = {row[0]: row[1:] for row in self._db.execute(query, {"by": by, "clock": clock}).fetchall()}
+        leases = {w: Lease(row[0], row[1] or beat or MAX_LEASE, bool(row[2])) for w, row in rows.items()}
+        mine = leases.pop(by, None)
+        lapsed = {worker: lease for worker, lease in leases.items() if beat or not lease.graced}
+        dead, fresh = judge_leases(lapsed, mine, clock, is_new=is_new)
+        for worker in fresh if beat else ():
+            values = (clock + lapsed[worker].length, worker)
+            self._db.execute("UPDATE flowrra_worker SET lease = ?, graced = 1 WHERE id = ?", values)
+        return self._rescue([worker for worker in dead if not self._lives(*rows[worker][3:])], now)
 
     def dead_workers(self) -> list[str]:
         """The workers whose process is gone: seen at once on this host, without waiting for the lease."""
         workers = self._db.execute("SELECT id, home, pid, birth FROM flowrra_worker")
         return [worker for worker, *process in workers if self._is_dead(*process)]
+
+    def _lives(self, home: str, pid: int, birth: str) -> bool:
+        """Whether it is surely there, in another process of this host, and not stopped: that one is as good as gone."""
+        found = _process(pid) if home == self._home.name and pid != self._home.pid else None
+        return found is not None and found[0] not in ("", "T") and found[1] == birth
 
     def _is_dead(self, home: str, pid: int, birth: str) -> bool:
         if home == self._home.name:
@@ -3432,11 +3510,11 @@ class SQLiteStore:
             self._db.execute(_RECORD, (*row, f"[{encode(result.result)}]" if result.is_success else None))
         self.news.setdefault("r", []).extend(result.task_id for result in results)
 
-    def report(self, progress: Mapping[str, Progress]) -> None:
-        for task_id, reported in progress.items():
+    def report(self, progress: Mapping[tuple[str, int], Progress]) -> None:
+        for (task_id, attempt), reported in progress.items():
             text = json.dumps([reported.done, reported.total, reported.note])
-            update = "UPDATE flowrra_job SET progress = ? WHERE id = ? AND status = 'running'"
-            self._db.execute(update, (text, task_id))
+            update = "UPDATE flowrra_job SET progress = ? WHERE id = ? AND attempt = ? AND status = 'running'"
+            self._db.execute(update, (text, task_id, attempt))
 
     # By hand -----------------------------------------------------------------------------------
 
@@ -3567,8 +3645,8 @@ class SQLiteStore:
         return {(queue, TaskStatus(status)): count for queue, status, count in self._db.execute(query, values)}
 
     def workers(self) -> list[WorkerInfo]:
-        query = f"SELECT {_WORKER_COLUMNS} FROM flowrra_worker WHERE lease > ? ORDER BY started"
-        return [_worker_of_row(*row) for row in self._db.execute(query, (self._clock.monotonic(),))]
+        query = f"SELECT {_WORKER_COLUMNS} FROM flowrra_worker WHERE NOT {_LAPSED} ORDER BY started"
+        return [_worker_of_row(*row) for row in self._db.execute(query, {"clock": self._clock.monotonic()})]
 
     def activity(self, since: float) -> list[Activity]:
         rows = self._db.execute("SELECT counts FROM flowrra_activity WHERE minute >= ?", (since,))
@@ -4429,11 +4507,11 @@ class SQLiteBroker(Broker):
     async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
         self._news.see("", "n")
         operation = _Operation("heartbeat", {"worker": worker, "lease": lease, "now": now})
-        notices = cast("Notices", await self._run(operation, lone=True))
-        worker.seen = now
+        notices, term = cast("tuple[Notices, str]", await self._run(operation, lone=True))
+        worker.seen, worker.term = now, term or worker.term
         return notices
 
-    async def report(self, progress: Mapping[str, Progress]) -> None:
+    async def report(self, progress: Mapping[tuple[str, int], Progress]) -> None:
         await self._run(_Operation("report", {"progress": progress}))
 
     async def cancel(self, task_id: str, *, now: float, by: str | None = None) -> bool:
@@ -4957,10 +5035,11 @@ def task_name(function: Callable[..., Any]) -> str:
 class JobContext:
     """What a running job may know of itself and do; see `current_job`."""
 
-    __slots__ = ("job",)
+    __slots__ = ("attempt", "job")
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        self.attempt = job.attempt  # its number, from 1 on; it also counts attempts that did not fail
 
     @property
     def id(self) -> str:
@@ -4976,11 +5055,6 @@ class JobContext:
     def queue(self) -> str:
         """The queue that it came from."""
         return self.job.queue
-
-    @property
-    def attempt(self) -> int:
-        """The number of this attempt, from 1 on; it also counts attempts that did not fail."""
-        return self.job.attempt
 
     @property
     def failures(self) -> int:
@@ -5520,6 +5594,9 @@ _GROUP = 1_000  # outcomes that go to the broker together, at most
 _LEAST_GROUP = 10  # outcomes that may wait however few jobs run at once
 _WELL = 10.0  # seconds after which a loop that fails had been well
 _TRACEBACK_LIMIT = 20_000  # characters
+# Said to the store too, which refuses it where another worker has the job by now: one that it still counts as running
+# here, as it was claimed a moment ago, must not stay so.
+_LEASE_LOST = "its worker had lost its lease"
 
 Middleware = Callable[[Job, Callable[[Job], Awaitable[Any]]], Awaitable[Any]]
 
@@ -5576,7 +5653,7 @@ class _Run(JobContext):
     __slots__ = ("began", "ending", "line", "runner")
 
     def __init__(self, job: Job, line: _Line, runner: asyncio.Task[None]) -> None:
-        self.job = job
+        super().__init__(job)
         self.began = job.started or 0.0  # a broker that shares the job clears it when the job is to run again
         self.line = line
         self.runner = runner
@@ -5587,7 +5664,7 @@ class _Run(JobContext):
         return self.line.worker.state
 
     def report(self, progress: Progress) -> None:
-        self.line.worker.report(self.job.id, progress)
+        self.line.worker.report(self.job.id, self.attempt, progress)
 
     def lend(self, slots: int) -> None:
         self.line.lend(self, slots)
@@ -5625,16 +5702,18 @@ class _Attempts:
         self._hooks = worker.hooks
         self._middleware = list(middleware)
 
-    async def make(self, run: _Run) -> Outcome | None:
-        """What the attempt came to; None if it is not ours to tell any more."""
+    async def make(self, run: _Run) -> Outcome:
+        """What the attempt came to."""
         job = run.job
         task = self._registry.get(job.task)
         if task is None:
             return self._hand_back_unknown(job)
         options = task.settings
-        if self._hooks.any:
-            self._worker.results.emit(Event("start", self._worker.info.id, job))
         try:
+            if time.monotonic() >= self._worker.lease_end and not await self._worker.renewal():
+                return Outcome.release(job, _LEASE_LOST)
+            if self._hooks.any:
+                self._worker.results.emit(Event("start", self._worker.info.id, job))
             if job.overrides:
                 options = dataclasses.replace(options, **job.overrides)
             args: Sequence[Any] = job.args
@@ -5711,8 +5790,8 @@ class _Attempts:
 
         return await _within(timeout, self.processes.run(call, notify), limit)
 
-    def _judge(self, run: _Run, options: TaskOptions, error: BaseException) -> Outcome | None:
-        """The outcome of an attempt that did not return; None if it is not ours to tell any more."""
+    def _judge(self, run: _Run, options: TaskOptions, error: BaseException) -> Outcome:
+        """The outcome of an attempt that did not return."""
         if isinstance(error, asyncio.CancelledError):
             if run.ending is not None:
                 return self._ended(run)
@@ -5728,12 +5807,12 @@ class _Attempts:
             outcome.keep = options.result_ttl  # a failure is not forgotten sooner than a success
         return outcome
 
-    def _ended(self, run: _Run) -> Outcome | None:
+    def _ended(self, run: _Run) -> Outcome:
         while run.runner.cancelling():
             run.runner.uncancel()
         if run.ending == "cancel":
             return Outcome.cancel(run.job, BY_HAND)
-        return Outcome.release(run.job, "the worker stopped") if run.ending == "release" else None
+        return Outcome.release(run.job, "the worker stopped" if run.ending == "release" else _LEASE_LOST)
 
 
 async def _within(timeout: float | None, call: Awaitable[Any], limit: asyncio.Timeout | None = None) -> Any:
@@ -5761,11 +5840,10 @@ class _Results:
         self._events: collections.deque[Event] = collections.deque()
         self._has_events = asyncio.Event()
 
-    def post(self, run: _Run, outcome: Outcome | None) -> None:
-        """Hand an outcome over to be settled; None if there is nothing to tell any more."""
-        if outcome is not None:
-            self._outcomes.append((run, outcome))
-            run.line.unsettled += 1
+    def post(self, run: _Run, outcome: Outcome) -> None:
+        """Hand an outcome over to be settled."""
+        self._outcomes.append((run, outcome))
+        run.line.unsettled += 1
         if len(self._outcomes) < 2:  # else it is set
             self._has_outcomes.set()
 
@@ -5981,10 +6059,14 @@ class _Line:
         """Send the runners without a job home and hand back what has been claimed but not begun."""
         for runner in self.runners - {run.runner for run in self.running}:
             runner.cancel()
+        self.hand_back("the worker stopped before it began")
+
+    def hand_back(self, why: str) -> None:
+        """Release what has been claimed but not begun."""
         while self._backlog:
             job = self._backlog.popleft()
             run = _Run(job, self, cast("asyncio.Task[None]", asyncio.current_task()))
-            self.worker.results.post(run, Outcome.release(job, "the worker stopped before it began"))
+            self.worker.results.post(run, Outcome.release(job, why))
 
     async def _serve(self) -> None:
         """Run one job after the other. One that leaves a context variable or a cancellation behind ends its runner."""
@@ -6099,12 +6181,16 @@ class Worker:
         # runs here and all is written.
         self.may_claim = asyncio.Event()
         self.may_claim.set()
+        # On time.monotonic(), counted from before the heartbeat went out: while the store cannot be reached after that,
+        # others may run what was claimed here, and nothing of it is begun.
+        self.lease_end = self._granted = 0.0
+        self._unsure: list[asyncio.Future[bool]] = []  # attempts that wait for a renewal of the lease
         self.is_draining = False
         self.idle = asyncio.Event()  # set when the last job ends, while draining
         self._is_hurried = False
         self._residents: list[asyncio.Task[None]] = []
         self._lines: dict[str, _Line] = {}
-        self._progress: dict[str, Progress] = {}
+        self._progress: dict[tuple[str, int], Progress] = {}
         self._has_progress = asyncio.Event()
 
     # Starting and stopping ---------------------------------------------------------------------
@@ -6210,15 +6296,19 @@ class Worker:
 
     async def beat(self, broker: Broker, lease: float) -> Notices:
         """Tell the store, through `broker`, how this worker does; on whichever loop this runs."""
-        now = self.clock.time()
+        now, began = self.clock.time(), time.monotonic()
         self.info.running = len(self.runs())
         self.info.memory = resident_memory()
         self.info.activity = self.tally.take(now)
         try:
-            return await broker.heartbeat(self.info, lease=lease, now=now)
+            notices = await broker.heartbeat(self.info, lease=lease, now=now)
         except BaseException:
             self.tally.keep(self.info.activity)
             raise
+        self._granted = began + lease
+        if not notices.lapsed:  # else nothing begins before `heed` has dropped what is not ours any more
+            self.lease_end = self._granted
+        return notices
 
     async def keep_lease(self, broker: Broker) -> None:
         """Beat again and again through `broker`, on whichever loop this runs."""
@@ -6226,15 +6316,20 @@ class Worker:
             await broker.wait_ready((), self.config.heartbeat)
             runs = self.runs()
             notices = await self.beat(broker, self.config.lease)
-            if notices.cancelled or notices.lapsed or notices.suspects or notices.lost_workers:
+            if notices.cancelled or notices.lapsed or notices.suspects or notices.lost_workers or self._unsure:
                 _call_soon(self.loop, self.heed, notices, runs)
+
+    async def renewal(self) -> bool:
+        """Wait until a heartbeat has renewed the lease; False if it had been lost."""
+        self._unsure.append(self.loop.create_future())
+        return await self._unsure[-1]
 
     def reside(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run a loop beside the others until the worker leaves."""
         self._residents.append(self.loop.create_task(self.supervise(work)))
 
-    async def supervise(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Keep a resident loop alive: an exception is logged, and the loop begins again after a while."""
+    async def supervise(self, work: Callable[[], Coroutine[Any, Any, None]], longest: float = 10.0) -> None:
+        """Keep a resident loop alive: an exception is logged, and the loop begins again after `longest` at most."""
         failures = 0
         while True:
             began = time.monotonic()
@@ -6242,15 +6337,15 @@ class Worker:
                 await work()
             except Exception as error:
                 failures = 1 if time.monotonic() - began > _WELL else failures + 1
-                await self.recover(error, failures)
+                await self.recover(error, failures, longest)
 
-    async def recover(self, error: Exception, failures: int) -> None:
+    async def recover(self, error: Exception, failures: int, longest: float = 10.0) -> None:
         """Log the latest of so many failures in a row and sleep before the next try, longer each time."""
         if isinstance(error, BackendError):
             logger.error("worker %s: %s (failure %d in a row; trying again)", self.info.id, error, failures)
         else:
             logger.error("worker %s: unexpected error; going on", self.info.id, exc_info=error)
-        await asyncio.sleep(min(10.0, 0.1 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0))
+        await asyncio.sleep(min(longest, 0.1 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0))
 
     # What runs ---------------------------------------------------------------------------------
 
@@ -6278,6 +6373,11 @@ class Worker:
                 run.end("lapsed")
         if notices.lapsed:
             logger.error("worker %s lost its lease: what it was running is dropped and runs again", self.info.id)
+            self.lease_end = self._granted
+            for line in self._lines.values():
+                line.hand_back(_LEASE_LOST)
+        while self._unsure:
+            _resolve(self._unsure.pop(), not notices.lapsed)
         if notices.suspects and runs:
             self.may_claim.clear()
         for worker in notices.lost_workers:
@@ -6286,9 +6386,9 @@ class Worker:
 
     # Housekeeping ------------------------------------------------------------------------------
 
-    def report(self, task_id: str, progress: Progress) -> None:
+    def report(self, task_id: str, attempt: int, progress: Progress) -> None:
         """Note progress; from any thread."""
-        self._progress[task_id] = progress
+        self._progress[task_id, attempt] = progress
         if not self._has_progress.is_set():
             _call_soon(self.loop, self._has_progress.set)
 
@@ -6335,7 +6435,8 @@ class _Keeper(threading.Thread):
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch())
             if (twin := self._twin) is not None:
-                group.create_task(self._worker.supervise(lambda: self._beat(twin)))
+                longest = self._worker.config.heartbeat  # after an outage the lease lasts for two of them at least
+                group.create_task(self._worker.supervise(lambda: self._beat(twin), longest))
 
     async def _beat(self, twin: Broker) -> None:
         await twin.open()

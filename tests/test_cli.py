@@ -404,7 +404,7 @@ def test_show_of_a_running_job_has_its_worker_and_progress(say: Say) -> None:
 async def start_it(app: Flowrra) -> Job:
     await add_worker(app)
     (job,) = await app.broker.claim("default", limit=1, worker="box-17-abc", now=app.now())
-    await app.broker.report({job.id: Progress(3, 10, "reading")})
+    await app.broker.report({(job.id, job.attempt): Progress(3, 10, "reading")})
     return job
 
 

@@ -450,7 +450,7 @@ def live_a_life(desk: Desk) -> None:
     a, b, c, d, *_ = desk.claim()
     store.settle([succeeded(a), Outcome.fail(b, "boom")], now=NOW)
     store.settle([Outcome.retry_at(c, NOW + 1, "boom"), Outcome.cancel(d, "why")], now=NOW)
-    store.report({"e": flowrra.Progress(1)})
+    store.report({("e", 1): flowrra.Progress(1)})
     store.cancel("child", now=NOW, by="Ada")
     store.cancel("e", now=NOW)
     store.requeue(["b", "child", "unknown"], now=NOW, by="Ada")

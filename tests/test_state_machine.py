@@ -68,6 +68,8 @@ class Model:
     retention: float
     jobs: dict[str, Known] = field(default_factory=dict)
     leases: dict[str, float] = field(default_factory=dict)
+    heard: dict[str, float] = field(default_factory=dict)  # when a worker's latest heartbeat came
+    seen: set[str] = field(default_factory=set)  # workers that have had a heartbeat at any time
     paused: set[str] = field(default_factory=set)
     submitted: int = 0
 
@@ -110,8 +112,19 @@ class Model:
     def held(self, worker: str) -> list[Known]:
         return [job for job in self.jobs.values() if job.status == "running" and job.worker == worker]
 
-    def rescue(self, now: float, clock: float, but: str) -> list[str]:
-        lost = [worker for worker, until in self.leases.items() if until <= clock and worker != but]
+    def rescue(self, now: float, clock: float, by: str, *, beats: bool) -> list[str]:
+        """Who was late rescues nobody, and a claim leaves to heartbeats who got a fresh lease since its own."""
+        lapsed = [worker for worker, until in self.leases.items() if until <= clock and worker != by]
+        graced = {worker for worker in lapsed if self.leases[worker] > self.heard[worker] + LEASE}
+        on_time = self.leases.get(by, 0.0) > clock
+        if by in self.seen:
+            lost = [worker for worker in lapsed if on_time and self.heard[by] >= self.leases[worker] - LEASE / 2]
+        else:
+            lost = lapsed
+        for worker in lapsed:
+            if beats and worker not in graced and worker not in lost:
+                self.leases[worker] = clock + LEASE
+        lost = [worker for worker in lost if beats or worker not in graced]
         for worker in lost:
             del self.leases[worker]
             for job in self.held(worker):
@@ -263,7 +276,7 @@ class BrokerMachine(RuleBasedStateMachine):
         jobs = self.run(self.broker.claim(queue, limit=limit, worker=worker, now=self.now))
         expected: list[str] = []
         if self.has_lease(worker) and queue not in self.model.paused:
-            self.model.rescue(self.now, self.clock.monotonic(), worker)
+            self.model.rescue(self.now, self.clock.monotonic(), worker, beats=False)
             self.model.promote(self.now)
             expected = self.model.claim(queue, limit, worker, self.now)
         assert [job.id for job in jobs] == expected
@@ -310,8 +323,12 @@ class BrokerMachine(RuleBasedStateMachine):
     @rule(worker=st.sampled_from(WORKERS))
     def beat(self, worker: str) -> None:
         notices = self.run(self.broker.heartbeat(self.infos[worker], lease=LEASE, now=self.now))
-        lost = self.model.rescue(self.now, self.clock.monotonic(), worker)
+        known = worker in self.model.leases or worker not in self.model.seen
+        lost = self.model.rescue(self.now, self.clock.monotonic(), worker, beats=True)
+        self.model.heard[worker] = self.clock.monotonic()
         self.model.leases[worker] = self.clock.monotonic() + LEASE
+        self.model.seen.add(worker)
+        assert notices.lapsed is not known
         assert sorted(notices.lost_workers) == sorted(lost)
         held = self.model.held(worker)
         assert sorted(notices.cancelled) == sorted(job.id for job in held if job.asked_to_end)

@@ -371,10 +371,10 @@ async def test_a_hook_cannot_await_the_stop_of_its_own_worker(caplog: pytest.Log
 
 
 async def test_progress_in_a_tight_loop_does_not_flood_the_event_loop() -> None:
-    reports: list[Mapping[str, Progress]] = []
+    reports: list[Mapping[tuple[str, int], Progress]] = []
 
     class Counting(MemoryBroker):
-        async def report(self, progress: Mapping[str, Progress]) -> None:
+        async def report(self, progress: Mapping[tuple[str, int], Progress]) -> None:
             reports.append(dict(progress))
             await super().report(progress)
 
@@ -402,7 +402,7 @@ async def test_progress_in_a_tight_loop_does_not_flood_the_event_loop() -> None:
         task_id = await app.submit(work)
         await eventually(done.is_set)
         counted_until_then = wake_ups
-        await eventually(lambda: bool(reports) and reports[-1].get(task_id) == Progress(9_999))
+        await eventually(lambda: bool(reports) and reports[-1].get((task_id, 1)) == Progress(9_999))
         go.set()
         await app.wait_for_result(task_id, timeout=20.0)
         del loop.call_soon_threadsafe

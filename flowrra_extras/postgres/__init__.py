@@ -44,8 +44,8 @@ from flowrra import (
     check_queue,
     encode_value,
     sum_of_activity,
-    totals_of_activity,
     timed_out,
+    totals_of_activity,
     unknown_job,
 )
 from flowrra_extras.postgres import statements as sql
@@ -192,13 +192,13 @@ class PostgresBroker(_Life):
         if lease <= 0:
             await groups.transact(lambda store: store.leave(worker, now))
             return Notices()
-        notices = await groups.beat(worker, lease, now)
-        worker.seen = now
+        notices, term = await groups.beat(worker, lease, now)
+        worker.seen, worker.term = now, term or worker.term
         return notices
 
-    async def report(self, progress: Mapping[str, Progress]) -> None:
+    async def report(self, progress: Mapping[tuple[str, int], Progress]) -> None:
         texts = [json.dumps([p.done, p.total, p.note]) for p in progress.values()]
-        await self._run(sql.REPORT, list(progress), texts)
+        await self._run(sql.REPORT, [task_id for task_id, _ in progress], [attempt for _, attempt in progress], texts)
 
     async def set_queue(self, queue: str, *, paused: bool) -> None:
         await self._run(sql.PAUSE if paused else sql.RESUME_QUEUE, check_queue(queue))

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import random
 import re
 import urllib.parse
@@ -231,6 +232,7 @@ class Link:
         self._busy: set[asyncpg.Connection[Any]] = set()
         self._endings: set[asyncio.Task[None]] = set()
         self._is_closed = False
+        self.failed = -math.inf  # when the server last gave no answer, by the loop's clock
 
     async def run(self, work: Callable[[Session], Awaitable[T]], silence: float | None = SILENCE) -> T:
         """What `work` gives. It may be called again if a connection was lost, or silent for so many seconds.
@@ -257,6 +259,7 @@ class Link:
                 if not _is_away(error):
                     raise self._explained(error) from error
                 failure = error if str(error) or failure is None else failure
+                self.failed = loop.time()
             if loop.time() + pause >= deadline:
                 break
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (no secret)

@@ -233,19 +233,24 @@ class Groups:
     async def claim(self, claim: Claim) -> list[Job]:
         return await self._link.run(functools.partial(self.claims.serve, claim))
 
-    async def beat(self, worker: WorkerInfo, lease: float, now: float) -> Notices:
-        """A heartbeat. It does not wait long for a silent connection: the lease would run out meanwhile."""
+    async def beat(self, worker: WorkerInfo, lease: float, now: float) -> tuple[Notices, str]:
+        """A heartbeat, and the term. It does not wait long for a silent connection: the lease would run out meanwhile.
+
+        A repetition rescues nobody, nor does a new worker that has found the server away a moment ago.
+        """
         silence = min(SILENCE, max(0.5, lease / 3))
+        is_new = not worker.term and self._loop.time() - self._link.failed > lease
+        tries = itertools.count()
 
-        async def renew(session: Session) -> tuple[Notices, bool]:
-            return await Store(session, self._retention).beat(worker, lease, now)
+        async def renew(session: Session) -> tuple[Notices, str]:
+            again = next(tries) > 0
+            return await Store(session, self._retention).beat(worker, lease, now, is_new=is_new, again=again)
 
-        notices, some_are_lost = await self._link.run(renew, silence)
-        if some_are_lost:
-            lost = await self.transact(lambda store: store.rescue(worker.id, now), silence)
+        notices, term = await self._link.run(renew, silence)
+        if dead := notices.lost_workers:
+            notices.lost_workers = await self.transact(lambda store: store.rescue(dead, now), silence)
             notices.suspects = (await self._link.run(renew, silence))[0].suspects
-            notices.lost_workers = lost
-        return notices
+        return notices, term
 
     # Together ----------------------------------------------------------------------------------
 

@@ -112,6 +112,13 @@ CREATE TABLE flowrra.activity (  -- what a worker did in a minute, as the core's
 ALTER TABLE flowrra.worker ADD COLUMN memory bigint;
 """
 
+SCHEMA_3 = """
+-- length: of the lease, in seconds; NULL: of an older Flowrra. graced: its lease is a fresh one that another worker
+-- gave it after an outage. term: since when it has held a lease without a break.
+ALTER TABLE flowrra.worker ADD COLUMN length float8, ADD COLUMN graced boolean NOT NULL DEFAULT false,
+    ADD COLUMN term bigint GENERATED ALWAYS AS IDENTITY;
+"""
+
 SCHEMA_TOTALS = """
 CREATE TABLE flowrra.total (  -- what workers did since there is this table; see totals_of_activity
     task text COLLATE "C" NOT NULL,
@@ -122,7 +129,7 @@ CREATE TABLE flowrra.total (  -- what workers did since there is this table; see
 """
 
 # Entry n takes a store from schema n to n + 1.
-MIGRATIONS = (SCHEMA, SCHEMA_2, SCHEMA_TOTALS)
+MIGRATIONS = (SCHEMA, SCHEMA_2, SCHEMA_3, SCHEMA_TOTALS)
 
 NAMESPACE = "CREATE SCHEMA flowrra"
 META = """
@@ -207,6 +214,17 @@ DESCENDANTS = """
     SELECT child, parent, id FROM line JOIN flowrra.job ON seq = ANY (ARRAY[parent]) ORDER BY child"""
 
 CLAIMED = "seq, id, task, payload, queue, priority, submitted, due, attempt - 1, failures, crashes, overrides, parents"
+# Of a worker beside `mine`, the row of the one that asks: whether its lease has run out, and whether it is dead, since
+# it had missed a heartbeat when that one was last heard from. As `judge_leases` of the core has it. Where a length is
+# not known, half of that of the other counts.
+LAPSED = "other.lease <= clock_timestamp() AND other.id <> mine.id"
+MISSED = """other.lease - make_interval(secs => coalesce(other.length, mine.length, 0) / 2)
+        <= mine.lease - make_interval(secs => coalesce(mine.length, 0))"""
+# Whom a claim of $2 rescues: it leaves those in doubt to heartbeats.
+LOST = f"""
+    SELECT other.id FROM flowrra.worker AS other, flowrra.worker AS mine
+    WHERE mine.id = $2 AND mine.lease > clock_timestamp() AND {LAPSED} AND {MISSED} AND NOT other.graced"""
+LOST_TO = LOST.replace("$2", "$1")
 # A claim holds its worker's row: whoever rescues that worker's jobs deletes the row first, so waits for the claim and
 # then sees all that it took. `FOR KEY SHARE` lets heartbeats pass.
 ME = f"SELECT FROM flowrra.worker WHERE id = $2 AND lease > clock_timestamp() AND {LAZY} FOR KEY SHARE"
@@ -217,7 +235,7 @@ CLAIM = f"""
     WITH me AS MATERIALIZED ({ME}),
     state AS MATERIALIZED (
         SELECT EXISTS (SELECT FROM me) AND NOT EXISTS (SELECT FROM flowrra.paused WHERE queue = $1) AS may,
-            $7::boolean AND (EXISTS (SELECT FROM flowrra.worker WHERE lease <= clock_timestamp() AND id <> $2)
+            $7::boolean AND (EXISTS ({LOST})
                 OR EXISTS (SELECT FROM flowrra.job WHERE status IN {DUE_LATER} AND due <= $3)
                 OR EXISTS (SELECT FROM flowrra.job WHERE expires IS NOT NULL AND attempt = 0
                     AND status IN {NOT_BEGUN} AND expires <= $3)) AS upkeep,
@@ -304,17 +322,30 @@ WRITTEN = """
 
 WORKER_COLUMNS = "id, host, pid, queues, tasks, started, seen, running, version, memory"
 # A heartbeat: $1 to $10 are WORKER_COLUMNS, $11 seconds of lease, $12 its queues, $13 minutes and $14 what it did in
-# them, $15 from which minute on that is kept. What it brings back, and whether other workers' leases have run out.
+# them, $15 from which minute on that is kept, $16 whether it is a new worker that found the server as it should be, $17
+# whether it may be a repetition. What it brings back, and the other workers that are dead. Those of whom nobody can
+# know get a fresh lease here, in the same statement: a repetition finds this worker on time. All that it reads is as
+# it was before.
 BEAT = f"""
-    WITH renewed AS (
+    WITH mine AS MATERIALIZED (SELECT id, lease, length FROM flowrra.worker WHERE id = $1),
+    lapsed AS MATERIALIZED (
+        SELECT other.id, other.graced, CASE WHEN $17::boolean THEN false
+            WHEN mine.id IS NULL THEN $16::boolean ELSE mine.lease > clock_timestamp() AND {MISSED} END AS dead
+        FROM flowrra.worker AS other LEFT JOIN mine ON true WHERE other.lease <= clock_timestamp() AND other.id <> $1),
+    fresh AS (
+        UPDATE flowrra.worker SET lease = clock_timestamp() + make_interval(secs => coalesce(length, $11::float8)),
+            graced = true
+        WHERE id = ANY (ARRAY(SELECT id FROM flowrra.worker WHERE lease <= clock_timestamp() AND NOT graced
+            AND id = ANY (ARRAY(SELECT id FROM lapsed WHERE NOT dead)) FOR NO KEY UPDATE SKIP LOCKED))),
+    renewed AS (
         UPDATE flowrra.worker SET lease = clock_timestamp() + make_interval(secs => $11::float8), queues = $4,
-            tasks = $5, seen = $7, running = $8, memory = $10
-        WHERE id = $1 AND {LAZY} RETURNING 1),
+            tasks = $5, seen = $7, running = $8, memory = $10, length = $11, graced = false
+        WHERE id = $1 AND {LAZY} RETURNING term),
     registered AS (
-        INSERT INTO flowrra.worker ({WORKER_COLUMNS}, lease)
+        INSERT INTO flowrra.worker ({WORKER_COLUMNS}, lease, length)
         SELECT $1::text, $2::text, $3::integer, $4::text, $5::text, $6::float8, $7::float8, $8::integer, $9::text,
-            $10::bigint, clock_timestamp() + make_interval(secs => $11::float8)
-        WHERE NOT EXISTS (SELECT FROM renewed) ON CONFLICT DO NOTHING),
+            $10::bigint, clock_timestamp() + make_interval(secs => $11::float8), $11::float8
+        WHERE NOT EXISTS (SELECT FROM renewed) ON CONFLICT DO NOTHING RETURNING term),
     told AS (
         INSERT INTO flowrra.activity
         SELECT minute, $1, counts FROM unnest($13::bigint[], $14::text[]) AS v (minute, counts)
@@ -333,13 +364,14 @@ BEAT = f"""
         ORDER BY 1, 2  -- as all do, so that no two wait for each other
         ON CONFLICT (task, what) DO UPDATE SET number = known.number + excluded.number),
     forgotten AS (DELETE FROM flowrra.activity WHERE minute < $15::bigint AND cardinality($13::bigint[]) > 0)
-    SELECT NOT EXISTS (SELECT FROM renewed) AS is_new,
-        EXISTS (SELECT FROM flowrra.worker WHERE lease <= clock_timestamp() AND id <> $1) AS lost,
+    SELECT coalesce((SELECT term FROM renewed), (SELECT term FROM registered))::text AS term,
+        ARRAY(SELECT id FROM lapsed WHERE dead) AS lost,
         ARRAY(SELECT id FROM flowrra.job WHERE status = 'running' AND cancel_requested AND worker = $1) AS cancelled,
         ARRAY(SELECT queue FROM flowrra.paused) AS paused,
         EXISTS (SELECT FROM flowrra.job WHERE status = 'pending' AND crashes > 0 AND queue = ANY ($12::text[])
             AND queue NOT IN (SELECT queue FROM flowrra.paused)) AS suspects"""
-LAPSED = "DELETE FROM flowrra.worker WHERE lease <= clock_timestamp() AND id <> $1 RETURNING id"
+# Of the workers $1, those whose lease has still not been renewed.
+RESCUE = "DELETE FROM flowrra.worker WHERE id = ANY ($1::text[]) AND lease <= clock_timestamp() RETURNING id"
 # $1 workers, $2 now, $3 ending, $4 error, $5 crashes to count
 PUT_BACK = f"""
     UPDATE flowrra.job SET status = 'pending', crashes = crashes + $5::integer, due = NULL, error = $4::text,
@@ -348,12 +380,12 @@ PUT_BACK = f"""
         SELECT seq FROM flowrra.job WHERE status = 'running' AND worker = ANY ($1::text[])
         ORDER BY seq + 0 FOR NO KEY UPDATE))
     RETURNING seq, crashes, cancel_requested"""
-# $1 ids, $2 what is reported of them
+# $1 ids, $2 attempts, $3 what is reported of them
 REPORT = f"""
     UPDATE flowrra.job SET progress = v.progress
-    FROM (SELECT (SELECT seq FROM flowrra.job WHERE job.id = w.id) AS seq, w.progress
-        FROM unnest($1::text[], $2::text[]) AS w (id, progress) WHERE {LAZY} ORDER BY 1) AS v
-    WHERE job.seq = ANY (ARRAY[v.seq]) AND {IS_RUNNING}"""
+    FROM (SELECT (SELECT seq FROM flowrra.job WHERE job.id = w.id) AS seq, w.attempt, w.progress
+        FROM unnest($1::text[], $2::integer[], $3::text[]) AS w (id, attempt, progress) WHERE {LAZY} ORDER BY 1) AS v
+    WHERE job.seq = ANY (ARRAY[v.seq]) AND job.attempt IS NOT DISTINCT FROM v.attempt AND {IS_RUNNING}"""
 
 LOCK = "SELECT seq FROM flowrra.job WHERE id = $1 FOR NO KEY UPDATE"
 ASK_TO_END = f"UPDATE flowrra.job SET cancel_requested = true WHERE id = $1 AND {IS_RUNNING} RETURNING 1"

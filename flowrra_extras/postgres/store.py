@@ -266,29 +266,32 @@ class Store(MovingStore):
 
     # Workers, and by hand ----------------------------------------------------------------------
 
-    async def beat(self, worker: WorkerInfo, lease: float, now: float) -> tuple[Notices, bool]:
-        """Extend a worker's lease, or register it; what that brings back, and whether others' leases have run out."""
+    async def beat(
+        self, worker: WorkerInfo, lease: float, now: float, *, is_new: bool = False, again: bool = False
+    ) -> tuple[Notices, str]:
+        """Extend a worker's lease, or register it. What that brings back, with workers that are dead; and its term."""
         names = sql.WORKER_COLUMNS.split(", ")
         told = {"seen": now, "queues": json.dumps(dict(worker.queues)), "tasks": json.dumps(list(worker.tasks))}
         values = [told[name] if name in told else getattr(worker, name) for name in names]
         activity = activity_texts(worker.activity)
         rest = (lease, list(worker.queues), list(activity), list(activity.values()), int(now - ACTIVITY_KEPT))
-        (row,) = await self._db.fetch(sql.BEAT, *values, *rest)
-        lapsed = row["is_new"] and worker.seen > 0
-        return Notices(row["cancelled"], lapsed, frozenset(row["paused"]), row["suspects"], []), row["lost"]
+        (row,) = await self._db.fetch(sql.BEAT, *values, *rest, is_new, again)
+        term = row["term"] or ""  # none if it was registered at the same moment by an earlier try
+        lapsed = worker.term not in ("", term)
+        return Notices(row["cancelled"], lapsed, frozenset(row["paused"]), row["suspects"], row["lost"]), term
 
     async def upkeep(self, worker: str, now: float) -> bool:
         """One step of what is to be done first: rescue, promote, expire. Whether more is left. In a transaction."""
-        await self.rescue(worker, now)
+        await self.rescue([row[0] for row in await self._db.fetch(sql.LOST_TO, worker)], now)
         promoted = await self._db.fetch(sql.PROMOTE, now)
         self.ready = bool(promoted) or self.ready
         expired = await self._db.fetch(sql.EXPIRED, now)
         await self._bury({row[0]: EXPIRED for row in expired}, TaskStatus.CANCELLED, now)
         return max(len(promoted), len(expired)) >= sql.UPKEEP
 
-    async def rescue(self, but: str, now: float) -> list[str]:
-        """Put back the jobs of workers whose lease ran out; those workers. In a transaction."""
-        lost = [row[0] for row in await self._db.fetch(sql.LAPSED, but)]
+    async def rescue(self, dead: Sequence[str], now: float) -> list[str]:
+        """Put back the jobs of workers that are dead; those that have not come back meanwhile. In a transaction."""
+        lost = [row[0] for row in await self._db.fetch(sql.RESCUE, dead)]
         if lost:
             await self._put_back(lost, now, "crash", WORKER_LOST, crashes=1)
         return lost

@@ -188,17 +188,18 @@ class RedisBroker(MovingBroker):
     async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
         self._news.look("notices")
         moments = repr(lease), repr(now), repr(now + self.retention.failed_ttl)
-        about = worker_text(worker, now), to_json(list(worker.queues)), repr(now - ACTIVITY_KEPT)
+        is_new = not worker.term and not self._calls.was_away(lease)
+        about = worker_text(worker, now), to_json(list(worker.queues)), str(int(is_new)), repr(now - ACTIVITY_KEPT)
         activity = (str(word) for pair in activity_texts(worker.activity).items() for word in pair)
         answer = await self._calls.run(Call("heartbeat", worker.id, *moments, *about, *activity))
-        known, cancelled, paused, suspects, lost = answer
-        lapsed = not known and worker.seen > 0
-        worker.seen = now
+        term, cancelled, paused, suspects, lost = answer
+        lapsed = worker.term not in ("", term) and lease > 0
+        worker.seen, worker.term = now, term or worker.term
         return Notices(cancelled, lapsed, frozenset(paused), bool(suspects), lost)
 
-    async def report(self, progress: Mapping[str, Progress]) -> None:
-        pairs = ((task_id, to_json([p.done, p.total, p.note])) for task_id, p in progress.items())
-        await self._calls.run(Call("report", *itertools.chain.from_iterable(pairs)))
+    async def report(self, progress: Mapping[tuple[str, int], Progress]) -> None:
+        words = ((task_id, str(n), to_json([p.done, p.total, p.note])) for (task_id, n), p in progress.items())
+        await self._calls.run(Call("report", *itertools.chain.from_iterable(words)))
 
     async def cancel(self, task_id: str, *, now: float, by: str | None = None) -> bool:
         bury_at = repr(now + self.retention.failed_ttl)

@@ -63,6 +63,10 @@ class Calls:
             self._is_joined = False
         return _checked(answer)
 
+    def was_away(self, seconds: float) -> bool:
+        """Whether the server has left a call without an answer in the last so many seconds."""
+        return asyncio.get_running_loop().time() - self._link.failed < seconds
+
     async def close(self) -> None:
         """Close the link. Those who wait get a BrokerError."""
         self._link.close()

@@ -21,6 +21,8 @@ The fields of P:state:
     seq               the order of submission            STATUS QUEUE    how many; `suspect` is pending, apart
     paused QUEUE      it is paused                       alone W         worker W runs a suspect
     claims W          the latest claim of W, which is there while W has a lease
+    length W          of W's lease, in seconds           term W          when W got a lease that it did not have
+    graced W          W's lease is a fresh one that another worker gave it
     version           which of these keys there are: VERSION, if absent 1, which had no P:by and P:family
 
 PLACE is the priority (16 hex digits, so biased that the lowest is 0) and the seq (13 digits): a score,
@@ -244,7 +246,9 @@ local function dissolve(worker, ending, error)
     call('DEL', p .. 'running:' .. worker)
     call('ZREM', p .. 'leases', worker)
     call('HDEL', p .. 'workers', worker)
-    call('HDEL', state, 'claims ' .. worker, 'alone ' .. worker)
+    for _, field in ipairs({'claims ', 'alone ', 'length ', 'term ', 'graced '}) do
+        call('HDEL', state, field .. worker)
+    end
 end
 
 local function clock()
@@ -252,12 +256,23 @@ local function clock()
     return time[1] + time[2] / 1000000
 end
 
-local function rescue_lapsed(but)
-    local lost = {}
-    for _, worker in ipairs(call('ZRANGEBYSCORE', p .. 'leases', '-inf', clock())) do
-        if worker ~= but then
+-- Put back what the dead held, and give a fresh lease to those of whom nobody can know: `judge_leases` of the core.
+-- `heard`: when the server has last heard from the worker `by`; `lease`: the one that it is about to get, if it is a
+-- heartbeat. A claim leaves those in doubt to heartbeats.
+local function rescue_lapsed(by, heard, lease)
+    local lost, time = {}, clock()
+    local lapsed = call('ZRANGEBYSCORE', p .. 'leases', '-inf', time, 'WITHSCORES')
+    for i = 1, #lapsed, 2 do
+        local worker, ended_at = lapsed[i], tonumber(lapsed[i + 1])
+        local length, graced = unpack(call('HMGET', state, 'length ' .. worker, 'graced ' .. worker), 1, 2)
+        length = tonumber(length or lease or 0)
+        local is_dead = ended_at - length / 2 <= heard and (lease or not graced)
+        if worker ~= by and is_dead then
             dissolve(worker, 'crash', WORKER_LOST)
             lost[#lost + 1] = worker
+        elseif worker ~= by and lease and not graced then
+            call('ZADD', p .. 'leases', string.format('%.6f', time + length), worker)
+            call('HSET', state, 'graced ' .. worker, 1)
         end
     end
     return lost
@@ -471,8 +486,9 @@ end
 local function holds_lease()
     local time = clock()
     if tonumber(first('leases')) > time then return true end
-    if tonumber(call('ZSCORE', p .. 'leases', worker)) <= time then return false end
-    rescue_lapsed(worker)
+    local ends = tonumber(call('ZSCORE', p .. 'leases', worker))
+    if ends <= time then return false end
+    rescue_lapsed(worker, ends - (call('HGET', state, 'length ' .. worker) or 0))
     return true
 end
 
@@ -622,9 +638,10 @@ return answers
 """
 
 # Register a worker or extend its lease; with a lease of 0 it takes its leave.
-# ARGV: worker, lease, now, bury_at, info (JSON), queues (JSON), the oldest minute to keep, then of each minute of
-#   activity that has changed: its beginning, what was done (JSON).
-# Answer: whether it was known, its jobs that are to end, paused queues, whether suspects wait, lost workers.
+# ARGV: worker, lease, now, bury_at, info (JSON), queues (JSON), 1 if it is a new worker that found the server as it
+#   should be, the oldest minute to keep, then of each minute of activity that has changed: its beginning, what was
+#   done (JSON).
+# Answer: the term of the lease, its jobs that are to end, paused queues, whether suspects wait, lost workers.
 _HEARTBEAT = """
 local worker, lease, info, queues = ARGV[2], tonumber(ARGV[3]), ARGV[6], cjson.decode(ARGV[7])
 now, bury_at = ARGV[4], ARGV[5]
@@ -645,9 +662,9 @@ end
 -- The totals grow by what a row says more than the one that it replaces: told twice, it counts once.
 local function keep_activity()
     local changes = {}
-    for i = 9, #ARGV, 2 do
+    for i = 10, #ARGV, 2 do
         local minute = p .. 'minute:' .. ARGV[i]
-        if tonumber(ARGV[i]) >= tonumber(ARGV[8]) then  -- what was forgotten is not known to be counted
+        if tonumber(ARGV[i]) >= tonumber(ARGV[9]) then  -- what was forgotten is not known to be counted
             add_rows(changes, call('HGET', minute, worker), -1)
             add_rows(changes, ARGV[i + 1], 1)
             call('ZADD', p .. 'minutes', ARGV[i], ARGV[i])
@@ -657,7 +674,7 @@ local function keep_activity()
     for name, number in pairs(changes) do
         if number ~= 0 then call('HINCRBYFLOAT', p .. 'totals', name, string.format('%.17g', number)) end
     end
-    for _, minute in ipairs(call('ZRANGEBYSCORE', p .. 'minutes', '-inf', '(' .. ARGV[8])) do
+    for _, minute in ipairs(call('ZRANGEBYSCORE', p .. 'minutes', '-inf', '(' .. ARGV[9])) do
         call('UNLINK', p .. 'minute:' .. minute)
         call('ZREM', p .. 'minutes', minute)
     end
@@ -667,12 +684,18 @@ keep_activity()
 if lease <= 0 then
     dissolve(worker, 'release', LEFT)
     publish()
-    return {1, {}, {}, 0, {}}
+    return {'', {}, {}, 0, {}}
 end
-local lost = rescue_lapsed(worker)
-local known = call('ZSCORE', p .. 'leases', worker)
-local time = clock()
+local time, known = clock(), tonumber(call('ZSCORE', p .. 'leases', worker))
+local length, term = unpack(call('HMGET', state, 'length ' .. worker, 'term ' .. worker), 1, 2)
+local heard = -math.huge  -- also of a repetition: the server has kept silent, or its answer was lost
+if not again and known and known > time then heard = known - (length or lease) end
+if not again and not known and ARGV[8] == '1' then heard = math.huge end
+local lost = rescue_lapsed(worker, heard, lease)
+if not known or not term then term = string.format('%.6f', time) end
 call('ZADD', p .. 'leases', string.format('%.6f', time + lease), worker)
+call('HSET', state, 'length ' .. worker, ARGV[3], 'term ' .. worker, term)
+call('HDEL', state, 'graced ' .. worker)
 call('HSET', p .. 'workers', worker, info)
 call('HSETNX', state, 'claims ' .. worker, 0)
 local to_end, paused, suspects = {}, {}, 0
@@ -680,12 +703,12 @@ for _, id in ipairs(call('SMEMBERS', p .. 'cancelling')) do
     if call('SISMEMBER', p .. 'running:' .. worker, id) == 1 then to_end[#to_end + 1] = id end
 end
 for _, queue in ipairs(queues) do
-    if not known or tonumber(known) <= time then woken[queue] = true end  -- it may claim again
+    if not known or known <= time then woken[queue] = true end  -- it may claim again
     if call('HEXISTS', state, 'paused ' .. queue) == 1 then paused[#paused + 1] = queue
     elseif call('EXISTS', p .. 'suspects:' .. queue) == 1 then suspects = 1 end
 end
 publish()
-return {known and 1 or 0, to_end, paused, suspects, lost}
+return {term, to_end, paused, suspects, lost}
 """
 
 # End a job.  ARGV: id, now, bury_at, who does it or ''.  Answer: 1, or 0 if it is finished or unknown.
@@ -765,11 +788,12 @@ publish()
 return answer
 """
 
-# Keep how far running jobs are.  ARGV: id, progress (JSON) ..  Answer: 0.
+# Keep how far running jobs are.  ARGV: id, attempt, progress (JSON) ..  Answer: 0.
 _REPORT = """
-for i = 2, #ARGV, 2 do
+for i = 2, #ARGV, 3 do
     local key = p .. 'job:' .. ARGV[i]
-    if call('HGET', key, 'status') == 'running' then call('HSET', key, 'progress', ARGV[i + 1]) end
+    local status, attempt = unpack(call('HMGET', key, 'status', 'attempt'), 1, 2)
+    if status == 'running' and attempt == ARGV[i + 1] then call('HSET', key, 'progress', ARGV[i + 2]) end
 end
 return 0
 """
@@ -809,7 +833,9 @@ return answer
 # Take in jobs of another store, held.
 # ARGV: by, then of each job: id, priority, queue, unique, when it expires, its fields (JSON), its history (JSON).
 # Answer: a 1 for each that is there now, a 0 for one whose unique key another has.
-_ADOPT = _INDEX + """
+_ADOPT = (
+    _INDEX
+    + """
 local answer = {}
 local function adopt(id, priority, queue, unique, expires, fields, history)
     local key = p .. 'job:' .. id
@@ -831,6 +857,7 @@ for i = 3, #ARGV, 7 do answer[#answer + 1] = adopt(unpack(ARGV, i, i + 6)) end
 publish()
 return answer
 """
+)
 
 # End a hold.  ARGV: by, 1 if the jobs are to go for good, now, bury_at, then ids.  Answer: a 1 or 0 for each.
 _LET_GO = """
@@ -860,7 +887,9 @@ return answer
 
 # Keep finished results of jobs that ran elsewhere.
 # ARGV: of each result its id, its purge_at, and its fields (JSON).  Answer: 0.
-_RECORD = _INDEX + """
+_RECORD = (
+    _INDEX
+    + """
 for i = 2, #ARGV, 3 do
     local id, fields = ARGV[i], cjson.decode(ARGV[i + 2])
     local key = p .. 'job:' .. id
@@ -881,6 +910,7 @@ end
 publish()
 return 0
 """
+)
 
 # Look results up.  ARGV: of each call how many ids, then those.
 # Answer: of each call a list with the values of RESULT_FIELDS, or 0, for each id.
@@ -1052,7 +1082,9 @@ return answer
 
 # Enter the jobs of a store of version 1 in the indexes, in steps.  ARGV: the lowest seq, how many to look at.
 # Answer: the seq of the last one ('' at the end, when the store has its version).
-_INDEX_ALL = _INDEX + """
+_INDEX_ALL = (
+    _INDEX
+    + """
 local page = call('ZRANGEBYSCORE', p .. 'all', ARGV[2], '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[3])
 for i = 1, #page, 2 do
     local job = load(page[i])
@@ -1063,6 +1095,7 @@ if #page > 0 then return page[#page] end
 call('HSET', state, 'version', VERSION)
 return ''
 """
+)
 
 # How many ready jobs are ahead of one.  ARGV: queue, its PLACE ID.  Answer: the number.
 _AHEAD = """

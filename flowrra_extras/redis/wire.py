@@ -10,6 +10,7 @@ import asyncio
 import collections
 import itertools
 import logging
+import math
 import random
 import ssl
 from typing import TYPE_CHECKING, Any, cast
@@ -262,6 +263,7 @@ class Link:
     def __init__(self, address: Address) -> None:
         self._address = address
         self._timeout = 0.0
+        self.failed = -math.inf  # when a call was last left without an answer, by the loop's clock
         self._prefix = f"{address.prefix}:"
         self._connection: Connection | None = None
         self._connecting = asyncio.Lock()
@@ -289,6 +291,7 @@ class Link:
             except BrokerError as error:
                 _give_up(left, error)
             except OSError as error:  # a TimeoutError is one
+                self.failed = asyncio.get_running_loop().time()
                 if not self._is_open:
                     _give_up(left, closed())
                 elif asyncio.get_running_loop().time() + pause >= deadline:

@@ -12,6 +12,7 @@ docstrings say how.
 """
 
 from flowrra_extras.testing.jobs import ClaimContract, PushContract, SettleContract
+from flowrra_extras.testing.leases import LeaseContract
 from flowrra_extras.testing.lives import CancelContract, CrashContract, ParentsContract
 from flowrra_extras.testing.looking import LookingContract, WaitingContract
 from flowrra_extras.testing.moving import MovingContract
@@ -28,6 +29,7 @@ class BrokerContract(
     ClaimContract,
     SettleContract,
     CrashContract,
+    LeaseContract,
     CancelContract,
     ParentsContract,
     LookingContract,

@@ -100,8 +100,9 @@ class LookingContract(Contract):
         async with self.trial() as t:
             (running,) = await t.run(job("a"))
             await t.push(job("waits"))
-            await t.broker.report({"a": Progress(1, 4, "one"), "waits": Progress(2), "unknown": Progress(3)})
-            await t.broker.report({"a": Progress(2.5, 4, "two")})
+            others = {("waits", 0): Progress(2), ("waits", 1): Progress(2), ("unknown", 1): Progress(3)}
+            await t.broker.report({("a", 1): Progress(1, 4, "one"), **others})
+            await t.broker.report({("a", 1): Progress(2.5, 4, "two")})
             a, waits = await t.broker.get(["a", "waits"])
             assert a is not None
             assert waits is not None

@@ -49,11 +49,17 @@ class Trial:
 
     async def beat(self, worker: str = "w1", lease: float | None = None, **changes: Any) -> Notices:
         """A heartbeat of a worker, known or new, of which these fields have changed."""
-        info = self._workers.get(worker)
-        if info is None:
-            info = WorkerInfo(worker, "host", os.getpid(), {"default": 10}, ("task",), self.now)
-        self._workers[worker] = info = dataclasses.replace(info, **changes)
+        self._workers[worker] = info = dataclasses.replace(self.worker(worker), **changes)
+        return await self.beat_as(info, lease)
+
+    async def beat_as(self, info: WorkerInfo, lease: float | None = None) -> Notices:
+        """A heartbeat with this very object, in which a broker keeps what it needs for the next one."""
         return await self.broker.heartbeat(info, lease=self.lease if lease is None else lease, now=self.now)
+
+    def worker(self, worker: str) -> WorkerInfo:
+        """What a worker, known or new, would tell of itself."""
+        new = WorkerInfo(worker, "host", os.getpid(), {"default": 10}, ("task",), self.now)
+        return dataclasses.replace(self._workers.get(worker, new))
 
     async def tell(self, *activity: Activity, worker: str = "w1", lease: float | None = None) -> None:
         """A heartbeat that hands over what the worker did."""
