@@ -268,6 +268,18 @@ def import_extra(module: str, name: str, trouble: str, package: str = "flowrra")
         raise ConfigError(f"{trouble} ({error}): pip install '{package}'") from error
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: which one may have been meant, or which there are."""
+    import difflib
+
+    names = sorted(known)
+    by_part = {full.rpartition(".")[2]: full for full in reversed(names)} | {full: full for full in names}
+    if close := difflib.get_close_matches(name, by_part, n=1):
+        return f"; did you mean {by_part[close[0]]!r}?"
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return f"; there are {', '.join(names[:10]) or 'none'}{more}"
+
+
 _MOVED = frozenset(
     ("MemoryScheduleStore", "ScheduleStore", "Scheduler", "StoredOptions", "schedule_store_from_url")
 )  # to flowrra_extras.scheduler; they may still be imported from here
@@ -822,6 +834,8 @@ class ExecutorConfig:
                 _whole(name, getattr(self, name), least=1)
         _whole("io_workers", self.io_workers, least=1)
         _whole("cpu_workers", self.cpu_workers, least=1)
+        if self.queues is not None and not self.queues:
+            raise ConfigError("queues names none, so that nothing would run: leave it out to serve those of the tasks")
         for name, capacity in (self.queues or {}).items():
             _whole(f"the capacity of queue {check_queue(name)!r}", capacity, least=1)
         self.drain = _seconds("drain", self.drain)
@@ -875,16 +889,28 @@ def _from_text(name: str, kind: str, text: str) -> Any:
     """`text` as an option of type `kind`, as it comes from the environment or the command line."""
     try:
         if "Mapping" in kind:
-            pairs = (item.rpartition(":") for item in text.split(",") if item.strip())
-            return {queue.strip(): int(capacity) for queue, _, capacity in pairs}
+            return _queues_from_text(name, text)
         if kind == "bool":
             return _YES_OR_NO[text.strip().lower()]
         if "int" in kind:
             return int(text)
         return float(text) if "float" in kind else text
-    except (ValueError, KeyError):
+    except (ValueError, KeyError) as error:
+        if isinstance(error, ConfigError):
+            raise
         wanted = "queues with their capacities, such as default:50,cpu:2" if "Mapping" in kind else kind.split(" |")[0]
         raise ConfigError(f"{name}={text!r} cannot be read as {wanted}") from None
+
+
+def _queues_from_text(name: str, text: str) -> dict[str, int]:
+    queues: dict[str, int] = {}
+    for queue, _, capacity in (item.rpartition(":") for item in text.split(",") if item.strip()):
+        if queue.strip() in queues:
+            raise ConfigError(f"{name}={text!r} names the queue {queue.strip()!r} twice")
+        queues[queue.strip()] = int(capacity)
+    if not queues:
+        raise ConfigError(f"{name}={text!r} names no queue: give some, as in default:50,cpu:2, or leave it out")
+    return queues
 
 
 # ---------------------------------------------------------------------------
@@ -7761,6 +7787,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parsed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """The arguments; `show ID --json module:app` is more than argparse understands before CPython 3.12.7."""
+    options = collections.Counter(word.partition("=")[0] for word in argv if word[:2] == "--")
+    if twice := [name for name, number in options.items() if number > 1 and name != "--arg"]:
+        parser.error(f"{twice[0]} is given twice")
     arguments, left = parser.parse_known_args(argv)
     if len(left) == 1 and left[0][:1] != "-" and getattr(arguments, "where", "") is None:
         arguments.where = left.pop()
@@ -7862,16 +7891,24 @@ def load_app(target: str) -> Flowrra:
         sys.path.insert(0, os.getcwd())
     try:
         found: Any = importlib.import_module(module_name)
+    except SystemExit as stop:
+        at = tracebacks.extract_tb(stop.__traceback__)[-1]
+        where = f"sys.exit({stop.code!r}) ({at.filename}, line {at.lineno})"
+        put = "put that under `if __name__ == '__main__':`"
+        raise ConfigError(f"importing {module_name} ended the program: {where}; {put}") from None
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
         raise ConfigError(f"there is no module {error.name!r} in {os.getcwd()} or on the search path") from None
     for name in attribute.split("."):
         found = getattr(found, name, None)
-    if not isinstance(found, Flowrra):
-        apps = [name for name, value in vars(sys.modules[module_name]).items() if isinstance(value, Flowrra)]
-        raise ConfigError(f"{attribute!r} is no app in the module {module_name}; it has {', '.join(apps) or 'none'}")
-    return found
+    if isinstance(found, Flowrra):
+        return found
+    kind = "" if found is None else f" but of type {type(found).__name__}"
+    if inspect.isroutine(found):
+        kind = f" but a function: write app = {attribute}() there and name {module_name}:app"
+    apps = [name for name, value in vars(sys.modules[module_name]).items() if isinstance(value, Flowrra)]
+    raise ConfigError(f"{attribute!r} is no app in the module {module_name}{kind}; it has {', '.join(apps) or 'none'}")
 
 
 def _app_for(arguments: argparse.Namespace) -> Flowrra:
@@ -7929,7 +7966,9 @@ def _worker_command(arguments: argparse.Namespace) -> int:
     if arguments.supervised:
         threading.Thread(target=_stop_with_supervisor, name="flowrra-supervised", daemon=True).start()
     elif arguments.processes > 1 or arguments.reload:
-        return _Supervisor(arguments).run()
+        trouble = "--processes and --reload cannot be served here; a worker may be started as often as you like"
+        run = import_extra("flowrra_extras.commands.supervisor", "run", trouble)
+        return cast("int", run(arguments))
     try:
         app = load_app(target)
     except FlowrraError:
@@ -7962,6 +8001,8 @@ def _configure(app: Flowrra, arguments: argparse.Namespace) -> None:
     if arguments.no_scheduler:
         changes["scheduler"] = False
     app.config.executor = dataclasses.replace(app.config.executor, **changes)
+    if arguments.concurrency is not None and app.config.executor.queues is not None:
+        raise ConfigError("--concurrency has no effect beside queues with capacities of their own: use --queues alone")
 
 
 async def _work(app: Flowrra, ear: socket.socket, mouth: socket.socket) -> int:
@@ -8055,76 +8096,6 @@ def _log_to_stderr(level: str, form: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
-class _Supervisor:
-    """Keeps worker processes alive, and starts them anew when a source file has changed."""
-
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self._command = python(f"main({[*arguments.argv, '--supervised']!r})")
-        self._count = arguments.processes
-        self._reload = arguments.reload
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._signals = 0
-
-    def run(self) -> int:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
-        failures = 0
-        last_death = -math.inf
-        seen = self._sources()
-        while not self._signals:
-            if self._replace_dead():  # one that dies soon again is started ever later
-                failures = failures + 1 if time.monotonic() - last_death < 30 else 0
-                last_death = time.monotonic()
-                time.sleep(min(5.0, 0.2 * 2 ** min(failures, 5)))
-            time.sleep(0.2)
-            if self._reload and (now := self._sources()) != seen:
-                seen = now
-                logger.info("a source file has changed: starting anew")
-                self._terminate()
-                self._wait()
-                self._processes.clear()
-        # One that was not ready yet is ended by our signal itself.
-        return max((abs(code) for code in self._wait() if code != -signal.SIGTERM), default=0)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signals += 1
-        self._terminate()
-
-    def _terminate(self) -> None:
-        for process in self._processes:
-            process.terminate()
-
-    def _wait(self) -> list[int]:
-        return [process.wait() for process in self._processes]
-
-    def _replace_dead(self) -> bool:
-        """Bring the number of processes up to the mark; whether one had died on its own."""
-        import subprocess
-
-        dead = [process for process in self._processes if process.poll() is not None]
-        for process in dead:
-            self._processes.remove(process)
-            logger.error("worker process %d ended with status %d", process.pid, process.returncode)
-        while len(self._processes) < self._count and not self._signals:
-            process = subprocess.Popen(self._command, stdin=subprocess.PIPE, start_new_session=True)
-            self._processes.append(process)
-            if self._signals:  # it came while the process was being started, which the handler did not know of
-                process.terminate()
-        return any(process.returncode != 0 for process in dead)
-
-    def _sources(self) -> dict[str, float]:
-        if not self._reload:
-            return {}
-        seen = {}
-        for folder, below, names in os.walk("."):
-            below[:] = [name for name in below if name[0] != "." and name not in ("__pycache__", "site-packages")]
-            for name in names:
-                if name.endswith(".py"):
-                    with contextlib.suppress(OSError):  # an editor may have renamed it away this moment
-                        seen[os.path.join(folder, name)] = os.stat(os.path.join(folder, name)).st_mtime
-        return seen
-
-
 def _stop_with_supervisor() -> None:
     os.read(0, 1)  # returns when the other end of the pipe is closed; sys.stdin would be locked at the exit
     os.kill(os.getpid(), signal.SIGTERM)
@@ -8159,11 +8130,15 @@ def _enqueue_command(arguments: argparse.Namespace) -> int:
 
 
 def find_task(app: Flowrra, name: str) -> Task[..., Any]:
-    found = [task for full, task in app.registry.items() if full == name or full.endswith(f".{name}")]
-    if len(found) != 1:
-        known = ", ".join(sorted(app.registry)) or "none at all"
-        raise TaskNotFoundError(f"{name!r} names {len(found)} tasks of this app; it has {known}")
-    return found[0]
+    """The task of that name, or else the only one whose name ends in it."""
+    if name in app.registry:
+        return app.registry[name]
+    found = sorted(full for full in app.registry if full.endswith(f".{name}"))
+    if len(found) > 1:
+        raise TaskNotFoundError(f"{name!r} may be {' or '.join(found)}: give the full name")
+    if not found:
+        raise TaskNotFoundError(f"no task {name!r} is registered here{nearest(name, app.registry)}")
+    return app.registry[found[0]]
 
 
 def read_arguments(texts: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:

@@ -169,7 +169,7 @@ def test_the_store_is_named_in_one_of_four_ways(say: Say, monkeypatch: pytest.Mo
         (["worker", "shop.py:app"], "an app is given as module:app, such as shop.jobs:app, not 'shop.py:app'"),
         (["worker", ".shop:app"], "an app is given as module:app, such as shop.jobs:app, not '.shop:app'"),
         (["worker", "shop:App"], "'App' is no app in the module shop; it has app, memory, private"),
-        (["worker", "shop:number"], "'number' is no app in the module shop; it has app, memory, private"),
+        (["worker", "shop:number"], "'number' is no app in the module shop but of type int; it has app, memory, pr"),
         (["status", "--broker", "nosuch://x"], "nothing here serves the scheme 'nosuch' of 'nosuch://x'"),
         (["status", "--broker", "sqlite:///typo.db"], "typo.db yet: the first worker or submit makes it"),
         (["status", "--broker", "memory://"], "memory:// lives in one process, out of reach of any other: use a file"),
@@ -244,7 +244,7 @@ def test_an_argument_with_a_sign_of_equality_may_be_a_string(say: Say) -> None:
             "--arg 'number=Bob' is not JSON; as a string it is --arg 'number=\"Bob\"'",
         ),
         (["double"], 2, "shop.double(number: int, *, note: str = '') -> int: missing a required argument: 'number'"),
-        (["triple"], 1, "'triple' names 0 tasks of this app; it has shop.double, shop.fail"),
+        (["triple"], 1, "no task 'triple' is registered here; there are shop.double, shop.fail"),
     ],
     ids=str,
 )

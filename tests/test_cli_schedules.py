@@ -186,7 +186,7 @@ def test_the_environment_names_the_app(say: Say, monkeypatch: pytest.MonkeyPatch
         (["run", "nobody", "crontab:app"], 1, "no schedule 'nobody' is kept here"),
         (["add", "double", "crontab:app", "--every", "0"], 2, "an interval must be at least"),
         (["add", "double", "crontab:app", "--every", "30"], 2, "missing a required argument"),
-        (["add", "nothing", "crontab:app", "--every", "30"], 1, "'nothing' names 0 tasks"),
+        (["add", "nothing", "crontab:app", "--every", "30"], 1, "no task 'nothing' is registered here"),
         (["add", "double", "crontab:app", "--cron", "0 25 * * *", "--arg", "1"], 2, "hour"),
         (["add", "double", "crontab:app", "--cron", "0 5 * * *", "--tz", "Mars/Olympus", "--arg", "1"], 2, "Mars"),
         (["add", "double", "crontab:app", "--at", "soon", "--arg", "1"], 2, "as in 2026-03-07T12:00, not 'soon'"),

@@ -1,6 +1,5 @@
 """Workers that are told to stop: what ends in time is not interrupted, what does not is handed back."""
 
-import argparse
 import asyncio
 import contextlib
 import os
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flowrra import BackendError, ExecutorNotRunningError, Flowrra, Job, TaskResult, TaskStatus, _Supervisor
+from flowrra import BackendError, ExecutorNotRunningError, Flowrra, Job, TaskResult, TaskStatus
 from tests.processes import Process, Site, all_jobs, count, some_running, stand_in, statuses, until
 
 STOPS = [signal.SIGTERM, signal.SIGINT]
@@ -388,22 +387,6 @@ async def test_an_app_that_cannot_be_found_is_one_line(site: Site, target: str, 
     assert await worker.ends() == 2
     assert complaint in worker.log
     assert "Traceback" not in worker.log
-
-
-def test_a_supervisor_waits_longer_and_longer_however_often_its_children_die(monkeypatch: pytest.MonkeyPatch) -> None:
-    supervisor = _Supervisor(argparse.Namespace(argv=[], processes=1, reload=False))
-    naps: list[float] = []
-
-    def one_has_died() -> bool:
-        if len(naps) > 4000:  # after 2,000 in a row
-            supervisor._signals = 1
-        return True
-
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setattr(time, "sleep", naps.append)
-    monkeypatch.setattr(supervisor, "_replace_dead", one_has_died)
-    assert supervisor.run() == 0
-    assert [round(nap, 1) for nap in naps[::2][:7]] == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
 
 
 async def test_a_supervisor_whose_children_cannot_start_still_heeds_a_signal(site: Site) -> None:
