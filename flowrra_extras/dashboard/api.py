@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from flowrra_extras.dashboard.web import Request
 
 
+PATIENCE = 2.0  # seconds for which a search that has found nothing goes on: an empty answer is taken for "none"
+
+
 def answer(value: object, status: int = 200) -> Response:
     """A JSON answer; moments in ISO 8601."""
     body = json.dumps(value, default=_plain, ensure_ascii=False).encode("utf-8", "replace")
@@ -47,7 +50,7 @@ class Api:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._exporter = metrics.Exporter(service.app, service.counts)
+        self._exporter = metrics.Exporter(service.app, service.tally)
 
     async def stats(self, request: Request, access: Access) -> Response:
         return answer(await self._service.overview())
@@ -66,7 +69,7 @@ class Api:
         given = request.parameters
         words = search.written(state=given.get("state"), task=given.get("task"), queue=given.get("queue"))
         line, limit = f"{given.get('search', '')} {words}".strip(), number_in(given, "limit", 50)
-        page = await self._service.jobs(line, after=given.get("after"), limit=limit)
+        page = await self._service.jobs(line, after=given.get("after"), limit=limit, patience=PATIENCE)
         return answer(page, 422 if page["problems"] else 200)
 
     async def job(self, request: Request, access: Access, task_id: str) -> Response:

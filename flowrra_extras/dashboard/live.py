@@ -31,6 +31,7 @@ TICK = 0.2  # seconds between two looks: with the rendering, a change is on the 
 # Seconds that a stream lasts. The browser comes again by itself, and is asked again who it is. No proxy takes a
 # stream for dead meanwhile, and a server that waits for its requests before it ends has not long to wait.
 LIFETIME = 20.0
+TURN = 0.05  # seconds that the other tabs wait for the rendering of one view
 AGAIN = 0.1  # seconds after which the browser comes again
 TABS = 1_000
 _FULL = "Too many tabs look at this dashboard. This one looks again by itself."
@@ -42,7 +43,7 @@ _LINE_END = re.compile(r"\r\n|\r|\n")  # what ends a line of an event: a text mu
 class Channel:
     """A view, the latest event for it, and who waits for the next one."""
 
-    __slots__ = ("digest", "event", "has_failed", "is_over", "waiters")
+    __slots__ = ("digest", "event", "has_failed", "is_over", "look", "rests_until", "waiters")
 
     def __init__(self) -> None:
         self.digest = ""
@@ -50,6 +51,8 @@ class Channel:
         self.has_failed = False
         self.is_over = False
         self.waiters: set[asyncio.Event] = set()
+        self.look: asyncio.Task[None] | None = None
+        self.rests_until = 0.0  # on the loop's clock
 
     def tell(self, digest: str, event: bytes) -> None:
         """Hand the event to all who look; one who is slow gets the latest only."""
@@ -67,6 +70,7 @@ class Hub:
         self._lifetime = lifetime
         self._channels: dict[View, Channel] = {}
         self._work: asyncio.Task[None] | None = None
+        self._looks: set[asyncio.Task[None]] = set()
 
     @property
     def tabs(self) -> int:
@@ -116,9 +120,11 @@ class Hub:
     async def close(self) -> None:
         """End all streams."""
         self._end_streams()
-        if self._work is not None:
-            self._work.cancel()
-            await asyncio.wait({self._work})
+        ending = {*self._looks, *([self._work] if self._work else [])}
+        for task in ending:
+            task.cancel()
+        if ending:
+            await asyncio.wait(ending)
 
     def _end_streams(self) -> None:
         for channel in self._channels.values():
@@ -137,10 +143,27 @@ class Hub:
         while self._channels:
             began = clock()
             for view, channel in list(self._channels.items()):
-                await self._look(view, channel)
+                await self._give_turn(view, channel)
             if _is_ending():
                 self._end_streams()
             await asyncio.sleep(max(self._tick, REST * (clock() - began)))
+
+    async def _give_turn(self, view: View, channel: Channel) -> None:
+        """Look at a view. One that takes long goes on by itself, and rests afterwards: it keeps no other waiting."""
+        clock = asyncio.get_running_loop().time
+        if channel.look is not None or clock() < channel.rests_until:
+            return
+        began = clock()
+
+        def end(look: asyncio.Task[None]) -> None:
+            self._looks.discard(look)
+            channel.look, took = None, clock() - began
+            channel.rests_until = clock() + REST * took if took > TURN else 0.0
+
+        channel.look = asyncio.create_task(self._look(view, channel))
+        self._looks.add(channel.look)
+        channel.look.add_done_callback(end)
+        await asyncio.wait({channel.look}, timeout=TURN)
 
     async def _look(self, view: View, channel: Channel) -> None:
         """Render the view, and tell of it if it has changed. One that fails is told of once, and tried again."""

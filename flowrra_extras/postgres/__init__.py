@@ -44,8 +44,8 @@ from flowrra import (
     check_queue,
     encode_value,
     sum_of_activity,
-    totals_of_activity,
     timed_out,
+    totals_of_activity,
     unknown_job,
 )
 from flowrra_extras.postgres import statements as sql

@@ -787,7 +787,9 @@ return answer
 # Take in jobs of another store, held.
 # ARGV: by, then of each job: id, priority, queue, unique, when it expires, its fields (JSON), its history (JSON).
 # Answer: a 1 for each that is there now, a 0 for one whose unique key another has.
-_ADOPT = _INDEX + """
+_ADOPT = (
+    _INDEX
+    + """
 local answer = {}
 local function adopt(id, priority, queue, unique, expires, fields, history)
     local key = p .. 'job:' .. id
@@ -809,6 +811,7 @@ for i = 3, #ARGV, 7 do answer[#answer + 1] = adopt(unpack(ARGV, i, i + 6)) end
 publish()
 return answer
 """
+)
 
 # End a hold.  ARGV: by, 1 if the jobs are to go for good, now, bury_at, then ids.  Answer: a 1 or 0 for each.
 _LET_GO = """
@@ -838,7 +841,9 @@ return answer
 
 # Keep finished results of jobs that ran elsewhere.
 # ARGV: of each result its id, its purge_at, and its fields (JSON).  Answer: 0.
-_RECORD = _INDEX + """
+_RECORD = (
+    _INDEX
+    + """
 for i = 2, #ARGV, 3 do
     local id, fields = ARGV[i], cjson.decode(ARGV[i + 2])
     local key = p .. 'job:' .. id
@@ -859,6 +864,7 @@ end
 publish()
 return 0
 """
+)
 
 # Look results up.  ARGV: of each call how many ids, then those.
 # Answer: of each call a list with the values of RESULT_FIELDS, or 0, for each id.
@@ -1030,7 +1036,9 @@ return answer
 
 # Enter the jobs of a store of version 1 in the indexes, in steps.  ARGV: the lowest seq, how many to look at.
 # Answer: the seq of the last one ('' at the end, when the store has its version).
-_INDEX_ALL = _INDEX + """
+_INDEX_ALL = (
+    _INDEX
+    + """
 local page = call('ZRANGEBYSCORE', p .. 'all', ARGV[2], '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[3])
 for i = 1, #page, 2 do
     local job = load(page[i])
@@ -1041,6 +1049,7 @@ if #page > 0 then return page[#page] end
 call('HSET', state, 'version', VERSION)
 return ''
 """
+)
 
 # How many ready jobs are ahead of one.  ARGV: queue, its PLACE ID.  Answer: the number.
 _AHEAD = """
