@@ -264,6 +264,7 @@ class SampleService:
             "jobs": [] if self._is_empty else JOBS,
             "after": None if self._is_empty else "9",
             "count": {"number": 0 if self._is_empty else 49_815, "is_exact": True},
+            "complete": True,
             "searched_to": None,
             "problems": ["'purple' is no state"] if "purple" in line else [],
         }

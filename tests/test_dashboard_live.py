@@ -77,6 +77,31 @@ async def test_one_rendering_serves_all_tabs() -> None:
         assert board.renderings == [JOBS]
 
 
+class Uneven(Board):
+    """Pages of which one takes for ever."""
+
+    async def main(self, view: View) -> Main:
+        if view.path == "/slow":
+            self.renderings.append(view)
+            await asyncio.Event().wait()
+        return await super().main(view)
+
+
+async def test_a_page_that_takes_long_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "TURN", 0.001)
+    board, slow = Uneven(), View("", "/slow")
+    async with opened(board) as hub:
+        waits = asyncio.ensure_future(anext(hub.follow(slow)))
+        events = hub.follow(JOBS)
+        for number in range(5):
+            board.text = f"change {number}"
+            assert await anext(events) == event_of(board.text, board.text)
+        assert board.renderings.count(slow) == 1
+        await hub.close()
+        waits.cancel()
+    assert len(asyncio.all_tasks()) == 1
+
+
 async def test_who_is_slow_gets_the_latest_only() -> None:
     board = Board()
     async with opened(board) as hub:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from flowrra import Broker, Flowrra, Job, JobFilter
-from flowrra_extras.dashboard import fresh, seeking
+from flowrra_extras.dashboard import api, fresh, seeking
 from flowrra_extras.dashboard.fresh import Fresh
 from flowrra_extras.dashboard.search import Search
 from flowrra_extras.dashboard.seeking import seek
-from tests.dashboards import shop
+from tests.dashboards import dashboard, shop
 
 # Figures that are shared ------------------------------------------------------------------------
 
@@ -126,7 +126,7 @@ async def test_a_search_without_time_says_how_far_it_came_and_goes_on(tmp_path: 
         ids = await filled(app, 1_000)
         wanted, after, goes, found = named("guest 3"), None, 0, []
         while True:
-            part = await seek(app.broker, wanted, limit=10, after=after, seconds=0.0)
+            part = await seek(app.broker, wanted, limit=10, after=after, seconds=0.0, patience=0.0)
             found += [job.id for job in part.jobs]
             goes += 1
             if part.after is None:
@@ -166,6 +166,44 @@ class Sparse(Broker):
 
 async def ids_of(found: Callable[[], Awaitable[seeking.Found]]) -> list[str]:
     return [job.id for job in (await found()).jobs]
+
+
+class Late(Sparse):
+    """A store whose every look takes so long."""
+
+    seconds = 0.01
+
+    async def find(
+        self, which: JobFilter, *, limit: int = 100, after: int | None = None, oldest_first: bool = False
+    ) -> list[Job]:
+        await asyncio.sleep(self.seconds)
+        return await super().find(which, limit=limit, after=after, oldest_first=oldest_first)
+
+
+async def test_a_search_goes_on_until_it_has_found_something() -> None:
+    """An empty page with a place to go on from is taken for "none"."""
+    store = Late(3)
+    store._jobs[0].seq, store._jobs[1].seq, store._jobs[2].seq = 1, 2, 100_000
+    wanted = Search(tests=[lambda job: job.id in ("0", "1")])
+    first = await seek(store, wanted, limit=1, seconds=0.0, patience=60.0)
+    assert [job.id for job in first.jobs] == ["1"]
+    assert await ids_of(lambda: seek(store, wanted, limit=5, after=first.after, seconds=0.0)) == ["0"]
+    given_up = await seek(store, wanted, limit=1, seconds=0.0, patience=0.0)
+    assert (given_up.jobs, given_up.after is None, given_up.searched_to) == ([], False, 1.0)
+
+
+async def test_the_api_says_whether_a_search_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = shop()
+    async with app.client(), dashboard(app) as client:
+        await filled(app, 600)
+        path = "/api/jobs?search=args.name:nobody"
+        page = (await client.get(path)).json()
+        assert (page["jobs"], page["complete"], page["after"]) == ([], True, None)
+        monkeypatch.setattr(api, "PATIENCE", 0.0)
+        monkeypatch.setattr(seeking, "SECONDS", 0.0)
+        page = (await client.get("/api/jobs?search=args.name:nobody")).json()
+        assert (page["jobs"], page["complete"]) == ([], False)
+        assert page["after"] is not None
 
 
 async def test_moments_are_found_by_halving() -> None:

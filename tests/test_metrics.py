@@ -1,13 +1,24 @@
 """The metrics: text that Prometheus reads, from the store's own figures, with counters that never fall."""
 
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
-from flowrra import Activity, Flowrra
-from flowrra_extras.metrics import Exporter
+import pytest
+
+from flowrra import Activity, Flowrra, Job, MemoryBroker, Outcome, WorkerInfo
+from flowrra_extras.metrics import Exporter, _counters
+from flowrra_extras.testing import ManualClock
 from tests.apps import eventually
-from tests.dashboards import finished, shop, submitted
+from tests.dashboards import finished, shop, store, submitted
 
 LINE = re.compile(r'(\w+)(?:\{(\w+="(?:[^"\\]|\\.)*"(?:,\w+="(?:[^"\\]|\\.)*")*)\})? ([-+0-9.e]+)')
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    with store(request.param, tmp_path) as found:
+        yield found
 
 
 def read(text: str) -> dict[str, float]:
@@ -43,31 +54,72 @@ async def test_what_is_there_and_what_was_done() -> None:
     assert found['flowrra_run_seconds_count{task="shop.greet"}'] == 1
 
 
-def row(minute: int, succeeded: int, bucket: int = 3) -> Activity:
-    app = Activity(minute, "shop.greet", succeeded)
-    app.runs[bucket] = succeeded
-    return app
+async def test_a_new_exporter_says_the_same(url: str) -> None:
+    """A restart of the program that serves the metrics is neither a drop nor a day's work at once."""
+    app = shop(url)
+    async with app:
+        await finished(app, await submitted(app, "shop.greet", "Ann"), await submitted(app, "shop.fail", "x"))
+
+        async def is_told() -> bool:
+            return "shop.fail" in await Exporter(app).text()
+
+        await eventually(is_told)
+    for program in (app, app if url == "memory://" else shop(url)):
+        async with program.client():
+            await program.broker.purge(program.now() + 1e9, 100)
+            assert await program.broker.counts() == {}
+            found = read(await Exporter(program).text())
+        assert found['flowrra_attempts_total{task="shop.greet",outcome="succeeded"}'] == 1
+        assert found['flowrra_attempts_total{task="shop.fail",outcome="failed"}'] == 1
+        assert found['flowrra_wait_seconds_count{task="shop.fail"}'] == 1
 
 
-def counted(exporter: Exporter, *rows: Activity, since: float = 0.0) -> float:
-    exporter._take(rows, since)
-    return read("\n".join(exporter._counters()))['flowrra_attempts_total{task="shop.greet",outcome="succeeded"}']
+async def test_the_sum_of_a_histogram_is_the_sum_of_the_lengths() -> None:
+    clock = ManualClock()
+    app = Flowrra(broker=MemoryBroker(clock=clock), clock=clock)
+    async with app.client():
+        broker = app.broker
+        await broker.push([Job("a", "t"), Job("b", "t")], now=100.0)
+        await broker.heartbeat(WorkerInfo("w", queues={"default": 9}), lease=60, now=100.0)
+        first, second = await broker.claim("default", limit=2, worker="w", now=107.0)
+        await broker.settle([Outcome.succeed(first, 1), Outcome.fail(second, "no")], now=110.0)
+        found = read(await Exporter(app).text())
+    assert found['flowrra_run_seconds_sum{task="t"}'] == 6.0
+    assert found['flowrra_wait_seconds_sum{task="t"}'] == 14.0
+    assert found['flowrra_run_seconds_count{task="t"}'] == 2
 
 
-def test_counters_go_on_when_the_store_forgets() -> None:
-    exporter = Exporter(Flowrra())
-    assert counted(exporter, row(60, 5), row(120, 1)) == 6
-    assert counted(exporter, row(120, 4)) == 9  # a minute that has grown is not counted twice
-    assert counted(exporter, row(180, 2), since=150) == 11  # the store has forgotten what came before
-    assert counted(exporter, row(180, 2), since=150) == 11
-
-
-def test_buckets_are_cumulative() -> None:
-    exporter = Exporter(Flowrra())
-    exporter._take([row(60, 1, bucket=0), row(120, 2, bucket=10), row(180, 4, bucket=34)], 0.0)
-    buckets = [
-        value for name, value in read("\n".join(exporter._counters())).items()
-        if name.startswith("flowrra_run_seconds_bucket")
-    ]  # fmt: skip
+async def test_buckets_are_cumulative() -> None:
+    total = Activity(0, "t", 7, runs={0: 1, 10: 2, 34: 4}, ran=9.0)
+    found = read("\n".join(_counters([total])))
+    buckets = [value for name, value in found.items() if name.startswith("flowrra_run_seconds_bucket")]
     assert buckets == sorted(buckets)
     assert (buckets[0], buckets[-2], buckets[-1]) == (1, 3, 7)
+
+
+async def test_how_long_the_oldest_ready_job_has_waited() -> None:
+    """By when it became ready: jobs that came early, and wait again only now, hide none that waits longer."""
+    clock = ManualClock()
+    app = Flowrra(broker=MemoryBroker(clock=clock), clock=clock)
+    begin = clock.time()
+    async with app.client():
+        await app.broker.push([Job("early", "t", due=begin + 95.0), Job("gone", "t", queue="idle")], now=begin)
+        await app.broker.push([Job("waits", "t")], now=begin + 40.0)
+        await app.broker.cancel("gone", now=begin)
+        clock.advance(100.0)
+        await app.broker.heartbeat(WorkerInfo("w", queues={"idle": 1}), lease=60, now=clock.time())
+        await app.broker.claim("idle", limit=1, worker="w", now=clock.time())  # that makes ready what is due
+        found = read(await Exporter(app).text())
+    assert found['flowrra_queue_lag_seconds{queue="default"}'] == 60.0
+    assert found['flowrra_queue_lag_seconds{queue="idle"}'] == 0.0
+
+
+async def test_a_restart_of_a_worker_begins_no_series() -> None:
+    app = Flowrra.from_urls()
+    async with app.client():
+        for number, memory in enumerate((100, 20, None)):
+            info = WorkerInfo(f"w{number}", "host", memory=memory, started=float(number))
+            await app.broker.heartbeat(info, lease=60, now=app.now())
+        text = await Exporter(app).text()
+    assert read(text)['flowrra_worker_memory_bytes{host="host"}'] == 120
+    assert "w0" not in text

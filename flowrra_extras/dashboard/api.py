@@ -6,7 +6,7 @@ import datetime as dt
 import json
 from typing import TYPE_CHECKING
 
-from flowrra import ConfigError
+from flowrra import ConfigError, FlowrraError
 from flowrra_extras import metrics
 from flowrra_extras.dashboard import openapi, search
 from flowrra_extras.dashboard.web import Response
@@ -14,9 +14,13 @@ from flowrra_extras.dashboard.web import Response
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from flowrra_extras.dashboard import shapes
     from flowrra_extras.dashboard.access import Access
     from flowrra_extras.dashboard.service import Service
     from flowrra_extras.dashboard.web import Request
+
+
+PATIENCE = 2.0  # seconds for which a search that has found nothing goes on: an empty answer is taken for "none"
 
 
 def answer(value: object, status: int = 200) -> Response:
@@ -47,13 +51,17 @@ class Api:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._exporter = metrics.Exporter(service.app, service.counts)
+        self._exporter = metrics.Exporter(service.app, service.tally)
 
     async def stats(self, request: Request, access: Access) -> Response:
         return answer(await self._service.overview())
 
     async def health(self, request: Request, access: Access) -> Response:
-        health = await self._service.health()
+        """Always with `healthy`, also where the store is away or the app has stopped: who probes reads no other word."""
+        try:
+            health: shapes.Health = await self._service.health()
+        except FlowrraError as error:
+            health = {"healthy": False, "problems": [str(error)], "workers": 0, "ready": 0, "lag": None}
         return answer(health, 200 if health["healthy"] else 503)
 
     async def tasks(self, request: Request, access: Access) -> Response:
@@ -66,7 +74,7 @@ class Api:
         given = request.parameters
         words = search.written(state=given.get("state"), task=given.get("task"), queue=given.get("queue"))
         line, limit = f"{given.get('search', '')} {words}".strip(), number_in(given, "limit", 50)
-        page = await self._service.jobs(line, after=given.get("after"), limit=limit)
+        page = await self._service.jobs(line, after=given.get("after"), limit=limit, patience=PATIENCE)
         return answer(page, 422 if page["problems"] else 200)
 
     async def job(self, request: Request, access: Access, task_id: str) -> Response:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from flowrra import JobFilter, TaskStatus
 from flowrra_extras.dashboard.fresh import Fresh
+from flowrra_extras.metrics import oldest_ready
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,10 +76,4 @@ class Counting:
 
     async def _count(self) -> Tally:
         counts = await self._app.broker.counts()
-        oldest = {}
-        for (queue, status), number in counts.items():
-            if status is TaskStatus.PENDING and number:
-                ready = JobFilter(queue=queue, status=frozenset({status}))
-                for job in await self._app.broker.find(ready, limit=1, oldest_first=True):
-                    oldest[queue] = max(job.submitted, job.due or 0.0)
-        return Tally(self._app.now(), counts, oldest)
+        return Tally(self._app.now(), counts, await oldest_ready(self._app.broker, counts))

@@ -31,8 +31,10 @@ TICK = 0.2  # seconds between two looks: with the rendering, a change is on the 
 # Seconds that a stream lasts. The browser comes again by itself, and is asked again who it is. No proxy takes a
 # stream for dead meanwhile, and a server that waits for its requests before it ends has not long to wait.
 LIFETIME = 20.0
+TURN = 0.05  # seconds that the other tabs wait for the rendering of one view
 AGAIN = 0.1  # seconds after which the browser comes again
 TABS = 1_000
+SHARE = 2  # one visitor may have every second place: so that there are others for others
 _FULL = "Too many tabs look at this dashboard. This one looks again by itself."
 # Without an id: whoever comes again while it lasts is told again, and afterwards gets the text if it has changed.
 _TROUBLE = b"event: trouble\ndata:\n\n"
@@ -42,7 +44,7 @@ _LINE_END = re.compile(r"\r\n|\r|\n")  # what ends a line of an event: a text mu
 class Channel:
     """A view, the latest event for it, and who waits for the next one."""
 
-    __slots__ = ("digest", "event", "has_failed", "is_over", "waiters")
+    __slots__ = ("digest", "event", "has_failed", "is_over", "look", "rests_until", "waiters")
 
     def __init__(self) -> None:
         self.digest = ""
@@ -50,6 +52,8 @@ class Channel:
         self.has_failed = False
         self.is_over = False
         self.waiters: set[asyncio.Event] = set()
+        self.look: asyncio.Task[None] | None = None
+        self.rests_until = 0.0  # on the loop's clock
 
     def tell(self, digest: str, event: bytes) -> None:
         """Hand the event to all who look; one who is slow gets the latest only."""
@@ -67,6 +71,8 @@ class Hub:
         self._lifetime = lifetime
         self._channels: dict[View, Channel] = {}
         self._work: asyncio.Task[None] | None = None
+        self._looks: set[asyncio.Task[None]] = set()
+        self._places: dict[asyncio.Event, tuple[str, View]] = {}  # by waiter: whose it is, and of what
 
     @property
     def tabs(self) -> int:
@@ -84,20 +90,29 @@ class Hub:
         given = request.parameters
         path, _, query = given.get("view", "/").partition("?")
         view = View(request.root, urllib.parse.unquote(path), query, access.allows("full"))
-        if self.tabs >= TABS or (view not in self._channels and len(self._channels) >= VIEWS):
+        if self._is_full(view, access.who):
             return Response(503, _FULL.encode(), {"content-type": "text/plain; charset=utf-8", "retry-after": "5"})
         # A browser that comes again says what it has seen last.
         seen = request.headers.get("last-event-id") or given.get("digest", "")
         headers = {"content-type": "text/event-stream", "x-accel-buffering": "no"}
-        stream = None if request.method == "HEAD" else self.follow(view, seen)
+        stream = None if request.method == "HEAD" else self.follow(view, seen, access.who)
         return Response(200, f"retry: {AGAIN * 1000:.0f}\n\n".encode(), headers, stream)
 
-    async def follow(self, view: View, seen: str = "") -> AsyncGenerator[bytes, None]:
+    def _is_full(self, view: View, who: str) -> bool:
+        """Whether there is no place for one more to look at the view, or none for this visitor."""
+        own = [place for holder, place in self._places.values() if holder == who]
+        if self.tabs >= TABS or len(own) >= TABS // SHARE:
+            return True
+        views = len(self._channels)
+        return (view not in self._channels and views >= VIEWS) or (view not in own and len(set(own)) >= VIEWS // SHARE)
+
+    async def follow(self, view: View, seen: str = "", who: str = "") -> AsyncGenerator[bytes, None]:
         """The events of a view, but for the one that was `seen`. Closing it, however it ends, leaves nothing behind."""
         # Joined here and not before: a stream of which nobody takes a first piece is never closed either.
         channel = self._channels.setdefault(view, Channel())
         news = asyncio.Event()
         channel.waiters.add(news)
+        self._places[news] = who, view
         if channel.event:
             news.set()
         self._begin()
@@ -110,15 +125,18 @@ class Hub:
                     yield channel.event
         finally:
             channel.waiters.discard(news)
+            del self._places[news]
             if not channel.waiters and self._channels.get(view) is channel:
                 del self._channels[view]
 
     async def close(self) -> None:
         """End all streams."""
         self._end_streams()
-        if self._work is not None:
-            self._work.cancel()
-            await asyncio.wait({self._work})
+        ending = {*self._looks, *([self._work] if self._work else [])}
+        for task in ending:
+            task.cancel()
+        if ending:
+            await asyncio.wait(ending)
 
     def _end_streams(self) -> None:
         for channel in self._channels.values():
@@ -137,10 +155,27 @@ class Hub:
         while self._channels:
             began = clock()
             for view, channel in list(self._channels.items()):
-                await self._look(view, channel)
+                await self._give_turn(view, channel)
             if _is_ending():
                 self._end_streams()
             await asyncio.sleep(max(self._tick, REST * (clock() - began)))
+
+    async def _give_turn(self, view: View, channel: Channel) -> None:
+        """Look at a view. One that takes long goes on by itself, and rests afterwards: it keeps no other waiting."""
+        clock = asyncio.get_running_loop().time
+        if channel.look is not None or clock() < channel.rests_until:
+            return
+        began = clock()
+
+        def end(look: asyncio.Task[None]) -> None:
+            self._looks.discard(look)
+            channel.look, took = None, clock() - began
+            channel.rests_until = clock() + REST * took if took > TURN else 0.0
+
+        channel.look = asyncio.create_task(self._look(view, channel))
+        self._looks.add(channel.look)
+        channel.look.add_done_callback(end)
+        await asyncio.wait({channel.look}, timeout=TURN)
 
     async def _look(self, view: View, channel: Channel) -> None:
         """Render the view, and tell of it if it has changed. One that fails is told of once, and tried again."""

@@ -98,9 +98,10 @@ class Looking(Base):
         by_worker = [dataclasses.replace(which, worker=worker.id) for worker in workers]
         return [job for one in by_worker for job in await self.app.broker.find(one, limit=RUNNING_SHOWN)]
 
-    async def counts(self) -> Mapping[tuple[str, TaskStatus], int]:
-        """How many jobs there are, by queue and state."""
-        return (await self._counting.tally()).counts
+    async def tally(self) -> tuple[Mapping[tuple[str, TaskStatus], int], Mapping[str, float]]:
+        """How many jobs there are, by queue and state; since when the oldest ready job of a queue waits."""
+        tally = await self._counting.tally()
+        return tally.counts, tally.oldest
 
     async def health(self) -> shapes.Health:
         """Whether someone is at work."""
@@ -147,16 +148,22 @@ class Looking(Base):
         jobs = await self.app.broker.find(FAILED_JOBS, limit=FAILURES_READ)
         return await asyncio.to_thread(failures.groups, jobs), len(jobs)
 
-    async def jobs(self, line: str = "", *, after: str | None = None, limit: int = 50) -> shapes.JobPage:
-        """The jobs that a search line asks for, the latest first; `after` is from the page before."""
+    async def jobs(
+        self, line: str = "", *, after: str | None = None, limit: int = 50, patience: float | None = None
+    ) -> shapes.JobPage:
+        """The jobs that a search line asks for, the latest first; `after` is from the page before.
+
+        A search that has found nothing goes on for so many seconds of `patience` (None: as long as a page can wait).
+        """
         if not 1 <= limit <= PAGE_LIMIT:
             raise ConfigError(f"limit must be between 1 and {PAGE_LIMIT}, not {limit}")
         await self.app.connect()
         now, wanted = self.app.now(), await self.understood(line)
-        found = await seek(self.app.broker, wanted, limit=limit, after=position(after))
+        found = await seek(self.app.broker, wanted, limit=limit, after=position(after), patience=patience)
         return {
             "jobs": [self._row(job, now) for job in found.jobs],
             "after": None if found.after is None else str(found.after),
+            "complete": found.searched_to is None,
             "count": await self._number(wanted, found, is_first=not after),
             "searched_to": rows.moment_or_none(found.searched_to),
             "problems": wanted.problems,

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from flowrra import Broker, Job
     from flowrra_extras.dashboard.search import Search
 
-SECONDS = 0.015  # that a page gives to a search
+SECONDS = 0.015  # that a page gives to a search which has found something
+PATIENCE = 0.3  # seconds that a page gives to one which has found nothing yet
 _STRETCH = 4_096  # numbers of submissions that are looked through at first; more if that was quick
 _BATCH = 200  # jobs that are read at once to be tested
 _CLOSE = 256  # jobs among which a moment need not be found more exactly
@@ -29,11 +30,29 @@ class Found(NamedTuple):
     searched_to: float | None = None
 
 
+class _Until(NamedTuple):
+    """When a search ends, on the monotonic clock."""
+
+    found: float  # where it has found something
+    nothing: float  # where it has not
+
+
 async def seek(
-    broker: Broker, wanted: Search, *, limit: int, after: int | None = None, seconds: float = SECONDS
+    broker: Broker,
+    wanted: Search,
+    *,
+    limit: int,
+    after: int | None = None,
+    seconds: float | None = None,
+    patience: float | None = None,
 ) -> Found:
-    """Up to `limit` of the jobs that are wanted, behind the position `after`."""
-    deadline = time.monotonic() + seconds
+    """Up to `limit` of the jobs that are wanted, behind the position `after`.
+
+    It looks for so many `seconds`, and as long as it has found nothing for those of its `patience` (None: as a page).
+    """
+    begin = time.monotonic()
+    found, nothing = SECONDS if seconds is None else seconds, PATIENCE if patience is None else patience
+    until = _Until(begin + found, begin + max(found, nothing))
     newest = await broker.find(JobFilter(), limit=1, after=after)
     if not newest or wanted.problems:
         return Found([])
@@ -42,7 +61,7 @@ async def seek(
         top = (await _around(broker, wanted.before, top))[1]
     if wanted.after is not None:
         floor = (await _around(broker, wanted.after, top))[0]
-    return await _look_through(broker, wanted, limit, top, floor, deadline)
+    return await _look_through(broker, wanted, limit, top, floor, until)
 
 
 async def _around(broker: Broker, moment: float, top: int) -> tuple[int, int]:
@@ -61,7 +80,7 @@ async def _around(broker: Broker, moment: float, top: int) -> tuple[int, int]:
     return low, high
 
 
-async def _look_through(broker: Broker, wanted: Search, limit: int, top: int, floor: int, deadline: float) -> Found:
+async def _look_through(broker: Broker, wanted: Search, limit: int, top: int, floor: int, until: _Until) -> Found:
     jobs: list[Job] = []
     batch = limit + 1 if wanted.is_for_the_store else _BATCH
     stretch = _STRETCH
@@ -74,7 +93,7 @@ async def _look_through(broker: Broker, wanted: Search, limit: int, top: int, fl
                 return Found(jobs, jobs[-1].seq)
             jobs.append(job)
         top = read[-1].seq if len(read) == batch else max(floor, top - stretch)
-        now = time.monotonic()
+        now, deadline = time.monotonic(), until.found if jobs else until.nothing
         if now >= deadline:
             return await _out_of_time(broker, jobs, top, floor)
         if now - begin < (deadline - now) / 8:

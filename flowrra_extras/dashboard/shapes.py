@@ -103,12 +103,14 @@ class JobView(JobRow):
 class JobPage(TypedDict):
     """A page of jobs, the latest submitted first. `after` goes on from it; None where nothing is left.
 
-    `searched_to` is set where the search ran out of time: the moment back to which it has looked. `problems`
-    are the words of the search that cannot be understood, each with the reason.
+    `complete` is False where the search ran out of time before the page was full or all jobs were looked at:
+    `searched_to` is the moment back to which it has looked, and `after` goes on from there. `problems` are the words
+    of the search that cannot be understood, each with the reason.
     """
 
     jobs: list[JobRow]
     after: str | None
+    complete: bool
     count: Count | None
     searched_to: dt.datetime | None
     problems: list[str]

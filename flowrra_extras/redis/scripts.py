@@ -74,8 +74,9 @@ local function load(id)
         started = v[6], crashes = v[7], unique = v[8], expires = v[9], children = v[10], cancel = v[11]}
 end
 
+-- As text: a number goes to Redis by way of its 17 digits, which costs as much as some commands.
 local function seq_of(job)
-    return tonumber(string.sub(job.place, 17, 29), 16)
+    return string.format('%d', tonumber(string.sub(job.place, 17, 29), 16))
 end
 
 -- Ready jobs are found in their queue, running ones by their worker, and each move of a job costs: so that one which
@@ -401,7 +402,7 @@ local function take_in(ids)
     for i = at + 1, at + 2 * number, 2 do
         local id = ARGV[i]
         seq = seq + 1
-        local holder = call('ZADD', p .. 'all', 'NX', seq, id) == 0 and id
+        local holder = call('ZADD', p .. 'all', 'NX', string.format('%d', seq), id) == 0 and id
         if unique and not holder and call('HSETNX', p .. 'unique', unique, id) == 0 then
             call('ZREM', p .. 'all', id)
             holder = call('HGET', p .. 'unique', unique)
@@ -417,7 +418,7 @@ local function take_in(ids)
                     unique = unique, is_new = true}
                 take_care(job, due, expires, unique, parents)
             else
-                entries[#entries + 1] = 0
+                entries[#entries + 1] = '0'
                 entries[#entries + 1] = place .. id
             end
         end
@@ -517,13 +518,13 @@ local function take(member, kind)
     local fields = call('HMGET', key, CLAIMED_FIELDS, 'expires')
     if not fields[2] then return count(kind .. queue, -1) end  -- it was thrown away
     local expires = fields[CLAIMED_NUMBER + 1]
-    fields[1] = (fields[1] or 0) + 1
-    if expires and fields[1] == 1 then
+    fields[1] = fields[1] and string.format('%d', fields[1] + 1) or '1'
+    if expires and fields[1] == '1' then
         if has_come(expires) then return bury(load(id), 'cancelled', EXPIRED) end
         call('ZREM', p .. 'expiring', id)
     end
     call('HSET', key, 'status', 'running', 'attempt', fields[1], 'worker', worker, 'started', now,
-        'claim', number)
+        'claim', ARGV[7])
     taken[#taken + 1] = id
     hand_out(member, fields)
 end
