@@ -5278,7 +5278,7 @@ _PURGE_EVERY = 60.0
 _PURGE_LIMIT = 500  # jobs deleted in one step
 _REPORT_EVERY = 0.5
 _WELL = 10.0  # seconds after which a loop that fails had been well
-_STEADY = 300.0  # seconds after which nothing seems to kill a worker again and again
+_STEADY = 3.0  # leases after which nothing seems to kill a worker again and again
 _TRACEBACK_LIMIT = 20_000  # characters
 
 Middleware = Callable[[Job, Callable[[Job], Awaitable[Any]]], Awaitable[Any]]
@@ -5654,32 +5654,35 @@ class _Tally:
             self._changed.update(row.minute for row in rows)
 
 
-class _Turns:
+class Turns:
     """How many crashes a job may have that a worker claims next: suspects and others take turns.
 
     Whatever kills workers again and again, as a system without memory does, is not to be blamed on a job. One that
-    another crash would end is only for a worker that has run nothing before, where it has all the time there is
-    between two such kills, or for one that has lived for long.
+    another crash would end is only for a worker that has just started, where it has all the time that there is between
+    two such kills, or for one that has lived for some leases.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, lease: float) -> None:
         self._clock = clock
-        self._began = clock.monotonic()
-        self._is_new = True  # nothing has been claimed yet
-        self._others: set[str] = set()  # the queues in which it is the turn of jobs without crashes
+        self._steady_from = clock.monotonic() + _STEADY * lease
+        self._asked: set[str] = set()  # the queues that have been claimed from
+        self._others: set[str] = set()  # those in which it is the turn of jobs without crashes
+        self._is_new = True  # no job has been claimed yet
 
     @property
     def most(self) -> int:
-        """The most crashes that a suspect may have to run in this worker."""
-        is_trusted = self._is_new or self._clock.monotonic() - self._began >= _STEADY
-        return MAX_CRASHES - 1 if is_trusted else MAX_CRASHES - 2
+        """The most crashes that a suspect may have to run in this worker, when that has started."""
+        return MAX_CRASHES - 1 - (self._clock.monotonic() < self._steady_from)
 
     def crashes(self, queue: str) -> int:
         """What to ask for in the next claim from this queue."""
-        return 0 if queue in self._others else self.most
+        if queue in self._others:
+            return 0
+        return MAX_CRASHES - 1 if self._is_new and queue not in self._asked else self.most
 
     def note(self, queue: str, jobs: Sequence[Job]) -> None:
         """What that claim has brought: after a suspect it is the turn of others, if there are any."""
+        self._asked.add(queue)
         self._is_new = self._is_new and not jobs
         (self._others.add if jobs and jobs[0].crashes else self._others.discard)(queue)
 
@@ -5848,7 +5851,7 @@ class Worker:
         self.results = _Results(self, backend)
         self._backend = backend
         self.tally = _Tally()
-        self.turns = _Turns(clock)
+        self.turns = Turns(clock, config.lease)
         # A suspect runs alone: it shuts this from its claim, or from when it is seen to wait, until nothing
         # runs here and all is written.
         self.may_claim = asyncio.Event()
@@ -7650,7 +7653,7 @@ async def _why_waiting(broker: Broker, job: Job) -> str:
     if not any(job.task in worker.tasks for worker in serving):
         return f"but no live worker that serves the queue {job.queue} knows the task {job.task}"
     if job.crashes:
-        last = ", and is new or steady" if job.crashes == MAX_CRASHES - 1 else ""
+        last = ", and is new or has lived for a while" if job.crashes == MAX_CRASHES - 1 else ""
         return f"but it was running in {job.crashes} crash(es), so it waits for a worker that runs nothing else{last}"
     ahead = sum((await broker.counts(JobFilter(ahead_of=job))).values())
     return f"but {ahead} job(s) are ahead of it in the queue {job.queue}" if ahead else f"the next in {job.queue}"
