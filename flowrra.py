@@ -733,14 +733,14 @@ class Notices:
 
     `cancelled`: ids of this worker's jobs that someone wants to end. `lapsed`: the lease had run out,
     so that nothing claimed before is this worker's any more. `paused`: queues not to claim from.
-    `suspects`: jobs that were in a crash wait for a worker that runs nothing else. `lost_workers`:
-    workers found dead, whose jobs this call has put back.
+    `suspects`: the fewest `crashes` of the jobs that wait for a worker that runs nothing else, 0 if none does.
+    `lost_workers`: workers found dead, whose jobs this call has put back.
     """
 
     cancelled: Sequence[str] = ()
     lapsed: bool = False
     paused: Collection[str] = ()
-    suspects: bool = False
+    suspects: int = 0
     lost_workers: Sequence[str] = ()
 
 
@@ -2119,12 +2119,15 @@ class Broker(Backend):
         """Take in jobs through the caller's own `connection`, inside the transaction it is in; it may be async."""
         raise ConfigError(f"{type(self).__name__} cannot enqueue inside a caller's transaction: use a SQL broker")
 
-    async def claim(self, queue: str, *, limit: int, worker: str, now: float) -> list[Job]:
+    async def claim(
+        self, queue: str, *, limit: int, worker: str, now: float, crashes: int = MAX_CRASHES - 1
+    ) -> list[Job]:
         """Take up to `limit` ready jobs of `queue` under the worker's lease, in order; each is RUNNING.
 
         Promotes what has come due, cancels what has expired before its first attempt, and puts back the
-        jobs of workers whose lease ran out. A job with `crashes` is given out alone (those with fewer of
-        them first), only to a worker that runs nothing, and while it runs that worker gets nothing else.
+        jobs of workers whose lease ran out. A job that was running in a crash is a suspect, given out alone:
+        to a worker that runs nothing, before all others, and while it runs that worker gets nothing else. Only
+        those with up to `crashes` of them are given out here, the most suspect first; 0 is the others' turn.
         Without a lease (no heartbeat yet, or lapsed) or from a paused queue: nothing.
         """
         raise NotImplementedError
@@ -2132,7 +2135,8 @@ class Broker(Backend):
     async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
         """Write down what attempts came to. False: that attempt no longer holds its job; nothing written.
 
-        A job that someone has cancelled meanwhile does not go back: it is CANCELLED.
+        A job that someone has cancelled meanwhile does not go back: it is CANCELLED. A suspect that fails and
+        is to be retried has survived a run beside nobody: it has one crash less.
         """
         raise NotImplementedError
 
@@ -2494,7 +2498,9 @@ class MemoryBroker(Broker):
 
     # Handing out -------------------------------------------------------------------------------
 
-    async def claim(self, queue: str, *, limit: int, worker: str, now: float) -> list[Job]:
+    async def claim(
+        self, queue: str, *, limit: int, worker: str, now: float, crashes: int = MAX_CRASHES - 1
+    ) -> list[Job]:
         if self._given >= 100:
             self._given = 0
             await asyncio.sleep(0)  # a worker whose jobs never wait must not keep the loop from others
@@ -2507,7 +2513,7 @@ class MemoryBroker(Broker):
             self._expire(now)
         heap = self._ready[queue]
         if self._suspects:
-            return self._claim_carefully(heap, limit, worker, now)
+            return self._claim_carefully(heap, limit, worker, now, crashes)
         return self._take(heap, limit, worker, now)
 
     def _has_lease(self, worker: str) -> bool:
@@ -2530,14 +2536,17 @@ class MemoryBroker(Broker):
         self._given += len(jobs)
         return jobs
 
-    def _claim_carefully(self, heap: list[tuple[int, int, str]], limit: int, worker: str, now: float) -> list[Job]:
+    def _claim_carefully(
+        self, heap: list[tuple[int, int, str]], limit: int, worker: str, now: float, crashes: int
+    ) -> list[Job]:
         """Claim while there may be suspects: one alone for an idle worker, else only jobs without crashes."""
         held = self._held_by(worker)
         if any(job.crashes for job in held):
             return []
         pending = {e: job for e in sorted(heap) if (job := self._jobs.get(e[2])) and job.status is PENDING}
-        suspects = sorted((e for e, job in pending.items() if job.crashes), key=lambda e: (pending[e].crashes, e))
-        chosen = suspects[:1] if suspects and not held else [e for e in pending if e not in suspects][:limit]
+        suspects = [e for e, job in pending.items() if 0 < job.crashes <= crashes and not held]
+        suspects.sort(key=lambda e: (-pending[e].crashes, e))
+        chosen = suspects[:1] or [e for e, job in pending.items() if not job.crashes][:limit]
         heap[:] = [entry for entry in pending if entry not in chosen]
         return self._take(chosen, limit, worker, now)
 
@@ -2608,8 +2617,12 @@ class MemoryBroker(Broker):
             self._totals[0, job.task].count(job, outcome.status, job.started or now, now)
         if outcome.status in FINISHED:
             self._finish(job, outcome, now)
-        else:
-            self._put_back(job, outcome, now, outcome.ending)
+            return True
+        if job.crashes and outcome.ending == "failure":
+            job.crashes -= 1
+            if not job.crashes:
+                self._suspects.discard(job.id)
+        self._put_back(job, outcome, now, outcome.ending)
         return True
 
     def _finish(self, job: Job, outcome: Outcome, now: float) -> None:
@@ -2692,12 +2705,13 @@ class MemoryBroker(Broker):
         self._leases[worker.id] = Lease(self._clock.monotonic() + lease, lease)
         for queue in () if may_claim else worker.queues:
             self._wake_ready(queue)
-        waiting = {job.queue for job in map(self._jobs.__getitem__, self._suspects) if job.status is PENDING}
+        served = worker.queues.keys() - self._paused
+        waiting = (job for job in map(self._jobs.__getitem__, self._suspects) if job.status is PENDING)
         return Notices(
             cancelled=[task_id for task_id in self._cancelling if self._jobs[task_id].worker == worker.id],
             lapsed=lapsed,
             paused=frozenset(self._paused),
-            suspects=not waiting.isdisjoint(worker.queues.keys() - self._paused),
+            suspects=min((job.crashes for job in waiting if job.queue in served), default=0),
             lost_workers=lost,
         )
 
@@ -2996,8 +3010,7 @@ CREATE TABLE flowrra_job (
         ELSE false END)
 );
 -- Waiting jobs stay out of the line by their status: with `due` in this index every claim sorts the
--- backlog (8,000 jobs/s instead of 60,000). Suspects have a line of their own, those of fewer crashes first:
--- an innocent that is hit again, by whoever kills the workers, then has time while others take their turn.
+-- backlog (8,000 jobs/s instead of 60,000). Suspects have a line of their own, by their crashes.
 CREATE INDEX flowrra_ready ON flowrra_job (queue, priority, seq) WHERE status = 'pending' AND crashes = 0;
 CREATE INDEX flowrra_suspect ON flowrra_job (queue, crashes, priority, seq) WHERE status = 'pending' AND crashes > 0;
 CREATE INDEX flowrra_due ON flowrra_job (due) WHERE status IN {_DUE_LATER};
@@ -3103,7 +3116,9 @@ _READY = """
     SELECT seq, id, task, payload, queue, priority, submitted, due, attempt, failures, crashes, overrides, parents
     FROM flowrra_job WHERE status = 'pending' AND crashes = 0 AND queue = :queue
     ORDER BY priority, seq LIMIT :limit"""
-_SUSPECT = _READY.replace("crashes = 0", "crashes > 0").replace("ORDER BY", "ORDER BY crashes,")
+# BETWEEN, since `=` beside the `> 0` that the index asks for makes the planner sort.
+_ALIKE = "crashes > 0 AND crashes BETWEEN :crashes AND :crashes"
+_SUSPECT = _READY.replace("crashes = 0", _ALIKE).replace("ORDER BY", "ORDER BY crashes,")
 _START = """
     UPDATE flowrra_job SET status = 'running', attempt = attempt + 1, worker = ?, started = ?
     WHERE seq IN (SELECT value FROM json_each(?))"""
@@ -3120,7 +3135,7 @@ _END = """
     WHERE id = :id AND seq = :seq AND status = 'running' AND attempt = :attempt RETURNING cancel_requested"""
 _AGAIN = f"""
     UPDATE flowrra_job SET status = :status, error = :error, traceback = :traceback, due = :due,
-        failures = failures + :failed, {_ARCHIVE}
+        failures = failures + :failed, crashes = max(0, crashes - :failed), {_ARCHIVE}
     WHERE id = :id AND seq = :seq AND status = 'running' AND attempt = :attempt RETURNING cancel_requested"""
 
 _RESCUE = f"""
@@ -3298,7 +3313,7 @@ class SQLiteStore:
 
     # Handing out -------------------------------------------------------------------------------
 
-    def claim(self, queue: str, *, limit: int, worker: str, now: float) -> list[Any]:
+    def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = MAX_CRASHES - 1) -> list[Any]:
         """The rows of `claimed_job`, which is called when the transaction is over: others wait for its end."""
         place = {"queue": queue, "worker": worker, "now": now, "limit": limit, "clock": self._clock.monotonic()}
         may_claim, lapsed, due, expired, held, suspects = self._db.execute(_BEFORE_CLAIM, place).fetchone()
@@ -3314,7 +3329,8 @@ class SQLiteStore:
             return []
         rows: list[Any] = []
         if held is None and (suspects or lapsed or due):
-            rows = self._db.execute(_SUSPECT, {**place, "limit": 1}).fetchall()
+            for number in range(crashes, 0, -1):
+                rows = rows or self._db.execute(_SUSPECT, {**place, "limit": 1, "crashes": number}).fetchall()
         rows = rows or self._db.execute(_READY, place).fetchall()
         if rows:
             self._db.execute(_START, (worker, now, f"[{','.join([str(row[0]) for row in rows])}]"))
@@ -3459,13 +3475,14 @@ class SQLiteStore:
 
     def _notices(self, worker: WorkerInfo, *, lapsed: bool, lost: list[str]) -> Notices:
         cancelled = "SELECT id FROM flowrra_job WHERE status = 'running' AND cancel_requested = 1 AND worker = ?"
-        suspects = """SELECT EXISTS (SELECT 1 FROM flowrra_job WHERE status = 'pending' AND crashes > 0
-            AND queue IN (SELECT value FROM json_each(?)) AND queue NOT IN (SELECT queue FROM flowrra_paused))"""
+        suspects = """SELECT coalesce(min((SELECT min(crashes) FROM flowrra_job
+                WHERE status = 'pending' AND crashes > 0 AND queue = value)), 0)
+            FROM json_each(?) WHERE value NOT IN (SELECT queue FROM flowrra_paused)"""
         return Notices(
             cancelled=[row[0] for row in self._db.execute(cancelled, (worker.id,))],
             lapsed=lapsed,
             paused=self.paused(),
-            suspects=bool(self._db.execute(suspects, (json.dumps(list(worker.queues)),)).fetchone()[0]),
+            suspects=self._db.execute(suspects, (json.dumps(list(worker.queues)),)).fetchone()[0],
             lost_workers=lost,
         )
 
@@ -4516,9 +4533,12 @@ class SQLiteBroker(Broker):
         self._caller.own_port = port
         await self._run(_Operation("listen", {"port": port, "kinds": kinds}))
 
-    async def claim(self, queue: str, *, limit: int, worker: str, now: float) -> list[Job]:
+    async def claim(
+        self, queue: str, *, limit: int, worker: str, now: float, crashes: int = MAX_CRASHES - 1
+    ) -> list[Job]:
         fresh = self._news.see(queue, "j")
-        operation = _Operation("claim", {"queue": queue, "limit": limit, "worker": worker, "now": now})
+        options = {"queue": queue, "limit": limit, "worker": worker, "now": now, "crashes": crashes}
+        operation = _Operation("claim", options)
         rows = await self._run(operation, lone=fresh and limit <= 100)
         return [claimed_job(row, worker, now) for row in rows]
 
@@ -5618,6 +5638,7 @@ _REPORT_EVERY = 0.5
 _GROUP = 1_000  # outcomes that go to the broker together, at most
 _LEAST_GROUP = 10  # outcomes that may wait however few jobs run at once
 _WELL = 10.0  # seconds after which a loop that fails had been well
+_STEADY = 3.0  # leases after which nothing seems to kill a worker again and again
 _TRACEBACK_LIMIT = 20_000  # characters
 # Said to the store too, which refuses it where another worker has the job by now: one that it still counts as running
 # here, as it was claimed a moment ago, must not stay so.
@@ -6023,6 +6044,39 @@ class _Tally:
             self._changed.update(row.minute for row in rows)
 
 
+class Turns:
+    """How many crashes a job may have that a worker claims next: suspects and others take turns.
+
+    Whatever kills workers again and again, as a system without memory does, is not to be blamed on a job. One that
+    another crash would end is only for a worker that has just started, where it has all the time that there is between
+    two such kills, or for one that has lived for some leases.
+    """
+
+    def __init__(self, clock: Clock, lease: float) -> None:
+        self._clock = clock
+        self._steady_from = clock.monotonic() + _STEADY * lease
+        self._asked: set[str] = set()  # the queues that have been claimed from
+        self._others: set[str] = set()  # those in which it is the turn of jobs without crashes
+        self._is_new = True  # no job has been claimed yet
+
+    @property
+    def most(self) -> int:
+        """The most crashes that a suspect may have to run in this worker, when that has started."""
+        return MAX_CRASHES - 1 - (self._clock.monotonic() < self._steady_from)
+
+    def crashes(self, queue: str) -> int:
+        """What to ask for in the next claim from this queue."""
+        if queue in self._others:
+            return 0
+        return MAX_CRASHES - 1 if self._is_new and queue not in self._asked else self.most
+
+    def note(self, queue: str, jobs: Sequence[Job]) -> None:
+        """What that claim has brought: after a suspect it is the turn of others, if there are any."""
+        self._asked.add(queue)
+        self._is_new = self._is_new and not jobs
+        (self._others.add if jobs and jobs[0].crashes else self._others.discard)(queue)
+
+
 class _Line:
     """A queue as a worker serves it: so many slots, and resident runners that take turns claiming."""
 
@@ -6144,14 +6198,16 @@ class _Line:
             await worker.may_claim.wait()
             if (limit := self._claimable) < 1:
                 return  # a slot that was lent has been taken back meanwhile
-            jobs = await worker.broker.claim(self.queue, limit=limit, worker=worker.info.id, now=worker.clock.time())
+            crashes, now = worker.turns.crashes(self.queue), worker.clock.time()
+            jobs = await worker.broker.claim(self.queue, limit=limit, worker=worker.info.id, now=now, crashes=crashes)
+            worker.turns.note(self.queue, jobs)
             self._failures = 0
             if jobs:
                 if jobs[0].crashes:
                     worker.may_claim.clear()
                 self._backlog.extend(jobs)
                 worker.loop.call_soon(self._spread)
-            else:
+            elif crashes:  # else suspects may be left
                 await worker.broker.wait_ready((self.queue,), _IDLE_WAIT)
         except Exception as error:
             self._failures += 1
@@ -6202,6 +6258,7 @@ class Worker:
         self.results = _Results(self, backend)
         self._backend = backend
         self.tally = _Tally()
+        self.turns = Turns(clock, config.lease)
         # A suspect runs alone: it shuts this from its claim, or from when it is seen to wait, until nothing
         # runs here and all is written.
         self.may_claim = asyncio.Event()
@@ -6403,7 +6460,7 @@ class Worker:
                 line.hand_back(_LEASE_LOST)
         while self._unsure:
             _resolve(self._unsure.pop(), not notices.lapsed)
-        if notices.suspects and runs:
+        if runs and 0 < notices.suspects <= self.turns.most:
             self.may_claim.clear()
         for worker in notices.lost_workers:
             logger.warning("worker %s is gone; its jobs are ready again", worker)
@@ -7622,7 +7679,8 @@ async def _why_waiting(broker: Broker, job: Job) -> str:
     if not any(job.task in worker.tasks for worker in serving):
         return f"but no live worker that serves the queue {job.queue} knows the task {job.task}"
     if job.crashes:
-        return f"but it was running in {job.crashes} crash(es), so it waits for a worker that runs nothing else"
+        last = ", and is new or has lived for a while" if job.crashes == MAX_CRASHES - 1 else ""
+        return f"but it was running in {job.crashes} crash(es), so it waits for a worker that runs nothing else{last}"
     ahead = sum((await broker.counts(JobFilter(ahead_of=job))).values())
     return f"but {ahead} job(s) are ahead of it in the queue {job.queue}" if ahead else f"the next in {job.queue}"
 

@@ -121,7 +121,7 @@ async def test_a_broker_opens_though_the_look_at_the_settings_is_lost() -> None:
 async def test_a_claim_that_comes_late_takes_nothing() -> None:
     """It was sent before a connection was lost, and is carried out when its worker has long claimed anew."""
     async with through_a_proxy() as (broker, _):
-        words = Claim(Claims(), "default", 9, "w", 0.0, 0.0).words
+        words = Claim(Claims(), "default", 9, "w", 0.0, 0.0, 2).words
         late, again = Call("claim", *words), Call("claim", *words)
         again.pack("")  # as if it had been sent before
         link = Link(Address(broker.url))

@@ -463,6 +463,8 @@ def live_a_life(desk: Desk) -> None:
     store.claim("default", limit=10, worker="w1", now=NOW + 10)  # of what is due, expired and rescued by now
     store.heartbeat(desk.worker, lease=100, now=NOW)
     store.heartbeat(desk.worker, lease=0, now=NOW)
+    store.heartbeat(desk.worker, lease=100, now=NOW)
+    desk.claim()  # the job that was rescued, alone
     store.get(["a", "b"])
     store.purge(NOW, 10)
     store.rescue_dead(NOW)
@@ -490,7 +492,10 @@ def test_no_statement_of_a_jobs_life_walks_or_sorts(desk: Desk) -> None:
 
 INTENDED = {
     "a claim": ("crashes = 0 AND queue =", "flowrra_ready (queue=?)"),
-    "a claim of a suspect": ("crashes > 0 AND queue =", "flowrra_suspect (queue=? AND crashes>?)"),
+    "a claim of a suspect": (
+        "crashes > 0 AND crashes BETWEEN",
+        "flowrra_suspect (queue=? AND crashes>? AND crashes<?)",
+    ),
     "what a worker holds": ("SELECT crashes FROM flowrra_job WHERE status = 'running'", "flowrra_running (worker=?)"),
     "a promotion": ("SET status = 'pending' WHERE status", "flowrra_due (due<?)"),
     "the next moment": ("SELECT min(due)", "flowrra_due"),

@@ -143,13 +143,13 @@ class Model:
             if waits and job.attempt == 0 and job.expires is not None and job.expires <= now:
                 self.finish(job, "cancelled", now)
 
-    def claim(self, queue: str, limit: int, worker: str, now: float) -> list[str]:
+    def claim(self, queue: str, limit: int, worker: str, now: float, crashes: int) -> list[str]:
         held = self.held(worker)
         if queue in self.paused or any(job.crashes for job in held):
             return []
         ready = [job for job in self.jobs.values() if job.status == "pending" and job.queue == queue]
         ready.sort(key=lambda job: (job.priority, job.seq))
-        suspects = sorted((job for job in ready if job.crashes), key=lambda job: job.crashes)
+        suspects = sorted((job for job in ready if 0 < job.crashes <= crashes), key=lambda job: -job.crashes)
         chosen = suspects[:1] if suspects and not held else [job for job in ready if not job.crashes][:limit]
         for job in chosen:
             job.status, job.worker, job.attempt = "running", worker, job.attempt + 1
@@ -198,6 +198,7 @@ CLAIM: dict[str, Any] = {
     "limit": st.integers(1, 4),
     "worker": st.sampled_from(WORKERS),
     "fresh": st.sampled_from((True, True, True, False)),
+    "crashes": st.sampled_from((0, 1, 1, MAX_CRASHES - 1, MAX_CRASHES - 1)),
 }
 SETTLE: dict[str, Any] = {
     "picks": st.lists(st.integers(0, 1_000), min_size=1, max_size=3),
@@ -270,15 +271,15 @@ class BrokerMachine(RuleBasedStateMachine):
         assert self.run(self.broker.push([job], now=self.now)) == [self.model.push(new, self.now)]
 
     @rule(**CLAIM)
-    def claim(self, queue: str, limit: int, worker: str, fresh: bool) -> None:
+    def claim(self, queue: str, limit: int, worker: str, fresh: bool, crashes: int) -> None:
         if fresh:
             self.beat(worker)
-        jobs = self.run(self.broker.claim(queue, limit=limit, worker=worker, now=self.now))
+        jobs = self.run(self.broker.claim(queue, limit=limit, worker=worker, now=self.now, crashes=crashes))
         expected: list[str] = []
         if self.has_lease(worker) and queue not in self.model.paused:
             self.model.rescue(self.now, self.clock.monotonic(), worker, beats=False)
             self.model.promote(self.now)
-            expected = self.model.claim(queue, limit, worker, self.now)
+            expected = self.model.claim(queue, limit, worker, self.now, crashes)
         assert [job.id for job in jobs] == expected
         for job in jobs:
             known = self.model.jobs[job.id]
@@ -317,6 +318,7 @@ class BrokerMachine(RuleBasedStateMachine):
         if outcome.status in FINISHED:
             self.model.finish(job, str(outcome.status), self.now, outcome.keep)
         else:
+            job.crashes = max(0, job.crashes - (outcome.ending == "failure"))
             self.model.put_back(job, str(outcome.status), outcome.due, self.now)
         return True
 
@@ -334,9 +336,10 @@ class BrokerMachine(RuleBasedStateMachine):
         assert sorted(notices.cancelled) == sorted(job.id for job in held if job.asked_to_end)
         assert set(notices.paused) == self.model.paused
         jobs = [job for job in self.model.jobs.values() if job.queue not in self.model.paused]
-        ready = {job.crashes > 0 for job in jobs if self.expected(job)[1] == "pending"}
-        sure = {job.crashes > 0 for job in jobs if job.status == "pending"}
-        assert notices.suspects in (True in ready, True in sure)
+        suspects = [job for job in jobs if job.crashes and self.expected(job)[1] == "pending"]
+        ready = min((job.crashes for job in suspects), default=0)
+        sure = min((job.crashes for job in suspects if job.status == "pending"), default=0)
+        assert min(ready, sure) <= notices.suspects <= max(ready, sure)
 
     @rule(worker=st.sampled_from(WORKERS))
     def leave(self, worker: str) -> None:

@@ -139,11 +139,11 @@ async def test_a_claim_that_is_cancelled_by_the_store_does_not_end_the_line() ->
     class Cancelling(MemoryBroker):
         left = 3
 
-        async def claim(self, queue: str, *, limit: int, worker: str, now: float) -> list[Job]:
+        async def claim(self, queue: str, **options: Any) -> list[Job]:
             if self.left:
                 self.left -= 1
                 raise asyncio.CancelledError("the driver has dropped its connection")
-            return await super().claim(queue, limit=limit, worker=worker, now=now)
+            return await super().claim(queue, **options)
 
     app = make_app(broker=Cancelling(), io_workers=1)
 

@@ -148,9 +148,9 @@ class Shaky(MemoryBroker):
             self.failures[method] = self.failures.get(method, 0) + 1
             raise BrokerError(f"{method}: the store is away")
 
-    async def claim(self, queue: str, *, limit: int, worker: str, now: float) -> list[Job]:
+    async def claim(self, queue: str, **options: Any) -> list[Job]:
         self._check("claim")
-        return await super().claim(queue, limit=limit, worker=worker, now=now)
+        return await super().claim(queue, **options)
 
     async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
         self._check("settle")

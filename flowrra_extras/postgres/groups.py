@@ -48,6 +48,7 @@ class Claim(NamedTuple):
     limit: int
     worker: str
     now: float
+    crashes: int
 
 
 class Claims:
@@ -98,7 +99,7 @@ class Claims:
     async def _resume(self, session: Session, claim: Claim) -> list[Job]:
         """What a claim has taken that never got to know of it."""
         for doubt in list(self._doubts):
-            queue, _, worker, started = doubt[1]
+            queue, _, worker, started, _ = doubt[1]
             if (queue, worker) == (claim.queue, claim.worker):
                 rows = await session.fetch(sql.RESUME, queue, worker, started)
                 if rows:
@@ -136,10 +137,11 @@ class Claims:
 
     async def _claim_carefully(self, session: Session, claim: Claim) -> list[Job]:
         """Claim while there are suspects: one alone for an idle worker, else only jobs without crashes."""
-        rows = await session.fetch(sql.CLAIM_SUSPECT, claim.queue, claim.worker, claim.now)
-        jobs = _jobs(claim, rows)
-        if jobs or rows[0]["alone"]:
-            return jobs
+        for crashes in range(max(claim.crashes, 1), 0, -1):
+            rows = await session.fetch(sql.CLAIM_SUSPECT, claim.queue, claim.worker, claim.now, crashes, claim.crashes)
+            jobs = _jobs(claim, rows)
+            if jobs or rows[0]["alone"]:
+                return jobs
         return _jobs(claim, await self._look(session, claim))
 
     async def _look(
@@ -151,7 +153,7 @@ class Claims:
         upkeep: bool = False,
         suspects: bool = False,
     ) -> Sequence[Any]:
-        queue, limit, worker, now = claim
+        queue, limit, worker, now, _ = claim
         return await session.fetch(sql.CLAIM, queue, worker, now, limit, *mark, upkeep, suspects)
 
 

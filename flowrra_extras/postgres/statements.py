@@ -255,7 +255,8 @@ CLAIM = f"""
     SELECT may, upkeep, suspects, CASE WHEN seq IS NULL THEN
             (SELECT due FROM flowrra.job WHERE status IN {DUE_LATER} ORDER BY due LIMIT 1) END AS next_due, started.*
     FROM state LEFT JOIN started ON true"""
-# $1 queue, $2 worker, $3 now. One row at least: whether the worker runs something, and whether that is a suspect.
+# $1 queue, $2 worker, $3 now, $4 crashes, $5 the most of them. One row at least: whether the worker runs something, and
+# whether that is a suspect.
 CLAIM_SUSPECT = f"""
     WITH me AS MATERIALIZED ({ME}),
     held AS MATERIALIZED (
@@ -264,9 +265,10 @@ CLAIM_SUSPECT = f"""
     started AS (
         UPDATE flowrra.job SET status = 'running', attempt = attempt + 1, worker = $2::text, started = $3::float8
         WHERE seq = ANY (ARRAY(
-            SELECT seq FROM flowrra.job WHERE status = 'pending' AND crashes > 0 AND queue = $1
-                AND EXISTS (SELECT FROM me) AND (SELECT NOT busy FROM held)
-            ORDER BY crashes, priority, seq LIMIT 1 FOR UPDATE SKIP LOCKED))
+            SELECT seq FROM flowrra.job
+            WHERE status = 'pending' AND crashes > 0 AND crashes = $4::integer AND $4::integer <= $5::integer
+                AND queue = $1 AND EXISTS (SELECT FROM me) AND (SELECT NOT busy FROM held)
+            ORDER BY priority, seq LIMIT 1 FOR UPDATE SKIP LOCKED))
         RETURNING {CLAIMED})
     SELECT busy, alone, started.* FROM held LEFT JOIN started ON true"""
 RESUME = f"""
@@ -305,7 +307,7 @@ FINISH = f"""
 # $2 now, then arrays: seqs, attempts, statuses, failures to count, errors, tracebacks, dues, endings
 AGAIN = f"""
     UPDATE flowrra.job SET status = v.status, failures = failures + v.failed, error = v.error, traceback = v.traceback,
-        due = v.due, {ARCHIVE % "$2::float8, v.ending, v.error, v.traceback"}
+        crashes = greatest(0, crashes - v.failed), due = v.due, {ARCHIVE % "$2::float8, v.ending, v.error, v.traceback"}
     FROM unnest($3::bigint[], $4::integer[], $5::text[], $6::integer[], $7::text[], $8::text[], $9::float8[],
         $10::text[]) AS v (seq, attempt, status, failed, error, traceback, due, ending)
     WHERE job.seq = ANY (ARRAY[v.seq]) AND job.attempt IS NOT DISTINCT FROM v.attempt AND {IS_RUNNING}
@@ -368,8 +370,10 @@ BEAT = f"""
         ARRAY(SELECT id FROM lapsed WHERE dead) AS lost,
         ARRAY(SELECT id FROM flowrra.job WHERE status = 'running' AND cancel_requested AND worker = $1) AS cancelled,
         ARRAY(SELECT queue FROM flowrra.paused) AS paused,
-        EXISTS (SELECT FROM flowrra.job WHERE status = 'pending' AND crashes > 0 AND queue = ANY ($12::text[])
-            AND queue NOT IN (SELECT queue FROM flowrra.paused)) AS suspects"""
+        (SELECT coalesce(min(few.crashes), 0) FROM unnest($12::text[]) AS served (queue), LATERAL (
+                SELECT crashes FROM flowrra.job WHERE status = 'pending' AND crashes > 0 AND queue = served.queue
+                ORDER BY crashes LIMIT 1) AS few
+            WHERE served.queue NOT IN (SELECT queue FROM flowrra.paused)) AS suspects"""
 # Of the workers $1, those whose lease has still not been renewed.
 RESCUE = "DELETE FROM flowrra.worker WHERE id = ANY ($1::text[]) AND lease <= clock_timestamp() RETURNING id"
 # $1 workers, $2 now, $3 ending, $4 error, $5 crashes to count

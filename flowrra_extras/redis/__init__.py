@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from flowrra import (
     ACTIVITY_KEPT,
+    MAX_CRASHES,
     PENDING,
     Activity,
     BackendConfig,
@@ -169,9 +170,11 @@ class RedisBroker(MovingBroker):
             raise unknown_job(ids)
         return ids or [job.id for job in jobs]
 
-    async def claim(self, queue: str, *, limit: int, worker: str, now: float) -> list[Job]:
+    async def claim(
+        self, queue: str, *, limit: int, worker: str, now: float, crashes: int = MAX_CRASHES - 1
+    ) -> list[Job]:
         self._news.look(f"jobs {queue}")
-        call = Claim(self._claims, queue, limit, worker, now, now + self.retention.failed_ttl)
+        call = Claim(self._claims, queue, limit, worker, now, now + self.retention.failed_ttl, crashes)
         try:
             self._next_due, jobs = await self._calls.run(call)
         except asyncio.CancelledError:
@@ -195,7 +198,7 @@ class RedisBroker(MovingBroker):
         term, cancelled, paused, suspects, lost = answer
         lapsed = worker.term not in ("", term) and lease > 0
         worker.seen, worker.term = now, term or worker.term
-        return Notices(cancelled, lapsed, frozenset(paused), bool(suspects), lost)
+        return Notices(cancelled, lapsed, frozenset(paused), suspects, lost)
 
     async def report(self, progress: Mapping[tuple[str, int], Progress]) -> None:
         words = ((task_id, str(n), to_json([p.done, p.total, p.note])) for (task_id, n), p in progress.items())

@@ -93,12 +93,15 @@ class Claims:
 
 
 class Claim(Call):
-    def __init__(self, claims: Claims, queue: str, limit: int, worker: str, now: float, bury_at: float) -> None:
+    def __init__(
+        self, claims: Claims, queue: str, limit: int, worker: str, now: float, bury_at: float, crashes: int
+    ) -> None:
         self._claims = claims
         self._place = queue, worker
         self._now = now
         self._numbers = [claims.number(), *claims.lost.pop(self._place, ())]
-        super().__init__("claim", queue, str(limit), worker, repr(now), repr(bury_at), *self._numbers)
+        moments = repr(now), repr(bury_at)
+        super().__init__("claim", queue, str(limit), worker, *moments, str(crashes), *self._numbers)
 
     def take(self, answer: Any) -> None:
         if isinstance(answer, BrokerError):

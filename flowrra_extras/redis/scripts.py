@@ -451,14 +451,15 @@ return answers
 """
 
 # Hand out ready jobs.
-# ARGV: queue, limit, worker, now, bury_at, number of the claim, then the numbers of earlier ones whose answers
-#   were lost: what those took is handed out again. One that is carried out late, after a later one, takes nothing.
+# ARGV: queue, limit, worker, now, bury_at, the most crashes of a suspect, number of the claim, then the numbers of
+#   earlier ones whose answers were lost: what those took is handed out again. One that is carried out late, after a
+#   later one, takes nothing.
 # Answer: when the next waiting job is due ('' if none), then of each job PLACE ID and its CLAIMED_FIELDS.
 _CLAIM = """
-local queue, limit, worker, number = ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[7])
+local queue, limit, worker, number = ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[8])
 now, bury_at = ARGV[5], ARGV[6]
 local answer, taken, running = {''}, {}, p .. 'running:' .. worker
-local may_be_repeated = again or ARGV[8]
+local may_be_repeated = again or ARGV[9]
 
 local function first(key)
     return call('ZRANGE', p .. key, 0, 0, 'WITHSCORES')[2]
@@ -501,7 +502,7 @@ end
 
 local function hand_out_again()
     local lost, members = {}, {}
-    for i = 7, #ARGV do lost[ARGV[i]] = true end
+    for i = 8, #ARGV do lost[ARGV[i]] = true end
     for _, id in ipairs(call('SMEMBERS', running)) do
         local number, place = unpack(call('HMGET', p .. 'job:' .. id, 'claim', 'place'), 1, 2)
         if lost[number] then members[#members + 1] = place .. id end
@@ -533,10 +534,16 @@ end
 local function choose(suspects, alone)
     if alone then return end
     if (suspects or 0) + (counts['suspect ' .. queue] or 0) > 0 and call('SCARD', running) == 0 then
-        local suspect = call('ZPOPMIN', p .. 'suspects:' .. queue)[1]
-        take(suspect, 'suspect ')
-        if taken[1] then call('HSET', state, 'alone ' .. worker, taken[1]) end
-        return 'suspect '
+        local line = p .. 'suspects:' .. queue
+        for crashes = tonumber(ARGV[7]), 1, -1 do
+            local suspect = call('ZRANGEBYSCORE', line, crashes, crashes, 'LIMIT', 0, 1)[1]
+            if suspect then
+                call('ZREM', line, suspect)
+                take(suspect, 'suspect ')
+                if taken[1] then call('HSET', state, 'alone ' .. worker, taken[1]) end
+                return 'suspect '
+            end
+        end
     end
     local wanted, members
     local expired = -limit
@@ -601,6 +608,13 @@ local function write_other(job, status, purge_at, error, traceback, due, ending)
         if traceback then call('HSET', job.key, 'traceback', traceback) end
         tell(job)
     else
+        if job.crashes and ending == 'failure' then  -- it has survived a run beside nobody
+            job.crashes = call('HINCRBY', job.key, 'crashes', -1)
+            if job.crashes < 1 then
+                call('HDEL', job.key, 'crashes')
+                job.crashes = false
+            end
+        end
         put_back(job, status, due, ending, error, traceback)
     end
 end
@@ -642,7 +656,8 @@ return answers
 # ARGV: worker, lease, now, bury_at, info (JSON), queues (JSON), 1 if it is a new worker that found the server as it
 #   should be, the oldest minute to keep, then of each minute of activity that has changed: its beginning, what was
 #   done (JSON).
-# Answer: the term of the lease, its jobs that are to end, paused queues, whether suspects wait, lost workers.
+# Answer: the term of the lease, its jobs that are to end, paused queues, the fewest crashes of a suspect that waits
+#   (0: none does), lost workers.
 _HEARTBEAT = """
 local worker, lease, info, queues = ARGV[2], tonumber(ARGV[3]), ARGV[6], cjson.decode(ARGV[7])
 now, bury_at = ARGV[4], ARGV[5]
@@ -706,7 +721,10 @@ end
 for _, queue in ipairs(queues) do
     if not known or known <= time then woken[queue] = true end  -- it may claim again
     if call('HEXISTS', state, 'paused ' .. queue) == 1 then paused[#paused + 1] = queue
-    elseif call('EXISTS', p .. 'suspects:' .. queue) == 1 then suspects = 1 end
+    else
+        local fewest = tonumber(call('ZRANGE', p .. 'suspects:' .. queue, 0, 0, 'WITHSCORES')[2] or 0)
+        if fewest > 0 and (suspects == 0 or fewest < suspects) then suspects = fewest end
+    end
 end
 publish()
 return {term, to_end, paused, suspects, lost}

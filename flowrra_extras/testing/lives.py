@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from flowrra import FINISHED, MAX_CRASHES, Notices, Outcome, TaskNotFoundError, TaskStatus
+from flowrra_extras.testing.kills import Kills
 from flowrra_extras.testing.trial import SOON, Contract, job, job_in, raises
 
 
@@ -119,10 +120,53 @@ class CrashContract(Contract):
             await t.push(job("c"), job("e", queue="other"))
             assert await t.claim_ids(worker="w4", queue="other") == ["e"]
             assert await t.claim_ids(worker="w2") == []
-            await t.settle(Outcome.retry_at(suspect, t.now + 1, "boom"))
+            await t.settle(Outcome.release(suspect, "the worker stopped", t.now + 1))
             t.clock.advance(1)
             assert await t.claim_ids(worker="w2") == ["suspect"]
             assert await t.claim_ids(worker="w2") == []
+
+    async def test_the_most_suspect_come_first_as_far_as_they_are_wanted(self) -> None:
+        async with self.trial() as t:
+            await t.run(job("twice"))
+            await t.crash("w1", seen_by="w2")
+            await t.push(job("once"))
+            assert await t.claim_ids(worker="w2") == ["twice"]
+            await t.beat("w3")
+            assert await t.claim_ids(worker="w3") == ["once"]
+            await t.lapse()
+            assert (await t.beat("w4")).suspects == 1
+            await t.push(job("other"))
+            assert await t.claim_ids(worker="w4", crashes=0) == ["other"]
+            assert await t.claim_ids(worker="w5", crashes=0) == []
+            (once,) = await t.claim(worker="w5", crashes=1)
+            assert (once.id, once.crashes) == ("once", 1)
+            assert (await t.beat("w6")).suspects == 2
+            assert await t.claim_ids(worker="w6", crashes=1) == []
+            await t.settle(Outcome.release(once, "the worker stopped"))
+            assert await t.claim_ids(worker="w6") == ["twice"]
+            assert await t.claim_ids(worker="w5", crashes=1) == ["once"]
+
+    async def test_a_suspect_that_survives_a_run_is_less_suspect(self) -> None:
+        async with self.trial() as t:
+            await t.run(job("a"))
+            await t.crash("w1", seen_by="w2")
+            assert await t.claim_ids(worker="w2") == ["a"]
+            await t.crash("w2", seen_by="w3")
+            for crashes in (1, 0):
+                (suspect,) = await t.claim(worker="w3")
+                assert suspect.crashes == crashes + 1
+                await t.settle(Outcome.retry_at(suspect, t.now, "boom"))
+                assert (await t.job("a")).crashes == crashes
+            await t.push(job("b"))
+            assert await t.claim_ids(worker="w3") == ["a", "b"]
+
+    async def test_a_worker_that_is_killed_each_second_ends_the_guilty_only(self) -> None:
+        async with self.trial() as t:
+            await Kills(t, workers=1).run()
+
+    async def test_two_workers_that_are_killed_each_second_end_the_guilty_only(self) -> None:
+        async with self.trial() as t:
+            await Kills(t, workers=2).run()
 
     async def test_the_guilty_is_given_up(self) -> None:
         async with self.trial() as t:
