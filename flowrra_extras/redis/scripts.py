@@ -184,6 +184,7 @@ end
 local function put_back(job, status, due, ending, error, traceback)
     archive(job, now, ending, error, traceback)
     if job.cancel then
+        if due then call('HSET', job.key, 'due', due) end
         finish(job, 'cancelled', bury_at, 'error', BY_HAND)
         tell(job)
     elseif ending == 'crash' and job.crashes >= MAX_CRASHES then
@@ -400,11 +401,13 @@ local function promote()
 end
 
 local function expire()
+    local expired = {}
     for _, id in ipairs(call('ZRANGEBYSCORE', p .. 'expiring', '-inf', now, 'LIMIT', 0, 1000)) do
         call('ZREM', p .. 'expiring', id)
-        local job = load(id)
-        if job and not is_hopeless(job.status) then bury(job, 'cancelled', EXPIRED) end  -- else with its parent
+        expired[#expired + 1] = load(id) or nil
     end
+    for _, job in ipairs(expired) do leave(job) end  -- or it would end with a parent that has expired too
+    for _, job in ipairs(expired) do bury(job, 'cancelled', EXPIRED) end
 end
 
 local function holds_lease()
