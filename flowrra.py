@@ -2569,11 +2569,16 @@ class MemoryBroker(Broker):
                 self._make_ready(job, now)
 
     def _expire(self, now: float) -> None:
+        expired: list[Job] = []
         while self._expiring and self._expiring[0][0] <= now:
             expires, seq, task_id = heapq.heappop(self._expiring)
             job = self._jobs.get(task_id)
             if job and job.seq == seq and job.expires == expires and job.attempt == 0 and job.status not in FINISHED:
-                self._finish(job, Outcome.cancel(job, EXPIRED), now)
+                expired.append(job)
+                for parent in self._open_parents.pop(task_id, ()):  # or it would end with one that has expired too
+                    self._children[parent].pop(task_id, None)
+        for job in expired:
+            self._finish(job, Outcome.cancel(job, EXPIRED), now)
 
     def _rescue_lapsed(self, now: float, by: str, *, beats: bool = False, is_new: bool = False) -> list[str]:
         """Put back the jobs of workers that `by` may take for dead. A claim leaves those in doubt to heartbeats."""
@@ -3147,7 +3152,7 @@ _BURY = f"""
     WHERE id = :id AND status IN {_AT_REST}"""
 _REQUEUE = f"""
     UPDATE OR IGNORE flowrra_job SET status = 'pending', failures = 0, crashes = 0, cancel_requested = 0,
-        due = NULL, expires = NULL, {_ARCHIVE}, error = NULL, traceback = NULL
+        due = NULL, expires = NULL, {_ARCHIVE.replace(":now", "finished")}, error = NULL, traceback = NULL
     WHERE id = :id AND status = :status"""
 
 _HOLD = f"""
@@ -3270,8 +3275,6 @@ class SQLiteStore:
         row += (_text(job.overrides), job.unique, json.dumps(parents) if parents else None)
         if self._db.execute(_INSERT_ONE, row).rowcount == 0:
             return self._holder(job)
-        if job.id in parents:
-            raise unknown_job(job.id)  # it cannot wait for itself
         if parents:
             family = "INSERT OR IGNORE INTO flowrra_family SELECT value, last_insert_rowid() FROM json_each(?)"
             self._db.execute(family, (json.dumps(parents),))
@@ -3290,8 +3293,9 @@ class SQLiteStore:
         self._db.execute("UPDATE flowrra_job SET status = 'blocked' WHERE seq = ?", (child,))
         states = "SELECT value, status FROM json_each(?) LEFT JOIN flowrra_job AS job ON job.id = value ORDER BY key"
         found = dict(self._db.execute(states, (json.dumps(parents),)).fetchall())
-        for parent in (parent for parent, status in found.items() if status is None):
-            raise unknown_job(parent)
+        for parent, status in found.items():
+            if status is None or parent == task_id:
+                raise unknown_job(parent)
         for parent, status in found.items():
             if status in REQUEUABLE:
                 self._bury([task_id], CANCELLED, orphaned(parent, status), now)
@@ -3341,7 +3345,8 @@ class SQLiteStore:
 
     def _expire(self, now: float) -> None:
         expired = f"""SELECT id FROM flowrra_job
-            WHERE expires IS NOT NULL AND attempt = 0 AND status IN {_NOT_BEGUN} AND expires <= ?"""
+            WHERE expires IS NOT NULL AND attempt = 0 AND status IN {_NOT_BEGUN} AND expires <= ?
+            ORDER BY expires, seq"""
         self._bury([row[0] for row in self._db.execute(expired, (now,))], CANCELLED, EXPIRED, now)
 
     def next_due(self) -> float | None:
@@ -3438,18 +3443,25 @@ class SQLiteStore:
 
     def _bury(self, task_ids: Iterable[str], status: TaskStatus, reason: str, now: float) -> list[str]:
         """End jobs that are not running, and cancel what waits for them; the ids that were ended."""
-        ended = []
-        values = {"now": now, "purge_at": now + self._retention.failed_ttl}
-        doomed = [(task_id, status, reason) for task_id in task_ids]
-        for task_id, status, reason in doomed:  # grows as it is walked: a long line is too deep for recursion
-            if self._db.execute(_BURY, {**values, "id": task_id, "status": status, "error": reason}).rowcount:
-                ended.append(task_id)
-                gone = "DELETE FROM flowrra_dependency WHERE child = (SELECT seq FROM flowrra_job WHERE id = ?)"
-                self._db.execute(gone, (task_id,))
-                doomed += [(child, CANCELLED, orphaned(task_id, status)) for child in self._children(task_id)]
+        ended = [task_id for task_id in task_ids if self._end(task_id, status, reason, now)]
+        for first in tuple(ended):
+            line = [(first, status)]
+            for parent, its_status in line:  # grows as it is walked: a long line is too deep for recursion
+                reason = orphaned(parent, its_status)
+                children = [child for child in self._children(parent) if self._end(child, CANCELLED, reason, now)]
+                line += [(child, CANCELLED) for child in children]
+                ended += children
         if ended:
             self.news.setdefault("r", []).extend(ended)
         return ended
+
+    def _end(self, task_id: str, status: TaskStatus, reason: str, now: float) -> bool:
+        values = {"id": task_id, "status": status, "error": reason, "now": now}
+        if not self._db.execute(_BURY, {**values, "purge_at": now + self._retention.failed_ttl}).rowcount:
+            return False
+        gone = "DELETE FROM flowrra_dependency WHERE child = (SELECT seq FROM flowrra_job WHERE id = ?)"
+        self._db.execute(gone, (task_id,))
+        return True
 
     # Workers -----------------------------------------------------------------------------------
 

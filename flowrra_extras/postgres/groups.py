@@ -328,7 +328,9 @@ class Groups:
 
     async def _settle_group(self, items: list[tuple[Sequence[Outcome], float]]) -> list[list[bool]]:
         """Of two outcomes of one attempt the first counts."""
-        chosen = {_key(outcome): outcome for item in reversed(items) for outcome in reversed(item[0])}
+        chosen: dict[tuple[int, int], Outcome] = {}
+        for outcome in itertools.chain.from_iterable(item[0] for item in items):
+            chosen.setdefault(_key(outcome), outcome)
         settling = Settling(chosen.values(), items[0][1])
         try:
             await self._link.run(functools.partial(self._settle, settling), SILENCE + len(chosen) / 200)

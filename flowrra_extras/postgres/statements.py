@@ -280,7 +280,7 @@ PROMOTE = f"""
         FOR UPDATE SKIP LOCKED)) RETURNING 1"""
 EXPIRED = f"""
     SELECT seq FROM flowrra.job WHERE expires IS NOT NULL AND attempt = 0 AND status IN {NOT_BEGUN}
-        AND expires <= $1 ORDER BY expires LIMIT {UPKEEP} FOR NO KEY UPDATE SKIP LOCKED"""
+        AND expires <= $1 ORDER BY expires, seq LIMIT {UPKEEP} FOR NO KEY UPDATE SKIP LOCKED"""
 
 # Of a job's latest attempt, into its history: how it ended, why, with which traceback.
 _ROOM = f"CASE WHEN jsonb_array_length(history) >= {HISTORY_LIMIT} THEN history - 0 ELSE coalesce(history, '[]') END"

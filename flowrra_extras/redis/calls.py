@@ -218,9 +218,9 @@ def _settle_words(outcomes: Sequence[Outcome], now: float, retention: BackendCon
     for kind, kin in itertools.groupby(outcomes, kind_of):
         words += *kind, ""
         at = len(words)
-        size = 3 if kind[1] is SUCCESS else 6
+        size = 4 if kind[1] is SUCCESS else 7
         for outcome in kin:
-            words += outcome.job.id, str(outcome.attempt)
+            words += outcome.job.id, f"{outcome.job.seq:013x}", str(outcome.attempt)
             if outcome.status is SUCCESS:
                 words.append(encode_value(outcome) if outcome.text is None else outcome.text)
             else:

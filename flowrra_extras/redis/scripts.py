@@ -222,6 +222,7 @@ end
 local function put_back(job, status, due, ending, error, traceback)
     archive(job, now, ending, error, traceback)
     if job.cancel then
+        if due then call('HSET', job.key, 'due', due) end
         finish(job, 'cancelled', bury_at, 'error', BY_HAND)
         tell(job)
     elseif ending == 'crash' and job.crashes >= MAX_CRASHES then
@@ -478,11 +479,13 @@ local function promote()
 end
 
 local function expire()
+    local expired = {}
     for _, id in ipairs(call('ZRANGEBYSCORE', p .. 'expiring', '-inf', now, 'LIMIT', 0, UPKEEP)) do
         call('ZREM', p .. 'expiring', id)
-        local job = load(id)
-        if job and not is_hopeless(job.status) then bury(job, 'cancelled', EXPIRED) end  -- else with its parent
+        expired[#expired + 1] = load(id) or nil
     end
+    for _, job in ipairs(expired) do leave(job) end  -- or it would end with a parent that has expired too
+    for _, job in ipairs(expired) do bury(job, 'cancelled', EXPIRED) end
 end
 
 local function holds_lease()
@@ -586,15 +589,15 @@ return answer
 
 # Write down what attempts came to.
 # ARGV: of each call: now, bury_at, how many runs of outcomes that are alike, then of each run: worker, status,
-#   purge_at, whether they may be written already, how many, then of each outcome its id, attempt, result; or,
-#   where that is no success, id, attempt, error, traceback, due, ending.
+#   purge_at, whether they may be written already, how many, then of each outcome its id, seq (13 digits), attempt,
+#   result; or, where that is no success, id, seq, attempt, error, traceback, due, ending.
 # Answer: of each call a text with a 1 for each outcome that was written, a 0 for each that was not.
 _SETTLE = """
 local flags
 
-local function check(worker, id, attempt, status, doubtful)
+local function check(worker, id, seq, attempt, status, doubtful)
     local job = load(id)
-    local same = job and job.attempt == attempt
+    local same = job and job.attempt == attempt and string.sub(job.place, 17) == seq
     local holds = same and job.status == 'running' and job.worker == worker
     flags[#flags + 1] = (holds or (same and doubtful and job.status == status)) and '1' or '0'
     return holds and job
@@ -621,18 +624,18 @@ end
 
 local function settle(worker, status, purge_at, doubtful, number)
     local settled, is_success = {}, status == 'success'
-    local size = is_success and 3 or 6
+    local size = is_success and 4 or 7
     for i = at + 1, at + size * number, size do
         local id = ARGV[i]
-        local job = check(worker, id, ARGV[i + 1], status, again or doubtful == '1')
+        local job = check(worker, id, ARGV[i + 1], ARGV[i + 2], status, again or doubtful == '1')
         if job then
             settled[#settled + 1] = id
             if job.crashes then call('HDEL', state, 'alone ' .. worker) end
             if is_success then
-                finish(job, status, purge_at, 'result', ARGV[i + 2])
+                finish(job, status, purge_at, 'result', ARGV[i + 3])
                 if job.children then tell(job) end
             else
-                write_other(job, status, purge_at, unpack(ARGV, i + 2, i + 5))
+                write_other(job, status, purge_at, unpack(ARGV, i + 3, i + 6))
             end
         end
     end
