@@ -240,14 +240,6 @@ def _finite(name: str, value: object, wanted: str = "a finite number") -> float:
     return value
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint at the known name that is most like `name`, to be put behind it in a message; "" if none is."""
-    import difflib
-
-    found = difflib.get_close_matches(name, list(known), 1)
-    return f" (did you mean {found[0]!r}?)" if found else ""
-
-
 def _whole(name: str, value: object, *, least: int | None = None) -> int:
     """`value` as an int (a bool is none), at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int):
@@ -4909,8 +4901,7 @@ class Task(Generic[P, R]):
             self.signature.bind(*args, **kwargs)
         except TypeError as error:
             wrong = min(kwargs.keys() - self.signature.parameters.keys(), default=None)
-            known = sorted(self.submit_options)
-            hint = f"{nearest(wrong, known)}; the options of submit are {', '.join(known)}" if wrong else ""
+            hint = f", nor has submit such an option{nearest(wrong, self.submit_options)}" if wrong else ""
             raise TypeError(f"{self.name}{self.signature}: {error}{hint}") from None
 
     def make_job(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Job:
@@ -7112,7 +7103,7 @@ class _Declarations(Submitter):
                 options[kind] = (options[kind],)
         known = [option.name for option in dataclasses.fields(TaskOptions)]
         for wrong in options.keys() - set(known):
-            raise ConfigError(f"@app.task has no option {wrong!r}{nearest(wrong, known)}; there are {', '.join(known)}")
+            raise ConfigError(f"@app.task has no option {wrong!r}{nearest(wrong, known)}")
         checked = TaskOptions(**options)
         return lambda function: self._register(function, name, checked)
 

@@ -88,8 +88,7 @@ def _options(scheme: str, query: str) -> dict[str, str]:
 def check_options(url: ServerURL, known: Collection[str]) -> None:
     """Raise a ConfigError, with the nearest match, if the URL has an option that is not among `known`."""
     for name in sorted(url.options.keys() - set(known)):
-        there_is = f"there is {', '.join(sorted(known))}" if known else "there is none"
-        raise ConfigError(f"{url.shown} has the unknown option {name!r}{nearest(name, known)}; {there_is}")
+        raise ConfigError(f"{url.shown} has the unknown option {name!r}{nearest(name, known)}")
 
 
 def shown_url(url: str) -> str:

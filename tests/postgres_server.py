@@ -102,6 +102,12 @@ class Server:
         if (self._folder / "data" / "postmaster.pid").exists():
             self._run("pg_ctl", "-D", str(self._folder / "data"), "-w", "-m", "immediate", "stop")
 
+    def become_standby(self) -> None:
+        """Start again as a server does that follows another, and that nothing can be written to."""
+        self.kill()
+        (self._folder / "data" / "standby.signal").touch()
+        self.start()
+
     def read_only(self, on: bool) -> None:
         """Answer as a server does that has become a standby."""
         with psycopg.connect(self.url, autocommit=True) as connection:

@@ -9,7 +9,19 @@ import asyncpg
 import psycopg
 import pytest
 
-from flowrra import BrokerConfig, BrokerError, Job, JobFilter, Outcome, SerializationError, TaskStatus, WorkerInfo
+from flowrra import (
+    BrokerConfig,
+    BrokerError,
+    Config,
+    ExecutorConfig,
+    Flowrra,
+    Job,
+    JobFilter,
+    Outcome,
+    SerializationError,
+    TaskStatus,
+    WorkerInfo,
+)
 from flowrra_extras.postgres import PostgresBroker, groups
 from flowrra_extras.postgres.store import Store
 from tests.apps import eventually
@@ -136,6 +148,33 @@ async def test_what_a_settle_wrote_before_it_failed_for_good_is_known_later(
             await broker.settle(ends, now=NOW + 1)
         assert await broker.settle(ends, now=NOW + 2) == [True] * 4
         assert await broker.settle(ends, now=NOW + 3) == [False] * 4
+
+
+async def test_two_hundred_queues_at_once_run_each_job_once(schema: str, caplog: pytest.LogCaptureFixture) -> None:
+    queues = [f"q{n}" for n in range(200)]
+    config = Config(
+        broker=BrokerConfig(url=f"{POSTGRES_URL}?schema={schema}"),
+        executor=ExecutorConfig(queues=dict.fromkeys(queues, 10)),
+    )
+    app = Flowrra(config)
+    ran: list[int] = []
+
+    @app.task
+    async def note(number: int) -> None:
+        ran.append(number)
+
+    async with app.client():
+        rows = [[(10 * n + m,) for m in range(10)] for n in range(len(queues))]
+        for queue, numbers in zip(queues, rows, strict=True):
+            await app.submit_many(note.options(queue=queue), numbers)
+    async with app:
+        await eventually(lambda: has_succeeded(app, 2_000))
+    assert sorted(ran) == list(range(2_000))
+    assert [record.message for record in caplog.records if record.name == "flowrra"] == []
+
+
+async def has_succeeded(app: Flowrra, number: int) -> bool:
+    return sum((await app.broker.counts(JobFilter(status=frozenset({TaskStatus.SUCCESS})))).values()) == number
 
 
 async def test_one_push_that_is_refused_costs_its_neighbours_little(

@@ -103,9 +103,7 @@ def test_a_module_may_be_loaded_again(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_misspelt_option_of_a_task_gets_the_nearest_one(app: Flowrra) -> None:
-    with pytest.raises(
-        ConfigError, match=r"@app\.task has no option 'retries' \(did you mean 'max_retries'\?\); there are"
-    ):
+    with pytest.raises(ConfigError, match=r"@app\.task has no option 'retries'; did you mean 'max_retries'\?"):
         app.task(retries=3)  # type: ignore[call-overload]
 
 
@@ -190,9 +188,7 @@ def test_what_options_returns_can_be_submitted_from_plain_code(app: Flowrra) -> 
 
 def test_a_word_that_is_neither_a_parameter_nor_an_option_is_refused(app: Flowrra) -> None:
     task = app.task(send_mail)
-    with pytest.raises(
-        TypeError, match=r"'dealy' \(did you mean 'delay'\?\); the options of submit are backoff, delay, "
-    ):
+    with pytest.raises(TypeError, match=r"'dealy', nor has submit such an option; did you mean 'delay'\?"):
         asyncio.run(app.submit(task, dealy=5))  # type: ignore[call-overload]
 
 

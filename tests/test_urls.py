@@ -78,11 +78,9 @@ def test_no_refusal_shows_a_password(url: str) -> None:
 
 def test_a_misspelt_option_gets_the_nearest_one() -> None:
     url = read_server_url("redis://ann:secret@host/0?prefiks=a")
-    with pytest.raises(
-        ConfigError, match=r"^redis://host/0 has .*'prefiks' \(did you mean 'prefix'\?\); there is db, prefix$"
-    ):
+    with pytest.raises(ConfigError, match=r"^redis://host/0 has .* 'prefiks'; did you mean 'prefix'\?$"):
         check_options(url, ("prefix", "db"))
-    with pytest.raises(ConfigError, match="there is none"):
+    with pytest.raises(ConfigError, match="there are none"):
         check_options(url, ())
 
 

@@ -1,13 +1,16 @@
 """How far a worker goes ahead of what is written: it claims no more than a crash may repeat, and settles in groups."""
 
 import asyncio
+import collections
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 import flowrra
-from flowrra import Config, ExecutorConfig, Flowrra, Job, MemoryBroker, Outcome
+from flowrra import Config, ExecutorConfig, Flowrra, Job, MemoryBroker, Outcome, TaskStatus
 from tests.apps import eventually
+from tests.processes import site_on, some_succeeded, stand_in
 
 
 class Slow(MemoryBroker):
@@ -110,3 +113,17 @@ async def test_one_outcome_that_is_refused_costs_its_neighbours_little() -> None
     assert [n for n, result in enumerate(results) if not result.is_success] == [7]
     assert "its outcome was refused: RuntimeError: not 7" in (results[7].error or "")
     assert len(broker.groups) < 30
+
+
+@pytest.mark.parametrize("broker", ["sqlite", "redis", "postgresql"])
+async def test_a_kill_repeats_at_most_what_ran_and_one_group(broker: str, tmp_path: Path) -> None:
+    """Of what the dead worker holds, ten ran, and ten may have ended without being written."""
+    with site_on(broker, tmp_path) as site:
+        async with site.client() as app:
+            await app.submit_many(stand_in(app, "app.nap"), [(0.005,)] * 2_000)
+            for kills in range(2):
+                worker = await site.worker("--concurrency", "10")
+                await some_succeeded(app, 100 * (kills + 1))
+                await worker.kill()
+                held = await app.jobs(status=TaskStatus.RUNNING, limit=1_000)
+                assert max(collections.Counter(job.worker for job in held).values(), default=0) <= 20

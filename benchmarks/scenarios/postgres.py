@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import time
 from contextlib import ExitStack
 from importlib import import_module
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 GROUP = 1_000
+FINISHED, BEHIND = 50_000, 12_000
 RAW = 60_000
 RAW_LONE = 1_000
 
@@ -39,6 +41,32 @@ def drained(workers: int) -> Callable[[Settings], Figures]:
             return {"jobs": tools.rate(tools.read_marks(marks), len(ids), end)}
 
     return run
+
+
+def analyzed(settings: Settings) -> Figures:
+    """The same drain before and after the statistics are those of a quiet hour: only finished jobs."""
+    with database() as url:
+        empty(FINISHED)
+        before = empty(BEHIND)
+        asyncio.run(analyze(url))
+        after = empty(BEHIND)
+        return {"before": before, "jobs": after, "ratio": before / after}
+
+
+def empty(jobs: int) -> float:
+    """Jobs in a second by one worker, until none is left."""
+    with ExitStack() as stack:
+        marks = tools.marks_folder(f"drain-{secrets.token_hex(4)}")
+        ids = asyncio.run(fill(jobs))
+        start_workers(stack, 1, *WORKER, marks=marks)
+        end = asyncio.run(wait_for_all(ids))
+        return tools.rate(tools.read_marks(marks), len(ids), end)
+
+
+async def analyze(url: str) -> None:
+    connection = await connect(url)
+    await connection.execute("ANALYZE")
+    await connection.close()
 
 
 def submitted(settings: Settings) -> Figures:
@@ -192,6 +220,9 @@ SCENARIO = Scenario(
     parts={
         "drain": Part(run=drained(1), needs="flowrra", setting=OWN),
         "drain, 2 workers": Part(run=drained(2), needs="flowrra", setting="from the time both are at it"),
+        "drain, analyzed": Part(
+            run=analyzed, needs="flowrra", setting=f"{FINISHED:,} done, ANALYZE, {BEHIND:,} more"
+        ),
         "submit": Part(run=submitted, needs="flowrra", setting="app.client()"),
         "start": Part(run=started, needs="flowrra", setting="an idle worker, a job each 50 ms"),
         "pgqueuer drain": Part(
@@ -213,6 +244,8 @@ SCENARIO = Scenario(
         *(Check(label="drain", ours="drain", figure="jobs", against=f"{name} drain", goal=goal)
           for name, goal in (("pgqueuer", 1.3), ("procrastinate", None), ("saq", None))),
         Check(label="drain", ours="drain", figure="jobs", against="raw"),
+        Check(label="drain, time after ANALYZE / before", ours="drain, analyzed", figure="ratio", unit="x", goal=1.2,
+              at_most=True),
         Check(label="drain, 2 workers", ours="drain, 2 workers", figure="jobs", against="drain", goal=1.1),
         *(Check(label="submit_many", ours="submit", figure="many", against=f"{name} submit", goal=goal)
           for name, goal in (("pgqueuer", 1.2), ("procrastinate", None))),

@@ -5,10 +5,12 @@
     app = Flowrra.from_urls("postgresql://one,two/app?target_session_attrs=read-write")  # whichever is the primary
 
 User and password are percent-encoded. Own options: `schema=` (flowrra), where the tables live, made at the first
-opening; `pool_size=` (4), connections at most, beside one that listens; `synchronous_commit=` as in postgresql.conf,
+opening; `pool_size=` (4), connections at most, beside one that listens; a worker's heartbeat has two more, so that
+nothing holds it up; `synchronous_commit=` as in postgresql.conf,
 for what is acknowledged (the server's own setting unless told otherwise); `statement_cache_size=0` for a pooler in
 transaction mode such as pgbouncer: no prepared statements, no session state, no LISTEN, news by a look each second.
-The others are libpq's, as asyncpg takes them.
+The others are libpq's, as asyncpg takes them; what hosted databases hand out beside (`keepalives=` and the like) changes
+nothing.
 
 A job is one row, and every move of it a guarded UPDATE. What concurrent callers want goes out as one statement over
 arrays (`groups`). Whoever waits is told by NOTIFY, and looks each second in case a notification was lost (`news`).
@@ -50,7 +52,7 @@ from flowrra import (
     unknown_job,
 )
 from flowrra_extras.postgres import statements as sql
-from flowrra_extras.postgres.connections import SILENCE, Address, Link, Session, callers_session
+from flowrra_extras.postgres.connections import SILENCE, STANDBY, Address, Link, Session, callers_session
 from flowrra_extras.postgres.groups import Claim, Groups, encode_payloads
 from flowrra_extras.postgres.moving import MovingBroker
 from flowrra_extras.postgres.rows import counting, job_of_row, recorded_columns, search, worker_of_row
@@ -91,6 +93,8 @@ class _Life(MovingBroker):
             self._link = None
         link = Link(self._address, self.config.timeout)
         try:
+            if (await link.fetch("SELECT pg_is_in_recovery()"))[0][0]:
+                raise BrokerError(f"{self._address.name} is a standby, which cannot be written to: {STANDBY}")
             while (store_id := await link.run(identify)) is None:
                 await link.run(migrate, None)
         except BaseException:

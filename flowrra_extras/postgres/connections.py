@@ -24,7 +24,7 @@ from flowrra_extras.postgres.statements import in_schema
 from flowrra_extras.urls import read_server_url
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 __all__ = ["SILENCE", "Address", "AwayError", "Ear", "Link", "Session", "callers_session"]
 
@@ -33,11 +33,19 @@ T = TypeVar("T")
 logger = logging.getLogger("flowrra")
 
 SILENCE = 5.0  # seconds after which a connection that does not answer is given up for a new one
+STANDBY = "name the primary, or all hosts and target_session_attrs=read-write, which finds it"
 _AGES = 3600.0  # seconds for an index of a large table
 _LIBPQ = frozenset(
     ("application_name", "database", "dbname", "gsslib", "host", "krbsrvname", "passfile", "password", "port",
      "sslcert", "sslcrl", "sslkey", "sslmode", "sslnegotiation", "sslpassword", "sslrootcert",
      "ssl_max_protocol_version", "ssl_min_protocol_version", "target_session_attrs", "user")
+)  # fmt: skip
+# Of libpq's options, which hosted databases hand out: what goes to the server as it is, and what asyncpg has no use
+# for. A connection that is silent is given up in any case, and TLS is as `sslmode` says.
+_SETTINGS = frozenset(("options", "search_path"))
+_UNUSED = frozenset(
+    ("channel_binding", "client_encoding", "fallback_application_name", "gssencmode", "keepalives", "keepalives_count",
+     "keepalives_idle", "keepalives_interval", "sslcompression", "sslsni", "tcp_user_timeout")
 )  # fmt: skip
 _COMMITS = ("on", "off", "local", "remote_write", "remote_apply")
 # Plans that are made while a table is empty are kept, and would read all of it when it is full: of what these forbid,
@@ -85,6 +93,7 @@ class Address:
         parts = read_server_url(url)
         options = parts.options
         self.name = parts.shown + (f" ({options['host']})" if "host" in options else "")
+        self.has_schema = "schema" in options
         self.schema = options.pop("schema", "flowrra")
         if not re.fullmatch(r"[a-z_][a-z0-9_]{0,39}", self.schema) or self.schema.startswith("pg_"):
             raise ConfigError(f"schema must be up to 40 of a-z, 0-9 and _, not {self.schema!r}")
@@ -93,12 +102,15 @@ class Address:
         commit = options.pop("synchronous_commit", None)
         if commit not in (None, *_COMMITS):
             raise ConfigError(f"synchronous_commit must be one of {', '.join(_COMMITS)}, not {commit!r}")
-        for name in options.keys() - _LIBPQ:
+        for name in options.keys() - _LIBPQ - _SETTINGS - _UNUSED - {"connect_timeout"}:
             raise ConfigError(f"{self.name} has the unknown option {name!r}; there are pool_size=, schema=, "
-                              "statement_cache_size=, synchronous_commit=, and libpq's own")  # fmt: skip
+                              "statement_cache_size=, synchronous_commit=, search_path=, and libpq's own")  # fmt: skip
+        self._patience = float(self._number(options, "connect_timeout", 0, 0)) or SILENCE
+        self._drop_unused(options)
         self._settings = {"application_name": options.pop("application_name", "flowrra")}
+        self._settings |= {name: options.pop(name) for name in _SETTINGS & options.keys()}
         if not self.is_pooled:
-            self._settings |= _PLANS | ({} if commit is None else {"synchronous_commit": commit})
+            self._settings |= {} if commit is None else {"synchronous_commit": commit}
         elif commit is not None:
             raise ConfigError(
                 "synchronous_commit= is a setting of a session, of which a pooler in transaction mode has none"
@@ -111,15 +123,32 @@ class Address:
             raise ConfigError(f"{name} must be a whole number of at least {least}, not {text!r}")
         return int(text)
 
+    def _drop_unused(self, options: dict[str, str]) -> None:
+        if options.get("gssencmode") == "require":
+            raise ConfigError(f"{self.name}: gssencmode=require cannot be had with asyncpg; use sslmode=verify-full")
+        if options.get("channel_binding") == "require":
+            logger.warning(
+                "%s: channel_binding=require cannot be had with asyncpg, and is left out; sslmode=verify-full makes "
+                "sure of the server", self.name,
+            )  # fmt: skip
+        for name in _UNUSED & options.keys():
+            del options[name]
+
     @property
     def is_pooled(self) -> bool:
         """Whether there is a pooler in between, so that a session is ours for one transaction only."""
         return self.cache == 0
 
-    async def connect(self) -> asyncpg.Connection[Any]:
+    async def plain(self, settings: Mapping[str, str], timeout: float | None = None) -> asyncpg.Connection[Any]:
+        """A connection with these settings of a session beside those of the URL."""
+        patience = self._patience if timeout is None else min(timeout, self._patience)
         connection: asyncpg.Connection[Any] = await asyncpg.connect(
-            self._url, timeout=SILENCE, statement_cache_size=self.cache, server_settings=self._settings
+            self._url, timeout=patience, statement_cache_size=self.cache, server_settings={**self._settings, **settings}
         )
+        return connection
+
+    async def connect(self) -> asyncpg.Connection[Any]:
+        connection = await self.plain({} if self.is_pooled else _PLANS)
         if self.is_pooled:
             try:
                 # asyncpg looks up what arrays are, and turns jit off for that: and on again, in the same transaction.
@@ -264,6 +293,8 @@ class Link:
                 break
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (no secret)
         why = str(failure) or "it is silent"
+        if isinstance(failure, asyncpg.ReadOnlySQLTransactionError):
+            why += f"; {STANDBY}"
         raise AwayError(f"{self._address.name} has not answered for {self._timeout:g} s: {why}") from failure
 
     async def fetch(self, text: str, *values: Any, silence: float = SILENCE) -> Sequence[Any]:

@@ -2,15 +2,15 @@
 
 import asyncio
 import contextlib
+import urllib.parse
 from collections.abc import Sequence
 from typing import Any
 
 import asyncpg
 
-from flowrra_extras.scheduler.database import Address, Dialect, server_address
-
-# What asyncpg reads from a URL, or hands to the server.
-_OPTIONS = ("application_name", "search_path", "sslcert", "sslcrl", "sslkey", "sslmode", "sslrootcert")
+from flowrra import BackendError, ConfigError
+from flowrra_extras.postgres.connections import STANDBY, Address
+from flowrra_extras.scheduler.database import Dialect
 
 _DIALECT = Dialect(
     mark=lambda number: f"${number}",
@@ -39,16 +39,32 @@ class PostgreSQL:
 
     dialect = _DIALECT
 
-    def __init__(self, url: str, address: Address) -> None:
-        self._url = url
+    def __init__(self, address: Address) -> None:
         self._address = address
 
     @property
     def place(self) -> str:
-        return f"PostgreSQL at {self._address.place}"
+        return f"PostgreSQL at {self._address.name.partition('://')[2]}"
 
     async def connect(self, timeout: float) -> "_Link":
-        return _Link(await asyncpg.connect(self._url, timeout=timeout))
+        schema = self._address.schema if self._address.has_schema else None
+        connection = await self._address.plain({"search_path": schema} if schema else {}, timeout)
+        try:
+            if await connection.fetchval("SELECT pg_is_in_recovery()"):
+                raise BackendError(f"{self.place} is a standby, which cannot be written to: {STANDBY}")
+            if schema:
+                await _make(schema, connection)
+        except BaseException:
+            connection.terminate()
+            raise
+        return _Link(connection)
+
+
+async def _make(schema: str, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """Make the schema unless it is there. Asked first: even IF NOT EXISTS needs the right to make one."""
+    if not await connection.fetch("SELECT FROM pg_namespace WHERE nspname = $1", schema):
+        with contextlib.suppress(asyncpg.DuplicateSchemaError, asyncpg.UniqueViolationError):  # somebody else did
+            await connection.execute(f'CREATE SCHEMA "{schema}"')
 
 
 class _Link:
@@ -81,4 +97,9 @@ class _Link:
 
 
 def database_from_url(url: str) -> PostgreSQL:
-    return PostgreSQL(url, server_address(url, port=5432, options=_OPTIONS))
+    """As for the broker on the same server. One database is to be named: which is the default may change."""
+    parts = urllib.parse.urlsplit(url)
+    options = urllib.parse.parse_qs(parts.query)
+    if not parts.path.strip("/") and not {"dbname", "database"} & options.keys():
+        raise ConfigError(f"a {parts.scheme}:// URL names one database: postgresql://user:password@host:5432/database")
+    return PostgreSQL(Address(url))
