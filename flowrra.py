@@ -2881,7 +2881,7 @@ _ARCHIVE = f"""history = CASE WHEN started IS NULL THEN history ELSE json_insert
 # By what a minute's rows say more than those that they replace: told twice, they count once.
 _COUNT_ACTIVITY = """
     INSERT INTO flowrra_total
-    SELECT json_extract(row.value, '$[1]'), part.key || coalesce('.' || one.key, '') AS what, sum(sign * one.value) AS number
+    SELECT json_extract(row.value, '$[1]'), part.key || coalesce('.' || one.key, ''), sum(sign * one.value) AS number
     FROM (SELECT 1 AS sign, :counts AS counts UNION ALL
             SELECT -1, counts FROM flowrra_activity WHERE minute = :minute AND worker = :worker) AS texts,
         json_each(counts) AS row, json_each(row.value) AS part, json_each(part.value) AS one

@@ -40,7 +40,12 @@ HEADERS: Mapping[str, str] = {
     "cross-origin-resource-policy": "same-origin",
 }
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{32}")  # as token_urlsafe(24) makes them
-_FORWARDING = re.compile(r"x-forwarded-.+|forwarded|x-real-ip|via")
+# What a proxy, a load balancer or a content network puts in for the client that it asks for.
+_FORWARDING = re.compile(
+    r"x-forwarded(-.+)?|forwarded(-.+)?|x-original-(forwarded-for|host)|x-real-ip|via|(x-)?(cluster-)?client-ip|"
+    r"cf-connecting-ip(v6)?|true-client-ip|fastly-client-ip|fly-client-ip|x-envoy-external-address|x-azure-clientip|"
+    r"x-appengine-user-ip|x-remote-(ip|addr)|x-host"
+)
 
 
 @dataclass(slots=True, frozen=True)
@@ -156,7 +161,22 @@ def host_name(host: str) -> str:
     return host.rpartition(":")[0].lower() if host.count(":") == 1 else host.lower()
 
 
-# Requests that change something ----------------------------------------------------------------
+# Requests from elsewhere -----------------------------------------------------------------------
+
+
+def prying(request: Request) -> str | None:
+    """Why a request that only looks comes from a page of another site, which may not look; None if it does not.
+
+    A link on another site may lead here. Its scripts, pictures and frames may not ask: they learn nothing, but would
+    keep the dashboard busy and use up the places of those who look on.
+    """
+    site = request.headers.get("sec-fetch-site")
+    if site is None:
+        return crossing(request)
+    mode, place = request.headers.get("sec-fetch-mode"), request.headers.get("sec-fetch-dest")
+    if site in ("same-origin", "none") or (mode, place) == ("navigate", "document"):
+        return None
+    return f"its Sec-Fetch-Site is {site[:40]!r}, and it follows no link"
 
 
 def crossing(request: Request) -> str | None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import difflib
+import inspect
 import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from flowrra import ConfigError, Job, TaskNotFoundError, check_queue, decode_arguments, parents_in
+from flowrra import ConfigError, Job, Task, TaskNotFoundError, check_queue, decode_arguments, parents_in
 from flowrra_extras.dashboard.looking import Looking, position
 from flowrra_extras.dashboard.planning import read_list, read_object, refusing_misfits, whole
 from flowrra_extras.dashboard.seeking import seek
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from flowrra_extras.dashboard import shapes
 
@@ -115,7 +117,7 @@ class Acting(Looking):
         await self.app.connect()
         registered = self.app.registry.get(task)
         if registered is None:
-            raise TaskNotFoundError(f"no task {task!r} is registered in this program, so that it cannot be run here")
+            raise unknown_task(task, list(self.app.registry))
         with refusing_misfits():
             submission = registered.options(**_options(options or {}))
             job = submission.make_job(read_list(args), read_object(kwargs))
@@ -140,19 +142,26 @@ class Acting(Looking):
         logger.info("%s has %s the queue %s", by, "paused" if paused else "resumed", queue)
 
 
-_OPTIONS = {"priority", "queue", "delay", "run_at", "expires", "unique", "task_id", "result_ttl"} | {
-    *("timeout", "max_retries", "retry_delay", "backoff", "max_delay", "jitter")
-}
+OPTIONS = frozenset(inspect.signature(Task.options).parameters) - {"self"}
+_MOMENTS = ("run_at", "expires")
+
+
+def unknown_task(name: str, known: Iterable[str]) -> TaskNotFoundError:
+    """The error that says which task may have been meant."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5) or [one for one in known if one.endswith(f".{name}")]
+    hint = f": did you mean {near[0]!r}?" if near else ""
+    return TaskNotFoundError(f"no task {name!r} is registered in this program, so that it cannot be run here{hint}")
 
 
 def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a job as JSON brings them; ConfigError for one that there is not."""
-    if unknown := given.keys() - _OPTIONS:
-        raise ConfigError(f"a job has no option {min(unknown)!r}: {', '.join(sorted(_OPTIONS))}")
+    if unknown := given.keys() - OPTIONS:
+        raise ConfigError(f"a job has no option {min(unknown)!r}: {', '.join(sorted(OPTIONS))}")
     options = whole({name: value for name, value in given.items() if value is not None})
-    if isinstance(options.get("run_at"), str):
-        try:
-            options["run_at"] = dt.datetime.fromisoformat(options["run_at"])
-        except ValueError:
-            raise ConfigError(f"run_at must be a moment, such as 2026-12-24T18:00Z, not {given['run_at']!r}") from None
+    for name in _MOMENTS:
+        if isinstance(options.get(name), str):
+            try:
+                options[name] = dt.datetime.fromisoformat(options[name])
+            except ValueError:
+                raise ConfigError(f"{name} must be a moment, such as 2026-12-24T18:00Z, not {given[name]!r}") from None
     return options

@@ -161,6 +161,20 @@ class Actions:
         await self._service.update_schedule(schedule_id, rule=rule, args=args, kwargs=kwargs, by=access.who, **options)
         return self._on_schedule(schedule_id, "update")
 
+    async def change_schedule(self, given: Given, access: Access, schedule_id: str) -> Done:
+        """Changes what is given of a stored schedule; JSON calls the rule as it does when the schedule is made."""
+        rules = [given.values[name] for name in _RULES.values() if name in given.values]
+        if len(rules) > 1:
+            raise ConfigError(f"a schedule has one rule: give one of {', '.join(_RULES.values())}")
+        kind = (await self._service.schedule(schedule_id))["kind"]
+        if rules and _RULES[kind] not in given.values:
+            raise ConfigError(f"this schedule is of the kind {kind}: its rule is given as {_RULES[kind]}")
+        args, kwargs = given.json_text("args"), given.json_text("kwargs")
+        options = given.without("args", "kwargs", *_RULES.values())
+        rule = rules[0] if rules else None
+        await self._service.update_schedule(schedule_id, rule=rule, args=args, kwargs=kwargs, by=access.who, **options)
+        return self._on_schedule(schedule_id, "update")
+
     async def remove_schedule(self, given: Given, access: Access, schedule_id: str) -> Done:
         await self._service.remove_schedule(schedule_id, by=access.who)
         return Done({"schedule_id": schedule_id, "removed": True}, "/schedules", "remove")

@@ -6,7 +6,7 @@ import datetime as dt
 import json
 from typing import TYPE_CHECKING
 
-from flowrra import ConfigError
+from flowrra import ConfigError, FlowrraError
 from flowrra_extras import metrics
 from flowrra_extras.dashboard import openapi, search
 from flowrra_extras.dashboard.web import Response
@@ -14,6 +14,7 @@ from flowrra_extras.dashboard.web import Response
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from flowrra_extras.dashboard import shapes
     from flowrra_extras.dashboard.access import Access
     from flowrra_extras.dashboard.service import Service
     from flowrra_extras.dashboard.web import Request
@@ -56,7 +57,11 @@ class Api:
         return answer(await self._service.overview())
 
     async def health(self, request: Request, access: Access) -> Response:
-        health = await self._service.health()
+        """With `healthy` also where the store is away or the app has stopped: whoever probes reads no other word."""
+        try:
+            health: shapes.Health = await self._service.health()
+        except FlowrraError as error:
+            health = {"healthy": False, "problems": [str(error)], "workers": 0, "ready": 0, "lag": None}
         return answer(health, 200 if health["healthy"] else 503)
 
     async def tasks(self, request: Request, access: Access) -> Response:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from flowrra_extras.dashboard.access import SAFE_METHODS
 from flowrra_extras.dashboard.router import BODY_LIMIT
 from flowrra_extras.dashboard.web import Request
 
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
-PATIENCE = 20.0  # seconds that a client may take for a piece of a stream: one that takes nothing is not kept as a tab
+# Seconds that a client may take for a body, and for a piece of a stream: one that takes nothing is not kept as a tab.
+PATIENCE = 20.0
 
 
 async def asked(auth: Callable[[Any], Any] | None, native: object) -> Any:
@@ -44,9 +47,7 @@ class AsgiApp:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "http":
-            body = await read_body(receive)
-            if body is not None:
-                await answer(self.router, request_from(scope, body), receive, send)
+            await answer(self.router, request_from(scope), receive, send, lambda: read_body(receive))
         else:  # a WebSocket
             await send({"type": "websocket.close", "code": 1000})
 
@@ -65,10 +66,30 @@ class AsgiApp:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-async def answer(router: Router, request: Request, receive: Receive, send: Send) -> None:
-    """Answer a request."""
+async def answer(
+    router: Router, request: Request, receive: Receive, send: Send, body: Callable[[], Awaitable[bytes | None]]
+) -> None:
+    """Answer a request: by its head if that settles it, else with its `body`, unless the client goes meanwhile."""
     granted = await asked(router.door.auth, request.native)
-    await respond(await router.handle(request, granted), receive, send)
+    response = await response_to(router, request, granted, body)
+    if response is not None:
+        await respond(response, receive, send)
+
+
+async def response_to(
+    router: Router, request: Request, granted: Any, body: Callable[[], Awaitable[bytes | None]]
+) -> Response | None:
+    """What a request is answered; None if the client goes before its body is here."""
+    if refused := router.turned_away(request, granted):
+        return refused
+    if request.method in SAFE_METHODS:
+        return await router.handle(request, granted)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            read = await body()
+    except TimeoutError:
+        return router.too_late(request)
+    return None if read is None else await router.handle(dataclasses.replace(request, body=read), granted)
 
 
 async def read_body(receive: Receive) -> bytes | None:
@@ -83,7 +104,7 @@ async def read_body(receive: Receive) -> bytes | None:
             return bytes(body)
 
 
-def request_from(scope: Scope, body: bytes = b"", below: str | None = None, native: object = None) -> Request:
+def request_from(scope: Scope, below: str | None = None, native: object = None) -> Request:
     """The request as the router knows it. `below` is its path below the dashboard's root, if the framework knows."""
     root, path = scope.get("root_path", "").rstrip("/"), scope["path"]
     if f"{path}/".startswith(f"{root}/"):  # some servers leave the prefix in, as ASGI says since 2.5
@@ -101,7 +122,6 @@ def request_from(scope: Scope, body: bytes = b"", below: str | None = None, nati
         root=root,
         query=scope.get("query_string", b"").decode("latin-1"),
         headers=headers,
-        body=body,
         client=client[0] if client else None,
         scheme=scope.get("scheme", "http"),
         native=scope if native is None else native,

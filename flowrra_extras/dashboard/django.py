@@ -34,8 +34,9 @@ def get_urls(
 
     def dashboard(request: HttpRequest, path: str = "") -> HttpResponse:
         place = wsgi.place_of(request.path, f"/{path}")
-        asked = wsgi.request_from(request.META, place=place, body=request.body, native=request)
-        response = wsgi.answer(router, dataclasses.replace(asked, scheme=request.scheme or "http"))
+        asked = wsgi.request_from(request.META, place=place, native=request)
+        asked = dataclasses.replace(asked, scheme=request.scheme or "http")
+        response = wsgi.answer(router, asked, lambda: request.body)
         return HttpResponse(response.body, status=response.status, headers=response.headers)
 
     view = csrf_exempt(dashboard if decorator is None else decorator(dashboard))

@@ -11,15 +11,13 @@ from starlette.responses import Response
 
 from flowrra_extras.dashboard import asgi
 from flowrra_extras.dashboard.building import Options, build
-from flowrra_extras.dashboard.router import BODY_LIMIT
+from flowrra_extras.dashboard.router import BODY_LIMIT, METHODS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from flowrra import Flowrra
     from flowrra_extras.dashboard.router import Router
-
-METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE"]
 
 
 class _Answer(Response):
@@ -30,10 +28,8 @@ class _Answer(Response):
         self._router, self._request = router, request
 
     async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
-        body = await _body_of(self._request)
-        if body is not None:
-            path = f"/{self._request.path_params['path']}"
-            await asgi.answer(self._router, asgi.request_from(scope, body, path, self._request), receive, send)
+        asked = asgi.request_from(scope, f"/{self._request.path_params['path']}", self._request)
+        await asgi.answer(self._router, asked, receive, send, lambda: _body_of(self._request))
 
 
 async def _body_of(request: Request) -> bytes | None:

@@ -9,18 +9,14 @@ import flask
 
 from flowrra_extras.dashboard import wsgi
 from flowrra_extras.dashboard.building import Options, build
-from flowrra_extras.dashboard.router import BODY_LIMIT
+from flowrra_extras.dashboard.router import METHODS
 
 if TYPE_CHECKING:
     from flowrra import Flowrra
 
-METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE"]
-
 
 def _body() -> bytes:
     """The body, which a `before_request` may have read before, as bytes or as a form."""
-    if (flask.request.content_length or 0) > BODY_LIMIT:
-        return bytes(BODY_LIMIT + 1)  # it is refused for its length, and need not be read
     return flask.request.get_data() or urllib.parse.urlencode(list(flask.request.form.items(multi=True))).encode()
 
 
@@ -36,8 +32,8 @@ def create_blueprint(app: Flowrra, name: str = "flowrra", **options: Unpack[Opti
     def dashboard(path: str = "") -> flask.Response:
         whole = flask.request.root_path.rstrip("/") + flask.request.path
         place = wsgi.place_of(whole, f"/{path}")
-        request = wsgi.request_from(flask.request.environ, place=place, body=_body(), native=flask.request)
-        response = wsgi.answer(router, request)
+        request = wsgi.request_from(flask.request.environ, place=place, native=flask.request)
+        response = wsgi.answer(router, request, _body)
         # As a list, of which Flask does not take the length: a HEAD has that of what it leaves out.
         return flask.Response([response.body], response.status, response.headers)
 

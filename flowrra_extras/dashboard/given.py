@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import urllib.parse
 from dataclasses import dataclass
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from flowrra_extras.dashboard.web import Request
+
+
+class UnreadableError(ConfigError):
+    """What was sent is not what it says it is: it cannot be parsed, or not in one way only."""
+
 
 FIELDS_LIMIT = 2_000
 FORM = "application/x-www-form-urlencoded"
@@ -78,11 +84,11 @@ def read(request: Request) -> Given:
 
 def _read_json(body: bytes) -> Given:
     try:
-        values = json.loads(body, parse_constant=_refuse) if body.strip() else {}
+        values = strictly(body) if body.strip() else {}
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"the body is not JSON: {error}") from None
+        raise UnreadableError(f"the body is not JSON: {error}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"the body must be a JSON object, not {values!r:.80}")
+        raise UnreadableError(f"the body must be a JSON object, not {values!r:.80}")
     return Given(values, {}, is_form=False)
 
 
@@ -90,17 +96,38 @@ def _read_form(body: bytes) -> Given:
     try:
         many = urllib.parse.parse_qs(body.decode(), keep_blank_values=True, max_num_fields=FIELDS_LIMIT)
     except ValueError as error:
-        raise ConfigError(f"the form cannot be read: {error}") from None
+        raise UnreadableError(f"the form cannot be read: {error}") from None
     return Given({name: values[-1] for name, values in many.items()}, many, is_form=True)
+
+
+def strictly(text: str | bytes) -> Any:
+    """A JSON text's value; ValueError where it is none, or readers would differ over it."""
+    return json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_without_doubles)
 
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON")
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return number
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        double = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {double[:80]!r} stands twice in an object")
+    return found
+
+
 def value_of(text: str) -> Any:
     """A field of a form that stands for any value: JSON, or else the text itself."""
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return strictly(text)
     except (ValueError, RecursionError):
         return text

@@ -34,6 +34,7 @@ LIFETIME = 20.0
 TURN = 0.05  # seconds that the other tabs wait for the rendering of one view
 AGAIN = 0.1  # seconds after which the browser comes again
 TABS = 1_000
+SHARE = 2  # one visitor may have every second place: so that there are others for others
 _FULL = "Too many tabs look at this dashboard. This one looks again by itself."
 # Without an id: whoever comes again while it lasts is told again, and afterwards gets the text if it has changed.
 _TROUBLE = b"event: trouble\ndata:\n\n"
@@ -71,6 +72,7 @@ class Hub:
         self._channels: dict[View, Channel] = {}
         self._work: asyncio.Task[None] | None = None
         self._looks: set[asyncio.Task[None]] = set()
+        self._places: dict[asyncio.Event, tuple[str, View]] = {}  # by waiter: whose it is, and of what
 
     @property
     def tabs(self) -> int:
@@ -88,20 +90,29 @@ class Hub:
         given = request.parameters
         path, _, query = given.get("view", "/").partition("?")
         view = View(request.root, urllib.parse.unquote(path), query, access.allows("full"))
-        if self.tabs >= TABS or (view not in self._channels and len(self._channels) >= VIEWS):
+        if self._is_full(view, access.who):
             return Response(503, _FULL.encode(), {"content-type": "text/plain; charset=utf-8", "retry-after": "5"})
         # A browser that comes again says what it has seen last.
         seen = request.headers.get("last-event-id") or given.get("digest", "")
         headers = {"content-type": "text/event-stream", "x-accel-buffering": "no"}
-        stream = None if request.method == "HEAD" else self.follow(view, seen)
+        stream = None if request.method == "HEAD" else self.follow(view, seen, access.who)
         return Response(200, f"retry: {AGAIN * 1000:.0f}\n\n".encode(), headers, stream)
 
-    async def follow(self, view: View, seen: str = "") -> AsyncGenerator[bytes, None]:
+    def _is_full(self, view: View, who: str) -> bool:
+        """Whether there is no place for one more to look at the view, or none for this visitor."""
+        own = [place for holder, place in self._places.values() if holder == who]
+        if self.tabs >= TABS or len(own) >= max(1, TABS // SHARE):
+            return True
+        is_full = view not in self._channels and len(self._channels) >= VIEWS
+        return is_full or (view not in own and len(set(own)) >= max(1, VIEWS // SHARE))
+
+    async def follow(self, view: View, seen: str = "", who: str = "") -> AsyncGenerator[bytes, None]:
         """The events of a view, but for the one that was `seen`. Closing it, however it ends, leaves nothing behind."""
         # Joined here and not before: a stream of which nobody takes a first piece is never closed either.
         channel = self._channels.setdefault(view, Channel())
         news = asyncio.Event()
         channel.waiters.add(news)
+        self._places[news] = who, view
         if channel.event:
             news.set()
         self._begin()
@@ -114,6 +125,7 @@ class Hub:
                     yield channel.event
         finally:
             channel.waiters.discard(news)
+            del self._places[news]
             if not channel.waiters and self._channels.get(view) is channel:
                 del self._channels[view]
 

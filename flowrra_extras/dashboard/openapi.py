@@ -63,6 +63,7 @@ TEXT: Schema = {"type": "string", "minLength": 1, "maxLength": 200, "pattern": _
 NUMBER: Schema = {"type": "number", "minimum": 0, "maximum": 1e6}  # seconds
 PRIORITY: Schema = {"type": "integer", "minimum": -(2**53), "maximum": 2**53}
 QUEUE: Schema = {"type": "string", "pattern": r"^[^\s,:\x00]([^,:\x00]*[^\s,:\x00])?$", "maxLength": 200}
+MOMENT: Schema = {"type": "string", "format": "date-time"}
 WHOLE: Schema = {"type": "integer", "minimum": 0, "maximum": 1_000_000}
 ARGUMENTS: dict[str, Schema] = {
     "args": {"type": "array", "description": "arguments by position"},
@@ -90,12 +91,16 @@ RUN = _object(
     priority=PRIORITY,
     queue=QUEUE,
     delay=NUMBER,
-    run_at={"type": "string", "format": "date-time"},
+    run_at=MOMENT,
+    expires={"anyOf": [NUMBER, MOMENT], "description": "seconds from now, or a moment"},
     unique=TEXT,
     task_id=TEXT,
+    timeout={"type": "number", "minimum": 0.001, "maximum": 1e6},
     max_retries=WHOLE,
     retry_delay=NUMBER,
-    timeout={"type": "number", "minimum": 0.001, "maximum": 1e6},
+    backoff=NUMBER,
+    max_delay=NUMBER,
+    jitter={"type": "boolean"},
     result_ttl=NUMBER,
 )
 RUN_IT = {
@@ -123,7 +128,15 @@ CRON = _object(
     ("task_name", "cron"), cron={"type": "string", "maxLength": 500, "examples": ["0 9 * * mon-fri"]}, **_SCHEDULED
 )
 INTERVAL = _object(("task_name", "interval"), interval=_INTERVAL, **_SCHEDULED)
-ONCE = _object(("task_name", "run_at"), run_at={"type": "string", "format": "date-time"}, **_SCHEDULED)
+ONCE = _object(("task_name", "run_at"), run_at=MOMENT, **_SCHEDULED)
+_KEPT = {"task_name", "task_id"}  # of a schedule, whatever is changed
+CHANGE = _object(
+    (),
+    cron=CRON["properties"]["cron"],
+    interval=_INTERVAL,
+    run_at=MOMENT,
+    **{name: one for name, one in _SCHEDULED.items() if name not in _KEPT},
+)
 
 JOB_ID: Schema = {"type": "object", "properties": {"id": {"type": "string"}}, "required": ["id"]}
 SCHEDULE_ID: Schema = {
@@ -132,6 +145,14 @@ SCHEDULE_ID: Schema = {
     "required": ["id", "schedule_id"],
 }
 CHANGED: Schema = {"type": "object"}
+TEXT_BODY: Schema = {"type": "string"}  # as text/plain
+EVENTS: Schema = {"description": "an event `main` with the HTML of the page, whenever it has changed"}
+_WORDS: Schema = {
+    "type": "object",
+    "properties": {"words": {"type": "array", "items": {"type": "string"}}},
+    "required": ["words"],
+}
+_MEDIA = ((TEXT_BODY, "text/plain"), (EVENTS, "text/event-stream"))  # by identity; all else is JSON
 
 
 def _listed(name: str, kind: Any) -> Schema:
@@ -168,10 +189,17 @@ OPERATIONS: tuple[tuple[str, str, str, Schema | None, Schema, int], ...] = (
     ("/schedules/interval", "post", "Store a schedule that fires each so many seconds", INTERVAL, SCHEDULE_ID, 201),
     ("/schedules/once", "post", "Store a schedule that fires once", ONCE, SCHEDULE_ID, 201),
     ("/schedules/{schedule_id}", "get", "A schedule", None, schema_of(shapes.ScheduleRow), 200),
+    ("/schedules/{schedule_id}", "patch", "Change what is given of a stored schedule", CHANGE, CHANGED, 200),
     ("/schedules/{schedule_id}", "delete", "Delete a schedule", NOTHING, CHANGED, 200),
     ("/schedules/{schedule_id}/enable", "put", "Let a schedule fire", NOTHING, CHANGED, 200),
     ("/schedules/{schedule_id}/disable", "put", "Let a schedule not fire", NOTHING, CHANGED, 200),
     ("/schedules/{schedule_id}/run", "post", "Submit its job now, beside its fires", NOTHING, JOB_ID, 201),
+    ("/jobs/{task_id}/text/{field}", "get", "The whole of a long text of a job", None, TEXT_BODY, 200),
+    ("/complete", "get", "How a word of a search line may go on", None, _WORDS, 200),
+    ("/preview", "get", "What the rule of a schedule means", None, schema_of(shapes.Preview), 200),
+    ("/metrics", "get", "The metrics for Prometheus", None, TEXT_BODY, 200),
+    ("/events", "get", "News of a page, as server-sent events, for as long as it is looked at", None, EVENTS, 200),
+    ("/openapi.json", "get", "This document", None, {"type": "object"}, 200),
 )
 _STATES = "|".join(flowrra.TaskStatus)
 _JOBS_QUERY = [
@@ -182,13 +210,29 @@ _JOBS_QUERY = [
     _query("after", "what the page before gave", pattern="^[0-9]{1,18}$"),
     _query("limit", "jobs on the page", type="integer", minimum=1, maximum=500, default=50),
 ]
+_QUERIES: dict[str, list[Schema]] = {
+    "/jobs": _JOBS_QUERY,
+    "/complete": [_query("word", "what is typed so far")],
+    "/preview": [
+        _query("kind", "what kind of rule it is: cron, interval or once", default="cron"),
+        _query("rule", "the rule"),
+        _query("tz", "such as Europe/Riga", default="UTC"),
+    ],
+    "/events": [
+        _query("view", "the path of the page, with its query", default="/"),
+        _query("digest", "what of it is known: the id of an event"),
+    ],
+}
 _TROUBLES = {
+    "400": "The body cannot be read, or not in one way only",
     "401": "Who you are is not known",
     "403": "You may not do that, or the request was sent by another site",
     "404": "There is no such thing",
     "405": "That cannot be done here",
     "409": "It is in no state for that",
+    "408": "The body did not come in time",
     "413": "The request is too long",
+    "415": "The body is compressed",
     "422": "Something in the request cannot be understood",
     "503": "The store does not answer",
 }
@@ -213,8 +257,7 @@ def _paths() -> Schema:
     for path, method, text, body, answer, status in OPERATIONS:
         operation: Schema = {"summary": text, "operationId": f"{method} {path}"}
         operation["parameters"] = [_in_path(part[1:-1]) for part in path.split("/") if part.startswith("{")]
-        if path == "/jobs":
-            operation["parameters"] = _JOBS_QUERY
+        operation["parameters"] += _QUERIES.get(path, ())
         if body is not None:
             operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
         operation["responses"] = {str(status): _answered(text, answer), **_troubles(path, answer)}
@@ -227,7 +270,8 @@ def _in_path(name: str) -> Schema:
 
 
 def _answered(text: str, schema: Schema) -> Schema:
-    return {"description": text, "content": {"application/json": {"schema": schema}}}
+    media = next((kind for one, kind in _MEDIA if one is schema), "application/json")
+    return {"description": text, "content": {media: {"schema": schema}}}
 
 
 def _troubles(path: str, answer: Schema) -> Schema:

@@ -21,6 +21,7 @@ from flowrra import (
 )
 from flowrra_extras.dashboard import rows
 from flowrra_extras.dashboard.base import Base
+from flowrra_extras.dashboard.given import strictly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -232,6 +233,7 @@ def read_object(text: str) -> dict[str, Any]:
 
 def _read_json(text: str, kind: type, wanted: str) -> Any:
     try:
+        strictly(text)
         value = decode(text)
     except (FlowrraError, ValueError, RecursionError) as error:
         raise ConfigError(f"{text[:80]!r} cannot be read as {wanted}: {error}") from None

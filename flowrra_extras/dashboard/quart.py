@@ -8,11 +8,10 @@ import quart
 
 from flowrra_extras.dashboard import asgi
 from flowrra_extras.dashboard.building import Options, build
+from flowrra_extras.dashboard.router import METHODS
 
 if TYPE_CHECKING:
     from flowrra import Flowrra
-
-METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE"]
 
 
 def create_blueprint(app: Flowrra, name: str = "flowrra", **options: Unpack[Options]) -> quart.Blueprint:
@@ -26,9 +25,13 @@ def create_blueprint(app: Flowrra, name: str = "flowrra", **options: Unpack[Opti
 
     async def dashboard(path: str = "") -> quart.Response:
         native: Any = quart.request
-        body = await native.get_data(cache=False, parse_form_data=False)
-        request = asgi.request_from(native.scope, body, f"/{path}", native)
-        response = await router.handle(request, await asgi.asked(router.door.auth, native))
+        request = asgi.request_from(native.scope, f"/{path}", native)
+        granted = await asgi.asked(router.door.auth, native)
+        response = await asgi.response_to(
+            router, request, granted, lambda: native.get_data(cache=False, parse_form_data=False)
+        )
+        if response is None:
+            quart.abort(400)
         answer = quart.Response(response.body if response.stream is None else response.stream, response.status)
         answer.headers.clear()
         answer.headers.update(response.headers)

@@ -17,7 +17,7 @@ from flowrra_extras.dashboard import actions, api, given, openapi, schema, stati
 from flowrra_extras.dashboard.acting import ACTIONS
 from flowrra_extras.dashboard.live import Hub
 from flowrra_extras.dashboard.pages import Entered, Pages
-from flowrra_extras.dashboard.web import FIELDS
+from flowrra_extras.dashboard.web import FIELDS, Response
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from flowrra_extras.dashboard.access import Access, Door, Level
     from flowrra_extras.dashboard.schema import Schema
     from flowrra_extras.dashboard.service import Service
-    from flowrra_extras.dashboard.web import Request, Response
+    from flowrra_extras.dashboard.web import Request
 
 logger = logging.getLogger("flowrra.dashboard")
 
 BODY_LIMIT = 1_000_000  # bytes of a request
+METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]  # that a face hands on: others it refuses itself
 _WORTH_PACKING = 600  # bytes
 
 
@@ -64,6 +65,12 @@ class Router:
         await self.hub.close()
         await self.service.close()
 
+    def turned_away(self, request: Request, answer: Any = None) -> Response | None:
+        """What a request is answered that is refused for its head alone, so that its body need not be read."""
+        access = self.door.access(request, answer)
+        judged = self._judged(request, access)
+        return _finished(request, access, judged) if isinstance(judged, Response) else None
+
     async def handle(self, request: Request, answer: Any = None) -> Response:
         """Answer a request; `answer` is what `auth` said of it."""
         access = self.door.access(request, answer)
@@ -74,33 +81,60 @@ class Router:
         return _finished(request, access, response)
 
     async def _respond(self, request: Request, access: Access) -> Response:
+        judged = self._judged(request, access)
+        if isinstance(judged, Response):
+            return judged
+        try:
+            return await self._enter(request, access, *judged)
+        except TaskNotFoundError:
+            if not request.path.endswith("/"):
+                raise
+            return await self._respond(dataclasses.replace(request, path=request.path.rstrip("/")), access)
+
+    def _judged(self, request: Request, access: Access) -> Response | tuple[Route, dict[str, str]]:
+        """The route of a request with the parts of its path; or what it is answered where its head settles that."""
         if request.path.startswith("/static/") and request.method in safety.SAFE_METHODS:
             return static.answer(request) or self.error(request, 404, "There is no such file.")
         if not access.allows("read"):
             return self._refused(request, access, 403, self.door.why_closed(request))
-        if len(request.body) > BODY_LIMIT:
+        if request.method in safety.SAFE_METHODS and (reason := safety.prying(request)):
+            return self._refused(request, access, 403, f"This request was sent by another site: {reason}.")
+        if _length(request) > BODY_LIMIT:
             return self._refused(request, access, 413, f"A request may have {BODY_LIMIT:,} bytes.")
+        if (encoding := request.headers.get("content-encoding", "identity").lower()) != "identity":
+            return self._refused(request, access, 415, f"A body is read as it is, not as {encoding[:40]!r}.")
         if request.query.count("&") >= FIELDS:
             return self._refused(request, access, 422, f"A query may have {FIELDS} parameters.")
         if "\0" in request.path:
             return self.error(request, 404, "There is no such page.")
         method = "GET" if request.method == "HEAD" else request.method
-        for pattern, routes in self._paths:
-            if match := pattern.fullmatch(request.path):
-                if method not in routes:
-                    return self._not_so(request, list(routes))
-                return await self._enter(request, access, routes[method], match.groupdict())
-        return self.error(request, 404, "There is no such page.")
-
-    async def _enter(self, request: Request, access: Access, route: Route, parts: dict[str, str]) -> Response:
-        """What the route answers, if the visitor may use it and has asked for it themself."""
+        found = [one for path in (request.path, request.path.rstrip("/")) if (one := self._found(path))]
+        if not found:
+            return self.error(request, 404, "There is no such page.")
+        routes, parts = next((one for one in found if method in one[0]), found[0])
+        if method == "OPTIONS":
+            return Response(204, b"", {"allow": _methods(routes)})
+        if method not in routes:
+            return self._not_so(request, _methods(routes))
+        route = routes[method]
         if not access.allows(route.level):
             return self._refused(request, access, 403, "You may look at everything here, but change nothing.")
+        if route.method != "GET" and (reason := safety.crossing(request)):
+            return self._refused(request, access, 403, f"This request may have been sent by another site: {reason}.")
+        return route, parts
+
+    def _found(self, path: str) -> tuple[dict[str, Route], dict[str, str]] | None:
+        """The routes of a path by method, and the parts of the path."""
+        for pattern, routes in self._paths:
+            if match := pattern.fullmatch(path):
+                return routes, match.groupdict()
+        return None
+
+    async def _enter(self, request: Request, access: Access, route: Route, parts: dict[str, str]) -> Response:
+        """What the route answers, if a request that changes something proves that the visitor has sent it."""
         if route.method == "GET":
             response: Response = await route.handler(request, access, **parts)
             return response
-        if reason := safety.crossing(request):
-            return self._refused(request, access, 403, f"This request may have been sent by another site: {reason}.")
         fields = given.read(request)
         if reason := safety.unproven(request, fields.token or request.headers.get("x-flowrra-token")):
             return self._refused(request, access, 403, f"This request may have been sent by another site: {reason}.")
@@ -121,8 +155,11 @@ class Router:
 
     # What goes wrong ---------------------------------------------------------------------------
 
-    def _not_so(self, request: Request, allowed: list[str]) -> Response:
-        methods = ", ".join(sorted([*allowed, "HEAD"] if "GET" in allowed else allowed))
+    def too_late(self, request: Request) -> Response:
+        """What a request is answered whose body does not come."""
+        return _finished(request, safety.Access(), self.error(request, 408, "The body did not come in time."))
+
+    def _not_so(self, request: Request, methods: str) -> Response:
         response = self.error(request, 405, f"{request.method[:20]} cannot be done here, but {methods}.")
         response.headers["allow"] = methods
         return response
@@ -149,11 +186,23 @@ class Router:
 
 
 _STATUSES: tuple[tuple[tuple[type[Exception], ...], int], ...] = (
+    ((given.UnreadableError,), 400),
     ((TaskNotFoundError,), 404),
     ((ConfigError, SerializationError, UnicodeError, RecursionError), 422),
     ((BackendError,), 503),
     ((FlowrraError,), 409),
 )
+
+
+def _length(request: Request) -> int:
+    """How long the body is, or will be by its head."""
+    said = request.headers.get("content-length", "")
+    return max(len(request.body), int(said[:18]) if said.isascii() and said.isdecimal() else 0)
+
+
+def _methods(routes: Iterable[str]) -> str:
+    """The methods of a path as the header Allow names them."""
+    return ", ".join(sorted({*routes, "OPTIONS", *(["HEAD"] if "GET" in routes else [])}))
 
 
 # The table -------------------------------------------------------------------------------------
@@ -227,6 +276,7 @@ def _acting(act: actions.Actions) -> list[Route]:
         _action("/api/schedules/once", act.adds("once"), openapi.ONCE),
         _action("/api/schedules/{schedule_id}/enable", act.enable_schedule, method="PUT"),
         _action("/api/schedules/{schedule_id}/disable", act.disable_schedule, method="PUT"),
+        _action("/api/schedules/{schedule_id}", act.change_schedule, openapi.CHANGE, method="PATCH"),
         _action("/api/schedules/{schedule_id}", act.remove_schedule, method="DELETE"),
     ]
     return [*both, *forms, *(route._replace(path=f"/api{route.path}", form="") for route in both), *programs]
@@ -257,7 +307,7 @@ def _finished(request: Request, access: Access, response: Response) -> Response:
     if is_plain and len(response.body) > _WORTH_PACKING and static.takes_gzip(request):
         response.body = gzip.compress(response.body, 5, mtime=0)
         response.headers["content-encoding"] = "gzip"
-    if response.stream is None and response.status != 304:
+    if response.stream is None and response.status not in (204, 304):
         response.headers["content-length"] = str(len(response.body))
     if request.method == "HEAD":
         response.body = b""

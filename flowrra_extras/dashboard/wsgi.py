@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from flowrra_extras.dashboard.access import SAFE_METHODS
 from flowrra_extras.dashboard.router import BODY_LIMIT
 from flowrra_extras.dashboard.web import Request
 
@@ -16,12 +18,22 @@ if TYPE_CHECKING:
     from flowrra_extras.dashboard.web import Response
 
 
-def answer(router: Router, request: Request) -> Response:
-    """Answer a request from plain code. `auth` is asked in this thread, where the framework's request is at home."""
+def answer(router: Router, request: Request, body: Callable[[], bytes]) -> Response:
+    """Answer a request from plain code: by its head if that settles it, else with its `body`.
+
+    `auth` is asked in this thread, where the framework's request is at home.
+    """
     run = router.service.app.sync.run
     granted = router.door.auth(request.native) if router.door.auth is not None else None
     if inspect.isawaitable(granted):
         granted = run(_awaited(granted))
+    if refused := router.turned_away(request, granted):
+        return refused
+    if request.method not in SAFE_METHODS:
+        try:
+            request = dataclasses.replace(request, body=body())
+        except TimeoutError:
+            return router.too_late(request)
     return run(router.handle(request, granted))
 
 
@@ -36,7 +48,7 @@ class WsgiApp:
         self.router = router
 
     def __call__(self, environ: Mapping[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        response = answer(self.router, request_from(environ))
+        response = answer(self.router, request_from(environ), lambda: body_of(environ))
         status = f"{response.status} {http.HTTPStatus(response.status).phrase}"
         start_response(status, list(response.headers.items()))
         return [response.body]
@@ -46,13 +58,12 @@ def request_from(
     environ: Mapping[str, Any],
     *,
     place: tuple[str, str] | None = None,
-    body: bytes | None = None,
     native: object = None,
 ) -> Request:
     """The request as the router knows it.
 
-    A framework that has routed it tells the `place`, which is the dashboard's root and the path below it, the body
-    if it has read it, and its own request.
+    A framework that has routed it tells the `place`, which is the dashboard's root and the path below it, and its own
+    request.
     """
     root, path = place or (_text(environ.get("SCRIPT_NAME", "")).rstrip("/"), _text(environ.get("PATH_INFO", "")))
     return Request(
@@ -61,7 +72,6 @@ def request_from(
         root=root,
         query=environ.get("QUERY_STRING", ""),
         headers=dict(_headers(environ)),
-        body=_body(environ) if body is None else body,
         client=environ.get("REMOTE_ADDR") or None,
         scheme=environ.get("wsgi.url_scheme", "http"),
         native=environ if native is None else native,
@@ -79,7 +89,7 @@ def _headers(environ: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield name.removeprefix("HTTP_").replace("_", "-").lower(), value
 
 
-def _body(environ: Mapping[str, Any]) -> bytes:
+def body_of(environ: Mapping[str, Any]) -> bytes:
     """The body, no more of it than is needed to see that it is too long."""
     length = environ.get("CONTENT_LENGTH") or "0"
     size = min(int(length), BODY_LIMIT + 1) if length.isascii() and length.isdecimal() else 0

@@ -137,7 +137,7 @@ class RedisBroker(MovingBroker):
             raise
 
     async def _bring_up_to_date(self) -> None:
-        """See that all jobs are in the indexes. Of several that do it at once, each does it all: it is so afterwards."""
+        """See that all jobs are in the indexes. Of several that do it at once each does it all, so that it is done."""
         state, _ = await self._look()
         version = int(state.get("version", 1))
         if version > VERSION:
