@@ -246,7 +246,7 @@ class Story:
 
     async def report(self) -> None:
         progress = Progress(self.rng.randint(1, 9), 9.0, "ä")
-        running = [job.id for job in self.sides[0].claimed[-4:]]
+        running = [(job.id, job.attempt) for job in self.sides[0].claimed[-4:]]
         if running:
             await self.all(repr(running), lambda side: side.broker.report(dict.fromkeys(running, progress)))
 

@@ -249,7 +249,7 @@ async def test_an_action_needs_json_or_the_token(app: Flowrra, body: bytes, kind
         await with_token(client)
         headers = {} if kind is None else {"content-type": kind}
         answer = await client.post("/api/queues/mail/pause", content=body, headers=headers)
-        assert answer.status_code in (403, 422), answer.text
+        assert answer.status_code in (400, 403, 422), answer.text
         assert await app.broker.paused() == set()
 
 

@@ -133,15 +133,28 @@ async def test_bad_input_is_refused_with_a_reason(app: Flowrra, path: str, body:
         b"null",
         b'"x"',
         b'{"a": NaN}',
+        b'{"a": 1e999}',
+        b'{"a": -1e999}',
+        b'{"task_name": "shop.greet", "task_name": "shop.fail"}',
+        b'{"task_name": "shop.greet", "kwargs": {"name": "a", "name": "b"}}',
         b"[" * 100_000,
         b'{"a": ' + b"9" * 5000,
         b"\xff",
-        b'{"task_name": "\\ud800"}',
     ],
 )
-async def test_a_body_that_is_no_object_is_refused(app: Flowrra, body: bytes) -> None:
+async def test_a_body_that_cannot_be_read_is_refused(app: Flowrra, body: bytes) -> None:
+    """Nor one that others may read in another way: a number too large for one, a key that stands twice."""
     async with dashboard(app) as client:
         headers = {"content-type": "application/json"}
+        answer = await client.post("/api/run", content=body, headers=headers)
+        assert answer.status_code == 400, answer.text
+        assert "body" in answer.json()["error"]
+
+
+async def test_a_text_that_cannot_be_written_is_refused(app: Flowrra) -> None:
+    async with dashboard(app) as client:
+        headers = {"content-type": "application/json"}
+        body = b'{"task_name": "\\ud800"}'
         assert (await client.post("/api/run", content=body, headers=headers)).status_code == 422
 
 
@@ -150,7 +163,7 @@ async def test_arguments_that_are_nested_too_deep_are_refused(app: Flowrra, dept
     async with dashboard(app) as client:
         body = b'{"task_name": "shop.greet", "args": [' + b"[" * depth + b"]" * depth + b"]}"
         answer = await client.post("/api/run", content=body, headers={"content-type": "application/json"})
-        assert answer.status_code in (201, 422), answer.text
+        assert answer.status_code in (201, 400, 422), answer.text
         for job in await app.jobs():
             assert (await client.get(f"/api/jobs/{job.id}")).status_code == 200
             assert (await client.get(f"/jobs/{job.id}")).status_code == 200
@@ -161,7 +174,7 @@ async def test_what_is_not_there_and_what_cannot_be_done(app: Flowrra) -> None:
         assert (await client.get("/api/nothing")).status_code == 404
         assert (await client.post("/api/jobs/none/cancel", json={})).status_code == 404
         answer = await client.delete("/api/jobs")
-        assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
+        assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
         answer = await client.head("/api/jobs")
         assert (answer.status_code, answer.content) == (200, b"")
         assert int(answer.headers["content-length"]) > 0
@@ -192,9 +205,7 @@ def test_every_route_of_the_api_is_described() -> None:
     routes = {(route.path.removeprefix("/api"), route.method.lower()) for route in create_asgi_app(shop()).router.routes
               if route.path.startswith("/api/")}  # fmt: skip
     described = {(path, method) for path, method, *_ in openapi.OPERATIONS}
-    plain = {"/openapi.json", "/metrics", "/events", "/complete", "/preview", "/jobs/{task_id}/text/{field}"}
-    assert described <= routes
-    assert {route for route in routes if route[0] not in plain} - described == set()
+    assert described == routes
 
 
 async def test_the_document_knows_where_it_is_mounted(app: Flowrra) -> None:
@@ -219,7 +230,7 @@ schema = schemathesis.openapi.from_asgi("/api/openapi.json", examined())
 GRAMMARS = ("search", "schedules", "queues")  # what has texts with a grammar of their own, which no schema tells
 
 
-@schema.parametrize()
+@schema.exclude(path="/events").parametrize()  # which goes on for as long as somebody looks
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @pytest.mark.timeout(300)
 def test_the_api_is_as_its_document_says(case: schemathesis.Case[Any]) -> None:

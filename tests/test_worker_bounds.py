@@ -22,8 +22,8 @@ class Slow(MemoryBroker):
         self.groups: list[int] = []
         self.may_settle = asyncio.Event()
 
-    async def claim(self, queue: str, *, limit: int, worker: str, now: float) -> list[Job]:
-        jobs = await super().claim(queue, limit=limit, worker=worker, now=now)
+    async def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = 2) -> list[Job]:
+        jobs = await super().claim(queue, limit=limit, worker=worker, now=now, crashes=crashes)
         self.claimed += len(jobs)
         return jobs
 

@@ -57,7 +57,7 @@ class Api:
         return answer(await self._service.overview())
 
     async def health(self, request: Request, access: Access) -> Response:
-        """Always with `healthy`, also where the store is away or the app has stopped: who probes reads no other word."""
+        """With `healthy` also where the store is away or the app has stopped: whoever probes reads no other word."""
         try:
             health: shapes.Health = await self._service.health()
         except FlowrraError as error:

@@ -7,21 +7,15 @@ import contextlib
 import importlib.util
 import logging
 import os
-import socket
-import socketserver
-import wsgiref.simple_server
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowrra import ConfigError, Flowrra, FlowrraError, MemoryBroker, SQLiteBroker, load_app
-from flowrra_extras.dashboard.asgi import AsgiApp
+from flowrra import ConfigError, Flowrra, MemoryBroker, SQLiteBroker, load_app
 from flowrra_extras.dashboard.building import build
-from flowrra_extras.dashboard.wsgi import WsgiApp
+from flowrra_extras.dashboard.serving import listening_on, serve_asgi, serve_wsgi
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from flowrra_extras.dashboard.router import Router
 
 PORT = 8420
 
@@ -35,8 +29,8 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("flowrra.dashboard").setLevel(logging.INFO)  # who was refused, and who did what
     router = build(app, insecure=arguments.insecure, read_only=arguments.read_only)
-    serve = _serve_asgi if importlib.util.find_spec("uvicorn") and not arguments.wsgi else _serve_wsgi
-    with contextlib.suppress(KeyboardInterrupt), _listening(arguments.host, arguments.port) as listening:
+    serve = serve_asgi if importlib.util.find_spec("uvicorn") and not arguments.wsgi else serve_wsgi
+    with contextlib.suppress(KeyboardInterrupt), listening_on(arguments.host, arguments.port) as listening:
         host, port = arguments.host, listening.getsockname()[1]
         print(f"Flowrra dashboard on http://{f'[{host}]' if ':' in host else host}:{port}/", flush=True)
         return serve(router, listening)
@@ -72,51 +66,3 @@ def _app_for(arguments: argparse.Namespace) -> Flowrra:
     if isinstance(broker, SQLiteBroker) and not Path(broker.path or "").exists():
         raise ConfigError(f"there is no {broker.path} yet: the first worker or submit makes it")
     return app
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    """A socket on that address, of either family."""
-    if not 0 <= port <= 65_535:
-        raise ConfigError(f"--port is a number from 0 to 65535, not {port}")
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, *_, address = found[0]
-        return socket.create_server(address[:2], family=family)
-    except OSError as error:
-        raise FlowrraError(f"the dashboard cannot listen on {host}, port {port}: {error}") from None
-
-
-def _serve_asgi(router: Router, listening: socket.socket) -> int:
-    import uvicorn
-
-    # The dashboard judges by itself who has come through a proxy: uvicorn must not put that client's address in.
-    config = uvicorn.Config(AsgiApp(router), log_level="warning", proxy_headers=False, timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    server.run(sockets=[listening])
-    return 0 if server.started else 1
-
-
-class _Server(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGIServer):
-    daemon_threads = True
-
-    def __init__(self, listening: socket.socket, program: WsgiApp) -> None:
-        super().__init__(listening.getsockname()[:2], _Handler, bind_and_activate=False)
-        self.socket.close()
-        self.socket = listening
-        self.server_name, self.server_port = listening.getsockname()[:2]
-        self.setup_environ()
-        self.set_app(program)
-
-
-class _Handler(wsgiref.simple_server.WSGIRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing of each request; refused ones are logged by the router."""
-
-
-def _serve_wsgi(router: Router, listening: socket.socket) -> int:
-    try:
-        with _Server(listening, WsgiApp(router)) as server:
-            server.serve_forever()
-    finally:
-        router.service.app.sync.close()
-    return 0

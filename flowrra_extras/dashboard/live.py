@@ -101,10 +101,10 @@ class Hub:
     def _is_full(self, view: View, who: str) -> bool:
         """Whether there is no place for one more to look at the view, or none for this visitor."""
         own = [place for holder, place in self._places.values() if holder == who]
-        if self.tabs >= TABS or len(own) >= TABS // SHARE:
+        if self.tabs >= TABS or len(own) >= max(1, TABS // SHARE):
             return True
-        views = len(self._channels)
-        return (view not in self._channels and views >= VIEWS) or (view not in own and len(set(own)) >= VIEWS // SHARE)
+        is_full = view not in self._channels and len(self._channels) >= VIEWS
+        return is_full or (view not in own and len(set(own)) >= max(1, VIEWS // SHARE))
 
     async def follow(self, view: View, seen: str = "", who: str = "") -> AsyncGenerator[bytes, None]:
         """The events of a view, but for the one that was `seen`. Closing it, however it ends, leaves nothing behind."""

@@ -146,7 +146,7 @@ SCHEDULE_ID: Schema = {
 }
 CHANGED: Schema = {"type": "object"}
 TEXT_BODY: Schema = {"type": "string"}  # as text/plain
-EVENTS: Schema = {"type": "string", "description": "an event `main` with the HTML of the page, whenever it has changed"}
+EVENTS: Schema = {"description": "an event `main` with the HTML of the page, whenever it has changed"}
 _WORDS: Schema = {
     "type": "object",
     "properties": {"words": {"type": "array", "items": {"type": "string"}}},
@@ -212,9 +212,9 @@ _JOBS_QUERY = [
 ]
 _QUERIES: dict[str, list[Schema]] = {
     "/jobs": _JOBS_QUERY,
-    "/complete": [_query("word", "what is typed so far", maxLength=200)],
+    "/complete": [_query("word", "what is typed so far")],
     "/preview": [
-        _query("kind", "what kind of rule it is", enum=["cron", "interval", "once"], default="cron"),
+        _query("kind", "what kind of rule it is: cron, interval or once", default="cron"),
         _query("rule", "the rule"),
         _query("tz", "such as Europe/Riga", default="UTC"),
     ],

@@ -57,5 +57,9 @@ def answer(request: Request) -> Response | None:
 
 
 def takes_gzip(request: Request) -> bool:
-    """Whether the visitor takes an answer in less bytes."""
-    return "gzip" in request.headers.get("accept-encoding", "")
+    """Whether the visitor takes an answer in less bytes: says so, and not that it wants none of it (`gzip;q=0`)."""
+    for part in request.headers.get("accept-encoding", "").lower().split(","):
+        name, _, weight = part.partition(";")
+        if name.strip() == "gzip":
+            return weight.replace(" ", "").rstrip("0.") != "q="
+    return False
