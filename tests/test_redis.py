@@ -498,3 +498,10 @@ async def test_a_cluster_sends_us_to_the_right_node(tmp_path: Path) -> None:
                 client.execute_command("CLUSTER", "DELSLOTSRANGE", 0, 16383)
                 client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
             assert await ready_ids(broker, Job("b", "task")) == ["b"], "asked anew at the address of the URL"
+
+
+async def test_a_cluster_without_slots_is_named_at_once(tmp_path: Path) -> None:
+    with Server(tmp_path / "a", "--cluster-enabled", "yes") as server:
+        async with asyncio.timeout(5):
+            with pytest.raises(BrokerError, match="no node has this hash slot: give out all, redis-cli --cluster fix"):
+                await RedisBroker(server.url).open()

@@ -9,7 +9,7 @@ opening; `pool_size=` (4), connections at most, beside one that listens; a worke
 nothing holds it up; `synchronous_commit=` as in postgresql.conf,
 for what is acknowledged (the server's own setting unless told otherwise); `statement_cache_size=0` for a pooler in
 transaction mode such as pgbouncer: no prepared statements, no session state, no LISTEN, news by a look each second.
-The others are libpq's, as asyncpg takes them; what hosted databases hand out beside (`keepalives=` and the like) changes
+The others are libpq's, as asyncpg takes them; what hosted databases hand out beside, such as `keepalives=`, changes
 nothing.
 
 A job is one row, and every move of it a guarded UPDATE. What concurrent callers want goes out as one statement over

@@ -36,6 +36,7 @@ _TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", 
 _PASSING = (
     "LOADING ", "TRYAGAIN ", "CLUSTERDOWN ", "MASTERDOWN ", "BUSY ", "MOVED ", "ASK ", "ERR max number of clients",
 )  # fmt: skip
+_UNSERVED = "CLUSTERDOWN Hash slot not served"
 _PASSING_INSIDE = ("READONLY", "NOREPLICAS")
 _FORBIDDEN = ("NOPERM", "user executing the script")
 _SURROGATES = "surrogatepass"  # a text may be any str
@@ -332,12 +333,14 @@ class Link:
         if text.startswith("NOSCRIPT"):
             call.spell_out()
             return
-        if text.startswith(_PASSING) or any(word in text for word in _PASSING_INSIDE):
+        if text.startswith(_UNSERVED):
+            text = f"is a cluster in which no node has this hash slot: give out all, redis-cli --cluster fix ({text})"
+        elif text.startswith(_PASSING) or any(word in text for word in _PASSING_INSIDE):
             if text.startswith("MOVED "):
                 self._address.follow(text)
             self._drop()
             raise ConnectionError(text)
-        if "OOM" in text:
+        elif "OOM" in text:
             text = f"is out of memory, so that nothing was written: raise maxmemory, or purge ({text})"
         elif any(words in text for words in _FORBIDDEN):
             text = f"does not allow this user the scripts, keys and channels of {self._address.prefix} ({text})"
