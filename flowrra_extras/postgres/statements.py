@@ -112,8 +112,15 @@ CREATE TABLE flowrra.activity (  -- what a worker did in a minute, as the core's
 ALTER TABLE flowrra.worker ADD COLUMN memory bigint;
 """
 
+# `expires` is forgotten when an attempt begins to run, so that a job which was handed back untouched still has it.
+SCHEMA_3 = f"""
+UPDATE flowrra.job SET expires = NULL WHERE expires IS NOT NULL AND attempt > 0 AND status IN {UNFINISHED};
+DROP INDEX flowrra.job_expiring;
+CREATE INDEX job_expiring ON flowrra.job (expires) WHERE expires IS NOT NULL AND status IN {NOT_BEGUN};
+"""
+
 # Entry n takes a store from schema n to n + 1.
-MIGRATIONS = (SCHEMA, SCHEMA_2)
+MIGRATIONS = (SCHEMA, SCHEMA_2, SCHEMA_3)
 
 NAMESPACE = "CREATE SCHEMA flowrra"
 META = """
@@ -194,7 +201,7 @@ CLAIM = f"""
         SELECT EXISTS (SELECT FROM me) AND NOT EXISTS (SELECT FROM flowrra.paused WHERE queue = $1) AS may,
             $7::boolean AND (EXISTS (SELECT FROM flowrra.worker WHERE lease <= clock_timestamp() AND id <> $2)
                 OR EXISTS (SELECT FROM flowrra.job WHERE status IN {DUE_LATER} AND due <= $3)
-                OR EXISTS (SELECT FROM flowrra.job WHERE expires IS NOT NULL AND attempt = 0
+                OR EXISTS (SELECT FROM flowrra.job WHERE expires IS NOT NULL
                     AND status IN {NOT_BEGUN} AND expires <= $3)) AS upkeep,
             $8::boolean AND (EXISTS (SELECT FROM flowrra.job WHERE status = 'pending' AND crashes > 0 AND queue = $1)
                 OR EXISTS (SELECT FROM flowrra.job WHERE status = 'running' AND crashes > 0 AND worker = $2))
@@ -232,7 +239,7 @@ PROMOTE = f"""
         SELECT seq FROM flowrra.job WHERE status IN {DUE_LATER} AND due <= $1 ORDER BY due LIMIT {_PROMOTED}
         FOR UPDATE SKIP LOCKED) RETURNING 1"""
 EXPIRED = f"""
-    SELECT seq FROM flowrra.job WHERE expires IS NOT NULL AND attempt = 0 AND status IN {NOT_BEGUN}
+    SELECT seq FROM flowrra.job WHERE expires IS NOT NULL AND status IN {NOT_BEGUN}
         AND expires <= $1 ORDER BY expires LIMIT {_PROMOTED}"""
 
 # Of a job's latest attempt, into its history: how it ended, why, with which traceback.
@@ -256,12 +263,13 @@ FINISH = """
         $10::float8[]) AS v (seq, attempt, status, failed, error, traceback, result, purge_at)
     WHERE job.seq = v.seq AND job.attempt = v.attempt AND job.status = 'running' AND ($1::boolean OR NOT has_children)
     RETURNING job.seq, id, has_children, job.attempt"""
-# $2 now, then arrays: seqs, attempts, statuses, failures to count, errors, tracebacks, dues, endings
+# $2 now, then arrays: seqs, attempts, statuses, failures to count, errors, tracebacks, dues, endings, whether begun
 AGAIN = f"""
     UPDATE flowrra.job SET status = v.status, failures = failures + v.failed, error = v.error, traceback = v.traceback,
-        due = v.due, {ARCHIVE % "$2::float8, v.ending, v.error, v.traceback"}
+        due = v.due, expires = CASE WHEN NOT v.begun THEN job.expires END,
+        {ARCHIVE % "$2::float8, v.ending, v.error, v.traceback"}
     FROM unnest($3::bigint[], $4::integer[], $5::text[], $6::integer[], $7::text[], $8::text[], $9::float8[],
-        $10::text[]) AS v (seq, attempt, status, failed, error, traceback, due, ending)
+        $10::text[], $11::boolean[]) AS v (seq, attempt, status, failed, error, traceback, due, ending, begun)
     WHERE job.seq = v.seq AND job.attempt = v.attempt AND job.status = 'running'
         AND ($1::boolean OR NOT cancel_requested)
     RETURNING job.seq, id, cancel_requested, job.attempt"""
@@ -301,8 +309,8 @@ BEAT = f"""
 LAPSED = "DELETE FROM flowrra.worker WHERE lease <= clock_timestamp() AND id <> $1 RETURNING id"
 # $1 workers, $2 now, $3 ending, $4 error, $5 crashes to count
 PUT_BACK = f"""
-    UPDATE flowrra.job SET status = 'pending', crashes = crashes + $5::integer, due = NULL, error = $4::text,
-        traceback = NULL, {ARCHIVE % "$2::float8, $3::text, $4::text, NULL"}
+    UPDATE flowrra.job SET status = 'pending', crashes = crashes + $5::integer, due = NULL, expires = NULL,
+        error = $4::text, traceback = NULL, {ARCHIVE % "$2::float8, $3::text, $4::text, NULL"}
     WHERE status = 'running' AND worker = ANY ($1::text[]) RETURNING seq, crashes, cancel_requested"""
 REPORT = f"""
     UPDATE flowrra.job SET progress = v.progress FROM unnest($1::text[], $2::text[]) AS v (id, progress)
@@ -338,7 +346,8 @@ RECORD = f"""
     ON CONFLICT (id) DO UPDATE SET task = excluded.task, status = excluded.status, submitted = excluded.submitted,
         attempt = excluded.attempt, started = excluded.started, finished = excluded.finished,
         purge_at = excluded.purge_at, error = excluded.error, traceback = excluded.traceback,
-        result = excluded.result"""
+        result = excluded.result
+    WHERE job.queue = ''"""  # else it is a job of this store
 
 # A move to another store. $1 ids, $2 by whom they are held
 HOLD = f"""

@@ -178,8 +178,14 @@ local function archive(job, ended_at, ending, error, traceback)
 end
 
 -- Let a job that ran wait again, or end it where that is its due.
-local function put_back(job, status, due, ending, error, traceback)
+local function put_back(job, status, due, ending, error, traceback, untouched)
     archive(job, now, ending, error, traceback)
+    if job.expires and untouched then
+        call('ZADD', p .. 'expiring', job.expires, job.id)
+    elseif job.expires then
+        call('HDEL', job.key, 'expires')
+        job.expires = false
+    end
     if job.cancel then
         finish(job, 'cancelled', bury_at, 'error', BY_HAND)
         tell(job)
@@ -385,6 +391,7 @@ local function expire()
         local job = load(id)
         if job then bury(job, 'cancelled', EXPIRED) end
     end
+    if has_come(first('expiring')) then woken[queue] = true end  -- there is more than a step of it
 end
 
 local function holds_lease()
@@ -421,7 +428,7 @@ local function take(member, kind)
     if not fields[2] then return count(kind .. queue, -1) end  -- it was thrown away
     local expires = fields[CLAIMED_NUMBER + 1]
     fields[1] = (fields[1] or 0) + 1
-    if expires and fields[1] == 1 then
+    if expires and not fields[6] and not fields[7] then  -- no failures, no crashes
         if has_come(expires) then return bury(load(id), 'cancelled', EXPIRED) end
         call('ZREM', p .. 'expiring', id)
     end
@@ -445,7 +452,8 @@ local function choose(suspects, alone)
         wanted = limit - #taken
         members = call('ZPOPMIN', p .. 'ready:' .. queue, wanted)
         for i = 1, #members, 2 do take(members[i], 'pending ') end
-    until #taken >= limit or #members < 2 * wanted
+    until #taken >= limit or #members < 2 * wanted or #ended >= 1000
+    if #ended >= 1000 then woken[queue] = true end  -- that have expired; others shall have the server first
     return 'pending '
 end
 
@@ -479,20 +487,21 @@ return answer
 # Write down what attempts came to.
 # ARGV: of each call: now, bury_at, how many runs of outcomes that are alike, then of each run: worker, status,
 #   purge_at, whether they may be written already, how many, then of each outcome its id, attempt, result; or,
-#   where that is no success, id, attempt, error, traceback, due, ending.
+#   where that is no success, id, attempt, error, traceback, due, ending, 1 if the task had begun to run.
+#   An attempt is its number and the job's seq: the id may belong to another job by now, submitted when it was deleted.
 # Answer: of each call a text with a 1 for each outcome that was written, a 0 for each that was not.
 _SETTLE = """
 local flags
 
 local function check(worker, id, attempt, status, doubtful)
     local job = load(id)
-    local same = job and job.attempt == attempt
+    local same = job and (job.attempt or 0) .. ' ' .. string.sub(job.place, 17) == attempt
     local holds = same and job.status == 'running' and job.worker == worker
     flags[#flags + 1] = (holds or (same and doubtful and job.status == status)) and '1' or '0'
     return holds and job
 end
 
-local function write_other(job, status, purge_at, error, traceback, due, ending)
+local function write_other(job, status, purge_at, error, traceback, due, ending, begun)
     traceback, due = traceback ~= '' and traceback, due ~= '' and due
     if ending == 'failure' then call('HINCRBY', job.key, 'failures', 1) end
     if is_hopeless(status) then
@@ -500,13 +509,13 @@ local function write_other(job, status, purge_at, error, traceback, due, ending)
         if traceback then call('HSET', job.key, 'traceback', traceback) end
         tell(job)
     else
-        put_back(job, status, due, ending, error, traceback)
+        put_back(job, status, due, ending, error, traceback, begun == '0')
     end
 end
 
 local function settle(worker, status, purge_at, doubtful, number)
     local settled, is_success = {}, status == 'success'
-    local size = is_success and 3 or 6
+    local size = is_success and 3 or 7
     for i = at + 1, at + size * number, size do
         local id = ARGV[i]
         local job = check(worker, id, ARGV[i + 1], status, again or doubtful == '1')
@@ -517,7 +526,7 @@ local function settle(worker, status, purge_at, doubtful, number)
                 finish(job, status, purge_at, 'result', ARGV[i + 2])
                 if job.children then tell(job) end
             else
-                write_other(job, status, purge_at, unpack(ARGV, i + 2, i + 5))
+                write_other(job, status, purge_at, unpack(ARGV, i + 2, i + 6))
             end
         end
     end
@@ -688,7 +697,7 @@ local function hold(id)
     if not job or job.status == 'running' or job.status == 'success' or is_hopeless(job.status) then return 0 end
     if job.worker then return job.worker == by and 1 or 0 end
     leave(job)
-    if job.expires and not job.attempt then call('ZADD', p .. 'expiring', job.expires, id) end
+    if job.expires then call('ZADD', p .. 'expiring', job.expires, id) end
     move(job, 'blocked')
     call('HSET', job.key, 'status', 'blocked', 'worker', by)
     return 1
@@ -756,8 +765,8 @@ _RECORD = """
 for i = 2, #ARGV, 3 do
     local id, fields = ARGV[i], cjson.decode(ARGV[i + 2])
     local key = p .. 'job:' .. id
-    local status, purge_at = unpack(call('HMGET', key, 'status', 'purge_at'), 1, 2)
-    if not status or purge_at then  -- a job that is alive here is not written over
+    local status, queue = unpack(call('HMGET', key, 'status', 'queue'), 1, 2)
+    if not status or queue == '' then  -- a job of this store, which is in a queue, is not written over
         if status then erase(id) end
         local seq = call('HINCRBY', state, 'seq', 1)
         call('HSET', key, 'place', '8000000000000000' .. string.format('%013x', seq), 'queue', '', unpack(fields))
