@@ -3472,7 +3472,7 @@ class SQLiteStore:
             found = [self.find(one, limit=limit, after=after, oldest_first=oldest_first) for one in apart]
             jobs = itertools.chain.from_iterable(found)  # no index has them in their order
             return sorted(jobs, key=lambda job: job.seq, reverse=not oldest_first)[:limit]
-        where, values = _where(which)
+        where, values = self._where(which)
         order, behind = ("ASC", ">") if oldest_first else ("DESC", "<")
         if after is not None:
             where, values = f"{where} AND seq {behind} ?", [*values, after]
@@ -3480,9 +3480,14 @@ class SQLiteStore:
         return [_job_of_row(row) for row in self._db.execute(query, (*values, limit))]
 
     def counts(self, which: JobFilter) -> dict[tuple[str, TaskStatus], int]:
-        where, values = _where(which)
+        where, values = self._where(which)
         query = f"SELECT queue, status, count(*) FROM flowrra_job WHERE {where} GROUP BY queue, status"
         return {(queue, TaskStatus(status)): count for queue, status, count in self._db.execute(query, values)}
+
+    def _where(self, which: JobFilter) -> tuple[str, list[Any]]:
+        if which.error is not None:  # SQLite's own lower() knows the letters A to Z only
+            self._db.create_function("flowrra_lower", 1, str.lower, deterministic=True)
+        return _where(which)
 
     def workers(self) -> list[WorkerInfo]:
         query = f"SELECT {_WORKER_COLUMNS} FROM flowrra_worker WHERE lease > ? ORDER BY started"
@@ -4558,7 +4563,6 @@ def _connect(path: str | None, *, read_only: bool = False) -> sqlite3.Connection
     if sqlite3.sqlite_version_info < (3, 35):
         raise ConfigError(f"SQLite {sqlite3.sqlite_version} is too old: Flowrra needs 3.35 or later")
     connection = sqlite3.connect(path or ":memory:", timeout=0, isolation_level=None, check_same_thread=False)
-    connection.create_function("flowrra_lower", 1, str.lower, deterministic=True)  # SQLite's own knows A to Z only
     if read_only:
         connection.execute("PRAGMA busy_timeout=5000")  # a reader waits only while a log is recovered
         connection.execute("PRAGMA query_only=1")
