@@ -338,6 +338,7 @@ def sources(target: TaskStatus) -> frozenset[TaskStatus]:
 
 
 REQUEUABLE = sources(PENDING) & FINISHED
+UPKEEP_STEP = 1_000  # jobs that are promoted, or have expired, and are dealt with in one step: some 10 ms
 MAX_CRASHES = 3  # a job that was running in so many crashes of its worker is FAILED
 MAX_LEASE = 3600.0  # seconds; a stored lease that is longer comes from another boot of the machine
 HISTORY_LIMIT = 20  # earlier attempts kept with a job
@@ -517,7 +518,7 @@ class Outcome:
 
     `attempt` is the fencing token: it is read from the job when the outcome is made. `keep` is for how
     many seconds the finished job is retained (None: as the broker is configured). `text` is the encoded
-    result, for brokers that keep text.
+    result, for brokers that keep text. `begun`: whether the task began to run; if not, the job may still expire.
     """
 
     job: Job
@@ -529,6 +530,7 @@ class Outcome:
     due: float | None = None
     keep: float | None = None
     text: str | None = None
+    begun: bool = True
 
     @property
     def ending(self) -> str:
@@ -551,9 +553,9 @@ class Outcome:
         return cls(job, job.attempt, RETRYING, None, error, traceback, due)
 
     @classmethod
-    def release(cls, job: Job, reason: str, due: float | None = None) -> Outcome:
+    def release(cls, job: Job, reason: str, due: float | None = None, *, begun: bool = True) -> Outcome:
         """Handed back unfinished, to run at once or from `due` on. It costs the job nothing."""
-        return cls(job, job.attempt, PENDING if due is None else SCHEDULED, None, reason, None, due)
+        return cls(job, job.attempt, PENDING if due is None else SCHEDULED, None, reason, None, due, begun=begun)
 
     @classmethod
     def cancel(cls, job: Job, reason: str) -> Outcome:
@@ -2021,7 +2023,12 @@ class CronUnion:
 
 
 class Backend:
-    """Keeps the results of finished jobs. A subclass needs `record` and `get`; the rest has defaults."""
+    """Keeps the results of finished jobs. A subclass needs `record` and `get`; the rest has defaults.
+
+    `store_id` tells, once it is open, which store it is, whatever it was called; None if that cannot be told.
+    """
+
+    store_id: str | None = None
 
     async def open(self) -> None:
         """Get ready to be used on the running loop. Called once before anything else."""
@@ -2030,7 +2037,7 @@ class Backend:
         """Give everything back. Callers that still wait get a BackendError."""
 
     async def record(self, results: Sequence[TaskResult[Any]]) -> None:
-        """Keep finished results; one that is there already is replaced."""
+        """Keep finished results; one that was recorded before is replaced, a job of this store is left as it is."""
         raise NotImplementedError
 
     async def get(self, task_ids: Sequence[str]) -> list[TaskResult[Any] | None]:
@@ -2353,6 +2360,8 @@ class MemoryBroker(Broker):
         self._size = self.config.max_queue_size
         self._jobs: dict[str, Job] = {}
         self._ready: dict[str, list[tuple[int, int, str]]] = collections.defaultdict(list)
+        self._ready_suspects: dict[tuple[str, int], list[tuple[int, int, str]]] = collections.defaultdict(list)
+        self._running: dict[str, dict[str, Job]] = collections.defaultdict(dict)  # by worker
         self._depth: collections.Counter[str] = collections.Counter()  # for max_queue_size only
         self._waiting: list[tuple[float, int, str]] = []
         self._expiring: list[tuple[float, int, str]] = []
@@ -2365,8 +2374,8 @@ class MemoryBroker(Broker):
         self._paused: set[str] = set()
         self._totals = ActivitySums()
         self._sequence = itertools.count(1)
+        self._steps: list[Callable[[float], None]] = []  # of upkeep, that the loop is about to take
         self._given = 0  # jobs given out since the loop had its turn
-        self._suspects: set[str] = set()  # unfinished jobs that were running in a crash
         self._cancelling: set[str] = set()  # running jobs that someone wants to end
         self._result_waiters: dict[str, list[asyncio.Future[Any]]] = {}
         self._ready_waiters: dict[str, list[asyncio.Future[Any]]] = {}  # by queue; "": those who wait for news
@@ -2477,7 +2486,10 @@ class MemoryBroker(Broker):
             self._make_wait(job, SCHEDULED, job.due)
             return
         job.status = PENDING
-        heapq.heappush(self._ready[job.queue], (job.priority, job.seq, job.id))
+        if job.crashes:
+            heapq.heappush(self._ready_suspects[job.queue, job.crashes], (job.priority, job.seq, job.id))
+        else:
+            heapq.heappush(self._ready[job.queue], (job.priority, job.seq, job.id))
         if self._size is not None:
             self._depth[job.queue] += 1
         if job.queue in self._ready_waiters:
@@ -2503,44 +2515,57 @@ class MemoryBroker(Broker):
         self._rescue_lapsed(now, by=worker)
         if self._expiring and self._expiring[0][0] <= now:
             self._expire(now)
-        heap = self._ready[queue]
-        if self._suspects:
-            return self._claim_carefully(heap, limit, worker, now, crashes)
-        return self._take(heap, limit, worker, now)
+        held = self._running[worker]
+        if len(held) == 1 and next(iter(held.values())).crashes:
+            return []  # a suspect, which runs alone
+        for number in range(crashes, 0, -1) if self._ready_suspects and not held else ():
+            if (suspect := self._first_suspect(queue, number)) is not None:
+                return self._take([(0, suspect.seq, suspect.id)], 1, worker, now, suspects=True) or []
+        while True:
+            jobs = self._take(self._ready[queue], limit, worker, now)
+            if jobs is not None:
+                return jobs
+            await asyncio.sleep(0)  # it has met with nothing but expired jobs, and there may be more
 
     def _has_lease(self, worker: str) -> bool:
         return worker in self._leases and self._leases[worker].until > self._clock.monotonic()
 
-    def _take(self, heap: list[tuple[int, int, str]], limit: int, worker: str, now: float) -> list[Job]:
+    def _first_suspect(self, queue: str, crashes: int) -> Job | None:
+        """The ready job of `queue` that is to run next of those that were running in so many crashes."""
+        heap = self._ready_suspects.get((queue, crashes), [])
+        while heap:
+            _, seq, task_id = heap[0]
+            job = self._jobs.get(task_id)
+            if job is not None and (job.seq, job.crashes, job.status) == (seq, crashes, PENDING):
+                return job
+            heapq.heappop(heap)
+        return None
+
+    def _take(
+        self, heap: list[tuple[int, int, str]], limit: int, worker: str, now: float, *, suspects: bool = False
+    ) -> list[Job] | None:
+        """Start up to `limit` jobs of a heap; None if so many have expired that others shall have the loop first."""
         jobs: list[Job] = []
-        while heap and len(jobs) < limit:
+        expired = 0
+        while heap and len(jobs) < limit and expired < UPKEEP_STEP:
             _, seq, task_id = heapq.heappop(heap)
             job = self._jobs.get(task_id)
-            if job is None or job.status is not PENDING or job.seq != seq:
-                continue  # cancelled on the heap, or requeued and on it twice, or deleted and its id used again
+            if job is None or job.status is not PENDING or job.seq != seq or (job.crashes > 0) is not suspects:
+                continue  # cancelled on the heap, or requeued and on it twice
+            if job.expires is not None and job.expires <= now:
+                self._finish(job, Outcome.cancel(job, EXPIRED), now)
+                expired += 1
+                continue
             job.status = RUNNING
             job.attempt += 1
             job.worker = worker
             job.started = now
             jobs.append(job)
+            self._running[worker][task_id] = job
             if self._size is not None:
                 self._leave_queue(job.queue)
         self._given += len(jobs)
-        return jobs
-
-    def _claim_carefully(
-        self, heap: list[tuple[int, int, str]], limit: int, worker: str, now: float, crashes: int
-    ) -> list[Job]:
-        """Claim while there may be suspects: one alone for an idle worker, else only jobs without crashes."""
-        held = self._held_by(worker)
-        if any(job.crashes for job in held):
-            return []
-        pending = {e: job for e in sorted(heap) if (job := self._jobs.get(e[2])) and job.status is PENDING}
-        suspects = [e for e, job in pending.items() if 0 < job.crashes <= crashes and not held]
-        suspects.sort(key=lambda e: (-pending[e].crashes, e))
-        chosen = suspects[:1] or [e for e, job in pending.items() if not job.crashes][:limit]
-        heap[:] = [entry for entry in pending if entry not in chosen]
-        return self._take(chosen, limit, worker, now)
+        return None if expired == UPKEEP_STEP and not jobs else jobs
 
     def _weed(self, heap: list[tuple[Any, int, str]]) -> None:
         """Drop the entries of jobs that have ended, if most are such. A claim looks at the top of a heap only."""
@@ -2554,23 +2579,40 @@ class MemoryBroker(Broker):
             _resolve(waiter)
 
     def _promote(self, now: float) -> None:
-        while self._waiting and self._waiting[0][0] <= now:
+        for _ in range(UPKEEP_STEP):
+            if not self._waiting or self._waiting[0][0] > now:
+                return
             due, seq, task_id = heapq.heappop(self._waiting)
             job = self._jobs.get(task_id)
-            if job and job.seq == seq and job.due == due and job.status in (SCHEDULED, RETRYING):
+            if job and (job.due, job.seq) == (due, seq) and job.status in (SCHEDULED, RETRYING):
                 self._make_ready(job, now)
+        self._go_on(self._promote, now)
 
     def _expire(self, now: float) -> None:
-        expired: list[Job] = []
-        while self._expiring and self._expiring[0][0] <= now:
+        expired: dict[str, Job] = {}
+        for _ in range(UPKEEP_STEP):
+            if not self._expiring or self._expiring[0][0] > now:
+                break
             expires, seq, task_id = heapq.heappop(self._expiring)
             job = self._jobs.get(task_id)
-            if job and job.seq == seq and job.expires == expires and job.attempt == 0 and job.status not in FINISHED:
-                expired.append(job)
+            if job and (job.expires, job.seq) == (expires, seq) and job.status in (SCHEDULED, BLOCKED, PENDING):
+                expired[task_id] = job
                 for parent in self._open_parents.pop(task_id, ()):  # or it would end with one that has expired too
                     self._children[parent].pop(task_id, None)
-        for job in expired:
+        else:
+            self._go_on(self._expire, now)
+        for job in expired.values():
             self._finish(job, Outcome.cancel(job, EXPIRED), now)
+
+    def _go_on(self, step: Callable[[float], None], now: float) -> None:
+        """Take another step of an upkeep in the loop's next turn, once, however many claims find that more is left."""
+        if step not in self._steps:
+            self._steps.append(step)
+            asyncio.get_running_loop().call_soon(self._continue, step, now)
+
+    def _continue(self, step: Callable[[float], None], now: float) -> None:
+        self._steps.remove(step)
+        step(now)
 
     def _rescue_lapsed(self, now: float, by: str, *, beats: bool = False, is_new: bool = False) -> list[str]:
         """Put back the jobs of workers that `by` may take for dead. A claim leaves those in doubt to heartbeats."""
@@ -2589,15 +2631,11 @@ class MemoryBroker(Broker):
 
     def _rescue(self, worker: str, now: float) -> None:
         """Put back what a dead worker was running. The object that it may still hold is left to it."""
-        for job in self._held_by(worker):
-            self._suspects.add(job.id)
+        for job in self._running.pop(worker, {}).values():
             job = self._jobs[job.id] = dataclasses.replace(job, crashes=job.crashes + 1)
             self._put_back(job, Outcome.release(job, WORKER_LOST), now, "crash")
             if job.crashes >= MAX_CRASHES and job.status not in FINISHED:
                 self._finish(job, Outcome.fail(job, KILLED), now)
-
-    def _held_by(self, worker: str) -> list[Job]:
-        return [job for job in self._jobs.values() if job.status is RUNNING and job.worker == worker]
 
     # Writing down ------------------------------------------------------------------------------
 
@@ -2607,8 +2645,9 @@ class MemoryBroker(Broker):
 
     def _settle_one(self, outcome: Outcome, now: float) -> bool:
         job = self._jobs.get(outcome.job.id)
-        if job is None or job.status is not RUNNING or job.attempt != outcome.attempt or job.seq != outcome.job.seq:
+        if job is None or job.status is not RUNNING or (job.attempt, job.seq) != (outcome.attempt, outcome.job.seq):
             return False
+        self._running[cast("str", job.worker)].pop(job.id, None)
         if outcome.status is SUCCESS or outcome.ending == "failure":
             job.failures += outcome.status is not SUCCESS
             self._totals[0, job.task].count(job, outcome.status, job.started or now, now)
@@ -2617,8 +2656,6 @@ class MemoryBroker(Broker):
             return True
         if job.crashes and outcome.ending == "failure":
             job.crashes -= 1
-            if not job.crashes:
-                self._suspects.discard(job.id)
         self._put_back(job, outcome, now, outcome.ending)
         return True
 
@@ -2637,8 +2674,6 @@ class MemoryBroker(Broker):
             del self._jobs[self._finished.popleft().id]
         if job.unique is not None:
             self._unique.pop(job.unique, None)
-        if self._suspects:
-            self._suspects.discard(job.id)
         if self._cancelling:
             self._cancelling.discard(job.id)
         if job.id in self._result_waiters:
@@ -2652,6 +2687,10 @@ class MemoryBroker(Broker):
         """Let a job that ran wait again, with the attempt in its history."""
         job.error, job.traceback, job.finished = outcome.error, outcome.traceback, now
         self._archive(job, ending)
+        if outcome.begun:
+            job.expires = None
+        elif job.expires is not None:
+            heapq.heappush(self._expiring, (job.expires, job.seq, job.id))
         if outcome.due is None:
             job.due = None
             self._make_ready(job, now)
@@ -2671,10 +2710,10 @@ class MemoryBroker(Broker):
         told = [(parent, task_id) for task_id in self._children.pop(parent.id, ())]
         for ended, task_id in told:  # grows as it is walked: a long line is too deep for recursion
             child = self._jobs.get(task_id)
-            if child is None or child.status is not BLOCKED or child.worker is not None:
-                continue  # one that is held looks at its parents when it is let go
+            waits = self._open_parents.get(task_id, set())
+            if child is None or ended.id not in waits or child.status is not BLOCKED or child.worker is not None:
+                continue  # gone, and perhaps pushed anew; or held: then it looks at its parents when it is let go
             if ended.status is SUCCESS:
-                waits = self._open_parents[task_id]
                 waits.discard(ended.id)
                 if not waits:
                     del self._open_parents[task_id]
@@ -2689,7 +2728,7 @@ class MemoryBroker(Broker):
         if lease <= 0:
             self._workers.pop(worker.id, None)
             self._leases.pop(worker.id, None)
-            for job in self._held_by(worker.id):
+            for job in self._running.pop(worker.id, {}).values():
                 job = self._jobs[job.id] = dataclasses.replace(job)
                 self._put_back(job, Outcome.release(job, LEFT), now, "release")
             return Notices()
@@ -2703,12 +2742,11 @@ class MemoryBroker(Broker):
         for queue in () if may_claim else worker.queues:
             self._wake_ready(queue)
         served = worker.queues.keys() - self._paused
-        waiting = (job for job in map(self._jobs.__getitem__, self._suspects) if job.status is PENDING)
         return Notices(
             cancelled=[task_id for task_id in self._cancelling if self._jobs[task_id].worker == worker.id],
             lapsed=lapsed,
             paused=frozenset(self._paused),
-            suspects=min((job.crashes for job in waiting if job.queue in served), default=0),
+            suspects=next((n for n in range(1, MAX_CRASHES) if any(self._first_suspect(q, n) for q in served)), 0),
             lost_workers=lost,
         )
 
@@ -2745,9 +2783,11 @@ class MemoryBroker(Broker):
 
     async def record(self, results: Sequence[TaskResult[Any]]) -> None:
         for result in results:
-            if result.task_id in self._jobs:
+            if (known := self._jobs.get(result.task_id)) is not None:
+                if known.queue:
+                    continue  # a job, which is in a queue
                 self._drop((result.task_id,))
-            job = Job(result.task_id, result.task, status=result.status, submitted=result.submitted)
+            job = Job(result.task_id, result.task, queue="", status=result.status, submitted=result.submitted)
             job.attempt, job.started, job.progress = result.attempts, result.started, result.progress
             self._jobs[job.id] = job
             outcome = Outcome(job, job.attempt, result.status, result.result, result.error, result.traceback)
@@ -2901,8 +2941,6 @@ class MemoryBroker(Broker):
         self._jobs[job.id] = job
         if job.expires is not None:
             heapq.heappush(self._expiring, (job.expires, job.seq, job.id))
-        if job.crashes:
-            self._suspects.add(job.id)
         return True
 
     async def let_go(self, task_ids: Sequence[str], *, by: str, gone: bool, now: float) -> list[bool]:
@@ -2916,7 +2954,6 @@ class MemoryBroker(Broker):
             self._await_parents(job, now)
             return True
         del self._jobs[job.id]
-        self._suspects.discard(job.id)
         self._open_parents.pop(job.id, None)
         if job.unique is not None:
             self._unique.pop(job.unique, None)
@@ -2985,7 +3022,7 @@ _UNFINISHED = _quoted(UNFINISHED)
 _REQUEUABLE = _quoted(REQUEUABLE)
 _AT_REST = _quoted(UNFINISHED - {RUNNING})
 
-_SCHEMA = f"""
+_JOB_TABLE = """
 CREATE TABLE flowrra_job (
     seq INTEGER PRIMARY KEY,  -- the order of submission
     id TEXT NOT NULL UNIQUE, task TEXT NOT NULL, queue TEXT NOT NULL, priority INTEGER NOT NULL,
@@ -3006,6 +3043,8 @@ CREATE TABLE flowrra_job (
         WHEN 'cancelled' THEN finished IS NOT NULL
         ELSE false END)
 );
+"""
+_JOB_INDEXES = f"""
 -- Waiting jobs stay out of the line by their status: with `due` in this index every claim sorts the
 -- backlog (8,000 jobs/s instead of 60,000). Suspects have a line of their own, by their crashes.
 CREATE INDEX flowrra_ready ON flowrra_job (queue, priority, seq) WHERE status = 'pending' AND crashes = 0;
@@ -3018,6 +3057,8 @@ CREATE INDEX flowrra_cancelling ON flowrra_job (worker) WHERE status = 'running'
 CREATE INDEX flowrra_purge ON flowrra_job (purge_at) WHERE purge_at IS NOT NULL;
 CREATE UNIQUE INDEX flowrra_unique ON flowrra_job (unique_key)
     WHERE unique_key IS NOT NULL AND status IN {_UNFINISHED};
+"""
+_OTHER_TABLES = """
 CREATE TABLE flowrra_dependency (  -- parents that a blocked job still waits for; '' if it is held
     parent TEXT NOT NULL, child INTEGER NOT NULL, PRIMARY KEY (parent, child)
 ) WITHOUT ROWID;
@@ -3037,16 +3078,21 @@ CREATE TABLE flowrra_listener (  -- loopback ports of those who want to be told
 CREATE TABLE flowrra_paused (queue TEXT PRIMARY KEY);
 """
 
-_SCHEMA_2 = """
+_TROUBLED = """
 -- For failed and cancelled jobs. A column or condition on `status` would cost every job's moves 2 us of 14.
 CREATE INDEX flowrra_troubled ON flowrra_job (seq) WHERE error IS NOT NULL;
+"""
+_CHILD_GONE = """
+CREATE TRIGGER flowrra_child_gone AFTER DELETE ON flowrra_job WHEN old.parents IS NOT NULL BEGIN
+    DELETE FROM flowrra_family WHERE child = old.seq AND parent IN (SELECT value FROM json_each(old.parents));
+END;
+"""
+_SCHEMA_2 = f"""{_TROUBLED}
 CREATE TABLE flowrra_family (  -- all parents of all jobs
     parent TEXT NOT NULL, child INTEGER NOT NULL, PRIMARY KEY (parent, child)
 ) WITHOUT ROWID;
 INSERT INTO flowrra_family SELECT DISTINCT value, seq FROM flowrra_job, json_each(parents) WHERE parents IS NOT NULL;
-CREATE TRIGGER flowrra_child_gone AFTER DELETE ON flowrra_job WHEN old.parents IS NOT NULL BEGIN
-    DELETE FROM flowrra_family WHERE child = old.seq AND parent IN (SELECT value FROM json_each(old.parents));
-END;
+{_CHILD_GONE}
 CREATE TABLE flowrra_activity (
     minute INTEGER NOT NULL, worker TEXT NOT NULL, counts TEXT NOT NULL, PRIMARY KEY (minute, worker)
 ) WITHOUT ROWID;
@@ -3061,6 +3107,21 @@ ALTER TABLE flowrra_worker ADD COLUMN graced INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE flowrra_worker ADD COLUMN term TEXT NOT NULL DEFAULT '';
 """
 
+# A `seq` is not used again when its job is deleted: an attempt that outlived its job would fit the next one. And
+# `expires` is forgotten when an attempt begins to run, so that a job which was handed back untouched still has it.
+_NEVER_AGAIN = f"""
+{
+    _JOB_TABLE.replace("flowrra_job", "flowrra_new_job")
+    .replace("PRIMARY KEY,", "PRIMARY KEY AUTOINCREMENT,")
+    .replace("'success' THEN finished IS NOT NULL AND attempt > 0", "'success' THEN finished IS NOT NULL")
+}
+INSERT INTO flowrra_new_job SELECT * FROM flowrra_job;
+UPDATE flowrra_new_job SET expires = NULL WHERE expires IS NOT NULL AND attempt > 0;
+DROP TABLE flowrra_job;
+ALTER TABLE flowrra_new_job RENAME TO flowrra_job;
+{_JOB_INDEXES.replace("expires IS NOT NULL AND attempt = 0 AND", "expires IS NOT NULL AND")}{_TROUBLED}{_CHILD_GONE}
+"""
+
 _SCHEMA_TOTALS = """
 CREATE TABLE flowrra_total (  -- what workers did since there is this table; see totals_of_activity
     task TEXT NOT NULL, what TEXT NOT NULL, number REAL NOT NULL, PRIMARY KEY (task, what)
@@ -3069,7 +3130,7 @@ CREATE TABLE flowrra_total (  -- what workers did since there is this table; see
 
 # Entry n takes a store from schema n to n + 1. The version lives in a table of our own, since the file
 # may be the user's application database, whose `user_version` is the application's.
-_MIGRATIONS = (_SCHEMA, _SCHEMA_2, _SCHEMA_3, _SCHEMA_TOTALS)
+_MIGRATIONS = (_JOB_TABLE + _JOB_INDEXES + _OTHER_TABLES, _SCHEMA_2, _SCHEMA_3, _NEVER_AGAIN, _SCHEMA_TOTALS)
 
 _ROOM = f"""CASE WHEN coalesce(json_array_length(history), 0) < {HISTORY_LIMIT} THEN coalesce(history, '[]')
              ELSE json_remove(history, '$[0]') END"""
@@ -3106,13 +3167,19 @@ _BEFORE_CLAIM = f"""
         EXISTS (SELECT 1 FROM flowrra_worker WHERE {_LAPSED} AND NOT graced AND id != :worker),
         EXISTS (SELECT 1 FROM flowrra_job WHERE status IN {_DUE_LATER} AND due <= :now),
         EXISTS (SELECT 1 FROM flowrra_job
-            WHERE expires IS NOT NULL AND attempt = 0 AND status IN {_NOT_BEGUN} AND expires <= :now),
+            WHERE expires IS NOT NULL AND status IN {_NOT_BEGUN} AND expires <= :now),
         (SELECT crashes FROM flowrra_job WHERE status = 'running' AND worker = :worker ORDER BY crashes DESC LIMIT 1),
         EXISTS (SELECT 1 FROM flowrra_job WHERE status = 'pending' AND crashes > 0 AND queue = :queue)"""
-_READY = """
-    SELECT seq, id, task, payload, queue, priority, submitted, due, attempt, failures, crashes, overrides, parents
-    FROM flowrra_job WHERE status = 'pending' AND crashes = 0 AND queue = :queue
+_CLAIMED = "seq, id, task, payload, queue, priority, submitted, due, attempt, failures, crashes, overrides, parents"
+_READY = f"""
+    SELECT {_CLAIMED} FROM flowrra_job WHERE status = 'pending' AND crashes = 0 AND queue = :queue
     ORDER BY priority, seq LIMIT :limit"""
+# While there may be some that have expired: these are passed by, but not without end. 100,000 take 50 ms, to be
+# cancelled a second and more.
+_READY_STILL = f"""
+    SELECT {_CLAIMED}
+    FROM ({_READY.replace(_CLAIMED, f"{_CLAIMED}, expires").replace(":limit", str(100 * UPKEEP_STEP))})
+    WHERE expires IS NULL OR expires > :now LIMIT :limit"""
 # BETWEEN, since `=` beside the `> 0` that the index asks for makes the planner sort.
 _ALIKE = "crashes > 0 AND crashes BETWEEN :crashes AND :crashes"
 _SUSPECT = _READY.replace("crashes = 0", _ALIKE).replace("ORDER BY", "ORDER BY crashes,")
@@ -3129,19 +3196,28 @@ _SUCCEED = """
 _END = """
     UPDATE flowrra_job SET status = :status, error = :error, traceback = :traceback, finished = :now,
         purge_at = :purge_at, failures = failures + :failed
-    WHERE id = :id AND seq = :seq AND status = 'running' AND attempt = :attempt RETURNING cancel_requested"""
+    WHERE seq = :seq AND status = 'running' AND attempt = :attempt RETURNING id"""
 _AGAIN = f"""
     UPDATE flowrra_job SET status = :status, error = :error, traceback = :traceback, due = :due,
-        failures = failures + :failed, crashes = max(0, crashes - :failed), {_ARCHIVE}
-    WHERE id = :id AND seq = :seq AND status = 'running' AND attempt = :attempt RETURNING cancel_requested"""
+        failures = failures + :failed, crashes = max(0, crashes - :failed),
+        expires = CASE WHEN :begun THEN NULL ELSE expires END, {_ARCHIVE}
+    WHERE seq = :seq AND status = 'running' AND attempt = :attempt RETURNING id, queue, cancel_requested"""
 
 _RESCUE = f"""
     UPDATE flowrra_job SET status = 'pending', crashes = crashes + :crashed, due = NULL,
-        error = :error, traceback = NULL, {_ARCHIVE}
-    WHERE status = 'running' AND worker = :worker RETURNING id, crashes, cancel_requested"""
+        expires = NULL, error = :error, traceback = NULL, {_ARCHIVE}
+    WHERE status = 'running' AND worker = :worker RETURNING id, queue, crashes, cancel_requested"""
 _BURY = f"""
-    UPDATE flowrra_job SET status = :status, error = :error, traceback = NULL, finished = :now, purge_at = :purge_at
-    WHERE id = :id AND status IN {_AT_REST}"""
+    UPDATE flowrra_job SET status = :status, error = v.value, traceback = NULL, finished = :now, purge_at = :purge_at
+    FROM json_each(:doomed) AS v WHERE flowrra_job.id = v.key AND status IN {_AT_REST} RETURNING id, seq"""
+# Those who wait for the jobs of a list, in its order.
+_CHILDREN = """
+    SELECT d.parent, flowrra_job.id FROM json_each(?) AS v CROSS JOIN flowrra_dependency AS d ON d.parent = v.value
+    JOIN flowrra_job ON seq = child"""
+_UNBLOCK = """
+    UPDATE flowrra_job SET status = CASE WHEN due > ? THEN 'scheduled' ELSE 'pending' END
+    WHERE seq IN (SELECT value FROM json_each(?)) AND status = 'blocked'
+        AND NOT EXISTS (SELECT 1 FROM flowrra_dependency WHERE child = seq) RETURNING queue"""
 _REQUEUE = f"""
     UPDATE OR IGNORE flowrra_job SET status = 'pending', failures = 0, crashes = 0, cancel_requested = 0,
         due = NULL, expires = NULL, {_ARCHIVE.replace(":now", "finished")}, error = NULL, traceback = NULL
@@ -3168,9 +3244,13 @@ _REGISTER = f"""
     RETURNING term"""
 
 _RECORD = """
-    INSERT OR REPLACE INTO flowrra_job (id, task, status, payload, queue, priority, submitted, attempt, started,
+    INSERT INTO flowrra_job (id, task, status, payload, queue, priority, submitted, attempt, started,
         finished, purge_at, error, traceback, result)
-    VALUES (?, ?, ?, ?, '', 0, ?, ?, ?, ?, ?, ?, ?, ?)"""
+    VALUES (?, ?, ?, ?, '', 0, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (id) DO UPDATE SET (task, status, submitted, attempt, started, finished, purge_at, error, traceback,
+        result) = (excluded.task, excluded.status, excluded.submitted, excluded.attempt, excluded.started,
+        excluded.finished, excluded.purge_at, excluded.error, excluded.traceback, excluded.result)
+    WHERE queue = ''  -- else it is a job"""
 
 _JOB_COLUMNS = (
     "seq, id, task, payload, queue, priority, status, submitted, due, expires, unique_key, parents, overrides, "
@@ -3239,6 +3319,8 @@ class SQLiteStore:
     # Taking in ---------------------------------------------------------------------------------
 
     def push(self, jobs: Sequence[Job], *, now: float) -> list[str]:
+        if len(jobs) == 1:
+            return [self._push_one(jobs[0], {}, now)]
         ids: list[str] = []
         stand_ins: dict[str, str] = {}  # the id of a job whose unique key was taken, and the job that has the key
         for _, run in itertools.groupby(jobs, _kin):  # neighbours only, so that the order is kept
@@ -3246,8 +3328,12 @@ class SQLiteStore:
             ids += self._push_alike(alike, now) if len(alike) > 1 else [self._push_one(alike[0], stand_ins, now)]
             if stand_ins or alike[0].unique is not None:
                 stand_ins.update(zip([job.id for job in alike], ids[-len(alike) :], strict=True))
-        self.news.setdefault("j", [])
         return ids
+
+    def _wake(self, queues: Iterable[str]) -> None:
+        """Have those told who wait for jobs of these queues; "": of any."""
+        if new := set(queues).difference(self.news.get("j", ())):
+            self.news.setdefault("j", []).extend(new)
 
     def _push_alike(self, jobs: Sequence[Job], now: float) -> list[str]:
         first = jobs[0]
@@ -3257,7 +3343,8 @@ class SQLiteStore:
             payloads.setdefault(job.id, job.payload)
         text = ",".join([f"{_json_key(task_id)}:{payload}" for task_id, payload in payloads.items()])
         shared = (first.task, first.queue, first.priority, status, now, due, first.expires, _text(first.overrides))
-        self._db.execute(_INSERT_ALIKE, (*shared, f"{{{text}}}"))
+        if self._db.execute(_INSERT_ALIKE, (*shared, f"{{{text}}}")).rowcount:
+            self._wake([first.queue])
         return [job.id for job in jobs]
 
     def _push_one(self, job: Job, stand_ins: Mapping[str, str], now: float) -> str:
@@ -3267,6 +3354,7 @@ class SQLiteStore:
         row += (_text(job.overrides), job.unique, json.dumps(parents) if parents else None)
         if self._db.execute(_INSERT_ONE, row).rowcount == 0:
             return self._holder(job)
+        self._wake([job.queue])
         if parents:
             family = "INSERT OR IGNORE INTO flowrra_family SELECT value, last_insert_rowid() FROM json_each(?)"
             self._db.execute(family, (json.dumps(parents),))
@@ -3290,7 +3378,7 @@ class SQLiteStore:
                 raise unknown_job(parent)
         for parent, status in found.items():
             if status in REQUEUABLE:
-                self._bury([task_id], CANCELLED, orphaned(parent, status), now)
+                self._bury({task_id: orphaned(parent, status)}, CANCELLED, now)
                 return
         waits = [parent for parent, status in found.items() if status != SUCCESS]
         insert = "INSERT INTO flowrra_dependency SELECT value, ? FROM json_each(?)"
@@ -3298,19 +3386,16 @@ class SQLiteStore:
         self._unblock([child], now)
 
     def _unblock(self, children: Iterable[int], now: float) -> None:
-        for child in children:
-            self._db.execute(
-                """UPDATE flowrra_job SET status = CASE WHEN due > :now THEN 'scheduled' ELSE 'pending' END
-                WHERE seq = :seq AND status = 'blocked'
-                    AND NOT EXISTS (SELECT 1 FROM flowrra_dependency WHERE child = :seq)""",
-                {"seq": child, "now": now},
-            )
-        self.news.setdefault("j", [])
+        freed = self._db.execute(_UNBLOCK, (now, json.dumps(list(children)))).fetchall()
+        self._wake(row[0] for row in freed)
 
     # Handing out -------------------------------------------------------------------------------
 
     def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = MAX_CRASHES - 1) -> list[Any]:
-        """The rows of `claimed_job`, which is called when the transaction is over: others wait for its end."""
+        """The rows of `claimed_job`, which is called when the transaction is over: others wait for its end.
+
+        What is due, or has expired, is dealt with in a bounded step; the broker goes on with the rest.
+        """
         place = {"queue": queue, "worker": worker, "now": now, "limit": limit, "clock": self._clock.monotonic()}
         may_claim, lapsed, due, expired, held, suspects = self._db.execute(_BEFORE_CLAIM, place).fetchone()
         if due:
@@ -3319,27 +3404,43 @@ class SQLiteStore:
             return []
         if lapsed:
             self._rescue_lapsed(now, by=worker)
-        if expired:
-            self._expire(now)
+        more = bool(expired) and self._expire(now)
         if held:  # a suspect, which runs alone
             return []
         rows: list[Any] = []
         if held is None and (suspects or lapsed or due):
             for number in range(crashes, 0, -1):
                 rows = rows or self._db.execute(_SUSPECT, {**place, "limit": 1, "crashes": number}).fetchall()
-        rows = rows or self._db.execute(_READY, place).fetchall()
+        rows = rows or self._db.execute(_READY_STILL if more else _READY, place).fetchall()
         if rows:
             self._db.execute(_START, (worker, now, f"[{','.join([str(row[0]) for row in rows])}]"))
         return rows
 
-    def _promote(self, now: float) -> None:
-        self._db.execute(f"UPDATE flowrra_job SET status = 'pending' WHERE status IN {_DUE_LATER} AND due <= ?", (now,))
+    def upkeep(self, now: float) -> None:
+        """A step of what claims have left. Jobs behind expired ones are looked for when all of those are done with."""
+        self._promote(now)
+        if not self._expire(now):
+            self._wake([""])
 
-    def _expire(self, now: float) -> None:
-        expired = f"""SELECT id FROM flowrra_job
-            WHERE expires IS NOT NULL AND attempt = 0 AND status IN {_NOT_BEGUN} AND expires <= ?
-            ORDER BY expires, seq"""
-        self._bury([row[0] for row in self._db.execute(expired, (now,))], CANCELLED, EXPIRED, now)
+    def _promote(self, now: float) -> bool:
+        """Make jobs ready that have come due; whether there may be more of them."""
+        due = f"SELECT seq FROM flowrra_job WHERE status IN {_DUE_LATER} AND due <= ? ORDER BY due, seq LIMIT ?"
+        promote = f"UPDATE flowrra_job SET status = 'pending' WHERE seq IN ({due})"
+        return self._is_left(self._db.execute(promote, (now, UPKEEP_STEP)).rowcount, now)
+
+    def _expire(self, now: float) -> bool:
+        """Cancel jobs that have expired; whether there may be more of them."""
+        expired = f"""SELECT id FROM flowrra_job WHERE expires IS NOT NULL AND status IN {_NOT_BEGUN} AND expires <= ?
+            ORDER BY expires, seq LIMIT ?"""
+        ids = [row[0] for row in self._db.execute(expired, (now, UPKEEP_STEP))]
+        self._bury(dict.fromkeys(ids, EXPIRED), CANCELLED, now)
+        return self._is_left(len(ids), now)
+
+    def _is_left(self, done: int, now: float) -> bool:
+        """Whether a step was a full one, so that the broker shall go on with what was to be done at `now`."""
+        if done == UPKEEP_STEP:
+            self.news["u"] = [repr(now)]
+        return done == UPKEEP_STEP
 
     def next_due(self) -> float | None:
         """The earliest moment at which a waiting job becomes ready."""
@@ -3361,10 +3462,7 @@ class SQLiteStore:
         return written
 
     def _settle_successes(self, outcomes: Sequence[Outcome], now: float) -> list[bool]:
-        """Write the successes, one statement for all that share attempt number, worker and retention.
-
-        The worker counts too, since SQLite may give the `seq` of a deleted job to a new one.
-        """
+        """Write the successes, one statement for all that share attempt number, worker and retention."""
         alike: dict[tuple[int, str | None, float | None], dict[int, int]] = {}
         written = [False] * len(outcomes)
         others: set[tuple[int, int]] = set()  # attempts of which another end has come before: that one counts
@@ -3398,7 +3496,6 @@ class SQLiteStore:
     def _settle_one(self, outcome: Outcome, now: float) -> bool:
         ends = outcome.status in FINISHED
         values = {
-            "id": outcome.job.id,
             "seq": outcome.job.seq,
             "attempt": outcome.attempt,
             "status": outcome.status,
@@ -3407,19 +3504,20 @@ class SQLiteStore:
             "traceback": outcome.traceback,
             "failed": outcome.ending == "failure",
             "due": outcome.due,
+            "begun": outcome.begun,
             "now": now,
             "purge_at": now + (self._retention.failed_ttl if outcome.keep is None else outcome.keep),
         }
         found = self._db.execute(_END if ends else _AGAIN, values).fetchall()
         if not found:
             return False
+        (task_id, *rest), *_ = found
         if ends:
-            reason = orphaned(outcome.job.id, outcome.status)
-            self._bury(self._children(outcome.job.id), CANCELLED, reason, now)
-        elif found[0][0]:
-            self._bury([outcome.job.id], CANCELLED, BY_HAND, now)
+            self._bury(self._orphans([task_id], outcome.status), CANCELLED, now)
+        elif rest[1]:
+            self._bury({task_id: BY_HAND}, CANCELLED, now)
         else:
-            self.news.setdefault("j", [])
+            self._wake([rest[0]])
         return True
 
     def _parents_succeeded(self, parents: Sequence[str], now: float) -> None:
@@ -3428,32 +3526,32 @@ class SQLiteStore:
         freed = """DELETE FROM flowrra_dependency WHERE parent IN (SELECT value FROM json_each(?)) RETURNING child"""
         self._unblock([row[0] for row in self._db.execute(freed, (json.dumps(list(parents)),)).fetchall()], now)
 
-    def _children(self, parent: str) -> list[str]:
-        children = """SELECT id FROM flowrra_job
-            WHERE seq IN (SELECT child FROM flowrra_dependency WHERE parent = ?) ORDER BY seq"""
-        return [row[0] for row in self._db.execute(children, (parent,)).fetchall()]
+    def _orphans(self, parents: Sequence[str], status: TaskStatus) -> dict[str, str]:
+        """Those who wait for jobs that have ended as `status`, without success, each with the reason of its end."""
+        orphans: dict[str, str] = {}
+        for parent, child in self._db.execute(_CHILDREN, (json.dumps(parents),)).fetchall():
+            orphans.setdefault(child, orphaned(parent, status))  # the first one is the reason
+        return orphans
 
-    def _bury(self, task_ids: Iterable[str], status: TaskStatus, reason: str, now: float) -> list[str]:
-        """End jobs that are not running, and cancel what waits for them; the ids that were ended."""
-        ended = [task_id for task_id in task_ids if self._end(task_id, status, reason, now)]
-        for first in tuple(ended):
-            line = [(first, status)]
-            for parent, its_status in line:  # grows as it is walked: a long line is too deep for recursion
-                reason = orphaned(parent, its_status)
-                children = [child for child in self._children(parent) if self._end(child, CANCELLED, reason, now)]
-                line += [(child, CANCELLED) for child in children]
-                ended += children
+    def _end(self, doomed: Mapping[str, str], status: TaskStatus, now: float) -> list[str]:
+        """End jobs that are not running, ids with reasons, and nothing else; the ids that were ended."""
+        values = {"now": now, "purge_at": now + self._retention.failed_ttl, "status": status}
+        rows = dict(self._db.execute(_BURY, {**values, "doomed": json.dumps(doomed)}).fetchall())
+        self._wait_for_nobody(rows.values())
+        return [task_id for task_id in doomed if task_id in rows]
+
+    def _bury(self, doomed: Mapping[str, str], status: TaskStatus, now: float) -> list[str]:
+        """End jobs that are not running, and cancel what waits for them, one line after the other; the ended ids."""
+        ended = self._end(doomed, status, now)
+        for first in tuple(ended) if ended and self._orphans(ended, status) else ():
+            orphans = self._orphans([first], status)
+            while orphans:  # a generation a turn
+                generation = self._end(orphans, CANCELLED, now)
+                ended += generation
+                orphans = self._orphans(generation, CANCELLED)
         if ended:
             self.news.setdefault("r", []).extend(ended)
         return ended
-
-    def _end(self, task_id: str, status: TaskStatus, reason: str, now: float) -> bool:
-        values = {"id": task_id, "status": status, "error": reason, "now": now}
-        if not self._db.execute(_BURY, {**values, "purge_at": now + self._retention.failed_ttl}).rowcount:
-            return False
-        gone = "DELETE FROM flowrra_dependency WHERE child = (SELECT seq FROM flowrra_job WHERE id = ?)"
-        self._db.execute(gone, (task_id,))
-        return True
 
     # Workers -----------------------------------------------------------------------------------
 
@@ -3543,9 +3641,9 @@ class SQLiteStore:
         values = {"worker": worker, "now": now, "ending": ending, "error": error}
         rows = self._db.execute(_RESCUE, {**values, "crashed": crashed, "traceback": None}).fetchall()
         self._db.execute("DELETE FROM flowrra_worker WHERE id = ?", (worker,))
-        self._bury([row[0] for row in rows if row[2]], CANCELLED, BY_HAND, now)
-        self._bury([row[0] for row in rows if row[1] >= MAX_CRASHES], FAILED, KILLED, now)
-        self.news.setdefault("j", [])
+        self._bury({row[0]: BY_HAND for row in rows if row[3]}, CANCELLED, now)
+        self._bury({row[0]: KILLED for row in rows if row[2] >= MAX_CRASHES}, FAILED, now)
+        self._wake(row[1] for row in rows)
 
     def record(self, results: Sequence[TaskResult[Any]]) -> None:
         for result in results:
@@ -3566,9 +3664,10 @@ class SQLiteStore:
 
     def cancel(self, task_id: str, *, now: float, by: str | None = None) -> bool:
         running = "UPDATE flowrra_job SET cancel_requested = 1 WHERE id = ? AND status = 'running'"
-        done = bool(self._bury([task_id], CANCELLED, BY_HAND, now) or self._db.execute(running, (task_id,)).rowcount)
-        self._note([task_id] if done else [], by, "cancelled", now)
-        self.news.setdefault("n", [])
+        done = bool(self._bury({task_id: BY_HAND}, CANCELLED, now) or self._db.execute(running, (task_id,)).rowcount)
+        if done:
+            self._note([task_id], by, "cancelled", now)
+            self.news.setdefault("n", [])
         return done
 
     def _note(self, task_ids: Iterable[str], by: str | None, deed: str, now: float) -> None:
@@ -3578,7 +3677,7 @@ class SQLiteStore:
     def requeue(self, task_ids: Sequence[str], *, now: float, by: str | None = None) -> list[bool]:
         done = [self._requeue_one(task_id, now) for task_id in task_ids]
         self._note(itertools.compress(task_ids, done), by, "requeued", now)
-        self.news.setdefault("j", [])
+        self._wake([""] if any(done) else [])
         return done
 
     def _requeue_one(self, task_id: str, now: float) -> bool:
@@ -3621,7 +3720,7 @@ class SQLiteStore:
     def set_queue(self, queue: str, *, paused: bool) -> None:
         pause, resume = "INSERT OR IGNORE INTO flowrra_paused VALUES (?)", "DELETE FROM flowrra_paused WHERE queue = ?"
         self._db.execute(pause if paused else resume, (queue,))
-        self.news.update(j=[], n=[])
+        self.news.update(j=[queue], n=[])
 
     # Moving to another store -------------------------------------------------------------------
 
@@ -3678,7 +3777,7 @@ class SQLiteStore:
             found = [self.find(one, limit=limit, after=after, oldest_first=oldest_first) for one in apart]
             jobs = itertools.chain.from_iterable(found)  # no index has them in their order
             return sorted(jobs, key=lambda job: job.seq, reverse=not oldest_first)[:limit]
-        where, values = _where(which)
+        where, values = self._where(which)
         order, behind = ("ASC", ">") if oldest_first else ("DESC", "<")
         if after is not None:
             where, values = f"{where} AND seq {behind} ?", [*values, after]
@@ -3686,9 +3785,14 @@ class SQLiteStore:
         return [_job_of_row(row) for row in self._db.execute(query, (*values, limit))]
 
     def counts(self, which: JobFilter) -> dict[tuple[str, TaskStatus], int]:
-        where, values = _where(which)
+        where, values = self._where(which)
         query = f"SELECT queue, status, count(*) FROM flowrra_job WHERE {where} GROUP BY queue, status"
         return {(queue, TaskStatus(status)): count for queue, status, count in self._db.execute(query, values)}
+
+    def _where(self, which: JobFilter) -> tuple[str, list[Any]]:
+        if which.error is not None:  # SQLite's own lower() knows the letters A to Z only
+            self._db.create_function("flowrra_lower", 1, str.lower, deterministic=True)
+        return _where(which)
 
     def workers(self) -> list[WorkerInfo]:
         query = f"SELECT {_WORKER_COLUMNS} FROM flowrra_worker WHERE NOT {_LAPSED} ORDER BY started"
@@ -3828,7 +3932,7 @@ def _where(which: JobFilter) -> tuple[str, list[Any]]:
         ("task = ?", which.task),
         ("queue = ?", which.queue),
         ("worker = ?", which.worker),
-        ("error IS NOT NULL AND instr(lower(error), lower(?)) > 0", which.error),
+        ("error IS NOT NULL AND instr(flowrra_lower(error), flowrra_lower(?)) > 0", which.error),
         ("seq IN (SELECT child FROM flowrra_family WHERE parent = ?)", which.parent),
         ("seq >= ?", which.from_seq),
     ):
@@ -3851,10 +3955,12 @@ def _where(which: JobFilter) -> tuple[str, list[Any]]:
 # section that knows of SQLite's locks and error messages.
 # ---------------------------------------------------------------------------
 
-_JOBS: Mapping[str, list[str]] = {"j": []}  # the news that there are jobs
 _SHORT_WAIT = 0.002  # seconds for which a lone caller waits for a lock on the loop's own thread
 _LISTENERS_FRESH = 0.01  # seconds for which the list of listeners is taken to be as it was
 _LOOK_EVERY = 1.0  # seconds between looks at data_version, should a datagram have been lost
+_SMALL_DISK = 50_000_000  # bytes that are free; with less, the log is kept short
+_SQLITE_FULL = 13
+_CHECK_EVERY = 1.0  # seconds between looks at whether the file is still the one under its path
 _DATAGRAM_LIMIT = 32_000  # bytes of ids in one datagram; more than that, and the listener looks itself
 
 
@@ -3890,18 +3996,48 @@ class _NotSyncedError(BrokerError):
     """What was committed may not outlive a power cut."""
 
 
+class StoreLostError(BrokerError):
+    """The store that was opened is no longer the one at its place. Only opening it anew helps."""
+
+
 class _SQLiteFile:
     """A write connection with its transactions. Used by one thread at a time, under `lock`."""
 
     def __init__(self, path: str | None, synchronous: str, timeout: float) -> None:
         self.path = path
         self.lock = threading.Lock()
-        self.wake: Callable[[], None] = lambda: None  # called when jobs are about to come, under the lock
+        self.publish: Callable[[SQLiteStore], None] = lambda store: None  # called after each commit, under the lock
         self._synchronous = synchronous.upper()
         self._level = ""
         self._log: int | None = None  # the write-ahead log, to sync it while others may write on
         self._timeout = timeout
         self._pid = os.getpid()
+        self.identity: str | None = None
+        self._check_at = 0.0  # when to look next whether the file is still there
+
+    def check(self) -> None:
+        """Refuse, within a second, to go on with a file that was deleted or replaced: nobody else would see it."""
+        if self.path is None or time.monotonic() < self._check_at:
+            return
+        found = self._identify()
+        if self.identity is None:
+            self.identity = found
+        elif found != self.identity:
+            what = "deleted" if found is None else "replaced by another file"
+            raise StoreLostError(
+                f"{self.path} was {what} while it was open: nobody else would see what is written to the old one. "
+                "Stop what uses it, put the file back together with its -wal, or leave the new one, and start again"
+            )
+        self._check_at = time.monotonic() + _CHECK_EVERY
+
+    def _identify(self) -> str | None:
+        try:
+            found = os.stat(cast("str", self.path))
+        except FileNotFoundError:
+            return None
+        except OSError:  # a mount that is away for a moment is no other file
+            return self.identity
+        return f"{found.st_dev} {found.st_ino}"
 
     def open(self, retention: BackendConfig, clock: Clock, reads_apart: bool) -> None:
         self.reader = self.connection = _connect(self.path)
@@ -3910,12 +4046,12 @@ class _SQLiteFile:
             # Of a new file. A commit writes whole pages to the log: a lone submit takes 20 us, with pages of 4 kB 25.
             self.connection.execute("PRAGMA page_size=2048")
             self._wait_for_lock("PRAGMA journal_mode=WAL", time.monotonic() + self._timeout)
-            # Pages, 4 MB: a log that still grows costs a sync 40 us more, and one of 2 MB a drain at FULL a tenth.
-            self.connection.execute("PRAGMA wal_autocheckpoint=2000")
+            self._bound_log()
             self.connection.execute("PRAGMA synchronous=FULL")
             self.transact(lambda: self._migrate(clock.time()), sync=_BEFORE_SIGHT, patience=self._timeout)
             if self.path is not None and reads_apart:
                 self.reader = _connect(self.path, read_only=True)
+            self.check()
         except BaseException:
             self.close()
             raise
@@ -3942,8 +4078,34 @@ class _SQLiteFile:
             db.execute("INSERT INTO flowrra_meta VALUES (?)", (len(_MIGRATIONS),))
         self.store.rescue_dead(now)
 
+    def _bound_log(self) -> None:
+        """Keep the log small where the disk is: one that has filled it leaves the file no room to take it in."""
+        is_small = False
+        with contextlib.suppress(OSError, AttributeError):  # Windows has no statvfs
+            disk = os.statvfs(os.path.dirname(self.path)) if self.path is not None else None
+            is_small = disk is not None and disk.f_bavail * disk.f_frsize < _SMALL_DISK
+        # Pages, 4 MB: a log that still grows costs a sync 40 us more, and one of 2 MB a drain at FULL a tenth.
+        self.connection.execute(f"PRAGMA wal_autocheckpoint={100 if is_small else 2000}")
+        self.connection.execute(f"PRAGMA journal_size_limit={200_000 if is_small else 5_000_000}")
+
     def transact(self, work: Callable[[], T], *, sync: int, patience: float) -> T:
-        """Run `work` inside one transaction, waiting up to `patience` seconds for other processes' locks."""
+        """Run `work` inside one transaction, waiting up to `patience` seconds for other processes' locks.
+
+        On a full disk the log is emptied into the file, and `work` done once more: there may be room again.
+        """
+        try:
+            return self._transact(work, sync=sync, patience=patience)
+        except Exception as error:
+            if getattr(error, "sqlite_errorcode", 0) != _SQLITE_FULL:
+                raise
+            self._bound_log()
+            try:
+                self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            except Exception:
+                raise error from None
+        return self._transact(work, sync=sync, patience=patience)
+
+    def _transact(self, work: Callable[[], T], *, sync: int, patience: float) -> T:
         if os.getpid() != self._pid:
             raise BrokerError("this process was forked after the broker was opened: open the app in the child")
         apart = sync == _BEFORE_ANSWER and self._log is not None
@@ -3952,6 +4114,7 @@ class _SQLiteFile:
             self.connection.execute(f"PRAGMA synchronous={level}")
             self._level = level
         self._wait_for_lock("BEGIN IMMEDIATE", time.monotonic() + patience)
+        self.store.news = {}
         try:
             done = work()
             self.connection.execute("COMMIT")
@@ -3959,6 +4122,8 @@ class _SQLiteFile:
             if self.connection.in_transaction:
                 self.connection.execute("ROLLBACK")
             raise
+        with contextlib.suppress(Exception):  # it is written all the same
+            self.publish(self.store)  # before it goes to disk: others are on their way to it meanwhile
         if apart:
             self._sync_log()
         elif sync != _LAZILY and self._log is None:
@@ -3995,8 +4160,7 @@ class _SQLiteFile:
             pause = min(pause * 1.5, 0.01)
 
     def run_group(self, group: Sequence[_Operation], patience: float) -> dict[str, list[str]]:
-        """Run the operations as one transaction and return the news. If one fails, each runs on its own."""
-        self.store.news = {}
+        """Run the operations as one transaction and return the news. If it fails, each half runs on its own."""
         sync = max(operation.sync for operation in group)
         try:
             self.transact(lambda: self._run_each(group), sync=sync, patience=patience)
@@ -4011,14 +4175,13 @@ class _SQLiteFile:
                     operation.error = error
                 return {}
         news: dict[str, list[str]] = {}
-        for operation in group:
-            for kind, ids in self.run_group([operation], patience).items():
+        middle = len(group) // 2
+        for half in (group[:middle], group[middle:]):
+            for kind, ids in self.run_group(half, patience).items():
                 news.setdefault(kind, []).extend(ids)
         return news
 
     def _run_each(self, group: Sequence[_Operation]) -> None:
-        if any(operation.method == "push" for operation in group):
-            self.wake()
         merged: dict[str, list[_Operation]] = {}
         for operation in group:
             if operation.items is not None:
@@ -4044,27 +4207,18 @@ class _Caller:
         self.own_port: int | None = None  # where this process listens itself
         self._listeners: list[tuple[int, str]] = []  # ports and kinds of news, as of a moment ago
         self._fresh_until = 0.0
-        self._woken: list[tuple[int, str]] = []  # those of them who know already that jobs are coming
         self._socket: socket.socket | None = None
 
-    def wake(self) -> None:
-        """Say that jobs are coming before they are written: whom this wakes has to wait for the lock, which we hold."""
-        self._woken = self._listeners
-        for port, kinds in self._listeners:
-            if "j" in kinds:
-                self._send(port, "j", ())
-
-    def publish(self, store: SQLiteStore, news: Mapping[str, list[str]]) -> None:
+    def publish(self, store: SQLiteStore) -> None:
         """Say what changed to whom it concerns. Lost datagrams are made good by `_News._look`."""
-        woken, self._woken = self._woken, []
-        if news and (now := time.monotonic()) > self._fresh_until:  # a look costs 1.8 us, a lone submit 25
+        if store.news and (now := time.monotonic()) > self._fresh_until:  # a look costs 1.8 us, a lone submit 25
             with contextlib.suppress(Exception):  # a store that is gone has no list of listeners either
                 self._listeners = [listener for listener in store.listeners() if listener[0] != self.own_port]
             self._fresh_until = now + _LISTENERS_FRESH
-        for listener in self._listeners:
-            for kind, ids in news.items():
-                if kind in listener[1] and not (kind == "j" and listener in woken):
-                    self._send(listener[0], kind, ids)
+        for port, kinds in self._listeners:
+            for kind, ids in store.news.items():
+                if kind in kinds:
+                    self._send(port, kind, ids)
 
     def _send(self, port: int, kind: str, ids: Sequence[str]) -> None:
         import socket
@@ -4095,9 +4249,10 @@ class _News(asyncio.DatagramProtocol):
         self._ear: asyncio.DatagramTransport | None = None
         self._kinds = ""  # of news that others tell us
         self._lock = asyncio.Lock()
-        self._heard = collections.Counter[str]()
+        self._heard = collections.Counter[str]()  # how often there was news, by queue; "": for who waits for notices
+        self._heard_all = 0  # how often there was news for all queues
         self._seen: dict[str, int] = {}
-        self._ready_waiters: dict[asyncio.Future[None], str] = {}
+        self._ready_waiters: dict[asyncio.Future[None], Sequence[str]] = {}
         self._result_waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._look_timer: asyncio.TimerHandle | None = None
         self._data_version = 0
@@ -4119,10 +4274,12 @@ class _News(asyncio.DatagramProtocol):
                 self._look_timer.cancel()
             if self._ear is not None:
                 self._ear.close()
-        closed = BrokerError("the broker was closed while this call was waiting")
+        self._end_waits(BrokerError("the broker was closed while this call was waiting"))
+
+    def _end_waits(self, error: BrokerError) -> None:
         for waiter in (*self._ready_waiters, *itertools.chain(*self._result_waiters.values())):
             if not waiter.done():
-                waiter.set_exception(closed)
+                waiter.set_exception(error)
 
     async def _listen(self, kind: str) -> None:
         """Make sure that other processes tell this one of news of `kind`."""
@@ -4157,20 +4314,34 @@ class _News(asyncio.DatagramProtocol):
             self._look_now()  # too much for one datagram, or not one of ours
 
     def hear(self, news: Mapping[str, Sequence[str]]) -> None:
-        """Wake those whom the news concerns."""
+        """Wake those whom the news concerns. Of jobs it says in which queues, "" or nothing being all of them."""
         for kind, ids in news.items():
-            self._heard[kind] += 1
-            for task_id in ids if self._result_waiters else ():
-                for waiter in self._result_waiters.pop(task_id, ()):
-                    _resolve(waiter)
-            for waiter, wanted in self._ready_waiters.items():
-                if wanted == kind:
-                    _resolve(waiter)
+            if kind == "r":
+                for task_id in ids if self._result_waiters else ():
+                    for waiter in self._result_waiters.pop(task_id, ()):
+                        _resolve(waiter)
+            elif kind == "u":
+                self._broker.go_on(float(ids[0]))
+            elif kind == "n":
+                self._wake([""], to_all=False)
+            else:
+                self._wake([queue for queue in ids if queue], to_all="" in ids or not ids)
 
-    def see(self, queue: str, kind: str) -> bool:
-        """Note that `queue` is being looked into; whether there was news of `kind` since the last time."""
-        fresh = self._seen.get(queue) != self._heard[kind]
-        self._seen[queue] = self._heard[kind]
+    def _wake(self, queues: Sequence[str], *, to_all: bool) -> None:
+        self._heard_all += to_all
+        self._heard.update(queues)
+        for waiter, wanted in self._ready_waiters.items():
+            if (to_all and wanted != ("",)) or not set(queues).isdisjoint(wanted):
+                _resolve(waiter)
+
+    def _count(self, queue: str) -> int:
+        return self._heard[queue] + (self._heard_all if queue else 0)
+
+    def see(self, queue: str) -> bool:
+        """Note that `queue` is being looked into ("": for notices); whether there was news since the last time."""
+        count = self._count(queue)
+        fresh = self._seen.get(queue) != count
+        self._seen[queue] = count
         return fresh
 
     def keep_looking(self) -> None:
@@ -4191,13 +4362,17 @@ class _News(asyncio.DatagramProtocol):
         self._look_timer = None
         if self._ready_waiters or self._result_waiters:
             self.keep_looking()  # now, since this look may fail
-        version = self._broker.data_version()
+        try:
+            version = self._broker.data_version()
+        except StoreLostError as error:
+            self._end_waits(error)
+            return
         if version != self._data_version:
             self._data_version = version
             self._look_now()
             if self._elder is not None:
                 _call_soon(self._elder._loop, self._elder.look_again)
-        elif "n" in self._ready_waiters.values() and self._broker.peek(SQLiteStore.dead_workers):
+        elif ("",) in self._ready_waiters.values() and self._broker.peek(SQLiteStore.dead_workers):
             self.hear({"n": []})  # the next heartbeat will put their jobs back
 
     def look_again(self) -> None:
@@ -4215,10 +4390,11 @@ class _News(asyncio.DatagramProtocol):
     async def wait_ready(self, queues: Sequence[str], timeout: float) -> None:
         kind = "j" if queues else "n"
         await self._listen(kind)
-        if any(self._seen.get(queue) != self._heard[kind] for queue in queues or ("",)):
+        wanted = tuple(queues) or ("",)
+        if any(self._seen.get(queue) != self._count(queue) for queue in wanted):
             return
         waiter = self._loop.create_future()
-        self._ready_waiters[waiter] = kind
+        self._ready_waiters[waiter] = wanted
         self.keep_looking()
         due = self._broker.peek(SQLiteStore.next_due) if queues else None
         now = self._loop.time()
@@ -4313,6 +4489,8 @@ class SQLiteBroker(Broker):
         self._inbox: thread_queue.SimpleQueue[list[_Operation] | None] = thread_queue.SimpleQueue()
         self._gathered: list[_Operation] = []  # of this turn of the loop, on their way to the writer
         self._written = asyncio.Event()  # the writer has ended
+        self._upkeep: asyncio.Future[Any] = self._loop.create_future()  # the latest step, to be followed by another
+        self._upkeep.set_result(None)
         self._pending = 0  # operations handed to the writer and not answered yet
         self._grouping = False  # whether the last group held more than one operation
         self._turn_of: asyncio.Task[Any] | None = None  # who has pushed in place in this turn of the loop
@@ -4325,7 +4503,8 @@ class SQLiteBroker(Broker):
             await asyncio.to_thread(file.open, self.retention, self.clock, not self._in_place)
         self._reader = file.reader
         self._reading = SQLiteStore(self._reader, self.retention, self.clock)
-        file.wake = self._caller.wake
+        file.publish = self._caller.publish
+        self.store_id = file.identity
         self._file = file
         self._news.help_elder(True)
 
@@ -4365,6 +4544,7 @@ class SQLiteBroker(Broker):
     def _opened(self) -> _SQLiteFile:
         if self._file is None:
             raise BrokerError(f"the broker on {self.path or 'sqlite://'} is not open")
+        self._file.check()
         return self._file
 
     # Writing -----------------------------------------------------------------------------------
@@ -4410,7 +4590,6 @@ class SQLiteBroker(Broker):
             return False
         try:
             news = file.run_group([operation], self.config.timeout if self._in_place else _SHORT_WAIT)
-            self._caller.publish(file.store, news)
         finally:
             file.lock.release()
         if operation.error is not None and not self._in_place and _is_busy(operation.error):
@@ -4427,9 +4606,7 @@ class SQLiteBroker(Broker):
                 more = self._inbox.get()
                 ending = more is None
                 group += more or ()
-            with file.lock:
-                news = file.run_group(group, self.config.timeout)
-                self._caller.publish(file.store, news)
+            news = self._write_group(file, group)
             try:
                 self._loop.call_soon_threadsafe(self._answer, group, news)
             except RuntimeError:  # the loop was closed without closing the broker
@@ -4438,6 +4615,24 @@ class SQLiteBroker(Broker):
                 break
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._written.set)
+
+    def _write_group(self, file: _SQLiteFile, group: Sequence[_Operation]) -> Mapping[str, list[str]]:
+        """What the thread must outlive, whatever it is, since its callers wait: then each of them is told."""
+        try:
+            with file.lock:
+                return file.run_group(group, self.config.timeout)
+        except BaseException as error:
+            logger.critical("the writer of %s failed", self.path or "sqlite://", exc_info=error)
+            for operation in group:
+                operation.error = BrokerError(f"the writer of {self.path or 'sqlite://'} failed: {error!r}")
+            return {}
+
+    def go_on(self, now: float) -> None:
+        """Have the writer take another step of an upkeep that is too much for one claim, unless it is about to."""
+        if self._file is None or self._in_place or not self._upkeep.done():
+            return
+        self._upkeep = self._hand_over(_Operation("upkeep", {"now": now}))
+        self._upkeep.add_done_callback(lambda done: done.cancelled() or done.exception())  # the next claim tries again
 
     def _answer(self, operations: Sequence[_Operation], news: Mapping[str, list[str]]) -> None:
         self._pending -= len(operations)
@@ -4483,27 +4678,23 @@ class SQLiteBroker(Broker):
         that a slow disk blocks it for a quarter of the time at the most. One is but a checkpoint of the log.
         """
 
-        def push() -> list[str]:
-            file.wake()
-            return file.store.push(jobs, now=now)
-
         if not file.lock.acquire(blocking=False):
             return None
         began = time.monotonic()
         try:
-            ids = file.transact(push, sync=_BEFORE_ANSWER, patience=0.0)
+            ids = file.transact(lambda: file.store.push(jobs, now=now), sync=_BEFORE_ANSWER, patience=0.0)
+            news = file.store.news
         except Exception as error:
             if _is_busy(error):
                 return None
             raise _explain_sqlite(error, self.path, self.config.timeout) from error
         finally:
-            self._caller.publish(file.store, _JOBS)
             file.lock.release()
             took = time.monotonic() - began
             if took > 0.002 and self._was_slow:
                 self._here_again = began + 4 * took
             self._was_slow = took > 0.002
-        self._news.hear(_JOBS)
+        self._news.hear(news)
         return ids
 
     def _end_turn(self) -> None:
@@ -4540,7 +4731,7 @@ class SQLiteBroker(Broker):
     async def claim(
         self, queue: str, *, limit: int, worker: str, now: float, crashes: int = MAX_CRASHES - 1
     ) -> list[Job]:
-        fresh = self._news.see(queue, "j")
+        fresh = self._news.see(queue)
         options = {"queue": queue, "limit": limit, "worker": worker, "now": now, "crashes": crashes}
         operation = _Operation("claim", options)
         rows = await self._run(operation, lone=fresh and limit <= 100)
@@ -4554,7 +4745,7 @@ class SQLiteBroker(Broker):
         return cast("list[bool]", await self._run(operation))
 
     async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
-        self._news.see("", "n")
+        self._news.see("")
         operation = _Operation("heartbeat", {"worker": worker, "lease": lease, "now": now})
         notices, term = cast("tuple[Notices, str]", await self._run(operation, lone=True))
         worker.seen, worker.term = now, term or worker.term
@@ -4624,6 +4815,8 @@ class SQLiteBroker(Broker):
 
     def data_version(self) -> int:
         """A number that changes with each commit of others to the file; a twin's own heartbeats leave it as it is."""
+        if self._file is not None:  # else it is just being closed
+            self._file.check()
         return cast("int", self._reader.execute("PRAGMA data_version").fetchone()[0])
 
     def peek(self, look: Callable[[SQLiteStore], T]) -> T:
@@ -5793,7 +5986,7 @@ class _Attempts:
                 self._worker.info.id, job.task, UNKNOWN_TASK_DELAY, extra=_fields(job),
             )  # fmt: skip
         due = self._worker.clock.time() + UNKNOWN_TASK_DELAY
-        return Outcome.release(job, f"no task {job.task!r} in this worker", due)
+        return Outcome.release(job, f"no task {job.task!r} in this worker", due, begun=False)
 
     async def _arguments(self, job: Job) -> tuple[Sequence[Any], Mapping[str, Any]]:
         args, kwargs = decode_arguments(job)
@@ -6148,7 +6341,7 @@ class _Line:
         while self._backlog:
             job = self._backlog.popleft()
             run = _Run(job, self, cast("asyncio.Task[None]", asyncio.current_task()))
-            self.worker.results.post(run, Outcome.release(job, why))
+            self.worker.results.post(run, Outcome.release(job, why, begun=False))
 
     async def _serve(self) -> None:
         """Run one job after the other. One that leaves a context variable or a cancellation behind ends its runner."""
@@ -6272,6 +6465,7 @@ class Worker:
         self._unsure: list[asyncio.Future[bool]] = []  # attempts that wait for a renewal of the lease
         self.is_draining = False
         self.idle = asyncio.Event()  # set when the last job ends, while draining
+        self.on_store_lost: Callable[[], object] = lambda: None  # called on the loop, perhaps more than once
         self._is_hurried = False
         self._residents: list[asyncio.Task[None]] = []
         self._lines: dict[str, _Line] = {}
@@ -6426,6 +6620,8 @@ class Worker:
 
     async def recover(self, error: Exception, failures: int, longest: float = 10.0) -> None:
         """Log the latest of so many failures in a row and sleep before the next try, longer each time."""
+        if isinstance(error, StoreLostError):
+            _call_soon(self.loop, self.on_store_lost)
         if isinstance(error, BackendError):
             logger.error("worker %s: %s (failure %d in a row; trying again)", self.info.id, error, failures)
         else:
@@ -6518,7 +6714,7 @@ class _Keeper(threading.Thread):
         if self._ended.is_set():
             return
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._watch())
+            group.create_task(self._worker.supervise(self._watch))
             if (twin := self._twin) is not None:
                 longest = self._worker.config.heartbeat  # after an outage the lease lasts for two of them at least
                 group.create_task(self._worker.supervise(lambda: self._beat(twin), longest))
@@ -7200,7 +7396,9 @@ class _Life(_Declarations):
         self.clock = clock or Clock()
         self.broker = broker or broker_from_url(self.config.broker.url, self.config, self.clock)
         url = self.config.backend.url
-        self.backend = backend or (broker_from_url(url, self.config, self.clock) if url is not None else None)
+        if url not in (None, self.config.broker.url):
+            backend = backend or broker_from_url(url, self.config, self.clock)
+        self.backend = backend if backend is not self.broker else None
         self.state: Any = None
         self._is_in_child = _in_child.get()
         self.sync = SyncFace(cast("Flowrra", self))
@@ -7298,6 +7496,11 @@ class _Life(_Declarations):
             self._stopped = True
             await self._close()
 
+    def when_store_is_lost(self, act: Callable[[], object]) -> None:
+        """Have `act` called if the store of the worker inside this app is no longer the one that was opened."""
+        if self._worker is not None:
+            self._worker.on_store_lost = act
+
     def hurry(self) -> None:
         """Make a stop that is under way wait no longer for running jobs."""
         if self._worker is not None:
@@ -7378,6 +7581,9 @@ class _Life(_Declarations):
         try:
             if self.backend is not None:
                 await self.backend.open()
+                if self.backend.store_id is not None and self.backend.store_id == self.broker.store_id:
+                    await self.backend.close()
+                    self.backend = None  # the same store by another name
         except BaseException:
             await self.broker.close()
             raise
@@ -8066,16 +8272,20 @@ def _configure(app: Flowrra, arguments: argparse.Namespace) -> None:
 
 
 async def _work(app: Flowrra, ear: socket.socket, mouth: socket.socket) -> int:
-    """Run a worker until a signal says stop; a second signal waits for no job."""
+    """Run a worker until a signal says stop; a second signal waits for no job. Without its store it stops at once."""
     check_shared(app)
     loop = asyncio.get_running_loop()
-    told = asyncio.Event()
+    told, lost = asyncio.Event(), asyncio.Event()
     drain = app.config.executor.drain
     signals = itertools.count()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         for act in (app.hurry,) if next(signals) else (told.set, starting.cancel):
             loop.call_soon_threadsafe(act)
+
+    def on_loss() -> None:
+        lost.set()
+        told.set()
 
     starting = loop.create_task(app.start())
     notice = loop.call_later(2.0, logger.warning, "the worker is not ready yet: it waits for the store or the lifespan")
@@ -8089,7 +8299,11 @@ async def _work(app: Flowrra, ear: socket.socket, mouth: socket.socket) -> int:
             starting.result()
             queues = ", ".join(f"{name}:{capacity}" for name, capacity in cast("WorkerInfo", app.worker).queues.items())
             logger.info("worker ready: pid %d, %d task(s), queues %s", os.getpid(), len(app.registry), queues)
+            app.when_store_is_lost(on_loss)
         await told.wait()
+        if lost.is_set():
+            logger.critical("the worker stops with its jobs unsettled, as its store is lost")
+            return 1
         logger.info("stopping: running jobs get up to %g s", drain)
         await app.stop(timeout=drain)
         logger.info("worker stopped")

@@ -128,8 +128,8 @@ class Far(MemoryBroker):
         self.claimed: list[Job] = []
         self.arrives = asyncio.Event()
 
-    async def claim(self, queue: str, *, limit: int, worker: str, now: float) -> list[Job]:
-        jobs = await super().claim(queue, limit=limit, worker=worker, now=now)
+    async def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = 2) -> list[Job]:
+        jobs = await super().claim(queue, limit=limit, worker=worker, now=now, crashes=crashes)
         self.claimed += jobs
         if jobs:
             await self.arrives.wait()

@@ -182,7 +182,7 @@ async def test_a_server_that_is_not_there_is_named_after_the_timeout() -> None:
 async def test_many_may_open_a_new_store_at_once(url: str) -> None:
     brokers = [PostgresBroker(url) for _ in range(5)]
     await asyncio.gather(*(broker.open() for broker in brokers))
-    assert len({broker._store_id for broker in brokers}) == 1
+    assert len({broker.store_id for broker in brokers}) == 1
     assert await brokers[0].push([Job("a", "task")], now=NOW) == ["a"]
     assert [job.id for job in await brokers[4].find(JobFilter())] == ["a"]
     for broker in brokers:

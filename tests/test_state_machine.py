@@ -104,8 +104,9 @@ class Model:
             if child.status == "blocked" and not child.held and job.id in child.parents:
                 self.settle_waiting(child, now)
 
-    def put_back(self, job: Known, status: str, due: float | None, now: float) -> None:
+    def put_back(self, job: Known, status: str, due: float | None, now: float, *, begun: bool = True) -> None:
         job.worker, job.status, job.due = None, status, due
+        job.expires = None if begun else job.expires
         if job.asked_to_end:
             self.finish(job, "cancelled", now)
 
@@ -140,7 +141,7 @@ class Model:
                 job.status = "pending"
         for job in self.jobs.values():
             waits = job.status in ("scheduled", "blocked", "pending")
-            if waits and job.attempt == 0 and job.expires is not None and job.expires <= now:
+            if waits and job.expires is not None and job.expires <= now:
                 self.finish(job, "cancelled", now)
 
     def claim(self, queue: str, limit: int, worker: str, now: float, crashes: int) -> list[str]:
@@ -203,7 +204,7 @@ CLAIM: dict[str, Any] = {
 SETTLE: dict[str, Any] = {
     "picks": st.lists(st.integers(0, 1_000), min_size=1, max_size=3),
     "ending": st.sampled_from(
-        ("succeed", "succeed", "fail", "retry", "retry now", "release", "release later", "cancel")
+        ("succeed", "succeed", "fail", "retry", "retry now", "release", "release later", "release untouched", "cancel")
     ),
 }
 CALLS = st.one_of(
@@ -227,7 +228,8 @@ class BrokerMachine(RuleBasedStateMachine):
         self.broker = type(self).make_broker(Path(self.folder.name), self.clock)
         self.model = Model(self.broker.retention.failed_ttl)
         self.infos = {name: WorkerInfo(name, "host", os.getpid(), queues=dict.fromkeys(QUEUES, 9)) for name in WORKERS}
-        self.claimed: list[Job] = []  # every attempt that was ever handed out, also those that are over
+        # Every attempt that was ever handed out, also those that are over, and the job of the model that it was of.
+        self.claimed: list[tuple[Job, Known]] = []
         self.run(self.broker.open())
 
     def run(self, call: Coroutine[Any, Any, T]) -> T:
@@ -284,7 +286,7 @@ class BrokerMachine(RuleBasedStateMachine):
         for job in jobs:
             known = self.model.jobs[job.id]
             assert (job.attempt, job.failures, job.crashes) == (known.attempt, known.failures, known.crashes)
-        self.claimed += jobs
+            self.claimed.append((job, known))
 
     def has_lease(self, worker: str) -> bool:
         return self.model.leases.get(worker, 0.0) > self.clock.monotonic()
@@ -293,9 +295,9 @@ class BrokerMachine(RuleBasedStateMachine):
     @rule(**SETTLE)
     def settle(self, picks: list[int], ending: str) -> None:
         """Settle some attempts, the latest ones most of the time; many are over, and some come twice."""
-        jobs = [self.claimed[-1 - pick % min(len(self.claimed), 6)] for pick in picks]
-        outcomes = [self.outcome(job, ending) for job in jobs]
-        expected = [self.settle_in_model(outcome) for outcome in outcomes]
+        chosen = [self.claimed[-1 - pick % min(len(self.claimed), 6)] for pick in picks]
+        outcomes = [self.outcome(job, ending) for job, _ in chosen]
+        expected = [self.settle_in_model(o, known) for o, (_, known) in zip(outcomes, chosen, strict=True)]
         assert self.run(self.broker.settle(outcomes, now=self.now)) == expected
 
     def outcome(self, job: Job, ending: str) -> Outcome:
@@ -308,18 +310,20 @@ class BrokerMachine(RuleBasedStateMachine):
                 return Outcome.retry_at(job, self.now + (3 if ending == "retry" else -1_000), "boom")
             case "release" | "release later":
                 return Outcome.release(job, "why", None if ending == "release" else self.now + 3)
+            case "release untouched":
+                return Outcome.release(job, "why", begun=False)
         return Outcome.cancel(job, "why")
 
-    def settle_in_model(self, outcome: Outcome) -> bool:
-        job = self.model.jobs.get(outcome.job.id)
-        if job is None or job.status != "running" or job.attempt != outcome.attempt:
+    def settle_in_model(self, outcome: Outcome, job: Known) -> bool:
+        is_there = self.model.jobs.get(job.id) is job  # else it was deleted, and another may have its id
+        if not is_there or job.status != "running" or job.attempt != outcome.attempt:
             return False
         job.failures += outcome.ending == "failure"
         if outcome.status in FINISHED:
             self.model.finish(job, str(outcome.status), self.now, outcome.keep)
         else:
             job.crashes = max(0, job.crashes - (outcome.ending == "failure"))
-            self.model.put_back(job, str(outcome.status), outcome.due, self.now)
+            self.model.put_back(job, str(outcome.status), outcome.due, self.now, begun=outcome.begun)
         return True
 
     @rule(worker=st.sampled_from(WORKERS))
@@ -411,8 +415,6 @@ class BrokerMachine(RuleBasedStateMachine):
         expected = [job is not None and job.finished for job in known]
         gone = {job.id for job in known if job is not None and job.finished}
         self.model.jobs = {task_id: job for task_id, job in self.model.jobs.items() if task_id not in gone}
-        # Settled a second time, they could hit another job: SQLite gives a free `seq` to the next one.
-        self.claimed = [job for job in self.claimed if job.id not in gone]
         assert self.run(self.broker.delete(list(task_ids))) == expected
 
     @rule(queue=st.sampled_from(QUEUES), paused=st.sampled_from((False, False, False, True)))

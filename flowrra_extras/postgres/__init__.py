@@ -101,7 +101,7 @@ class _Life(MovingBroker):
             await link.close()
             raise
         self._groups = Groups(self._address, link, self.retention, self._clock)
-        self._link, self._store_id = link, store_id
+        self._link, self.store_id = link, store_id
 
     async def close(self) -> None:
         link, self._link = self._link, None
@@ -142,7 +142,7 @@ class PostgresBroker(_Life):
         encode_payloads(jobs)
         session = callers_session(connection, self._address.schema)
         async with session.savepoint():
-            if (await session.store())[1] != self._store_id:
+            if (await session.store())[1] != self.store_id:
                 raise ConfigError(
                     f"the connection is to another database than {self._address.name}, where the jobs are"
                 )

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 def where_clause(which: JobFilter) -> tuple[str, list[Any]]:
     """A filter as the text of a WHERE clause and its values."""
+    # A database of locale C knows the lower case of A to Z only; ICU, where it is needed, that of all letters.
+    fold = "" if (which.error or "").isascii() else ' COLLATE "und-x-icu"'
     terms: list[str] = []
     values: list[Any] = []
     for term, value in (
@@ -33,7 +35,7 @@ def where_clause(which: JobFilter) -> tuple[str, list[Any]]:
         ("task = ${}", which.task),
         ("queue = ${}", which.queue),
         ("worker = ${}", which.worker),
-        ("strpos(lower(error), lower(${})) > 0", clean(which.error)),
+        (f"strpos(lower(error{fold}), lower(${{}}{fold})) > 0", clean(which.error)),
         ("parents IS NOT NULL AND parents::jsonb ? ${}", which.parent),
         ("seq >= ${}", which.from_seq),
     ):

@@ -119,6 +119,13 @@ ALTER TABLE flowrra.worker ADD COLUMN length float8, ADD COLUMN graced boolean N
     ADD COLUMN term bigint GENERATED ALWAYS AS IDENTITY;
 """
 
+# `expires` is forgotten when an attempt begins to run, so that a job which was handed back untouched still has it.
+SCHEMA_4 = f"""
+UPDATE flowrra.job SET expires = NULL WHERE expires IS NOT NULL AND attempt > 0 AND status IN {UNFINISHED};
+DROP INDEX flowrra.job_expiring;
+CREATE INDEX job_expiring ON flowrra.job (expires) WHERE expires IS NOT NULL AND status IN {NOT_BEGUN};
+"""
+
 SCHEMA_TOTALS = """
 CREATE TABLE flowrra.total (  -- what workers did since there is this table; see totals_of_activity
     task text COLLATE "C" NOT NULL,
@@ -129,7 +136,7 @@ CREATE TABLE flowrra.total (  -- what workers did since there is this table; see
 """
 
 # Entry n takes a store from schema n to n + 1.
-MIGRATIONS = (SCHEMA, SCHEMA_2, SCHEMA_3, SCHEMA_TOTALS)
+MIGRATIONS = (SCHEMA, SCHEMA_2, SCHEMA_3, SCHEMA_4, SCHEMA_TOTALS)
 
 NAMESPACE = "CREATE SCHEMA flowrra"
 META = """
@@ -237,13 +244,13 @@ CLAIM = f"""
         SELECT EXISTS (SELECT FROM me) AND NOT EXISTS (SELECT FROM flowrra.paused WHERE queue = $1) AS may,
             $7::boolean AND (EXISTS ({LOST})
                 OR EXISTS (SELECT FROM flowrra.job WHERE status IN {DUE_LATER} AND due <= $3)
-                OR EXISTS (SELECT FROM flowrra.job WHERE expires IS NOT NULL AND attempt = 0
+                OR EXISTS (SELECT FROM flowrra.job WHERE expires IS NOT NULL
                     AND status IN {NOT_BEGUN} AND expires <= $3)) AS upkeep,
             $8::boolean AND (EXISTS (SELECT FROM flowrra.job WHERE status = 'pending' AND crashes > 0 AND queue = $1)
                 OR EXISTS (SELECT FROM flowrra.job WHERE status = 'running' AND crashes > 0 AND worker = $2))
                 AS suspects),
     line AS MATERIALIZED (
-        SELECT seq, attempt = 0 AND expires IS NOT NULL AND expires <= $3 AS has_expired
+        SELECT seq, expires IS NOT NULL AND expires <= $3 AS has_expired
         FROM flowrra.job WHERE status = 'pending' AND crashes = 0 AND queue = $1
             AND (priority, seq) > ($5::bigint, $6::bigint)
             AND (SELECT may AND NOT upkeep AND NOT suspects FROM state)
@@ -279,7 +286,7 @@ PROMOTE = f"""
         SELECT seq FROM flowrra.job WHERE status IN {DUE_LATER} AND due <= $1 ORDER BY due LIMIT {UPKEEP}
         FOR UPDATE SKIP LOCKED)) RETURNING 1"""
 EXPIRED = f"""
-    SELECT seq FROM flowrra.job WHERE expires IS NOT NULL AND attempt = 0 AND status IN {NOT_BEGUN}
+    SELECT seq FROM flowrra.job WHERE expires IS NOT NULL AND status IN {NOT_BEGUN}
         AND expires <= $1 ORDER BY expires, seq LIMIT {UPKEEP} FOR NO KEY UPDATE SKIP LOCKED"""
 
 # Of a job's latest attempt, into its history: how it ended, why, with which traceback.
@@ -304,12 +311,14 @@ FINISH = f"""
     WHERE job.seq = ANY (ARRAY[v.seq]) AND job.attempt IS NOT DISTINCT FROM v.attempt AND {IS_RUNNING}
         AND ($1::boolean OR NOT has_children)
     RETURNING job.seq, id, has_children, job.attempt"""
-# $2 now, then arrays: seqs, attempts, statuses, failures to count, errors, tracebacks, dues, endings
+# $2 now, then arrays: seqs, attempts, statuses, failures to count, errors, tracebacks, dues, endings, whether begun
 AGAIN = f"""
     UPDATE flowrra.job SET status = v.status, failures = failures + v.failed, error = v.error, traceback = v.traceback,
-        crashes = greatest(0, crashes - v.failed), due = v.due, {ARCHIVE % "$2::float8, v.ending, v.error, v.traceback"}
+        crashes = greatest(0, crashes - v.failed), due = v.due,
+        expires = CASE WHEN NOT v.begun THEN job.expires END,
+        {ARCHIVE % "$2::float8, v.ending, v.error, v.traceback"}
     FROM unnest($3::bigint[], $4::integer[], $5::text[], $6::integer[], $7::text[], $8::text[], $9::float8[],
-        $10::text[]) AS v (seq, attempt, status, failed, error, traceback, due, ending)
+        $10::text[], $11::boolean[]) AS v (seq, attempt, status, failed, error, traceback, due, ending, begun)
     WHERE job.seq = ANY (ARRAY[v.seq]) AND job.attempt IS NOT DISTINCT FROM v.attempt AND {IS_RUNNING}
         AND ($1::boolean OR NOT cancel_requested)
     RETURNING job.seq, id, cancel_requested, job.attempt"""
@@ -378,8 +387,8 @@ BEAT = f"""
 RESCUE = "DELETE FROM flowrra.worker WHERE id = ANY ($1::text[]) AND lease <= clock_timestamp() RETURNING id"
 # $1 workers, $2 now, $3 ending, $4 error, $5 crashes to count
 PUT_BACK = f"""
-    UPDATE flowrra.job SET status = 'pending', crashes = crashes + $5::integer, due = NULL, error = $4::text,
-        traceback = NULL, {ARCHIVE % "$2::float8, $3::text, $4::text, NULL"}
+    UPDATE flowrra.job SET status = 'pending', crashes = crashes + $5::integer, due = NULL, expires = NULL,
+        error = $4::text, traceback = NULL, {ARCHIVE % "$2::float8, $3::text, $4::text, NULL"}
     WHERE seq = ANY (ARRAY(
         SELECT seq FROM flowrra.job WHERE status = 'running' AND worker = ANY ($1::text[])
         ORDER BY seq + 0 FOR NO KEY UPDATE))
@@ -426,7 +435,8 @@ RECORD = f"""
     ON CONFLICT (id) DO UPDATE SET task = excluded.task, status = excluded.status, submitted = excluded.submitted,
         attempt = excluded.attempt, started = excluded.started, finished = excluded.finished,
         purge_at = excluded.purge_at, error = excluded.error, traceback = excluded.traceback,
-        result = excluded.result"""
+        result = excluded.result
+    WHERE job.queue = ''"""  # else it is a job of this store
 
 # A move to another store. $1 ids, $2 by whom they are held
 HOLD = f"""

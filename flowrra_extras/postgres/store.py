@@ -238,7 +238,7 @@ class Store(MovingStore):
             self.finished += [row[1] for row in rows]
             await self._tell_children({row[0] for row in rows if row[2]}, ended, now)
         if again:
-            columns = [[o.due for o in again], [o.ending for o in again]]
+            columns = [[o.due for o in again], [o.ending for o in again], [o.begun for o in again]]
             rows = await self._db.fetch(sql.AGAIN, careful, now, *_columns_of(again), *columns)
             written.update((row[0], row[3]) for row in rows)
             self.ready = self.ready or bool(rows)

@@ -131,7 +131,9 @@ class RedisBroker(MovingBroker):
         self._calls, self._news, self._next_due, self._is_open = Calls(link), News(self._address), None, True
         try:
             await self._calls.run(Call("look"))
-            _warn(self._address.name, await link.settings())
+            settings = await link.settings()
+            self.store_id = settings.get("store")
+            _warn(self._address.name, settings)
             await self._bring_up_to_date()
         except BaseException:
             await self.close()

@@ -218,13 +218,14 @@ def _settle_words(outcomes: Sequence[Outcome], now: float, retention: BackendCon
     for kind, kin in itertools.groupby(outcomes, kind_of):
         words += *kind, ""
         at = len(words)
-        size = 4 if kind[1] is SUCCESS else 7
+        size = 4 if kind[1] is SUCCESS else 8
         for outcome in kin:
             words += outcome.job.id, f"{outcome.job.seq:013x}", str(outcome.attempt)
             if outcome.status is SUCCESS:
                 words.append(encode_value(outcome) if outcome.text is None else outcome.text)
             else:
                 words += _text(outcome.error), _text(outcome.traceback), _text(outcome.due), outcome.ending
+                words.append("1" if outcome.begun else "0")
         words[at - 1] = str((len(words) - at) // size)
         runs += 1
     return [repr(now), repr(now + retention.failed_ttl), str(runs), *words]

@@ -48,6 +48,6 @@ def _words(job: Job) -> tuple[str, ...]:
         **{name: number or None for name, number in numbers.items()},  # a crash of 0 would count as one in Lua
     }  # fmt: skip
     fields = [text for name, value in values.items() if value is not None for text in (name, str(value))]
-    expires = repr(job.expires) if job.expires is not None and job.attempt == 0 else ""
+    expires = repr(job.expires) if job.expires is not None else ""
     history = [to_json(attempt) for attempt in job.history]
     return job.id, member_of(job)[:16], job.queue, job.unique or "", expires, to_json(fields), to_json(history)

@@ -219,8 +219,14 @@ local function archive(job, ended_at, ending, error, traceback)
 end
 
 -- Let a job that ran wait again, or end it where that is its due.
-local function put_back(job, status, due, ending, error, traceback)
+local function put_back(job, status, due, ending, error, traceback, untouched)
     archive(job, now, ending, error, traceback)
+    if job.expires and untouched then
+        call('ZADD', p .. 'expiring', job.expires, job.id)
+    elseif job.expires then
+        call('HDEL', job.key, 'expires')
+        job.expires = false
+    end
     if job.cancel then
         if due then call('HSET', job.key, 'due', due) end
         finish(job, 'cancelled', bury_at, 'error', BY_HAND)
@@ -486,6 +492,7 @@ local function expire()
     end
     for _, job in ipairs(expired) do leave(job) end  -- or it would end with a parent that has expired too
     for _, job in ipairs(expired) do bury(job, 'cancelled', EXPIRED) end
+    if has_come(first('expiring')) then woken[queue] = true end  -- there is more than a step of it
 end
 
 local function holds_lease()
@@ -523,12 +530,12 @@ local function take(member, kind)
     if not fields[2] then return count(kind .. queue, -1) end  -- it was thrown away
     local expires = fields[CLAIMED_NUMBER + 1]
     fields[1] = fields[1] and string.format('%d', fields[1] + 1) or '1'
-    if expires and fields[1] == '1' then
+    if expires and not fields[6] and not fields[7] then  -- no failures, no crashes
         if has_come(expires) then return bury(load(id), 'cancelled', EXPIRED) end
         call('ZREM', p .. 'expiring', id)
     end
     call('HSET', key, 'status', 'running', 'attempt', fields[1], 'worker', worker, 'started', now,
-        'claim', ARGV[7])
+        'claim', ARGV[8])
     taken[#taken + 1] = id
     hand_out(member, fields)
 end
@@ -590,7 +597,8 @@ return answer
 # Write down what attempts came to.
 # ARGV: of each call: now, bury_at, how many runs of outcomes that are alike, then of each run: worker, status,
 #   purge_at, whether they may be written already, how many, then of each outcome its id, seq (13 digits), attempt,
-#   result; or, where that is no success, id, seq, attempt, error, traceback, due, ending.
+#   result; or, where that is no success, id, seq, attempt, error, traceback, due, ending, 1 if the task had begun to
+#   run. The id may belong to another job by now, submitted when the first one was deleted: seq tells.
 # Answer: of each call a text with a 1 for each outcome that was written, a 0 for each that was not.
 _SETTLE = """
 local flags
@@ -603,7 +611,7 @@ local function check(worker, id, seq, attempt, status, doubtful)
     return holds and job
 end
 
-local function write_other(job, status, purge_at, error, traceback, due, ending)
+local function write_other(job, status, purge_at, error, traceback, due, ending, begun)
     traceback, due = traceback ~= '' and traceback, due ~= '' and due
     if ending == 'failure' then call('HINCRBY', job.key, 'failures', 1) end
     if is_hopeless(status) then
@@ -618,13 +626,13 @@ local function write_other(job, status, purge_at, error, traceback, due, ending)
                 job.crashes = false
             end
         end
-        put_back(job, status, due, ending, error, traceback)
+        put_back(job, status, due, ending, error, traceback, begun == '0')
     end
 end
 
 local function settle(worker, status, purge_at, doubtful, number)
     local settled, is_success = {}, status == 'success'
-    local size = is_success and 4 or 7
+    local size = is_success and 4 or 8
     for i = at + 1, at + size * number, size do
         local id = ARGV[i]
         local job = check(worker, id, ARGV[i + 1], ARGV[i + 2], status, again or doubtful == '1')
@@ -635,7 +643,7 @@ local function settle(worker, status, purge_at, doubtful, number)
                 finish(job, status, purge_at, 'result', ARGV[i + 3])
                 if job.children then tell(job) end
             else
-                write_other(job, status, purge_at, unpack(ARGV, i + 3, i + 6))
+                write_other(job, status, purge_at, unpack(ARGV, i + 3, i + 7))
             end
         end
     end
@@ -841,7 +849,7 @@ local function hold(id)
     if not job or job.status == 'running' or job.status == 'success' or is_hopeless(job.status) then return 0 end
     if job.worker then return job.worker == by and 1 or 0 end
     leave(job)
-    if job.expires and not job.attempt then call('ZADD', p .. 'expiring', job.expires, id) end
+    if job.expires then call('ZADD', p .. 'expiring', job.expires, id) end
     move(job, 'blocked')
     call('HSET', job.key, 'status', 'blocked', 'worker', by)
     return 1
@@ -915,8 +923,8 @@ _RECORD = (
 for i = 2, #ARGV, 3 do
     local id, fields = ARGV[i], cjson.decode(ARGV[i + 2])
     local key = p .. 'job:' .. id
-    local status, purge_at = unpack(call('HMGET', key, 'status', 'purge_at'), 1, 2)
-    if not status or purge_at then  -- a job that is alive here is not written over
+    local status, queue = unpack(call('HMGET', key, 'status', 'queue'), 1, 2)
+    if not status or queue == '' then  -- a job of this store, which is in a queue, is not written over
         if status then erase(id) end
         local seq = call('HINCRBY', state, 'seq', 1)
         local place = '8000000000000000' .. string.format('%013x', seq)

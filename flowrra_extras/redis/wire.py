@@ -12,6 +12,7 @@ import itertools
 import logging
 import math
 import random
+import re
 import ssl
 from typing import TYPE_CHECKING, Any, cast
 
@@ -68,6 +69,7 @@ class Address:
         words = [word for word in (parts.user, parts.password) if word]
         self._greeting = [("AUTH", *words)] if words else []
         self._greeting.append(("SELECT", database))
+        self.database = database
 
     def _error(self, text: str) -> ConfigError:
         return ConfigError(f"{self.name!r} cannot be read: {text}")
@@ -356,15 +358,18 @@ class Link:
             BrokerError: this user may not publish. Scripts do that last, when all is written.
         """
         asked = ("CONFIG", "GET", "appendonly"), ("CONFIG", "GET", "maxmemory-policy")
-        publish = "PUBLISH", f"{self._prefix}results", "[]"
+        others = ("INFO", "server"), ("PUBLISH", f"{self._prefix}results", "[]")
         try:
             connection = await self._reconnect(asyncio.get_running_loop().time() + self._timeout)
-            *answers, heard = await connection.ask(b"".join(map(_pack, (*asked, publish))), len(asked) + 1, PATIENCE)
+            words = b"".join(map(_pack, (*asked, *others)))
+            *answers, about, heard = await connection.ask(words, len(asked) + len(others), PATIENCE)
         except OSError:
             return {}
         if _is_error(heard) and str(heard).startswith("NOPERM"):
             raise self._error(f"does not allow this user to publish: its ACL needs +publish &{self._prefix}* ({heard})")
-        return {} if any(map(_is_error, answers)) else dict(answer for answer in answers if answer)
+        run = re.search(r"^run_id:(\w+)", str(about), re.MULTILINE)
+        found = {"store": f"{run[1]} {self._address.database} {self._prefix}"} if run else {}
+        return found if any(map(_is_error, answers)) else found | dict(answer for answer in answers if answer)
 
     def close(self) -> None:
         """Close the connection for good. Those who wait for an answer get a BrokerError."""

@@ -19,7 +19,7 @@ from flowrra import (
     TaskStatus,
     decode_arguments,
 )
-from flowrra_extras.testing.trial import Contract, Trial, job, job_in, outcomes_of, raises
+from flowrra_extras.testing.trial import SOON, Contract, Trial, job, job_in, outcomes_of, raises
 
 
 class PushContract(Contract):
@@ -255,6 +255,56 @@ class ClaimContract(Contract):
             t.clock.advance(6)
             assert await t.claim_ids() == ["a"]
 
+    async def test_a_job_that_was_handed_back_untouched_still_expires(self) -> None:
+        for due in (None, 1):
+            async with self.trial() as t:
+                (claimed,) = await t.run(job("a", expires=t.now + 5))
+                later = None if due is None else t.now + due
+                assert await t.settle(Outcome.release(claimed, "it never began", later, begun=False)) == [True]
+                t.clock.advance(6)
+                await t.beat()
+                assert (await t.claim_ids(), await t.statuses("a")) == ([], ["cancelled"])
+
+    async def test_it_may_begin_before_it_expires_after_all(self) -> None:
+        for back in outcomes_of()[2:4]:  # a retry, a release
+            async with self.trial() as t:
+                (claimed,) = await t.run(job("a", expires=t.now + 5))
+                await t.settle(Outcome.release(claimed, "it never began", begun=False))
+                (claimed,) = await t.claim()
+                await t.settle(back(claimed, t.now))
+                t.clock.advance(6)
+                await t.beat()
+                assert await t.claim_ids() == ["a"]
+
+    async def test_a_job_whose_worker_died_does_not_expire(self) -> None:
+        """It may have begun."""
+        for leaves in (True, False):
+            async with self.trial() as t:
+                await t.run(job("a", expires=t.now + 5))
+                await (t.beat("w1", lease=0) if leaves else t.crash("w1", seen_by="w2"))
+                t.clock.advance(6)
+                await t.beat("w2")
+                assert await t.claim_ids(worker="w2") == ["a"]
+
+    async def test_many_that_expire_or_come_due_at_once(self) -> None:
+        """More than a claim deals with by itself: none of the expired is handed out, and all are ended soon."""
+        many = 2_500
+        async with self.trial() as t:
+            await t.push(*[job(f"stale {n}", expires=t.now + 5) for n in range(many)], job("fresh"))
+            await t.push(*[job(f"due {n}", due=t.now + 5, queue="other") for n in range(many)])
+            t.clock.advance(6)
+            await t.beat()
+            claimed: list[str] = []
+            async with asyncio.timeout(SOON):
+                while len(claimed) < 1 + many:
+                    claimed += await t.claim_ids() + await t.claim_ids(many, queue="other")
+                    await asyncio.sleep(0)
+            assert Counter(claimed) == Counter(["fresh", *(f"due {n}" for n in range(many))])
+            async with asyncio.timeout(SOON):
+                while (await t.broker.counts()).get(("default", TaskStatus.CANCELLED)) != many:
+                    await t.claim()
+                    await asyncio.sleep(0)
+
 
 class SettleContract(Contract):
     """Writing down what attempts came to."""
@@ -435,6 +485,24 @@ class SettleContract(Contract):
             assert await t.settle(Outcome.succeed(old, "late")) == [False]
             assert await t.status("new") is TaskStatus.RUNNING
             assert await t.settle(Outcome.succeed(new, "mine")) == [True]
+
+    async def test_a_late_outcome_of_a_deleted_job_hits_no_other(self) -> None:
+        """Neither one that has its id again, nor one that the store might put where it was."""
+        for name, make in itertools.product(("a", "b"), outcomes_of()):
+            async with self.trial() as t:
+                (old,) = await t.run(job("a"))
+                late = make(old, t.now)
+                await t.crash("w1", seen_by="w2")
+                assert await t.cancel("a") is True
+                assert await t.broker.delete(["a"]) == [True]
+                await t.push(job(name))
+                await t.beat("w1")
+                (new,) = await t.claim(worker="w1")
+                assert (new.id, new.attempt) == (name, old.attempt)
+                before = await t.job(name)
+                assert await t.settle(late) == [False]
+                assert await t.job(name) == before
+                assert await t.settle(late, Outcome.succeed(new, "mine")) == [False, True]
 
     async def test_the_history_is_bounded(self) -> None:
         async with self.trial() as t:

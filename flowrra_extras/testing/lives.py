@@ -329,6 +329,30 @@ class CancelContract(Contract):
             assert await t.status("a") is TaskStatus.RETRYING
             assert await t.cancel("a") is True
 
+    async def test_requeue_leaves_the_past_as_it_was(self) -> None:
+        for end in (Outcome.fail, Outcome.cancel):
+            async with self.trial() as t:
+                (claimed,) = await t.run(job("a"))
+                t.clock.advance(1)
+                await t.settle(end(claimed, "boom"))
+                before = (await t.job("a")).attempts
+                t.clock.advance(100)
+                await t.requeue("a")
+                assert (await t.job("a")).history == before
+
+    async def test_a_deleted_child_waits_for_nobody(self) -> None:
+        """One that comes under its id has parents of its own."""
+        async with self.trial() as t:
+            parent, other = await t.run(job("parent"), job("other"))
+            await t.push(job("child", parents=("parent",)))
+            await t.cancel("child")
+            assert await t.broker.delete(["child"]) == [True]
+            await t.push(job("child", parents=("other",)))
+            await t.settle(Outcome.fail(parent, "boom"))
+            assert await t.statuses("child") == ["blocked"]
+            await t.settle(Outcome.succeed(other, 1))
+            assert await t.claim_ids() == ["child"]
+
     async def test_requeue_keeps_the_old_place(self) -> None:
         async with self.trial() as t:
             await t.push(job("a"), job("b"))

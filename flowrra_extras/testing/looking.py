@@ -14,7 +14,7 @@ from flowrra import (
     TaskTimeoutError,
 )
 from flowrra_extras.testing.tools import ManualClock
-from flowrra_extras.testing.trial import SOON, Contract, Trial, job, raises
+from flowrra_extras.testing.trial import SOON, Contract, Trial, job, job_in, raises
 
 
 class LookingContract(Contract):
@@ -45,6 +45,18 @@ class LookingContract(Contract):
             ttl = t.broker.retention.failed_ttl + t.broker.retention.result_ttl
             assert await t.broker.purge(late + 100 + ttl, 10) == 2
             assert await t.broker.get(["a", "b"]) == [None, None]
+
+    async def test_a_job_is_not_recorded_over(self) -> None:
+        """A record is of a job that ran elsewhere. If it is one of this store, its own row says more."""
+        for status in TaskStatus:
+            async with self.trial() as t:
+                before = await job_in(t, status)
+                ended = TaskResult[Any]("a", "task", TaskStatus.SUCCESS, 7, attempts=9, started=t.now, finished=t.now)
+                await t.broker.record([ended, TaskResult("b", "task", TaskStatus.SUCCESS, 8, finished=t.now)])
+                assert await t.job("a") == before
+                other = (await t.broker.get(["b"]))[0]
+                assert other is not None, "it ended before it ever ran, as far as the record tells"
+                assert (other.status, other.result, other.attempts) == (TaskStatus.SUCCESS, 8, 0)
 
     async def test_find_by_each_property(self) -> None:
         async with self.trial() as t:

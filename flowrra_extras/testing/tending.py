@@ -65,13 +65,15 @@ class SearchContract(Contract):
 
     async def test_find_by_a_part_of_the_error(self) -> None:
         async with self.trial() as t:
-            errors = ("KeyError: 'a_b' is 100% wrong", "ValueError: [no] a.b", "ValueError: straße")
+            errors = ("KeyError: 'a_b' is 100% wrong", "ValueError: [no] a.b", "ValueError: straße, ÉTÉ, Ёж")
             jobs = await t.run(*[job(f"j{n}") for n in range(4)])
             await t.settle(*[Outcome.fail(one, error) for one, error in zip(jobs, errors, strict=False)])
             assert await t.find(error="valueERROR") == ["j2", "j1"]
             assert await t.find(error="100% W") == await t.find(error="a_b") == ["j0"]
             assert await t.find(error="A.B") == await t.find(error="[NO]") == ["j1"]
-            assert await t.find(error="straße") == ["j2"]
+            for part in ("straße", "STRAßE", "été", "Ét", "ёЖ"):
+                assert await t.find(error=part) == ["j2"], part
+            assert await t.find(error="strasse") == await t.find(error="ete") == []
             assert await t.find(error="%") == ["j0"]
             assert await t.find(error="ValueError", status=frozenset((TaskStatus.PENDING,))) == []
             assert await t.find(error="error", status=frozenset((TaskStatus.FAILED,)), task="task") == [
