@@ -2143,7 +2143,7 @@ class Broker(Backend):
         """Register the worker or extend its lease to `lease` seconds from here; 0 takes its leave.
 
         At a leave, what it still holds is released. The rows of `worker.activity` replace what this worker has
-        handed over of the same minutes. Others whose leases have run out are judged by `lost_workers`. A repetition
+        handed over of the same minutes. Others whose leases have run out are judged by `judge_leases`. A repetition
         of the call, after its answer was lost, still tells of a lapse that the first one found.
         """
         raise NotImplementedError
@@ -5280,7 +5280,8 @@ class JobContext:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.attempt = job.attempt  # its number, from 1 on; it also counts attempts that did not fail
+        #: The number of this attempt, from 1 on; it also counts attempts that did not fail.
+        self.attempt = job.attempt  # kept, as a broker may share the job, which then goes on to the next one
 
     @property
     def id(self) -> str:

@@ -91,10 +91,10 @@ def place(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Site
 
 
 @contextlib.asynccontextmanager
-async def two_busy_workers(site: Site, seconds: float) -> AsyncIterator[tuple[Flowrra, list[Process]]]:
+async def two_busy_workers(site: Site, seconds: float, **env: str) -> AsyncIterator[tuple[Flowrra, list[Process]]]:
     """Two workers with three jobs each, of which half block a thread."""
     async with site.client() as app:
-        workers = [await site.worker("--concurrency", "3") for _ in range(2)]
+        workers = [await site.worker("--concurrency", "3", env=env) for _ in range(2)]
         for name in ("app.hold", "app.linger"):
             await app.submit_many(stand_in(app, name), [(seconds,)] * 3)
         await some_running(app, 6)
@@ -115,6 +115,18 @@ async def test_outages_longer_than_a_lease_run_nothing_twice(place: tuple[Site, 
     assert statuses(jobs) == {TaskStatus.SUCCESS: 6}
     assert {(job.attempt, job.crashes, job.failures) for job in jobs} == {(1, 0, 0)}
     assert all("lost its lease" not in worker.log and "is gone" not in worker.log for worker in workers)
+
+
+async def test_who_has_given_up_often_is_back_in_time(tmp_path: Path) -> None:
+    """The pauses between tries grow, for heartbeats to one of their intervals: a fresh lease lasts for two at least."""
+    with redis_site(tmp_path) as (site, silence):
+        async with two_busy_workers(site, 9.0, FLOWRRA_BROKER_TIMEOUT="0.2") as (app, workers):
+            with silence():
+                await asyncio.sleep(6.0)
+            jobs = await all_finished(app, within=40.0)
+    assert site.runs() == dict.fromkeys((job.id for job in jobs), 1)
+    assert {(job.attempt, job.crashes) for job in jobs} == {(1, 0)}
+    assert all("lost its lease" not in worker.log for worker in workers)
 
 
 async def test_who_is_killed_in_an_outage_is_rescued_after_it(place: tuple[Site, Silence]) -> None:

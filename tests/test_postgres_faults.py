@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import os
 import signal
@@ -93,6 +94,29 @@ async def test_a_push_that_others_saw_before_it_was_on_disk_is_not_doubled() -> 
         assert await push(broker, "early") == ["early"]
         assert proxy.lose_answer_to is None
         assert [job.id for job in await claim(broker)] == ["early"]
+
+
+async def test_a_heartbeat_whose_answer_is_lost_still_tells_of_the_lapse() -> None:
+    """The first copy registered the worker anew; the second finds it known."""
+    async with through_a_proxy() as (broker, proxy):
+        worker = WorkerInfo("late")
+        await broker.heartbeat(worker, lease=60, now=0.0)
+        await broker.heartbeat(dataclasses.replace(worker), lease=0, now=0.0)  # as who takes it for dead forgets it
+        proxy.lose_answer_to = b"late"
+        assert (await broker.heartbeat(worker, lease=60, now=0.0)).lapsed
+        assert proxy.lose_answer_to is None
+        assert not (await broker.heartbeat(worker, lease=60, now=0.0)).lapsed
+
+
+async def test_a_repeated_heartbeat_rescues_nobody() -> None:
+    """Its first copy may have come late; and the server was silent. What is in doubt gets a fresh lease."""
+    async with through_a_proxy() as (broker, proxy):
+        for name, lease in (("mine", 60), ("other", 0.05)):
+            await broker.heartbeat(WorkerInfo(name), lease=lease, now=0.0)
+        await asyncio.sleep(0.1)
+        proxy.lose_answer_to = b"newcomer"
+        assert (await broker.heartbeat(WorkerInfo("newcomer"), lease=60, now=0.0)).lost_workers == []
+        assert proxy.lose_answer_to is None
 
 
 async def test_what_a_lost_answer_had_claimed_is_found_again() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -70,6 +71,30 @@ async def test_a_push_whose_answer_is_lost_is_sent_again() -> None:
         lose_answer_to(proxy, "push")
         assert await push(broker, "a", "b") == ["a", "b"]
         assert [job.id for job in await broker.find(JobFilter())] == ["b", "a"]
+
+
+async def test_a_heartbeat_whose_answer_is_lost_still_tells_of_the_lapse() -> None:
+    """The first copy registers it anew, as a stale one does when a frozen server wakes; the second finds it known."""
+    async with through_a_proxy() as (broker, proxy):
+        worker = WorkerInfo("late")
+        await broker.heartbeat(worker, lease=60, now=0.0)
+        await broker.heartbeat(dataclasses.replace(worker), lease=0, now=0.0)  # as who takes it for dead forgets it
+        lose_answer_to(proxy, "heartbeat")
+        assert (await broker.heartbeat(worker, lease=60, now=0.0)).lapsed
+        assert proxy.lose_answer_to is None
+        assert not (await broker.heartbeat(worker, lease=60, now=0.0)).lapsed
+
+
+async def test_a_new_worker_that_found_the_server_away_rescues_nobody() -> None:
+    """The others may be alive, and were kept from their heartbeats just as this one was from its first."""
+    async with through_a_proxy() as (broker, proxy):
+        await broker.heartbeat(WorkerInfo("alive"), lease=0.01, now=0.0)
+        await asyncio.sleep(0.02)
+        proxy.cut()
+        assert await push(broker, "a") == ["a"]
+        notices = await broker.heartbeat(WorkerInfo("new"), lease=60, now=0.0)
+        assert notices.lost_workers == []
+        assert (await broker.heartbeat(WorkerInfo("newer"), lease=60, now=0.0)).lost_workers == []
 
 
 async def test_what_a_lost_answer_had_claimed_is_handed_out_again() -> None:
