@@ -2924,7 +2924,7 @@ _READY = f"""
 # While there may be some that have expired: these are passed by, but not without end. 100,000 take 50 ms, to be
 # cancelled a second and more.
 _READY_STILL = f"""
-    SELECT {_CLAIMED} FROM ({_READY.replace(_CLAIMED, f"{_CLAIMED}, expires").replace(":limit", str(100 * UPKEEP_STEP))})
+    SELECT {_CLAIMED} FROM ({_READY.replace(" FROM", ", expires FROM").replace(":limit", str(100 * UPKEEP_STEP))})
     WHERE expires IS NULL OR expires > :now LIMIT :limit"""
 _SUSPECT = _READY.replace("crashes = 0", "crashes > 0").replace("ORDER BY", "ORDER BY crashes,")
 _START = """

@@ -322,7 +322,7 @@ async def _is_committed(session: Session, transaction: str) -> bool:
 
 
 async def _apart(send: Callable[[list[Any]], Awaitable[list[Any]]], items: list[Any]) -> list[Any]:
-    """Send a group; where it is refused for one item, each goes alone, so that only that one fails."""
+    """Send a group; where it is refused, each half goes by itself, so that one bad item fails alone, at a low price."""
     try:
         return await send(items)
     except AwayError:
@@ -330,14 +330,15 @@ async def _apart(send: Callable[[list[Any]], Awaitable[list[Any]]], items: list[
     except Exception:
         if len(items) == 1:
             raise
-    return [await _alone(send, item) for item in items]
+    middle = len(items) // 2
+    return [*await _half(send, items[:middle]), *await _half(send, items[middle:])]
 
 
-async def _alone(send: Callable[[list[Any]], Awaitable[list[Any]]], item: Any) -> Any:
+async def _half(send: Callable[[list[Any]], Awaitable[list[Any]]], items: list[Any]) -> list[Any]:
     try:
-        return (await send([item]))[0]
+        return await _apart(send, items)
     except Exception as error:
-        return error
+        return [error] * len(items)
 
 
 def _key(outcome: Outcome) -> tuple[int, int]:
