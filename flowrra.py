@@ -2373,6 +2373,7 @@ class MemoryBroker(Broker):
         self._leases: dict[str, Lease] = {}
         self._paused: set[str] = set()
         self._totals = ActivitySums()
+        self._activity = ActivitySums()
         self._sequence = itertools.count(1)
         self._steps: list[Callable[[float], None]] = []  # of upkeep, that the loop is about to take
         self._given = 0  # jobs given out since the loop had its turn
@@ -2651,6 +2652,7 @@ class MemoryBroker(Broker):
         if outcome.status is SUCCESS or outcome.ending == "failure":
             job.failures += outcome.status is not SUCCESS
             self._totals[0, job.task].count(job, outcome.status, job.started or now, now)
+            self._activity.count(job, outcome.status, job.started or now, now)
         if outcome.status in FINISHED:
             self._finish(job, outcome, now)
             return True
@@ -2839,7 +2841,7 @@ class MemoryBroker(Broker):
         return set(self._paused)
 
     async def activity(self, since: float) -> list[Activity]:
-        return _activity_of(itertools.takewhile(lambda job: (job.finished or 0.0) >= since, reversed(self._finished)))
+        return [row.copy() for row in self._activity.in_order() if row.minute >= since]
 
     async def totals(self) -> list[Activity]:
         return [row.copy() for row in self._totals.in_order()]
@@ -2896,6 +2898,8 @@ class MemoryBroker(Broker):
             del self._jobs[task_id]
 
     async def purge(self, before: float, limit: int) -> int:
+        for key in [key for key in self._activity if key[0] < before - ACTIVITY_KEPT]:
+            del self._activity[key]
         due = ((job.purge_at, job.seq, job.id) for job in self._finished if (job.purge_at or 0.0) < before)
         gone = {task_id for *_, task_id in heapq.nsmallest(limit, due)}
         self._drop(gone)
@@ -2972,17 +2976,6 @@ LEFT = "its worker left without settling it"
 def orphaned(parent: str, status: TaskStatus) -> str:
     """The reason of a job that is cancelled because its parent did not succeed."""
     return f"its parent {parent} ended as {status}"
-
-
-def _activity_of(jobs: Iterable[Job]) -> list[Activity]:
-    """What can be told from the recorded attempts of finished jobs."""
-    sums = ActivitySums()
-    for job in jobs:
-        for attempt in job.attempts:
-            if attempt.outcome in ("success", "failure") and attempt.ended is not None:
-                is_last = attempt.number == job.attempt and job.status is not CANCELLED
-                sums.count(job, job.status if is_last else RETRYING, attempt.started, attempt.ended)
-    return sums.in_order()
 
 
 def _resolve(waiter: asyncio.Future[Any], result: Any = None) -> None:
@@ -3177,8 +3170,7 @@ _READY = f"""
 # While there may be some that have expired: these are passed by, but not without end. 100,000 take 50 ms, to be
 # cancelled a second and more.
 _READY_STILL = f"""
-    SELECT {_CLAIMED}
-    FROM ({_READY.replace(_CLAIMED, f"{_CLAIMED}, expires").replace(":limit", str(100 * UPKEEP_STEP))})
+    SELECT {_CLAIMED} FROM ({_READY.replace(" FROM", ", expires FROM").replace(":limit", str(100 * UPKEEP_STEP))})
     WHERE expires IS NULL OR expires > :now LIMIT :limit"""
 # BETWEEN, since `=` beside the `> 0` that the index asks for makes the planner sort.
 _ALIKE = "crashes > 0 AND crashes BETWEEN :crashes AND :crashes"

@@ -214,6 +214,30 @@ async def test_an_older_schema_is_migrated_once(path: Path, monkeypatch: pytest.
         assert db.execute("SELECT id, extra FROM flowrra_job").fetchall() == [("a", "x")]
 
 
+async def test_a_store_whose_rows_were_used_again_is_brought_up_to_date(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From schema 2: all jobs and their families are kept, and what has begun to run does not expire."""
+    with monkeypatch.context() as patch:
+        patch.setattr(flowrra, "_MIGRATIONS", flowrra._MIGRATIONS[:2])
+        async with opened(path) as broker:
+            await broker.push([Job("parent", "t"), Job("child", "t", parents=("parent",))], now=NOW)
+            await broker.push([Job("new", "t", expires=NOW + 1), Job("begun", "t", expires=NOW + 1)], now=NOW)
+            before = await broker.find(JobFilter())
+    with plain(path) as db:
+        db.execute("UPDATE flowrra_job SET attempt = 1 WHERE id = 'begun'")
+    async with opened(path) as broker:
+        after = await broker.find(JobFilter())
+        assert [(job.id, job.seq, job.status) for job in after] == [(job.id, job.seq, job.status) for job in before]
+        assert {job.id: job.expires for job in after if job.id in ("new", "begun")} == {"new": NOW + 1, "begun": None}
+        assert [job.id for job in await broker.find(JobFilter(parent="parent"))] == ["child"]
+        await broker.cancel("begun", now=NOW)
+        assert await broker.delete(["begun"]) == [True]
+        await broker.push([Job("last", "t")], now=NOW)
+        (last,) = await broker.find(JobFilter(ids=["last"]))
+        assert last.seq > max(job.seq for job in before)
+
+
 async def test_a_migration_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened(path) as broker:
         await broker.push([Job("a", "task")], now=NOW)
