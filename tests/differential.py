@@ -86,7 +86,8 @@ class Story:
             if value != values[0]:
                 raise AssertionError(
                     f"story {self.seed}: {type(side.broker).__name__} has\n  {value!r}\nand "
-                    f"{type(self.sides[0].broker).__name__}\n  {values[0]!r}\nafter\n" + "\n".join(self.told[-12:])
+                    f"{type(self.sides[0].broker).__name__}\n  {values[0]!r}\nafter\n"
+                    + "\n".join(self.told[-int(os.environ.get("FLOWRRA_TOLD", "12")) :])
                 )
 
     async def compare(self) -> None:
@@ -111,13 +112,15 @@ class Story:
             parents = rng.sample(older, min(len(older), rng.choice((0, 0, 0, 1, 2, 3))))
             if task_id not in self.ids:
                 self.ids.append(task_id)
+            # Of several with a key, one that ends at once would leave it free for the next; not so on PostgreSQL.
+            keys = (None, None, None, "k1", "k2") if number == 1 or not parents else (None,)
             made.append(
                 {
                     "id": task_id, "task": rng.choice(("t", "u")), "queue": rng.choice(QUEUES),
                     "priority": rng.choice((0, 0, -1, 7)), "parents": tuple(parents),
                     "args": rng.choice(((), (1, "é"), ([1, {"x": (2,)}],), tuple(map(ResultOf, parents)))),
                     "kwargs": rng.choice(({}, {"k": None}, {"k": {1}})),
-                    "unique": rng.choice((None, None, None, "k1", "k2")),
+                    "unique": rng.choice(keys),
                     "due": rng.choice((None, None, None, self.now + 3, self.now, self.now - 5)),
                     "expires": rng.choice((None, None, None, None, self.now + 4)),
                     "overrides": rng.choice((None, None, {"timeout": 2.5})),

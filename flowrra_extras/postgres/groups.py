@@ -120,6 +120,7 @@ class Claims:
         rows = await session.fetch(sql.CLAIM_SUSPECT, claim.queue, claim.worker, claim.now)
         jobs = _jobs(claim, rows)
         if jobs or rows[0]["alone"]:
+            self.forget()  # a claim behind a mark would not notice that this worker is to get nothing else
             return jobs
         return _jobs(claim, await self._look(session, claim))
 
