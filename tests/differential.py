@@ -106,8 +106,9 @@ class Story:
     def specs(self, number: int) -> list[dict[str, Any]]:
         rng = self.rng
         made: list[dict[str, Any]] = []
+        known = list(self.ids)
         for _ in range(number):
-            task_id = rng.choice(self.ids) if self.ids and rng.random() < 0.08 else f"j{len(self.ids)}"
+            task_id = known.pop(rng.randrange(len(known))) if known and rng.random() < 0.08 else f"j{len(self.ids)}"
             older = [*self.ids[-10:], *(("nobody", task_id) if rng.random() < 0.04 else ())]
             parents = rng.sample(older, min(len(older), rng.choice((0, 0, 0, 1, 2, 3))))
             if task_id not in self.ids:
@@ -282,6 +283,8 @@ def seen(job: Job) -> dict[str, Any]:
     values = {f.name: plain(getattr(job, f.name)) for f in dataclasses.fields(job)}
     for name in ("seq", "payload", "args", "kwargs"):
         del values[name]
+    if len(job.parents) > 1 and job.status is TaskStatus.CANCELLED and (job.error or "").startswith("its parent "):
+        values["error"] = "its parent"  # which of them ended first is told of one call only
     return {**values, "arguments": arguments(job)}
 
 
