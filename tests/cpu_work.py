@@ -122,3 +122,21 @@ async def wait_for_another(task_id: str) -> None:
 
 def wait_for_another_plainly(task_id: str) -> None:
     app.sync.wait_for_result(task_id, timeout=5)
+
+
+class AgainError(Retry):
+    """A request for another attempt that does not call the __init__() of its base."""
+
+    def __init__(self) -> None:
+        pass
+
+
+def ask_again() -> tuple[int, int]:
+    """At the first attempt it asks for another one."""
+    if current_job().attempt == 1:
+        raise AgainError
+    return current_job().attempt, os.getpid()
+
+
+def no_json() -> object:
+    return [object()]

@@ -7,12 +7,15 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import io
 import json
 import math
+import struct
 import sys
 import uuid
 from collections import OrderedDict, namedtuple
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
@@ -32,6 +35,7 @@ from flowrra import (
     encode,
     encode_arguments,
     encode_result,
+    is_plain,
 )
 
 if TYPE_CHECKING:
@@ -41,7 +45,11 @@ if TYPE_CHECKING:
 # Round trip
 # ---------------------------------------------------------------------------
 
-ZONES = st.sampled_from([dt.UTC, dt.timezone(dt.timedelta(hours=-3, minutes=-30))])
+FIXED = dt.UTC, dt.timezone(dt.timedelta(hours=-3, minutes=-30)), dt.timezone(dt.timedelta(seconds=1))
+ZONES = st.sampled_from([*FIXED, ZoneInfo("Europe/Riga"), ZoneInfo("America/New_York"), ZoneInfo("UTC")])
+FOLDS = st.integers(0, 1)
+MOMENTS = st.builds(lambda moment, fold: moment.replace(fold=fold), st.datetimes(timezones=st.none() | ZONES), FOLDS)
+TIMES = st.builds(lambda time, fold: time.replace(fold=fold), st.times(timezones=st.none() | ZONES), FOLDS)
 
 HASHABLE = st.one_of(
     st.none(),
@@ -50,9 +58,9 @@ HASHABLE = st.one_of(
     st.floats(allow_nan=False),
     st.text(),
     st.binary(),
-    st.datetimes(timezones=st.none() | ZONES),
+    MOMENTS,
     st.dates(),
-    st.times(),
+    TIMES,
     st.timedeltas(),
     st.decimals(allow_nan=False),
     st.uuids(),
@@ -79,6 +87,8 @@ def same(one: Any, other: Any) -> bool:
         return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, dict):
         return same(list(one.items()), list(other.items()))
+    if isinstance(one, dt.datetime | dt.time):
+        return repr(one) == repr(other)  # with its zone and fold
     return bool(one == other)
 
 
@@ -104,6 +114,54 @@ def test_arguments_come_back(args: list[Any], kwargs: dict[str, Any]) -> None:
     found_args, found_kwargs = decode_arguments(stored)
     assert same(list(found_args), args)
     assert same(dict(found_kwargs), kwargs)
+
+
+@given(MOMENTS | TIMES)
+def test_a_moment_keeps_its_zone_and_which_of_two_passes_it_is_of(value: dt.datetime | dt.time) -> None:
+    assert repr(decode(encode(value))) == repr(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"$":"datetime","v":"2024-10-27T03:30:00"}', dt.datetime(2024, 10, 27, 3, 30)),  # noqa: DTZ001
+        ('{"$":"datetime","v":"2024-10-27T03:30:00+02:00"}', dt.datetime.fromisoformat("2024-10-27T03:30:00+02:00")),
+        ('{"$":"time","v":"03:30:00+02:00"}', dt.time.fromisoformat("03:30:00+02:00")),
+    ],
+)
+def test_a_moment_in_a_text_of_the_first_version_is_read(text: str, value: Any) -> None:
+    assert same(decode(text), value)
+    assert encode(value) == text
+
+
+class OddZone(dt.tzinfo):
+    """A time zone of a program's own."""
+
+    def utcoffset(self, moment: dt.datetime | None) -> dt.timedelta:
+        return dt.timedelta(hours=1)
+
+    def dst(self, moment: dt.datetime | None) -> None:
+        return None
+
+    def tzname(self, moment: dt.datetime | None) -> str:
+        return "odd"
+
+
+def from_a_file(key: str | None) -> ZoneInfo:
+    """A zone that is one hour ahead, of no database."""
+    counts = struct.pack(">6l", 0, 0, 0, 0, 1, 4)
+    return ZoneInfo.from_file(
+        io.BytesIO(b"TZif" + bytes(16) + counts + struct.pack(">lbb", 3600, 0, 0) + b"ODD\0"), key
+    )
+
+
+@pytest.mark.parametrize("zone", [OddZone(), from_a_file(None), from_a_file("Nowhere/Known")])
+def test_a_zone_that_cannot_be_kept_is_refused(zone: dt.tzinfo) -> None:
+    for value in (dt.datetime(2024, 1, 1, tzinfo=zone), dt.time(1, tzinfo=zone)):
+        with pytest.raises(
+            SerializationError, match=r"value\['at'\] has the time zone .* which cannot be kept: use zone"
+        ):
+            encode({"at": value})
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf])
@@ -139,6 +197,18 @@ def test_huge_ints_survive_up_to_the_digits_that_python_allows() -> None:
     assert decode(encode(largest)) == largest
     with pytest.raises(SerializationError, match="holds a number that cannot be kept"):
         encode([largest * 100], "args")
+
+
+@given(VALUES)
+def test_what_is_plain_needs_no_copy(value: Any) -> None:
+    if is_plain(value):
+        assert same(decode(encode(value)), value)
+        hash(value)
+
+
+def test_what_may_not_be_kept_is_not_plain() -> None:
+    assert not any(map(is_plain, (10**5_000, 2**63, Level.HIGH, Name.ADA, (), b"", ResultOf("x"))))
+    assert all(map(is_plain, (2**63 - 1, -(2**63), None, True, math.nan, "text")))
 
 
 def test_a_placeholder_comes_back_as_one() -> None:
@@ -263,6 +333,24 @@ def test_an_argument_that_cannot_be_kept_is_named() -> None:
         '{"$": "tuple"}',
         '{"$": "tuple", "v": 3}',
         '{"$": "datetime", "v": "yesterday"}',
+        *(
+            f'{{"$":"zoned datetime","v":["2024-01-01T00:00:00",{key},0]}}'
+            for key in (
+                '"../../etc/passwd"',
+                '"/etc/passwd"',
+                '"Nowhere/Known"',
+                '"os.system"',
+                '"Europe"',
+                '""',
+                '"\\u0000"',
+                "5",
+                "[]",
+                "{}",
+            )
+        ),
+        '{"$":"zoned datetime","v":["2024-01-01T00:00:00",null,2]}',
+        '{"$":"zoned time","v":["2024-01-01T00:00:00",null,0]}',
+        '{"$":"zoned time","v":[]}',
         '{"$": "decimal", "v": "many"}',
         '{"$": "uuid", "v": "x"}',
         '{"$": "bytes", "v": "*"}',

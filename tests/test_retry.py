@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from flowrra import (
     Job,
     ProcessDiedError,
     RemoteError,
+    ResultError,
     Retry,
     TaskOptions,
     TaskStatus,
@@ -53,6 +55,13 @@ class FlakyError(ConnectionError):
     """An error that somebody might want to retry."""
 
 
+def ended_attempt() -> TaskTimeoutError:
+    """What an attempt raises that took longer than its `timeout`."""
+    error = TaskTimeoutError("the attempt took longer")
+    error.ends_attempt = True
+    return error
+
+
 @pytest.mark.parametrize(
     ("options", "error", "again"),
     [
@@ -64,9 +73,15 @@ class FlakyError(ConnectionError):
         ({"no_retry_on": (ConnectionError,)}, FlakyError(), False),
         ({"no_retry_on": (ConnectionError,)}, ValueError(), True),
         ({"retry_on": (ConnectionError,)}, Retry(), True),
-        ({"retry_on": (ConnectionError,)}, TaskTimeoutError(), True),
+        ({"no_retry_on": (Exception,)}, Retry(), True),
+        ({"no_retry_on": (Exception,)}, RemoteError("E", ["flowrra.Retry", "builtins.Exception"], "", None), True),
+        ({"retry_on": (ConnectionError,)}, TaskTimeoutError("of a job that it waited for"), False),
+        ({"retry_on": (TimeoutError,)}, TaskTimeoutError("of a job that it waited for"), True),
+        ({"retry_on": (ConnectionError,)}, ended_attempt(), True),
         ({"retry_on": (ConnectionError,)}, ProcessDiedError(), True),
-        ({"no_retry_on": (TaskTimeoutError,)}, TaskTimeoutError(), False),
+        ({"no_retry_on": (TaskTimeoutError,)}, ended_attempt(), False),
+        ({"retry_on": (Exception,)}, ResultError("cannot be kept"), False),
+        ({}, RemoteError("E", ["flowrra.ResultError", "builtins.Exception"], "", None), False),
         (
             {"retry_on": (ConnectionError,)},
             RemoteError("E", ["tests.FlakyError", "builtins.ConnectionError"], "", None),
@@ -95,6 +110,23 @@ def test_a_task_may_choose_its_delay() -> None:
     assert (outcome.status, outcome.due, outcome.error) == (TaskStatus.RETRYING, 100.5, "Retry: later")
     outcome = judge(Job("id", "task"), TaskOptions(), RemoteError("Retry: later", ["flowrra.Retry"], "", 7.0), 100.0)
     assert (outcome.status, outcome.due) == (TaskStatus.RETRYING, 107.0)
+
+
+class LaterError(Retry):
+    """A subclass that does not call its base's __init__()."""
+
+    def __init__(self, delay: Any = None) -> None:
+        if delay is not None:
+            self.delay = delay
+
+
+@pytest.mark.parametrize(
+    ("delay", "due"),
+    [(None, 101.0), (5, 105.0), (dt.timedelta(seconds=7), 107.0), *((odd, 101.0) for odd in ("5", -1))],
+)
+def test_a_retry_may_be_of_a_kind_of_its_own(delay: Any, due: float) -> None:
+    outcome = judge(Job("id", "task"), TaskOptions(no_retry_on=(Retry,)), LaterError(delay), 100.0)
+    assert (outcome.status, outcome.due, (outcome.error or "")[:10]) == (TaskStatus.RETRYING, due, "LaterError")
 
 
 @pytest.mark.parametrize("delay", [-1, float("nan"), float("inf"), "5", True])

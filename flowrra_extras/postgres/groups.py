@@ -67,7 +67,8 @@ class Claims:
         self._retention = retention
         self._publish = publish
         self._go_on = go_on  # with upkeep, beside the claims
-        self._marks: dict[str, tuple[int, int, float, float]] = {}  # queue > priority, seq, from and until when
+        # queue and worker > priority, seq, from and until when
+        self._marks: dict[tuple[str, str], tuple[int, int, float, float]] = {}
         self._doubts: list[tuple[float, Claim]] = []  # claims whose answer was lost, and until when to ask
         self._latest = 0.0  # when the latest try began
         self.next_due: float | None = None
@@ -76,8 +77,9 @@ class Claims:
         """Jobs of this priority have become ready; None: some jobs have."""
         if queue is None:
             self._marks.clear()
-        elif queue in self._marks and (priority is None or priority < self._marks[queue][0]):
-            del self._marks[queue]
+        for place in [place for place in self._marks if place[0] == queue]:
+            if priority is None or priority < self._marks[place][0]:
+                del self._marks[place]
 
     async def serve(self, claim: Claim, session: Session) -> list[Job]:
         """What the caller gets. It may be a new try, of which an earlier one was carried out and its answer lost."""
@@ -108,11 +110,12 @@ class Claims:
         return []
 
     async def _claim(self, session: Session, claim: Claim, now: float) -> list[Job]:
-        mark = self._marks.pop(claim.queue, None)
+        place = claim.queue, claim.worker
+        mark = self._marks.pop(place, None)
         if mark is not None and mark[2] <= claim.now < mark[3]:
             jobs = _jobs(claim, await self._look(session, claim, mark[:2]))
             if len(jobs) == claim.limit:
-                self._marks[claim.queue] = (jobs[-1].priority, jobs[-1].seq, *mark[2:])
+                self._marks[place] = (jobs[-1].priority, jobs[-1].seq, *mark[2:])
             if jobs:
                 return jobs
         began = asyncio.get_running_loop().time()
@@ -132,7 +135,7 @@ class Claims:
         if len(jobs) == claim.limit:
             cost = asyncio.get_running_loop().time() - began
             until = claim.now + max(0.05, 20 * cost)
-            self._marks[claim.queue] = (jobs[-1].priority, jobs[-1].seq, claim.now, until)
+            self._marks[place] = (jobs[-1].priority, jobs[-1].seq, claim.now, until)
         return jobs
 
     async def _claim_carefully(self, session: Session, claim: Claim) -> list[Job]:
@@ -141,6 +144,7 @@ class Claims:
             rows = await session.fetch(sql.CLAIM_SUSPECT, claim.queue, claim.worker, claim.now, crashes, claim.crashes)
             jobs = _jobs(claim, rows)
             if jobs or rows[0]["alone"]:
+                self.forget()  # a claim behind a mark would not notice that this worker is to get nothing else
                 return jobs
         return _jobs(claim, await self._look(session, claim))
 

@@ -38,7 +38,7 @@ from flowrra_extras.postgres.moving import MovingStore
 from flowrra_extras.postgres.rows import clean
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from flowrra_extras.postgres.connections import Session
 
@@ -236,7 +236,8 @@ class Store(MovingStore):
             rows = await self._db.fetch(sql.FINISH, careful, now, *_columns_of(ended), *columns)
             written.update((row[0], row[3]) for row in rows)
             self.finished += [row[1] for row in rows]
-            await self._tell_children({row[0] for row in rows if row[2]}, ended, now)
+            parents = {(row[0], row[3]) for row in rows if row[2]}
+            await self._tell_children([o for o in ended if (o.job.seq, o.attempt) in parents], now)
         if again:
             columns = [[o.due for o in again], [o.ending for o in again], [o.begun for o in again]]
             rows = await self._db.fetch(sql.AGAIN, careful, now, *_columns_of(again), *columns)
@@ -248,12 +249,11 @@ class Store(MovingStore):
     def _purge_at(self, outcome: Outcome, now: float) -> float:
         return now + (self._retention.ttl(outcome.status) if outcome.keep is None else outcome.keep)
 
-    async def _tell_children(self, parents: Collection[int], outcomes: Sequence[Outcome], now: float) -> None:
-        """Free the children of those parents, given by seq, that have succeeded, and cancel the others'."""
-        ended = {o.job.seq: o.status for o in outcomes if o.job.seq in parents}
-        bad = {seq: status for seq, status in ended.items() if status is not SUCCESS}
+    async def _tell_children(self, parents: Sequence[Outcome], now: float) -> None:
+        """Free the children of those parents that have succeeded, and cancel the others'."""
+        bad = {o.job.seq: o.status for o in parents if o.status is not SUCCESS}
         await self._bury(await self._children_of(bad), TaskStatus.CANCELLED, now)
-        good = list(ended.keys() - bad)
+        good = [o.job.seq for o in parents if o.status is SUCCESS]
         if good:
             children = [row[0] for row in await self._db.fetch(sql.LOCK_CHILDREN, good)]
             await self._db.fetch(sql.FORGET_PARENTS, good)

@@ -435,6 +435,19 @@ class ParentsContract(Contract):
                 assert all(await t.settle(*[Outcome.succeed(parent, None) for parent in jobs]))
             assert await t.claim_ids() == ["child"]
 
+    async def test_a_late_outcome_of_a_parent_tells_its_children_nothing(self) -> None:
+        for late in (Outcome.succeed, Outcome.fail):
+            async with self.trial() as t:
+                (first,) = await t.run(job("parent"))
+                stale = late(first, "late")
+                await t.push(job("child", parents=("parent",)), job("grandchild", parents=("child",)))
+                await t.settle(Outcome.release(first, "stopping"))
+                (second,) = await t.claim()
+                end = Outcome.fail(second, "boom") if late is Outcome.succeed else Outcome.succeed(second, 1)
+                assert await t.settle(end, stale) == [True, False]
+                expected = ["cancelled"] * 2 if late is Outcome.succeed else ["pending", "blocked"]
+                assert await t.statuses("child", "grandchild") == expected
+
     async def test_of_two_parents_that_fail_the_first_is_named(self) -> None:
         async with self.trial() as t:
             one, two = await t.run(job("one"), job("two"))
