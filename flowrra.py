@@ -6817,7 +6817,6 @@ ON_TIME = 15.0  # seconds; later than that it is a misfire. When a scheduler die
 MAX_CATCH_UP = 100  # fires of one schedule that are made up for at once
 _LEAST_INTERVAL = 0.001
 _MAX_INTERVAL = 36_525 * 86_400.0
-_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
 class _Rule(NamedTuple):
@@ -6878,7 +6877,8 @@ def _to_fire(misfire: str, moments: Sequence[int], now: int) -> Sequence[int]:
     if misfire == "all":
         return moments
     in_time = [moment for moment in moments if now - moment <= ON_TIME * 1e6]
-    return in_time or (moments[-1:] if misfire == "latest" else [])
+    # With "skip" a moment is missed as soon as the next one has come, however short the interval is.
+    return in_time[-1:] if misfire == "skip" else in_time or moments[-1:]
 
 
 def _stamp(moment: int) -> str:
@@ -6892,7 +6892,8 @@ class ScheduleOptions(TypedDict, total=False):
     """What a schedule may be told beside its rule and arguments.
 
     `misfire` says what becomes of fires that are more than ON_TIME seconds late: "latest" fires the latest
-    one of them, "all" every one (the latest MAX_CATCH_UP), "skip" none. `overlap="skip"` drops a fire while
+    one of them, "all" every one (the latest MAX_CATCH_UP), "skip" none, nor one that is followed by another
+    that has come. `overlap="skip"` drops a fire while
     an unfinished job of the schedule is there. `jitter` has each job wait up to so many seconds, the same on
     all hosts. The others are options of the jobs; what is left out is as the task has it.
     """
@@ -6923,7 +6924,7 @@ def make_schedule(
     jitter: float | dt.timedelta = 0.0,
     **options: Any,
 ) -> Schedule:
-    """A checked schedule whose id is made of its task, rule, zone and arguments. It has no next fire yet."""
+    """A checked schedule whose id is made of its task, rule, zone, arguments and queue. It has no next fire yet."""
     name = task.name if isinstance(task, Task) else task
     schedule = Schedule(
         id="",
@@ -6940,8 +6941,11 @@ def make_schedule(
         enabled=bool(enabled),
         description=description,
     )
-    schedule.key = _identity(schedule)
-    schedule.id = f"{name[:100]}:{schedule.key[:12]}"
+    schedule.key = key = _identity(schedule)
+    queue = schedule.options.get("queue")
+    if queue is not None and not (isinstance(task, Task) and task.queue == queue):
+        key = _digest(f"{key} in {queue}")
+    schedule.id = f"{name[:100]}:{key[:12]}"
     _rule_of(schedule)
     return schedule
 
@@ -7251,6 +7255,7 @@ class _Declarations(Submitter):
         self._middleware: list[Middleware] = []
         self._lifespan: Callable[[Any], contextlib.AbstractAsyncContextManager[Any]] | None = None
         self.schedules: dict[str, Schedule] = {}  # those that are declared in code, by id
+        self._scheduled: dict[str, object] = {}  # the tasks they were declared for
 
     @overload
     def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
@@ -7338,7 +7343,11 @@ class _Declarations(Submitter):
             if not isinstance(task, Task) or task.app is not self:
                 raise ConfigError(f"{task!r} is no task of this app: a schedule stands above @app.task, not below it")
             schedule = make_schedule(task, kind, rule, **options)
-            self.schedules[schedule.id] = schedule
+            # A task that was registered again, by a reload of its module, brings its schedules again.
+            if schedule.id in self.schedules and self._scheduled[schedule.id] is task:
+                same = f"task, {kind} {schedule.rule} ({schedule.tz}), arguments and queue"
+                raise ConfigError(f"two schedules of {task.name} have the same {same}: they would fire as one")
+            self.schedules[schedule.id], self._scheduled[schedule.id] = schedule, task
             return task
 
         return declare

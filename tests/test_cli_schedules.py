@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -217,3 +219,23 @@ def test_a_store_alone_cannot_run_a_job(say: Say) -> None:
     status, _, err = say("run", made, STORE)
     assert status == 2
     assert "module:app" in err
+
+
+def test_what_a_definition_replaces_and_what_nobody_knows_is_said() -> None:
+    """On the command's own stderr: a program of its own, since pytest has set up logging in this one."""
+
+    def add(*argv: str) -> tuple[str, str]:
+        command = [sys.executable, "-m", "flowrra", "schedules", "add", *argv]
+        env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+        run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=50, check=True)
+        return run.stdout, run.stderr
+
+    stored = ["--every", "60", "--id", "sums", "--arg", "1"]
+    assert add("crontab.double", "crontab:app", *stored) == ("sums\n", "")
+    assert add("crontab.double", "crontab:app", *stored, "--priority", "3") == (
+        "sums\n",
+        "flowrra: schedule sums (crontab.double) has a new definition: options {} -> {'priority': 3}\n",
+    )
+    assert (
+        "flowrra: no task 'crontab.doubel' is registered here or known" in add("crontab.doubel", STORE, *stored[:2])[1]
+    )

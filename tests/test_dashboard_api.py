@@ -69,6 +69,17 @@ async def test_schedules_over_the_api(app: Flowrra) -> None:
         assert (await client.get(path)).status_code == 404
 
 
+async def test_a_task_that_nobody_knows_gets_neither_a_schedule_nor_a_job(app: Flowrra) -> None:
+    async with app.client(), dashboard(app) as client:
+        schedule = {"task_name": "shop.gret", "interval": 300}
+        answer = await client.post("/api/schedules/interval", json=schedule)
+        assert answer.status_code == 422, answer.text
+        assert "did you mean 'shop.greet'?" in answer.text
+        assert (await client.get("/api/schedules")).json()["schedules"] == []
+        answer = await client.post("/api/run", json={"task_name": "shop.gret"})
+        assert answer.status_code == 404, answer.text
+
+
 async def test_a_schedule_in_code_can_be_run_and_not_changed(app: Flowrra) -> None:
     app.every(3600)(app.registry["shop.wait"])
     (schedule_id,) = app.schedules

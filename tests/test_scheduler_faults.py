@@ -240,7 +240,7 @@ async def test_a_schedule_of_a_task_that_is_gone_stays_due_and_is_reported_once(
         schedule = await stage.scheduler.get_scheduled_task(gone)
         assert schedule is not None
         assert schedule.last_fire is None
-        assert len(warnings_of(caplog, "no task 'gone' is registered here")) == 1
+        assert len(warnings_of(caplog, "no task 'gone' is registered here, so it does not fire")) == 1
         assert {job.task for job in await jobs_of(stage.app)} == {"tick"}
 
 

@@ -344,9 +344,12 @@ async def test_a_late_loop_keeps_the_rule_of_misfires(misfire: str, expected: li
     assert await fired_after(200, misfire) == expected
 
 
-@pytest.mark.parametrize("misfire", ["latest", "skip", "all"])
+@pytest.mark.parametrize("misfire", ["latest", "all"])
 async def test_what_is_a_little_late_is_no_misfire(misfire: str) -> None:
-    """A scheduler that dies leaves what it had taken to others for 10 s; no fire may be lost by that."""
+    """A scheduler that dies leaves what it had taken to others for 10 s; no fire may be lost by that.
+
+    With misfire="skip" the latest of them is not, either.
+    """
     expected = [f"2023-11-14T22:13:{s}Z" for s in range(21, 36)]
     assert await fired_after(15, misfire, every=1) == expected
 

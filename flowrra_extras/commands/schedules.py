@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import datetime as dt
 import json
+import logging
 import os
 import zoneinfo
 from collections.abc import Awaitable, Callable, Sequence
@@ -31,7 +32,7 @@ from flowrra import (
     upcoming,
 )
 from flowrra_extras.commands.parsing import iso_moment
-from flowrra_extras.scheduler import MemoryScheduleStore, Scheduler, unknown_schedule
+from flowrra_extras.scheduler import MemoryScheduleStore, Scheduler
 
 _HERD = 5  # schedules that fire in one moment
 
@@ -98,6 +99,7 @@ def _act(arguments: argparse.Namespace) -> None:
         scheme, _, path = where.partition(":///")
         if scheme.lower() == "sqlite" and arguments.action is not _add_schedule and not Path(unquote(path)).exists():
             raise ConfigError(f"there is no {unquote(path)} yet: the first worker or `schedules add` makes it")
+    logging.basicConfig(level=logging.WARNING, format="flowrra: %(message)s")  # what a definition replaces is told
 
     async def act() -> None:
         async with app.client():
@@ -175,8 +177,7 @@ async def _add_schedule(app: Flowrra, arguments: argparse.Namespace) -> None:
 async def _change_schedule(app: Flowrra, arguments: argparse.Namespace) -> None:
     if arguments.id in app.schedules:
         raise ConfigError(f"{arguments.id!r} is declared in code: change it there")
-    if not await arguments.change(_one_scheduler(app), arguments.id):
-        raise unknown_schedule(arguments.id)
+    await arguments.change(_one_scheduler(app), arguments.id)
     print(f"{arguments.done}: {arguments.id}")
 
 

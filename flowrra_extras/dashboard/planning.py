@@ -17,6 +17,7 @@ from flowrra import (
     decode,
     duration,
     make_schedule,
+    nearest,
     upcoming,
 )
 from flowrra_extras.dashboard import rows
@@ -93,6 +94,9 @@ class Planning(Base):
         moment = read_rule(kind, rule)
         if not task or not isinstance(task, str):
             raise ConfigError(f"a schedule is given a task's name, not {task!r}")
+        known = await self.known_tasks(await self.app.broker.workers())
+        if known and task not in known:
+            raise ConfigError(f"no task {task!r} is registered here or known to a live worker{nearest(task, known)}")
         given = {"args": read_list(args), "kwargs": read_object(kwargs), **_checked(options)}
         with refusing_misfits():
             schedule_id: str = await ways[kind](task, moment, **given)

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
@@ -20,7 +21,9 @@ from flowrra import (
     _key,
     _micro,
     decode,
+    logger,
     make_schedule,
+    nearest,
     upcoming,
 )
 from flowrra_extras.scheduler.protocol import ScheduleStore
@@ -62,11 +65,14 @@ class Scheduler(Firing):
     ) -> str:
         """Fire when `cron` says, in the zone `tz` (None: UTC); the schedule's id.
 
-        An identical one (task, rule, zone, arguments) is left as it is, and its id returned; so is one with
-        the `task_id` that is given.
+        Without a `task_id`, one of the same task, rule, zone and arguments is the same. What is given here
+        and is otherwise in one that is there already is changed, and a warning says so; what is left out
+        stays. So a program may make its schedules at each start.
 
         Raises:
-            ConfigError: a bad expression, zone or option, or the `task_id` has another rule.
+            ConfigError: a bad expression, zone or option, or the `task_id` is that of another task.
+            TaskNotFoundError: a worker runs in this app, and neither it nor another live one knows the name.
+                An app that only submits stores the schedule, with a warning.
             TypeError: the arguments do not fit the task.
             BackendError: the store failed.
         """
@@ -101,28 +107,67 @@ class Scheduler(Firing):
     async def _add(
         self, task: str | Task[..., Any], kind: str, rule: object, *, task_id: str | None = None, **options: Any
     ) -> str:
-        schedule = make_schedule(self._known_task(task), kind, rule, **options)
+        schedule = make_schedule(self._task_or_name(task), kind, rule, **options)
         await self._ready()
-        identity = schedule.key
+        await self._check_name(schedule.task)
         schedule.created = schedule.updated = now = self._app.clock.time()
-        schedule.id = _key("task_id", task_id) or self._app.new_id()
+        schedule.id = new_id = _key("task_id", task_id) or self._app.new_id()
         schedule.key = schedule.key if task_id is None else f"id:{task_id}"
         self._start_from(schedule, now)
         kept = await self.store.add(schedule)
-        for old in await self.store.find([kept]) if task_id is not None else ():
-            if _identity(old) != identity:
-                raise ConfigError(
-                    f"{task_id!r} is a schedule of {old.task} by {old.kind} {old.rule!r} ({old.tz}): "
-                    "update() or unschedule() it, or give another task_id"
-                )
+        if task_id is not None or kept != new_id:
+            for old in await self.store.find([kept]):
+                await self._redefine(old, schedule, rule, options)
         return kept
 
-    def _known_task(self, task: str | Task[..., Any]) -> str | Task[..., Any]:
+    async def _redefine(self, old: Schedule, new: Schedule, rule: object, options: Mapping[str, Any]) -> None:
+        """Change what is given otherwise in a new definition of the schedule, and say so."""
+        if old.task != new.task:
+            raise ConfigError(f"{old.id!r} is a schedule of {old.task}: give another task_id, or unschedule() it")
+        changes = self._changes(old, new.kind, rule, **options)
+        if not changes or not await self.store.change(old.id, changes | {"updated": new.updated}):
+            return
+        said = [f"{name} {getattr(old, name)!r} -> {changes[name]!r}" for name in _DEFINING if name in changes]
+        said += ["other arguments"] if "payload" in changes else []
+        said += ["enabled" if changes["enabled"] else "disabled"] if "enabled" in changes else []
+        logger.warning("schedule %s (%s) has a new definition: %s", old.id, old.task, ", ".join(said))
+
+    def _changes(self, old: Schedule, kind: str, rule: object, **options: Any) -> dict[str, Any]:
+        """The changes that make `old` what is given here; what is not given stays."""
+        given = {name: getattr(old, name) for name in _EDITED} | {**old.options, **options}
+        new = make_schedule(self._task_or_name(old.task), kind, rule, **given)
+        changes = {name: getattr(new, name) for name in _DEFINING if getattr(new, name) != getattr(old, name)}
+        if json.loads(new.payload) != json.loads(old.payload):
+            changes["payload"] = new.payload
+        now = self._app.clock.time()
+        if "enabled" in options and new.enabled != old.enabled:
+            changes |= _switched(old, now, enabled=new.enabled)
+        if changes.keys() & {"kind", "rule", "tz"}:
+            new.id = old.id
+            self._start_from(new, now)
+            changes |= {"anchor": new.anchor, "next_fire": new.next_fire}
+        if old.key == _identity(old) != new.key:
+            changes["key"] = new.key
+        return changes
+
+    def _task_or_name(self, task: str | Task[..., Any]) -> str | Task[..., Any]:
         if isinstance(task, Task) and task.app is not self._app:
             raise TaskNotFoundError(f"the task {task.name!r} belongs to another app: schedule it there")
         if not isinstance(task, Task | str) or not task:
             raise ConfigError(f"a schedule is given a task or its name, not {task!r}")
         return self._app.registry.get(task, task) if isinstance(task, str) else task
+
+    async def _check_name(self, name: str) -> None:
+        """Refuse the name of a task that nobody knows, or say so where the app only submits."""
+        if name in self._app.registry:
+            return
+        known = {*self._app.registry, *(task for worker in await self._app.broker.workers() for task in worker.tasks)}
+        if name in known:
+            return
+        trouble = f"no task {name!r} is registered here or known to a live worker{nearest(name, known)}"
+        if self._app.is_running:
+            raise TaskNotFoundError(trouble)
+        logger.warning("%s; its schedule is stored, and fires when a program that knows the task runs", trouble)
 
     def _start_from(self, schedule: Schedule, now: float) -> None:
         """Set when it fires first, counted from now; ConfigError if that is never."""
@@ -152,48 +197,42 @@ class Scheduler(Firing):
         """
         old = await self._known(schedule_id)
         old_args, old_kwargs = decode(old.payload)
-        given: dict[str, Any] = {name: getattr(old, name) for name in _EDITED} | {**old.options, **options}
-        new = make_schedule(
-            self._known_task(old.task),
+        changes = self._changes(
+            old,
             old.kind,
             _READERS[old.kind](old.rule) if rule is None else rule,
             tz=old.tz if tz is None else tz,
             args=old_args if args is None else args,
             kwargs=old_kwargs if kwargs is None else kwargs,
-            **given,
+            **options,
         )
-        now = self._app.clock.time()
-        changes: dict[str, Any] = {name: getattr(new, name) for name in ("rule", "tz", "payload", "options", *_EDITED)}
-        changes |= _switched(old, now, enabled=new.enabled) if "enabled" in options else {"updated": now}
-        if old.key == _identity(old):
-            changes["key"] = new.key
-        new.id, new.anchor = old.id, old.anchor
-        if (new.rule, new.tz) != (old.rule, old.tz):
-            self._start_from(new, now)
-            changes |= {"anchor": new.anchor, "next_fire": new.next_fire}
-        if not await self.store.change(schedule_id, changes):
+        if not await self.store.change(schedule_id, changes | {"updated": self._app.clock.time()}):
             raise unknown_schedule(schedule_id)
         return await self._known(schedule_id)
 
-    async def unschedule(self, schedule_id: str) -> bool:
-        """Delete a schedule; what it has fired runs all the same. False: there is none."""
+    async def unschedule(self, schedule_id: str) -> None:
+        """Delete a schedule; what it has fired runs all the same. TaskNotFoundError: there is none."""
         await self._ready()
-        return await self.store.remove(schedule_id)
+        if not await self.store.remove(schedule_id):
+            raise unknown_schedule(schedule_id)
 
-    async def enable_task(self, schedule_id: str) -> bool:
-        """Let a schedule fire again, from now on; what it has left out is no misfire. False: there is none."""
-        return await self._enable(schedule_id, enabled=True)
+    async def enable_task(self, schedule_id: str) -> None:
+        """Let a schedule fire again, from now on; what it has left out is no misfire.
 
-    async def disable_task(self, schedule_id: str) -> bool:
-        """Let a schedule not fire until it is enabled again. False: there is none."""
-        return await self._enable(schedule_id, enabled=False)
+        Raises:
+            TaskNotFoundError: there is no such schedule.
+        """
+        await self._enable(schedule_id, enabled=True)
 
-    async def _enable(self, schedule_id: str, *, enabled: bool) -> bool:
-        schedule = await self.get_scheduled_task(schedule_id)
-        if schedule is None:
-            return False
+    async def disable_task(self, schedule_id: str) -> None:
+        """Let a schedule not fire until it is enabled again. TaskNotFoundError: there is none."""
+        await self._enable(schedule_id, enabled=False)
+
+    async def _enable(self, schedule_id: str, *, enabled: bool) -> None:
+        schedule = await self._known(schedule_id)
         changes = _switched(schedule, self._app.clock.time(), enabled=enabled)
-        return await self.store.change(schedule_id, changes)
+        if not await self.store.change(schedule_id, changes):
+            raise unknown_schedule(schedule_id)
 
     async def get_scheduled_task(self, schedule_id: str) -> Schedule | None:
         """A schedule as it stands; None if there is none."""
@@ -268,6 +307,7 @@ class Scheduler(Firing):
 
 
 _EDITED = ("description", "misfire", "overlap", "jitter")  # as they are in make_schedule()
+_DEFINING = ("kind", "rule", "tz", "options", *_EDITED)
 _READERS: Mapping[str, Callable[[str], Any]] = {"cron": str, "interval": float, "once": dt.datetime.fromisoformat}
 
 

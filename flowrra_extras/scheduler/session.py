@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -25,9 +26,10 @@ class Session:
         self._timeout = timeout
         self._link: Link | None = None
         self._lock: asyncio.Lock | None = None  # held by whoever uses the link; None: not open
+        self._answered = -math.inf  # when a call came through last, on the loop's clock
 
     async def open(self) -> None:
-        self._lock = asyncio.Lock()
+        self._lock, self._answered = asyncio.Lock(), -math.inf  # another loop has another clock
         await self.call(lambda link: link.is_alive())
 
     async def close(self) -> None:
@@ -60,13 +62,21 @@ class Session:
         return await self.call(whole)
 
     async def call(self, work: Callable[[Link], Awaitable[T]]) -> T:
-        """Do `work` on the link, again if another transaction was preferred."""
-        lock = self._lock
+        """Do `work` on the link, again if another transaction was preferred.
+
+        The time-out counts from the call, or from the last answer to one before it: to wait in a long line
+        is no failure as long as the store answers, and if it does not, all who wait are told at once.
+        """
+        loop, lock = asyncio.get_running_loop(), self._lock
+        began = loop.time()
         try:
-            async with asyncio.timeout(self._timeout), lock or contextlib.nullcontext():
+            async with lock or contextlib.nullcontext():
                 if lock is None or lock is not self._lock:  # closed while this call was waiting
                     raise BackendError(f"the store of schedules in {self._database.place} is not open")
-                return await self._insist(work)
+                async with asyncio.timeout_at(max(began, self._answered) + self._timeout):
+                    done = await self._insist(work)
+                self._answered = loop.time()
+                return done
         except FlowrraError:
             raise
         except TimeoutError as error:

@@ -100,4 +100,5 @@ async def schedules_are_stored() -> None:
     assert_type(await scheduler.update(made, rule="0 10 * * *", args=(3, 4), priority=None), Schedule)
     assert_type(await scheduler.list_scheduled_tasks(), list[Schedule])
     assert_type(await scheduler.get_scheduled_task(made), Schedule | None)
-    assert_type(await scheduler.unschedule(made), bool)
+    await scheduler.disable_task(made)
+    await scheduler.unschedule(made)
