@@ -130,7 +130,7 @@ async def test_a_compressed_body_is_refused(app: Flowrra, encoding: str) -> None
 )
 async def test_what_a_visitor_cannot_unpack_is_not_packed(app: Flowrra, accepted: str) -> None:
     async with dashboard(app) as client:
-        answer = await client.get("/api/openapi.json", headers={"accept-encoding": accepted.encode("latin-1")})
+        answer = await client.get("/api/openapi.json", headers={b"accept-encoding": accepted.encode("latin-1")})
         assert answer.status_code == 200
         assert ("content-encoding" in answer.headers) is (accepted == "gzip, deflate")
 
