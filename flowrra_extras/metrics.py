@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     Counts = Mapping[tuple[str, TaskStatus], int]
-    Oldest = Mapping[str, float]  # queue -> since when its oldest ready job waits
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _BUCKETS = range(0, 32, 2)  # of the 35 that an histogram has: 0.1 ms to 30 hours, each four times the one before
@@ -28,14 +27,17 @@ _OLDEST_OF = 20  # ready jobs of a queue, the first submitted: one of them may h
 class Exporter:
     """Writes the metrics of an app's store.
 
-    `look` stands in for its own look at how many jobs there are, which on a big SQLite file takes a second.
+    `look` stands in for its own look at the numbers of jobs, and since when the oldest ready one of each queue waits,
+    which on a big SQLite file takes a second.
     """
 
-    def __init__(self, app: Flowrra, look: Callable[[], Awaitable[tuple[Counts, Oldest]]] | None = None) -> None:
+    def __init__(
+        self, app: Flowrra, look: Callable[[], Awaitable[tuple[Counts, Mapping[str, float]]]] | None = None
+    ) -> None:
         self._app = app
         self._look = look or self._count
 
-    async def _count(self) -> tuple[Counts, Oldest]:
+    async def _count(self) -> tuple[Counts, Mapping[str, float]]:
         counts = await self._app.broker.counts()
         return counts, await oldest_ready(self._app.broker, counts)
 
@@ -71,7 +73,7 @@ async def oldest_ready(broker: Broker, counts: Counts) -> dict[str, float]:
     return oldest
 
 
-def _lags(counts: Counts, oldest: Oldest, now: float) -> Iterator[str]:
+def _lags(counts: Counts, oldest: Mapping[str, float], now: float) -> Iterator[str]:
     yield from _head("flowrra_queue_lag_seconds", "gauge", "How long the oldest ready job of a queue has waited.")
     for queue in sorted({queue for queue, _ in counts}):
         lag = max(0.0, now - oldest[queue]) if queue in oldest else 0.0
