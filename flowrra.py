@@ -1994,13 +1994,31 @@ def timed_out(task_id: str, timeout: float | None) -> TaskTimeoutError:
     return TaskTimeoutError(f"job {task_id} has not finished within {timeout:g} s; it goes on all the same")
 
 
-# A caller's time-out may be as short as 0 to look at what has ended: a store gets so many seconds to answer that.
-FIRST_LOOK = 0.5
+_FIRST_LOOK = 0.5  # seconds that a store gets to say whether a job has ended, also if the time-out is shorter (0)
 
 
-def unanswered(task_id: str, timeout: float | None) -> TaskTimeoutError:
-    """The error for a store that has not said within `timeout` seconds how a job stands."""
-    return TaskTimeoutError(f"the store has not answered within {timeout:g} s, so job {task_id} may have ended or not")
+@contextlib.asynccontextmanager
+async def result_limit(task_id: str, timeout: float | None) -> AsyncIterator[Callable[[], None]]:
+    """A caller's time-out for a result, whatever the store does. The body calls what it gets when that has answered."""
+    began, is_answered = asyncio.get_running_loop().time(), False
+    limit = asyncio.timeout(None if timeout is None else max(timeout, _FIRST_LOOK))
+
+    def answered() -> None:
+        nonlocal is_answered
+        is_answered = True
+        if timeout is not None:
+            limit.reschedule(began + timeout)
+
+    try:
+        async with limit:
+            yield answered
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        if is_answered:
+            raise timed_out(task_id, timeout) from None
+        text = f"the store has not answered within {timeout:g} s, so that job {task_id} may have ended or not"
+        raise TaskTimeoutError(text) from None
 
 
 def unknown_job(task_id: str) -> TaskNotFoundError:
@@ -2217,6 +2235,15 @@ class MemoryBroker(Broker):
         self._result_waiters: dict[str, list[asyncio.Future[Any]]] = {}
         self._ready_waiters: dict[str, list[asyncio.Future[Any]]] = {}  # by queue; "": those who wait for news
         self._room_waiters: dict[str, list[asyncio.Future[Any]]] = {}  # by queue
+        self._pid = os.getpid()
+
+    async def open(self) -> None:
+        if self._pid != os.getpid():  # a fork: both processes would run the same jobs
+            if waiting := sum(job.status not in FINISHED for job in self._jobs.values()):
+                logger.warning("%d jobs in memory stay with the process that this one was forked from", waiting)
+            MemoryBroker.__init__(self, self.config, self.retention, self._clock)
+        for waiters in (self._ready_waiters, self._result_waiters, self._room_waiters):
+            waiters.clear()  # of a loop that has ended
 
     async def close(self) -> None:
         waiters = self._ready_waiters, self._result_waiters, self._room_waiters
@@ -3555,6 +3582,7 @@ _JOBS: Mapping[str, list[str]] = {"j": []}  # the news that there are jobs
 _SHORT_WAIT = 0.002  # seconds for which a lone caller waits for a lock on the loop's own thread
 _LISTENERS_FRESH = 0.01  # seconds for which the list of listeners is taken to be as it was
 _LOOK_EVERY = 1.0  # seconds between looks at data_version, should a datagram have been lost
+_LOCKED_CLOSE = 1.0  # seconds for which a close waits for the locks of other processes
 _DATAGRAM_LIMIT = 32_000  # bytes of ids in one datagram; more than that, and the listener looks itself
 
 
@@ -3602,6 +3630,12 @@ class _SQLiteFile:
         self._log: int | None = None  # the write-ahead log, to sync it while others may write on
         self._timeout = timeout
         self._pid = os.getpid()
+        self.give_up_at = math.inf  # when the close of the broker waits for locks no longer
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process has opened it; neither a connection nor a lock of SQLite's bears a fork."""
+        return self._pid == os.getpid()
 
     def open(self, retention: BackendConfig, clock: Clock, reads_apart: bool) -> None:
         self.reader = self.connection = _connect(self.path)
@@ -3644,7 +3678,7 @@ class _SQLiteFile:
 
     def transact(self, work: Callable[[], T], *, sync: int, patience: float) -> T:
         """Run `work` inside one transaction, waiting up to `patience` seconds for other processes' locks."""
-        if os.getpid() != self._pid:
+        if not self.is_ours:
             raise BrokerError("this process was forked after the broker was opened: open the app in the child")
         apart = sync == _BEFORE_ANSWER and self._log is not None
         level = "NORMAL" if sync == _LAZILY or apart else self._synchronous
@@ -3682,15 +3716,18 @@ class _SQLiteFile:
             raise _NotSyncedError(f"{self.path}-wal cannot be synced to disk ({error}): look at the disk") from error
 
     def _wait_for_lock(self, statement: str, deadline: float) -> None:
-        pause = 0.0001
+        pause, began, is_told = 0.0001, time.monotonic(), False
         while True:
             try:
                 self.connection.execute(statement)
             except Exception as error:
-                if not _is_busy(error) or time.monotonic() >= deadline:
+                if not _is_busy(error) or (now := time.monotonic()) >= min(deadline, self.give_up_at):
                     raise
             else:
                 return
+            if began + 1.0 <= now and not is_told:
+                is_told = True
+                logger.warning("%s is locked by another process; waiting for up to %g s", self.path, deadline - began)
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 1.5, 0.01)
 
@@ -4006,8 +4043,10 @@ class SQLiteBroker(Broker):
     # Opening and closing -----------------------------------------------------------------------
 
     async def open(self) -> None:
-        if self._file is not None:
+        if self._file is not None and self._file.is_ours:
             await asyncio.to_thread(self._abandon, self._file)
+        elif self._file is not None:  # of the parent of a fork, which goes on to use it: neither used nor collected
+            self._inherited, self._writer = vars(self).copy(), None
         file = _SQLiteFile(self.path, self._synchronous, self.config.timeout)
         self._loop = asyncio.get_running_loop()
         self._inbox: thread_queue.SimpleQueue[list[_Operation] | None] = thread_queue.SimpleQueue()
@@ -4034,6 +4073,7 @@ class SQLiteBroker(Broker):
         if file is None:
             return
         if self._writer is not None:
+            file.give_up_at = time.monotonic() + _LOCKED_CLOSE
             self._pass_on()
             self._inbox.put(None)
             await self._written.wait()  # no thread could be had to join it at the exit of the interpreter
@@ -5351,6 +5391,7 @@ class _Results:
         self._all_written = asyncio.Event()
         self._events: collections.deque[Event] = collections.deque()
         self._has_events = asyncio.Event()
+        self._all_announced = asyncio.Event()
 
     def post(self, run: _Run, outcome: Outcome | None) -> None:
         """Hand an outcome over to be settled; None if there is nothing to tell any more."""
@@ -5448,12 +5489,15 @@ class _Results:
         while True:
             await self._has_events.wait()
             self._has_events.clear()
-            await self.announce_rest()
+            while self._events:
+                await self._worker.hooks.fire(self._events.popleft())
+            self._all_announced.set()
 
     async def announce_rest(self) -> None:
-        """Call the hooks of the events that have come."""
-        while self._events:
-            await self._worker.hooks.fire(self._events.popleft())
+        """Return when the hooks of all that has been emitted have been called."""
+        self._all_announced.clear()
+        self._has_events.set()
+        await self._all_announced.wait()
 
 
 def _fields(job: Job) -> dict[str, Any]:
@@ -7125,9 +7169,9 @@ class _Session:
 
     def _interrupt(self) -> None:
         """End the opening or the start that is under way, wherever it waits."""
-        self._is_interrupted = True
-        if self._limit is not None:
+        if self._limit is not None and not self._is_interrupted:
             self._limit.reschedule(self.loop.time())
+        self._is_interrupted = True
 
     def _refuse_own_task(self, call: str) -> None:
         caller = asyncio.current_task()
@@ -7590,17 +7634,11 @@ class Flowrra(_Life):
     async def _wait_carefully(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
         """Open the stores first if need be, and ask a separate backend too, all in the caller's time."""
         began = time.monotonic()
-        limit = asyncio.timeout(None if timeout is None else max(timeout, FIRST_LOOK))
-        try:
-            async with limit:
-                await self.connect()
-                left = None if timeout is None else max(0.0, timeout - (time.monotonic() - began))
-                result = await self._wait(task_id, left)
-                return result if self.backend is None else await self._kept(result)
-        except TimeoutError:
-            if limit.expired():
-                raise unanswered(task_id, timeout) from None
-            raise
+        async with result_limit(task_id, timeout):
+            await self.connect()
+            left = None if timeout is None else max(0.0, timeout - (time.monotonic() - began))
+            result = await self._wait(task_id, left)
+            return result if self.backend is None else await self._kept(result)
 
     async def _kept(self, result: TaskResult[Any]) -> TaskResult[Any]:
         """The result as the separate backend has it; the broker's own if it does not (yet)."""

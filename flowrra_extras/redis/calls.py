@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import json
@@ -62,6 +63,11 @@ class Calls:
         finally:
             self._is_joined = False
         return _checked(answer)
+
+    def abandon(self) -> None:
+        """Give up the connection of a loop that has ended without closing it."""
+        with contextlib.suppress(RuntimeError):  # the loop was closed
+            self._link.close()
 
     async def close(self) -> None:
         """Close the link. Those who wait get a BrokerError."""
