@@ -7923,7 +7923,8 @@ class SyncFace:
             raise
         end = math.inf if timeout is None else time.monotonic() + timeout + _LOOP_LATE
         try:
-            while not concurrent.futures.wait([called], min(_LOOP_LATE, end - time.monotonic())).done:
+            while not called.done():
+                concurrent.futures.wait([called], max(0.0, min(_LOOP_LATE, end - time.monotonic())))
                 if not loop.is_running() or time.monotonic() >= end:
                     called.cancel()
             return called.result()

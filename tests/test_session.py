@@ -370,7 +370,7 @@ async def test_an_opening_that_nobody_waits_for_any_more_is_given_up() -> None:
     for calls in range(1, 3):
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(app.jobs(), 0.01)
-        await eventually(lambda calls=calls: broker.given_up == calls)  # type: ignore[misc]
+        await eventually(lambda calls=calls: broker.given_up == calls)
     stopping = asyncio.create_task(app.jobs())
     await eventually(lambda: broker.opened == 3)
     await within(app.stop())
