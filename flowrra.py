@@ -3861,6 +3861,13 @@ class _News(asyncio.DatagramProtocol):
             if not waiter.done():
                 waiter.set_exception(closed)
 
+    def abandon(self) -> None:
+        """Hear no more, on a loop that has ended; one that is closed has closed nothing of it, and cannot any more."""
+        self._is_closed = True
+        if self._ear is not None:
+            with contextlib.suppress(RuntimeError):
+                self._ear.close()
+
     async def _listen(self, kind: str) -> None:
         """Make sure that other processes tell this one of news of `kind`."""
         if kind in self._kinds or self._broker.path is None:
@@ -4044,6 +4051,7 @@ class SQLiteBroker(Broker):
 
     async def open(self) -> None:
         if self._file is not None and self._file.is_ours:
+            self._news.abandon()
             await asyncio.to_thread(self._abandon, self._file)
         elif self._file is not None:  # of the parent of a fork, which goes on to use it: neither used nor collected
             self._inherited, self._writer = vars(self).copy(), None
@@ -7206,11 +7214,11 @@ class _Session:
                 await self._run_worker()
             if self.is_open:
                 await self._report_left()
-        except asyncio.CancelledError:
-            pass  # the loop is being torn down
+        except asyncio.CancelledError:  # the loop is being torn down
+            self._failure = None
         except Exception as error:
             self._failure = error
-        # Not in a `finally`: a task that is collected after its loop has ended can await nothing.
+        # Not in a `finally`, nor below: a task that is collected after its loop has ended can await nothing.
         self._move("closing")
         try:
             await self._stack.aclose()
@@ -7254,13 +7262,14 @@ class _Session:
                     await self._serve(self.worker)
         except SystemExit as error:  # it would end the loop, and the process with its status
             self._failure = FlowrraError(f"the app's lifespan called sys.exit({error.code!r})")
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             self._failure = error
-        finally:
-            self.worker = None
-            if self._failure is not None:
-                self._release()
-            self._move("open")
+        self.worker = None
+        if self._failure is not None:
+            self._release()
+        self._move("open")
+        if isinstance(self._failure, asyncio.CancelledError):
+            raise self._failure
 
     async def _start_worker(self, stack: contextlib.AsyncExitStack) -> None:
         app = self._app
@@ -7292,11 +7301,14 @@ class _Session:
             self._move("draining")
             if self._works_off:
                 await self._work_off(worker)
-        finally:
-            if self.state == "running":  # the loop is being torn down
+        except (Exception, asyncio.CancelledError):  # the loop is being torn down
+            self._end = 0.0
+            if self.state == "running":
                 self._move("draining")
-            await worker.stop(max(0.0, self._end - self.loop.time()))
-            self.worker = None
+            await worker.stop(0.0)
+            raise
+        await worker.stop(max(0.0, self._end - self.loop.time()))
+        self.worker = None
 
     async def _work_off(self, worker: Worker) -> None:
         """Wait until nothing is left that is ready here, as long as jobs may run."""
@@ -7340,7 +7352,6 @@ class _Life(_Declarations):
         self.schedulers: list[Scheduler] = []  # made by create_scheduler()
         self._session: _Session | None = None
         self._inherited: list[object] = []
-        self._is_stopped = False  # so that no call opens the stores by itself
         self._begin_in_process()
         if hasattr(os, "register_at_fork"):
             begin = weakref.WeakMethod(self._begin_in_process)
@@ -7354,6 +7365,7 @@ class _Life(_Declarations):
         self.new_id = lambda: f"{prefix}{next(numbers)}"  # type: ignore[method-assign]
         self._inherited += (self._session, self.sync._loop)  # to collect these would close what the parent uses
         self._session = None
+        self._is_stopped = False  # so that no call opens the stores by itself
         self.sync.begin_in_process()
 
     def _is_open_here(self) -> bool:
