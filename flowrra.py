@@ -2080,6 +2080,33 @@ def timed_out(task_id: str, timeout: float | None) -> TaskTimeoutError:
     return TaskTimeoutError(f"job {task_id} has not finished within {timeout:g} s; it goes on all the same")
 
 
+_FIRST_LOOK = 0.5  # seconds that a store gets to say whether a job has ended, also if the time-out is shorter (0)
+
+
+@contextlib.asynccontextmanager
+async def result_limit(task_id: str, timeout: float | None) -> AsyncIterator[Callable[[], None]]:
+    """A caller's time-out for a result, whatever the store does. The body calls what it gets when that has answered."""
+    began, is_answered = asyncio.get_running_loop().time(), False
+    limit = asyncio.timeout(None if timeout is None else max(timeout, _FIRST_LOOK))
+
+    def answered() -> None:
+        nonlocal is_answered
+        is_answered = True
+        if timeout is not None:
+            limit.reschedule(began + timeout)
+
+    try:
+        async with limit:
+            yield answered
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        if is_answered:
+            raise timed_out(task_id, timeout) from None
+        text = f"the store has not answered within {timeout:g} s, so that job {task_id} may have ended or not"
+        raise TaskTimeoutError(text) from None
+
+
 def unknown_job(task_id: str) -> TaskNotFoundError:
     """The error for an id that the store does not hold."""
     return TaskNotFoundError(f"no job {str(task_id)!r} is known here: never submitted, or purged after its retention")
@@ -2381,6 +2408,15 @@ class MemoryBroker(Broker):
         self._result_waiters: dict[str, list[asyncio.Future[Any]]] = {}
         self._ready_waiters: dict[str, list[asyncio.Future[Any]]] = {}  # by queue; "": those who wait for news
         self._room_waiters: dict[str, list[asyncio.Future[Any]]] = {}  # by queue
+        self._pid = os.getpid()
+
+    async def open(self) -> None:
+        if self._pid != os.getpid():  # a fork: both processes would run the same jobs
+            if waiting := sum(job.status not in FINISHED for job in self._jobs.values()):
+                logger.warning("%d jobs in memory stay with the process that this one was forked from", waiting)
+            MemoryBroker.__init__(self, self.config, self.retention, self._clock)
+        for waiters in (self._ready_waiters, self._result_waiters, self._room_waiters):
+            waiters.clear()  # of a loop that has ended
 
     async def close(self) -> None:
         waiters = self._ready_waiters, self._result_waiters, self._room_waiters
@@ -3953,6 +3989,7 @@ _LOOK_EVERY = 1.0  # seconds between looks at data_version, should a datagram ha
 _SMALL_DISK = 50_000_000  # bytes that are free; with less, the log is kept short
 _SQLITE_FULL = 13
 _CHECK_EVERY = 1.0  # seconds between looks at whether the file is still the one under its path
+_LOCKED_CLOSE = 1.0  # seconds for which a close waits for the locks of other processes
 _DATAGRAM_LIMIT = 32_000  # bytes of ids in one datagram; more than that, and the listener looks itself
 
 
@@ -4004,6 +4041,7 @@ class _SQLiteFile:
         self._log: int | None = None  # the write-ahead log, to sync it while others may write on
         self._timeout = timeout
         self._pid = os.getpid()
+        self.give_up_at = math.inf  # when the close of the broker waits for locks no longer
         self.identity: str | None = None
         self._check_at = 0.0  # when to look next whether the file is still there
 
@@ -4030,6 +4068,11 @@ class _SQLiteFile:
         except OSError:  # a mount that is away for a moment is no other file
             return self.identity
         return f"{found.st_dev} {found.st_ino}"
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process has opened it; neither a connection nor a lock of SQLite's bears a fork."""
+        return self._pid == os.getpid()
 
     def open(self, retention: BackendConfig, clock: Clock, reads_apart: bool) -> None:
         self.reader = self.connection = _connect(self.path)
@@ -4098,7 +4141,7 @@ class _SQLiteFile:
         return self._transact(work, sync=sync, patience=patience)
 
     def _transact(self, work: Callable[[], T], *, sync: int, patience: float) -> T:
-        if os.getpid() != self._pid:
+        if not self.is_ours:
             raise BrokerError("this process was forked after the broker was opened: open the app in the child")
         apart = sync == _BEFORE_ANSWER and self._log is not None
         level = "NORMAL" if sync == _LAZILY or apart else self._synchronous
@@ -4139,15 +4182,18 @@ class _SQLiteFile:
             raise _NotSyncedError(f"{self.path}-wal cannot be synced to disk ({error}): look at the disk") from error
 
     def _wait_for_lock(self, statement: str, deadline: float) -> None:
-        pause = 0.0001
+        pause, began, is_told = 0.0001, time.monotonic(), False
         while True:
             try:
                 self.connection.execute(statement)
             except Exception as error:
-                if not _is_busy(error) or time.monotonic() >= deadline:
+                if not _is_busy(error) or (now := time.monotonic()) >= min(deadline, self.give_up_at):
                     raise
             else:
                 return
+            if began + 1.0 <= now and not is_told:
+                is_told = True
+                logger.warning("%s is locked by another process; waiting for up to %g s", self.path, deadline - began)
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 1.5, 0.01)
 
@@ -4272,6 +4318,13 @@ class _News(asyncio.DatagramProtocol):
         for waiter in (*self._ready_waiters, *itertools.chain(*self._result_waiters.values())):
             if not waiter.done():
                 waiter.set_exception(error)
+
+    def abandon(self) -> None:
+        """Hear no more, on a loop that has ended; one that is closed has closed nothing of it, and cannot any more."""
+        self._is_closed = True
+        if self._ear is not None:
+            with contextlib.suppress(RuntimeError):
+                self._ear.close()
 
     async def _listen(self, kind: str) -> None:
         """Make sure that other processes tell this one of news of `kind`."""
@@ -4474,8 +4527,11 @@ class SQLiteBroker(Broker):
     # Opening and closing -----------------------------------------------------------------------
 
     async def open(self) -> None:
-        if self._file is not None:
+        if self._file is not None and self._file.is_ours:
+            self._news.abandon()
             await asyncio.to_thread(self._abandon, self._file)
+        elif self._file is not None:  # of the parent of a fork, which goes on to use it: neither used nor collected
+            self._inherited, self._writer = vars(self).copy(), None
         file = _SQLiteFile(self.path, self._synchronous, self.config.timeout)
         self._loop = asyncio.get_running_loop()
         self._inbox: thread_queue.SimpleQueue[list[_Operation] | None] = thread_queue.SimpleQueue()
@@ -4505,6 +4561,7 @@ class SQLiteBroker(Broker):
         if file is None:
             return
         if self._writer is not None:
+            file.give_up_at = time.monotonic() + _LOCKED_CLOSE
             self._pass_on()
             self._inbox.put(None)
             await self._written.wait()  # no thread could be had to join it at the exit of the interpreter
@@ -4703,7 +4760,8 @@ class SQLiteBroker(Broker):
                     f"the connection is on {files.get('main') or 'a private database'}, the jobs in {self.path}"
                 )
             ids = _push_all_or_none(connection, SQLiteStore(connection, self.retention, self.clock), jobs, now)
-        self._news.keep_looking()  # nothing tells us of the caller's commit; workers look on their own
+        # Nothing tells us of the caller's commit; workers look on their own. It may be another thread's connection.
+        _call_soon(self._loop, self._news.keep_looking)
         return ids
 
     async def wait_ready(self, queues: Sequence[str], timeout: float) -> None:
@@ -5823,6 +5881,8 @@ _AWAY_DELAY = 1.0  # the same for a job whose parents' results could not be read
 _IDLE_WAIT = 5.0  # seconds after which an idle queue is looked at in any case
 _PURGE_EVERY = 60.0
 _PURGE_LIMIT = 500  # jobs deleted in one step
+# Seconds for which a worker that leaves waits for a store that does not answer: its jobs are then rescued instead.
+_PATIENCE, _NO_PATIENCE = 5.0, 1.0
 _REPORT_EVERY = 0.5
 _GROUP = 1_000  # outcomes that go to the broker together, at most
 _LEAST_GROUP = 10  # outcomes that may wait however few jobs run at once
@@ -6074,6 +6134,7 @@ class _Results:
         self._all_written = asyncio.Event()
         self._events: collections.deque[Event] = collections.deque()
         self._has_events = asyncio.Event()
+        self._all_announced = asyncio.Event()
 
     def post(self, run: _Run, outcome: Outcome) -> None:
         """Hand an outcome over to be settled."""
@@ -6183,12 +6244,15 @@ class _Results:
         while True:
             await self._has_events.wait()
             self._has_events.clear()
-            await self.announce_rest()
+            while self._events:
+                await self._worker.hooks.fire(self._events.popleft())
+            self._all_announced.set()
 
     async def announce_rest(self) -> None:
-        """Call the hooks of the events that have come."""
-        while self._events:
-            await self._worker.hooks.fire(self._events.popleft())
+        """Return when the hooks of all that has been emitted have been called."""
+        self._all_announced.clear()
+        self._has_events.set()
+        await self._all_announced.wait()
 
 
 def _fields(job: Job) -> dict[str, Any]:
@@ -6513,26 +6577,33 @@ class Worker:
         self._describe()
 
     async def stop(self, drain: float) -> None:
-        """Stop claiming, let what runs finish for up to `drain` seconds, release the rest, take leave."""
-        if asyncio.current_task() in self._owned():
-            raise FlowrraError("a job or a hook cannot await app.stop(), which waits for it: use asyncio.create_task()")
+        """Stop claiming, let what runs finish for up to `drain` seconds, release the rest, sign off."""
+        self.stop_claiming()
+        patience = _PATIENCE if drain else _NO_PATIENCE
+        try:
+            if self.is_torn_down:
+                return
+            if not await self._wait_idle(drain):
+                self._is_hurried = False
+                for run in self.runs():
+                    run.end("release")
+                await self._wait_idle(2.0)
+                for run in self.runs():  # what they still do is refused
+                    reason = "the worker stopped; the job did not let itself be cancelled"
+                    self.results.post(run, Outcome.release(run.job, reason))
+            with contextlib.suppress(TimeoutError):  # the broker is away; the jobs will be rescued instead
+                await asyncio.wait_for(self.results.flush(), patience)
+            self.results.emit(Event("worker_stop", self.info.id))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.results.announce_rest(), patience)
+        finally:
+            await self._leave(patience)
+
+    def stop_claiming(self) -> None:
+        """Take no more jobs, and hand back those that have not begun."""
         self.is_draining = True
         for line in self._lines.values():
             line.dismiss()
-        if not await self._wait_idle(drain):
-            self._is_hurried = False
-            for run in self.runs():
-                run.end("release")
-            await self._wait_idle(2.0)
-            for run in self.runs():  # what they still do is refused
-                reason = "the worker stopped; the job did not let itself be cancelled"
-                self.results.post(run, Outcome.release(run.job, reason))
-        with contextlib.suppress(TimeoutError):  # the broker is away; the jobs will be rescued instead
-            await asyncio.wait_for(self.results.flush(), 5.0)
-        self.results.emit(Event("worker_stop", self.info.id))
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.results.announce_rest(), 5.0)
-        await self._leave()
 
     def hurry(self) -> None:
         """Wait no longer for running jobs."""
@@ -6548,23 +6619,30 @@ class Worker:
                     await self.idle.wait()
         return not self.is_busy
 
-    def _owned(self) -> set[asyncio.Task[None]]:
+    def owned(self) -> set[asyncio.Task[None]]:
         """The tasks that this worker runs."""
         return set(self._residents).union(*(line.runners for line in self._lines.values()))
 
-    async def _leave(self) -> None:
+    def abandon(self) -> None:
+        """End what outlives the loop, which has ended without a stop: nobody keeps the lease any longer."""
         self._keeper.stop()
-        owned = self._owned()
+        self.attempts.threads.close()
+        self.attempts.processes.close()
+
+    async def _leave(self, patience: float) -> None:
+        self._keeper.stop()
+        owned = self.owned()
         for task in owned:
             task.cancel()
         await asyncio.wait(owned, timeout=1.0)
-        self.attempts.threads.close()
-        self.attempts.processes.close()
-        await asyncio.to_thread(self._keeper.join, 5.0)  # a beat after the leave would register the worker again
+        self.abandon()
+        await asyncio.to_thread(self._keeper.join, patience)  # a beat after the leave would register the worker again
         try:
-            await asyncio.wait_for(self.beat(self.broker, lease=0), 5.0)
-        except (TimeoutError, BrokerError) as error:
-            logger.warning("worker %s could not take leave of the broker: %s", self.info.id, error)
+            await asyncio.wait_for(self.beat(self.broker, lease=0), patience)
+        except TimeoutError:
+            logger.warning("worker %s could not sign off: no answer from the broker in %g s", self.info.id, patience)
+        except BrokerError as error:
+            logger.warning("worker %s could not sign off: %s", self.info.id, describe(error))
 
     async def beat(self, broker: Broker, lease: float) -> Notices:
         """Tell the store, through `broker`, how this worker does; on whichever loop this runs."""
@@ -7025,6 +7103,12 @@ class Firing:
         self._app = app
         self._reported: set[str] = set()  # schedules that a warning has been given of
 
+    async def open(self) -> None:
+        """Get ready to be used on the running loop, until `close`."""
+
+    async def close(self) -> None:
+        """Give everything back."""
+
     def fire_in(self, worker: Worker) -> None:
         """Fire what comes due until the worker leaves. What fails is tried again, and no fire is lost by it."""
         worker.reside(self._keep_firing)
@@ -7382,8 +7466,315 @@ class _Declarations(Submitter):
         return function
 
 
+# How far an opening of the app has come, and what may follow.
+_MOVES: Mapping[str, tuple[str, ...]] = {
+    "opening": ("open", "closing"),  # the stores are being opened
+    "open": ("starting", "closing"),  # the stores can be used, here and in the next three
+    "starting": ("running", "open"),  # the lifespan and the worker; back if that fails, or is not wanted any more
+    "running": ("draining",),
+    "draining": ("open",),  # and on to another start, or to the close, unless a client needs the stores
+    "closing": ("closed",),
+    "closed": (),  # the next opening is another session
+}
+
+
+class _Session:
+    """The app open on one loop: its stores, and while it is started its lifespan, schedules and worker.
+
+    One task, `_live`, takes it from state to state. Callers say what they want and wait for a state, so that a
+    caller that is cancelled interrupts nobody else. No lock is held: a lifespan, a hook or a job may use the app.
+    """
+
+    def __init__(self, app: _Life) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.thread = threading.get_ident()
+        self.state = "opening"
+        self.is_open = False  # whether the stores can be used
+        self.worker: Worker | None = None  # while it is running or draining
+        self._app = app
+        self._stack = contextlib.AsyncExitStack()  # what is closed at the end
+        self._residents: dict[Firing, bool] = {}  # whose stores are open (True), or being opened
+        self._connecting = 0  # callers that wait for the stores
+        self._starting = 0  # callers that wait for the worker
+        self._clients = 0
+        self._wants_worker = False  # of a start and a stop at once the later one decides
+        self._is_released = False  # whether it closes when neither a worker nor a client needs the stores
+        self._end = 0.0  # when, by the loop's clock, jobs are interrupted that run after a stop
+        self._works_off = False  # whether what is ready runs, too, until then
+        self._failure: BaseException | None = None  # of the latest opening, start or stop
+        self._changed = asyncio.Event()
+        self._limit: asyncio.Timeout | None = None  # of the opening or the start that is under way
+        self._is_interrupted = False
+        context = contextvars.copy_context()
+        context.run(_current.set, None)  # it is not a part of the job that may have opened it
+        self._task = self.loop.create_task(self._live(), name="flowrra-session", context=context)
+        # A loop may end without it, as after run_until_complete(app.submit(...)): no fault to be reported.
+        self._task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it goes on. A loop that does not run is taken to have ended, closed or not."""
+        return self.state != "closed" and self.loop.is_running()
+
+    # What callers want -------------------------------------------------------------------------
+
+    async def connect(self) -> bool:
+        """Wait until the stores can be used; False if it closes before. The last caller that goes ends the opening."""
+        self._connecting += 1
+        try:
+            await self._until(lambda: self.is_open)
+        finally:
+            self._connecting -= 1
+            if self.state == "opening" and not self._connecting:
+                self._interrupt()
+        if not self.is_open and self._failure is not None:
+            raise self._failure
+        return self.is_open
+
+    async def start(self) -> None:
+        """Wait until the worker runs. The last caller that goes before that undoes the start."""
+        self._wants_worker, self._is_released = True, False
+        if self.state == "running":
+            return
+        self._refuse_own_task("start")
+        self._notify()
+        self._starting += 1
+        try:
+            await self._until(lambda: self.state == "running" or not self._wants_worker)
+        finally:
+            self._starting -= 1
+            if self.state != "running" and not self._starting:
+                self._release()
+        if self.state != "running":
+            raise self._failure or ExecutorNotRunningError("the app was stopped while it was starting")
+
+    async def stop(self, drain: float, *, works_off: bool = False) -> None:
+        """Wait until the worker has stopped and, unless a client needs them, the stores are closed.
+
+        A caller that goes changes nothing. A second stop with a shorter drain shortens the first.
+        """
+        self._refuse_own_task("stop")
+        end = self.loop.time() + drain
+        if self._wants_worker:
+            self._end, self._works_off, self._failure = end, works_off, None
+            if self.worker is not None and not works_off:
+                self.worker.stop_claiming()  # now, before anybody has his turn
+        elif end < self._end:
+            self._end = end
+            self.loop.call_later(drain, self.hurry)
+        if self.state == "opening":
+            self._interrupt()
+        self._release()
+        await self._until(lambda: self._wants_worker or (self.state == "open" and self._clients > 0))
+        if self._failure is not None and not self._wants_worker:
+            raise self._failure
+
+    @contextlib.asynccontextmanager
+    async def client(self) -> AsyncIterator[None]:
+        """Need the stores meanwhile. The last client closes them, unless a worker needs them too."""
+        self._clients += 1
+        try:
+            yield
+        finally:
+            self._clients -= 1
+            if self.state == "open" and not self._clients and not self._wants_worker:
+                self._release()
+                await self._until(lambda: self._wants_worker or self._clients > 0)
+
+    async def open_resident(self, resident: Firing) -> None:
+        """Open the store of schedules until the session closes; callers that meet wait for one opening."""
+        while not self._residents.get(resident):
+            if resident in self._residents:
+                await self._changed.wait()
+                continue
+            self._residents[resident] = False
+            try:
+                await resident.open()
+                self._residents[resident] = True
+            finally:
+                if not self._residents[resident]:
+                    del self._residents[resident]
+                self._notify()
+            if not self.is_open:
+                await resident.close()
+                raise _stopped()
+            self._stack.push_async_callback(resident.close)
+
+    def hurry(self) -> None:
+        """Have a stop that is under way wait no longer for jobs."""
+        self._end = 0.0
+        if self.worker is not None:
+            self.worker.hurry()
+
+    def abandon(self) -> None:
+        """Its loop has ended without it: nobody shall keep the lease of its worker any longer."""
+        if self.worker is not None:
+            self.worker.abandon()
+
+    def _release(self) -> None:
+        self._wants_worker, self._is_released = False, True
+        if self.state == "starting":
+            self._interrupt()
+        self._notify()
+
+    def _interrupt(self) -> None:
+        """End the opening or the start that is under way, wherever it waits."""
+        if self._limit is not None and not self._is_interrupted:
+            self._limit.reschedule(self.loop.time())
+        self._is_interrupted = True
+
+    def _refuse_own_task(self, call: str) -> None:
+        caller = asyncio.current_task()
+        if caller is self._task or (self.worker is not None and caller in self.worker.owned()):
+            who = "the lifespan" if caller is self._task else "a job or a hook"
+            raise FlowrraError(f"{who} cannot await app.{call}(), which waits for it: use asyncio.create_task()")
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Return when `condition` holds, or the session is closed."""
+        while self.state != "closed" and not condition():
+            await self._changed.wait()
+
+    def _notify(self) -> None:
+        """Have all who wait look again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    # The whole life, in one task ---------------------------------------------------------------
+
+    def _move(self, state: str) -> None:
+        if state not in _MOVES[self.state]:
+            raise AssertionError(f"a session cannot go from {self.state} to {state}")
+        self.state = state
+        self.is_open = state not in ("closing", "closed")
+        self._notify()
+
+    async def _live(self) -> None:
+        try:
+            async with self._interruptible():
+                await self._open_stores()
+            while self.is_open and await self._is_worker_wanted():
+                await self._run_worker()
+            if self.is_open:
+                await self._report_left()
+        except asyncio.CancelledError:  # the loop is being torn down
+            self._failure = None
+        except Exception as error:
+            self._failure = error
+        # Not in a `finally`, nor below: a task that is collected after its loop has ended can await nothing.
+        self._move("closing")
+        try:
+            await self._stack.aclose()
+        except Exception as error:
+            self._failure = error
+        finally:
+            self._move("closed")
+
+    @contextlib.asynccontextmanager
+    async def _interruptible(self) -> AsyncIterator[None]:
+        """Run the body as far as `_interrupt` lets it."""
+        try:
+            async with asyncio.timeout(0 if self._is_interrupted else None) as self._limit:
+                yield
+        except TimeoutError:
+            if not cast("asyncio.Timeout", self._limit).expired():
+                raise
+        finally:
+            self._limit, self._is_interrupted = None, False
+
+    async def _open_stores(self) -> None:
+        for store in (self._app.broker, self._app.backend):
+            if store is not None:
+                await store.open()
+                self._stack.push_async_callback(store.close)
+        backend = self._app.backend
+        if backend is not None and backend.store_id is not None and backend.store_id == self._app.broker.store_id:
+            self._app.backend = None  # the same store by another name
+        self._move("open")
+
+    async def _is_worker_wanted(self) -> bool:
+        """Wait until a worker is wanted, or nobody needs the stores any more."""
+        await self._until(lambda: self._wants_worker or (self._is_released and not self._clients))
+        return self._wants_worker
+
+    async def _run_worker(self) -> None:
+        self._move("starting")
+        self._end, self._failure = 0.0, None
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                async with self._interruptible():
+                    await self._start_worker(stack)
+                if self.worker is not None:
+                    await self._serve(self.worker)
+        except SystemExit as error:  # it would end the loop, and the process with its status
+            self._failure = FlowrraError(f"the app's lifespan called sys.exit({error.code!r})")
+        except (Exception, asyncio.CancelledError) as error:
+            self._failure = error
+        self.worker = None
+        if self._failure is not None:
+            self._release()
+        self._move("open")
+        if isinstance(self._failure, asyncio.CancelledError):
+            raise self._failure
+
+    async def _start_worker(self, stack: contextlib.AsyncExitStack) -> None:
+        app = self._app
+        if app._lifespan is not None:
+            app.state = await stack.enter_async_context(app._lifespan(app))
+        residents: list[Firing] = [app.code_schedules, *app.schedulers] if app.config.executor.scheduler else []
+        for resident in residents:
+            await self.open_resident(resident)
+        worker = Worker(
+            app.broker,
+            app.registry,
+            app.config.executor,
+            backend=app.backend,
+            clock=app.clock,
+            hooks=app._hooks,
+            middleware=app._middleware,
+            state=app.state,
+        )
+        await worker.start()
+        for resident in residents:
+            resident.fire_in(worker)
+        self.worker = worker
+        self._move("running")
+
+    async def _serve(self, worker: Worker) -> None:
+        """Let the worker work until it is not wanted any more; then have it finish."""
+        try:
+            await self._until(lambda: not self._wants_worker or worker.is_draining)
+            self._move("draining")
+            if self._works_off:
+                await self._work_off(worker)
+        except (Exception, asyncio.CancelledError):  # the loop is being torn down
+            self._end = 0.0
+            if self.state == "running":
+                self._move("draining")
+            await worker.stop(0.0)
+            raise
+        await worker.stop(max(0.0, self._end - self.loop.time()))
+        self.worker = None
+
+    async def _work_off(self, worker: Worker) -> None:
+        """Wait until nothing is left that is ready here, as long as jobs may run."""
+        for pause in itertools.chain((0.0, 0.001, 0.005, 0.01), itertools.repeat(0.05)):
+            counts = await self._app.broker.counts(JobFilter(status=frozenset((PENDING, RUNNING))))
+            served = worker.info.queues.keys() - await self._app.broker.paused()
+            if self.loop.time() >= self._end or not any(q in served or s is RUNNING for q, s in counts):
+                return
+            await asyncio.sleep(pause)
+
+    async def _report_left(self) -> None:
+        """Say which jobs go with the memory of this process, unless the app is started again."""
+        if is_private(self._app.broker):
+            counts = await self._app.broker.counts(JobFilter(status=UNFINISHED))
+            left = ", ".join(f"{number} {status} in {queue!r}" for (queue, status), number in sorted(counts.items()))
+            if left:
+                logger.warning("jobs are left in memory, and lost when this process ends: %s", left)
+
+
 class _Life(_Declarations):
-    """An app's stores and the worker inside it: opened, started, stopped and closed on one loop at a time."""
+    """How an app is opened, started, stopped and closed: by the session on the loop that runs."""
 
     def __init__(
         self,
@@ -7404,28 +7795,25 @@ class _Life(_Declarations):
         self.state: Any = None
         self._is_in_child = _in_child.get()
         self.sync = SyncFace(cast("Flowrra", self))
+        self.registry.on_new = self._welcome
+        self.code_schedules = CodeSchedules(cast("Flowrra", self))
+        self.schedulers: list[Scheduler] = []  # made by create_scheduler()
+        self._session: _Session | None = None
+        self._inherited: list[object] = []
         self._begin_in_process()
         if hasattr(os, "register_at_fork"):
             begin = weakref.WeakMethod(self._begin_in_process)
             os.register_at_fork(after_in_child=lambda: (renew := begin()) and renew())
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = 0
-        self._clients = 0
-        self._gate_loop: asyncio.AbstractEventLoop | None = None
-        self._stopped = False
-        self._worker: Worker | None = None
-        self._cleanup = contextlib.AsyncExitStack()
-        self.registry.on_new = self._welcome
-        self.code_schedules = CodeSchedules(cast("Flowrra", self))
-        self.schedulers: list[Scheduler] = []  # made by create_scheduler()
 
     def _begin_in_process(self) -> None:
-        """What a forked child must not share with its parent: where the ids count on, the way to open stores."""
+        """What a forked child must not share with its parent: where the ids count on, and what is open."""
         # Ids are short, in the order of their making, and unique without asking anybody: 64 random bits a process.
         prefix = f"{int(self.clock.time()):08x}{os.urandom(8).hex()}"
         numbers = itertools.count(1_000_000)  # of one length as long as may be, so that they sort
         self.new_id = lambda: f"{prefix}{next(numbers)}"  # type: ignore[method-assign]
-        self._thread = 0  # where the stores are open
+        self._inherited += (self._session, self.sync._loop)  # to collect these would close what the parent uses
+        self._session = None
+        self._is_stopped = False  # so that no call opens the stores by itself
         self.sync.begin_in_process()
 
     def _is_open_here(self) -> bool:
@@ -7433,11 +7821,17 @@ class _Life(_Declarations):
 
         On CPython 3.11 get_running_loop() asks the system for the process id: 0.25 us, twice a job.
         """
-        return self._thread == threading.get_ident() and self._loop is not None and self._loop.is_running()
+        session = self._session
+        return (
+            session is not None
+            and session.is_open
+            and session.thread == threading.get_ident()
+            and session.loop.is_running()
+        )
 
-    def _welcome(self, task: Task[..., Any]) -> None:
-        if self._worker is not None and self._loop is not None:
-            _call_soon(self._loop, self._worker.welcome, task)
+    @property
+    def _worker(self) -> Worker | None:
+        return self._session.worker if self._session is not None and self._session.is_alive else None
 
     @property
     def is_running(self) -> bool:
@@ -7449,54 +7843,37 @@ class _Life(_Declarations):
         """The worker that runs inside this app."""
         return None if self._worker is None else self._worker.info
 
-    async def start(self) -> None:
-        """Open the stores and start a worker on the running loop. A second call changes nothing."""
-        async with self._gate():
-            if self._worker is not None and self._loop is asyncio.get_running_loop():
-                return
-            opened = await self._open()
-            try:
-                self._worker = await self._start_worker()
-            except BaseException:
-                await (self._close() if opened else self._cleanup.aclose())
-                raise
+    def _welcome(self, task: Task[..., Any]) -> None:
+        if (worker := self._worker) is not None:
+            _call_soon(worker.loop, worker.welcome, task)
 
-    async def _start_worker(self) -> Worker:
-        if self._lifespan is not None:
-            self.state = await self._cleanup.enter_async_context(self._lifespan(self))
-        firing: list[Firing] = [self.code_schedules, *self.schedulers] if self.config.executor.scheduler else []
-        for scheduler in self.schedulers if firing else ():
-            await scheduler.open()
-        worker = Worker(
-            self.broker,
-            self.registry,
-            self.config.executor,
-            backend=self.backend,
-            clock=self.clock,
-            hooks=self._hooks,
-            middleware=self._middleware,
-            state=self.state,
-        )
-        await worker.start()
-        for each in firing:
-            each.fire_in(worker)
-        return worker
+    async def start(self) -> None:
+        """Open the stores and start a worker on the running loop. A second call changes nothing.
+
+        Of a start and a stop at once the later one counts. Cancelling the call undoes it.
+
+        Raises:
+            ExecutorNotRunningError: the app was stopped meanwhile.
+        """
+        self._is_stopped = False
+        await (await self._connected()).start()
 
     async def stop(self, wait: bool = True, timeout: float | None = 30.0) -> None:
-        """Drain and stop the worker and close the stores. A second call waits for the first.
+        """Drain and stop the worker and close the stores, unless a `client()` needs them.
+
+        A second call waits for the first, and may shorten it. Cancelling the call changes nothing: the stop goes on.
 
         Args:
             wait: False stops at once; running jobs are handed back, to run again.
             timeout: seconds that running jobs get to finish (None: as long as they take).
         """
-        drain = 0.0 if not wait else math.inf if timeout is None else _seconds("timeout", timeout)
-        async with self._gate():
-            self._check_loop()
-            if self._worker is not None and self._loop is not None:
-                await self._worker.stop(drain)
-            self._worker = None
-            self._stopped = True
-            await self._close()
+        await self._stop(0.0 if not wait else math.inf if timeout is None else _seconds("timeout", timeout))
+
+    async def _stop(self, drain: float, *, works_off: bool = False) -> None:
+        session = await self._present()
+        self._is_stopped = True
+        if session is not None:
+            await session.stop(drain, works_off=works_off)
 
     def when_store_is_lost(self, act: Callable[[], object]) -> None:
         """Have `act` called if the store of the worker inside this app is no longer the one that was opened."""
@@ -7505,8 +7882,8 @@ class _Life(_Declarations):
 
     def hurry(self) -> None:
         """Make a stop that is under way wait no longer for running jobs."""
-        if self._worker is not None:
-            self._worker.hurry()
+        if self._session is not None:
+            self._session.hurry()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -7515,7 +7892,8 @@ class _Life(_Declarations):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.stop(timeout=self.config.executor.drain)
+        # What is left in memory nobody else would run.
+        await self._stop(self.config.executor.drain, works_off=kind is None and is_private(self.broker))
 
     @contextlib.asynccontextmanager
     async def client(self) -> AsyncIterator[Self]:
@@ -7523,37 +7901,48 @@ class _Life(_Declarations):
 
         Inside another `client()` or a running app it opens and closes nothing.
         """
-        async with self._gate():
-            await self._open()
-        self._clients += 1
-        try:
+        self._is_stopped = False
+        async with (await self._connected()).client():
             yield self
-        finally:
-            self._clients -= 1
-            async with self._gate():
-                if self._clients == 0 and self._worker is None:
-                    await self._close()
 
-    def _gate(self) -> asyncio.Lock:
-        """Lets one opening, start or stop through at a time."""
-        loop = asyncio.get_running_loop()
-        if self._gate_loop is not loop:
-            self._gate_loop, self._gate_lock = loop, asyncio.Lock()
-        return self._gate_lock
+    async def connect(self) -> None:
+        """Open the stores on the running loop, unless they are open; each call on the app does so first."""
+        if not self._is_open_here():
+            if self._is_stopped:
+                raise _stopped()
+            await self._connected()
 
-    def check_process(self) -> None:
-        """Refuse to use stores that were opened before a fork: neither SQLite nor a socket bears that."""
-        if self._loop is not None and self._pid != os.getpid():
-            raise FlowrraError("this process was forked after the app was opened: close it (app.sync.close()) before")
+    async def open_resident(self, resident: Firing) -> None:
+        """Open a scheduler's store and the app's on the running loop, unless they are open."""
+        await self.connect()
+        await cast("_Session", self._session).open_resident(resident)
 
-    def _check_loop(self) -> None:
-        """Refuse to meddle with stores that are open on a loop that goes on; forget one that has ended."""
-        if self._loop is None or self._loop is asyncio.get_running_loop():
-            return
-        self.check_process()
-        if not self._loop.is_closed():
+    async def _connected(self) -> _Session:
+        """The session on the running loop with its stores open; a new one if there is none that goes on."""
+        while True:
+            session = await self._present()
+            if session is None:
+                if self._is_in_child:
+                    self._check_child()
+                session = self._session = _Session(self)
+            if await session.connect():
+                return session
+            if self._is_stopped:
+                raise _stopped()
+
+    async def _present(self) -> _Session | None:
+        """The session on the running loop, if there is one that goes on."""
+        if self.sync.is_open_elsewhere():
+            await asyncio.to_thread(self.sync.close)
+        session = self._session
+        if session is None:
+            return None
+        if not session.is_alive:
+            session.abandon()
+            return None
+        if session.loop is not asyncio.get_running_loop():
             raise ConfigError("the app is open on another event loop, in another thread: use app.sync there")
-        self._loop = self._worker = None
+        return session
 
     def _check_child(self) -> None:
         """In a process for CPU-bound tasks: a task may submit to a store that processes share, and no more."""
@@ -7569,48 +7958,14 @@ class _Life(_Declarations):
                 "private to another; use sqlite:///jobs.db, or result_of() for the result of another job"
             )
 
-    async def _open(self) -> bool:
-        """Open the stores on the running loop, behind the gate. False: they are open here already."""
-        loop = asyncio.get_running_loop()
-        if self._loop is loop:
-            return False
-        if self._is_in_child:
-            self._check_child()
-        if self.sync.is_open_elsewhere():
-            await asyncio.to_thread(self.sync.close)
-        self._check_loop()
-        await self.broker.open()
-        try:
-            if self.backend is not None:
-                await self.backend.open()
-                if self.backend.store_id is not None and self.backend.store_id == self.broker.store_id:
-                    await self.backend.close()
-                    self.backend = None  # the same store by another name
-        except BaseException:
-            await self.broker.close()
-            raise
-        self._loop, self._pid, self._thread = loop, os.getpid(), threading.get_ident()
-        self._stopped = False
-        return True
 
-    async def _close(self) -> None:
-        if self._loop is None:
-            return
-        self._loop = None
-        try:
-            await self._cleanup.aclose()
-        finally:
-            await self.broker.close()
-            if self.backend is not None:
-                await self.backend.close()
+def _stopped() -> ExecutorNotRunningError:
+    return ExecutorNotRunningError("the app has been stopped: start() it again, or use app.client()")
 
-    async def connect(self) -> None:
-        """Open the stores on the running loop, unless they are open; each call on the app does so first."""
-        if not self._is_open_here():
-            if self._stopped:
-                raise ExecutorNotRunningError("the app has been stopped: start() it again, or use app.client()")
-            async with self._gate():
-                await self._open()
+
+def is_private(broker: Broker) -> bool:
+    """Whether the jobs live in this process alone, and end with it."""
+    return isinstance(broker, MemoryBroker) or (isinstance(broker, SQLiteBroker) and broker.path is None)
 
 
 class Flowrra(_Life):
@@ -7687,11 +8042,20 @@ class Flowrra(_Life):
         Raises:
             ConfigError: the broker has no SQL database, or the connection is to another one.
         """
-        self._check_own(task.task if isinstance(task, Submission) else task)
         await self.connect()
-        pushed = self.broker.push_in(connection, [_job_for(task, args, kwargs)], now=self.now())
+        pushed = self._push_in(connection, task, args, kwargs)
         (task_id,) = await pushed if inspect.isawaitable(pushed) else pushed
         return cast("TaskId[R]", task_id)
+
+    def _push_in(
+        self,
+        connection: Any,
+        task: Task[..., Any] | Submission[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> list[str] | Awaitable[list[str]]:
+        self._check_own(task.task if isinstance(task, Submission) else task)
+        return self.broker.push_in(connection, [_job_for(task, args, kwargs)], now=self.now())
 
     def _check_own(self, task: object) -> None:
         if not isinstance(task, Task):
@@ -7734,15 +8098,25 @@ class Flowrra(_Life):
         """
         if timeout is not None and not (type(timeout) is float and timeout >= 0.0):
             timeout = _seconds("timeout", timeout)
-        if not self._is_open_here():
-            await self.connect()
+        if self.backend is None and self._is_open_here():
+            return await self._wait(task_id, timeout)
+        return await self._wait_carefully(task_id, timeout)
+
+    async def _wait(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
         context = _current.get()
         if context is None:
-            result = await self.broker.wait_for(task_id, timeout)
-        else:
-            with context.waiting():
-                result = await self.broker.wait_for(task_id, timeout)
-        return result if self.backend is None else await self._kept(result)
+            return await self.broker.wait_for(task_id, timeout)
+        with context.waiting():
+            return await self.broker.wait_for(task_id, timeout)
+
+    async def _wait_carefully(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
+        """Open the stores first if need be, and ask a separate backend too, all in the caller's time."""
+        began = time.monotonic()
+        async with result_limit(task_id, timeout):
+            await self.connect()
+            left = None if timeout is None else max(0.0, timeout - (time.monotonic() - began))
+            result = await self._wait(task_id, left)
+            return result if self.backend is None else await self._kept(result)
 
     async def _kept(self, result: TaskResult[Any]) -> TaskResult[Any]:
         """The result as the separate backend has it; the broker's own if it does not (yet)."""
@@ -7917,6 +8291,9 @@ def _blocking(call: Callable[Concatenate[Flowrra, P], Coroutine[Any, Any, T]]) -
     return blocking
 
 
+_LOOP_LATE = 1.0  # seconds after which a call looks whether its loop still runs, or is blocked
+
+
 class SyncFace:
     """The app for plain code: the same calls, blocking. For web views and scripts without a loop.
 
@@ -7936,11 +8313,14 @@ class SyncFace:
     @overload
     def submit(self, task: Task[P, R] | Submission[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]: ...
     @overload
+    def submit(self, task: Submission[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]: ...
+    @overload
     def submit(self, task: Task[..., R], /, *args: Any, priority: int, **kwargs: Any) -> TaskId[R]: ...
 
     def submit(self, task: Any, /, *args: Any, **kwargs: Any) -> TaskId[Any]:
-        """See `Flowrra.submit`."""
-        return self.run(self._app.submit(task, *args, **kwargs))
+        """See `Flowrra.submit`; also for a task with options: `submit(task.options(delay=60), ...)`."""
+        call = task.submit if isinstance(task, Submission) else functools.partial(self._app.submit, task)
+        return self.run(call(*args, **kwargs))
 
     @overload
     def wait_for_result(self, task_id: TaskId[R], timeout: float | None = ...) -> TaskResult[R]: ...
@@ -7949,7 +8329,7 @@ class SyncFace:
 
     def wait_for_result(self, task_id: str, timeout: float | None = None) -> TaskResult[Any]:
         """See `Flowrra.wait_for_result`."""
-        return self.run(self._app.wait_for_result(task_id, timeout))
+        return self._run(self._app.wait_for_result(task_id, timeout), timeout)
 
     @overload
     def get_result(self, task_id: TaskId[R]) -> TaskResult[R] | None: ...
@@ -7960,11 +8340,19 @@ class SyncFace:
         """See `Flowrra.get_result`."""
         return self.run(self._app.get_result(task_id))
 
+    def submit_in(self, connection: Any, task: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]:
+        """See `Flowrra.submit_in`. The connection is used in this thread, to which a driver may bind it."""
+        self.run(self._app.connect())
+        pushed = self._app._push_in(connection, task, args, kwargs)
+        (task_id,) = self.run(pushed) if inspect.iscoroutine(pushed) else cast("list[str]", pushed)
+        return cast("TaskId[R]", task_id)
+
     submit_many = _blocking(Flowrra.submit_many)
     cancel = _blocking(Flowrra.cancel)
     requeue = _blocking(Flowrra.requeue)
     delete = _blocking(Flowrra.delete)
     jobs = _blocking(Flowrra.jobs)
+    get_job = _blocking(Flowrra.get_job)
     explain = _blocking(Flowrra.explain)
 
     def is_open_elsewhere(self) -> bool:
@@ -7978,9 +8366,16 @@ class SyncFace:
             if thread is None or self._loop is None:
                 return
             atexit.unregister(self.close)
-            asyncio.run_coroutine_threadsafe(self._app._close(), self._loop).result()
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            thread.join()
+            try:
+                asyncio.run_coroutine_threadsafe(self._close_session(), self._loop).result()
+            finally:
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                thread.join()
+
+    async def _close_session(self) -> None:
+        session = self._app._session
+        if session is not None and session.is_alive and session.loop is self._loop:
+            await session.stop(0.0)
 
     @staticmethod
     def _live(runner: asyncio.Runner) -> None:
@@ -7992,26 +8387,37 @@ class SyncFace:
 
     def run(self, call: Coroutine[Any, Any, T]) -> T:
         """What a coroutine gives that uses the app; it runs on the loop that these calls run on."""
+        return self._run(call, None)
+
+    def _run(self, call: Coroutine[Any, Any, T], timeout: float | None) -> T:
+        """The same; `timeout` is the call's own, should the loop be blocked by something else."""
         try:
             with contextlib.suppress(RuntimeError):
                 asyncio.get_running_loop()
                 raise FlowrraError("app.sync would block the event loop here: await the call on the app itself")
             with self._lock:  # so that no close() comes between
-                called = asyncio.run_coroutine_threadsafe(call, self._where())
+                loop = self._where()
+                called = asyncio.run_coroutine_threadsafe(call, loop)
         except FlowrraError:
             call.close()
             raise
+        end = math.inf if timeout is None else time.monotonic() + timeout + _LOOP_LATE
         try:
+            while not called.done():
+                concurrent.futures.wait([called], max(0.0, min(_LOOP_LATE, end - time.monotonic())))
+                if not loop.is_running() or time.monotonic() >= end:
+                    called.cancel()
             return called.result()
         except concurrent.futures.CancelledError:
+            if loop.is_running() and time.monotonic() >= end:
+                raise TaskTimeoutError(f"the app's event loop is blocked: no answer within {timeout:g} s") from None
             raise ExecutorNotRunningError("the app was closed during this call, which may be done or not") from None
 
     def _where(self) -> asyncio.AbstractEventLoop:
         """The loop to call on: the app's, or one in a thread that is started now."""
-        loop = self._app._loop
-        self._app.check_process()
-        if loop is not None and loop.is_running():
-            return loop
+        session = self._app._session
+        if session is not None and session.is_alive:
+            return session.loop
         if self._thread is None or self._loop is None:
             runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
             self._loop = runner.get_loop()
@@ -8192,8 +8598,7 @@ def _app_for(arguments: argparse.Namespace) -> Flowrra:
 
 def check_shared(app: Flowrra) -> None:
     """Refuse a store that no other process can see: what is submitted there would be lost without a word."""
-    broker = app.broker
-    if isinstance(broker, MemoryBroker) or (isinstance(broker, SQLiteBroker) and broker.path is None):
+    if is_private(app.broker):
         url = app.config.broker.url
         raise ConfigError(f"{url} lives in one process, out of reach of any other: use a file, as in sqlite:///jobs.db")
 

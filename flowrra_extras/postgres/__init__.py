@@ -24,6 +24,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 from typing import TYPE_CHECKING, Any, cast
 
 from flowrra import (
@@ -46,8 +47,8 @@ from flowrra import (
     WorkerInfo,
     check_queue,
     encode_value,
+    result_limit,
     sum_of_activity,
-    timed_out,
     totals_of_activity,
     unknown_job,
 )
@@ -82,15 +83,19 @@ class _Life(MovingBroker):
         self._address = Address(url)
         self._link: Link | None = None
         self._groups: Groups
+        self._pid = 0
+        self._inherited: object = None
 
     def twin(self) -> Self:
         return type(self)(self.url, self.config, self.retention, self._clock)
 
     async def open(self) -> None:
-        if self._link is not None:
+        if self._link is not None and self._pid == os.getpid():
             self._link.abandon()
             self._groups.waits.ear.abandon()
-            self._link = None
+        elif self._link is not None:  # of the parent of a fork, which goes on to use it: neither used nor collected
+            self._inherited = self._link, self._groups
+        self._link, self._pid = None, os.getpid()
         link = Link(self._address, self.config.timeout)
         try:
             if (await link.fetch("SELECT pg_is_in_recovery()"))[0][0]:
@@ -234,16 +239,13 @@ class PostgresBroker(_Life):
         waits = self._opened().waits
         waiter = waits.expect(task_id)
         try:
-            result = await self._known(task_id)
-            async with asyncio.timeout(timeout):
-                while not result.is_finished:
+            async with result_limit(task_id, timeout) as answered:
+                while not (result := await self._known(task_id)).is_finished:
+                    answered()
                     if not await waits.announce(task_id):
                         await waiter
                         waiter = waits.expect(task_id)
-                    result = await self._known(task_id)
             return result
-        except TimeoutError:
-            raise timed_out(task_id, timeout) from None
         finally:
             waits.expect_no_more(task_id, waiter)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
-from flowrra import BrokerError, ConfigError, FlowrraError, SerializationError
+from flowrra import BrokerError, ConfigError, FlowrraError, SerializationError, describe
 from flowrra_extras.batching import closed
 from flowrra_extras.postgres.statements import in_schema
 from flowrra_extras.urls import read_server_url
@@ -262,6 +262,7 @@ class Link:
         self._endings: set[asyncio.Task[None]] = set()
         self._is_closed = False
         self.failed = -math.inf  # when the server last gave no answer, by the loop's clock
+        self._is_away = False  # it did not answer the latest try, of which a warning was given
 
     async def run(self, work: Callable[[Session], Awaitable[T]], silence: float | None = SILENCE) -> T:
         """What `work` gives. It may be called again if a connection was lost, or silent for so many seconds.
@@ -289,6 +290,7 @@ class Link:
                     raise self._explained(error) from error
                 failure = error if str(error) or failure is None else failure
                 self.failed = loop.time()
+                self._note_failure(error)
             if loop.time() + pause >= deadline:
                 break
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (no secret)
@@ -296,6 +298,16 @@ class Link:
         if isinstance(failure, asyncpg.ReadOnlySQLTransactionError):
             why += f"; {STANDBY}"
         raise AwayError(f"{self._address.name} has not answered for {self._timeout:g} s: {why}") from failure
+
+    def _note_failure(self, error: Exception) -> None:
+        """Say so at once when the server is away, and not again with each try."""
+        is_silent = isinstance(error, (OSError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError))
+        if is_silent and not self._is_away and not self._is_closed:
+            self._is_away = True
+            why = str(error) or "it is silent"
+            logger.warning(
+                "%s does not answer (%s); trying again for up to %g s", self._address.name, why, self._timeout
+            )
 
     async def fetch(self, text: str, *values: Any, silence: float = SILENCE) -> Sequence[Any]:
         """The rows of one statement."""
@@ -308,7 +320,7 @@ class Link:
             usable = False  # in the middle of something, or refused by its server, it is of no use to others
             try:
                 result = await work(Session(connection, self._address.schema))
-                usable = True
+                usable, self._is_away = True, False
             except Exception as error:
                 usable = not _is_away(error)
                 raise
@@ -353,13 +365,15 @@ class Link:
         self._is_closed = True
         for connection in self._busy:
             drop(connection)
-        while self._idle:
-            await _end(self._idle.pop())
+        with contextlib.suppress(TimeoutError, *_AWAY):  # they are dropped then
+            async with asyncio.timeout(1.0):
+                await asyncio.gather(*(connection.close() for connection in self._idle))
         if self._endings:
             await asyncio.wait(self._endings)
+        self.abandon()
 
     def abandon(self) -> None:
-        """Drop the connections of a loop that has ended without closing them."""
+        """Drop the connections, as of a loop that has ended without closing them."""
         for connection in (*self._idle, *self._busy):
             drop(connection)
 
@@ -419,7 +433,8 @@ class Ear:
                 await self._follow()
             except (TimeoutError, asyncpg.PostgresError, *_AWAY) as error:
                 if failures % 20 == 1:
-                    logger.warning("%s: no notifications from there (%s); trying again", self._address.name, error)
+                    why = describe(error)
+                    logger.warning("%s: no notifications from there (%s); trying again", self._address.name, why)
             await asyncio.sleep(random.uniform(0.1, 0.5))  # noqa: S311 (no secret)
 
     async def _follow(self) -> None:

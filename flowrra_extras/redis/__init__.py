@@ -19,9 +19,12 @@ connections are in `wire`, those who wait in `news`.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
+import dataclasses
 import itertools
 import logging
+import os
 from typing import TYPE_CHECKING, Any, cast
 
 from flowrra import (
@@ -40,7 +43,8 @@ from flowrra import (
     WorkerInfo,
     activity_texts,
     check_queue,
-    timed_out,
+    result_limit,
+    sum_of_activity,
     unknown_job,
 )
 from flowrra_extras.redis.calls import (
@@ -99,6 +103,8 @@ class RedisBroker(SearchingBroker):
         self._news = News(self._address)
         self._next_due: float | None = None
         self._is_open = False
+        self._pid = 0
+        self._inherited: object = None
 
     def twin(self) -> RedisBroker:
         return RedisBroker(self.url, self.config, self.retention, self._clock)
@@ -106,8 +112,12 @@ class RedisBroker(SearchingBroker):
     # Opening and closing -----------------------------------------------------------------------
 
     async def open(self) -> None:
-        with contextlib.suppress(RuntimeError):  # it was left open on a loop that is closed by now
-            await self.close()
+        if self._is_open and self._pid == os.getpid():
+            self._calls.abandon()
+            self._news.abandon()
+        elif self._is_open:  # by the parent of a fork, which goes on to use them: neither used nor collected
+            self._inherited = self._calls, self._news
+        self._pid = os.getpid()
         link = Link(self._address)
         link.open(self.config.timeout)
         self._calls, self._news, self._next_due, self._is_open = Calls(link), News(self._address), None, True
@@ -224,7 +234,7 @@ class RedisBroker(SearchingBroker):
     async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
         topic = f"results {task_id}"
         try:
-            async with asyncio.timeout(None) as limit:
+            async with result_limit(task_id, timeout) as answered:
                 while True:
                     self._news.look(topic)  # first, so that no end falls between looking and waiting
                     (result,) = await self.get([task_id])
@@ -232,11 +242,8 @@ class RedisBroker(SearchingBroker):
                         raise unknown_job(task_id)
                     if result.is_finished:
                         return result
-                    if timeout is not None and limit.when() is None:
-                        limit.reschedule(asyncio.get_running_loop().time() + timeout)
+                    answered()
                     await self._news.wait([topic], _LOOK_EVERY)
-        except TimeoutError:
-            raise timed_out(task_id, timeout) from None
         finally:
             self._news.forget(topic)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import json
@@ -66,6 +67,11 @@ class Calls:
     def was_away(self, seconds: float) -> bool:
         """Whether the server has left a call without an answer in the last so many seconds."""
         return asyncio.get_running_loop().time() - self._link.failed < seconds
+
+    def abandon(self) -> None:
+        """Give up the connection of a loop that has ended without closing it."""
+        with contextlib.suppress(RuntimeError):  # the loop was closed
+            self._link.close()
 
     async def close(self) -> None:
         """Close the link. Those who wait get a BrokerError."""

@@ -29,6 +29,11 @@ class News:
         self._waiters: dict[str, set[asyncio.Future[None]]] = {}
         self._is_closed = False
 
+    def abandon(self) -> None:
+        """Stop listening for a loop that has ended."""
+        self._is_closed = True
+        self._ear.abandon()
+
     async def close(self) -> None:
         """Stop listening. Those who wait get a BrokerError."""
         self._is_closed = True

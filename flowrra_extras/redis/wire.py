@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import itertools
 import logging
 import math
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import hiredis
 
-from flowrra import BrokerError, ConfigError
+from flowrra import BrokerError, ConfigError, describe
 from flowrra_extras.batching import closed
 from flowrra_extras.redis.scripts import SCRIPTS
 from flowrra_extras.urls import check_options, read_server_url
@@ -271,6 +272,7 @@ class Link:
         self._connection: Connection | None = None
         self._connecting = asyncio.Lock()
         self._is_open = False
+        self._is_away = False  # it did not answer the latest try, of which a warning was given
 
     def open(self, timeout: float) -> None:
         """Let calls begin, each of which may take so many seconds. The first of them connects."""
@@ -295,6 +297,7 @@ class Link:
                 _give_up(left, error)
             except OSError as error:  # a TimeoutError is one
                 self.failed = asyncio.get_running_loop().time()
+                self._note_failure(error)
                 if not self._is_open:
                     _give_up(left, closed())
                 elif asyncio.get_running_loop().time() + pause >= deadline:
@@ -312,12 +315,24 @@ class Link:
             connection = await self._reconnect(deadline)
         packed = b"".join([call.pack(self._prefix) for call in calls])
         patience = min(PATIENCE + len(packed) / 1e6, deadline - asyncio.get_running_loop().time())
-        answers = connection.ask(packed, len(calls), patience)
-        for call, answer in zip(calls, await answers, strict=True):
+        answers = await connection.ask(packed, len(calls), patience)
+        self._is_away = False
+        for call, answer in zip(calls, answers, strict=True):
             if not _is_error(answer):
                 call.take(answer)
             else:
                 self._judge(call, str(answer))
+
+    def _note_failure(self, error: OSError) -> None:
+        """Say so at once when the server is away, and not again with each try."""
+        if self._is_open and not self._is_away:
+            self._is_away = True
+            logger.warning(
+                "%s does not answer (%s); trying again for up to %g s",
+                self._address.name,
+                str(error) or "it is silent",
+                self._timeout,
+            )
 
     async def _reconnect(self, deadline: float) -> Connection:
         """A connection that is there: one for all who have lost the last."""
@@ -400,6 +415,7 @@ class Ear:
         self._hear = hear
         self._wanted: list[str] = []
         self._is_silent = False
+        self._connection: Connection | None = None
         self._task: asyncio.Task[None] | None = None
 
     def want(self, channel: str) -> None:
@@ -410,6 +426,12 @@ class Ear:
         if self._task is not None:
             self._task.cancel()
         self._task = asyncio.create_task(self._listen())
+
+    def abandon(self) -> None:
+        """Stop listening for a loop that has ended, in which no task comes to its own end."""
+        if self._connection is not None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed
+                self._connection.close()
 
     async def close(self) -> None:
         if self._task is not None:
@@ -423,15 +445,16 @@ class Ear:
                 await self._follow()
             except (BrokerError, OSError) as error:
                 if failures % 20 == 0:
+                    why = describe(error)
                     logger.warning(
-                        "%s: what is published there is not heard (%s); trying again", self._address.name, error
+                        "%s: what is published there is not heard (%s); trying again", self._address.name, why
                     )
             await asyncio.sleep(random.uniform(0.1, 0.5))  # noqa: S311 (no secret)
 
     async def _follow(self) -> None:
         """Listen until the connection is lost. One that is silent is asked whether it is still there."""
         async with asyncio.timeout(PATIENCE):
-            connection = await self._address.connect(self._take)
+            self._connection = connection = await self._address.connect(self._take)
         try:
             channels = [f"{self._address.prefix}:{channel}" for channel in self._wanted]
             connection.tell(_pack(("SUBSCRIBE", *channels)))
@@ -444,6 +467,7 @@ class Ear:
                 if self._is_silent:
                     raise ConnectionError("it is silent")
         finally:
+            self._connection = None
             connection.close()
 
     def _take(self, message: Any) -> None:

@@ -52,7 +52,6 @@ class Scheduler(Firing):
     def __init__(self, app: Flowrra, store: ScheduleStore) -> None:
         super().__init__(app)
         self.store = store
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._purge_at = -math.inf
 
     async def schedule_cron(
@@ -286,24 +285,13 @@ class Scheduler(Firing):
 
     async def _ready(self) -> None:
         """Make sure that the app's stores and this one are open here."""
-        await self._app.connect()
-        if self._loop is not asyncio.get_running_loop():
-            async with self._app._gate():
-                await self.open()
+        await self._app.open_resident(self)
 
     async def open(self) -> None:
-        """Open the store on the running loop, until the app closes its own. Behind the app's gate."""
-        loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            await self.store.open()
-            self._loop = loop
-            self._app._cleanup.push_async_callback(self.close)
+        await self.store.open()
 
     async def close(self) -> None:
-        """Close the store, if it is open here."""
-        if self._loop is asyncio.get_running_loop():
-            self._loop = None
-            await self.store.close()
+        await self.store.close()
 
 
 _EDITED = ("description", "misfire", "overlap", "jitter")  # as they are in make_schedule()

@@ -4,14 +4,16 @@ import asyncio
 import contextlib
 import itertools
 import math
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from flowrra import BackendError, FlowrraError
+from flowrra import BackendError, FlowrraError, describe
 from flowrra_extras.scheduler.database import Database, Link
 
 T = TypeVar("T")
 
+_CLOSE_LIMIT = 1.0  # seconds: a server that is silent is not waited for
 _TRIES = 5  # of a transaction to which others are preferred
 _SET_VERSION = "INSERT INTO flowrra_schedule_meta VALUES (:version)"
 
@@ -27,28 +29,28 @@ class Session:
         self._link: Link | None = None
         self._lock: asyncio.Lock | None = None  # held by whoever uses the link; None: not open
         self._answered = -math.inf  # when a call came through last, on the loop's clock
+        self._pid = os.getpid()
+        self._inherited: Link | None = None
 
     async def open(self) -> None:
+        if self._pid != os.getpid():  # the parent of a fork goes on to use its link: neither used nor collected
+            self._inherited, self._link, self._pid = self._link, None, os.getpid()
         self._lock, self._answered = asyncio.Lock(), -math.inf  # another loop has another clock
         await self.call(lambda link: link.is_alive())
 
     async def close(self) -> None:
         lock, self._lock = self._lock, None
-        if lock is None:
-            return
-        async with lock:
-            link, self._link = self._link, None
-            if link is not None:
-                await self._leave(link)
-
-    async def _leave(self, link: Link) -> None:
+        link = self._link
         try:
-            async with asyncio.timeout(self._timeout):
-                await link.close()
+            async with asyncio.timeout(_CLOSE_LIMIT), lock or contextlib.nullcontext():
+                if (link := self._link) is not None:
+                    await link.close()
         except BaseException as error:
-            await link.drop()
+            if link is not None:
+                await link.drop()
             if not isinstance(error, Exception):
                 raise
+        self._link = None
 
     async def transact(self, work: Callable[[Link], Awaitable[T]]) -> T:
         """Do `work` in a transaction."""
@@ -82,7 +84,7 @@ class Session:
         except TimeoutError as error:
             raise BackendError(f"{self._database.place}: no answer in time (timeout={self._timeout:g})") from error
         except Exception as error:  # drivers raise what they like when a server goes away
-            raise BackendError(f"{self._database.place}: {type(error).__name__}: {error}") from error
+            raise BackendError(f"{self._database.place}: {describe(error)}") from error
 
     async def _insist(self, work: Callable[[Link], Awaitable[T]]) -> T:
         for _ in range(_TRIES - 1):
