@@ -191,6 +191,10 @@ class BrokerError(BackendError):
     """The store of jobs failed."""
 
 
+class StoreLostError(BrokerError):
+    """The store that was opened is no longer the one at its place. Only opening it anew helps."""
+
+
 class QueueFullError(BrokerError):
     """The queue already holds `max_queue_size` jobs."""
 
@@ -578,7 +582,7 @@ _ENDING_OF: Mapping[TaskStatus, str] = {
 class JobFilter:
     """Which jobs to look for; what is None does not matter.
 
-    `ahead_of`: the ready jobs before that one. `error`: a part of the job's error, in upper or lower case.
+    `ahead_of`: the ready jobs before that one. `error`: a part of the job's error, its letters in upper or lower case.
     `parent`: the jobs that wait or waited for that one. `from_seq`: those with at least that `seq`, so
     that a big store can be searched a stretch at a time.
     """
@@ -4023,10 +4027,6 @@ class _Operation:
 
 class _NotSyncedError(BrokerError):
     """What was committed may not outlive a power cut."""
-
-
-class StoreLostError(BrokerError):
-    """The store that was opened is no longer the one at its place. Only opening it anew helps."""
 
 
 class _SQLiteFile:
