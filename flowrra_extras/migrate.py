@@ -52,6 +52,8 @@ from flowrra import (
     TaskStatus,
     WorkerInfo,
     broker_from_url,
+    describe,
+    logger,
     result_from,
 )
 from flowrra_extras.urls import read_server_url
@@ -270,6 +272,7 @@ class _Move:
         self._tell = tell
         self._me = WorkerInfo(f"{by} {uuid.uuid4().hex[:8]}", socket.gethostname(), os.getpid(), started=clock.time())
         self._is_ousted = False
+        self._lost: BaseException | None = None  # why the lease could not be renewed until it had run out
         self.moved = Moved()
 
     # One at a time -----------------------------------------------------------------------------
@@ -320,11 +323,27 @@ class _Move:
 
     async def _keep_beating(self) -> None:
         """Keep the lease; this also puts back the jobs of the source's workers that have died."""
+        renewed = time.monotonic()
         while not self._is_ousted:
             await asyncio.sleep(_LEASE / 4)
-            with contextlib.suppress(BrokerError):  # the next step will meet it, too
+            began = time.monotonic()
+            try:
                 notices = await self._beat(_LEASE)
                 self._is_ousted = notices.lapsed and bool(await self._others())
+            except Exception as error:  # whatever it is: without a lease another start may take over
+                logger.warning("the lease of the move could not be renewed, trying again: %s", describe(error))
+                self._lost = error if time.monotonic() - renewed > _LEASE else None
+            else:
+                renewed, self._lost = began, None
+
+    def _check_lease(self) -> None:
+        if self._is_ousted:
+            raise BrokerError("another start of this move has taken over, since this one was silent for too long")
+        if self._lost is not None:
+            raise BrokerError(
+                f"the move cannot keep its lease at the source ({describe(self._lost)}), so that another start may "
+                "take over: start it again, it goes on from here"
+            ) from self._lost
 
     # Looking and waiting -----------------------------------------------------------------------
 
@@ -333,6 +352,7 @@ class _Move:
         until = time.monotonic() + wait
         pause = 0.05
         while True:
+            self._check_lease()
             if await self._pass():
                 pause = 0.05
             elif not self.moved.running or time.monotonic() >= until:
@@ -385,9 +405,11 @@ class _Move:
 
     async def _whole(self, step: Coroutine[Any, Any, None]) -> None:
         """Run a step to its end, also when this is cancelled meanwhile."""
-        if self._is_ousted:
+        try:
+            self._check_lease()
+        except BrokerError:
             step.close()
-            raise BrokerError("another start of this move has taken over, since this one was silent for too long")
+            raise
         task = asyncio.ensure_future(step)
         try:
             await asyncio.shield(task)
