@@ -19,9 +19,6 @@ connections are in `wire`, those who wait in `news`.
 from __future__ import annotations
 
 import asyncio
-import collections
-import contextlib
-import dataclasses
 import itertools
 import logging
 import os
@@ -44,7 +41,6 @@ from flowrra import (
     activity_texts,
     check_queue,
     result_limit,
-    sum_of_activity,
     unknown_job,
 )
 from flowrra_extras.redis.calls import (

@@ -1,6 +1,5 @@
 """Stored schedules: made, changed, removed, and fired by whichever scheduler on the same store is first."""
 
-import asyncio
 import datetime as dt
 import json
 import math
