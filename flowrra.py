@@ -732,7 +732,8 @@ class Notices:
     `cancelled`: ids of this worker's jobs that someone wants to end. `lapsed`: the lease had run out,
     so that nothing claimed before is this worker's any more. `paused`: queues not to claim from.
     `suspects`: the fewest `crashes` of the jobs that wait for a worker that runs nothing else, 0 if none does.
-    `lost_workers`: workers found dead, whose jobs this call has put back.
+    `lost_workers`: workers found dead, whose jobs this call has put back. `endings`: jobs that have ended without an
+    attempt that could tell of it, each told to one heartbeat: their id, task, attempt, status and error.
     """
 
     cancelled: Sequence[str] = ()
@@ -740,6 +741,22 @@ class Notices:
     paused: Collection[str] = ()
     suspects: int = 0
     lost_workers: Sequence[str] = ()
+    endings: Sequence[Job] = ()
+
+
+ENDINGS_KEPT = 10_000  # endings that a store keeps until a heartbeat takes them: the latest
+ENDINGS_TOLD = 1_000  # that one heartbeat takes
+
+
+def ending_text(job: Job) -> str:
+    """An ended job as a store keeps it for `Notices.endings`."""
+    return json.dumps([job.id, job.task, job.attempt, job.status, job.error])
+
+
+def ended_job(text: str) -> Job:
+    """The job that `ending_text` made `text` of."""
+    task_id, task, attempt, status, error = json.loads(text)
+    return Job(task_id, task, attempt=attempt, status=TaskStatus(status), error=error)
 
 
 def _is_storable(text: object) -> TypeGuard[str]:
@@ -2405,6 +2422,7 @@ class MemoryBroker(Broker):
         self._paused: set[str] = set()
         self._totals = ActivitySums()
         self._activity = ActivitySums()
+        self._endings: collections.deque[Job] = collections.deque(maxlen=ENDINGS_KEPT)
         self._sequence = itertools.count(1)
         self._steps: list[Callable[[float], None]] = []  # of upkeep, that the loop is about to take
         self._given = 0  # jobs given out since the loop had its turn
@@ -2512,7 +2530,7 @@ class MemoryBroker(Broker):
             if parent.status not in FINISHED:
                 waits.add(parent.id)
             elif parent.status is not SUCCESS:
-                self._finish(job, Outcome.cancel(job, orphaned(parent.id, parent.status)), now)
+                self._end(job, Outcome.cancel(job, orphaned(parent.id, parent.status)), now)
                 return
         if not waits:
             self._make_ready(job, now)
@@ -2594,7 +2612,7 @@ class MemoryBroker(Broker):
             if job is None or job.status is not PENDING or job.seq != seq or (job.crashes > 0) is not suspects:
                 continue  # cancelled on the heap, or requeued and on it twice
             if job.expires is not None and job.expires <= now:
-                self._finish(job, Outcome.cancel(job, EXPIRED), now)
+                self._end(job, Outcome.cancel(job, EXPIRED), now)
                 expired += 1
                 continue
             job.status = RUNNING
@@ -2643,7 +2661,7 @@ class MemoryBroker(Broker):
         else:
             self._go_on(self._expire, now)
         for job in expired.values():
-            self._finish(job, Outcome.cancel(job, EXPIRED), now)
+            self._end(job, Outcome.cancel(job, EXPIRED), now)
 
     def _go_on(self, step: Callable[[float], None], now: float) -> None:
         """Take another step of an upkeep in the loop's next turn, once, however many claims find that more is left."""
@@ -2676,7 +2694,7 @@ class MemoryBroker(Broker):
             job = self._jobs[job.id] = dataclasses.replace(job, crashes=job.crashes + 1)
             self._put_back(job, Outcome.release(job, WORKER_LOST), now, "crash")
             if job.crashes >= MAX_CRASHES and job.status not in FINISHED:
-                self._finish(job, Outcome.fail(job, KILLED), now)
+                self._end(job, Outcome.fail(job, KILLED), now)
 
     # Writing down ------------------------------------------------------------------------------
 
@@ -2700,6 +2718,11 @@ class MemoryBroker(Broker):
             job.crashes -= 1
         self._put_back(job, outcome, now, outcome.ending)
         return True
+
+    def _end(self, job: Job, outcome: Outcome, now: float) -> None:
+        """Bring a job to an end that no attempt tells of."""
+        self._finish(job, outcome, now)
+        self._endings.append(Job(job.id, job.task, attempt=job.attempt, status=job.status, error=job.error))
 
     def _finish(self, job: Job, outcome: Outcome, now: float) -> None:
         """The one place where a job comes to its end."""
@@ -2739,7 +2762,7 @@ class MemoryBroker(Broker):
         else:
             self._make_wait(job, outcome.status, outcome.due)
         if job.cancel_requested:
-            self._finish(job, Outcome.cancel(job, BY_HAND), now)
+            self._end(job, Outcome.cancel(job, BY_HAND), now)
 
     def _archive(self, job: Job, ending: str) -> None:
         """Move the latest attempt into the history."""
@@ -2762,7 +2785,7 @@ class MemoryBroker(Broker):
                     self._make_ready(child, now)
             else:
                 told += [(child, grandchild) for grandchild in self._children.pop(task_id, ())]
-                self._finish(child, Outcome.cancel(child, orphaned(ended.id, ended.status)), now)
+                self._end(child, Outcome.cancel(child, orphaned(ended.id, ended.status)), now)
 
     # Workers and waiting -----------------------------------------------------------------------
 
@@ -2790,6 +2813,7 @@ class MemoryBroker(Broker):
             paused=frozenset(self._paused),
             suspects=next((n for n in range(1, MAX_CRASHES) if any(self._first_suspect(q, n) for q in served)), 0),
             lost_workers=lost,
+            endings=[self._endings.popleft() for _ in range(min(ENDINGS_TOLD, len(self._endings)))],
         )
 
     async def report(self, progress: Mapping[tuple[str, int], Progress]) -> None:
@@ -2898,7 +2922,7 @@ class MemoryBroker(Broker):
             self._cancelling.add(task_id)
             self._wake_ready("")
         else:
-            self._finish(job, Outcome.cancel(job, BY_HAND), now)
+            self._end(job, Outcome.cancel(job, BY_HAND), now)
             self._weed(self._ready[job.queue])
             self._weed(self._waiting)
         return True
@@ -3161,9 +3185,22 @@ CREATE TABLE flowrra_total (  -- what workers did since there is this table; see
 ) WITHOUT ROWID;
 """
 
+_SCHEMA_ENDINGS = """
+CREATE TABLE flowrra_ending (  -- jobs that have ended without an attempt that tells of it, until a heartbeat does
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, job TEXT NOT NULL  -- see ending_text
+);
+"""
+
 # Entry n takes a store from schema n to n + 1. The version lives in a table of our own, since the file
 # may be the user's application database, whose `user_version` is the application's.
-_MIGRATIONS = (_JOB_TABLE + _JOB_INDEXES + _OTHER_TABLES, _SCHEMA_2, _SCHEMA_3, _NEVER_AGAIN, _SCHEMA_TOTALS)
+_MIGRATIONS = (
+    _JOB_TABLE + _JOB_INDEXES + _OTHER_TABLES,
+    _SCHEMA_2,
+    _SCHEMA_3,
+    _NEVER_AGAIN,
+    _SCHEMA_TOTALS,
+    _SCHEMA_ENDINGS,
+)
 
 _ROOM = f"""CASE WHEN coalesce(json_array_length(history), 0) < {HISTORY_LIMIT} THEN coalesce(history, '[]')
              ELSE json_remove(history, '$[0]') END"""
@@ -3242,6 +3279,12 @@ _RESCUE = f"""
 _BURY = f"""
     UPDATE flowrra_job SET status = :status, error = v.value, traceback = NULL, finished = :now, purge_at = :purge_at
     FROM json_each(:doomed) AS v WHERE flowrra_job.id = v.key AND status IN {_AT_REST} RETURNING id, seq"""
+_NOTE_ENDINGS = """
+    INSERT INTO flowrra_ending (job) SELECT json_array(id, task, attempt, status, error) FROM flowrra_job
+    WHERE seq IN (SELECT value FROM json_each(?))"""
+_TELL_ENDINGS = f"""
+    DELETE FROM flowrra_ending WHERE seq IN (SELECT seq FROM flowrra_ending ORDER BY seq LIMIT {ENDINGS_TOLD})
+    RETURNING seq, job"""
 # Those who wait for the jobs of a list, in its order.
 _CHILDREN = """
     SELECT d.parent, flowrra_job.id FROM json_each(?) AS v CROSS JOIN flowrra_dependency AS d ON d.parent = v.value
@@ -3570,6 +3613,8 @@ class SQLiteStore:
         values = {"now": now, "purge_at": now + self._retention.failed_ttl, "status": status}
         rows = dict(self._db.execute(_BURY, {**values, "doomed": json.dumps(doomed)}).fetchall())
         self._wait_for_nobody(rows.values())
+        if rows:
+            self._db.execute(_NOTE_ENDINGS, (json.dumps(list(rows.values())),))
         return [task_id for task_id in doomed if task_id in rows]
 
     def _bury(self, doomed: Mapping[str, str], status: TaskStatus, now: float) -> list[str]:
@@ -3618,7 +3663,16 @@ class SQLiteStore:
             paused=self.paused(),
             suspects=self._db.execute(suspects, (json.dumps(list(worker.queues)),)).fetchone()[0],
             lost_workers=lost,
+            endings=self._endings(),
         )
+
+    def _endings(self) -> list[Job]:
+        if not self._db.execute("SELECT EXISTS (SELECT 1 FROM flowrra_ending)").fetchone()[0]:
+            return []
+        self._db.execute(
+            "DELETE FROM flowrra_ending WHERE seq <= (SELECT max(seq) FROM flowrra_ending) - ?", (ENDINGS_KEPT,)
+        )
+        return [ended_job(text) for _, text in sorted(self._db.execute(_TELL_ENDINGS).fetchall())]
 
     def _rescue_lapsed(self, now: float, by: str, *, beat: float = 0.0, is_new: bool = False) -> list[str]:
         """Put back the jobs of workers that `by` may take for dead. A claim leaves those in doubt to heartbeats.
@@ -6233,6 +6287,13 @@ class _Results:
                        extra={**extra, "duration": seconds})  # fmt: skip
         self.emit(Event(name, self._worker.info.id, job, outcome.result, outcome.error))
 
+    def tell_ending(self, job: Job) -> None:
+        """Announce an end that no attempt came to: cancelled while it waited, expired, orphaned, given up."""
+        name = "failure" if job.status is FAILED else "cancel"
+        level = logging.WARNING if job.status is FAILED else logging.INFO
+        logger.log(level, "job %s (%s): %s: %s", job.id, job.task, name, job.error, extra=_fields(job))
+        self.emit(Event(name, self._worker.info.id, job, None, job.error))
+
     def emit(self, event: Event) -> None:
         """Have the hooks of an event called, if there are any, later and in order."""
         if event.name in self._worker.hooks:
@@ -6666,7 +6727,8 @@ class Worker:
             await broker.wait_ready((), self.config.heartbeat)
             runs = self.runs()
             notices = await self.beat(broker, self.config.lease)
-            if notices.cancelled or notices.lapsed or notices.suspects or notices.lost_workers or self._unsure:
+            news = notices.cancelled, notices.lapsed, notices.suspects, notices.lost_workers, notices.endings
+            if any(news) or self._unsure:
                 _call_soon(self.loop, self.heed, notices, runs)
 
     async def renewal(self) -> bool:
@@ -6735,6 +6797,8 @@ class Worker:
         for worker in notices.lost_workers:
             logger.warning("worker %s is gone; its jobs are ready again", worker)
             self.results.emit(Event("worker_lost", worker))
+        for job in notices.endings:
+            self.results.tell_ending(job)
 
     # Housekeeping ------------------------------------------------------------------------------
 

@@ -255,7 +255,8 @@ class Groups:
         notices, term = await self._link.run(renew, silence)
         if dead := notices.lost_workers:
             notices.lost_workers = await self.transact(lambda store: store.rescue(dead, now), silence)
-            notices.suspects = (await self._link.run(renew, silence))[0].suspects
+            later, _ = await self._link.run(renew, silence)
+            notices.suspects, notices.endings = later.suspects, [*notices.endings, *later.endings]
         return notices, term
 
     # Together ----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 
-from flowrra import HISTORY_LIMIT, NO_ARGUMENTS
+from flowrra import ENDINGS_TOLD, HISTORY_LIMIT, NO_ARGUMENTS
 
 UPKEEP = 1_000  # jobs that one step of upkeep makes ready, and as many that it cancels as expired
 _PAYLOAD = 7_900  # bytes; PostgreSQL refuses a notification of 8,000
@@ -135,8 +135,15 @@ CREATE TABLE flowrra.total (  -- what workers did since there is this table; see
 ) WITH (fillfactor = 50);
 """
 
+SCHEMA_ENDINGS = """
+CREATE TABLE flowrra.ending (  -- jobs that have ended without an attempt that tells of it, until a heartbeat does
+    seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    job text NOT NULL  -- see the core's ending_text
+);
+"""
+
 # Entry n takes a store from schema n to n + 1.
-MIGRATIONS = (SCHEMA, SCHEMA_2, SCHEMA_3, SCHEMA_4, SCHEMA_TOTALS)
+MIGRATIONS = (SCHEMA, SCHEMA_2, SCHEMA_3, SCHEMA_4, SCHEMA_TOTALS, SCHEMA_ENDINGS)
 
 NAMESPACE = "CREATE SCHEMA flowrra"
 META = """
@@ -208,10 +215,14 @@ UNBLOCK = """
 
 # What waits for its turn: $1 seqs, $2 their reasons, $3 status, $4 now, $5 when to purge.
 BURY = f"""
-    UPDATE flowrra.job SET status = $3::text, error = v.error, traceback = NULL, finished = $4::float8,
-        purge_at = $5::float8
-    FROM unnest($1::bigint[], $2::text[]) AS v (seq, error)
-    WHERE job.seq = ANY (ARRAY[v.seq]) AND {IS_AT_REST} RETURNING job.seq, id"""
+    WITH ended AS (
+        UPDATE flowrra.job SET status = $3::text, error = v.error, traceback = NULL, finished = $4::float8,
+            purge_at = $5::float8
+        FROM unnest($1::bigint[], $2::text[]) AS v (seq, error)
+        WHERE job.seq = ANY (ARRAY[v.seq]) AND {IS_AT_REST} RETURNING job.seq, id, task, attempt, status, job.error),
+    noted AS (
+        INSERT INTO flowrra.ending (job) SELECT json_build_array(id, task, attempt, status, error)::text FROM ended)
+    SELECT seq, id FROM ended"""
 # Who waits for the jobs $1, and for those in turn: each with a parent.
 DESCENDANTS = """
     WITH RECURSIVE line AS (
@@ -374,8 +385,13 @@ BEAT = f"""
         GROUP BY 1, 2 HAVING sum(sign * number::float8) <> 0
         ORDER BY 1, 2  -- as all do, so that no two wait for each other
         ON CONFLICT (task, what) DO UPDATE SET number = known.number + excluded.number),
-    forgotten AS (DELETE FROM flowrra.activity WHERE minute < $15::bigint AND cardinality($13::bigint[]) > 0)
+    forgotten AS (DELETE FROM flowrra.activity WHERE minute < $15::bigint AND cardinality($13::bigint[]) > 0),
+    endings AS (
+        DELETE FROM flowrra.ending WHERE seq = ANY (ARRAY(
+            SELECT seq FROM flowrra.ending ORDER BY seq LIMIT {ENDINGS_TOLD} FOR UPDATE SKIP LOCKED))
+        RETURNING seq, job)
     SELECT coalesce((SELECT term FROM renewed), (SELECT term FROM registered))::text AS term,
+        ARRAY(SELECT job FROM endings ORDER BY seq) AS endings,
         ARRAY(SELECT id FROM lapsed WHERE dead) AS lost,
         ARRAY(SELECT id FROM flowrra.job WHERE status = 'running' AND cancel_requested AND worker = $1) AS cancelled,
         ARRAY(SELECT queue FROM flowrra.paused) AS paused,

@@ -30,6 +30,7 @@ from flowrra import (
     TaskStatus,
     WorkerInfo,
     activity_texts,
+    ended_job,
     orphaned,
     unknown_job,
 )
@@ -278,7 +279,9 @@ class Store(MovingStore):
         (row,) = await self._db.fetch(sql.BEAT, *values, *rest, is_new, again)
         term = row["term"] or ""  # none if it was registered at the same moment by an earlier try
         lapsed = worker.term not in ("", term)
-        return Notices(row["cancelled"], lapsed, frozenset(row["paused"]), row["suspects"], row["lost"]), term
+        endings = [ended_job(text) for text in row["endings"]]
+        paused = frozenset(row["paused"])
+        return Notices(row["cancelled"], lapsed, paused, row["suspects"], row["lost"], endings), term
 
     async def upkeep(self, worker: str, now: float) -> bool:
         """One step of what is to be done first: rescue, promote, expire. Whether more is left. In a transaction."""

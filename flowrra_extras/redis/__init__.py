@@ -40,6 +40,7 @@ from flowrra import (
     WorkerInfo,
     activity_texts,
     check_queue,
+    ended_job,
     result_limit,
     unknown_job,
 )
@@ -185,10 +186,10 @@ class RedisBroker(SearchingBroker):
         about = worker_text(worker, now), to_json(list(worker.queues)), str(int(is_new)), repr(now - ACTIVITY_KEPT)
         activity = (str(word) for pair in activity_texts(worker.activity).items() for word in pair)
         answer = await self._calls.run(Call("heartbeat", worker.id, *moments, *about, *activity))
-        term, cancelled, paused, suspects, lost = answer
+        term, cancelled, paused, suspects, lost, endings = answer
         lapsed = worker.term not in ("", term) and lease > 0
         worker.seen, worker.term = now, term or worker.term
-        return Notices(cancelled, lapsed, frozenset(paused), suspects, lost)
+        return Notices(cancelled, lapsed, frozenset(paused), suspects, lost, [ended_job(text) for text in endings])
 
     async def report(self, progress: Mapping[tuple[str, int], Progress]) -> None:
         words = ((task_id, str(n), to_json([p.done, p.total, p.note])) for (task_id, n), p in progress.items())

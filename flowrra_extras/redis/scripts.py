@@ -16,7 +16,7 @@ braces, so that a cluster keeps them in one slot. Below, P is `{flowrra}`:
     P:leases          zset end > worker, by Redis's TIME P:workers       hash worker > JSON
     P:minutes         zset of those with activity        P:minute:M      hash worker > what it did in it, JSON
     P:totals          hash WHAT TASK > number: what was ever done, WHAT being a place in the rows of that JSON
-                                                         channels P:jobs, P:results, P:notices
+    P:endings         list of jobs for heartbeats, JSON  channels P:jobs, P:results, P:notices
 The fields of P:state:
     seq               the order of submission            STATUS QUEUE    how many; `suspect` is pending, apart
     paused QUEUE      it is paused                       alone W         worker W runs a suspect
@@ -38,7 +38,7 @@ this may be a repetition of a call whose answer was lost, else 0: it is left out
 import hashlib
 import json
 
-from flowrra import BY_HAND, EXPIRED, HISTORY_LIMIT, KILLED, LEFT, MAX_CRASHES, WORKER_LOST
+from flowrra import BY_HAND, ENDINGS_KEPT, ENDINGS_TOLD, EXPIRED, HISTORY_LIMIT, KILLED, LEFT, MAX_CRASHES, WORKER_LOST
 
 __all__ = ["CLAIMED_FIELDS", "RESULT_FIELDS", "SCRIPTS", "VERSION", "Script"]
 
@@ -49,7 +49,7 @@ _COMMON = """
 local p, again = KEYS[1], ARGV[1] == '1'  -- p with its colon, so that an ACL of ~{flowrra}:* allows it
 local call, encode, state = redis.call, cjson.encode, KEYS[1] .. 'state'
 local now, bury_at      -- the caller's wall clock, and until when what is ended here is kept
-local counts, woken, ended, purges, successes = {}, {}, {}, {}, {}
+local counts, woken, ended, endings, purges, successes = {}, {}, {}, {}, {}, {}
 local at = 1            -- how far ARGV has been read, by `words`
 
 local function words(number)
@@ -156,6 +156,13 @@ local function finish(job, status, purge_at, ...)
     ended[#ended + 1] = job.id
 end
 
+-- Bring a job to an end that no attempt tells of: a heartbeat will, so that a worker announces it.
+local function close(job, status, reason)
+    finish(job, status, bury_at, 'error', reason)
+    local head = call('HGET', job.key, 'head')
+    endings[#endings + 1] = encode({job.id, cjson.decode(head)[1], tonumber(job.attempt or 0), status, reason})
+end
+
 local function unblock(job)
     local due = call('HGET', job.key, 'due')
     if due and tonumber(due) > tonumber(now) then make_wait(job, 'scheduled', due) else make_ready(job) end
@@ -185,7 +192,7 @@ local function tell(job)
                 if call('EXISTS', p .. 'parents:' .. id) == 0 then unblock(child) end
             else
                 leave(child)
-                finish(child, 'cancelled', bury_at, 'error', orphaned(parent.id, parent.status))
+                close(child, 'cancelled', orphaned(parent.id, parent.status))
                 told[#told + 1] = child
             end
         end
@@ -200,7 +207,7 @@ end
 -- End a job that is not running.
 local function bury(job, status, reason)
     leave(job)
-    finish(job, status, bury_at, 'error', reason)
+    close(job, status, reason)
     tell(job)
 end
 
@@ -229,10 +236,10 @@ local function put_back(job, status, due, ending, error, traceback, untouched)
     end
     if job.cancel then
         if due then call('HSET', job.key, 'due', due) end
-        finish(job, 'cancelled', bury_at, 'error', BY_HAND)
+        close(job, 'cancelled', BY_HAND)
         tell(job)
     elseif ending == 'crash' and job.crashes >= MAX_CRASHES then
-        finish(job, 'failed', bury_at, 'error', KILLED)
+        close(job, 'failed', KILLED)
         tell(job)
     else
         call('HSET', job.key, 'error', error)
@@ -327,6 +334,8 @@ end
 local function publish()
     each('ZADD', p .. 'purge', purges)
     each('ZADD', p .. 'by:success', successes)
+    each('RPUSH', p .. 'endings', endings)
+    if #endings > 0 then call('LTRIM', p .. 'endings', -ENDINGS_KEPT, -1) end
     for name, step in pairs(counts) do
         local number = step ~= 0 and call('HINCRBY', state, name, step)
         if number == 0 then call('HDEL', state, name) end
@@ -668,7 +677,7 @@ return answers
 #   should be, the oldest minute to keep, then of each minute of activity that has changed: its beginning, what was
 #   done (JSON).
 # Answer: the term of the lease, its jobs that are to end, paused queues, the fewest crashes of a suspect that waits
-#   (0: none does), lost workers.
+#   (0: none does), lost workers, ended jobs that no attempt tells of.
 _HEARTBEAT = """
 local worker, lease, info, queues = ARGV[2], tonumber(ARGV[3]), ARGV[6], cjson.decode(ARGV[7])
 now, bury_at = ARGV[4], ARGV[5]
@@ -711,7 +720,7 @@ keep_activity()
 if lease <= 0 then
     dissolve(worker, 'release', LEFT)
     publish()
-    return {'', {}, {}, 0, {}}
+    return {'', {}, {}, 0, {}, {}}
 end
 local time, known = clock(), tonumber(call('ZSCORE', p .. 'leases', worker))
 local length, term = unpack(call('HMGET', state, 'length ' .. worker, 'term ' .. worker), 1, 2)
@@ -738,7 +747,7 @@ for _, queue in ipairs(queues) do
     end
 end
 publish()
-return {term, to_end, paused, suspects, lost}
+return {term, to_end, paused, suspects, lost, call('LPOP', p .. 'endings', ENDINGS_TOLD) or {}}
 """
 
 # End a job.  ARGV: id, now, bury_at, who does it or ''.  Answer: 1, or 0 if it is finished or unknown.
@@ -1168,6 +1177,7 @@ _PREAMBLE = "".join(f"local {name} = {json.dumps(text)}\n" for name, text in _CO
 _UPKEEP = 1_000  # jobs that one claim makes ready, and about as many that it cancels as expired
 _PREAMBLE += f"local MAX_CRASHES, HISTORY_LIMIT, UPKEEP = {MAX_CRASHES}, {HISTORY_LIMIT}, {_UPKEEP}\n"
 _PREAMBLE += f"local VERSION, MOST_LOOKS = {VERSION}, {MOST_LOOKS}\n"
+_PREAMBLE += f"local ENDINGS_KEPT, ENDINGS_TOLD = {ENDINGS_KEPT}, {ENDINGS_TOLD}\n"
 _LISTS = {name: str(fields)[1:-1] for name, fields in (("CLAIMED", CLAIMED_FIELDS), ("RESULT", RESULT_FIELDS))}
 
 

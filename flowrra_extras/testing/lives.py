@@ -4,7 +4,19 @@ import asyncio
 import os
 from typing import Any
 
-from flowrra import FINISHED, MAX_CRASHES, Notices, Outcome, TaskNotFoundError, TaskStatus
+from flowrra import (
+    BY_HAND,
+    EXPIRED,
+    FINISHED,
+    KILLED,
+    MAX_CRASHES,
+    Job,
+    Notices,
+    Outcome,
+    TaskNotFoundError,
+    TaskStatus,
+    orphaned,
+)
 from flowrra_extras.testing.kills import Kills
 from flowrra_extras.testing.trial import SOON, Contract, job, job_in, raises
 
@@ -83,7 +95,35 @@ class CrashContract(Contract):
 
     async def test_a_new_worker_is_not_told_of_a_lapse(self) -> None:
         async with self.trial() as t:
-            assert await t.beat("w1") == Notices([], False, frozenset(), False, [])
+            assert await t.beat("w1") == Notices([], False, frozenset(), 0, [], [])
+
+    async def test_an_end_that_no_attempt_came_to_is_told_to_one_heartbeat(self) -> None:
+        async with self.trial() as t:
+            await t.beat("w1")
+            await t.push(job("cancelled"), job("late", expires=t.now + 1), job("fine"))
+            await t.push(job("orphan", parents=("cancelled",)))
+            await t.cancel("cancelled")
+            t.clock.advance(2)
+            (fine,) = await t.run()
+            await t.settle(Outcome.succeed(fine, 1))
+            told = {one.id: (one.task, one.attempt, one.status, one.error) for one in (await t.beat("w1")).endings}
+            task = fine.task
+            assert told == {
+                "cancelled": (task, 0, TaskStatus.CANCELLED, BY_HAND),
+                "orphan": (task, 0, TaskStatus.CANCELLED, orphaned("cancelled", TaskStatus.CANCELLED)),
+                "late": (task, 0, TaskStatus.CANCELLED, EXPIRED),
+            }
+            assert (await t.beat("w1")).endings == []
+
+    async def test_the_end_of_a_job_that_kills_its_workers_is_told(self) -> None:
+        async with self.trial() as t:
+            await t.push(job("guilty"))
+            told: list[Job] = []
+            for number in range(MAX_CRASHES):
+                await t.claim(worker=f"w{number}", crashes=MAX_CRASHES)
+                told += (await t.crash(f"w{number}", seen_by="seer")).endings
+            told += (await t.beat("seer")).endings
+            assert [(one.id, one.status, one.error) for one in told] == [("guilty", TaskStatus.FAILED, KILLED)]
 
     async def test_a_suspect_runs_alone(self) -> None:
         async with self.trial() as t:
