@@ -5913,7 +5913,8 @@ def describe(error: BaseException) -> str:
         text = "<exception str() failed>"
     if isinstance(error, RemoteError):
         return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    kind = SerializationError if isinstance(error, ResultError) else type(error)  # told as what users know
+    return f"{kind.__name__}: {text}" if text else kind.__name__
 
 
 def _written_out(text: str) -> str:

@@ -51,7 +51,7 @@ async def test_a_cpu_bound_task_that_returns_what_cannot_be_kept_runs_once(app: 
     async with app:
         result = await run(app, cpu_work.no_json, cpu_bound=True)
     assert (result.status, result.attempts) == (TaskStatus.FAILED, 1)
-    assert "ResultError: the result of tests.cpu_work.no_json" in (result.error or "")
+    assert "SerializationError: the result of tests.cpu_work.no_json" in (result.error or "")
 
 
 async def test_a_cpu_bound_task_may_raise_a_retry_of_its_own(app: Flowrra) -> None:
