@@ -284,6 +284,7 @@ def sources(target: TaskStatus) -> frozenset[TaskStatus]:
 
 REQUEUABLE = sources(PENDING) & FINISHED
 MAX_CRASHES = 3  # a job that was running in so many crashes of its worker is FAILED
+LAST_CHANCE = MAX_CRASHES - 1  # crashes of a job that another one would end
 MAX_LEASE = 3600.0  # seconds; a stored lease that is longer comes from another boot of the machine
 HISTORY_LIMIT = 20  # earlier attempts kept with a job
 ACTIVITY_KEPT = 86_400.0  # seconds for which the store keeps what workers did
@@ -2046,9 +2047,7 @@ class Broker(Backend):
         """Take in jobs through the caller's own `connection`, inside the transaction it is in; it may be async."""
         raise ConfigError(f"{type(self).__name__} cannot enqueue inside a caller's transaction: use a SQL broker")
 
-    async def claim(
-        self, queue: str, *, limit: int, worker: str, now: float, crashes: int = MAX_CRASHES - 1
-    ) -> list[Job]:
+    async def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = LAST_CHANCE) -> list[Job]:
         """Take up to `limit` ready jobs of `queue` under the worker's lease, in order; each is RUNNING.
 
         Promotes what has come due, cancels what has expired before its first attempt, and puts back the
@@ -2323,9 +2322,7 @@ class MemoryBroker(Broker):
 
     # Handing out -------------------------------------------------------------------------------
 
-    async def claim(
-        self, queue: str, *, limit: int, worker: str, now: float, crashes: int = MAX_CRASHES - 1
-    ) -> list[Job]:
+    async def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = LAST_CHANCE) -> list[Job]:
         if self._given >= 100:
             self._given = 0
             await asyncio.sleep(0)  # a worker whose jobs never wait must not keep the loop from others
@@ -2338,7 +2335,7 @@ class MemoryBroker(Broker):
             self._expire(now)
         heap = self._ready[queue]
         if self._suspects:
-            return self._claim_carefully(heap, limit, worker, now, crashes)
+            return self._claim_carefully(queue, limit, worker, now, crashes)
         return self._take(heap, limit, worker, now)
 
     def _has_lease(self, worker: str) -> bool:
@@ -2360,13 +2357,12 @@ class MemoryBroker(Broker):
         self._given += len(jobs)
         return jobs
 
-    def _claim_carefully(
-        self, heap: list[tuple[int, int, str]], limit: int, worker: str, now: float, crashes: int
-    ) -> list[Job]:
+    def _claim_carefully(self, queue: str, limit: int, worker: str, now: float, crashes: int) -> list[Job]:
         """Claim while there may be suspects: one alone for an idle worker, else only jobs without crashes."""
         held = self._held_by(worker)
         if any(job.crashes for job in held):
             return []
+        heap = self._ready[queue]
         pending = {e: job for e in sorted(heap) if (job := self._jobs.get(e[2])) and job.status is PENDING}
         suspects = [e for e, job in pending.items() if 0 < job.crashes <= crashes and not held]
         suspects.sort(key=lambda e: (-pending[e].crashes, e))
@@ -3066,7 +3062,7 @@ class SQLiteStore:
 
     # Handing out -------------------------------------------------------------------------------
 
-    def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = MAX_CRASHES - 1) -> list[Any]:
+    def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = LAST_CHANCE) -> list[Any]:
         """The rows of `claimed_job`, which is called when the transaction is over: others wait for its end."""
         place = {"queue": queue, "worker": worker, "now": now, "limit": limit, "clock": self._clock.monotonic()}
         may_claim, lapsed, due, expired, held, suspects = self._db.execute(_BEFORE_CLAIM, place).fetchone()
@@ -4262,9 +4258,7 @@ class SQLiteBroker(Broker):
         self._caller.own_port = port
         await self._run(_Operation("listen", {"port": port, "kinds": kinds}))
 
-    async def claim(
-        self, queue: str, *, limit: int, worker: str, now: float, crashes: int = MAX_CRASHES - 1
-    ) -> list[Job]:
+    async def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = LAST_CHANCE) -> list[Job]:
         fresh = self._news.see(queue, "j")
         options = {"queue": queue, "limit": limit, "worker": worker, "now": now, "crashes": crashes}
         operation = _Operation("claim", options)
@@ -5672,13 +5666,13 @@ class Turns:
     @property
     def most(self) -> int:
         """The most crashes that a suspect may have to run in this worker, when that has started."""
-        return MAX_CRASHES - 1 - (self._clock.monotonic() < self._steady_from)
+        return LAST_CHANCE - (self._clock.monotonic() < self._steady_from)
 
     def crashes(self, queue: str) -> int:
         """What to ask for in the next claim from this queue."""
         if queue in self._others:
             return 0
-        return MAX_CRASHES - 1 if self._is_new and queue not in self._asked else self.most
+        return LAST_CHANCE if self._is_new and queue not in self._asked else self.most
 
     def note(self, queue: str, jobs: Sequence[Job]) -> None:
         """What that claim has brought: after a suspect it is the turn of others, if there are any."""
@@ -7653,7 +7647,7 @@ async def _why_waiting(broker: Broker, job: Job) -> str:
     if not any(job.task in worker.tasks for worker in serving):
         return f"but no live worker that serves the queue {job.queue} knows the task {job.task}"
     if job.crashes:
-        last = ", and is new or has lived for a while" if job.crashes == MAX_CRASHES - 1 else ""
+        last = ", and is new or has lived for a while" if job.crashes == LAST_CHANCE else ""
         return f"but it was running in {job.crashes} crash(es), so it waits for a worker that runs nothing else{last}"
     ahead = sum((await broker.counts(JobFilter(ahead_of=job))).values())
     return f"but {ahead} job(s) are ahead of it in the queue {job.queue}" if ahead else f"the next in {job.queue}"
