@@ -344,6 +344,7 @@ def sources(target: TaskStatus) -> frozenset[TaskStatus]:
 REQUEUABLE = sources(PENDING) & FINISHED
 UPKEEP_STEP = 1_000  # jobs that are promoted, or have expired, and are dealt with in one step: some 10 ms
 MAX_CRASHES = 3  # a job that was running in so many crashes of its worker is FAILED
+LAST_CHANCE = MAX_CRASHES - 1  # crashes of a job that another one would end
 MAX_LEASE = 3600.0  # seconds; a stored lease that is longer comes from another boot of the machine
 HISTORY_LIMIT = 20  # earlier attempts kept with a job
 ACTIVITY_KEPT = 86_400.0  # seconds for which the store keeps what workers did
@@ -2166,9 +2167,7 @@ class Broker(Backend):
         """Take in jobs through the caller's own `connection`, inside the transaction it is in; it may be async."""
         raise ConfigError(f"{type(self).__name__} cannot enqueue inside a caller's transaction: use a SQL broker")
 
-    async def claim(
-        self, queue: str, *, limit: int, worker: str, now: float, crashes: int = MAX_CRASHES - 1
-    ) -> list[Job]:
+    async def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = LAST_CHANCE) -> list[Job]:
         """Take up to `limit` ready jobs of `queue` under the worker's lease, in order; each is RUNNING.
 
         Promotes what has come due, cancels what has expired before its first attempt, and puts back the
@@ -2561,9 +2560,7 @@ class MemoryBroker(Broker):
 
     # Handing out -------------------------------------------------------------------------------
 
-    async def claim(
-        self, queue: str, *, limit: int, worker: str, now: float, crashes: int = MAX_CRASHES - 1
-    ) -> list[Job]:
+    async def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = LAST_CHANCE) -> list[Job]:
         if self._given >= 100:
             self._given = 0
             await asyncio.sleep(0)  # a worker whose jobs never wait must not keep the loop from others
@@ -3466,7 +3463,7 @@ class SQLiteStore:
 
     # Handing out -------------------------------------------------------------------------------
 
-    def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = MAX_CRASHES - 1) -> list[Any]:
+    def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = LAST_CHANCE) -> list[Any]:
         """The rows of `claimed_job`, which is called when the transaction is over: others wait for its end.
 
         What is due, or has expired, is dealt with in a bounded step; the broker goes on with the rest.
@@ -4832,9 +4829,7 @@ class SQLiteBroker(Broker):
         self._caller.own_port = port
         await self._run(_Operation("listen", {"port": port, "kinds": kinds}))
 
-    async def claim(
-        self, queue: str, *, limit: int, worker: str, now: float, crashes: int = MAX_CRASHES - 1
-    ) -> list[Job]:
+    async def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = LAST_CHANCE) -> list[Job]:
         fresh = self._news.see(queue)
         options = {"queue": queue, "limit": limit, "worker": worker, "now": now, "crashes": crashes}
         operation = _Operation("claim", options)
@@ -6377,13 +6372,13 @@ class Turns:
     @property
     def most(self) -> int:
         """The most crashes that a suspect may have to run in this worker, when that has started."""
-        return MAX_CRASHES - 1 - (self._clock.monotonic() < self._steady_from)
+        return LAST_CHANCE - (self._clock.monotonic() < self._steady_from)
 
     def crashes(self, queue: str) -> int:
         """What to ask for in the next claim from this queue."""
         if queue in self._others:
             return 0
-        return MAX_CRASHES - 1 if self._is_new and queue not in self._asked else self.most
+        return LAST_CHANCE if self._is_new and queue not in self._asked else self.most
 
     def note(self, queue: str, jobs: Sequence[Job]) -> None:
         """What that claim has brought: after a suspect it is the turn of others, if there are any."""
@@ -8329,7 +8324,7 @@ async def _why_waiting(broker: Broker, job: Job) -> str:
     if not any(job.task in worker.tasks for worker in serving):
         return f"but no live worker that serves the queue {job.queue} knows the task {job.task}"
     if job.crashes:
-        last = ", and is new or has lived for a while" if job.crashes == MAX_CRASHES - 1 else ""
+        last = ", and is new or has lived for a while" if job.crashes == LAST_CHANCE else ""
         return f"but it was running in {job.crashes} crash(es), so it waits for a worker that runs nothing else{last}"
     ahead = sum((await broker.counts(JobFilter(ahead_of=job))).values())
     return f"but {ahead} job(s) are ahead of it in the queue {job.queue}" if ahead else f"the next in {job.queue}"

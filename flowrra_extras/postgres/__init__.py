@@ -28,7 +28,7 @@ import os
 from typing import TYPE_CHECKING, Any, cast
 
 from flowrra import (
-    MAX_CRASHES,
+    LAST_CHANCE,
     SUCCESS,
     Activity,
     BackendConfig,
@@ -157,9 +157,7 @@ class PostgresBroker(_Life):
             await session.fetch(sql.TELL.replace(sql.LAZY, "true"), store.finished, channels, [" "])
         return ids
 
-    async def claim(
-        self, queue: str, *, limit: int, worker: str, now: float, crashes: int = MAX_CRASHES - 1
-    ) -> list[Job]:
+    async def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = LAST_CHANCE) -> list[Job]:
         groups = self._opened()
         groups.waits.look(queue)
         return await groups.claim(Claim(queue, limit, worker, now, crashes))

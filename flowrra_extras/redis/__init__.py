@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from flowrra import (
     ACTIVITY_KEPT,
-    MAX_CRASHES,
+    LAST_CHANCE,
     BackendConfig,
     BrokerConfig,
     BrokerError,
@@ -161,9 +161,7 @@ class RedisBroker(SearchingBroker):
             raise unknown_job(ids)
         return ids or [job.id for job in jobs]
 
-    async def claim(
-        self, queue: str, *, limit: int, worker: str, now: float, crashes: int = MAX_CRASHES - 1
-    ) -> list[Job]:
+    async def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = LAST_CHANCE) -> list[Job]:
         self._news.look(f"jobs {queue}")
         call = Claim(self._claims, queue, limit, worker, now, now + self.retention.failed_ttl, crashes)
         try:

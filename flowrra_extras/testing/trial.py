@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
-from flowrra import MAX_CRASHES, Activity, Broker, Job, JobFilter, Notices, Outcome, TaskStatus, WorkerInfo
+from flowrra import LAST_CHANCE, Activity, Broker, Job, JobFilter, Notices, Outcome, TaskStatus, WorkerInfo
 from flowrra_extras.testing.tools import ManualClock
 
 SOON = 10.0  # real seconds within which a wake-up must have come; it is there in milliseconds
@@ -69,7 +69,7 @@ class Trial:
         self._workers[worker].activity = ()
 
     async def claim(
-        self, limit: int = 100, worker: str = "w1", queue: str = "default", crashes: int = MAX_CRASHES - 1
+        self, limit: int = 100, worker: str = "w1", queue: str = "default", crashes: int = LAST_CHANCE
     ) -> list[Job]:
         """Claim for a worker, which gets a lease if it is new."""
         if worker not in self._workers:
@@ -77,7 +77,7 @@ class Trial:
         return await self.broker.claim(queue, limit=limit, worker=worker, now=self.now, crashes=crashes)
 
     async def claim_ids(
-        self, limit: int = 100, worker: str = "w1", queue: str = "default", crashes: int = MAX_CRASHES - 1
+        self, limit: int = 100, worker: str = "w1", queue: str = "default", crashes: int = LAST_CHANCE
     ) -> list[str]:
         return [job.id for job in await self.claim(limit, worker, queue, crashes)]
 
