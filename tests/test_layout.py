@@ -25,7 +25,7 @@ MAKE = shutil.which("make")
 # a move to another store that must be a guarded change in each of them takes 130. Ten are app.sync.run and app.connect,
 # without which nothing outside could ask on the app's own loop. A hunt for odd inputs and faults of the machine (no
 # descriptors, no threads, a failed sync, exceptions that cannot be printed, forks) brought 120 lines to live with them.
-CORE_LINES = 7_745
+CORE_LINES = 7_778
 FUNCTION_LINES = 60
 CLASS_LINES = 400
 CLASS_METHODS = 25
