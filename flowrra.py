@@ -264,14 +264,21 @@ def import_extra(module: str, name: str, trouble: str, package: str = "flowrra")
         raise ConfigError(f"{trouble} ({error}): pip install '{package}'") from error
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: which one may have been meant, or which there are."""
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Which of the known names may have been meant; the last part of a dotted one will do."""
     import difflib
 
     names = sorted(known)
     by_part = {full.rpartition(".")[2]: full for full in reversed(names)} | {full: full for full in names}
-    if close := difflib.get_close_matches(name, by_part, n=1):
-        return f"; did you mean {by_part[close[0]]!r}?"
+    found = difflib.get_close_matches(name, by_part, n=1)
+    return by_part[found[0]] if found else None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: which one may have been meant, or which there are."""
+    names = sorted(known)
+    if (close := closest(name, names)) is not None:
+        return f"; did you mean {close!r}?"
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
     return f"; there are {', '.join(names[:10]) or 'none'}{more}"
 
@@ -881,9 +888,11 @@ class Config:
         """Read PREFIX + SECTION + _ + OPTION variables; PREFIX + BROKER and BACKEND are URLs alone.
 
         A variable under one of the three sections that names no option is a ConfigError, as is a text
-        that is no number where a number belongs.
+        that is no number where a number belongs. Any other one with the prefix may be another program's, or
+        a misspelt setting: it is told in a warning, with a prefix of your own only if it is like a setting.
         """
         env = os.environ if environ is None else environ
+        warn_of_unknown_settings(prefix, env)
         config = cls()
         for section in ("broker", "backend", "executor"):
             part, start = getattr(config, section), f"{prefix}{section.upper()}"
@@ -896,6 +905,28 @@ class Config:
             values = {name: _from_text(f"{start}_{name.upper()}", known[name], text) for name, text in texts.items()}
             setattr(config, section, dataclasses.replace(part, **values))
         return config
+
+
+# What else has the prefix FLOWRRA_: the command line's, and that of Flowrra's own tests, as all of FLOWRRA_TEST_ is.
+_NO_SETTINGS = frozenset(("FLOWRRA_APP", "FLOWRRA_DEMO", "FLOWRRA_REQUIRE_SERVICES"))
+
+
+def warn_of_unknown_settings(prefix: str, env: Mapping[str, str]) -> None:
+    """Say which variables with the prefix are ignored, and which setting may have been meant."""
+    sections: Mapping[str, Any] = {"BROKER": BrokerConfig, "BACKEND": BackendConfig, "EXECUTOR": ExecutorConfig}
+    options = {f"{part}_{o.name.upper()}" for part, kind in sections.items() for o in dataclasses.fields(kind)}
+    known = options | {"BROKER", "BACKEND"}
+    for name in sorted(name for name in env if name.startswith(prefix)):
+        if name.removeprefix(prefix) in known or name in _NO_SETTINGS or name.startswith("FLOWRRA_TEST_"):
+            continue
+        close = closest(name.removeprefix(prefix), known)
+        if close is not None or prefix == "FLOWRRA_":
+            _warn_once(f"{name} is no setting and is ignored{f'; did you mean {prefix}{close}?' if close else ''}")
+
+
+@functools.lru_cache(maxsize=100)
+def _warn_once(text: str) -> None:
+    logger.warning("%s", text)
 
 
 _YES_OR_NO: Mapping[str, bool] = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
@@ -8696,6 +8727,8 @@ def _worker_command(arguments: argparse.Namespace) -> int:
         raise ConfigError("say which app: flowrra worker module:app (or set FLOWRRA_APP)")
     _whole("--processes", arguments.processes, least=1)
     _log_to_stderr(arguments.log_level, arguments.log_format)
+    if not arguments.supervised:
+        warn_of_unknown_settings("FLOWRRA_", os.environ)
     if arguments.supervised:
         threading.Thread(target=_stop_with_supervisor, name="flowrra-supervised", daemon=True).start()
     elif arguments.processes > 1 or arguments.reload:

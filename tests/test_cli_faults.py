@@ -1,6 +1,7 @@
 """Command lines that cannot work, and modules that cannot be loaded: said at once, and never with status 0."""
 
 import argparse
+import datetime as dt
 import signal
 import sys
 import time
@@ -218,6 +219,29 @@ def test_an_argument_may_be_given_often(say: Say) -> None:
     status, _, err = say("enqueue", "shop:app", "double", "--arg", "1", "--arg", "2")
     assert status == 2
     assert "too many positional arguments" in err
+
+
+def test_a_worker_says_which_variables_are_no_settings(
+    say: Say, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FLOWRRA_EXECUTOR_IO_WORKRS", "50")
+    assert say("worker", "shop:number")[0] == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "FLOWRRA_EXECUTOR_IO_WORKRS is no setting and is ignored; did you mean FLOWRRA_EXECUTOR_IO_WORKERS?"
+    ]
+
+
+def test_a_job_that_is_due_at_the_end_of_time_can_be_looked_at(say: Say) -> None:
+    app = Flowrra.from_urls("sqlite:///jobs.db")
+    task = app.task(name="later")(nothing)
+    job_id = app.sync.run(task.options(run_at=dt.datetime.max.replace(tzinfo=dt.UTC)).submit())
+    app.sync.close()
+    for argv in (("jobs", "--json"), ("jobs",), ("show", job_id), ("show", job_id, "--json"), ("explain", job_id)):
+        status, out, err = say(*argv, "--broker", "sqlite:///jobs.db")
+        assert (status, err) == (0, ""), argv
+        assert job_id in out or argv[0] == "explain"
+    assert '"due_at": "9999-12-31T23:59:59.999999+00:00"' in say("show", job_id, "--json", "shop:app")[1]
+    assert "It is due in " in out
 
 
 @pytest.mark.parametrize("command", ["status", *OPERATOR_COMMANDS])

@@ -198,6 +198,32 @@ def test_the_environment_configures() -> None:
     assert Config.from_env(environ={}) == Config()
 
 
+def settings_that_are_none(caplog: pytest.LogCaptureFixture, prefix: str, *names: str) -> list[str]:
+    Config.from_env(prefix, dict.fromkeys(names, "1"))
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_a_variable_that_is_no_setting_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Not refused: it may be another program's, or what Kubernetes makes for a service called `flowrra`."""
+    names = ["FLOWRRA_SCHEDULER_DATABASE_URL", "FLOWRRA_EXECUTER_IO_WORKERS", "FLOWRRA_BROKR"]
+    for _ in range(2):
+        said = settings_that_are_none(caplog, "FLOWRRA_", *names, "FLOWRRA_SERVICE_HOST", "FLOWRRA")
+        assert said == [
+            "FLOWRRA_BROKR is no setting and is ignored; did you mean FLOWRRA_BROKER?",
+            "FLOWRRA_EXECUTER_IO_WORKERS is no setting and is ignored; did you mean FLOWRRA_EXECUTOR_IO_WORKERS?",
+            "FLOWRRA_SCHEDULER_DATABASE_URL is no setting and is ignored",
+            "FLOWRRA_SERVICE_HOST is no setting and is ignored",
+        ]
+
+
+def test_a_variable_of_something_else_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    own = ("FLOWRRA_APP", "FLOWRRA_TEST_REDIS_URL", "FLOWRRA_REQUIRE_SERVICES", "OTHER_EXECUTER_IO_WORKERS")
+    assert settings_that_are_none(caplog, "FLOWRRA_", *own) == []
+    assert settings_that_are_none(caplog, "SHOP_", "SHOP_SECRET_KEY", "SHOP_EXECUTER_DRAIN") == [
+        "SHOP_EXECUTER_DRAIN is no setting and is ignored; did you mean SHOP_EXECUTOR_DRAIN?"
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "complaint"),
     [

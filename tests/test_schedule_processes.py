@@ -12,7 +12,7 @@ from tests.processes import Site, all_finished, all_jobs, until
 from tests.schedule_chaos import APP, rage
 from tests.schedule_stores import place
 
-SECONDS = float(os.environ.get("FLOWRRA_CHAOS_SECONDS", "4"))
+SECONDS = float(os.environ.get("FLOWRRA_TEST_CHAOS_SECONDS", "4"))
 
 
 @pytest.mark.timeout(SECONDS + 120)  # and then the leases of the killed have to run out
