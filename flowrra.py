@@ -5878,7 +5878,8 @@ class Worker:
     async def recover(self, error: Exception, failures: int) -> None:
         """Log the latest of so many failures in a row and sleep before the next try, longer each time."""
         if isinstance(error, BackendError):
-            logger.error("worker %s: %s (failure %d in a row; trying again)", self.info.id, error, failures)
+            text = str(error) or describe(error)
+            logger.error("worker %s: %s (failure %d in a row; trying again)", self.info.id, text, failures)
         else:
             logger.error("worker %s: unexpected error; going on", self.info.id, exc_info=error)
         await asyncio.sleep(min(10.0, 0.1 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0))
@@ -7992,7 +7993,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(end="", flush=True)  # a reader that is gone is to be met here, not when Python ends
         return status
     except FlowrraError as error:
-        print(f"flowrra: {error}", file=sys.stderr)
+        print(f"flowrra: {str(error) or describe(error)}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         return 130
