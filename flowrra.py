@@ -6783,7 +6783,8 @@ class Worker:
         if isinstance(error, StoreLostError):
             _call_soon(self.loop, self.on_store_lost)
         if isinstance(error, BackendError):
-            logger.error("worker %s: %s (failure %d in a row; trying again)", self.info.id, error, failures)
+            text = str(error) or describe(error)
+            logger.error("worker %s: %s (failure %d in a row; trying again)", self.info.id, text, failures)
         else:
             logger.error("worker %s: unexpected error; going on", self.info.id, exc_info=error)
         await asyncio.sleep(min(longest, 0.1 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0))
@@ -7637,6 +7638,7 @@ class _Session:
             if self.state != "running" and not self._starting:
                 self._release()
         if self.state != "running":
+            await self._settled()
             raise self._failure or ExecutorNotRunningError("the app was stopped while it was starting")
 
     async def stop(self, drain: float, *, works_off: bool = False) -> None:
@@ -7656,7 +7658,7 @@ class _Session:
         if self.state == "opening":
             self._interrupt()
         self._release()
-        await self._until(lambda: self._wants_worker or (self.state == "open" and self._clients > 0))
+        await self._settled()
         if self._failure is not None and not self._wants_worker:
             raise self._failure
 
@@ -7670,7 +7672,7 @@ class _Session:
             self._clients -= 1
             if self.state == "open" and not self._clients and not self._wants_worker:
                 self._release()
-                await self._until(lambda: self._wants_worker or self._clients > 0)
+                await self._settled()
 
     async def open_resident(self, resident: Firing) -> None:
         """Open the store of schedules until the session closes; callers that meet wait for one opening."""
@@ -7725,6 +7727,10 @@ class _Session:
         while self.state != "closed" and not condition():
             await self._changed.wait()
 
+    async def _settled(self) -> None:
+        """Return when the worker has stopped and the stores are closed, unless a client or a new start needs them."""
+        await self._until(lambda: self._wants_worker or (self.state == "open" and self._clients > 0))
+
     def _notify(self) -> None:
         """Have all who wait look again."""
         self._changed.set()
@@ -7740,25 +7746,30 @@ class _Session:
         self._notify()
 
     async def _live(self) -> None:
-        try:
-            async with self._interruptible():
-                await self._open_stores()
-            while self.is_open and await self._is_worker_wanted():
-                await self._run_worker()
-            if self.is_open:
-                await self._report_left()
-        except asyncio.CancelledError:  # the loop is being torn down
-            self._failure = None
-        except Exception as error:
-            self._failure = error
-        # Not in a `finally`, nor below: a task that is collected after its loop has ended can await nothing.
+        await self._attempt(self._open_and_serve())
         self._move("closing")
+        await self._attempt(self._stack.aclose())
+        self._move("closed")
+
+    async def _open_and_serve(self) -> None:
+        async with self._interruptible():
+            await self._open_stores()
+        while self.is_open and await self._is_worker_wanted():
+            await self._run_worker()
+        if self.is_open:
+            await self._report_left()
+
+    async def _attempt(self, step: Awaitable[None]) -> None:
+        """Take a step; what it raises is for those who wait. In a loop that is torn down, what follows is the end.
+
+        There is no `finally`: a task that is collected after its loop has ended can await nothing.
+        """
         try:
-            await self._stack.aclose()
-        except Exception as error:
+            await step
+        except SystemExit as error:  # it would end the loop, and the process with its status
+            self._failure = FlowrraError(f"the app's lifespan called sys.exit({error.code!r})")
+        except (Exception, asyncio.CancelledError) as error:
             self._failure = error
-        finally:
-            self._move("closed")
 
     @contextlib.asynccontextmanager
     async def _interruptible(self) -> AsyncIterator[None]:
@@ -7790,22 +7801,21 @@ class _Session:
     async def _run_worker(self) -> None:
         self._move("starting")
         self._end, self._failure = 0.0, None
-        try:
-            async with contextlib.AsyncExitStack() as stack:
-                async with self._interruptible():
-                    await self._start_worker(stack)
-                if self.worker is not None:
-                    await self._serve(self.worker)
-        except SystemExit as error:  # it would end the loop, and the process with its status
-            self._failure = FlowrraError(f"the app's lifespan called sys.exit({error.code!r})")
-        except (Exception, asyncio.CancelledError) as error:
-            self._failure = error
+        stack = contextlib.AsyncExitStack()
+        await self._attempt(self._start_and_serve(stack))
+        await self._attempt(stack.aclose())
         self.worker = None
         if self._failure is not None:
             self._release()
         self._move("open")
         if isinstance(self._failure, asyncio.CancelledError):
             raise self._failure
+
+    async def _start_and_serve(self, stack: contextlib.AsyncExitStack) -> None:
+        async with self._interruptible():
+            await self._start_worker(stack)
+        if self.worker is not None:
+            await self._serve(self.worker)
 
     async def _start_worker(self, stack: contextlib.AsyncExitStack) -> None:
         app = self._app
@@ -8541,7 +8551,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(end="", flush=True)  # a reader that is gone is to be met here, not when Python ends
         return status
     except FlowrraError as error:
-        print(f"flowrra: {error}", file=sys.stderr)
+        print(f"flowrra: {str(error) or describe(error)}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         return 130
@@ -8745,6 +8755,7 @@ def _worker_command(arguments: argparse.Namespace) -> int:
     _configure(app, arguments)
     import socket
 
+    earlier = threading.enumerate()
     ear, mouth = socket.socketpair()
     mouth.setblocking(False)
     with ear, mouth:
@@ -8753,6 +8764,9 @@ def _worker_command(arguments: argparse.Namespace) -> int:
             return asyncio.run(_work(app, ear, mouth))
         finally:
             signal.set_wakeup_fd(before)
+            for thread in threading.enumerate():  # the end of the process would wait for them
+                if thread not in earlier and not thread.daemon:
+                    thread.join()
             mouth.shutdown(socket.SHUT_WR)
 
 
@@ -8792,6 +8806,7 @@ async def _work(app: Flowrra, ear: socket.socket, mouth: socket.socket) -> int:
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, on_signal) for number in numbers]
     threading.Thread(target=_enforce_end, args=(ear, loop, drain), name="flowrra-end", daemon=True).start()
+    status = 1
     try:
         await asyncio.wait([starting])
         notice.cancel()
@@ -8807,15 +8822,18 @@ async def _work(app: Flowrra, ear: socket.socket, mouth: socket.socket) -> int:
         logger.info("stopping: running jobs get up to %g s", drain)
         await app.stop(timeout=drain)
         logger.info("worker stopped")
+        status = 0
+    except Exception as error:  # said now, as a thread may keep the process from coming to its end
+        status = 2 if isinstance(error, ConfigError) else 1
+        logger.error("%s", describe(error), exc_info=None if isinstance(error, FlowrraError) else error)
     finally:
-        await app.stop(wait=False)
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
-        mouth.send(_LOOP_ENDED)
-    return 0
+        mouth.send(bytes([_LOOP_ENDED + status]))
+    return status
 
 
-_LOOP_ENDED = b"\0"
+_LOOP_ENDED = 200  # and more by the status of the process; below are the numbers of signals
 
 
 def _enforce_end(ear: socket.socket, loop: asyncio.AbstractEventLoop, drain: float) -> None:
@@ -8828,8 +8846,8 @@ def _enforce_end(ear: socket.socket, loop: asyncio.AbstractEventLoop, drain: flo
     end, status, signals = math.inf, 0, 0
     while True:
         left = max(0.001, end - time.monotonic())
-        ear.settimeout(None if left > threading.TIMEOUT_MAX else left)
         try:
+            ear.settimeout(None if left > threading.TIMEOUT_MAX else left)
             said = ear.recv(1)
         except TimeoutError:
             logger.warning("something keeps this process from ending: it is ended now")
@@ -8841,9 +8859,9 @@ def _enforce_end(ear: socket.socket, loop: asyncio.AbstractEventLoop, drain: flo
         _call_soon(loop, lambda: None)  # on Windows the loop does not wake up for a signal otherwise
         if said[0] in (signal.SIGINT, signal.SIGTERM):
             signals += 1
-            seconds, code = (drain + 20.0 if signals == 1 else 5.0), 1
-        elif said == _LOOP_ENDED:
-            seconds, code = 2.0, 0
+            seconds, code = (drain + 20.0, 5.0, 0.0)[min(signals, 3) - 1], 1
+        elif said[0] >= _LOOP_ENDED:
+            seconds, code = 2.0, said[0] - _LOOP_ENDED
         else:
             continue  # a signal of the user's own
         if time.monotonic() + seconds < end:

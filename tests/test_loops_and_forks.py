@@ -205,8 +205,18 @@ use('parent')
 
 
 @needs_fork
-@pytest.mark.parametrize("how", list(OPEN))
-@pytest.mark.parametrize("kind", ["memory", *DURABLE])
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        ("memory", "by plain code"),
+        ("sqlite", "by plain code"),
+        ("sqlite", "on a loop that rests"),
+        ("sqlite", "with a worker"),
+        ("redis", "with a worker"),
+        ("postgresql", "on a loop that rests"),
+        ("postgresql", "with a worker"),
+    ],
+)
 async def test_a_forked_child_uses_the_app_and_so_does_its_parent(tmp_path: Path, kind: str, how: str) -> None:
     with url_of(kind, tmp_path) as url, Site(tmp_path) as site:
         program = site.write("forked.py", dedent(FORKED) + "\n" + OPEN[how])

@@ -56,6 +56,12 @@ async def options_keep_the_signature() -> None:
     assert_type(await describe.options(delay=1.0).submit("a", loud=True), TaskId[str])
 
 
+def plain_code_submits() -> None:
+    assert_type(app.sync.submit(add, 1, 2), TaskId[int])
+    assert_type(app.sync.submit(add.options(delay=1.5), 1, right=2), TaskId[int])
+    assert_type(app.sync.submit_in(None, describe, "a", loud=True), TaskId[str])
+
+
 async def results_have_the_type_of_the_task() -> None:
     result = await app.wait_for_result(await app.submit(add, 1, 2), timeout=5)
     assert_type(result, TaskResult[int])
