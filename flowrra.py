@@ -5972,6 +5972,7 @@ _STEADY = 3.0  # leases after which nothing seems to kill a worker again and aga
 _TRACEBACK_LIMIT = 20_000  # characters
 # Said to the store too, which refuses it where another worker has the job by now: one that it still counts as running
 # here, as it was claimed a moment ago, must not stay so.
+_REFUSED = "the store refused its outcome: the worker's log says why"
 _LEASE_LOST = "its worker had lost its lease"
 
 Middleware = Callable[[Job, Callable[[Job], Awaitable[Any]]], Awaitable[Any]]
@@ -6283,9 +6284,13 @@ class _Results:
         if middle:
             await self._settle(batch[:middle])
             await self._settle(batch[middle:])
-        elif (outcome := batch[0][1]).ending != "failure":
-            failure = Outcome.fail(outcome.job, f"its outcome was refused: {describe(error)}")
-            await self._settle([(batch[0][0], failure)])
+            return
+        run, outcome = batch[0]
+        if outcome.error == _REFUSED:  # nothing plainer can be written
+            logger.critical("job %s stays running until this worker stops", run.job.id, extra=_fields(run.job))
+            return
+        why = _REFUSED if outcome.ending == "failure" else f"its outcome was refused: {describe(error)}"
+        await self._settle([(run, Outcome.fail(run.job, why))])
 
     async def _record(self, backend: Backend, outcomes: Sequence[Outcome]) -> None:
         """Keep results in the separate backend too. The broker has them already, so none can be lost."""

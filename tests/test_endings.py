@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 import pytest
 
-from flowrra import Config, Event, ExecutorConfig, Flowrra, result_of
+from flowrra import Config, Event, ExecutorConfig, Flowrra, MemoryBroker, Outcome, result_of
+from tests.apps import eventually
 
 
 async def test_ends_that_no_attempt_came_to_fire_their_events(caplog: pytest.LogCaptureFixture) -> None:
@@ -39,3 +41,36 @@ async def test_ends_that_no_attempt_came_to_fire_their_events(caplog: pytest.Log
     }
     for job_id, (_, error) in told.items():
         assert f"job {job_id} (wait): cancel: {error}" in caplog.text
+
+
+class Fussy(MemoryBroker):
+    """One that has trouble with some outcomes, of a kind that nobody expects."""
+
+    def __init__(self, *, takes_plain: bool) -> None:
+        super().__init__()
+        self.takes_plain = takes_plain
+
+    async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
+        if any(outcome.traceback is not None or not self.takes_plain for outcome in outcomes):
+            raise ValueError("what is that?")
+        return await super().settle(outcomes, now=now)
+
+
+async def fail() -> None:
+    raise RuntimeError("boom")
+
+
+async def test_a_failure_that_the_store_refuses_ends_the_job_all_the_same() -> None:
+    app = Flowrra(broker=Fussy(takes_plain=True))
+    task = app.task(max_retries=0)(fail)
+    async with app:
+        result = await app.wait_for_result(await app.submit(task), timeout=20)
+    assert (result.status, result.error) == ("failed", "the store refused its outcome: the worker's log says why")
+
+
+async def test_a_store_that_refuses_every_outcome_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    app = Flowrra(Config(executor=ExecutorConfig(drain=0.1)), broker=Fussy(takes_plain=False))
+    task = app.task(max_retries=0)(fail)
+    async with app:
+        job_id = await app.submit(task)
+        await eventually(lambda: f"job {job_id} stays running until this worker stops" in caplog.text)
