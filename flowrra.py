@@ -7565,9 +7565,10 @@ class _Declarations(Submitter):
 
 # How far an opening of the app has come, and what may follow.
 _MOVES: Mapping[str, tuple[str, ...]] = {
-    "opening": ("open", "closing"),  # the stores are being opened
+    "new": ("opening",),
+    "opening": ("open", "closing"),
     "open": ("starting", "closing"),  # the stores can be used, here and in the next three
-    "starting": ("running", "open"),  # the lifespan and the worker; back if that fails, or is not wanted any more
+    "starting": ("running", "open"),  # the lifespan and the worker; back if that fails or is not wanted any more
     "running": ("draining",),
     "draining": ("open",),  # and on to another start, or to the close, unless a client needs the stores
     "closing": ("closed",),
@@ -7579,29 +7580,29 @@ class _Session:
     """The app open on one loop: its stores, and while it is started its lifespan, schedules and worker.
 
     One task, `_live`, takes it from state to state. Callers say what they want and wait for a state, so that a
-    caller that is cancelled interrupts nobody else. No lock is held: a lifespan, a hook or a job may use the app.
+    caller that is cancelled interrupts nobody else. No lock is held while a lifespan, a hook or a job has its turn.
     """
 
     def __init__(self, app: _Life) -> None:
         self.loop = asyncio.get_running_loop()
         self.thread = threading.get_ident()
-        self.state = "opening"
+        self.state = "new"
         self.is_open = False  # whether the stores can be used
         self.worker: Worker | None = None  # while it is running or draining
         self._app = app
         self._stack = contextlib.AsyncExitStack()  # what is closed at the end
-        self._residents: dict[Firing, bool] = {}  # whose stores are open (True), or being opened
+        self._residents: set[Firing] = set()  # whose stores are open
+        self._opening = asyncio.Lock()  # of their stores, one at a time
         self._connecting = 0  # callers that wait for the stores
         self._starting = 0  # callers that wait for the worker
         self._clients = 0
         self._wants_worker = False  # of a start and a stop at once the later one decides
         self._is_released = False  # whether it closes when neither a worker nor a client needs the stores
-        self._end = 0.0  # when, by the loop's clock, jobs are interrupted that run after a stop
+        self._is_given_up = False  # whether the opening or the start that is under way is
+        self._end = 0.0  # when, by the loop's clock, a stop interrupts the jobs that still run
         self._works_off = False  # whether what is ready runs, too, until then
         self._failure: BaseException | None = None  # of the latest opening, start or stop
         self._changed = asyncio.Event()
-        self._limit: asyncio.Timeout | None = None  # of the opening or the start that is under way
-        self._is_interrupted = False
         context = contextvars.copy_context()
         context.run(_current.set, None)  # it is not a part of the job that may have opened it
         self._task = self.loop.create_task(self._live(), name="flowrra-session", context=context)
@@ -7616,20 +7617,20 @@ class _Session:
     # What callers want -------------------------------------------------------------------------
 
     async def connect(self) -> bool:
-        """Wait until the stores can be used; False if it closes before. The last caller that goes ends the opening."""
+        """Wait until the stores can be used; False if it closes before. It is given up when nobody waits any more."""
         self._connecting += 1
         try:
             await self._until(lambda: self.is_open)
         finally:
             self._connecting -= 1
             if self.state == "opening" and not self._connecting:
-                self._interrupt()
+                self._give_up()
         if not self.is_open and self._failure is not None:
             raise self._failure
         return self.is_open
 
     async def start(self) -> None:
-        """Wait until the worker runs. The last caller that goes before that undoes the start."""
+        """Wait until the worker runs. The start is undone when nobody waits for it any more."""
         self._wants_worker, self._is_released = True, False
         if self.state == "running":
             return
@@ -7649,23 +7650,27 @@ class _Session:
     async def stop(self, drain: float, *, works_off: bool = False) -> None:
         """Wait until the worker has stopped and, unless a client needs them, the stores are closed.
 
-        A caller that goes changes nothing. A second stop with a shorter drain shortens the first.
+        Cancelling it changes nothing. A second stop with a shorter drain shortens the first.
         """
         self._refuse_own_task("stop")
         end = self.loop.time() + drain
         if self._wants_worker:
             self._end, self._works_off, self._failure = end, works_off, None
             if self.worker is not None and not works_off:
-                self.worker.stop_claiming()  # now, before anybody has his turn
+                self.worker.stop_claiming()  # now, before anybody else has a turn
         elif end < self._end:
             self._end = end
             self.loop.call_later(drain, self.hurry)
-        if self.state == "opening":
-            self._interrupt()
         self._release()
         await self._settled()
         if self._failure is not None and not self._wants_worker:
             raise self._failure
+
+    def hurry(self) -> None:
+        """Have a stop that is under way wait no longer for jobs."""
+        self._end = 0.0
+        if self.worker is not None:
+            self.worker.hurry()
 
     @contextlib.asynccontextmanager
     async def client(self) -> AsyncIterator[None]:
@@ -7680,46 +7685,25 @@ class _Session:
                 await self._settled()
 
     async def open_resident(self, resident: Firing) -> None:
-        """Open the store of schedules until the session closes; callers that meet wait for one opening."""
-        while not self._residents.get(resident):
-            if resident in self._residents:
-                await self._changed.wait()
-                continue
-            self._residents[resident] = False
-            try:
+        """Open a store of schedules, until the session closes."""
+        async with self._opening:
+            if resident not in self._residents:
                 await resident.open()
-                self._residents[resident] = True
-            finally:
-                if not self._residents[resident]:
-                    del self._residents[resident]
-                self._notify()
-            if not self.is_open:
-                await resident.close()
-                raise _stopped()
-            self._stack.push_async_callback(resident.close)
-
-    def hurry(self) -> None:
-        """Have a stop that is under way wait no longer for jobs."""
-        self._end = 0.0
-        if self.worker is not None:
-            self.worker.hurry()
-
-    def abandon(self) -> None:
-        """Its loop has ended without it: nobody shall keep the lease of its worker any longer."""
-        if self.worker is not None:
-            self.worker.abandon()
+                if not self.is_open:
+                    await resident.close()
+                    raise _stopped()
+                self._stack.push_async_callback(resident.close)
+                self._residents.add(resident)
 
     def _release(self) -> None:
         self._wants_worker, self._is_released = False, True
-        if self.state == "starting":
-            self._interrupt()
+        if self.state in ("opening", "starting"):
+            self._give_up()
         self._notify()
 
-    def _interrupt(self) -> None:
-        """End the opening or the start that is under way, wherever it waits."""
-        if self._limit is not None and not self._is_interrupted:
-            self._limit.reschedule(self.loop.time())
-        self._is_interrupted = True
+    def _give_up(self) -> None:
+        if not self._is_given_up:
+            self._is_given_up = self._task.cancel()
 
     def _refuse_own_task(self, call: str) -> None:
         caller = asyncio.current_task()
@@ -7727,14 +7711,14 @@ class _Session:
             who = "the lifespan" if caller is self._task else "a job or a hook"
             raise FlowrraError(f"{who} cannot await app.{call}(), which waits for it: use asyncio.create_task()")
 
+    async def _settled(self) -> None:
+        """Return when it is closed, or as far from it as a client or a new start wants."""
+        await self._until(lambda: self._wants_worker or (self.state == "open" and self._clients > 0))
+
     async def _until(self, condition: Callable[[], bool]) -> None:
         """Return when `condition` holds, or the session is closed."""
         while self.state != "closed" and not condition():
             await self._changed.wait()
-
-    async def _settled(self) -> None:
-        """Return when the worker has stopped and the stores are closed, unless a client or a new start needs them."""
-        await self._until(lambda: self._wants_worker or (self.state == "open" and self._clients > 0))
 
     def _notify(self) -> None:
         """Have all who wait look again."""
@@ -7747,85 +7731,72 @@ class _Session:
         if state not in _MOVES[self.state]:
             raise AssertionError(f"a session cannot go from {self.state} to {state}")
         self.state = state
-        self.is_open = state not in ("closing", "closed")
+        self.is_open = state in ("open", "starting", "running", "draining")
         self._notify()
 
     async def _live(self) -> None:
-        await self._attempt(self._open_and_serve())
+        self._move("opening")
+        await self._attempt(self._serve_clients())
         self._move("closing")
         await self._attempt(self._stack.aclose())
         self._move("closed")
 
-    async def _open_and_serve(self) -> None:
-        async with self._interruptible():
-            await self._open_stores()
-        while self.is_open and await self._is_worker_wanted():
-            await self._run_worker()
-        if self.is_open:
-            await self._report_left()
-
     async def _attempt(self, step: Awaitable[None]) -> None:
-        """Take a step; what it raises is for those who wait. In a loop that is torn down, what follows is the end.
+        """Take a step, which may be given up; what it raises is for those who wait.
 
-        There is no `finally`: a task that is collected after its loop has ended can await nothing.
+        There is no `finally` in these: a task that is collected after its loop has ended can await nothing.
         """
         try:
             await step
+        except asyncio.CancelledError as error:
+            if not self._is_given_up:  # the loop is being torn down
+                self._failure = error
         except SystemExit as error:  # it would end the loop, and the process with its status
             self._failure = FlowrraError(f"the app's lifespan called sys.exit({error.code!r})")
-        except (Exception, asyncio.CancelledError) as error:
+        except Exception as error:
             self._failure = error
+        if self._is_given_up:
+            self._is_given_up = False
+            self._task.uncancel()
 
-    @contextlib.asynccontextmanager
-    async def _interruptible(self) -> AsyncIterator[None]:
-        """Run the body as far as `_interrupt` lets it."""
-        try:
-            async with asyncio.timeout(0 if self._is_interrupted else None) as self._limit:
-                yield
-        except TimeoutError:
-            if not cast("asyncio.Timeout", self._limit).expired():
-                raise
-        finally:
-            self._limit, self._is_interrupted = None, False
-
-    async def _open_stores(self) -> None:
+    async def _serve_clients(self) -> None:
+        """Have the stores open, and a worker as often as one is wanted, until nobody needs them any more."""
         for store in (self._app.broker, self._app.backend):
-            if store is not None:
+            if store is not None and self._connecting:
                 await store.open()
                 self._stack.push_async_callback(store.close)
         backend = self._app.backend
         if backend is not None and backend.store_id is not None and backend.store_id == self._app.broker.store_id:
             self._app.backend = None  # the same store by another name
         self._move("open")
-
-    async def _is_worker_wanted(self) -> bool:
-        """Wait until a worker is wanted, or nobody needs the stores any more."""
-        await self._until(lambda: self._wants_worker or (self._is_released and not self._clients))
-        return self._wants_worker
+        while True:
+            await self._until(lambda: self._wants_worker or (self._is_released and not self._clients))
+            if not self._wants_worker:
+                return await self._report_left()
+            await self._run_worker()
+            if isinstance(self._failure, asyncio.CancelledError):
+                raise self._failure
 
     async def _run_worker(self) -> None:
         self._move("starting")
-        self._end, self._failure = 0.0, None
-        stack = contextlib.AsyncExitStack()
-        await self._attempt(self._start_and_serve(stack))
-        await self._attempt(stack.aclose())
+        self._end, self._works_off, self._failure = 0.0, False, None
+        lifespan = contextlib.AsyncExitStack()
+        await self._attempt(self._start_worker(lifespan))
+        if (worker := self.worker) is not None:
+            await self._attempt(self._until(lambda: not self._wants_worker or worker.is_draining))
+            self._move("draining")
+            await self._attempt(self._work_off(worker))
+            await self._attempt(worker.stop(max(0.0, self._end - self.loop.time())))
         self.worker = None
+        await self._attempt(lifespan.aclose())
+        self._move("open")
         if self._failure is not None:
             self._release()
-        self._move("open")
-        if isinstance(self._failure, asyncio.CancelledError):
-            raise self._failure
 
-    async def _start_and_serve(self, stack: contextlib.AsyncExitStack) -> None:
-        async with self._interruptible():
-            await self._start_worker(stack)
-        if self.worker is not None:
-            await self._serve(self.worker)
-
-    async def _start_worker(self, stack: contextlib.AsyncExitStack) -> None:
+    async def _start_worker(self, lifespan: contextlib.AsyncExitStack) -> None:
         app = self._app
         if app._lifespan is not None:
-            app.state = await stack.enter_async_context(app._lifespan(app))
+            app.state = await lifespan.enter_async_context(app._lifespan(app))
         residents: list[Firing] = [app.code_schedules, *app.schedulers] if app.config.executor.scheduler else []
         for resident in residents:
             await self.open_resident(resident)
@@ -7845,28 +7816,14 @@ class _Session:
         self.worker = worker
         self._move("running")
 
-    async def _serve(self, worker: Worker) -> None:
-        """Let the worker work until it is not wanted any more; then have it finish."""
-        try:
-            await self._until(lambda: not self._wants_worker or worker.is_draining)
-            self._move("draining")
-            if self._works_off:
-                await self._work_off(worker)
-        except (Exception, asyncio.CancelledError):  # the loop is being torn down
-            self._end = 0.0
-            if self.state == "running":
-                self._move("draining")
-            await worker.stop(0.0)
-            raise
-        await worker.stop(max(0.0, self._end - self.loop.time()))
-        self.worker = None
-
     async def _work_off(self, worker: Worker) -> None:
         """Wait until nothing is left that is ready here, as long as jobs may run."""
         for pause in itertools.chain((0.0, 0.001, 0.005, 0.01), itertools.repeat(0.05)):
+            if not self._works_off or self.loop.time() >= self._end:
+                return
             counts = await self._app.broker.counts(JobFilter(status=frozenset((PENDING, RUNNING))))
             served = worker.info.queues.keys() - await self._app.broker.paused()
-            if self.loop.time() >= self._end or not any(q in served or s is RUNNING for q, s in counts):
+            if not any(queue in served or status is RUNNING for queue, status in counts):
                 return
             await asyncio.sleep(pause)
 
@@ -8044,7 +8001,8 @@ class _Life(_Declarations):
         if session is None:
             return None
         if not session.is_alive:
-            session.abandon()
+            if session.worker is not None:
+                session.worker.abandon()
             return None
         if session.loop is not asyncio.get_running_loop():
             raise ConfigError("the app is open on another event loop, in another thread: use app.sync there")

@@ -67,7 +67,7 @@ def test_an_app_moves_on_from_a_loop_that_does_not_run(app: Flowrra, loops: list
     async def submit_and_wait(number: int) -> str:
         task_id: str = await app.submit(double, number)
         with contextlib.suppress(TimeoutError):
-            await app.wait_for_result(task_id, timeout=0.05)  # it listens now, too
+            await app.wait_for_result(task_id, timeout=0.3)  # it listens now, too
         return task_id
 
     ids = [loop.run_until_complete(submit_and_wait(1)) for loop in (*loops, *loops)]

@@ -397,7 +397,7 @@ async def test_a_failure_to_open_is_told_to_all_who_wait_and_tried_anew_by_the_n
 
 
 def test_each_state_leads_on_to_known_ones_and_at_last_to_the_close() -> None:
-    assert {after for moves in _MOVES.values() for after in moves} == _MOVES.keys() - {"opening"}
+    assert {after for moves in _MOVES.values() for after in moves} == _MOVES.keys() - {"new"}
     reached, before = {"closed"}, 0
     while len(reached) > before:
         before = len(reached)
