@@ -2432,6 +2432,10 @@ class MemoryBroker(Broker):
         for task_id in waits:
             self._children.setdefault(task_id, {})[job.id] = None
 
+    def _forget_parents(self, task_id: str) -> None:
+        for parent in self._open_parents.pop(task_id, ()):
+            self._children.get(parent, {}).pop(task_id, None)
+
     def _make_ready(self, job: Job, now: float) -> None:
         """Put a job where it waits: on its queue's heap, or among those that are not due yet."""
         if job.due is not None and job.due > now:
@@ -2523,8 +2527,7 @@ class MemoryBroker(Broker):
             job = self._jobs.get(task_id)
             if job and job.seq == seq and job.expires == expires and job.attempt == 0 and job.status not in FINISHED:
                 expired.append(job)
-                for parent in self._open_parents.pop(task_id, ()):  # or it would end with one that has expired too
-                    self._children[parent].pop(task_id, None)
+                self._forget_parents(task_id)  # or it would end with one that has expired too
         for job in expired:
             self._finish(job, Outcome.cancel(job, EXPIRED), now)
 
@@ -2589,7 +2592,7 @@ class MemoryBroker(Broker):
             for waiter in self._result_waiters.pop(job.id):
                 _resolve(waiter, _kept_result(job))  # as it is now: it may be requeued before they look
         if self._children:
-            self._open_parents.pop(job.id, None)
+            self._forget_parents(job.id)
             self._tell_children(job, now)
 
     def _put_back(self, job: Job, outcome: Outcome, now: float, ending: str) -> None:
@@ -2615,8 +2618,8 @@ class MemoryBroker(Broker):
         told = [(parent, task_id) for task_id in self._children.pop(parent.id, ())]
         for ended, task_id in told:  # grows as it is walked: a long line is too deep for recursion
             child = self._jobs.get(task_id)
-            if child is None or child.status is not BLOCKED or child.worker is not None:
-                continue  # one that is held looks at its parents when it is let go
+            if child is None or task_id not in self._open_parents:
+                continue  # it has ended with another parent
             if ended.status is SUCCESS:
                 waits = self._open_parents[task_id]
                 waits.discard(ended.id)
@@ -2819,6 +2822,7 @@ class MemoryBroker(Broker):
             if self._size is not None and job.status is PENDING:
                 self._leave_queue(job.queue)
             job.status, job.worker = BLOCKED, by
+            self._forget_parents(job.id)  # it looks at them when it is let go
         return job.worker == by
 
     async def adopt(self, jobs: Sequence[Job], *, by: str, now: float) -> list[bool]:
@@ -2854,7 +2858,6 @@ class MemoryBroker(Broker):
             return True
         del self._jobs[job.id]
         self._suspects.discard(job.id)
-        self._open_parents.pop(job.id, None)
         if job.unique is not None:
             self._unique.pop(job.unique, None)
         for waiter in self._result_waiters.pop(job.id, ()):
