@@ -2569,6 +2569,10 @@ class MemoryBroker(Broker):
         for task_id in waits:
             self._children.setdefault(task_id, {})[job.id] = None
 
+    def _forget_parents(self, task_id: str) -> None:
+        for parent in self._open_parents.pop(task_id, ()):
+            self._children.get(parent, {}).pop(task_id, None)
+
     def _make_ready(self, job: Job, now: float) -> None:
         """Put a job where it waits: on its queue's heap, or among those that are not due yet."""
         if job.due is not None and job.due > now:
@@ -2684,8 +2688,7 @@ class MemoryBroker(Broker):
             job = self._jobs.get(task_id)
             if job and (job.expires, job.seq) == (expires, seq) and job.status in (SCHEDULED, BLOCKED, PENDING):
                 expired[task_id] = job
-                for parent in self._open_parents.pop(task_id, ()):  # or it would end with one that has expired too
-                    self._children[parent].pop(task_id, None)
+                self._forget_parents(task_id)  # or it would end with one that has expired too
         else:
             self._go_on(self._expire, now)
         for job in expired.values():
@@ -2773,7 +2776,7 @@ class MemoryBroker(Broker):
             for waiter in self._result_waiters.pop(job.id):
                 _resolve(waiter, _kept_result(job))  # as it is now: it may be requeued before they look
         if self._children:
-            self._open_parents.pop(job.id, None)
+            self._forget_parents(job.id)
             self._tell_children(job, now)
 
     def _put_back(self, job: Job, outcome: Outcome, now: float, ending: str) -> None:
@@ -3018,6 +3021,7 @@ class MemoryBroker(Broker):
             if self._size is not None and job.status is PENDING:
                 self._leave_queue(job.queue)
             job.status, job.worker = BLOCKED, by
+            self._forget_parents(job.id)  # it looks at them when it is let go
         return job.worker == by
 
     async def adopt(self, jobs: Sequence[Job], *, by: str, now: float) -> list[bool]:
@@ -3050,7 +3054,6 @@ class MemoryBroker(Broker):
             self._await_parents(job, now)
             return True
         del self._jobs[job.id]
-        self._open_parents.pop(job.id, None)
         if job.unique is not None:
             self._unique.pop(job.unique, None)
         for waiter in self._result_waiters.pop(job.id, ()):
