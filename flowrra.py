@@ -5241,7 +5241,7 @@ class Task(Generic[P, R]):
 
 
 # By these keywords `Flowrra.submit` takes options, where the task has no parameter of that name.
-SUBMIT_OPTIONS = frozenset(inspect.signature(Task.options).parameters) - {"self"}
+SUBMIT_OPTIONS = frozenset(inspect.signature(Task.options).parameters) - frozenset(("self",))
 
 
 def _positional_range(signature: inspect.Signature) -> tuple[int, float]:
