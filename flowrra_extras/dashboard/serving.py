@@ -8,7 +8,7 @@ import socket
 import socketserver
 import time
 import wsgiref.simple_server
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from flowrra import ConfigError, FlowrraError
 from flowrra_extras.dashboard.asgi import PATIENCE, AsgiApp
@@ -124,11 +124,10 @@ class _Server(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGIServer):
 class _Handler(wsgiref.simple_server.WSGIRequestHandler):
     disable_nagle_algorithm = True
     timeout = PATIENCE  # seconds that a piece of a body may take
-    server: _Server
 
     def parse_request(self) -> bool:
         is_one = super().parse_request()
-        self.server.head_is_here(self.connection)
+        cast("_Server", self.server).head_is_here(self.connection)
         return is_one
 
     def handle(self) -> None:

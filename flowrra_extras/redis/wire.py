@@ -59,10 +59,11 @@ class Address:
         database = options.get("db", "0") if is_socket else parts.path.strip("/") or "0"
         if not (database.isdecimal() and database.isascii()):
             raise self._error("the number of the database is a number, such as /0")
-        if len(parts.hosts) > 1:
+        (host, port), *others = parts.hosts
+        if others:
             raise self._error("it names several hosts, where one is expected")
         self._path = f"/{parts.path}" if is_socket else None
-        self._place = self._home = parts.hosts[0][0] or "localhost", parts.hosts[0][1] or 6379
+        self._place = self._home = host or "localhost", port or 6379
         try:
             self._tls = _tls_context(options) if parts.scheme == "rediss" else None
         except (ValueError, OSError) as error:

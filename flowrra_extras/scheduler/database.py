@@ -133,7 +133,7 @@ def server_address(url: str, *, port: int, options: Collection[str]) -> Address:
     form = f"the form is {parts.scheme}://user:password@host:{port}/database"
     if not parts.path or "/" in parts.path:
         raise ConfigError(f"a {parts.scheme}:// URL names one database, not {parts.path!r}: {form}")
-    if len(parts.hosts) > 1:
+    (host, given_port), *others = parts.hosts
+    if others:
         raise ConfigError(f"{parts.shown} names several hosts, where one is expected: {form}")
-    host, given_port = parts.hosts[0]
     return Address(host or None, given_port or port, parts.user, parts.password, parts.path, parts.options)
