@@ -3477,7 +3477,7 @@ class SQLiteStore:
         """Block the job until its parents have succeeded; cancel it if one has ended otherwise."""
         (child,) = self._db.execute("SELECT seq FROM flowrra_job WHERE id = ?", (task_id,)).fetchone()
         self._db.execute("UPDATE flowrra_job SET status = 'blocked' WHERE seq = ?", (child,))
-        states = "SELECT value, status FROM json_each(?) LEFT JOIN flowrra_job AS job ON job.id = value ORDER BY key"
+        states = "SELECT value, status FROM json_each(?) LEFT JOIN flowrra_job AS job ON job.id = value"
         found = dict(self._db.execute(states, (json.dumps(parents),)).fetchall())
         for parent, status in found.items():
             if status is None or parent == task_id:

@@ -226,8 +226,8 @@ def stand_in(app: Flowrra, name: str, **options: Any) -> Task[..., Any]:
     async def run(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a stand-in is not run")
 
-    task: Task[..., Any] = app.task(name=name, **options)(run)
-    return task
+    known = app.registry.get(name)
+    return app.task(name=name, **options)(run) if known is None else known
 
 
 async def all_jobs(app: Flowrra) -> list[Job]:

@@ -170,7 +170,7 @@ def test_the_store_is_named_in_one_of_four_ways(say: Say, monkeypatch: pytest.Mo
         (["worker", ".shop:app"], "an app is given as module:app, such as shop.jobs:app, not '.shop:app'"),
         (["worker", "shop:App"], "'App' is no app in the module shop; it has app, memory, private"),
         (["worker", "shop:number"], "'number' is no app in the module shop but of type int; it has app, memory, pr"),
-        (["status", "--broker", "nosuch://x"], "nothing here serves the scheme 'nosuch' of 'nosuch://x'"),
+        (["status", "--broker", "nosuch://x"], "nothing here serves the scheme 'nosuch' of the broker's URL"),
         (["status", "--broker", "sqlite:///typo.db"], "typo.db yet: the first worker or submit makes it"),
         (["status", "--broker", "memory://"], "memory:// lives in one process, out of reach of any other: use a file"),
         (["worker", "shop:memory"], "memory:// lives in one process, out of reach of any other: use a file"),

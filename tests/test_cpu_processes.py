@@ -277,7 +277,9 @@ async def test_progress_of_a_thread_that_a_job_left_is_not_credited_to_the_next_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reported: list[tuple[str, Progress]] = []
-    monkeypatch.setattr(flowrra.Worker, "report", lambda self, task_id, progress: reported.append((task_id, progress)))
+    monkeypatch.setattr(
+        flowrra.Worker, "report", lambda self, task_id, attempt, progress: reported.append((task_id, progress))
+    )
     paths = str(tmp_path / "go"), str(tmp_path / "done")
     async with one_process() as app:
         await run(app, work.leave_a_thread, *paths)

@@ -1,6 +1,5 @@
 """The service: what it tells of an app on each broker, and what it does to its jobs."""
 
-import datetime as dt
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -274,30 +273,11 @@ async def test_nothing_that_a_job_says_is_shown_without_a_limit() -> None:
         assert len(repr(await service.overview())) < 20_000 + len(repr(await service.queues()))
 
 
-async def test_values_that_no_other_store_could_keep_are_shown() -> None:
-    class Odd:
-        def __repr__(self) -> str:
-            raise RuntimeError("no")
-
-    app = shop()
-    async with app.client(), service_of(app) as service:
-        task_id = await submitted(app, "shop.greet", Odd())
-        assert "Odd" in (await service.jobs())["jobs"][0]["arguments"]
-        assert (await service.job(task_id))["args"]["text"].startswith("[<")
-
-
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), 10**400])
 def test_progress_that_is_no_number_is_none(number: float) -> None:
     shown = rows.progress_of(Progress(number, number, "far"))
     assert shown == {"done": 0, "total": None, "note": "far", "share": None}
     assert rows.progress_of(Progress(1, 4)) == {"done": 1, "total": 4, "note": None, "share": 0.25}
-
-
-async def test_moments_that_no_calendar_has_are_shown() -> None:
-    app = shop()
-    async with app.client(), service_of(app) as service:
-        task_id = await app.registry["shop.greet"].options(delay=1e300).submit("Ann")
-        assert (await service.job(task_id))["due"] == dt.datetime.max.replace(tzinfo=dt.UTC)
 
 
 async def test_health_says_what_is_wrong() -> None:

@@ -68,7 +68,6 @@ async def test_a_lock_of_seconds_only_delays(site: Site) -> None:
         jobs = await all_finished(app)
     assert statuses(jobs) == {TaskStatus.SUCCESS: 80}
     assert {job.attempt for job in jobs} == {1}
-    assert "locked" not in worker.log
     assert "ERROR" not in worker.log
 
 
@@ -517,19 +516,17 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
-@pytest.mark.parametrize(("prepare", "submitted"), [("app.sync.close()", 5), ("", 2)], ids=["closed", "open"])
-async def test_an_app_that_is_open_does_not_cross_a_fork(site: Site, prepare: str, submitted: int) -> None:
-    """As when a server loads the app, submits once, and forks: closed before, both sides may go on."""
+@pytest.mark.parametrize("prepare", ["app.sync.close()", ""], ids=["closed", "open"])
+async def test_an_app_is_used_on_both_sides_of_a_fork(site: Site, prepare: str) -> None:
+    """As when a server loads the app, submits once, and forks."""
     program = site.script(FORKING.replace("PREPARE", prepare))
     told = await asyncio.to_thread(printed, program)
     assert await program.ends() == 0, program.log
     assert program.log == ""
     async with site.client() as app:
         jobs = {job.id for job in await all_jobs(app)}
-    assert len(jobs) == submitted
-    refusals = [text for text in told if text not in jobs]
-    assert len(refusals) == 5 - submitted
-    assert all("forked_after_the_app_was_opened" in text for text in refusals)
+    assert sorted(told) == sorted(jobs)
+    assert len(jobs) == 5
 
 
 async def test_a_script_that_leaves_its_app_open_ends_without_a_word(site: Site) -> None:

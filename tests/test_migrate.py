@@ -351,14 +351,6 @@ async def test_a_job_that_the_target_has_already_is_not_doubled(make: Maker, sta
         assert (await states(source), await states(target)) == ({}, {"fire@9": status})
 
 
-async def test_what_the_target_cannot_keep_stays(make: Maker) -> None:
-    async with sides(make, ("memory", "sqlite")) as (source, target):
-        await push(source, Job("a", "t", args=(object(),)), Job("b", "t"))
-        moved = await migrate(source, target)
-        assert list(moved.stays) == ["a"]
-        assert (await states(source), await states(target)) == ({"a": "pending"}, {"b": "pending"})
-
-
 async def test_a_job_that_another_move_holds_is_left_to_it(make: Maker) -> None:
     async with sides(make, ("sqlite", "memory")) as (source, target):
         await push(source, Job("a", "t"), Job("b", "t"))

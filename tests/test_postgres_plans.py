@@ -59,7 +59,7 @@ VALUES: Mapping[str, Sequence[str | None]] = {
              "false"),
     "BURY": (SEQS, TEXTS, "cancelled", "9", "9"),
     "CLAIM": ("default", "w1", "9", "100", "0", "0", "true", "true"),
-    "CLAIM_SUSPECT": ("default", "w1", "9"),
+    "CLAIM_SUSPECT": ("default", "w1", "9", "1", "2"),
     "DELETE": (IDS,),
     "DEPEND": (SEQS, SEQS),
     "DESCENDANTS": (SEQS,),
@@ -107,7 +107,7 @@ def statements() -> dict[str, str]:
     return {
         name: text
         for name, text in vars(sql).items()
-        if not name.startswith("_")
+        if not name.startswith(("_", "SCHEMA"))
         and isinstance(text, str)
         and text.lstrip().startswith(words)
         and re.search(r"flowrra\.(job|dependency)\b", text)

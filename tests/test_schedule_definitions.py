@@ -143,7 +143,7 @@ async def test_a_known_id_with_another_rule_counts_anew(stage: Stage, caplog: py
         assert (await stage.only()).next_fire is None
         await scheduler.schedule_once("add", once, (3, 4), task_id="sums")
         assert (await stage.only()).next_fire is None  # the same: what is done stays done
-    assert [said.partition(": ")[2] for said in warnings_of(caplog)] == [
+    assert [said.partition(": ")[2] for said in warnings_of(caplog) if "new definition" in said] == [
         "rule '60' -> '90'",
         "kind 'interval' -> 'cron', rule '90' -> '30 22 * * *', other arguments",
         "kind 'cron' -> 'once', rule '30 22 * * *' -> '2023-11-14T22:14:00+00:00'",
@@ -191,16 +191,11 @@ async def test_a_known_id_of_another_task_is_refused(stage: Stage) -> None:
         assert (await stage.only()).task == "add"
 
 
-async def test_the_end_of_time_is_a_moment_too(stage: Stage) -> None:
+async def test_a_moment_beyond_the_calendar_is_refused(stage: Stage) -> None:
     for moment in (dt.datetime.max, dt.datetime.max.replace(tzinfo=dt.UTC)):  # noqa: DTZ901
         async with stage.app.client():
-            made = await stage.scheduler.schedule_once("add", moment, (1, 2), tz="UTC")
-            schedule = await stage.only()
-            assert schedule.id == made
-            assert schedule.next_fire_at is not None
-            assert schedule.next_fire_at.year == 9999
-            await fire_due(stage.app)
-            assert await jobs_of(stage.app) == []
+            with pytest.raises(ConfigError, match="beyond the year 9999"):
+                await stage.scheduler.schedule_once("add", moment, (1, 2), tz="UTC")
 
 
 # ---------------------------------------------------------------------------

@@ -35,7 +35,7 @@ class Settling:
     """Outcomes on their way to the server: what is written stays so while the rest is tried again."""
 
     def __init__(self, outcomes: Iterable[Outcome], now: float) -> None:
-        self.left = sorted(outcomes, key=_key)  # the order in which all lock their rows
+        self.left = list(outcomes)
         self.now = now
         self.size = _SETTLED  # of a group: a quarter at each try, so that some of it gets through
         self.written: set[tuple[int, int]] = set()

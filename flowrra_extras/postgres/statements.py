@@ -387,7 +387,7 @@ BEAT = f"""
         ON CONFLICT (task, what) DO UPDATE SET number = known.number + excluded.number),
     forgotten AS (DELETE FROM flowrra.activity WHERE minute < $15::bigint AND cardinality($13::bigint[]) > 0),
     endings AS (
-        DELETE FROM flowrra.ending WHERE seq = ANY (ARRAY(
+        DELETE FROM flowrra.ending WHERE $11::float8 > 0 AND seq = ANY (ARRAY(
             SELECT seq FROM flowrra.ending ORDER BY seq LIMIT {ENDINGS_TOLD} FOR UPDATE SKIP LOCKED))
         RETURNING seq, job)
     SELECT coalesce((SELECT term FROM renewed), (SELECT term FROM registered))::text AS term,

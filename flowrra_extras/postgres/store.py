@@ -229,8 +229,9 @@ class Store(MovingStore):
         Unless `careful`, jobs that others wait for and those that are to be cancelled are left for a second
         call. That one is in a transaction.
         """
-        ended = [outcome for outcome in outcomes if outcome.status in FINISHED]
-        again = [outcome for outcome in outcomes if outcome.status not in FINISHED]
+        in_order = sorted(outcomes, key=lambda outcome: outcome.job.seq)  # in which all lock their rows
+        ended = [outcome for outcome in in_order if outcome.status in FINISHED]
+        again = [outcome for outcome in in_order if outcome.status not in FINISHED]
         written: set[tuple[int, int]] = set()
         if ended:
             columns = [_none_if_none([o.text for o in ended]), [self._purge_at(o, now) for o in ended]]
@@ -238,7 +239,7 @@ class Store(MovingStore):
             written.update((row[0], row[3]) for row in rows)
             self.finished += [row[1] for row in rows]
             parents = {(row[0], row[3]) for row in rows if row[2]}
-            await self._tell_children([o for o in ended if (o.job.seq, o.attempt) in parents], now)
+            await self._tell_children([o for o in outcomes if (o.job.seq, o.attempt) in parents], now)
         if again:
             columns = [[o.due for o in again], [o.ending for o in again], [o.begun for o in again]]
             rows = await self._db.fetch(sql.AGAIN, careful, now, *_columns_of(again), *columns)
