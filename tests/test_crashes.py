@@ -97,7 +97,7 @@ async def test_a_worker_started_after_a_kill_takes_up_everything(site: Site) -> 
 async def test_workers_killed_at_random_moments_lose_nothing(site: Site) -> None:
     draw = random.Random(20250301)  # noqa: S311 (repeatable, not secret)
     async with site.client() as app:
-        await app.submit_many(stand_in(app, "app.nap"), [(0.02,)] * 1500)
+        await app.submit_many(stand_in(app, "app.nap"), [(0.04,)] * 1500)
         workers = [await site.worker("--concurrency", "5") for _ in range(2)]
         for _ in range(5):
             await asyncio.sleep(draw.uniform(0.1, 0.4))  # the random moment

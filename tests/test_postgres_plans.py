@@ -51,7 +51,8 @@ WAITING = """
 SEQS, IDS, TEXTS = "{1,2,20500,22100}", "{done1,running1,blocked1,none}", "{a,b,c,d}"
 # What the statements take, as PostgreSQL writes it.
 VALUES: Mapping[str, Sequence[str | None]] = {
-    "AGAIN": ("false", "9", SEQS, "{1,1,1,1}", TEXTS, "{0,0,0,0}", TEXTS, TEXTS, "{1,1,1,1}", TEXTS),
+    "AGAIN": ("false", "9", SEQS, "{1,1,1,1}", TEXTS, "{0,0,0,0}", TEXTS, TEXTS, "{1,1,1,1}", TEXTS,
+              "{true,true,true,false}"),
     "ADOPT": ("me", "{x}", "{x}", "{x}", "{x}", "{0}", "{1}", "{1}", "{}", "{}", "{}", "{1}", "{1}", "{0}", "{0}",
               "{}", "{}", "{}"),
     "ASK_TO_END": ("running1",),
