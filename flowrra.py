@@ -756,13 +756,8 @@ ENDINGS_KEPT = 10_000  # endings that a store keeps until a heartbeat takes them
 ENDINGS_TOLD = 1_000  # that one heartbeat takes
 
 
-def ending_text(job: Job) -> str:
-    """An ended job as a store keeps it for `Notices.endings`."""
-    return json.dumps([job.id, job.task, job.attempt, job.status, job.error])
-
-
 def ended_job(text: str) -> Job:
-    """The job that `ending_text` made `text` of."""
+    """An ended job as a store keeps it for `Notices.endings`: the JSON of id, task, attempt, status and error."""
     task_id, task, attempt, status, error = json.loads(text)
     return Job(task_id, task, attempt=attempt, status=TaskStatus(status), error=error)
 
@@ -3218,7 +3213,7 @@ CREATE TABLE flowrra_total (  -- what workers did since there is this table; see
 
 _SCHEMA_ENDINGS = """
 CREATE TABLE flowrra_ending (  -- jobs that have ended without an attempt that tells of it, until a heartbeat does
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, job TEXT NOT NULL  -- see ending_text
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, job TEXT NOT NULL  -- see ended_job
 );
 """
 

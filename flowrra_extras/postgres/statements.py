@@ -138,7 +138,7 @@ CREATE TABLE flowrra.total (  -- what workers did since there is this table; see
 SCHEMA_ENDINGS = """
 CREATE TABLE flowrra.ending (  -- jobs that have ended without an attempt that tells of it, until a heartbeat does
     seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    job text NOT NULL  -- see the core's ending_text
+    job text NOT NULL  -- see the core's ended_job
 );
 """
 
