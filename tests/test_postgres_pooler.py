@@ -1,13 +1,16 @@
 """PostgreSQL behind pgbouncer in transaction mode, where a session is ours for one transaction only."""
 
 import asyncio
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
 
 from flowrra import Broker, BrokerConfig, BrokerError, Flowrra, Job, Outcome, WorkerInfo
-from flowrra_extras.postgres import PostgresBroker
+from flowrra_extras.postgres import PostgresBroker, statements
+from flowrra_extras.postgres.connections import ARRAYS
 from flowrra_extras.testing import BrokerContract, ManualClock
 from tests.pgbouncer_server import pgbouncer
 from tests.postgres_server import age_leases, clean_schema, drop
@@ -97,6 +100,14 @@ async def test_no_setting_stays_in_a_session_that_others_get(url: str, pooler: s
         )
         assert connection.execute(ours).fetchall() == [(True,)] * 3
         assert connection.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
+
+
+def test_every_array_of_a_statement_is_learned_when_a_connection_is_made() -> None:
+    """Else asyncpg looks it up in the middle of things, and leaves jit off in a session that others get."""
+    texts = " ".join(path.read_text(encoding="utf-8") for path in Path(statements.__file__).parent.glob("*.py"))
+    used = set(re.findall(r"\$\d+::(\w+)\[\]", texts))
+    assert {"bigint", "boolean", "text"} <= used
+    assert used - {"text"} <= set(ARRAYS)  # text[] is built into asyncpg
 
 
 async def test_who_does_not_say_that_there_is_a_pooler_is_told_how(pooler: str) -> None:

@@ -47,6 +47,10 @@ _UNUSED = frozenset(
     ("channel_binding", "client_encoding", "fallback_application_name", "gssencmode", "keepalives", "keepalives_count",
      "keepalives_idle", "keepalives_interval", "sslcompression", "sslsni", "tcp_user_timeout")
 )  # fmt: skip
+# asyncpg looks up what an array is when it first meets one, and turns jit off for that and on again: which may be in
+# two sessions behind a pooler, unless it is in one transaction. So it meets all that the statements use in its first.
+ARRAYS = ("bigint", "boolean", "float8", "integer", "jsonb")
+_LEARN_ARRAYS = "SELECT " + ", ".join(f"${number}::{name}[]" for number, name in enumerate(ARRAYS, 1))
 _COMMITS = ("on", "off", "local", "remote_write", "remote_apply")
 # Plans that are made while a table is empty are kept, and would read all of it when it is full: of what these forbid,
 # no statement here has need. And none is worth compiling.
@@ -151,9 +155,8 @@ class Address:
         connection = await self.plain({} if self.is_pooled else _PLANS)
         if self.is_pooled:
             try:
-                # asyncpg looks up what arrays are, and turns jit off for that: and on again, in the same transaction.
                 async with Session(connection, self.schema).transaction():
-                    await connection.fetch("SELECT $1::bigint[], $2::integer[], $3::float8[]", [], [], [])
+                    await connection.fetch(_LEARN_ARRAYS, *([] for _ in ARRAYS))
             except BaseException:
                 drop(connection)
                 raise
