@@ -5,7 +5,6 @@ nobody fetched, a task destroyed while pending) fails the test.
 """
 
 import asyncio
-import collections
 import functools
 import inspect
 from collections.abc import Awaitable, Callable
@@ -42,15 +41,6 @@ def looped(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
         run_in_loop(test, *args, **kwargs)
 
     return in_loop
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Number tests of one name: those that schemathesis makes have one, and xdist would run the last of them alone."""
-    seen: collections.Counter[str] = collections.Counter()
-    for item in items:
-        seen[item.nodeid] += 1
-        if seen[item.nodeid] > 1:
-            item._nodeid = f"{item.nodeid}[{seen[item.nodeid]}]"  # type: ignore[attr-defined]
 
 
 @pytest.hookimpl(tryfirst=True)

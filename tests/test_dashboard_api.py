@@ -7,6 +7,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from flowrra import BrokerConfig, Config, Flowrra
@@ -241,12 +242,31 @@ schema = schemathesis.openapi.from_asgi("/api/openapi.json", examined())
 GRAMMARS = ("search", "schedules", "queues")  # what has texts with a grammar of their own, which no schema tells
 
 
-@schema.exclude(path="/events").parametrize()  # which goes on for as long as somebody looks
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@pytest.mark.timeout(300)
-def test_the_api_is_as_its_document_says(case: schemathesis.Case[Any]) -> None:
+def examine(case: schemathesis.Case[Any]) -> None:
     is_free = any(word in f"{case.path} {case.query!r} {case.body!r}" for word in GRAMMARS)
     excluded: list[Any] = [positive_data_acceptance] if is_free else []
     if case.path == "/health":  # 503 is what it is for
         excluded.append(not_a_server_error)
     case.call_and_validate(excluded_checks=excluded)
+
+
+def examination(method: str, path: str) -> Any:
+    """A test of its own for each operation: of those that schemathesis makes of one, all have one id."""
+
+    @schema.include(method=method, path=path).parametrize()
+    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @pytest.mark.timeout(300)
+    def test(case: schemathesis.Case[Any]) -> None:
+        examine(case)
+
+    return test
+
+
+for _operation in schema.exclude(path="/events").get_all_operations():  # which goes on for as long as somebody looks
+    assert isinstance(_operation, Ok)
+    _method, _path = _operation.ok().method.upper(), _operation.ok().path
+    globals()[f"test_{_method}_{_path}_is_as_its_document_says"] = examination(_method, _path)
+
+
+def test_the_api_is_examined() -> None:
+    assert len([name for name in globals() if name.endswith("_is_as_its_document_says")]) > 30
