@@ -2245,11 +2245,11 @@ def is_held(job: Job, by: str) -> bool:
     return job.status is BLOCKED and job.worker == by
 
 
-def parents_succeeded(child: Job, number: int, now: float) -> bool:
-    """Let a child go on of which `number` parents have succeeded, unless it waits for more."""
+def parent_succeeded(child: Job, now: float) -> bool:
+    """Let a child go on, unless it waits for more. That counts while it is held, too."""
     if child.status is not BLOCKED:
         return False
-    child.waits -= number
+    child.waits -= 1
     if child.waits <= 0:
         _move(child, first_status(child.due, now))
     return True
@@ -2430,18 +2430,41 @@ class Unit:
 
 
 def spread(unit: Unit) -> Walk[None]:
-    """What the ends of this unit mean for children, theirs, and so on: one find a generation."""
-    while unit.ended:
-        ends = {job.id: job for job in unit.ended}
-        order = {task_id: number for number, task_id in enumerate(ends)}
-        unit.ended = []
-        for child in (yield from unit.find(Children(list(ends)))):
-            over = [ends[parent] for parent in sorted(ends.keys() & set(child.parents), key=order.__getitem__)]
-            lost = next((parent for parent in over if parent.status is not SUCCESS), None)
-            if lost is None:
-                unit.write(child, parents_succeeded(child, len(over), unit.now))
-            else:
-                unit.write(child, parent_failed(child, lost, unit.now, unit.retention))
+    """What the ends of this unit mean for children, theirs, and so on: one find a generation.
+
+    Each end is followed to the last of its line before the next is looked at, so that the first of two failed parents
+    is the reason of a child's end.
+    """
+    ends, unit.ended = unit.ended, []
+    children = yield from _descendants(unit, ends)
+    for end in ends:
+        line = [end]
+        for parent in line:  # grows as it is walked: a long line is too deep for recursion
+            for child in children.get(parent.id, ()):
+                if parent.status is SUCCESS:
+                    unit.write(child, parent_succeeded(child, unit.now))
+                elif unit.write(child, parent_failed(child, parent, unit.now, unit.retention)):
+                    line.append(child)
+    unit.ended = []
+
+
+def _descendants(unit: Unit, ends: Sequence[Job]) -> Walk[dict[str, list[Job]]]:
+    """The children of jobs that have ended, and all descendants of those that ended without success, by parent."""
+    children: dict[str, list[Job]] = {}
+    lost = {job.id for job in ends if job.status is not SUCCESS}
+    generation = {job.id for job in ends}
+    while generation:
+        following: set[str] = set()
+        children.update((parent, []) for parent in generation)
+        for child in (yield from unit.find(Children(sorted(generation)))):
+            parents = generation.intersection(child.parents)
+            for parent in parents:
+                children[parent].append(child)
+            if not parents.isdisjoint(lost) and child.id not in children:
+                following.add(child.id)
+        generation = following
+        lost |= following
+    return children
 
 
 def push(unit: Unit, jobs: Sequence[Job], before: Mapping[str, str] | None = None) -> Walk[list[str]]:
@@ -3026,7 +3049,7 @@ class MemoryBroker(Broker):
         self.retention = retention or BackendConfig()
         self._clock = clock or Clock()
         self._size = self.config.max_queue_size
-        self._hub = WaiterHub()
+        self.hub = WaiterHub()
         self._jobs: dict[str, Job] = {}
         self._ready: dict[tuple[str, int], _Heap] = collections.defaultdict(list)  # by queue and crashes
         self._waiting: _Heap = []  # SCHEDULED and RETRYING, by `due`
@@ -3053,10 +3076,10 @@ class MemoryBroker(Broker):
             if waiting := len(self._jobs) - len(self._finished):
                 logger.warning("%d jobs in memory stay with the process that this one was forked from", waiting)
             MemoryBroker.__init__(self, self.config, self.retention, self._clock)
-        self._hub.close(None)
+        self.hub.close(None)
 
     async def close(self) -> None:
-        self._hub.close(BrokerError("the broker was closed while this call was waiting"))
+        self.hub.close(BrokerError("the broker was closed while this call was waiting"))
 
     # Jobs and their indexes --------------------------------------------------------------------
 
@@ -3070,6 +3093,8 @@ class MemoryBroker(Broker):
             else:
                 self._leave(before.status, before)
             self._enter(job)
+            if job.status in FINISHED:
+                self._children.pop(job.id, None)
         for job in unit.endings:
             self._note_ending(job)
         return answer
@@ -3082,7 +3107,7 @@ class MemoryBroker(Broker):
         if isinstance(find, Jobs):
             ids: Iterable[str] = find.ids
         elif isinstance(find, Children):
-            ids = [child for parent in find.of for child in self._children.pop(parent, ())]
+            ids = [child for parent in find.of for child in self._children.get(parent, ())]
         else:
             ids = [self._unique[key] for key in find.keys if key in self._unique]
         return [self._jobs[task_id] for task_id in dict.fromkeys(ids) if task_id in self._jobs]
@@ -3111,7 +3136,7 @@ class MemoryBroker(Broker):
             heapq.heappush(self._ready[job.queue, job.crashes], (job.priority, job.seq, job.id))
             if self._size is not None:
                 self._depth[job.queue] += 1
-            self._hub.wake(("queue", job.queue))
+            self.hub.wake(("queue", job.queue))
         elif job.status in FINISHED:
             self._enter_finished(job)
         elif job.status is BLOCKED:
@@ -3122,10 +3147,10 @@ class MemoryBroker(Broker):
             self._running[cast("str", job.worker)][job.id] = job
             if job.cancel_requested:
                 self._cancelling.add(job.id)
-                self._hub.wake(("worker", ""))
+                self.hub.wake(("worker", ""))
         else:
             heapq.heappush(self._waiting, (job.due, job.seq, job.id))
-            self._hub.wake(("queue", job.queue))
+            self.hub.wake(("queue", job.queue))
 
     def _enter_finished(self, job: Job) -> None:
         self._finished[job.id] = job
@@ -3133,8 +3158,8 @@ class MemoryBroker(Broker):
             self._drop([next(iter(self._finished))])
         if job.unique is not None:
             self._unique.pop(job.unique, None)
-        if ("job", job.id) in self._hub:  # as it is now: it may be requeued, or be gone, before they look
-            self._hub.wake(("job", job.id), _kept_result(job))
+        if ("job", job.id) in self.hub:  # as it is now: it may be requeued, or be gone, before they look
+            self.hub.wake(("job", job.id), _kept_result(job))
 
     def _leave(self, status: TaskStatus, job: Job) -> None:
         """Take a job from where it was, so far as its entries do not prove to be out of date by themselves."""
@@ -3145,7 +3170,7 @@ class MemoryBroker(Broker):
             self._finished.pop(job.id, None)
         elif status is PENDING and self._size is not None:
             self._depth[job.queue] -= 1
-            self._hub.wake(("room", job.queue))
+            self.hub.wake(("room", job.queue))
 
     def _note_ending(self, job: Job) -> None:
         self._endings.append(Job(job.id, job.task, attempt=job.attempt, status=job.status, error=job.error))
@@ -3189,7 +3214,7 @@ class MemoryBroker(Broker):
                     f"queue {queue!r} is full (max_queue_size={size}): try again later, "
                     "raise the limit, or configure when_full='wait'"
                 )
-            await self._hub.wait([("room", queue)], None)
+            await self.hub.wait([("room", queue)], None)
 
     def _full_queue(self, jobs: Sequence[Job], size: int) -> str | None:
         """A queue that has no room for these jobs; more jobs than a queue ever holds fit into an empty one."""
@@ -3306,8 +3331,11 @@ class MemoryBroker(Broker):
                 outcome.text = encode_value(outcome)
         unit = Unit(now, self.retention)
         written = [self._settle_one(outcome, now, unit) for outcome in outcomes]
-        if unit.ended:
+        ended = unit.ended
+        if ended:
             self._run(unit, spread(unit))
+            for job in ended:
+                del self._children[job.id]
         return written
 
     def _settle_one(self, outcome: Outcome, now: float, unit: Unit) -> bool:
@@ -3346,7 +3374,7 @@ class MemoryBroker(Broker):
         self._workers[worker.id] = worker
         self._leases[worker.id] = Lease(self._clock.monotonic() + lease, lease)
         for queue in () if may_claim else worker.queues:
-            self._hub.wake(("queue", queue))
+            self.hub.wake(("queue", queue))
         suspects = [self._first_suspect(queue) for queue in worker.queues if queue not in self._paused]
         return Notices(
             cancelled=[task_id for task_id in self._cancelling if self._jobs[task_id].worker == worker.id],
@@ -3367,7 +3395,7 @@ class MemoryBroker(Broker):
         if self._waiting and topics[0][0] == "queue":
             due = self._waiting[0][0] - self._clock.time()
             timeout = due if timeout is None else min(timeout, due)
-        await self._hub.wait(topics, timeout)
+        await self.hub.wait(topics, timeout)
 
     async def record(self, results: Sequence[TaskResult[Any]]) -> None:
         for result in results:
@@ -3395,7 +3423,7 @@ class MemoryBroker(Broker):
         (result,) = await self.get([task_id])
         if result is not None and not result.is_finished:
             async with within(task_id, timeout):
-                result = await self._hub.wait([("job", task_id)], None)
+                result = await self.hub.wait([("job", task_id)], None)
         if result is None:
             raise unknown_job(task_id)
         return result
@@ -3457,7 +3485,7 @@ class MemoryBroker(Broker):
             self._finished.pop(task_id, None)
             if job is not None and job.unique is not None and self._unique.get(job.unique) == task_id:
                 del self._unique[job.unique]
-            self._hub.wake(("job", task_id))
+            self.hub.wake(("job", task_id))
 
     async def set_queue(self, queue: str, *, paused: bool) -> None:
         check_queue(queue)
@@ -3465,8 +3493,8 @@ class MemoryBroker(Broker):
             self._paused.add(queue)
         else:
             self._paused.discard(queue)
-            self._hub.wake(("queue", queue))
-        self._hub.wake(("worker", ""))
+            self.hub.wake(("queue", queue))
+        self.hub.wake(("worker", ""))
 
 
 # ---------------------------------------------------------------------------
@@ -3655,7 +3683,7 @@ _FINDS: Mapping[type[Find], str] = {
     Children: f"""{_JOBS} status = 'blocked' AND seq IN
         (SELECT f.child FROM json_each(?) CROSS JOIN flowrra_family AS f ON f.parent = value) ORDER BY seq""",
     Holders: f"{_JOBS} unique_key {_LISTED} AND unique_key IS NOT NULL AND status IN {_UNFINISHED}",
-    Running: f"{_JOBS} worker {_LISTED} AND status = 'running' ORDER BY seq",
+    Running: f"{_JOBS} worker {_LISTED} AND status = 'running'",
     Expired: f"""{_JOBS} expires IS NOT NULL AND status IN {_NOT_BEGUN} AND expires <= ?
         ORDER BY expires, seq LIMIT ?""",
 }
@@ -3787,7 +3815,7 @@ def _process(pid: int) -> tuple[str, str] | None:
     return "", ""
 
 
-class _SQLiteTable:
+class SQLiteTable:
     """The jobs in one SQLite file. One caller at a time; each method that writes runs inside a transaction.
 
     `woken`: the topics that the transaction concerns, for whoever waits; its caller empties it, and has them told
@@ -3879,8 +3907,8 @@ class _SQLiteTable:
 
     # Handing out -------------------------------------------------------------------------------
 
-    def claim(self, queue: str, limit: int, worker: str, now: float, crashes: int) -> list[Any]:
-        """The rows of `_claimed_job`, which is called when the transaction is over: others wait for its end.
+    def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = LAST_CHANCE) -> list[Any]:
+        """The rows of `claimed_job`, which is called when the transaction is over: others wait for its end.
 
         What is due, or has expired, is dealt with in a bounded step; the broker goes on with the rest.
         """
@@ -3967,7 +3995,7 @@ class _SQLiteTable:
         """Copies of those that have children."""
         if not jobs:
             return []
-        parents = "SELECT DISTINCT f.parent FROM json_each(?) CROSS JOIN flowrra_family AS f ON f.parent = value"
+        parents = "SELECT f.parent FROM json_each(?) CROSS JOIN flowrra_family AS f ON f.parent = value"
         found = {row[0] for row in self._db.execute(parents, (json.dumps([job.id for job in jobs]),))}
         return [copy_of(job) for job in jobs if job.id in found] if found else []
 
@@ -4071,11 +4099,13 @@ class _SQLiteTable:
 
     # By hand -----------------------------------------------------------------------------------
 
-    def change(self, task_ids: Sequence[str], action: Action, now: float, by: str | None) -> list[bool]:
+    def change(self, task_ids: Sequence[str], action: Action, *, now: float, by: str | None = None) -> list[bool]:
         unit = Unit(now, self._retention)
         return self.run(unit, change(unit, task_ids, action, by))
 
-    def remove(self, task_ids: Sequence[str], by: str | None, before: float | None, limit: int) -> set[str]:
+    def remove(
+        self, task_ids: Sequence[str] = (), by: str | None = None, before: float | None = None, limit: int = 1000
+    ) -> set[str]:
         ids = json.dumps(task_ids)
         if before is not None:
             rows = self._db.execute(_PURGE, (before, limit)).fetchall()
@@ -4169,7 +4199,7 @@ def _parsed(text: str | None, default: Any) -> Any:
     return default if text is None else json.loads(text)
 
 
-def _claimed_job(row: Sequence[Any], worker: str, now: float) -> Job:
+def claimed_job(row: Sequence[Any], worker: str, now: float) -> Job:
     seq, task_id, task, payload, queue, priority, submitted, due, attempt, failures, crashes, overrides, parents = row
     job = Job(task_id, task, (), _NO_KEYWORDS, queue, priority, payload)
     job.status = RUNNING  # as _START has written
@@ -4312,7 +4342,7 @@ class _SQLiteFile:
     def __init__(self, path: str | None, synchronous: str, timeout: float) -> None:
         self.path = path
         self.lock = threading.Lock()
-        self.publish: Callable[[_SQLiteTable], None] = lambda table: None  # called after each commit, under the lock
+        self.publish: Callable[[SQLiteTable], None] = lambda table: None  # called after each commit, under the lock
         self._synchronous = synchronous.upper()
         self._level = ""
         self._log: int | None = None  # the write-ahead log, to sync it while others may write on
@@ -4353,7 +4383,7 @@ class _SQLiteFile:
 
     def open(self, retention: BackendConfig, clock: Clock, reads_apart: bool) -> None:
         self.reader = self.connection = _connect(self.path)
-        self.table = _SQLiteTable(self.connection, retention, clock)
+        self.table = SQLiteTable(self.connection, retention, clock)
         try:
             # Of a new file. A commit writes whole pages to the log: a lone submit takes 20 us, with pages of 4 kB 25.
             self.connection.execute("PRAGMA page_size=2048")
@@ -4530,7 +4560,7 @@ class _Signals(asyncio.DatagramProtocol):
 
     # Telling -----------------------------------------------------------------------------------
 
-    def publish(self, table: _SQLiteTable) -> None:
+    def publish(self, table: SQLiteTable) -> None:
         """Say what changed to whom it concerns."""
         if table.woken and (now := time.monotonic()) > self._fresh_until:  # a look costs 1.8 us, a lone submit 25
             with contextlib.suppress(Exception):  # a store that is gone has no list of listeners either
@@ -4623,7 +4653,7 @@ class _Signals(asyncio.DatagramProtocol):
         if version != self._data_version:
             self._data_version = version
             self._look_everywhere()
-        elif ("worker", "") in self._broker.hub and self._broker.peek(_SQLiteTable.dead_workers):
+        elif ("worker", "") in self._broker.hub and self._broker.peek(SQLiteTable.dead_workers):
             self._broker.hub.wake(("worker", ""))  # the next heartbeat will put their jobs back
 
     def _look_everywhere(self) -> None:
@@ -4725,7 +4755,7 @@ class SQLiteBroker(Broker):
         with self._translated():
             await asyncio.to_thread(file.open, self.retention, self.clock, not self.in_place)
         self._reader = file.reader
-        self._reading = _SQLiteTable(self._reader, self.retention, self.clock)
+        self._reading = SQLiteTable(self._reader, self.retention, self.clock)
         file.publish = self._signals.publish
         self.store_id = file.identity
         self._file = file
@@ -4884,6 +4914,7 @@ class SQLiteBroker(Broker):
     # The protocol ------------------------------------------------------------------------------
 
     async def push(self, jobs: Sequence[Job], *, now: float, by: str | None = None) -> list[str]:
+        self._opened()
         for job in jobs:
             job.payload = encode_arguments(job)
         if by is not None:
@@ -4919,7 +4950,7 @@ class SQLiteBroker(Broker):
                 raise ConfigError(
                     f"the connection is on {files.get('main') or 'a private database'}, the jobs in {self.path}"
                 )
-            ids = _push_all_or_none(connection, _SQLiteTable(connection, self.retention, self.clock), jobs, now)
+            ids = _push_all_or_none(connection, SQLiteTable(connection, self.retention, self.clock), jobs, now)
         # Nothing tells us of the caller's commit; workers look on their own. It may be another thread's connection.
         _call_soon(self._loop, self._signals.keep_looking)
         return ids
@@ -4935,7 +4966,7 @@ class SQLiteBroker(Broker):
         now = self._loop.time()
         if timeout is not None and now + timeout > (look := self._signals.next_look()):
             timeout -= (now + timeout - look) % _LOOK_EVERY
-        due = self.peek(_SQLiteTable.next_due) if kind == "queue" else None
+        due = self.peek(SQLiteTable.next_due) if kind == "queue" else None
         if due is not None:
             timeout = min(math.inf if timeout is None else timeout, due - self.clock.time())
         try:
@@ -4946,9 +4977,11 @@ class SQLiteBroker(Broker):
 
     async def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = LAST_CHANCE) -> list[Job]:
         is_fresh = self.hub.look(("queue", queue))
-        operation = _Operation(lambda table: table.claim(queue, limit, worker, now, crashes), kind="claim")
+        operation = _Operation(
+            lambda table: table.claim(queue, limit=limit, worker=worker, now=now, crashes=crashes), kind="claim"
+        )
         rows = await self.run(operation, here=is_fresh and limit <= 100)
-        return [_claimed_job(row, worker, now) for row in rows]
+        return [claimed_job(row, worker, now) for row in rows]
 
     async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
         for outcome in outcomes:
@@ -4967,11 +5000,11 @@ class SQLiteBroker(Broker):
     async def report(self, progress: Mapping[tuple[str, int], Progress]) -> None:
         await self.run(_Operation(lambda table: table.report(progress)))
 
-    async def _durably(self, work: Callable[[_SQLiteTable], T]) -> T:
+    async def _durably(self, work: Callable[[SQLiteTable], T]) -> T:
         return cast("T", await self.run(_Operation(work, _BEFORE_SIGHT)))
 
     async def change(self, task_ids: Sequence[str], action: Action, *, now: float, by: str | None = None) -> list[bool]:
-        return await self._durably(lambda table: table.change(task_ids, action, now, by))
+        return await self._durably(lambda table: table.change(task_ids, action, now=now, by=by))
 
     async def remove(
         self, task_ids: Sequence[str] = (), *, by: str | None = None, before: float | None = None, limit: int = 1000
@@ -4990,7 +5023,7 @@ class SQLiteBroker(Broker):
     async def find(
         self, which: JobFilter, *, limit: int = 100, after: int | None = None, oldest_first: bool = False
     ) -> list[Job]:
-        def look(table: _SQLiteTable) -> list[Job]:
+        def look(table: SQLiteTable) -> list[Job]:
             return table.find(which, limit=limit, after=after, oldest_first=oldest_first)
 
         if which.ids is None or len(which.ids) > 100:
@@ -5011,24 +5044,24 @@ class SQLiteBroker(Broker):
             self._file.check()
         return cast("int", self._reader.execute("PRAGMA data_version").fetchone()[0])
 
-    def peek(self, look: Callable[[_SQLiteTable], T]) -> T:
+    def peek(self, look: Callable[[SQLiteTable], T]) -> T:
         """Read what is quickly read, on this thread."""
         if self.path is not None:
             return look(self._reading)
         with self._opened().lock:  # a private database has but one connection
             return look(self._reading)
 
-    async def _look_up(self, look: Callable[[_SQLiteTable], T]) -> T:
+    async def _look_up(self, look: Callable[[SQLiteTable], T]) -> T:
         """Read what may take long, in a thread with a connection of its own."""
         file = self._opened()
         with self._translated():
             return await asyncio.to_thread(self._look_apart, file, look)
 
-    def _look_apart(self, file: _SQLiteFile, look: Callable[[_SQLiteTable], T]) -> T:
+    def _look_apart(self, file: _SQLiteFile, look: Callable[[SQLiteTable], T]) -> T:
         if self.path is None:
             return self.peek(look)
         with contextlib.closing(_connect(self.path, read_only=True)) as connection:
-            return look(_SQLiteTable(connection, self.retention, self.clock))
+            return look(SQLiteTable(connection, self.retention, self.clock))
 
 
 @contextlib.contextmanager
@@ -5042,9 +5075,7 @@ def _plain_rows(connection: sqlite3.Connection) -> Iterator[None]:
         connection.row_factory, connection.text_factory = kept
 
 
-def _push_all_or_none(
-    connection: sqlite3.Connection, store: _SQLiteTable, jobs: Sequence[Job], now: float
-) -> list[str]:
+def _push_all_or_none(connection: sqlite3.Connection, store: SQLiteTable, jobs: Sequence[Job], now: float) -> list[str]:
     begun = connection.in_transaction
     if not begun:
         connection.execute("BEGIN IMMEDIATE")

@@ -158,7 +158,7 @@ async def test_one_process_of_several_is_enough_to_open_and_rescue(file_site: Si
 # ---------------------------------------------------------------------------
 
 CRASH_POINTS = """
-broker, store = app.broker, flowrra.SQLiteStore
+broker, store = app.broker, flowrra.SQLiteTable
 claim, settle = broker.claim, broker.settle
 store_claim, store_settle, store_heartbeat = store.claim, store.settle, store.heartbeat
 reached = []

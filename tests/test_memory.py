@@ -89,7 +89,7 @@ async def test_jobs_that_ended_while_they_waited_leave_nothing_behind(clock: Man
         )
         await broker.push([job], now=clock.time())
         await broker.cancel(job.id, now=clock.time())
-    kept = [*broker._ready["default"], *broker._waiting, *broker._expiring]
+    kept = [*broker._ready["default", 0], *broker._waiting, *broker._expiring]
     assert len(kept) < 3 * 1_100
     await broker.push([Job("due", "task", due=clock.time() + 5), Job("ready", "task")], now=clock.time())
     for number in range(1_100):
@@ -139,7 +139,7 @@ async def test_who_gives_up_waiting_for_room_leaves_nothing_behind(clock: Manual
         push.cancel()
         await asyncio.wait([push])
         assert push.cancelled()
-    assert not broker._room_waiters
+    assert not broker.hub.is_busy
     assert await broker.get(["b"]) == [None]
 
 
@@ -174,7 +174,7 @@ async def test_who_has_waited_leaves_nothing_behind() -> None:
     broker = MemoryBroker()
     for queues in (["default", "other"], []):
         await broker.wait_ready(queues, 0.0)
-    assert broker._ready_waiters == {}
+    assert not broker.hub.is_busy
 
 
 async def test_a_held_job_takes_no_room_in_its_queue() -> None:
