@@ -2500,7 +2500,7 @@ def _holders(unit: Unit, jobs: Iterable[Job]) -> Walk[dict[str, str]]:
 
 
 def adopt(unit: Unit, jobs: Sequence[Job], by: str) -> Walk[list[str]]:
-    """Take in jobs of another store, each with its past and held by `by`. The ids that hold their place."""
+    """Take in jobs of another store, each with its past and held by `by`; "" for one whose unique key is taken."""
     yield from unit.get(job.id for job in jobs)
     holders = yield from _holders(unit, jobs)
     for job in jobs:
@@ -2511,7 +2511,7 @@ def adopt(unit: Unit, jobs: Sequence[Job], by: str) -> Walk[list[str]]:
             new.cancel_requested = False
             new.status, new.worker, new.waits = BLOCKED, by, 1
             unit.write(new)
-    return [job.id if job.id in unit.jobs else holders[cast("str", job.unique)] for job in jobs]
+    return [job.id if job.id in unit.jobs else "" for job in jobs]
 
 
 def settle(unit: Unit, outcomes: Sequence[Outcome]) -> Walk[list[bool]]:
@@ -2803,8 +2803,8 @@ class Broker(Backend):
         gets the old id. A job with `parents` is BLOCKED until all have succeeded, CANCELLED if one ended
         otherwise. Cancelling the call leaves it open whether the jobs are in.
 
-        With `by`, they are jobs of another store, which come with their past and are held by `by`; a parent that
-        is not known here counts as purged.
+        With `by`, they are jobs of another store, which come with their past and are held by `by`; one whose key an
+        unfinished job has gets "", and a parent that is not known here counts as purged.
 
         Raises:
             TaskNotFoundError: a parent is not known.
@@ -2869,6 +2869,7 @@ class Broker(Backend):
         """Cancel or requeue jobs, hold them or release them, as the rules have it; False: not allowed, or unknown.
 
         `by` says who did it: a note of that stays in the job's history. A hold needs it, and its release the same.
+        A broker that takes part in no move to another store refuses holds, and a push with `by`, by a ConfigError.
         """
         raise NotImplementedError
 
@@ -3409,6 +3410,7 @@ class MemoryBroker(Broker):
             if not is_plain(result.result):
                 job.result = _ResultText(encode(result.result))
             job.attempt, job.started, job.progress = result.attempts, result.started, result.progress
+            job.worker = None
             self._drop([job.id])
             self._jobs[job.id] = job
             self._enter(job)
@@ -3420,8 +3422,11 @@ class MemoryBroker(Broker):
         return [None if job is None else _kept_result(job) for job in jobs]
 
     async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
-        (result,) = await self.get([task_id])
-        if result is not None and not result.is_finished:
+        job = self._jobs.get(task_id)
+        if job is not None and job.status in FINISHED:
+            return _kept_result(job)
+        result: TaskResult[Any] | None = None
+        if job is not None:
             async with within(task_id, timeout):
                 result = await self.hub.wait([("job", task_id)], None)
         if result is None:

@@ -287,7 +287,7 @@ class Story:
 
 def seen(job: Job) -> dict[str, Any]:
     """A job without what a store may choose: its `seq`, and where its arguments are kept."""
-    values = {f.name: plain(getattr(job, f.name)) for f in dataclasses.fields(job)}
+    values = {f.name: plain(getattr(job, f.name)) for f in dataclasses.fields(job) if f.compare}
     for name in ("seq", "payload", "args", "kwargs"):
         del values[name]
     if len(job.parents) > 1 and job.status is TaskStatus.CANCELLED and (job.error or "").startswith("its parent "):

@@ -18,6 +18,7 @@ from flowrra import (
     BLOCKED,
     FINISHED,
     UNFINISHED,
+    Action,
     Broker,
     BrokerError,
     Clock,
@@ -390,8 +391,15 @@ async def test_a_store_is_not_moved_onto_itself(make: Maker) -> None:
 class Plain(MemoryBroker):
     """A broker that takes part in no move."""
 
-    hold = Broker.hold
-    adopt = Broker.adopt
+    async def push(self, jobs: Sequence[Job], *, now: float, by: str | None = None) -> list[str]:
+        if by is not None:
+            raise ConfigError("Plain can take part in no move")
+        return await super().push(jobs, now=now)
+
+    async def change(self, task_ids: Sequence[str], action: Action, *, now: float, by: str | None = None) -> list[bool]:
+        if action == "hold":
+            raise ConfigError("Plain can take part in no move")
+        return await super().change(task_ids, action, now=now, by=by)
 
 
 async def test_a_broker_that_takes_part_in_no_move_is_refused_at_once(make: Maker) -> None:

@@ -30,8 +30,9 @@ from typing import TYPE_CHECKING, Any, cast
 from flowrra import (
     LAST_CHANCE,
     SUCCESS,
-    Activity,
+    Action,
     BackendConfig,
+    Broker,
     BrokerConfig,
     BrokerError,
     Clock,
@@ -41,9 +42,11 @@ from flowrra import (
     JobFilter,
     Notices,
     Outcome,
+    Overview,
     Progress,
     TaskResult,
     TaskStatus,
+    Topic,
     WorkerInfo,
     check_queue,
     encode_value,
@@ -55,18 +58,17 @@ from flowrra import (
 from flowrra_extras.postgres import statements as sql
 from flowrra_extras.postgres.connections import SILENCE, STANDBY, Address, Link, Session, callers_session
 from flowrra_extras.postgres.groups import Claim, Groups, encode_payloads
-from flowrra_extras.postgres.moving import MovingBroker
 from flowrra_extras.postgres.rows import counting, job_of_row, recorded_columns, search, worker_of_row
 from flowrra_extras.postgres.store import Store, identify, migrate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from typing import Self
 
 __all__ = ["PostgresBroker", "broker_from_url"]
 
 
-class _Life(MovingBroker):
+class _Life(Broker):
     """How the broker is made, opened and closed."""
 
     def __init__(
@@ -138,8 +140,11 @@ class PostgresBroker(_Life):
 
     # Jobs --------------------------------------------------------------------------------------
 
-    async def push(self, jobs: Sequence[Job], *, now: float) -> list[str]:
+    async def push(self, jobs: Sequence[Job], *, now: float, by: str | None = None) -> list[str]:
         groups = self._opened()
+        if by is not None:
+            taken = await groups.transact(lambda store: store.adopt(jobs, by))
+            return [job.id if is_in else "" for job, is_in in zip(jobs, taken, strict=True)]
         return await groups.push(jobs, now) if jobs else []
 
     async def push_in(self, connection: Any, jobs: Sequence[Job], *, now: float) -> list[str]:
@@ -171,22 +176,30 @@ class PostgresBroker(_Life):
                 outcome.text = encode_value(outcome)
         return cast("list[bool]", await groups.settles.put((outcomes, now), len(outcomes)))
 
-    async def cancel(self, task_id: str, *, now: float, by: str | None = None) -> bool:
+    async def change(self, task_ids: Sequence[str], action: Action, *, now: float, by: str | None = None) -> list[bool]:
         groups = self._opened()
-        ends, is_running = await groups.transact(lambda store: store.cancel(task_id, now, by))
+        if action == "cancel":
+            return [await self._cancel(task_id, now, by) for task_id in task_ids]
+        if action == "requeue":
+            return await groups.transact(lambda store: store.requeue(task_ids, now, by))
+        if action == "hold":
+            return await groups.transact(lambda store: store.hold(task_ids, by or ""))
+        return await groups.transact(lambda store: store.release(task_ids, by or "", now))
+
+    async def _cancel(self, task_id: str, now: float, by: str | None) -> bool:
+        ends, is_running = await self._groups.transact(lambda store: store.cancel(task_id, now, by))
         if is_running:
-            groups.waits.tell(notices=True)
+            self._groups.waits.tell(notices=True)
         return ends
 
-    async def requeue(self, task_ids: Sequence[str], *, now: float, by: str | None = None) -> list[bool]:
-        return await self._opened().transact(lambda store: store.requeue(task_ids, now, by))
-
-    async def delete(self, task_ids: Sequence[str]) -> list[bool]:
-        return await self._opened().transact(lambda store: store.delete(task_ids))
-
-    async def purge(self, before: float, limit: int) -> int:
-        await self._run(sql.FORGET_AWAITED, patience=self.config.timeout)
-        return len(await self._run(sql.PURGE, before, limit, patience=self.config.timeout))
+    async def remove(
+        self, task_ids: Sequence[str] = (), *, by: str | None = None, before: float | None = None, limit: int = 1000
+    ) -> Collection[str]:
+        groups = self._opened()
+        if before is not None:
+            await self._run(sql.FORGET_AWAITED, patience=self.config.timeout)
+            return [row[0] for row in await self._run(sql.PURGE, before, limit, patience=self.config.timeout)]
+        return await groups.transact(lambda store: store.remove(task_ids, by))
 
     async def record(self, results: Sequence[TaskResult[Any]]) -> None:
         latest = {result.task_id: result for result in results}
@@ -214,24 +227,22 @@ class PostgresBroker(_Life):
         await self._run(sql.PAUSE if paused else sql.RESUME_QUEUE, check_queue(queue))
         self._groups.waits.tell(ready=[queue], notices=True)
 
-    async def workers(self) -> list[WorkerInfo]:
-        return [worker_of_row(*row) for row in await self._run(sql.WORKERS)]
-
-    async def activity(self, since: float) -> list[Activity]:
-        query = "SELECT counts FROM flowrra.activity WHERE minute >= $1"
-        return sum_of_activity(row[0] for row in await self._run(query, math.ceil(since)))
-
-    async def totals(self) -> list[Activity]:
-        return totals_of_activity(await self._run("SELECT task, what, number FROM flowrra.total"))
-
-    async def paused(self) -> set[str]:
-        return {row[0] for row in await self._run("SELECT queue FROM flowrra.paused")}
+    async def overview(self, since: float | None = None) -> Overview:
+        workers = [worker_of_row(*row) for row in await self._run(sql.WORKERS)]
+        paused = {row[0] for row in await self._run("SELECT queue FROM flowrra.paused")}
+        if since is None:
+            return Overview(workers, paused, [], [])
+        first = math.ceil(min(since, 2.0**31 - 1))
+        texts = await self._run("SELECT counts FROM flowrra.activity WHERE minute >= $1", first)
+        totals = await self._run("SELECT task, what, number FROM flowrra.total")
+        return Overview(workers, paused, sum_of_activity(row[0] for row in texts), totals_of_activity(totals))
 
     # Waiting and looking -----------------------------------------------------------------------
 
-    async def wait_ready(self, queues: Sequence[str], timeout: float) -> None:
+    async def wait(self, topics: Sequence[Topic], timeout: float | None) -> None:
         groups = self._opened()
-        await groups.waits.wait_ready(queues, timeout, groups.claims.next_due)
+        queues = [name for kind, name in topics if kind == "queue"]
+        await groups.waits.wait_ready(queues, math.inf if timeout is None else timeout, groups.claims.next_due)
 
     async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
         waits = self._opened().waits

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from flowrra import Broker, Job, encode_arguments
+from flowrra import Job, encode_arguments
 from flowrra_extras.postgres import statements as sql
 from flowrra_extras.postgres.rows import clean
 
@@ -13,25 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from flowrra_extras.postgres.connections import Session
-    from flowrra_extras.postgres.groups import Groups
 
-__all__ = ["MovingBroker", "MovingStore"]
-
-
-class MovingBroker(Broker):
-    """The part of a PostgresBroker that serves moves."""
-
-    def _opened(self) -> Groups:
-        raise NotImplementedError
-
-    async def hold(self, task_ids: Sequence[str], *, by: str, now: float) -> list[bool]:
-        return await self._opened().transact(lambda store: store.hold(task_ids, by))
-
-    async def adopt(self, jobs: Sequence[Job], *, by: str, now: float) -> list[bool]:
-        return await self._opened().transact(lambda store: store.adopt(jobs, by))
-
-    async def let_go(self, task_ids: Sequence[str], *, by: str, gone: bool, now: float) -> list[bool]:
-        return await self._opened().transact(lambda store: store.let_go(task_ids, by, now, gone=gone))
+__all__ = ["MovingStore"]
 
 
 class MovingStore:
@@ -54,13 +37,10 @@ class MovingStore:
         known = {row[0] for row in await self._db.fetch(sql.GET, [job.id for job in jobs])}
         return [job.id in known for job in jobs]
 
-    async def let_go(self, task_ids: Sequence[str], by: str, now: float, *, gone: bool) -> list[bool]:
-        rows = await self._db.fetch(sql.LEAVE if gone else sql.LET_GO, task_ids, by)
-        if gone:
-            self.finished += [row[1] for row in rows]
-        else:
-            family = {seq: json.loads(parents) if parents else () for seq, _, parents in rows}
-            await self._await_parents(family, now, strict=False)
+    async def release(self, task_ids: Sequence[str], by: str, now: float) -> list[bool]:
+        rows = await self._db.fetch(sql.LET_GO, task_ids, by)
+        family = {seq: json.loads(parents) if parents else () for seq, _, parents in rows}
+        await self._await_parents(family, now, strict=False)
         found = {row[1] for row in rows}
         return [task_id in found for task_id in task_ids]
 

@@ -438,7 +438,7 @@ DELETE = f"""
 PURGE = """
     DELETE FROM flowrra.job WHERE seq = ANY (ARRAY(
         SELECT seq FROM flowrra.job WHERE purge_at IS NOT NULL AND purge_at < $1
-        ORDER BY purge_at LIMIT $2 FOR UPDATE SKIP LOCKED)) RETURNING seq"""
+        ORDER BY purge_at LIMIT $2 FOR UPDATE SKIP LOCKED)) RETURNING id"""
 FORGET_AWAITED = f"""
     DELETE FROM flowrra.awaited
     WHERE (SELECT status IN {UNFINISHED} FROM flowrra.job WHERE job.id = awaited.id) IS NOT TRUE"""

@@ -331,9 +331,13 @@ class Store(MovingStore):
         await self._note(list(itertools.compress(task_ids, done)), by, now, "requeued")
         return done
 
-    async def delete(self, task_ids: Sequence[str]) -> list[bool]:
-        gone = {row[0] for row in await self._db.fetch(sql.DELETE, task_ids)}
-        return [task_id in gone for task_id in task_ids]
+    async def remove(self, task_ids: Sequence[str], by: str | None) -> list[str]:
+        """Delete finished jobs, or those that `by` holds. In a transaction."""
+        if by is None:
+            return [row[0] for row in await self._db.fetch(sql.DELETE, task_ids)]
+        gone = [row[1] for row in await self._db.fetch(sql.LEAVE, task_ids, by)]
+        self.finished += gone
+        return gone
 
     async def _requeue_one(self, task_id: str, now: float) -> bool:
         found = await self._db.fetch(sql.LOCK_REQUEUED, task_id)

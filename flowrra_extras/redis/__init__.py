@@ -21,12 +21,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import os
 from typing import TYPE_CHECKING, Any, cast
 
 from flowrra import (
     ACTIVITY_KEPT,
     LAST_CHANCE,
+    Action,
     BackendConfig,
     BrokerConfig,
     BrokerError,
@@ -37,6 +39,7 @@ from flowrra import (
     Outcome,
     Progress,
     TaskResult,
+    Topic,
     WorkerInfo,
     activity_texts,
     check_queue,
@@ -56,13 +59,14 @@ from flowrra_extras.redis.calls import (
     to_json,
     worker_text,
 )
+from flowrra_extras.redis.moving import adopted_words
 from flowrra_extras.redis.news import News
 from flowrra_extras.redis.scripts import VERSION
 from flowrra_extras.redis.searching import PAGE, SearchingBroker
 from flowrra_extras.redis.wire import Address, Call, Link
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 __all__ = ["RedisBroker", "broker_from_url"]
 
@@ -150,9 +154,12 @@ class RedisBroker(SearchingBroker):
 
     # Jobs --------------------------------------------------------------------------------------
 
-    async def push(self, jobs: Sequence[Job], *, now: float) -> list[str]:
+    async def push(self, jobs: Sequence[Job], *, now: float, by: str | None = None) -> list[str]:
         if not jobs:
             return []
+        if by is not None:
+            taken = await self._calls.run(Call("adopt", by, *(word for job in jobs for word in adopted_words(job))))
+            return [job.id if is_in else "" for job, is_in in zip(jobs, taken, strict=True)]
         if len(jobs) > _MOST:
             raise BrokerError(f"at most {_MOST:,} jobs go into Redis at once, not {len(jobs):,}: submit them in parts")
         words = await push_words(jobs)
@@ -193,18 +200,25 @@ class RedisBroker(SearchingBroker):
         words = ((task_id, str(n), to_json([p.done, p.total, p.note])) for (task_id, n), p in progress.items())
         await self._calls.run(Call("report", *itertools.chain.from_iterable(words)))
 
-    async def cancel(self, task_id: str, *, now: float, by: str | None = None) -> bool:
-        bury_at = repr(now + self.retention.failed_ttl)
-        return bool(await self._calls.run(Call("cancel", task_id, repr(now), bury_at, by or "")))
+    async def change(self, task_ids: Sequence[str], action: Action, *, now: float, by: str | None = None) -> list[bool]:
+        end_at = repr(now + self.retention.failed_ttl)
+        if action == "cancel":
+            return [bool(await self._calls.run(Call("cancel", one, repr(now), end_at, by or ""))) for one in task_ids]
+        if action == "requeue":
+            call = Call("requeue", repr(now), by or "", *task_ids)
+        elif action == "hold":
+            call = Call("hold", by or "", *task_ids)
+        else:
+            call = Call("let_go", by or "", "0", repr(now), end_at, *task_ids)
+        return [bool(flag) for flag in await self._calls.run(call)]
 
-    async def requeue(self, task_ids: Sequence[str], *, now: float, by: str | None = None) -> list[bool]:
-        return [bool(flag) for flag in await self._calls.run(Call("requeue", repr(now), by or "", *task_ids))]
-
-    async def delete(self, task_ids: Sequence[str]) -> list[bool]:
-        return [bool(flag) for flag in await self._calls.run(Call("delete", *task_ids))]
-
-    async def purge(self, before: float, limit: int) -> int:
-        return int(await self._calls.run(Call("purge", repr(before), str(limit))))
+    async def remove(
+        self, task_ids: Sequence[str] = (), *, by: str | None = None, before: float | None = None, limit: int = 1000
+    ) -> Collection[str]:
+        if before is not None:
+            return cast("list[str]", await self._calls.run(Call("purge", repr(before), str(limit))))
+        call = Call("delete", *task_ids) if by is None else Call("let_go", by, "1", "0", "0", *task_ids)
+        return list(itertools.compress(task_ids, await self._calls.run(call)))
 
     async def set_queue(self, queue: str, *, paused: bool) -> None:
         await self._calls.run(Call("set_queue", check_queue(queue), str(int(paused))))
@@ -219,12 +233,13 @@ class RedisBroker(SearchingBroker):
 
     # Waiting -----------------------------------------------------------------------------------
 
-    async def wait_ready(self, queues: Sequence[str], timeout: float) -> None:
+    async def wait(self, topics: Sequence[Topic], timeout: float | None) -> None:
         if not self._is_open:
             raise BrokerError(f"the broker on {self._address.name} is not open")
-        if queues and self._next_due is not None:
+        timeout = math.inf if timeout is None else timeout
+        if topics[0][0] == "queue" and self._next_due is not None:
             timeout = min(timeout, self._next_due - self._clock.time())
-        await self._news.wait([f"jobs {queue}" for queue in queues] or ["notices"], timeout)
+        await self._news.wait([f"jobs {name}" if kind == "queue" else "notices" for kind, name in topics], timeout)
 
     async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
         topic = f"results {task_id}"

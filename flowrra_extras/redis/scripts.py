@@ -806,12 +806,12 @@ publish()
 return answer
 """
 
-# Delete finished jobs past their retention.  ARGV: before, limit.  Answer: how many.
+# Delete finished jobs past their retention.  ARGV: before, limit.  Answer: their ids.
 _PURGE = """
 local ids = call('ZRANGEBYSCORE', p .. 'purge', '-inf', '(' .. ARGV[2], 'LIMIT', 0, ARGV[3])
 for _, id in ipairs(ids) do erase(id) end
 publish()
-return #ids
+return ids
 """
 
 # Delete finished jobs.  ARGV: ids.  Answer: for each whether it was there; of a repetition, whether it is not.
