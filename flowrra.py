@@ -1029,6 +1029,31 @@ def decode(text: str) -> Any:
         raise SerializationError(f"stored text cannot be read ({error}): {shown!r}") from None
 
 
+def copied(value: Any, name: str = "value") -> Any:
+    """What `decode(encode(value, name))` returns or raises, made without a text where that is plain data."""
+    try:
+        return _copy(value, 0)
+    except (_Unfit, ValueError):  # the text is what names the part that cannot be kept
+        return decode(encode(value, name))
+
+
+def _copy(value: Any, depth: int) -> Any:
+    kind = type(value)
+    if kind in _PLAIN or is_plain(value):
+        return value
+    if depth < MAX_DEPTH:
+        if kind is dict and _TEXT.issuperset(map(type, value)):
+            return {key: _copy(item, depth + 1) for key, item in value.items()}
+        if kind is list:
+            return value.copy() if _are_plain(value) else [_copy(item, depth + 1) for item in value]
+        if kind is tuple:
+            return tuple([_copy(item, depth + 1) for item in value])
+    text = _dump(_pack(value, depth))
+    if _PLACEHOLDER in text:  # right in arguments, wrong in a result: the caller's way through text knows
+        raise _Unfit("holds result_of()")
+    return _load(text)
+
+
 class _Unfit(Exception):  # noqa: N818 (never leaves this section)
     """A value that cannot be kept; the path grows as it passes the containers around the value."""
 
@@ -1060,11 +1085,18 @@ def _pack_each(items: Iterable[tuple[Any, Any]], depth: int) -> Iterator[Any]:
 
 _SCALARS = frozenset((type(None), bool, int, str))  # JSON has them as they are
 _PLAIN = frozenset((type(None), bool, float, str))
+_TEXT = frozenset((str,))
 
 
 def is_plain(value: Any) -> bool:
     """Whether `value` is immutable and comes back as it is from any store, so that it need not be copied."""
     return type(value) in _PLAIN or (type(value) is int and -(2**63) <= value < 2**63)
+
+
+def _are_plain(values: list[Any]) -> bool:
+    """Whether all are plain; quick for many of a kind."""
+    kinds = set(map(type, values))
+    return kinds <= _PLAIN or (kinds == {int} and is_plain(min(values)) and is_plain(max(values)))
 
 
 def _pack_plain(value: Any, depth: int) -> Any:
@@ -1259,6 +1291,20 @@ def encode_returned(value: Any, task: str) -> str:
     if _PLACEHOLDER in text:
         raise ResultError(f"the result of {task} holds result_of(), which stands for a result in arguments only")
     return text
+
+
+def copy_arguments(job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The job's arguments as values of their own; SerializationError names the one that cannot be kept."""
+    name = f"an argument of {job.task}: "
+    return tuple(copied(list(job.args), name + "args")), copied(dict(job.kwargs), name + "kwargs")
+
+
+def copy_returned(value: Any, task: str) -> Any:
+    """A copy of what a task returned; ResultError if it cannot be kept."""
+    try:
+        return _copy(value, 0)
+    except (_Unfit, ValueError):
+        return decode(encode_returned(value, task))
 
 
 def encode_result(result: TaskResult[Any]) -> str:
