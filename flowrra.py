@@ -62,6 +62,7 @@ if __name__ == "__main__":
 import asyncio
 import atexit
 import binascii
+import calendar
 import collections
 import concurrent.futures
 import contextlib
@@ -1465,13 +1466,13 @@ def retry_delay(options: TaskOptions, retry: int, draw: Callable[[], float] = ra
 # nothing of jobs, schedules and loops. The authority is Debian's cron:
 # crontab(5), and its entry.c and cron.c.
 #
-# A field becomes one int with a bit for each value. A match is looked for on
+# A field becomes one int with a bit for each value. A match is looked up on
 # the wall clock alone; what a clock change makes of it comes after that.
 # ---------------------------------------------------------------------------
 
 
 # In the order of the expression: the least and the greatest value of each field.
-_CRON_FIELDS: Mapping[str, tuple[int, int]] = {
+CRON_FIELDS: Mapping[str, tuple[int, int]] = {
     "second": (0, 59),
     "minute": (0, 59),
     "hour": (0, 23),
@@ -1480,12 +1481,9 @@ _CRON_FIELDS: Mapping[str, tuple[int, int]] = {
     "day-of-week": (0, 6),
     "year": (1970, 2199),
 }
-_CRON_VALUES: Mapping[str, tuple[str, ...]] = {
-    "month": (
-        *("January", "February", "March", "April", "May", "June", "July"),
-        *("August", "September", "October", "November", "December"),
-    ),
-    "day-of-week": ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"),
+_CRON_WORDS: Mapping[str, Sequence[str]] = {
+    "month": ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"),
+    "day-of-week": ("sun", "mon", "tue", "wed", "thu", "fri", "sat"),
 }
 _CRON_NAMES: Mapping[str, str] = {
     "@yearly": "0 0 1 1 *",
@@ -1497,44 +1495,54 @@ _CRON_NAMES: Mapping[str, str] = {
     "@hourly": "0 * * * *",
 }
 
-# What stands in the fields of days besides plain days: bits above those of the days themselves.
-_LAST_DAY = 1 << 32  # L
-_NEAR = 32  # bit 32 + n: nW, the weekday nearest to day n
-_LAST_NEAR = 1 << 64  # LW
-_LAST_WEEK = 42  # bit 42 + d: dL; bit 7 * k + d: d#k
-
-_WEEKS = 0x810204081  # times seven bits: these, week after week
+# What the fields of days may ask for besides plain days: bits above those of the days themselves.
+LAST_DAY = 1 << 32  # L
+NEAREST = 32  # bit 32 + n: nW, the weekday nearest to day n
+LAST_WORKDAY = 1 << 64  # LW
+LAST_WEEK = 6  # bit 7 * k + d: d#k, and dL as if it were d#6
 
 _CRON_TEXTS = re.compile(r"[^ \t\n\r\f\v]+")
 _CRON_ITEM = re.compile(r"(?:(\*)|([0-9]+|[a-z]+)(?:-([0-9]+|[a-z]+))?)(?:/([0-9]+))?")
 _CRON_HASH = re.compile(r"h(?:\(([0-9]+)-([0-9]+)\))?(?:/([0-9]+))?")
-_CRON_NEAR = re.compile(r"l|([0-9]+|l)w")
-_CRON_WEEK = re.compile(r"([0-9]+|[a-z]{3})(?:l|#([0-9]+))")
+_CRON_DAY = re.compile(r"l|lw|([0-9]+)w")
+_CRON_WEEKDAY = re.compile(r"([0-9]+|[a-z]{3})(?:l|#([0-9]+))")
+
+
+class CronFields(NamedTuple):
+    """What an expression asks for: of each field one int with a bit for each value. `year` is 0 for any."""
+
+    second: int
+    minute: int
+    hour: int
+    day: int
+    month: int
+    weekday: int
+    year: int
+    both_days: bool  # whether day and weekday have to match, not one of them
+    is_fixed: bool  # whether clock changes are made good
 
 
 @functools.lru_cache(maxsize=1024)
-def _cron_bits(field: str, text: str, name: str | None = None) -> int:
+def cron_bits(field: str, text: str, name: str | None = None) -> int:
     """The values that the text of a field stands for, as bits; `name` is what H spreads by."""
     try:
         if text == "?" and field in ("day-of-month", "day-of-week"):
             text = "*"
         bits = 0
         for item in text.lower().split(","):
-            bits |= _cron_item(field, item, name)
+            bits |= _cron_special(field, item, name) or _cron_item(field, item)
         return bits
     except ValueError as error:
         raise ConfigError(f"bad {field} field {text!r}: {error}") from None
 
 
-def _cron_item(field: str, item: str, name: str | None) -> int:
-    """`*`, `a`, `a-b`, each with a step or without; or what is special."""
+def _cron_item(field: str, item: str) -> int:
+    """`*`, `a`, `a-b`, each with a step or without."""
     found = _CRON_ITEM.fullmatch(item)
-    if (not found or (found[2] or "*")[-1] in "hlw") and (bits := _cron_special(field, item, name)):
-        return bits
     if not found:
         raise ValueError(f"{item!r} is not a value, a range or a step")
     star, first, last, step = found.groups()
-    least, most = _CRON_FIELDS[field]
+    least, most = CRON_FIELDS[field]
     low = least if star else _cron_value(field, first)
     high = _cron_value(field, last) if last else most if star or step else low
     return _cron_range(field, low, high, step)
@@ -1544,7 +1552,7 @@ def _cron_range(field: str, low: int, high: int, step: str | None) -> int:
     """From `low` to `high`; a range that goes down runs on from the field's end at its beginning."""
     if step is not None and not int(step):
         raise ValueError("a step is 1 or more")
-    least, most = _CRON_FIELDS[field]
+    least, most = CRON_FIELDS[field]
     size = most - least + 1
     length = high - low if low <= high else (high - low) % size
     bits = 0
@@ -1555,31 +1563,32 @@ def _cron_range(field: str, low: int, high: int, step: str | None) -> int:
 
 def _cron_value(field: str, text: str) -> int:
     """A number or a name; a Sunday written as 7 stays 7, since 5-7 does not go down."""
-    least, most = _CRON_FIELDS[field]
+    least, most = CRON_FIELDS[field]
+    most += field == "day-of-week"
     if not text.isdigit():
-        names = [name[:3].lower() for name in _CRON_VALUES.get(field, ())]
+        names = _CRON_WORDS.get(field, ())
         if text not in names:
             wanted = f"neither a number nor one of {', '.join(names)}" if names else "not a number"
             raise ValueError(f"{text!r} is {wanted}")
         return names.index(text) + least
-    if not least <= int(text) <= most + (field == "day-of-week"):
-        raise ValueError(f"{int(text)} is not in {least}-{most + (field == 'day-of-week')}")
+    if not least <= int(text) <= most:
+        raise ValueError(f"{int(text)} is not in {least}-{most}")
     return int(text)
 
 
 def _cron_special(field: str, item: str, name: str | None) -> int:
     """H of any field, L and W of days of the month, L and # of days of the week; 0 if it is none of these."""
-    if found := _CRON_HASH.fullmatch(item):
-        return _cron_hashed(field, *found.group(1, 2, 3), name=name)
-    if field == "day-of-month" and (found := _CRON_NEAR.fullmatch(item)):
-        if item == "l":
-            return _LAST_DAY
-        return _LAST_NEAR if item == "lw" else 1 << _NEAR + _cron_value(field, found[1])
-    if field == "day-of-week" and (found := _CRON_WEEK.fullmatch(item)):
-        day, week = _cron_value(field, found[1]) % 7, found[2]
-        if week is not None and not 1 <= int(week) <= 5:
-            raise ValueError(f"{int(week)} is not in 1-5, the weeks that # can ask for")
-        return 1 << (_LAST_WEEK if week is None else 7 * int(week)) + day
+    if item[:1] == "h" and (found := _CRON_HASH.fullmatch(item)):
+        return _cron_hashed(field, *found.groups(), name=name)
+    if field == "day-of-month" and (found := _CRON_DAY.fullmatch(item)):
+        if found[1]:
+            return 1 << NEAREST + _cron_value(field, found[1])
+        return LAST_DAY if item == "l" else LAST_WORKDAY
+    if field == "day-of-week" and (found := _CRON_WEEKDAY.fullmatch(item)):
+        day, week = _cron_value(field, found[1]) % 7, int(found[2] or 0)
+        if found[2] and not 1 <= week <= 5:
+            raise ValueError(f"{week} is not in 1-5, the weeks that # can ask for")
+        return 1 << 7 * (week or LAST_WEEK) + day
     return 0
 
 
@@ -1589,7 +1598,7 @@ def _cron_hashed(field: str, low: str | None, high: str | None, step: str | None
 
     if name is None:
         raise ValueError("H spreads schedules by their names, and this one has none (name=...)")
-    least, most = (1, 28) if field == "day-of-month" else _CRON_FIELDS[field]  # 28: every month has it
+    least, most = (1, 28) if field == "day-of-month" else CRON_FIELDS[field]  # 28: every month has it
     if low is not None and high is not None:
         least, most = _cron_value(field, low), _cron_value(field, high)
     if least > most:
@@ -1600,16 +1609,8 @@ def _cron_hashed(field: str, low: str | None, high: str | None, step: str | None
     return _cron_range(field, first, first if step is None else most, step)
 
 
-@functools.lru_cache(maxsize=1024)
-def _first_from(bits: int) -> tuple[int | None, ...]:
-    """For each i from 0 to 60 the first value at or after i, or None."""
-    table: list[int | None] = []
-    for value in _values(bits):
-        table += [value] * (value + 1 - len(table))
-    return *table, *[None] * (61 - len(table))
-
-
-def _values(bits: int) -> list[int]:
+def cron_values(bits: int) -> list[int]:
+    """The values of a field, in order."""
     values = []
     while bits:
         values.append((bits & -bits).bit_length() - 1)
@@ -1617,78 +1618,61 @@ def _values(bits: int) -> list[int]:
     return values
 
 
+@functools.lru_cache(maxsize=1024)
+def _first_from(bits: int) -> tuple[int | None, ...]:
+    """For each i from 0 to 60 the first value at or after i, or None."""
+    table: list[int | None] = []
+    for value in cron_values(bits):
+        table += [value] * (value + 1 - len(table))
+    return *table, *[None] * (61 - len(table))
+
+
 @functools.lru_cache(maxsize=4096)
 def _days_in_month(days: int, weekdays: int, both: bool, first: int, length: int) -> int:
-    """The days that match in a month of `length` days whose first is the weekday `first` (0 is Sunday)."""
-    every = (2 << length) - 2
-
-    def repeated(week: int) -> int:
-        return ((week & 127) * _WEEKS >> first << 1) & every
-
-    by_week = repeated(weekdays)
-    if weekdays > 127:
-        for week in range(1, 6):
-            by_week |= repeated(weekdays >> 7 * week) & 127 << 7 * week - 6
-        by_week |= repeated(weekdays >> _LAST_WEEK) & 127 << length - 6
-    by_month = days & every
-    if days >= _LAST_DAY:
-        if days & _LAST_DAY:
-            by_month |= 1 << length
-        wanted = [day for day in range(1, length + 1) if days >> _NEAR + day & 1]
-        for day in wanted + [length] * bool(days & _LAST_NEAR):
-            by_month |= 1 << _nearest_workday(day, first, length)
-    return by_month & by_week if both else by_month | by_week
+    """The days that match in a month of `length` days of which the first is the weekday `first` (0 is Sunday)."""
+    every = range(1, length + 1)
+    workdays = [day for day in every if 1 <= (first + day - 1) % 7 <= 5]
+    wanted = [day for day in every if days >> NEAREST + day & 1] + [length] * bool(days & LAST_WORKDAY)
+    near = {min((abs(workday - day), workday) for workday in workdays)[1] for day in wanted}
+    found = 0
+    for day in every:
+        weekday = (first + day - 1) % 7
+        by_month = days >> day | (day in near) | (day == length and days & LAST_DAY != 0)
+        by_week = weekdays >> weekday | weekdays >> 7 * ((day + 6) // 7) + weekday
+        if day > length - 7:
+            by_week |= weekdays >> 7 * LAST_WEEK + weekday
+        found |= ((by_month & by_week if both else by_month | by_week) & 1) << day
+    return found
 
 
-def _nearest_workday(day: int, first: int, length: int) -> int:
-    """The Monday to Friday nearest to `day`, never in another month."""
-    weekday = (first + day - 1) % 7
-    if weekday == 6:  # Saturday
-        return day - 1 if day > 1 else 3
-    if weekday == 0:
-        return day + 1 if day < length else day - 2
-    return day
-
-
-class _Days(dict[int, tuple[int, ...]]):
-    """The matching days of each year, made when first asked for.
-
-    A year has thirteen ints: at 1 to 12 the days of that month, at 0 the months that have any.
-    """
+class _Days(dict[int, int]):
+    """The matching days of each year, worked out when first asked for: bit 32 * month + day."""
 
     def __init__(self, days: int, months: int, weekdays: int, years: int, both: bool) -> None:
         super().__init__()
-        self.fields = days, weekdays, both
-        self.months = months
-        self.years = years
-        self.last = years.bit_length() - 1 if years else dt.MAXYEAR
+        self._fields = days, weekdays, both
+        self._months = cron_values(months)
+        self._years = years
+        self._last_year = years.bit_length() - 1 if years else dt.MAXYEAR
 
-    def __missing__(self, year: int) -> tuple[int, ...]:
-        found = [0] * 13
-        if not self.years or self.years >> year & 1:
-            weekday = dt.date(year, 1, 1).isoweekday()
-            leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
-            for month, length in enumerate((31, 28 + leap, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31), 1):
-                if self.months >> month & 1:
-                    found[month] = _days_in_month(*self.fields, weekday % 7, length)
-                    found[0] |= bool(found[month]) << month
-                weekday += length
-        self[year] = made = tuple(found)
-        return made
+    def __missing__(self, year: int) -> int:
+        found = 0
+        if not self._years or self._years >> year & 1:
+            for month in self._months:
+                weekday, length = calendar.monthrange(year, month)
+                found |= _days_in_month(*self._fields, (weekday + 1) % 7, length) << 32 * month
+        self[year] = found
+        return found
 
     def later(self, year: int, month: int, day: int) -> tuple[int, int, int] | None:
         """The first matching day after this one."""
-        days = self[year][month] >> day + 1 << day + 1
-        if not days:
-            months = self[year][0] >> month + 1 << month + 1
-            while not months:
-                year += 1
-                if year > self.last:
-                    return None
-                months = self[year][0]
-            month = (months & -months).bit_length() - 1
-            days = self[year][month]
-        return year, month, (days & -days).bit_length() - 1
+        begin = 32 * month + day + 1
+        while not (days := self[year] >> begin):
+            year, begin = year + 1, 0
+            if year > self._last_year:
+                return None
+        month, day = divmod(begin + (days & -days).bit_length() - 1, 32)
+        return year, month, day
 
 
 @functools.lru_cache(maxsize=1024)
@@ -1696,62 +1680,54 @@ def _days_of(days: int, months: int, weekdays: int, years: int, both: bool) -> _
     """The calendar of these fields, shared by all schedules that have them; None if no day ever matches."""
     found = _Days(days, months, weekdays, years, both)
     # 28 years hold each kind of year: leap or not, beginning on each weekday.
-    asked = [year for year in range(1970, 2200) if years >> year & 1] if years else range(2000, 2028)
-    return found if any(found[year][0] for year in asked) else None
+    return found if any(found[year] for year in cron_values(years) or range(2000, 2028)) else None
 
 
-def _begin_of(year: int) -> dt.datetime:
-    """When the year begins, naive; for the year 10000 the last second there is."""
-    return (dt.datetime(year, 1, 1, tzinfo=dt.UTC) if year <= dt.MAXYEAR else _LATEST).replace(tzinfo=None)
+class ClockChange(NamedTuple):
+    """A clock change: its moment in UTC, and what the zone's clock shows when it is left and entered (all naive).
 
-
-class _Shift(NamedTuple):
-    """A clock change: the naive moment in UTC, the offsets before and after, and the wall clock it disturbs.
-
-    `low` and `high` are in the zone's own wall clock: such times compare as they read.
+    From `low` to `high`, in the zone, is the time that it disturbs: such times compare as they read.
     """
 
     at: dt.datetime
-    before: dt.timedelta
-    after: dt.timedelta
+    left: dt.datetime
+    entered: dt.datetime
     low: dt.datetime
     high: dt.datetime
 
 
-class _Zone(dict[int, tuple[_Shift, ...]]):
-    """A time zone, and the clock changes of each year (two days more at both ends), found when first asked for."""
+class Zone(dict[int, tuple[ClockChange, ...]]):
+    """A time zone, and the clock changes of each year and the days around it, worked out when first asked for."""
 
     def __init__(self, tzinfo: dt.tzinfo) -> None:
         super().__init__()
         self.tzinfo = tzinfo
         self.key = str(tzinfo)
 
-    def __missing__(self, year: int) -> tuple[_Shift, ...]:
-        """Look every three days: no zone has ever changed twice within less than four."""
-        self[year] = made = tuple(self._changes(year)) if not isinstance(self.tzinfo, dt.timezone) else ()
+    def __missing__(self, year: int) -> tuple[ClockChange, ...]:
+        self[year] = made = () if isinstance(self.tzinfo, dt.timezone) else tuple(self._changes(year))
         return made
 
-    def _changes(self, year: int) -> Iterator[_Shift]:
-        low = max(_begin_of(year), _begin_of(1) + 4 * _ONE_DAY) - 2 * _ONE_DAY
-        end = min(_begin_of(year + 1), _begin_of(10_000) - 4 * _ONE_DAY) + 2 * _ONE_DAY
-        before = self.offset(low)
-        while low < end:
-            high = low + 3 * _ONE_DAY if end - low > 3 * _ONE_DAY else end
-            after = self.offset(high)
-            if after != before:
-                at = self._bisected(low, high, before)
-                first, last = sorted((at + before, at + after))
-                # A minute more: what falls into a gap runs at the first full minute after it.
-                last += dt.timedelta(minutes=1)
-                yield _Shift(at, before, after, first.replace(tzinfo=self.tzinfo), last.replace(tzinfo=self.tzinfo))
-            low, before = high, after
+    def _changes(self, year: int) -> Iterator[ClockChange]:
+        """Compare every three days: no zone has ever changed twice within less than four."""
+        first = dt.date(year, 1, 1).toordinal() - 2
+        days = (day for day in range(first, first + 375, 3) if 5 <= day <= _LATEST.toordinal() - 4)
+        moments = map(dt.datetime.fromordinal, days)
+        for (low, before), (high, after) in itertools.pairwise((moment, self.offset(moment)) for moment in moments):
+            if before == after:
+                continue
+            while high - low > _SECOND:  # until `high` is the first second with another offset than before
+                middle = low + (high - low) // (2 * _SECOND) * _SECOND
+                low, high = (middle, high) if self.offset(middle) == before else (low, middle)
+            left, entered = high + before, high + after
+            first_wall, last_wall = (wall.replace(tzinfo=self.tzinfo) for wall in sorted((left, entered)))
+            # A minute more: what falls into a gap runs at the first full minute after it.
+            yield ClockChange(high, left, entered, first_wall, last_wall + _MINUTE)
 
-    def _bisected(self, low: dt.datetime, high: dt.datetime, before: dt.timedelta) -> dt.datetime:
-        """The first second from which on the offset is no longer `before`."""
-        while high - low > dt.timedelta(seconds=1):
-            middle = low + (high - low) // dt.timedelta(seconds=2) * dt.timedelta(seconds=1)
-            low, high = (middle, high) if self.offset(middle) == before else (low, middle)
-        return high
+    def around(self, moment: dt.datetime) -> tuple[ClockChange | None, ClockChange | None]:
+        """The clock changes of the moment's year (naive, in UTC) last before or at it, and first after it."""
+        behind = max((change for change in self[moment.year] if change.at <= moment), default=None)
+        return behind, min((change for change in self[moment.year] if change.at > moment), default=None)
 
     def offset(self, moment: dt.datetime) -> dt.timedelta:
         """The offset from UTC at a naive moment in UTC."""
@@ -1761,45 +1737,16 @@ class _Zone(dict[int, tuple[_Shift, ...]]):
         """The zone's own time at a naive moment in UTC."""
         return self.tzinfo.fromutc(moment.replace(tzinfo=self.tzinfo))
 
-    def around(self, moment: dt.datetime) -> tuple[_Shift | None, _Shift | None]:
-        """The clock changes of the moment's year (naive, in UTC) last before or at it, and first after it."""
-        behind = ahead = None
-        for shift in self[moment.year]:
-            if shift.at <= moment:
-                behind = shift
-            else:
-                ahead = ahead or shift
-        return behind, ahead
 
-
+CATCH_UP = dt.timedelta(hours=3)  # clock changes up to this are made good for fixed times, as Debian's cron does
 _EARLIEST = dt.datetime(1, 1, 5, tzinfo=dt.UTC)  # far enough from the calendar's end to be moved into any zone
 _LATEST = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC)
-_ONE_DAY = dt.timedelta(days=1)
+_MINUTE = dt.timedelta(minutes=1)
+_SECOND = dt.timedelta(seconds=1)
 _INSTANT = dt.timedelta(microseconds=1)
-_CATCH_UP = dt.timedelta(hours=3)  # clock changes up to this are made good for fixed times, as Debian's cron does
 
 
-@functools.lru_cache(maxsize=1024)
-def _named_zone(key: str) -> _Zone:
-    """The zone of a key; UTC and offsets such as +02:00 need no zone database."""
-    if key == "UTC":
-        return _Zone(dt.UTC)
-    if offset := re.fullmatch(r"(?:UTC)?([+-][0-9]{2}:?[0-9]{2}(?::[0-9]{2})?)", key):
-        with contextlib.suppress(ValueError):
-            return _Zone(dt.datetime.strptime(offset[1], "%z").tzinfo or dt.UTC)
-    import zoneinfo
-
-    try:
-        return _Zone(zoneinfo.ZoneInfo(key))
-    except (KeyError, ValueError, OSError):  # the last two: a key such as "/etc" or "Europe"
-        if zoneinfo.available_timezones():
-            raise ConfigError(f"there is no time zone {key!r}: give a key such as 'Europe/Riga'") from None
-        raise ConfigError(
-            f"no time zone database to look {key!r} up in: pip install tzdata (UTC and '+02:00' go without)"
-        ) from None
-
-
-def _zone_of(tz: object) -> _Zone:
+def _zone_of(tz: object) -> Zone:
     if isinstance(tz, str):
         return _named_zone(tz)
     if not isinstance(tz, dt.tzinfo):
@@ -1807,7 +1754,25 @@ def _zone_of(tz: object) -> _Zone:
     # A zone of pytz answers with another tzinfo for each offset, and cannot be set on a datetime.
     if dt.datetime(2000, 1, 1, tzinfo=dt.UTC).astimezone(tz).tzinfo is not tz:
         raise ConfigError(f"{tz!r} is no tzinfo that a datetime can carry: give its key, such as 'Europe/Riga'")
-    return _Zone(tz)
+    return Zone(tz)
+
+
+@functools.lru_cache(maxsize=1024)
+def _named_zone(key: str) -> Zone:
+    """The zone of a key; UTC and offsets such as +02:00 need no zone database."""
+    if offset := re.fullmatch(r"UTC|(?:UTC)?([+-][0-9]{2}:?[0-9]{2}(?::[0-9]{2})?)", key):
+        with contextlib.suppress(ValueError):
+            return Zone(dt.datetime.strptime(offset[1] or "+0000", "%z").tzinfo or dt.UTC)
+    import zoneinfo
+
+    try:
+        return Zone(zoneinfo.ZoneInfo(key))
+    except (KeyError, ValueError, OSError):  # the last two: a key such as "/etc" or "Europe"
+        if zoneinfo.available_timezones():
+            raise ConfigError(f"there is no time zone {key!r}: give a key such as 'Europe/Riga'") from None
+        raise ConfigError(
+            f"no time zone database to look {key!r} up in: pip install tzdata (UTC and '+02:00' go without)"
+        ) from None
 
 
 def _cron_texts(expr: object) -> list[str]:
@@ -1822,16 +1787,12 @@ def _cron_texts(expr: object) -> list[str]:
         if name.startswith("@") and name not in _CRON_NAMES:
             raise ConfigError(f"there is no {texts[0]!r}: there are {', '.join(_CRON_NAMES)}")
         texts = _CRON_NAMES.get(name, name).split()
-    if len(texts) == 5:
-        return ["0", *texts, "*"]
-    if len(texts) == 6:
-        return [*texts, "*"]
-    if len(texts) == 7:
-        return texts
-    raise ConfigError(
-        f"a cron expression has five fields (minute hour day-of-month month day-of-week), six (second first) "
-        f"or seven (year last), not {len(texts)}: {expr!r}"
-    )
+    if len(texts) not in (5, 6, 7):
+        raise ConfigError(
+            f"a cron expression has five fields (minute hour day-of-month month day-of-week), six (second first) "
+            f"or seven (year last), not {len(texts)}: {expr!r}"
+        )
+    return [*["0"] * (len(texts) == 5), *texts, *["*"] * (len(texts) < 7)]
 
 
 class _NoFire(FlowrraError, ValueError):  # noqa: N818 (an answer, and to callers a ValueError)
@@ -1864,30 +1825,31 @@ class Cron:
         ConfigError: (a ValueError) the expression is wrong, or never fires; there is no such zone.
     """
 
-    __slots__ = ("_days", "_expr", "_first", "_hours", "_is_fixed", "_key", "_minutes", "_seconds", "_tzinfo", "_zone")
+    __slots__ = ("_days", "_expr", "_first", "_hours", "_minutes", "_seconds", "_tzinfo", "fields", "zone")
 
     def __init__(
         self, expr: str, tz: str | dt.tzinfo = "UTC", *, name: str | None = None, both_days: bool = False
     ) -> None:
         texts = _cron_texts(expr)
         salt = name if "h" in expr.lower() else None  # or the cache would hold fields once for each name
-        bits = tuple([_cron_bits(field, text, salt) for field, text in zip(_CRON_FIELDS, texts, strict=True)])
-        seconds, minutes, hours, days, months, weekdays, years = bits
+        bits = [cron_bits(field, text, salt) for field, text in zip(CRON_FIELDS, texts, strict=True)]
+        second, minute, hour, day, month, weekday, year = bits
+        year = 0 if texts[6] == "*" else year
         both = both_days or texts[3][0] in "*?" or texts[5][0] in "*?"
-        calendar = _days_of(days, months, weekdays, 0 if texts[6] == "*" else years, both)
+        is_fixed = "*" not in (texts[0][0], texts[1][0], texts[2][0])
+        calendar = _days_of(day, month, weekday, year, both)
         if calendar is None:
             raise ConfigError(
                 f"bad day-of-month field {texts[3]!r}: with month {texts[4]!r}, day-of-week {texts[5]!r} "
                 f"and year {texts[6]!r} there is no such day"
             )
+        self.fields = CronFields(second, minute, hour, day, month, weekday, year, both, is_fixed)
+        self.zone = _zone_of(tz)
         self._expr = expr
-        self._zone = _zone_of(tz)
-        self._tzinfo = self._zone.tzinfo
+        self._tzinfo = self.zone.tzinfo
         self._days = calendar
-        self._seconds, self._minutes, self._hours = _first_from(seconds), _first_from(minutes), _first_from(hours)
+        self._hours, self._minutes, self._seconds = _first_from(hour), _first_from(minute), _first_from(second)
         self._first = (self._hours[0] or 0, self._minutes[0] or 0, self._seconds[0] or 0)
-        self._is_fixed = "*" not in (texts[0][0], texts[1][0], texts[2][0])
-        self._key = (bits, both, self._is_fixed, self._zone.key)
 
     @property
     def expr(self) -> str:
@@ -1897,16 +1859,16 @@ class Cron:
     @property
     def tz(self) -> str:
         """The zone's key, or what str() makes of a tzinfo without one."""
-        return self._zone.key
+        return self.zone.key
 
     def __repr__(self) -> str:
         return f"Cron({self._expr!r}, {self.tz!r})"
 
     def __eq__(self, other: object) -> bool:
-        return self._key == other._key if isinstance(other, Cron) else NotImplemented
+        return (self.fields, self.tz) == (other.fields, other.tz) if isinstance(other, Cron) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash(self._key)
+        return hash((self.fields, self.tz))
 
     def __or__(self, other: Cron | CronUnion) -> CronUnion:
         return CronUnion(self, other) if isinstance(other, Cron | CronUnion) else NotImplemented
@@ -1920,15 +1882,16 @@ class Cron:
         # The usual case: no clock change touches `after` nor the match. One between the two changes nothing.
         if after.tzinfo is not self._tzinfo:
             after = self.local(after)
-        for shift in self._zone[after.year]:
-            if shift.low <= after < shift.high:
-                return self._next_carefully(after)
         found = self._later(after)
+        end = found or after
+        changes = self.zone[after.year]
+        if end.year != after.year:
+            changes += self.zone[end.year]
+        for change in changes:
+            if change.low <= after < change.high or change.low <= end < change.high:
+                return self._next_carefully(after)
         if found is None:
             raise _NoFire(f"{self!r} does not fire after {after}")
-        for shift in self._zone[found.year]:
-            if shift.low <= found < shift.high:
-                return self._next_carefully(after)
         return found
 
     def iter(self, after: dt.datetime) -> Iterator[dt.datetime]:
@@ -1944,17 +1907,10 @@ class Cron:
         except OverflowError:
             raise _NoFire(f"{moment} is not within the years 1 to 9999 in {self.tz}") from None
 
-    def _utc(self, moment: dt.datetime) -> dt.datetime:
-        """The moment in UTC, within what `previous` looks through."""
-        try:
-            return max(self.local(moment).astimezone(dt.UTC), _EARLIEST)
-        except OverflowError:
-            return _EARLIEST if moment.year == dt.MINYEAR else _LATEST
-
     def _later(self, after: dt.datetime) -> dt.datetime | None:
         """The first match later than `after` on a wall clock that never changes, with the same tzinfo."""
         year, month, day = after.year, after.month, after.day
-        if self._days[year][month] >> day & 1:
+        if self._days[year] >> 32 * month + day & 1:
             hour = after.hour
             if self._hours[hour] == hour:
                 minute = after.minute
@@ -1971,38 +1927,38 @@ class Cron:
         found = self._days.later(year, month, day)
         return found and dt.datetime(*found, *self._first, tzinfo=after.tzinfo)
 
+    def match_from(self, wall: dt.datetime) -> dt.datetime | None:
+        """The first match at or after `wall` (naive) on a wall clock that never changes."""
+        return self._later(wall - _INSTANT)
+
     def _next_carefully(self, after: dt.datetime) -> dt.datetime:
         """What `next` is to return, from one clock change to the next: between them a wall time is one moment."""
-        zone = self._zone
         moment = after.astimezone(dt.UTC).replace(tzinfo=None) + _INSTANT  # the earliest that will do
         while True:
-            behind, ahead = zone.around(moment)
-            end = ahead.at if ahead else _begin_of(moment.year + 1)
-            offset = zone.offset(moment)
+            behind, ahead = self.zone.around(moment)
+            end = ahead.at if ahead else dt.datetime.fromordinal(dt.date(moment.year, 12, 31).toordinal() + 1)
+            offset = self.zone.offset(moment)
             found = self._from(moment + offset, behind)
             if found is not None and found - offset < end:
-                return zone.aware(found - offset)
+                return self.zone.aware(found - offset)
             if found is None and ahead is None:  # nor is there a change that brings back what the clock has passed
                 raise _NoFire(f"{self!r} does not fire after {after}")
             moment = end
 
-    def _from(self, wall: dt.datetime, behind: _Shift | None) -> dt.datetime | None:
-        """The first time to run at or after `wall` (naive) on a clock that was last changed as in `behind`."""
-        moved = None
-        if behind is not None and self._is_fixed:
-            left, entered = behind.at + behind.before, behind.at + behind.after
-            if left - _CATCH_UP <= entered < left:  # what the clock shows again has run before
-                wall = max(wall, left)
-            elif left < entered < left + _CATCH_UP and self._has_match(left, entered):
-                moved = entered + dt.timedelta(seconds=-entered.second % 60)
-        found = self._later(wall - _INSTANT)
-        if moved is not None and wall <= moved and (found is None or moved < found):
-            return moved
+    def _from(self, wall: dt.datetime, change: ClockChange | None) -> dt.datetime | None:
+        """The first time to run at or after `wall` (naive) on a clock whose latest change was this one."""
+        if change is None or not self.fields.is_fixed:
+            return self.match_from(wall)
+        left, entered = change.left, change.entered
+        if left - CATCH_UP <= entered < left:  # what the clock shows again has run before
+            return self.match_from(max(wall, left))
+        found = self.match_from(wall)
+        if left < entered < left + CATCH_UP:
+            moved = entered + dt.timedelta(seconds=-entered.second % 60)
+            skipped = self.match_from(left)
+            if wall <= moved and skipped is not None and skipped < entered:
+                return moved if found is None else min(moved, found)
         return found
-
-    def _has_match(self, begin: dt.datetime, end: dt.datetime) -> bool:
-        found = self._later(begin - _INSTANT)
-        return found is not None and found < end
 
     def previous(self, before: dt.datetime) -> dt.datetime:
         """The last fire earlier than `before`.
@@ -2010,15 +1966,15 @@ class Cron:
         Raises:
             ValueError: there is none since the year 1.
         """
-        limit = self._utc(before)
-        step = dt.timedelta(minutes=1)
-        low = limit - step
+        limit = low = self._utc(before)
+        step, found = _MINUTE, None
         # Further back each time until something fires before the limit; then what is between is halved.
-        while (found := self._fire(low, limit)) is None:
-            if low <= _EARLIEST:
+        while found is None:
+            if low == _EARLIEST:
                 raise _NoFire(f"{self!r} does not fire before {before}")
+            low -= min(step, low - _EARLIEST)
             step *= 4
-            low = low - step if low - _EARLIEST > step else _EARLIEST
+            found = self._fire(low, limit)
         high = limit
         while (later := self._fire(found, limit)) is not None:
             middle = later + (high - later) / 2
@@ -2026,6 +1982,13 @@ class Cron:
             if found is None:
                 high, found = middle, later
         return found.astimezone(self._tzinfo)
+
+    def _utc(self, moment: dt.datetime) -> dt.datetime:
+        """The moment in UTC, within what `previous` looks through."""
+        try:
+            return max(self.local(moment).astimezone(dt.UTC), _EARLIEST)
+        except OverflowError:
+            return _EARLIEST if moment.year == dt.MINYEAR else _LATEST
 
     def _fire(self, after: dt.datetime, limit: dt.datetime) -> dt.datetime | None:
         """The next fire in UTC, if there is one earlier than `limit`."""
@@ -2037,10 +2000,9 @@ class Cron:
 
     def matches(self, moment: dt.datetime) -> bool:
         """Whether it fires in the minute of `moment`; in its second, if the expression has seconds."""
-        begin = self._utc(moment).replace(microsecond=0)
-        length = dt.timedelta(seconds=1)
-        if self._key[0][0] == 1:
-            length, begin = dt.timedelta(minutes=1), begin.replace(second=0)
+        begin, length = self._utc(moment).replace(microsecond=0), _SECOND
+        if self.fields.second == 1:
+            begin, length = begin.replace(second=0), _MINUTE
         return self._fire(begin - _INSTANT, begin + length) is not None
 
     def explain(self) -> str:
@@ -2082,18 +2044,18 @@ class CronUnion:
 
     def next(self, after: dt.datetime) -> dt.datetime:
         """The first fire of any part later than `after`; in the zone of that part."""
-        return min(self._ask(Cron.next, after), key=dt.datetime.timestamp)
+        return min(self._answers(Cron.next, after), key=dt.datetime.timestamp)
 
     def previous(self, before: dt.datetime) -> dt.datetime:
         """The last fire of any part earlier than `before`; in the zone of that part."""
-        return max(self._ask(Cron.previous, before), key=dt.datetime.timestamp)
+        return max(self._answers(Cron.previous, before), key=dt.datetime.timestamp)
 
-    def _ask(self, question: Callable[[Cron, dt.datetime], dt.datetime], moment: dt.datetime) -> list[dt.datetime]:
+    def _answers(self, ask: Callable[[Cron, dt.datetime], dt.datetime], moment: dt.datetime) -> list[dt.datetime]:
         """The answers of the parts that have one."""
         answers = []
         for part in self._parts:
             with contextlib.suppress(_NoFire):
-                answers.append(question(part, moment))
+                answers.append(ask(part, moment))
         if not answers:
             raise _NoFire(f"{self!r} has no fire on that side of {moment}")
         return answers
