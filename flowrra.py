@@ -128,6 +128,7 @@ if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
     # Beside a copied file there are none. `X as X`: they are names of this module too, see `__getattr__`.
+    from flowrra_extras.cron_union import CronUnion  # type: ignore[import-not-found, unused-ignore]
     from flowrra_extras.scheduler import (  # type: ignore[import-not-found, unused-ignore]
         MemoryScheduleStore as MemoryScheduleStore,
     )
@@ -1795,15 +1796,8 @@ def _cron_texts(expr: object) -> list[str]:
     return [*["0"] * (len(texts) == 5), *texts, *["*"] * (len(texts) < 7)]
 
 
-class _NoFire(FlowrraError, ValueError):  # noqa: N818 (an answer, and to callers a ValueError)
+class NoFire(FlowrraError, ValueError):  # noqa: N818 (an answer, and to callers a ValueError)
     """There is no fire on that side of the moment."""
-
-
-def _one_by_one(search: Callable[[dt.datetime], dt.datetime], after: dt.datetime) -> Iterator[dt.datetime]:
-    with contextlib.suppress(_NoFire):
-        while True:
-            after = search(after)
-            yield after
 
 
 class Cron:
@@ -1870,8 +1864,11 @@ class Cron:
     def __hash__(self) -> int:
         return hash((self.fields, self.tz))
 
-    def __or__(self, other: Cron | CronUnion) -> CronUnion:
-        return CronUnion(self, other) if isinstance(other, Cron | CronUnion) else NotImplemented
+    def __or__(self, other: Cron) -> CronUnion:
+        if not isinstance(other, Cron):
+            return NotImplemented
+        union = import_extra("flowrra_extras.cron_union", "CronUnion", "schedules are not put together here")
+        return cast("CronUnion", union(self, other))
 
     def next(self, after: dt.datetime) -> dt.datetime:
         """The first fire later than `after`.
@@ -1891,12 +1888,15 @@ class Cron:
             if change.low <= after < change.high or change.low <= end < change.high:
                 return self._next_carefully(after)
         if found is None:
-            raise _NoFire(f"{self!r} does not fire after {after}")
+            raise NoFire(f"{self!r} does not fire after {after}")
         return found
 
     def iter(self, after: dt.datetime) -> Iterator[dt.datetime]:
         """The fires later than `after`, one after the other; it ends if they do."""
-        return _one_by_one(self.next, after)
+        with contextlib.suppress(NoFire):
+            while True:
+                after = self.next(after)
+                yield after
 
     def local(self, moment: dt.datetime) -> dt.datetime:
         """The moment on the schedule's own clock; a naive one is read off it."""
@@ -1905,7 +1905,7 @@ class Cron:
         try:
             return moment.astimezone(self._tzinfo)
         except OverflowError:
-            raise _NoFire(f"{moment} is not within the years 1 to 9999 in {self.tz}") from None
+            raise NoFire(f"{moment} is not within the years 1 to 9999 in {self.tz}") from None
 
     def _later(self, after: dt.datetime) -> dt.datetime | None:
         """The first match later than `after` on a wall clock that never changes, with the same tzinfo."""
@@ -1942,7 +1942,7 @@ class Cron:
             if found is not None and found - offset < end:
                 return self.zone.aware(found - offset)
             if found is None and ahead is None:  # nor is there a change that brings back what the clock has passed
-                raise _NoFire(f"{self!r} does not fire after {after}")
+                raise NoFire(f"{self!r} does not fire after {after}")
             moment = end
 
     def _from(self, wall: dt.datetime, change: ClockChange | None) -> dt.datetime | None:
@@ -1971,7 +1971,7 @@ class Cron:
         # Further back each time until something fires before the limit; then what is between is halved.
         while found is None:
             if low == _EARLIEST:
-                raise _NoFire(f"{self!r} does not fire before {before}")
+                raise NoFire(f"{self!r} does not fire before {before}")
             low -= min(step, low - _EARLIEST)
             step *= 4
             found = self._fire(low, limit)
@@ -1994,7 +1994,7 @@ class Cron:
         """The next fire in UTC, if there is one earlier than `limit`."""
         try:
             found = self.next(after).astimezone(dt.UTC)
-        except (_NoFire, OverflowError):
+        except (NoFire, OverflowError):
             return None
         return found if found < limit else None
 
@@ -2012,61 +2012,6 @@ class Cron:
             ConfigError: this is a copy of the one file, without flowrra_extras.
         """
         return cast("str", import_extra("flowrra_extras.cron_words", "explain", "cron is not put in words here")(self))
-
-
-class CronUnion:
-    """Fires when any of its parts does, once where several do: `Cron(a) | Cron(b)`.
-
-    A naive moment is the wall clock of each part's own zone.
-    """
-
-    __slots__ = ("_parts",)
-
-    def __init__(self, *parts: Cron | CronUnion) -> None:
-        plain = (part._parts if isinstance(part, CronUnion) else (part,) for part in parts)
-        self._parts: tuple[Cron, ...] = tuple(dict.fromkeys(itertools.chain.from_iterable(plain)))
-
-    def __repr__(self) -> str:
-        return " | ".join(map(repr, self._parts))
-
-    def __eq__(self, other: object) -> bool:
-        return set(self._parts) == set(other._parts) if isinstance(other, CronUnion) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(frozenset(self._parts))
-
-    def __or__(self, other: Cron | CronUnion) -> CronUnion:
-        return CronUnion(self, other) if isinstance(other, Cron | CronUnion) else NotImplemented
-
-    def iter(self, after: dt.datetime) -> Iterator[dt.datetime]:
-        """The fires later than `after`, one after the other; it ends if they do."""
-        return _one_by_one(self.next, after)
-
-    def next(self, after: dt.datetime) -> dt.datetime:
-        """The first fire of any part later than `after`; in the zone of that part."""
-        return min(self._answers(Cron.next, after), key=dt.datetime.timestamp)
-
-    def previous(self, before: dt.datetime) -> dt.datetime:
-        """The last fire of any part earlier than `before`; in the zone of that part."""
-        return max(self._answers(Cron.previous, before), key=dt.datetime.timestamp)
-
-    def _answers(self, ask: Callable[[Cron, dt.datetime], dt.datetime], moment: dt.datetime) -> list[dt.datetime]:
-        """The answers of the parts that have one."""
-        answers = []
-        for part in self._parts:
-            with contextlib.suppress(_NoFire):
-                answers.append(ask(part, moment))
-        if not answers:
-            raise _NoFire(f"{self!r} has no fire on that side of {moment}")
-        return answers
-
-    def matches(self, moment: dt.datetime) -> bool:
-        """Whether any part fires in the minute (or second, see Cron) of `moment`."""
-        return any(part.matches(moment) for part in self._parts)
-
-    def explain(self) -> str:
-        """What its parts say of themselves."""
-        return "; ".join(part.explain() for part in self._parts)
 
 
 # ---------------------------------------------------------------------------
