@@ -649,12 +649,9 @@ class Activity:
 
     def count(self, job: Job, status: TaskStatus, began: float, ended: float) -> None:
         """Add an attempt of `job` that ended as SUCCESS, FAILED or RETRYING: 0.5 us, once a job."""
-        if status is SUCCESS:
-            self.succeeded += 1
-        elif status is FAILED:
-            self.failed += 1
-        else:
-            self.retried += 1
+        self.succeeded += status is SUCCESS
+        self.failed += status is FAILED
+        self.retried += status is RETRYING
         ran = max(0.0, ended - began)
         self.ran += ran
         bucket = length_bucket(ran)
@@ -697,19 +694,6 @@ class ActivitySums(dict[tuple[int, str], Activity]):
 def length_bucket(seconds: float) -> int:
     """The bucket of a length in a histogram: number k holds those below 0.0001 s * 2**k."""
     return int(seconds * 10_000).bit_length() if seconds > 0 else 0
-
-
-def quantile(histogram: Mapping[int, int], share: float) -> float | None:
-    """The length in seconds that `share` (0 to 1) of a histogram's lengths do not exceed; None if it has none.
-
-    Inside a bucket they are taken to be spread evenly on a logarithmic scale.
-    """
-    rank = share * sum(histogram.values())
-    for bucket, number in sorted(histogram.items()):
-        if 0 < number >= rank:
-            return float(0.0001 * 2.0 ** (bucket - 1 + rank / number))
-        rank -= number
-    return None
 
 
 @dataclass(slots=True)
@@ -890,29 +874,33 @@ class Config:
         """
         env = os.environ if environ is None else environ
         warn_of_unknown_settings(prefix, env)
-        config = cls()
-        for section in ("broker", "backend", "executor"):
-            part, start = getattr(config, section), f"{prefix}{section.upper()}"
-            texts = {name[len(start) + 1 :].lower(): text for name, text in env.items() if name.startswith(f"{start}_")}
-            if start in env:
-                texts["url"] = env[start]
-            known = {option.name: str(option.type) for option in dataclasses.fields(part)}
-            for name in texts.keys() - known:
-                raise ConfigError(f"{start}_{name.upper()} names no option; there are {', '.join(sorted(known))}")
-            values = {name: _from_text(f"{start}_{name.upper()}", known[name], text) for name, text in texts.items()}
-            setattr(config, section, dataclasses.replace(part, **values))
-        return config
+        values: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
+        settings = _settings()
+        for name in sorted((name for name in env if name.startswith(prefix)), reverse=True):  # BROKER after BROKER_URL
+            key = name.removeprefix(prefix)
+            if key in settings:
+                section, option = settings[key]
+                values[section][option.name] = _from_text(name, str(option.type), env[name])
+            elif kind := _SECTIONS.get(key.partition("_")[0].lower()):
+                known = sorted(option.name for option in dataclasses.fields(kind))
+                raise ConfigError(f"{name} names no option; there are {', '.join(known)}")
+        return cls(**{section: kind(**values[section]) for section, kind in _SECTIONS.items()})
 
 
+_SECTIONS: Mapping[str, Any] = {"broker": BrokerConfig, "backend": BackendConfig, "executor": ExecutorConfig}
 # What else has the prefix FLOWRRA_: the command line's, and that of Flowrra's own tests, as all of FLOWRRA_TEST_ is.
 _NO_SETTINGS = frozenset(("FLOWRRA_APP", "FLOWRRA_DEMO", "FLOWRRA_REQUIRE_SERVICES"))
 
 
+def _settings() -> dict[str, tuple[str, dataclasses.Field[Any]]]:
+    """What a variable may be called behind the prefix: the section and the option that it sets."""
+    found = {f"{s.upper()}_{o.name.upper()}": (s, o) for s, kind in _SECTIONS.items() for o in dataclasses.fields(kind)}
+    return {**found, "BROKER": found["BROKER_URL"], "BACKEND": found["BACKEND_URL"]}
+
+
 def warn_of_unknown_settings(prefix: str, env: Mapping[str, str]) -> None:
     """Say which variables with the prefix are ignored, and which setting may have been meant."""
-    sections: Mapping[str, Any] = {"BROKER": BrokerConfig, "BACKEND": BackendConfig, "EXECUTOR": ExecutorConfig}
-    options = {f"{part}_{o.name.upper()}" for part, kind in sections.items() for o in dataclasses.fields(kind)}
-    known = options | {"BROKER", "BACKEND"}
+    known = _settings()
     for name in sorted(name for name in env if name.startswith(prefix)):
         if name.removeprefix(prefix) in known or name in _NO_SETTINGS or name.startswith("FLOWRRA_TEST_"):
             continue
@@ -1192,7 +1180,7 @@ _PACKERS: Mapping[type, Callable[[Any, int], Any]] = {
     ResultOf: _packer("result_of", lambda value: str(value.task_id)),
 }
 
-_KIN: tuple[tuple[type, Callable[[Any], Any]], ...] = (
+_BASES: tuple[tuple[type, Callable[[Any], Any]], ...] = (
     (str, str.__str__),
     (int, int),
     (float, float),
@@ -1203,7 +1191,7 @@ _KIN: tuple[tuple[type, Callable[[Any], Any]], ...] = (
 
 
 def _pack_other(value: Any, depth: int) -> Any:
-    """A value whose type is not in the table: a known type of a module not imported here, or a kin."""
+    """A value whose type is not in the table: of a module that is not imported here, or derived from one that is."""
     kind = type(value)
     if (kind.__module__, kind.__name__) in (("decimal", "Decimal"), ("uuid", "UUID")):
         return _tagged(kind.__name__.lower(), str(value))
@@ -1211,7 +1199,7 @@ def _pack_other(value: Any, depth: int) -> Any:
         return _pack_dict({f.name: getattr(value, f.name) for f in dataclasses.fields(kind)}, depth)
     if isinstance(value, enum.Enum) and not isinstance(value, str | int):
         raise _Unfit(f"is the enum member {value}: pass its .name or .value")
-    for base, simple in _KIN:
+    for base, simple in _BASES:
         if isinstance(value, base):
             return _pack(simple(value), depth)
     raise _Unfit(
@@ -1429,7 +1417,8 @@ def _module_of(thing: Any) -> str:
     """The module of a function or a type; what stands in the main script is in it as if it were imported."""
     module = cast("str", thing.__module__)
     if _is_in_main(thing):
-        module = _name_of_main() or os.path.splitext(os.path.basename(_file_of_main() or module))[0]
+        name, file = _main_script()
+        module = name or os.path.splitext(os.path.basename(file or module))[0]
     return module.removesuffix(".__main__")
 
 
@@ -1437,18 +1426,11 @@ def _is_in_main(thing: Any) -> bool:
     return thing.__module__ in ("__main__", MAIN_IN_CHILD)
 
 
-def _main_module() -> types.ModuleType:
-    return sys.modules.get(MAIN_IN_CHILD) or sys.modules["__main__"]
-
-
-def _name_of_main() -> str | None:
-    """The name to import the main script by; None for a file, a folder or an interactive session."""
-    spec = getattr(_main_module(), "__spec__", None)
-    return None if spec is None or spec.name == "__main__" else cast("str", spec.name)
-
-
-def _file_of_main() -> str:
-    return getattr(_main_module(), "__file__", None) or ""
+def _main_script() -> tuple[str | None, str]:
+    """The name to import it by (None for a file, a folder or an interactive session), and its file."""
+    main = sys.modules.get(MAIN_IN_CHILD) or sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    return None if spec is None or spec.name == "__main__" else spec.name, getattr(main, "__file__", None) or ""
 
 
 def retry_delay(options: TaskOptions, retry: int, draw: Callable[[], float] = random.random) -> float:
@@ -5336,7 +5318,7 @@ def _check_importable(task: Task[..., Any]) -> None:
     trouble = getattr(function, "__qualname__", "<unknown>")
     if inspect.ismethod(function) and not isinstance(function.__self__, type):
         trouble += " of an object"
-    elif _is_in_main(function) and _name_of_main() is None and not os.path.isfile(_file_of_main()):
+    elif _is_in_main(function) and _main_script()[0] is None and not os.path.isfile(_main_script()[1]):
         trouble += " of an interactive session"
     elif "<" not in trouble:
         return
@@ -5513,7 +5495,8 @@ class CpuCall(NamedTuple):
             payload = encode_arguments(Job(job.id, task.name, tuple(args), kwargs))
         module, file = task.function.__module__, None
         if _is_in_main(task.function):
-            module, file = _name_of_main() or "__main__", _file_of_main()
+            name, file = _main_script()
+            module = name or "__main__"
         known = ("id", "task", "queue", "attempt", "failures")
         return cls(module, file, task.function.__qualname__, payload, {name: getattr(job, name) for name in known})
 
