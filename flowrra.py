@@ -139,6 +139,29 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
+__all__ = ["Flowrra", "JobContext", "Submission", "SyncFace", "Task", "TaskOptions", "current_job", "main", "result_of"]
+__all__ += ["Attempt", "Event", "Job", "JobFilter", "Progress", "TaskId", "TaskResult", "TaskStatus", "WorkerInfo"]
+__all__ += ["BackendConfig", "BrokerConfig", "Config", "Cron", "ExecutorConfig", "Schedule", "ScheduleOptions"]
+__all__ += ["BackendError", "BrokerError", "ConfigError", "ExecutorNotRunningError", "FlowrraError", "NoFire"]
+__all__ += ["ProcessDiedError", "QueueFullError", "RemoteError", "ResultError", "Retry", "SerializationError"]
+__all__ += ["StoreLostError", "TaskNotFoundError", "TaskTimeoutError"]
+# For authors of brokers and backends:
+__all__ += ["Activity", "Backend", "Broker", "BrokerFactory", "Clock", "MemoryBroker", "Notices", "Outcome"]
+__all__ += ["TRANSITIONS", "ResultOf", "SQLiteBroker", "Submitter", "broker_from_url", "copied", "copy_arguments"]
+__all__ += ["copy_returned", "decode", "decode_arguments", "decode_result", "encode", "encode_arguments"]
+__all__ += ["encode_result", "encode_value", "logger"]
+# For brokers and extras, and not for others:
+__all__ += ["ACTIVITY_KEPT", "BLOCKED", "BY_HAND", "CATCH_UP", "CRON_FIELDS", "ENDINGS_KEPT", "ENDINGS_TOLD"]
+__all__ += ["EXPIRED", "FAILED", "FINISHED", "HISTORY_LIMIT", "KILLED", "LAST_CHANCE", "Fired", "Firing"]
+__all__ += ["LAST_DAY", "LAST_WORKDAY", "LEFT", "LOOK_EVERY", "MAX_CRASHES", "MAX_LEASE", "MISFIRES", "NEAREST"]
+__all__ += ["NO_ARGUMENTS", "OPERATOR_COMMANDS", "OVERLAPS", "PENDING", "REQUEUABLE", "RULE_KINDS", "RUNNING"]
+__all__ += ["SUCCESS", "UNFINISHED", "WORKER_LOST", "Turns", "activity_texts", "add_store", "ask", "check_key"]
+__all__ += ["check_queue", "check_shared", "claimed_job", "cron_bits", "cron_values", "describe", "duration"]
+__all__ += ["ended_job", "find_task", "first_line", "import_extra", "job_as_json", "kind_name", "length_bucket"]
+__all__ += ["load_app", "make_schedule", "nearest", "orphaned", "parents_in", "parsed", "print_table", "python"]
+__all__ += ["read_arguments", "result_from", "result_limit", "schedule_key", "sum_of_activity"]
+__all__ += ["totals_of_activity", "unknown_job", "upcoming"]
+
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
@@ -5146,8 +5169,8 @@ class Task(Generic[P, R]):
             delay=None if delay is None else _seconds("delay", delay),
             run_at=None if run_at is None else _timestamp("run_at", run_at),
             expires=expires if expires is None or isinstance(expires, dt.datetime) else _seconds("expires", expires),
-            unique=_key("unique", unique),
-            task_id=_key("task_id", task_id),
+            unique=check_key("unique", unique),
+            task_id=check_key("task_id", task_id),
             overrides={name: getattr(checked, name) for name in overrides} or None,
         )
 
@@ -5236,7 +5259,7 @@ def _from_now(name: str, now: float, seconds: float) -> float:
     return now + seconds
 
 
-def _key(name: str, key: object) -> str | None:
+def check_key(name: str, key: object) -> str | None:
     if key is None or (_is_storable(key) and 0 < len(key) <= 255):
         return key
     raise ConfigError(f"{name} must be a text of 1 to 255 characters, not {key!r}")
@@ -7050,7 +7073,7 @@ def make_schedule(
         enabled=bool(enabled),
         description=description,
     )
-    schedule.key = key = _identity(schedule)
+    schedule.key = key = schedule_key(schedule)
     queue = schedule.options.get("queue")
     if queue is not None and not (isinstance(task, Task) and task.queue == queue):
         key = _digest(f"{key} in {queue}")
@@ -7105,7 +7128,7 @@ def _one_of(name: str, value: object, choices: Sequence[str]) -> str:
     return cast("str", value)
 
 
-def _identity(schedule: Schedule) -> str:
+def schedule_key(schedule: Schedule) -> str:
     """What two schedules that are the same have in common, as a digest."""
     parts = [schedule.task, schedule.kind, schedule.rule, schedule.tz, json.loads(schedule.payload)]
     return _digest(json.dumps(parts, sort_keys=True))
@@ -7418,7 +7441,7 @@ class _Declarations(Submitter):
 
     def _register(self, function: Callable[..., Any], name: str | None, options: TaskOptions) -> Task[..., Any]:
         default = task_name(function)
-        task: Task[..., Any] = Task(self, function, _key("name", name) or default, options)
+        task: Task[..., Any] = Task(self, function, check_key("name", name) or default, options)
         self.registry.add(task)
         return task
 
