@@ -1502,10 +1502,10 @@ _CRON_NAMES: Mapping[str, str] = {
 }
 
 # What the fields of days may ask for besides plain days: bits above those of the days themselves.
-LAST_DAY = 1 << 32  # L
-NEAREST = 32  # bit 32 + n: nW, the weekday nearest to day n
-LAST_WORKDAY = 1 << 64  # LW
-LAST_WEEK = 6  # bit 7 * k + d: d#k, and dL as if it were d#6
+LAST_DAY = 32  # L
+NEAREST = 32  # 32 + n: nW, the workday (Monday to Friday) nearest to day n
+LAST_WORKDAY = 64  # LW
+LAST_WEEK = 6  # 7 * k + d: d#k, and dL as if it were d#6
 
 _CRON_TEXTS = re.compile(r"[^ \t\n\r\f\v]+")
 _CRON_ITEM = re.compile(r"(?:(\*)|([0-9]+|[a-z]+)(?:-([0-9]+|[a-z]+))?)(?:/([0-9]+))?")
@@ -1536,13 +1536,14 @@ def cron_bits(field: str, text: str, name: str | None = None) -> int:
             text = "*"
         bits = 0
         for item in text.lower().split(","):
-            bits |= _cron_special(field, item, name) or _cron_item(field, item)
+            for value in _cron_special(field, item, name) or _cron_item(field, item):
+                bits |= 1 << value
         return bits
     except ValueError as error:
         raise ConfigError(f"bad {field} field {text!r}: {error}") from None
 
 
-def _cron_item(field: str, item: str) -> int:
+def _cron_item(field: str, item: str) -> list[int]:
     """`*`, `a`, `a-b`, each with a step or without."""
     found = _CRON_ITEM.fullmatch(item)
     if not found:
@@ -1554,17 +1555,14 @@ def _cron_item(field: str, item: str) -> int:
     return _cron_range(field, low, high, step)
 
 
-def _cron_range(field: str, low: int, high: int, step: str | None) -> int:
+def _cron_range(field: str, low: int, high: int, step: str | None) -> list[int]:
     """From `low` to `high`; a range that goes down runs on from the field's end at its beginning."""
     if step is not None and not int(step):
         raise ValueError("a step is 1 or more")
     least, most = CRON_FIELDS[field]
     size = most - least + 1
     length = high - low if low <= high else (high - low) % size
-    bits = 0
-    for value in range(low, low + length + 1, int(step or 1)):
-        bits |= 1 << (value - least) % size + least
-    return bits
+    return [(value - least) % size + least for value in range(low, low + length + 1, int(step or 1))]
 
 
 def _cron_value(field: str, text: str) -> int:
@@ -1582,23 +1580,23 @@ def _cron_value(field: str, text: str) -> int:
     return int(text)
 
 
-def _cron_special(field: str, item: str, name: str | None) -> int:
-    """H of any field, L and W of days of the month, L and # of days of the week; 0 if it is none of these."""
+def _cron_special(field: str, item: str, name: str | None) -> list[int]:
+    """H of any field, L and W of days of the month, L and # of days of the week; nothing if it is none of these."""
     if item[:1] == "h" and (found := _CRON_HASH.fullmatch(item)):
         return _cron_hashed(field, *found.groups(), name=name)
     if field == "day-of-month" and (found := _CRON_DAY.fullmatch(item)):
         if found[1]:
-            return 1 << NEAREST + _cron_value(field, found[1])
-        return LAST_DAY if item == "l" else LAST_WORKDAY
+            return [NEAREST + _cron_value(field, found[1])]
+        return [LAST_DAY if item == "l" else LAST_WORKDAY]
     if field == "day-of-week" and (found := _CRON_WEEKDAY.fullmatch(item)):
         day, week = _cron_value(field, found[1]) % 7, int(found[2] or 0)
         if found[2] and not 1 <= week <= 5:
             raise ValueError(f"{week} is not in 1-5, the weeks that # can ask for")
-        return 1 << 7 * (week or LAST_WEEK) + day
-    return 0
+        return [7 * (week or LAST_WEEK) + day]
+    return []
 
 
-def _cron_hashed(field: str, low: str | None, high: str | None, step: str | None, *, name: str | None) -> int:
+def _cron_hashed(field: str, low: str | None, high: str | None, step: str | None, *, name: str | None) -> list[int]:
     """H: one value, or the first of its steps, drawn by a hash of the schedule's name that never changes."""
     import hashlib
 
@@ -1638,12 +1636,12 @@ def _days_in_month(days: int, weekdays: int, both: bool, first: int, length: int
     """The days that match in a month of `length` days of which the first is the weekday `first` (0 is Sunday)."""
     every = range(1, length + 1)
     workdays = [day for day in every if 1 <= (first + day - 1) % 7 <= 5]
-    wanted = [day for day in every if days >> NEAREST + day & 1] + [length] * bool(days & LAST_WORKDAY)
+    wanted = [day for day in every if days >> NEAREST + day & 1] + [length] * (days >> LAST_WORKDAY & 1)
     near = {min((abs(workday - day), workday) for workday in workdays)[1] for day in wanted}
     found = 0
     for day in every:
         weekday = (first + day - 1) % 7
-        by_month = days >> day | (day in near) | (day == length and days & LAST_DAY != 0)
+        by_month = days >> day | (day in near) | (day == length and days >> LAST_DAY)
         by_week = weekdays >> weekday | weekdays >> 7 * ((day + 6) // 7) + weekday
         if day > length - 7:
             by_week |= weekdays >> 7 * LAST_WEEK + weekday
@@ -1919,15 +1917,11 @@ class Cron:
             hour = after.hour
             if self._hours[hour] == hour:
                 minute = after.minute
-                if self._minutes[minute] == minute:
-                    second = self._seconds[after.second + 1]
-                    if second is not None:
-                        return dt.datetime(year, month, day, hour, minute, second, 0, after.tzinfo)
-                next_minute = self._minutes[minute + 1]
-                if next_minute is not None:
+                if self._minutes[minute] == minute and (second := self._seconds[after.second + 1]) is not None:
+                    return dt.datetime(year, month, day, hour, minute, second, 0, after.tzinfo)
+                if (next_minute := self._minutes[minute + 1]) is not None:
                     return dt.datetime(year, month, day, hour, next_minute, self._first[2], 0, after.tzinfo)
-            next_hour = self._hours[hour + 1]
-            if next_hour is not None:
+            if (next_hour := self._hours[hour + 1]) is not None:
                 return dt.datetime(year, month, day, next_hour, self._first[1], self._first[2], 0, after.tzinfo)
         found = self._days.later(year, month, day)
         return found and dt.datetime(*found, *self._first, tzinfo=after.tzinfo)

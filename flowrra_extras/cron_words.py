@@ -123,11 +123,11 @@ def _said_by_month(days: int) -> Iterator[str]:
     step = _step_of("day-of-month", plain) if plain.bit_count() > 3 else None
     if plain:
         yield f"the {_spans(plain, _nth)}" if step is None else f"every {_nth(step)} day of the month"
-    if days & LAST_DAY:
+    if days >> LAST_DAY & 1:
         yield "the last day of the month"
     for day in cron_values(days >> NEAREST & cron_bits("day-of-month", "*")):
         yield f"the weekday nearest the {_nth(day)}"
-    if days & LAST_WORKDAY:
+    if days >> LAST_WORKDAY & 1:
         yield "the last weekday of the month"
 
 
