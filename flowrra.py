@@ -229,7 +229,7 @@ class ProcessDiedError(FlowrraError):
 
 
 class RemoteError(FlowrraError):
-    """An exception of a CPU-bound task, as its process told it: the names of its types, text, traceback."""
+    """An exception of a CPU-bound task, as its process reported it: names of its types, text, traceback."""
 
     def __init__(self, text: str, kinds: Sequence[str], traceback: str, delay: float | None) -> None:
         super().__init__(text)
@@ -349,7 +349,7 @@ class TaskStatus(enum.StrEnum):
         return self in FINISHED
 
 
-# Plain names: looking a member up in its class takes 0.07 us, some twenty times a job.
+# Plain names: a lookup of a member in its class takes 0.07 us, some twenty times a job.
 SCHEDULED, BLOCKED, PENDING, RUNNING, RETRYING, SUCCESS, FAILED, CANCELLED = TaskStatus
 FINISHED = frozenset((SUCCESS, FAILED, CANCELLED))
 UNFINISHED = frozenset(TaskStatus) - FINISHED
@@ -385,7 +385,7 @@ ACTIVITY_KEPT = 86_400.0  # seconds for which the store keeps what workers did
 class TaskId(str, Generic[R]):
     """A job's id: for the type checker, a `str` that remembers what the job returns.
 
-    What `submit` returns is a plain `str` at run time: a subclass costs each look-up in a dictionary 0.04 us.
+    What `submit` returns is a plain `str` at run time: a subclass costs each lookup in a dictionary 0.04 us.
     """
 
     __slots__ = ()
@@ -394,7 +394,7 @@ class TaskId(str, Generic[R]):
 class Attempt(NamedTuple):
     """One try at a job. `outcome` is running, success, failure, crash, release or cancel.
 
-    A "note" is no try but a line that a person's action has left: `worker` did what `error` says.
+    A "note" is no try but the record of a person's action: `worker` did what `error` says.
     """
 
     number: int
@@ -503,7 +503,7 @@ class Job(_Moments):
         return self.history if latest is None else (*self.history, latest)
 
     def latest_attempt(self, outcome: str) -> Attempt | None:
-        """The attempt that `started` tells of, as ended with `outcome`; None if it is in the history."""
+        """The attempt that began at `started`, as ended with `outcome`; None if it is in the history."""
         if self.started is None or self.worker is None:
             return None
         return Attempt(self.attempt, self.worker, self.started, self.finished, outcome, self.error, self.traceback)
@@ -613,7 +613,7 @@ _ENDING_OF: Mapping[TaskStatus, str] = {
 
 @dataclass(slots=True, kw_only=True)
 class JobFilter:
-    """Which jobs to look for; what is None does not matter.
+    """Which jobs to find; what is None does not matter.
 
     `ahead_of`: the ready jobs before that one. `error`: a part of the job's error, its letters in upper or lower case.
     `parent`: the jobs that wait or waited for that one. `from_seq`: those with at least that `seq`, so
@@ -723,7 +723,7 @@ def length_bucket(seconds: float) -> int:
 class WorkerInfo:
     """A worker as the store shows it. `queues` maps its queues to their capacities.
 
-    `memory`: resident bytes of its process, where the system tells. `activity`: what a heartbeat hands over:
+    `memory`: resident bytes of its process, where the system has the figure. `activity`: what a heartbeat hands over:
     all rows of each minute that has changed since the last one. `term`: what the broker calls the time since which
     the lease has held; another term than that of the last heartbeat's answer means that the lease was lost.
     """
@@ -749,8 +749,8 @@ class Notices:
     `cancelled`: ids of this worker's jobs that someone wants to end. `lapsed`: the lease had run out,
     so that nothing claimed before is this worker's any more. `paused`: queues not to claim from.
     `suspects`: the fewest `crashes` of the jobs that wait for a worker that runs nothing else, 0 if none does.
-    `lost_workers`: workers found dead, whose jobs this call has put back. `endings`: jobs that have ended without an
-    attempt that could tell of it, each told to one heartbeat: their id, task, attempt, status and error.
+    `lost_workers`: workers found dead, whose jobs this call has put back. `endings`: jobs that have ended while no
+    attempt ran that could report it, each brought to one heartbeat: their id, task, attempt, status and error.
     """
 
     cancelled: Sequence[str] = ()
@@ -893,7 +893,7 @@ class Config:
 
         A variable under one of the three sections that names no option is a ConfigError, as is a text
         that is no number where a number belongs. Any other one with the prefix may be another program's, or
-        a misspelt setting: it is told in a warning, with a prefix of your own only if it is like a setting.
+        a misspelt setting: it is named in a warning, with a prefix of your own only if it is like a setting.
         """
         env = os.environ if environ is None else environ
         warn_of_unknown_settings(prefix, env)
@@ -1340,8 +1340,8 @@ def decode_result(text: str) -> TaskResult[Any]:
 # ---------------------------------------------------------------------------
 # 4. Clock and retry policy
 #
-# The one place where time is read, so that a test can put a manual clock in
-# its stead; and the rule for when a failed attempt is tried again.
+# The one place where time is read, so that a test can replace it by a manual
+# clock; and the rule for when a failed attempt is tried again.
 # ---------------------------------------------------------------------------
 
 
@@ -1396,7 +1396,7 @@ class TaskOptions:
                     raise ConfigError(f"{name} takes exception types, not {kind!r}")
 
     @property
-    def line(self) -> str:
+    def effective_queue(self) -> str:
         """The queue that the task's jobs go to."""
         return self.queue or ("cpu" if self.cpu_bound else "default")
 
@@ -5083,7 +5083,7 @@ class Task(Generic[P, R]):
         self.function = function
         self.name = name
         self.settings = options
-        self.queue = options.line
+        self.queue = options.effective_queue
         self.priority = options.priority
         self.is_async = inspect.iscoroutinefunction(function)
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
