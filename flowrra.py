@@ -1514,20 +1514,6 @@ _CRON_DAY = re.compile(r"l|lw|([0-9]+)w")
 _CRON_WEEKDAY = re.compile(r"([0-9]+|[a-z]{3})(?:l|#([0-9]+))")
 
 
-class CronFields(NamedTuple):
-    """What an expression asks for: of each field one int with a bit for each value. `year` is 0 for any."""
-
-    second: int
-    minute: int
-    hour: int
-    day: int
-    month: int
-    weekday: int
-    year: int
-    both_days: bool  # whether day and weekday have to match, not one of them
-    is_fixed: bool  # whether clock changes are made good
-
-
 @functools.lru_cache(maxsize=1024)
 def cron_bits(field: str, text: str, name: str | None = None) -> int:
     """The values that the text of a field stands for, as bits; `name` is what H spreads by."""
@@ -1575,9 +1561,10 @@ def _cron_value(field: str, text: str) -> int:
             wanted = f"neither a number nor one of {', '.join(names)}" if names else "not a number"
             raise ValueError(f"{text!r} is {wanted}")
         return names.index(text) + least
-    if not least <= int(text) <= most:
-        raise ValueError(f"{int(text)} is not in {least}-{most}")
-    return int(text)
+    value = int(text)
+    if not least <= value <= most:
+        raise ValueError(f"{value} is not in {least}-{most}")
+    return value
 
 
 def _cron_special(field: str, item: str, name: str | None) -> list[int]:
@@ -1822,7 +1809,12 @@ class Cron:
         ConfigError: (a ValueError) the expression is wrong, or never fires; there is no such zone.
     """
 
-    __slots__ = ("_days", "_expr", "_first", "_hours", "_minutes", "_seconds", "_tzinfo", "fields", "zone")
+    # What brokers and extras may read: `fields`, of each field one int with a bit for each value (year: 0 for any);
+    # `is_fixed`, whether clock changes are made good; `zone`.
+    __slots__ = (
+        *("_days", "_expr", "_first", "_hours", "_minutes", "_seconds", "_tzinfo"),
+        *("both_days", "fields", "is_fixed", "zone"),
+    )
 
     def __init__(
         self, expr: str, tz: str | dt.tzinfo = "UTC", *, name: str | None = None, both_days: bool = False
@@ -1830,17 +1822,18 @@ class Cron:
         texts = _cron_texts(expr)
         salt = name if "h" in expr.lower() else None  # or the cache would hold fields once for each name
         bits = [cron_bits(field, text, salt) for field, text in zip(CRON_FIELDS, texts, strict=True)]
-        second, minute, hour, day, month, weekday, year = bits
-        year = 0 if texts[6] == "*" else year
-        both = both_days or texts[3][0] in "*?" or texts[5][0] in "*?"
-        is_fixed = "*" not in (texts[0][0], texts[1][0], texts[2][0])
-        calendar = _days_of(day, month, weekday, year, both)
+        if texts[6] == "*":
+            bits[6] = 0
+        second, minute, hour, *day_fields = bits
+        self.both_days = both_days or texts[3][0] in "*?" or texts[5][0] in "*?"
+        calendar = _days_of(*day_fields, self.both_days)
         if calendar is None:
             raise ConfigError(
                 f"bad day-of-month field {texts[3]!r}: with month {texts[4]!r}, day-of-week {texts[5]!r} "
                 f"and year {texts[6]!r} there is no such day"
             )
-        self.fields = CronFields(second, minute, hour, day, month, weekday, year, both, is_fixed)
+        self.fields = tuple(bits)
+        self.is_fixed = "*" not in (texts[0][0], texts[1][0], texts[2][0])
         self.zone = _zone_of(tz)
         self._expr = expr
         self._tzinfo = self.zone.tzinfo
@@ -1862,10 +1855,13 @@ class Cron:
         return f"Cron({self._expr!r}, {self.tz!r})"
 
     def __eq__(self, other: object) -> bool:
-        return (self.fields, self.tz) == (other.fields, other.tz) if isinstance(other, Cron) else NotImplemented
+        return self._key() == other._key() if isinstance(other, Cron) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash((self.fields, self.tz))
+        return hash(self._key())
+
+    def _key(self) -> tuple[object, ...]:
+        return self.fields, self.both_days, self.is_fixed, self.tz
 
     def __or__(self, other: Cron) -> CronUnion:
         if not isinstance(other, Cron):
@@ -1946,7 +1942,7 @@ class Cron:
 
     def _from(self, wall: dt.datetime, change: ClockChange | None) -> dt.datetime | None:
         """The first time to run at or after `wall` (naive) on a clock whose latest change was this one."""
-        if change is None or not self.fields.is_fixed:
+        if change is None or not self.is_fixed:
             return self.match_from(wall)
         left, entered = change.left, change.entered
         if left - CATCH_UP <= entered < left:  # what the clock shows again has run before
@@ -2000,7 +1996,7 @@ class Cron:
     def matches(self, moment: dt.datetime) -> bool:
         """Whether it fires in the minute of `moment`; in its second, if the expression has seconds."""
         begin, length = self._utc(moment).replace(microsecond=0), _SECOND
-        if self.fields.second == 1:
+        if self.fields[0] == 1:
             begin, length = begin.replace(second=0), _MINUTE
         return self._fire(begin - _INSTANT, begin + length) is not None
 

@@ -20,20 +20,19 @@ _WEEKDAYS = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "
 
 def explain(cron: Cron) -> str:
     """The schedule in words: `At 09:00 on Monday through Friday, Europe/Riga`."""
-    fields = cron.fields
-    said = _said_time(fields.second, fields.minute, fields.hour)
-    said += _said_days(fields.day, fields.weekday, both=fields.both_days)
-    if fields.month != cron_bits("month", "*"):
-        said += f" in {_spans(fields.month, lambda month: _MONTHS[month - 1])}"
-    if fields.year:
-        said += f" in {_spans(fields.year, str)}"
+    second, minute, hour, day, month, weekday, year = cron.fields
+    said = _said_time(second, minute, hour) + _said_days(day, weekday, both=cron.both_days)
+    if month != cron_bits("month", "*"):
+        said += f" in {_spans(month, lambda month: _MONTHS[month - 1])}"
+    if year:
+        said += f" in {_spans(year, str)}"
     return f"{said[0].upper()}{said[1:]}, {cron.tz}"
 
 
 def takes_either_day(cron: Cron) -> bool:
     """Whether days are asked for in two ways, of which one is enough."""
-    plain = cron_bits("day-of-month", "*"), cron_bits("day-of-week", "*")
-    return not cron.fields.both_days and cron.fields.day != plain[0] and cron.fields.weekday != plain[1]
+    *_, day, _, weekday, _ = cron.fields
+    return not cron.both_days and day != cron_bits("day-of-month", "*") and weekday != cron_bits("day-of-week", "*")
 
 
 def clock_marks(cron: Cron, begin: dt.datetime, end: dt.datetime) -> Iterator[tuple[dt.datetime, str]]:
@@ -47,10 +46,10 @@ def clock_marks(cron: Cron, begin: dt.datetime, end: dt.datetime) -> Iterator[tu
         before, after = left - change.at, entered - change.at  # the offsets
         why = f"the clock goes from {left:%H:%M} to {entered:%H:%M}"
         if left < entered:
-            is_moved = cron.fields.is_fixed and entered - left < CATCH_UP
+            is_moved = cron.is_fixed and entered - left < CATCH_UP
             wall = entered + dt.timedelta(seconds=-entered.second % 60) if is_moved else entered
             marks = [(wall - after, f"{match:%Y-%m-%d %H:%M} {'moved here' if is_moved else 'not at all'}, {why}")]
-        elif cron.fields.is_fixed and left - entered <= CATCH_UP:
+        elif cron.is_fixed and left - entered <= CATCH_UP:
             marks = [(match - before, f"once, though {why}")]
         else:
             marks = [(match - before, f"the first of two, {why}"), (match - after, f"the second of two, {why}")]
