@@ -1701,7 +1701,7 @@ class Zone(dict[int, tuple[ClockChange, ...]]):
 
     def _changes(self, year: int) -> Iterator[ClockChange]:
         """Compare every three days: no zone has ever changed twice within less than four."""
-        first = dt.date(year, 1, 1).toordinal() - 2
+        first = _begin_of(year).toordinal() - 2
         days = (day for day in range(first, first + 375, 3) if 5 <= day <= _LATEST.toordinal() - 4)
         moments = map(dt.datetime.fromordinal, days)
         for (low, before), (high, after) in itertools.pairwise((moment, self.offset(moment)) for moment in moments):
@@ -1731,10 +1731,15 @@ class Zone(dict[int, tuple[ClockChange, ...]]):
 
 CATCH_UP = dt.timedelta(hours=3)  # clock changes up to this are made good for fixed times, as Debian's cron does
 _EARLIEST = dt.datetime(1, 1, 5, tzinfo=dt.UTC)  # far enough from the calendar's end to be moved into any zone
-_LATEST = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC)
+_LATEST = dt.datetime.max.replace(tzinfo=dt.UTC)
 _MINUTE = dt.timedelta(minutes=1)
 _SECOND = dt.timedelta(seconds=1)
 _INSTANT = dt.timedelta(microseconds=1)
+
+
+def _begin_of(year: int) -> dt.datetime:
+    """When the year begins, naive; for the year 10000 the last moment there is."""
+    return (dt.datetime(year, 1, 1, tzinfo=dt.UTC) if year <= dt.MAXYEAR else _LATEST).replace(tzinfo=None)
 
 
 def _zone_of(tz: object) -> Zone:
@@ -1931,7 +1936,7 @@ class Cron:
         moment = after.astimezone(dt.UTC).replace(tzinfo=None) + _INSTANT  # the earliest that will do
         while True:
             behind, ahead = self.zone.around(moment)
-            end = ahead.at if ahead else dt.datetime.fromordinal(dt.date(moment.year, 12, 31).toordinal() + 1)
+            end = ahead.at if ahead else _begin_of(moment.year + 1)
             offset = self.zone.offset(moment)
             found = self._from(moment + offset, behind)
             if found is not None and found - offset < end:
