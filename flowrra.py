@@ -1308,8 +1308,13 @@ def encode_returned(value: Any, task: str) -> str:
 
 def copy_arguments(job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The job's arguments as values of their own; SerializationError names the one that cannot be kept."""
-    name = f"an argument of {job.task}: "
-    return tuple(copied(list(job.args), name + "args")), copied(dict(job.kwargs), name + "kwargs")
+    if job.payload is None:
+        try:
+            return tuple([_copy(value, 1) for value in job.args]), _copy(dict(job.kwargs), 0) if job.kwargs else {}
+        except (_Unfit, ValueError):
+            pass
+    args, kwargs = decode(encode_arguments(job))
+    return tuple(args), kwargs
 
 
 def copy_returned(value: Any, task: str) -> Any:

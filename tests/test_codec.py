@@ -245,6 +245,17 @@ def test_a_copy_is_what_comes_back_from_the_text(value: Any) -> None:
     assert not shared(found, value)
 
 
+@given(st.lists(ODDLY, max_size=3), st.dictionaries(st.text(), ODDLY, max_size=3))
+def test_copied_arguments_are_what_comes_back_from_the_text(args: list[Any], kwargs: dict[str, Any]) -> None:
+    job = Job("id", "task", tuple(args), kwargs)
+    wanted = outcome_of(lambda job: decode_arguments(Job("id", "task", payload=encode_arguments(job))), job)
+    found = outcome_of(copy_arguments, job)
+    if not isinstance(found, str):
+        wanted = tuple(wanted[0]), dict(wanted[1])
+    assert same(found, wanted) or repr(found) == repr(wanted)
+    assert not shared(found, (args, kwargs))
+
+
 @given(VALUES)
 def test_a_copied_result_is_what_comes_back_from_the_text(value: Any) -> None:
     assert same(copy_returned(value, "task"), value)
@@ -261,6 +272,7 @@ def test_copied_arguments_name_the_one_that_cannot_be_kept() -> None:
     copies = copy_arguments(Job("id", "app.send", args, {"to": [1]}))
     assert str(copies) == str((args, {"to": [1]}))
     assert not shared(copies[0], args)
+    assert copy_arguments(Job("id", "app.send", payload="[[1],{}]")) == ((1,), {})
     with pytest.raises(SerializationError, match=r"argument of app\.send: args\[1\] is a builtins.object"):
         copy_arguments(Job("id", "app.send", (1, object())))
     with pytest.raises(SerializationError, match=r"argument of app\.send: kwargs\['to'\]"):
