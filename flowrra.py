@@ -1128,7 +1128,7 @@ def _pack_list(value: Iterable[Any], depth: int) -> list[Any]:
 
 
 def _pack_dict(value: Mapping[Any, Any], depth: int) -> Any:
-    if _TAG in value or not all(type(key) is str for key in value):
+    if _TAG in value or not _TEXT.issuperset(map(type, value)):
         keys = _hashable(list(_pack_each(((key, key) for key in value), depth)))
         return _tagged("dict", [list(pair) for pair in zip(keys, _pack_each(value.items(), depth), strict=True)])
     if _SCALARS.issuperset(map(type, value.values())):
