@@ -151,7 +151,7 @@ __all__ += ["TRANSITIONS", "ResultOf", "SQLiteBroker", "Submitter", "broker_from
 __all__ += ["copy_returned", "decode", "decode_arguments", "decode_result", "encode", "encode_arguments"]
 __all__ += ["encode_result", "encode_value", "logger"]
 # For brokers and extras, and not for others:
-__all__ += ["ACTIVITY_KEPT", "BLOCKED", "BY_HAND", "CATCH_UP", "CRON_FIELDS", "ENDINGS_KEPT", "ENDINGS_TOLD"]
+__all__ += ["ACTIVITY_KEPT", "BLOCKED", "BY_HAND", "CRON_FIELDS", "ENDINGS_KEPT", "ENDINGS_TOLD"]
 __all__ += ["EXPIRED", "FAILED", "FINISHED", "HISTORY_LIMIT", "KILLED", "LAST_CHANCE", "Fired", "Firing"]
 __all__ += ["LAST_DAY", "LAST_WORKDAY", "LEFT", "LOOK_EVERY", "MAX_CRASHES", "MAX_LEASE", "MISFIRES", "NEAREST"]
 __all__ += ["NO_ARGUMENTS", "OPERATOR_COMMANDS", "OVERLAPS", "PENDING", "REQUEUABLE", "RULE_KINDS", "RUNNING"]
@@ -1682,13 +1682,15 @@ def _days_of(days: int, months: int, weekdays: int, years: int, both: bool) -> _
 class ClockChange(NamedTuple):
     """A clock change: its moment in UTC, and what the zone's clock shows when it is left and entered (all naive).
 
-    From `low` to `high`, in the zone, is the time that it disturbs: such times compare as they read.
+    What changes a clock by 3 h or more (back: by more) is no daylight saving time, and not made good for fixed times.
     """
 
     at: dt.datetime
     left: dt.datetime
     entered: dt.datetime
-    low: dt.datetime
+    moved_to: dt.datetime | None  # if it is put forward: when fixed times in the gap run, as the clock shows it
+    is_repeat: bool  # if it is put back: fixed times that the clock shows again have run before
+    low: dt.datetime  # from here on, and up to `high`, in the zone, times are disturbed: they compare as they read
     high: dt.datetime
 
 
@@ -1716,9 +1718,11 @@ class Zone(dict[int, tuple[ClockChange, ...]]):
                 middle = low + (high - low) // (2 * _SECOND) * _SECOND
                 low, high = (middle, high) if self.offset(middle) == before else (low, middle)
             left, entered = high + before, high + after
+            minute = entered + dt.timedelta(seconds=-entered.second % 60)  # the first full one
+            moved_to = minute if left < entered < left + _CATCH_UP else None
+            is_repeat = left - _CATCH_UP <= entered < left
             first_wall, last_wall = (wall.replace(tzinfo=self.tzinfo) for wall in sorted((left, entered)))
-            # A minute more: what falls into a gap runs at the first full minute after it.
-            yield ClockChange(high, left, entered, first_wall, last_wall + _MINUTE)
+            yield ClockChange(high, left, entered, moved_to, is_repeat, first_wall, last_wall + _MINUTE)
 
     def around(self, moment: dt.datetime) -> tuple[ClockChange | None, ClockChange | None]:
         """The clock changes of the moment's year (naive, in UTC) last before or at it, and first after it."""
@@ -1734,7 +1738,7 @@ class Zone(dict[int, tuple[ClockChange, ...]]):
         return self.tzinfo.fromutc(moment.replace(tzinfo=self.tzinfo))
 
 
-CATCH_UP = dt.timedelta(hours=3)  # clock changes up to this are made good for fixed times, as Debian's cron does
+_CATCH_UP = dt.timedelta(hours=3)  # clock changes up to this are made good for fixed times, as Debian's cron does
 _EARLIEST = dt.datetime(1, 1, 5, tzinfo=dt.UTC)  # far enough from the calendar's end to be moved into any zone
 _LATEST = dt.datetime.max.replace(tzinfo=dt.UTC)
 _MINUTE = dt.timedelta(minutes=1)
@@ -1788,12 +1792,16 @@ def _cron_texts(expr: object) -> list[str]:
         if name.startswith("@") and name not in _CRON_NAMES:
             raise ConfigError(f"there is no {texts[0]!r}: there are {', '.join(_CRON_NAMES)}")
         texts = _CRON_NAMES.get(name, name).split()
-    if len(texts) not in (5, 6, 7):
-        raise ConfigError(
-            f"a cron expression has five fields (minute hour day-of-month month day-of-week), six (second first) "
-            f"or seven (year last), not {len(texts)}: {expr!r}"
-        )
-    return [*["0"] * (len(texts) == 5), *texts, *["*"] * (len(texts) < 7)]
+    if len(texts) == 5:
+        return ["0", *texts, "*"]
+    if len(texts) == 6:
+        return [*texts, "*"]
+    if len(texts) == 7:
+        return texts
+    raise ConfigError(
+        f"a cron expression has five fields (minute hour day-of-month month day-of-week), six (second first) "
+        f"or seven (year last), not {len(texts)}: {expr!r}"
+    )
 
 
 class NoFire(FlowrraError, ValueError):  # noqa: N818 (an answer, and to callers a ValueError)
@@ -1954,15 +1962,13 @@ class Cron:
         """The first time to run at or after `wall` (naive) on a clock whose latest change was this one."""
         if change is None or not self.is_fixed:
             return self.match_from(wall)
-        left, entered = change.left, change.entered
-        if left - CATCH_UP <= entered < left:  # what the clock shows again has run before
-            return self.match_from(max(wall, left))
+        if change.is_repeat:
+            return self.match_from(max(wall, change.left))
         found = self.match_from(wall)
-        if left < entered < left + CATCH_UP:
-            moved = entered + dt.timedelta(seconds=-entered.second % 60)
-            skipped = self.match_from(left)
-            if wall <= moved and skipped is not None and skipped < entered:
-                return moved if found is None else min(moved, found)
+        if change.moved_to is not None and wall <= change.moved_to:
+            skipped = self.match_from(change.left)
+            if skipped is not None and skipped < change.entered:
+                return change.moved_to if found is None else min(change.moved_to, found)
         return found
 
     def previous(self, before: dt.datetime) -> dt.datetime:

@@ -7,7 +7,7 @@ import datetime as dt
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
-from flowrra import CATCH_UP, CRON_FIELDS, LAST_DAY, LAST_WORKDAY, NEAREST, Cron, cron_bits, cron_values
+from flowrra import CRON_FIELDS, LAST_DAY, LAST_WORKDAY, NEAREST, Cron, cron_bits, cron_values
 
 __all__ = ["clock_marks", "explain", "takes_either_day"]
 
@@ -46,10 +46,10 @@ def clock_marks(cron: Cron, begin: dt.datetime, end: dt.datetime) -> Iterator[tu
         before, after = left - change.at, entered - change.at  # the offsets
         why = f"the clock goes from {left:%H:%M} to {entered:%H:%M}"
         if left < entered:
-            is_moved = cron.is_fixed and entered - left < CATCH_UP
-            wall = entered + dt.timedelta(seconds=-entered.second % 60) if is_moved else entered
-            marks = [(wall - after, f"{match:%Y-%m-%d %H:%M} {'moved here' if is_moved else 'not at all'}, {why}")]
-        elif cron.is_fixed and left - entered <= CATCH_UP:
+            moved_to = change.moved_to if cron.is_fixed else None
+            what = "not at all" if moved_to is None else "moved here"
+            marks = [((moved_to or entered) - after, f"{match:%Y-%m-%d %H:%M} {what}, {why}")]
+        elif cron.is_fixed and change.is_repeat:
             marks = [(match - before, f"once, though {why}")]
         else:
             marks = [(match - before, f"the first of two, {why}"), (match - after, f"the second of two, {why}")]
