@@ -1897,10 +1897,8 @@ class Cron:
         if after.tzinfo is not self._tzinfo:
             after = self.local(after)
         found = self._later(after)
-        end = found or after
-        changes = self.zone[after.year]
-        if end.year != after.year:
-            changes += self.zone[end.year]
+        end, year = found or after, after.year
+        changes = self.zone[year] if end.year == year else self.zone[year] + self.zone[end.year]
         for change in changes:
             if change.low <= after < change.high or change.low <= end < change.high:
                 return self._next_carefully(after)
