@@ -1112,14 +1112,6 @@ def _are_plain(values: list[Any]) -> bool:
     return kinds <= _PLAIN or (kinds == {int} and is_plain(min(values)) and is_plain(max(values)))
 
 
-def _pack_plain(value: Any, depth: int) -> Any:
-    return value
-
-
-def _pack_float(value: float, depth: int) -> Any:
-    return value if math.isfinite(value) else _tagged("float", repr(value))
-
-
 def _pack_list(value: Iterable[Any], depth: int) -> list[Any]:
     items = list(value)
     if _SCALARS.issuperset(map(type, items)):
@@ -1188,8 +1180,8 @@ def _unpack_clock(read: Callable[[str], Any], parts: Sequence[Any]) -> Any:
 
 
 _PACKERS: Mapping[type, Callable[[Any, int], Any]] = {
-    **dict.fromkeys(_SCALARS, _pack_plain),
-    float: _pack_float,
+    **dict.fromkeys(_SCALARS, lambda value, depth: value),
+    float: lambda value, depth: value if math.isfinite(value) else _tagged("float", repr(value)),
     list: _pack_list,
     dict: _pack_dict,
     tuple: lambda value, depth: _tagged("tuple", _pack_list(value, depth)),
@@ -1203,14 +1195,8 @@ _PACKERS: Mapping[type, Callable[[Any, int], Any]] = {
     ResultOf: _packer("result_of", lambda value: str(value.task_id)),
 }
 
-_BASES: tuple[tuple[type, Callable[[Any], Any]], ...] = (
-    (str, str.__str__),
-    (int, int),
-    (float, float),
-    (dict, dict),
-    (tuple, tuple),
-    (list, list),
-)
+# What a value is kept as whose type is derived from one of these: an enum, a named tuple, an ordered dictionary.
+_BASES: Mapping[type, Any] = {str: str.__str__, int: int, float: float, dict: dict, tuple: tuple, list: list}
 
 
 def _pack_other(value: Any, depth: int) -> Any:
@@ -1222,7 +1208,7 @@ def _pack_other(value: Any, depth: int) -> Any:
         return _pack_dict({f.name: getattr(value, f.name) for f in dataclasses.fields(kind)}, depth)
     if isinstance(value, enum.Enum) and not isinstance(value, str | int):
         raise _Unfit(f"is the enum member {value}: pass its .name or .value")
-    for base, simple in _BASES:
+    for base, simple in _BASES.items():
         if isinstance(value, base):
             return _pack(simple(value), depth)
     raise _Unfit(
