@@ -16,13 +16,12 @@ from flowrra import (
     Task,
     TaskId,
     TaskNotFoundError,
-    _identity,
-    _key,
-    _micro,
+    check_key,
     decode,
     logger,
     make_schedule,
     nearest,
+    schedule_key,
     upcoming,
 )
 from flowrra_extras.scheduler.protocol import ScheduleStore
@@ -109,7 +108,7 @@ class Scheduler(Firing):
         await self._ready()
         await self._check_name(schedule.task)
         schedule.created = schedule.updated = now = self._app.clock.time()
-        schedule.id = new_id = _key("task_id", task_id) or self._app.new_id()
+        schedule.id = new_id = check_key("task_id", task_id) or self._app.new_id()
         schedule.key = schedule.key if task_id is None else f"id:{task_id}"
         self._start_from(schedule, now)
         kept = await self.store.add(schedule)
@@ -144,7 +143,7 @@ class Scheduler(Firing):
             new.id = old.id
             self._start_from(new, now)
             changes |= {"anchor": new.anchor, "next_fire": new.next_fire}
-        if old.key == _identity(old) != new.key:
+        if old.key == schedule_key(old) != new.key:
             changes["key"] = new.key
         return changes
 
@@ -169,7 +168,7 @@ class Scheduler(Firing):
 
     def _start_from(self, schedule: Schedule, now: float) -> None:
         """Set when it fires first, counted from now; ConfigError if that is never."""
-        schedule.anchor = _micro(now) / 1e6
+        schedule.anchor = round(now * 1e6) / 1e6
         once = schedule.kind == "once"
         schedule.next_fire = dt.datetime.fromisoformat(schedule.rule).timestamp() if once else upcoming(schedule, now)
         if schedule.next_fire is None:
