@@ -1269,7 +1269,7 @@ def encode_arguments(job: Job) -> str:
 def decode_arguments(job: Job) -> tuple[Sequence[Any], Mapping[str, Any]]:
     """The job's arguments, read from its payload where it has one."""
     if job.payload is None:
-        return job.args, job.kwargs
+        return copy_arguments(job)
     if job.payload == NO_ARGUMENTS:
         return (), {}
     match decode(job.payload):
@@ -2954,32 +2954,24 @@ def totals_of_activity(numbers: Iterable[tuple[str, str, float]]) -> list[Activi
 # ---------------------------------------------------------------------------
 # 8. Memory broker
 #
-# Jobs in this process: dictionaries, and a heap for each queue. What can
-# change or must be checked is kept as text, as the other brokers keep it;
-# numbers and strings stay as they are. Everything happens on one loop, so that
-# a method without an await is a transaction.
+# Jobs in this process: dictionaries, and a heap for each queue. Arguments and
+# results are copied by the codec's rules, in and out, as if they were text.
+# Everything happens on one loop, so that a method without an await is a
+# transaction.
 # ---------------------------------------------------------------------------
 
 
-class _ResultText(str):
-    """Stands in `Job.result` for the result that it is the text of: each who asks gets a copy of their own."""
-
-    __slots__ = ()
-
-
 def _kept_result(job: Job) -> TaskResult[Any]:
+    """The result, a copy for each who asks."""
     result = result_from(job)
-    if type(result.result) is _ResultText:
-        result.result = decode(result.result)
+    result.result = copied(result.result)
     return result
 
 
-def _detach(job: Job) -> None:
-    """Keep the arguments so that nobody else can change them; SerializationError if they cannot be kept."""
-    if job.payload is None and not (all(map(is_plain, job.args)) and all(map(is_plain, job.kwargs.values()))):
-        job.payload, job.args, job.kwargs = encode_arguments(job), (), {}
-    elif job.kwargs:
-        job.kwargs = dict(job.kwargs)
+def _copied_result(outcome: Outcome) -> Any:
+    if outcome.text is not None:
+        return decode(outcome.text)
+    return copy_returned(outcome.result, outcome.job.task) if outcome.status is SUCCESS else None
 
 
 _Heap = list[tuple[Any, int, str]]  # what orders the jobs, their seq and id; an entry may be out of date
@@ -3134,7 +3126,8 @@ class MemoryBroker(Broker):
 
     async def push(self, jobs: Sequence[Job], *, now: float, by: str | None = None) -> list[str]:
         for job in jobs:
-            _detach(job)
+            job.args, job.kwargs = copy_arguments(job)
+            job.payload = None
         if by is not None:
             unit = Unit(now, self.retention)
             return self._run(unit, adopt(unit, jobs, by))
@@ -3275,11 +3268,9 @@ class MemoryBroker(Broker):
     # Writing down ------------------------------------------------------------------------------
 
     async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
-        for outcome in outcomes:
-            if outcome.status is SUCCESS and outcome.text is None and not is_plain(outcome.result):
-                outcome.text = encode_value(outcome)
+        results = [_copied_result(outcome) for outcome in outcomes]  # before anything is written: it may be refused
         unit = Unit(now, self.retention)
-        written = [self._settle_one(outcome, now, unit) for outcome in outcomes]
+        written = [self._settle_one(o, result, now, unit) for o, result in zip(outcomes, results, strict=True)]
         ended = unit.ended
         if ended:
             self._run(unit, spread(unit))
@@ -3287,7 +3278,7 @@ class MemoryBroker(Broker):
                 del self._children[job.id]
         return written
 
-    def _settle_one(self, outcome: Outcome, now: float, unit: Unit) -> bool:
+    def _settle_one(self, outcome: Outcome, result: Any, now: float, unit: Unit) -> bool:
         """In place, without a copy; what the end means for children is left to `unit`."""
         job = self._jobs.get(outcome.job.id)
         worker, started = (None, now) if job is None else (job.worker, job.started or now)
@@ -3295,8 +3286,7 @@ class MemoryBroker(Broker):
             return False
         self._running[cast("str", worker)].pop(job.id, None)
         self._cancelling.discard(job.id)
-        if outcome.text is not None:
-            job.result = _ResultText(outcome.text)
+        job.result = result
         if outcome.status is SUCCESS or outcome.ending == "failure":
             self._totals[0, job.task].count(job, outcome.status, started, now)
             self._activity.count(job, outcome.status, started, now)
@@ -3355,8 +3345,7 @@ class MemoryBroker(Broker):
             start(job, "", 0.0)
             outcome = Outcome(job, 1, result.status, result.result, result.error, result.traceback)
             settle_one(job, outcome, result.finished or 0.0, self.retention)
-            if not is_plain(result.result):
-                job.result = _ResultText(encode(result.result))
+            job.result = copied(result.result)
             job.attempt, job.started, job.progress = result.attempts, result.started, result.progress
             job.worker = None
             self._drop([job.id])
@@ -3391,8 +3380,9 @@ class MemoryBroker(Broker):
         is_behind = operator.gt if oldest_first else operator.lt
         found = (job for job in jobs if which.matches(job) and (after is None or is_behind(job.seq, after)))
         return [
-            dataclasses.replace(job, kwargs=dict(job.kwargs), result=_kept_result(job).result)
+            dataclasses.replace(job, args=args, kwargs=kwargs, result=copied(job.result))
             for job in itertools.islice(found, limit)
+            for args, kwargs in [copy_arguments(job)]
         ]
 
     async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
