@@ -147,7 +147,19 @@ __all__ += ["BackendError", "BrokerError", "ConfigError", "ExecutorNotRunningErr
 __all__ += ["ProcessDiedError", "QueueFullError", "RemoteError", "ResultError", "Retry", "SerializationError"]
 __all__ += ["StoreLostError", "TaskNotFoundError", "TaskTimeoutError"]
 # For authors of brokers and backends:
-__all__ += ["Activity", "Backend", "Broker", "BrokerFactory", "Clock", "MemoryBroker", "Notices", "Outcome"]
+__all__ += [
+    "Action",
+    "Activity",
+    "Backend",
+    "Broker",
+    "BrokerFactory",
+    "Clock",
+    "MemoryBroker",
+    "Notices",
+    "Outcome",
+    "Overview",
+    "Topic",
+]
 __all__ += ["TRANSITIONS", "ResultOf", "SQLiteBroker", "Submitter", "broker_from_url", "copied", "copy_arguments"]
 __all__ += ["copy_returned", "decode", "decode_arguments", "decode_result", "encode", "encode_arguments"]
 __all__ += ["encode_result", "encode_value", "logger"]
@@ -2221,8 +2233,6 @@ def finish(
     job.error = error
     job.traceback = traceback
     job.waits = 0
-    if job.started is None:
-        job.worker = None  # a hold ends too
 
 
 def _end_attempt(job: Job, ending: str, now: float, error: str | None, traceback: str | None = None) -> None:
@@ -3126,8 +3136,8 @@ class MemoryBroker(Broker):
 
     async def push(self, jobs: Sequence[Job], *, now: float, by: str | None = None) -> list[str]:
         for job in jobs:
-            job.args, job.kwargs = copy_arguments(job)
-            job.payload = None
+            if job.payload is None:
+                job.args, job.kwargs = copy_arguments(job)
         if by is not None:
             unit = Unit(now, self.retention)
             return self._run(unit, adopt(unit, jobs, by))
@@ -3172,8 +3182,9 @@ class MemoryBroker(Broker):
         if self._given >= 100:
             self._given = 0
             await asyncio.sleep(0)  # a worker whose jobs never wait must not keep the loop from others
-        self._upkeep(now)
-        if queue in self._paused or not self._has_lease(worker):
+        may_claim = queue not in self._paused and self._has_lease(worker)
+        self._upkeep(now, expires=may_claim)
+        if not may_claim:
             return []
         self._rescue_lapsed(now, by=worker)
         held = self._running[worker]
@@ -3219,10 +3230,10 @@ class MemoryBroker(Broker):
                     return crashes
         return 0
 
-    def _upkeep(self, now: float) -> None:
+    def _upkeep(self, now: float, *, expires: bool = True) -> None:
         """Promote what is due and end what has expired, a bounded step of it; the loop goes on with what is left."""
         left = bool(self._waiting) and self._waiting[0][0] <= now and self._promote(now)
-        if self._expiring and self._expiring[0][0] <= now:
+        if expires and self._expiring and self._expiring[0][0] <= now:
             unit = Unit(now, self.retention)
             left |= self._run(unit, expire(unit, UPKEEP_STEP))
         if left and not self._is_upkeep_left:
@@ -3382,7 +3393,7 @@ class MemoryBroker(Broker):
         return [
             dataclasses.replace(job, args=args, kwargs=kwargs, result=copied(job.result))
             for job in itertools.islice(found, limit)
-            for args, kwargs in [copy_arguments(job)]
+            for args, kwargs in [(job.args, job.kwargs) if job.payload is not None else copy_arguments(job)]
         ]
 
     async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
@@ -6134,7 +6145,7 @@ class _Attempts:
                 options = dataclasses.replace(options, **job.overrides)
             args: Sequence[Any] = job.args
             kwargs = job.kwargs
-            if job.payload is not None or job.parents:
+            if args or kwargs or job.payload is not None:
                 try:
                     args, kwargs = await self._arguments(job)
                 except (SerializationError, TaskNotFoundError) as error:  # another attempt would find the same
@@ -6146,8 +6157,10 @@ class _Attempts:
             else:
                 result = await self._execute(run, task, options, args, kwargs)
             outcome = Outcome.succeed(job, result, options.result_ttl)
-            if self._broker.keeps_text or not is_plain(result):
+            if self._broker.keeps_text:
                 outcome.text = encode_value(outcome)
+            elif not is_plain(result):
+                outcome.result = copy_returned(result, job.task)
         except BaseException as error:
             return self._judge(run, options, error)
         return outcome
