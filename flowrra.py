@@ -2897,21 +2897,6 @@ class Broker(Backend):
         """Delete up to `limit` finished jobs whose retention ended before `before`; how many went."""
         return len(await self.remove(before=before, limit=limit))
 
-    async def hold(self, task_ids: Sequence[str], *, by: str, now: float) -> list[bool]:
-        """Keep waiting jobs from running: each is BLOCKED, with `by` as its worker. False: it runs, or has ended."""
-        return await self.change(task_ids, "hold", now=now, by=by)
-
-    async def adopt(self, jobs: Sequence[Job], *, by: str, now: float) -> list[bool]:
-        """Take in jobs of another store, held by `by`. False: an unfinished job here has its `unique` key."""
-        return [one == job.id for one, job in zip(await self.push(jobs, now=now, by=by), jobs, strict=True)]
-
-    async def let_go(self, task_ids: Sequence[str], *, by: str, gone: bool, now: float) -> list[bool]:
-        """End a hold: the job waits as before, or with `gone` leaves the store as if it had never come."""
-        if not gone:
-            return await self.change(task_ids, "release", now=now, by=by)
-        left = await self.remove(task_ids, by=by)
-        return [task_id in left for task_id in task_ids]
-
     async def workers(self) -> list[WorkerInfo]:
         """The workers whose lease holds."""
         return (await self.overview()).workers

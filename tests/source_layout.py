@@ -360,3 +360,13 @@ def changelog_version(changelog: str) -> str | None:
     """The topmost release; work that has no version yet stands above it as `[Unreleased]`."""
     found = re.search(r"^## \[(\d[^]]*)\]", changelog, re.MULTILINE)
     return found and found[1]
+
+
+def function_around(source: str, line: int) -> str:
+    """The name of the innermost function that this line is in; "" outside of all."""
+    around = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, Function) and node.lineno <= line <= (node.end_lineno or node.lineno)
+    ]
+    return max(around, key=lambda node: node.lineno).name if around else ""

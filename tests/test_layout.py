@@ -4,6 +4,7 @@ Raising a number here is a commit of its own, with a reason.
 """
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -29,12 +30,12 @@ CLASS_LINES = 400
 CLASS_METHODS = 25
 TEST_FILE_LINES = 600
 
-# Classes that are too large, with the lines and methods they may have. The brokers carry out their whole protocol, and
-# each has all the rules of a job's life: they shrink when these are written once. None may grow.
+# Classes that are too large, with the lines and methods they may have. The brokers carry out their whole protocol. None
+# may grow.
 LARGE_CLASSES: Mapping[str, tuple[int, int]] = {
-    "MemoryBroker": (636, 57),
-    "SQLiteStore": (526, 58),
-    "SQLiteBroker": (401, 48),
+    "MemoryBroker": (462, 40),
+    "SQLiteTable": (363, 38),
+    "SQLiteBroker": (371, 36),
     "Worker": (400, 26),
 }
 
@@ -105,6 +106,26 @@ def test_a_section_uses_names_from_above_only() -> None:
 def test_the_list_of_exceptions_is_not_stale() -> None:
     used = {use[:2] for use in layout.forward_uses(CORE.read_text())}
     assert set(FORWARD_USES) - used == set()
+
+
+STATUS_SETTERS: Mapping[str, str] = {
+    "6. Rules": "the rules themselves",
+    "claimed_job": "reads a row that the statement of the claim has made RUNNING",
+    "settle": "a copy of a parent whose success a statement has written, for the rules",
+}
+
+
+def test_only_the_rules_say_what_becomes_of_a_job() -> None:
+    """Brokers find jobs and write them down. The statements of push, claim, success and promotion are SQL."""
+    source = CORE.read_text()
+    lines = source.splitlines()
+    first, last = source.index("# 6. Rules"), source.index("# 7. Brokers")
+    inside = range(source[:first].count("\n"), source[:last].count("\n"))
+    brokers = range(source[:last].count("\n"), source[: source.index("# 10. Tasks")].count("\n"))
+    assigned = {number for number in brokers if re.search(r"\bjob\.status(, \S+)? = ", lines[number])}
+    functions = {layout.function_around(source, number + 1) for number in assigned}
+    assert functions <= STATUS_SETTERS.keys()
+    assert any(re.search(r"\bjob\.status = ", lines[number]) for number in inside)
 
 
 def test_the_core_keeps_no_state_in_the_module() -> None:

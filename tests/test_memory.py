@@ -16,6 +16,7 @@ from flowrra import (
     TaskStatus,
     WorkerInfo,
 )
+from flowrra_extras.migrate import adopt_jobs, hold_jobs, release_jobs
 from flowrra_extras.testing import ManualClock
 from tests.apps import make_app, within
 
@@ -180,9 +181,9 @@ async def test_who_has_waited_leaves_nothing_behind() -> None:
 async def test_a_held_job_takes_no_room_in_its_queue() -> None:
     broker = MemoryBroker(BrokerConfig(max_queue_size=1))
     await broker.push([Job("a", "task")], now=1.0)
-    await broker.hold(["a"], by="a move", now=1.0)
+    await hold_jobs(broker, ["a"], by="a move", now=1.0)
     await broker.push([Job("b", "task")], now=1.0)
-    await broker.let_go(["b"], by="a move", gone=True, now=1.0)  # it is not held
+    await release_jobs(broker, ["b"], by="a move", gone=True, now=1.0)  # it is not held
     with pytest.raises(QueueFullError):
         await broker.push([Job("c", "task")], now=1.0)
 
@@ -199,8 +200,8 @@ async def test_only_attempts_that_came_to_an_end_of_their_own_are_activity() -> 
 
 async def test_a_worker_claims_again_when_a_suspect_has_run() -> None:
     broker = MemoryBroker()
-    await broker.adopt([Job("suspect", "task", attempt=1, crashes=1), Job("a", "task")], by="a move", now=1.0)
-    await broker.let_go(["suspect", "a"], by="a move", gone=False, now=1.0)
+    await adopt_jobs(broker, [Job("suspect", "task", attempt=1, crashes=1), Job("a", "task")], by="a move", now=1.0)
+    await release_jobs(broker, ["suspect", "a"], by="a move", gone=False, now=1.0)
     app = make_app(broker=broker)
 
     @app.task(name="task")

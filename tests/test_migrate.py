@@ -34,7 +34,7 @@ from flowrra import (
     result_of,
 )
 from flowrra_extras import migrate as migrating
-from flowrra_extras.migrate import Moved, migrate
+from flowrra_extras.migrate import Moved, adopt_jobs, hold_jobs, migrate
 from flowrra_extras.postgres import PostgresBroker
 from flowrra_extras.redis import RedisBroker
 from tests.apps import make_app
@@ -258,8 +258,8 @@ async def test_what_an_earlier_start_holds_waits_again_if_it_has_to_stay(make: M
     async with sides(make, ("sqlite", "memory")) as (source, target):
         await push(source, Job("a", "t"), Job("b", "t", parents=("a",)))
         by = migrating._holder(migrating._name(source), migrating._name(target))
-        await source.hold(["b"], by=by, now=time.time())
-        await target.adopt([Job("b", "t", parents=("a",))], by=by, now=time.time())
+        await hold_jobs(source, ["b"], by=by, now=time.time())
+        await adopt_jobs(target, [Job("b", "t", parents=("a",))], by=by, now=time.time())
         (running,) = await claim(source)
         assert (await migrate(source, target, wait=0)).kin == 1
         assert await states(target) == {}
@@ -355,7 +355,7 @@ async def test_a_job_that_the_target_has_already_is_not_doubled(make: Maker, sta
 async def test_a_job_that_another_move_holds_is_left_to_it(make: Maker) -> None:
     async with sides(make, ("sqlite", "memory")) as (source, target):
         await push(source, Job("a", "t"), Job("b", "t"))
-        await source.hold(["a"], by="migrate x y", now=time.time())
+        await hold_jobs(source, ["a"], by="migrate x y", now=time.time())
         moved = await migrate(source, target)
         assert moved.stays == {"a": "it is held by 'migrate x y': finish that"}
         assert await states(target) == {"b": "pending"}
@@ -544,5 +544,5 @@ def test_every_state_has_a_word_in_a_dry_run() -> None:
 async def test_a_held_job_says_what_holds_it(tmp_path: Path) -> None:
     async with make_app(f"sqlite:///{tmp_path / 'jobs.db'}").client() as app:
         await push(app.broker, Job("a", "t"))
-        await app.broker.hold(["a"], by="migrate x y", now=time.time())
+        await hold_jobs(app.broker, ["a"], by="migrate x y", now=time.time())
         assert await app.explain("a") == "It is held for migrate x y: if that was interrupted, start it again."

@@ -9,6 +9,7 @@ import pytest
 from flowrra import BrokerError, Job, JobFilter, Outcome, TaskResult, TaskStatus, WorkerInfo
 from flowrra_extras.dashboard import search
 from flowrra_extras.dashboard.seeking import seek
+from flowrra_extras.migrate import adopt_jobs, hold_jobs, release_jobs
 from flowrra_extras.redis import RedisBroker, scripts
 from tests.redis_server import Server
 
@@ -164,8 +165,8 @@ async def everything(broker: RedisBroker) -> None:
     result: TaskResult[int] = TaskResult("other", "task", TaskStatus.SUCCESS, 1, submitted=1.0, finished=2.0)
     await broker.record([result])
     adopted = Job("adopted", "task", parents=("parent",), error="of before")
-    assert await broker.adopt([adopted], by="m", now=3.0) == [True]
-    assert await broker.hold(["back"], by="m", now=3.0) == [True]
+    assert await adopt_jobs(broker, [adopted], by="m", now=3.0) == [True]
+    assert await hold_jobs(broker, ["back"], by="m", now=3.0) == [True]
     await broker.push([Job("dying", "task", queue="q"), Job("runs", "task", queue="q")], now=3.0)
     await broker.heartbeat(WorkerInfo("x", queues={"q": 9}), lease=600, now=3.0)
     assert len(await broker.claim("q", limit=2, worker="x", now=3.0)) == 2
@@ -193,8 +194,8 @@ async def test_every_index_says_what_there_is(watched: Watched) -> None:
         await everything(broker)
         await agree(broker)
         assert await broker.requeue(["bad", "gone", "lone"], now=4.0) == [True] * 3
-        assert await broker.let_go(["back"], by="m", gone=False, now=4.0) == [True]
-        assert await broker.let_go(["adopted"], by="m", gone=True, now=4.0) == [True]
+        assert await release_jobs(broker, ["back"], by="m", gone=False, now=4.0) == [True]
+        assert await release_jobs(broker, ["adopted"], by="m", gone=True, now=4.0) == [True]
         await broker.heartbeat(WorkerInfo("x"), lease=0, now=4.0)
         await agree(broker)
         await ended(broker, *["success"] * 3, now=5.0)
@@ -207,7 +208,7 @@ async def test_every_index_says_what_there_is(watched: Watched) -> None:
 async def test_what_is_deleted_leaves_the_indexes(watched: Watched) -> None:
     async with watched as broker:
         await everything(broker)
-        assert await broker.let_go(["back", "adopted"], by="m", gone=True, now=4.0) == [True, True]
+        assert await release_jobs(broker, ["back", "adopted"], by="m", gone=True, now=4.0) == [True, True]
         for job in await broker.find(JobFilter()):
             await broker.cancel(job.id, now=5.0)
         await broker.settle([Outcome.cancel(job, "no") for job in await broker.find(JobFilter(worker="x"))], now=6.0)
