@@ -12,7 +12,7 @@ transaction mode such as pgbouncer: no prepared statements, no session state, no
 The others are libpq's, as asyncpg takes them; what hosted databases hand out beside, such as `keepalives=`, changes
 nothing.
 
-A job is one row, and every move of it a guarded UPDATE. What concurrent callers want goes out as one statement over
+A job is one row, and every move of it is guarded. What concurrent callers want goes out as one statement over
 arrays (`groups`). Whoever waits is told by NOTIFY, and looks each second in case a notification was lost (`news`).
 The schema and the SQL are in `statements`, what a call does with them in `store`, the connections in `connections`.
 """
@@ -20,12 +20,15 @@ The schema and the SQL are in `statements`, what a call does with them in `store
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import json
 import math
 import os
 from typing import TYPE_CHECKING, Any, cast
+
+import asyncpg
 
 from flowrra import (
     LAST_CHANCE,
@@ -65,7 +68,11 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from typing import Self
 
+    from flowrra_extras.postgres.connections import CallersSession
+
 __all__ = ["PostgresBroker", "broker_from_url"]
+
+_TRIES = 3  # of a push in a caller's transaction, while others take its unique keys
 
 
 class _Life(Broker):
@@ -143,14 +150,19 @@ class PostgresBroker(_Life):
     async def push(self, jobs: Sequence[Job], *, now: float, by: str | None = None) -> list[str]:
         groups = self._opened()
         if by is not None:
-            taken = await groups.transact(lambda store: store.adopt(jobs, by))
-            return [job.id if is_in else "" for job, is_in in zip(jobs, taken, strict=True)]
+            return await groups.transact(lambda store: store.adopt(jobs, by, now))
         return await groups.push(jobs, now) if jobs else []
 
     async def push_in(self, connection: Any, jobs: Sequence[Job], *, now: float) -> list[str]:
         self._opened()
         encode_payloads(jobs)
         session = callers_session(connection, self._address.schema)
+        for _ in range(_TRIES - 1):
+            with contextlib.suppress(asyncpg.UniqueViolationError):
+                return await self._push_through(session, jobs, now)
+        return await self._push_through(session, jobs, now)
+
+    async def _push_through(self, session: CallersSession, jobs: Sequence[Job], now: float) -> list[str]:
         async with session.savepoint():
             if (await session.store())[1] != self.store_id:
                 raise ConfigError(
@@ -178,19 +190,7 @@ class PostgresBroker(_Life):
 
     async def change(self, task_ids: Sequence[str], action: Action, *, now: float, by: str | None = None) -> list[bool]:
         groups = self._opened()
-        if action == "cancel":
-            return [await self._cancel(task_id, now, by) for task_id in task_ids]
-        if action == "requeue":
-            return await groups.transact(lambda store: store.requeue(task_ids, now, by))
-        if action == "hold":
-            return await groups.transact(lambda store: store.hold(task_ids, by or ""))
-        return await groups.transact(lambda store: store.release(task_ids, by or "", now))
-
-    async def _cancel(self, task_id: str, now: float, by: str | None) -> bool:
-        ends, is_running = await self._groups.transact(lambda store: store.cancel(task_id, now, by))
-        if is_running:
-            self._groups.waits.tell(notices=True)
-        return ends
+        return await groups.transact(lambda store: store.change(task_ids, action, now, by))
 
     async def remove(
         self, task_ids: Sequence[str] = (), *, by: str | None = None, before: float | None = None, limit: int = 1000

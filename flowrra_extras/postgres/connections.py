@@ -184,6 +184,9 @@ class Session:
         """Run several statements without values."""
         await self.connection.execute(in_schema(text, self.schema))
 
+    def is_in_transaction(self) -> bool:
+        return bool(self.connection.is_in_transaction())
+
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
         """A transaction around the body. Cancelling it leaves it open: the connection is of no use any more."""
@@ -220,9 +223,6 @@ class CallersSession(Session):
             raise
         await self.fetch("RELEASE SAVEPOINT flowrra_push")
 
-    def is_in_transaction(self) -> bool:
-        return bool(self.connection.is_in_transaction())
-
 
 class PsycopgSession(CallersSession):
     """The same for psycopg 3.2 and later, whose connections may be plain ones: those block the loop meanwhile."""
@@ -232,12 +232,15 @@ class PsycopgSession(CallersSession):
         from psycopg.rows import tuple_row
 
         query = in_schema(text, self.schema).encode()
-        if isinstance(self.connection, psycopg.AsyncConnection):
-            cursor = psycopg.AsyncRawCursor(self.connection, row_factory=tuple_row)
-            await cursor.execute(query, values or None)
-            return await cursor.fetchall() if cursor.description else []
-        plain = psycopg.RawCursor(self.connection, row_factory=tuple_row).execute(query, values or None)
-        return plain.fetchall() if plain.description else []
+        try:
+            if isinstance(self.connection, psycopg.AsyncConnection):
+                cursor = psycopg.AsyncRawCursor(self.connection, row_factory=tuple_row)
+                await cursor.execute(query, values or None)
+                return await cursor.fetchall() if cursor.description else []
+            plain = psycopg.RawCursor(self.connection, row_factory=tuple_row).execute(query, values or None)
+            return plain.fetchall() if plain.description else []
+        except psycopg.errors.UniqueViolation as error:
+            raise asyncpg.UniqueViolationError(str(error)) from error
 
     def is_in_transaction(self) -> bool:
         """Whether it is in one, or about to begin one."""

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from flowrra import (
+    SUCCESS,
     Attempt,
     BackendConfig,
     Job,
@@ -17,6 +18,7 @@ from flowrra import (
     claimed_job,
     decode,
     encode,
+    encode_arguments,
 )
 from flowrra_extras.postgres import statements as sql
 
@@ -82,9 +84,12 @@ def jobs_of_claim(rows: Sequence[Any], worker: str, now: float) -> list[Job]:
     return jobs
 
 
+_FIELDS = sql.JOB_COLUMNS.replace("unique_key", "unique").replace("::text", "").split(", ")
+
+
 def job_of_row(row: Any) -> Job:
-    values = dict(row)
-    values["unique"] = values.pop("unique_key")
+    """A job from a row that begins with sql.JOB_COLUMNS."""
+    values = dict(zip(_FIELDS, row, strict=False))
     values["status"] = TaskStatus(values["status"])
     values["parents"] = tuple(_parsed(values["parents"], ()))
     values["overrides"] = _parsed(values["overrides"], None)
@@ -92,6 +97,32 @@ def job_of_row(row: Any) -> Job:
     values["progress"] = _progress_of(values["progress"])
     values["result"] = _stored_result(values["result"])
     return Job(**values)
+
+
+def changing_values(job: Job) -> dict[str, Any]:
+    """What the rules may change of a job, as sql.WRITE takes it."""
+    past = [a._replace(error=clean(a.error), traceback=clean(a.traceback)) for a in job.history]
+    return {
+        "seq": job.seq, "status": job.status, "due": job.due, "expires": job.expires, "attempt": job.attempt,
+        "failures": job.failures, "crashes": job.crashes, "worker": job.worker, "started": job.started,
+        "finished": job.finished, "purge_at": job.purge_at,
+        "result": encode(job.result) if job.status is SUCCESS else None, "error": clean(job.error),
+        "traceback": clean(job.traceback), "progress": json.dumps(job.progress) if job.progress else None,
+        "history": past or None, "cancel_requested": job.cancel_requested, "waits": job.waits,
+    }  # fmt: skip
+
+
+def born_values(job: Job) -> dict[str, Any]:
+    """A new job as sql.WRITE takes it."""
+    return changing_values(job) | {
+        "id": job.id, "task": job.task, "queue": job.queue, "priority": job.priority,
+        "payload": encode_arguments(job), "submitted": job.submitted, "unique_key": job.unique,
+        "parents": json.dumps(job.parents) if job.parents else None, "overrides": overrides_text(job),
+    }  # fmt: skip
+
+
+def overrides_text(job: Job) -> str | None:
+    return json.dumps(dict(job.overrides), sort_keys=True) if job.overrides else None
 
 
 def result_of_row(row: Any) -> TaskResult[Any]:
