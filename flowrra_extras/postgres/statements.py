@@ -170,8 +170,8 @@ LAZY = "set_config('synchronous_commit', 'off', true) = 'off'"
 IS_RUNNING = "coalesce(job.status, '') = 'running'"
 
 # Plain jobs: they have neither parents nor a key. $1 now, then arrays: ids, payloads, tasks, queues, priorities, dues,
-# expires, overrides. Of tasks, queues and priorities one may stand for all, and an empty array for NULLs: then 1,000 jobs a
-# statement go in at 150,000/s, with all arrays filled at 110,000.
+# expires, overrides. Of tasks, queues and priorities one may stand for all, and an empty array for NULLs: then 1,000
+# jobs a statement go in at 150,000/s, with all arrays filled at 110,000.
 INSERT = """
     INSERT INTO flowrra.job (id, payload, task, queue, priority, status, submitted, due, expires, overrides)
     SELECT id, payload, coalesce(task, ($4::text[])[1]), coalesce(queue, ($5::text[])[1]),
