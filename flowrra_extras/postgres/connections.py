@@ -49,7 +49,7 @@ _UNUSED = frozenset(
 )  # fmt: skip
 # asyncpg looks up what an array is when it first meets one, and turns jit off for that and on again: which may be in
 # two sessions behind a pooler, unless it is in one transaction. So it meets all that the statements use in its first.
-ARRAYS = ("bigint", "boolean", "float8", "integer", "jsonb")
+ARRAYS = ("bigint", "float8", "integer")
 _LEARN_ARRAYS = "SELECT " + ", ".join(f"${number}::{name}[]" for number, name in enumerate(ARRAYS, 1))
 _COMMITS = ("on", "off", "local", "remote_write", "remote_apply")
 # Plans that are made while a table is empty are kept, and would read all of it when it is full: of what these forbid,
