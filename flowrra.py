@@ -163,6 +163,31 @@ __all__ += [
 __all__ += ["TRANSITIONS", "ResultOf", "SQLiteBroker", "Submitter", "broker_from_url", "copied", "copy_arguments"]
 __all__ += ["copy_returned", "decode", "decode_arguments", "decode_result", "encode", "encode_arguments"]
 __all__ += ["encode_result", "encode_value", "logger"]
+__all__ += [
+    "ActivitySums",
+    "Children",
+    "Expired",
+    "Find",
+    "Holders",
+    "Jobs",
+    "Lease",
+    "Overview",
+    "RETRYING",
+    "Running",
+]
+__all__ += ["SCHEDULED", "Topic", "UPKEEP_STEP", "Unit", "WaiterHub", "Walk", "adopt", "change", "copy_of", "drive"]
+__all__ += [
+    "expire",
+    "is_expired",
+    "is_held",
+    "judge_leases",
+    "promote_one",
+    "push",
+    "rescue",
+    "settle",
+    "spread",
+    "start",
+]
 # For brokers and extras, and not for others:
 __all__ += ["ACTIVITY_KEPT", "BLOCKED", "BY_HAND", "CRON_FIELDS", "ENDINGS_KEPT", "ENDINGS_TOLD"]
 __all__ += ["EXPIRED", "FAILED", "FINISHED", "HISTORY_LIMIT", "KILLED", "LAST_CHANCE", "Fired", "Firing"]
