@@ -140,65 +140,30 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-__all__ = ["Flowrra", "JobContext", "Submission", "SyncFace", "Task", "TaskOptions", "current_job", "main", "result_of"]
-__all__ += ["Attempt", "Event", "Job", "JobFilter", "Progress", "TaskId", "TaskResult", "TaskStatus", "WorkerInfo"]
-__all__ += ["BackendConfig", "BrokerConfig", "Config", "Cron", "ExecutorConfig", "Schedule", "ScheduleOptions"]
-__all__ += ["BackendError", "BrokerError", "ConfigError", "ExecutorNotRunningError", "FlowrraError", "NoFire"]
-__all__ += ["ProcessDiedError", "QueueFullError", "RemoteError", "ResultError", "Retry", "SerializationError"]
-__all__ += ["StoreLostError", "TaskNotFoundError", "TaskTimeoutError"]
+__all__ = ["Attempt", "BackendConfig", "BackendError", "BrokerConfig", "BrokerError", "Config", "ConfigError"]
+__all__ += ["Cron", "Event", "ExecutorConfig", "ExecutorNotRunningError", "Flowrra", "FlowrraError", "Job"]
+__all__ += ["JobContext", "JobFilter", "NoFire", "ProcessDiedError", "Progress", "QueueFullError", "RemoteError"]
+__all__ += ["ResultError", "Retry", "Schedule", "ScheduleOptions", "SerializationError", "StoreLostError"]
+__all__ += ["Submission", "SyncFace", "Task", "TaskId", "TaskNotFoundError", "TaskOptions", "TaskResult"]
+__all__ += ["TaskStatus", "TaskTimeoutError", "WorkerInfo", "current_job", "main", "result_of"]
 # For authors of brokers and backends:
-__all__ += [
-    "Action",
-    "Activity",
-    "Backend",
-    "Broker",
-    "BrokerFactory",
-    "Clock",
-    "MemoryBroker",
-    "Notices",
-    "Outcome",
-    "Overview",
-    "Topic",
-]
-__all__ += ["TRANSITIONS", "ResultOf", "SQLiteBroker", "Submitter", "broker_from_url", "copied", "copy_arguments"]
-__all__ += ["copy_returned", "decode", "decode_arguments", "decode_result", "encode", "encode_arguments"]
-__all__ += ["encode_result", "encode_value", "logger"]
-__all__ += [
-    "ActivitySums",
-    "Children",
-    "Expired",
-    "Find",
-    "Holders",
-    "Jobs",
-    "Lease",
-    "Overview",
-    "RETRYING",
-    "Running",
-]
-__all__ += ["SCHEDULED", "Topic", "UPKEEP_STEP", "Unit", "WaiterHub", "Walk", "adopt", "change", "copy_of", "drive"]
-__all__ += [
-    "expire",
-    "is_expired",
-    "is_held",
-    "judge_leases",
-    "promote_one",
-    "push",
-    "rescue",
-    "settle",
-    "spread",
-    "start",
-]
+__all__ += ["RETRYING", "SCHEDULED", "TRANSITIONS", "UPKEEP_STEP", "Action", "Activity", "ActivitySums", "Backend"]
+__all__ += ["Broker", "BrokerFactory", "Children", "Clock", "Expired", "Find", "Holders", "Jobs", "Lease"]
+__all__ += ["MemoryBroker", "Notices", "Outcome", "Overview", "ResultOf", "Running", "SQLiteBroker", "Submitter"]
+__all__ += ["Topic", "Unit", "WaiterHub", "Walk", "adopt", "broker_from_url", "change", "copied", "copy_arguments"]
+__all__ += ["copy_of", "copy_returned", "decode", "decode_arguments", "decode_result", "drive", "encode"]
+__all__ += ["encode_arguments", "encode_result", "encode_value", "expire", "is_expired", "is_held", "judge_leases"]
+__all__ += ["logger", "promote_one", "push", "rescue", "settle", "spread", "start"]
 # For brokers and extras, and not for others:
-__all__ += ["ACTIVITY_KEPT", "BLOCKED", "BY_HAND", "CRON_FIELDS", "ENDINGS_KEPT", "ENDINGS_TOLD"]
-__all__ += ["EXPIRED", "FAILED", "FINISHED", "HISTORY_LIMIT", "KILLED", "LAST_CHANCE", "Fired", "Firing"]
-__all__ += ["LAST_DAY", "LAST_WORKDAY", "LEFT", "LOOK_EVERY", "MAX_CRASHES", "MAX_LEASE", "MISFIRES", "NEAREST"]
-__all__ += ["NO_ARGUMENTS", "OPERATOR_COMMANDS", "OVERLAPS", "PENDING", "REQUEUABLE", "RULE_KINDS", "RUNNING"]
-__all__ += ["SUCCESS", "UNFINISHED", "WORKER_LOST", "Turns", "activity_texts", "add_store", "ask", "check_key"]
-__all__ += ["check_queue", "check_shared", "claimed_job", "cron_bits", "cron_values", "describe", "duration"]
-__all__ += ["ended_job", "find_task", "first_line", "import_extra", "job_as_json", "kind_name", "length_bucket"]
-__all__ += ["load_app", "make_schedule", "nearest", "orphaned", "parents_in", "parsed", "print_table", "python"]
-__all__ += ["read_arguments", "result_from", "result_limit", "schedule_key", "sum_of_activity"]
-__all__ += ["totals_of_activity", "unknown_job", "upcoming"]
+__all__ += ["ACTIVITY_KEPT", "BLOCKED", "BY_HAND", "CRON_FIELDS", "ENDINGS_KEPT", "ENDINGS_TOLD", "EXPIRED", "FAILED"]
+__all__ += ["FINISHED", "HISTORY_LIMIT", "KILLED", "LAST_CHANCE", "LAST_DAY", "LAST_WORKDAY", "LEFT", "LOOK_EVERY"]
+__all__ += ["MAX_CRASHES", "MAX_LEASE", "MISFIRES", "NEAREST", "NO_ARGUMENTS", "OPERATOR_COMMANDS", "OVERLAPS"]
+__all__ += ["PENDING", "REQUEUABLE", "RULE_KINDS", "RUNNING", "SUCCESS", "UNFINISHED", "WORKER_LOST", "Fired"]
+__all__ += ["Firing", "Turns", "activity_texts", "add_store", "ask", "check_key", "check_queue", "check_shared"]
+__all__ += ["claimed_job", "cron_bits", "cron_values", "describe", "duration", "ended_job", "find_task", "first_line"]
+__all__ += ["import_extra", "job_as_json", "kind_name", "length_bucket", "load_app", "make_schedule", "nearest"]
+__all__ += ["orphaned", "parents_in", "parsed", "print_table", "python", "read_arguments", "result_from"]
+__all__ += ["result_limit", "schedule_key", "sum_of_activity", "totals_of_activity", "unknown_job", "upcoming"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
