@@ -153,7 +153,7 @@ __all__ += ["MemoryBroker", "Notices", "Outcome", "Overview", "ResultOf", "Runni
 __all__ += ["Topic", "Unit", "WaiterHub", "Walk", "adopt", "broker_from_url", "change", "copied", "copy_arguments"]
 __all__ += ["copy_of", "copy_returned", "decode", "decode_arguments", "decode_result", "drive", "encode"]
 __all__ += ["encode_arguments", "encode_result", "encode_value", "expire", "is_expired", "is_held", "judge_leases"]
-__all__ += ["logger", "promote_one", "push", "rescue", "settle", "spread", "start"]
+__all__ += ["logger", "promote_one", "push", "recorded", "rescue", "settle", "spread", "start"]
 # For brokers and extras, and not for others:
 __all__ += ["ACTIVITY_KEPT", "BLOCKED", "BY_HAND", "CRON_FIELDS", "ENDINGS_KEPT", "ENDINGS_TOLD", "EXPIRED", "FAILED"]
 __all__ += ["FINISHED", "HISTORY_LIMIT", "KILLED", "LAST_CHANCE", "LAST_DAY", "LAST_WORKDAY", "LEFT", "LOOK_EVERY"]
@@ -2251,6 +2251,17 @@ def noted(job: Job, by: str | None, action: str, now: float) -> tuple[Attempt, .
     return (*job.history[1 - HISTORY_LIMIT :], Attempt(job.attempt, by, now, now, "note", action))
 
 
+def recorded(result: TaskResult[Any], retention: BackendConfig) -> Job:
+    """A finished job that stands for a result which came from elsewhere: in no queue, and without arguments."""
+    job = Job(result.task_id, result.task, queue="", payload=NO_ARGUMENTS, status=result.status)
+    job.submitted, job.attempt, job.started = result.submitted, result.attempts, result.started
+    job.finished, job.result, job.progress = result.finished, result.result, result.progress
+    job.purge_at = (result.finished or 0.0) + retention.ttl(result.status)
+    job.error = result.error if result.is_success else result.error or ""
+    job.traceback = result.traceback
+    return job
+
+
 # Leases ----------------------------------------------------------------------------------------
 
 
@@ -2662,31 +2673,14 @@ class Backend:
             TaskTimeoutError: it is not finished after `timeout` seconds (None: wait for ever).
         """
         pauses = itertools.chain((0.01, 0.02, 0.05), itertools.repeat(0.1))
-        async with within(task_id, timeout):
+        async with result_limit(task_id, timeout) as answered:
             while True:
                 (result,) = await self.get([task_id])
                 if result is not None and result.is_finished:
                     return result
+                answered()
                 await asyncio.sleep(next(pauses))
         raise AssertionError("the pauses never end")
-
-
-@contextlib.asynccontextmanager
-async def within(task_id: str, timeout: float | None) -> AsyncIterator[None]:
-    """Wait for a job no longer than `timeout`; a TimeoutError of what is called meanwhile stays what it is."""
-    limit = asyncio.timeout(timeout)
-    try:
-        async with limit:
-            yield
-    except TimeoutError:
-        if not limit.expired():
-            raise
-        raise timed_out(task_id, timeout) from None
-
-
-def timed_out(task_id: str, timeout: float | None) -> TaskTimeoutError:
-    """The error for a result that did not come within `timeout` seconds."""
-    return TaskTimeoutError(f"job {task_id} has not finished within {timeout:g} s; it goes on all the same")
 
 
 _FIRST_LOOK = 0.5  # seconds that a store gets to say whether a job has ended, also if the time-out is shorter (0)
@@ -2711,7 +2705,8 @@ async def result_limit(task_id: str, timeout: float | None) -> AsyncIterator[Cal
         if not limit.expired():
             raise
         if is_answered:
-            raise timed_out(task_id, timeout) from None
+            text = f"job {task_id} has not finished within {timeout:g} s; it goes on all the same"
+            raise TaskTimeoutError(text) from None
         text = f"the store has not answered within {timeout:g} s, so that job {task_id} may have ended or not"
         raise TaskTimeoutError(text) from None
 
@@ -2850,13 +2845,14 @@ class Broker(Backend):
         return [found.get(task_id) for task_id in task_ids]
 
     async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
-        async with within(task_id, timeout):
+        async with result_limit(task_id, timeout) as answered:
             while True:
                 (result,) = await self.get([task_id])
                 if result is None:
                     raise unknown_job(task_id)
                 if result.is_finished:
                     return result
+                answered()
                 await self.wait([("job", task_id)], None)
         raise AssertionError("a wait without a time-out ends in a result")
 
@@ -3329,18 +3325,12 @@ class MemoryBroker(Broker):
     async def record(self, results: Sequence[TaskResult[Any]]) -> None:
         for result in results:
             known = self._jobs.get(result.task_id)
-            if known is not None and known.queue:
-                continue  # a job, which is in a queue
-            job = Job(result.task_id, result.task, queue="", submitted=result.submitted)
-            start(job, "", 0.0)
-            outcome = Outcome(job, 1, result.status, result.result, result.error, result.traceback)
-            settle_one(job, outcome, result.finished or 0.0, self.retention)
-            job.result = copied(result.result)
-            job.attempt, job.started, job.progress = result.attempts, result.started, result.progress
-            job.worker = None
-            self._drop([job.id])
-            self._jobs[job.id] = job
-            self._enter(job)
+            if known is None or not known.queue:  # else it is a job, which is in a queue
+                job = recorded(result, self.retention)
+                job.result = copied(result.result)
+                self._drop([job.id])
+                self._add(job)
+                self._enter(job)
 
     # Looking -----------------------------------------------------------------------------------
 
@@ -3354,7 +3344,8 @@ class MemoryBroker(Broker):
             return _kept_result(job)
         result: TaskResult[Any] | None = None
         if job is not None:
-            async with within(task_id, timeout):
+            async with result_limit(task_id, timeout) as answered:
+                answered()
                 result = await self.hub.wait([("job", task_id)], None)
         if result is None:
             raise unknown_job(task_id)
@@ -3685,15 +3676,6 @@ _REGISTER = f"""
     VALUES (:{_WORKER_COLUMNS.replace(", ", ", :")}, :until, :lease, lower(hex(randomblob(4))), :home, :birth)
     RETURNING term"""
 
-_RECORD = """
-    INSERT INTO flowrra_job (id, task, status, payload, queue, priority, submitted, attempt, started,
-        finished, purge_at, error, traceback, result)
-    VALUES (?, ?, ?, ?, '', 0, ?, ?, ?, ?, ?, ?, ?, ?)
-    ON CONFLICT (id) DO UPDATE SET (task, status, submitted, attempt, started, finished, purge_at, error, traceback,
-        result) = (excluded.task, excluded.status, excluded.submitted, excluded.attempt, excluded.started,
-        excluded.finished, excluded.purge_at, excluded.error, excluded.traceback, excluded.result)
-    WHERE queue = ''  -- else it is a job"""
-
 
 class _Home(NamedTuple):
     """Where this process lives, so that another one can tell whether it is still alive."""
@@ -3943,12 +3925,12 @@ class SQLiteTable:
 
     def record(self, results: Sequence[TaskResult[Any]]) -> None:
         for result in results:
-            ttl = self._retention.ttl(result.status)
-            row = [result.task_id, result.task, result.status, NO_ARGUMENTS, result.submitted, result.attempts]
-            error = result.error if result.is_success else result.error or ""  # as flowrra_troubled needs it
-            row += [result.started, result.finished, (result.finished or 0.0) + ttl, error, result.traceback]
-            self._db.execute(_RECORD, (*row, f"[{encode(result.result)}]" if result.is_success else None))
-            self.woken["job", result.task_id] = None
+            if not self._db.execute(
+                "SELECT 1 FROM flowrra_job WHERE id = ? AND queue != ''", (result.task_id,)
+            ).fetchone():
+                self._db.execute("DELETE FROM flowrra_job WHERE id = ?", (result.task_id,))
+                self._insert(recorded(result, self._retention))
+                self.woken["job", result.task_id] = None
 
     def report(self, progress: Mapping[tuple[str, int], Progress]) -> None:
         update = "UPDATE flowrra_job SET progress = ? WHERE id = ? AND attempt = ? AND status = 'running'"
