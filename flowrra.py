@@ -7198,17 +7198,8 @@ class Firing:
         self._app = app
         self._reported: set[str] = set()  # schedules that a warning has been given of
 
-    async def open(self) -> None:
-        """Get ready to be used on the running loop, until `close`."""
-
-    async def close(self) -> None:
-        """Give everything back."""
-
-    def fire_in(self, worker: Worker) -> None:
-        """Fire what comes due until the worker leaves. What fails is tried again, and no fire is lost by it."""
-        worker.reside(self._keep_firing)
-
-    async def _keep_firing(self) -> None:
+    async def run(self) -> None:
+        """Fire what comes due, until it is cancelled. It may be called again after a failure: no fire is lost by it."""
         while True:
             pause = await self.step()
             await asyncio.sleep(pause)
@@ -7233,15 +7224,15 @@ class Firing:
             return None
         moments = _due_moments(rule, _micro(cast("float", schedule.next_fire)), _micro(now))
         chosen = _to_fire(schedule.misfire, moments, _micro(now))
-        jobs = [self._job(schedule, task, moment) for moment in chosen]
         if len(chosen) < len(moments):
             logger.warning("schedule %s (%s) is late: %d of %d fires up to %s are dropped", schedule.id, task.name,
                            len(moments) - len(chosen), len(moments), _stamp(moments[-1]))  # fmt: skip
+        jobs = [self._job(schedule, task, moment) for moment in chosen]
         following = rule.next(_micro(now))
-        if following is None:
-            return jobs, Fired(schedule.id, schedule.turn, None, moments[-1] / 1e6, schedule.last_job)
-        last = chosen[-1] / 1e6 if chosen else schedule.last_fire
-        return jobs, Fired(schedule.id, schedule.turn, following / 1e6, last, schedule.last_job)
+        over = moments if following is None else chosen  # where nothing follows, what was dropped is over, too
+        last = over[-1] / 1e6 if over else schedule.last_fire
+        following_at = None if following is None else following / 1e6
+        return jobs, Fired(schedule.id, schedule.turn, following_at, last, schedule.last_job)
 
     def _report(self, schedule: Schedule, what: str) -> None:
         if schedule.id not in self._reported:
@@ -7288,23 +7279,27 @@ class Firing:
 
 
 class CodeSchedules(Firing):
-    """Fires the schedules that an app declares. It remembers nothing from one start to the next."""
+    """Fires the schedules that an app declares. It remembers nothing from one process to the next."""
 
     def __init__(self, app: Flowrra) -> None:
         super().__init__(app)
-        self._schedules: dict[str, Schedule] = {}  # as they stand here, by id
-        self._admitted: set[str] = set()
+        self._schedules: dict[str, Schedule] = {}  # as they stand since the start, by id
+        self._last_fires: dict[str, float | None] = {}  # before the start
         self._retry_at: dict[str, float] = {}  # on the monotonic clock, of those whose jobs were refused
 
-    def fire_in(self, worker: Worker) -> None:
-        self._admitted.clear()
-        super().fire_in(worker)
+    def restart(self) -> None:
+        """Have all fire from now on, as the app starts; but no moment again that has fired before a stop."""
+        self._last_fires |= {schedule.id: schedule.last_fire for schedule in self._schedules.values()}
+        self._schedules.clear()
 
     async def step(self) -> float:
         now, clock = self._app.clock.time(), self._app.clock.monotonic()
-        for schedule_id in self._app.schedules.keys() - self._admitted:
-            self._admit(self._app.schedules[schedule_id], now)
-        due = [s for s in self._waiting(clock) if cast("float", s.next_fire) <= now]
+        for schedule in self._app.schedules.values():
+            if schedule.id not in self._schedules:
+                last = self._last_fires.get(schedule.id)
+                first = upcoming(schedule, now if last is None else max(now, last))
+                self._schedules[schedule.id] = dataclasses.replace(schedule, next_fire=first, last_fire=last)
+        due = [schedule for moment, schedule in self._waiting(clock) if moment <= now]
         plans = [plan for schedule in due if (plan := self.plan(schedule, now)) is not None]
         fired = {one.schedule_id: one for one in await self.push(plans)}
         for schedule in due:
@@ -7312,27 +7307,16 @@ class CodeSchedules(Firing):
                 schedule.next_fire, schedule.last_fire, schedule.last_job = one[2:]
             else:
                 self._retry_at[schedule.id] = clock + _RETRY_AFTER
-        first = min((cast("float", schedule.next_fire) for schedule in self._waiting(clock)), default=math.inf)
-        pause = min(LOOK_EVERY, max(0.0, first - now))
-        return pause if self._app.schedules else _NONE_YET
+        first = min((moment for moment, _ in self._waiting(clock)), default=math.inf)
+        return min(LOOK_EVERY, max(0.0, first - now)) if self._app.schedules else _NONE_YET
 
-    def _waiting(self, clock: float) -> list[Schedule]:
-        """Those that have something left to fire, and may."""
+    def _waiting(self, clock: float) -> list[tuple[float, Schedule]]:
+        """Those that have something left to fire, and may, with the moment."""
         return [
-            schedule
+            (schedule.next_fire, schedule)
             for schedule in self._schedules.values()
             if schedule.enabled and schedule.next_fire is not None and self._retry_at.get(schedule.id, clock) <= clock
         ]
-
-    def _admit(self, schedule: Schedule, now: float) -> None:
-        """Have it fire from now on, but no moment again that it has fired before a stop."""
-        self._admitted.add(schedule.id)
-        old = self._schedules.get(schedule.id)
-        last = None if old is None else old.last_fire
-        after = now if last is None else max(now, last)
-        self._schedules[schedule.id] = dataclasses.replace(
-            schedule, next_fire=upcoming(schedule, after), last_fire=last
-        )
 
 
 # ---------------------------------------------------------------------------
@@ -7425,8 +7409,8 @@ class _TaskMaker(Protocol):
     def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
 
 
-class _Declarations(Submitter):
-    """What an app declares: its tasks, and what is to happen around their jobs."""
+class Declarations(Submitter):
+    """What a program declares to its app: tasks, their schedules, and what is to happen around jobs. Runs nothing."""
 
     def __init__(self) -> None:
         self.registry = Registry()
@@ -7581,24 +7565,23 @@ class _Session:
     caller that is cancelled interrupts nobody else. No lock is held while a lifespan, a hook or a job has its turn.
     """
 
-    def __init__(self, app: _Life) -> None:
+    def __init__(self, app: Flowrra) -> None:
         self.loop = asyncio.get_running_loop()
         self.thread = threading.get_ident()
         self.state = "new"
         self.is_open = False  # whether the stores can be used
         self.worker: Worker | None = None  # while it is running or draining
+        self.works_off = False  # whether a stop lets what is ready run, too, before the drain is over
         self._app = app
         self._stack = contextlib.AsyncExitStack()  # what is closed at the end
-        self._residents: set[Firing] = set()  # whose stores are open
-        self._opening = asyncio.Lock()  # of their stores, one at a time
-        self._connecting = 0  # callers that wait for the stores
-        self._starting = 0  # callers that wait for the worker
+        self._stores: list[Backend | ScheduleStore] = []  # that are open
+        self._opening = asyncio.Lock()  # of stores, one at a time
+        self._callers = 0  # that wait for the stores or the worker; without any, an opening or a start is given up
         self._clients = 0
         self._wants_worker = False  # of a start and a stop at once the later one decides
         self._is_released = False  # whether it closes when neither a worker nor a client needs the stores
-        self._is_given_up = False  # whether the opening or the start that is under way is
-        self._end = 0.0  # when, by the loop's clock, a stop interrupts the jobs that still run
-        self._works_off = False  # whether what is ready runs, too, until then
+        self._is_given_up = False  # whether the step that is under way has been cancelled by us
+        self._drain_end = 0.0  # when, by the loop's clock, a stop interrupts the jobs that still run
         self._failure: BaseException | None = None  # of the latest opening, start or stop
         self._changed = asyncio.Event()
         context = contextvars.copy_context()
@@ -7616,13 +7599,7 @@ class _Session:
 
     async def connect(self) -> bool:
         """Wait until the stores can be used; False if it closes before. It is given up when nobody waits any more."""
-        self._connecting += 1
-        try:
-            await self._until(lambda: self.is_open)
-        finally:
-            self._connecting -= 1
-            if self.state == "opening" and not self._connecting:
-                self._give_up()
+        await self._reach(lambda: self.is_open)
         if not self.is_open and self._failure is not None:
             raise self._failure
         return self.is_open
@@ -7634,18 +7611,12 @@ class _Session:
             return
         self._refuse_own_task("start")
         self._notify()
-        self._starting += 1
-        try:
-            await self._until(lambda: self.state == "running" or not self._wants_worker)
-        finally:
-            self._starting -= 1
-            if self.state != "running" and not self._starting:
-                self._release()
+        await self._reach(lambda: self.state == "running" or not self._wants_worker)
         if self.state != "running":
             await self._settled()
             raise self._failure or ExecutorNotRunningError("the app was stopped while it was starting")
 
-    async def stop(self, drain: float, *, works_off: bool = False) -> None:
+    async def stop(self, drain: float) -> None:
         """Wait until the worker has stopped and, unless a client needs them, the stores are closed.
 
         Cancelling it changes nothing. A second stop with a shorter drain shortens the first.
@@ -7653,20 +7624,20 @@ class _Session:
         self._refuse_own_task("stop")
         end = self.loop.time() + drain
         if self._wants_worker:
-            self._end, self._works_off, self._failure = end, works_off, None
-            if self.worker is not None and not works_off:
+            self._drain_end, self._failure = end, None
+            if self.worker is not None and not self.works_off:
                 self.worker.stop_claiming()  # now, before anybody else has a turn
-        elif end < self._end:
-            self._end = end
-            self.loop.call_later(drain, self.hurry)
+        elif end < self._drain_end:
+            self._drain_end = end
+            self.loop.call_later(drain, self.end_drain)
         self._release()
         await self._settled()
         if self._failure is not None and not self._wants_worker:
             raise self._failure
 
-    def hurry(self) -> None:
+    def end_drain(self) -> None:
         """Have a stop that is under way wait no longer for jobs."""
-        self._end = 0.0
+        self._drain_end = 0.0
         if self.worker is not None:
             self.worker.hurry()
 
@@ -7682,32 +7653,39 @@ class _Session:
                 self._release()
                 await self._settled()
 
-    async def open_resident(self, resident: Firing) -> None:
-        """Open a store of schedules, until the session closes."""
+    async def open_store(self, store: Backend | ScheduleStore) -> None:
+        """Open a store until the session closes, unless it is open already."""
         async with self._opening:
-            if resident not in self._residents:
-                await resident.open()
-                if not self.is_open:
-                    await resident.close()
+            if store not in self._stores:
+                await store.open()
+                if self.state in ("closing", "closed"):
+                    await store.close()
                     raise _stopped()
-                self._stack.push_async_callback(resident.close)
-                self._residents.add(resident)
+                self._stack.push_async_callback(store.close)
+                self._stores.append(store)
 
     def _release(self) -> None:
+        """Want no worker any more, nor the stores unless a client needs them."""
         self._wants_worker, self._is_released = False, True
-        if self.state in ("opening", "starting"):
-            self._give_up()
-        self._notify()
-
-    def _give_up(self) -> None:
-        if not self._is_given_up:
+        if self.state in ("opening", "starting") and not self._is_given_up:
             self._is_given_up = self._task.cancel()
+        self._notify()
 
     def _refuse_own_task(self, call: str) -> None:
         caller = asyncio.current_task()
         if caller is self._task or (self.worker is not None and caller in self.worker.owned()):
             who = "the lifespan" if caller is self._task else "a job or a hook"
             raise FlowrraError(f"{who} cannot await app.{call}(), which waits for it: use asyncio.create_task()")
+
+    async def _reach(self, condition: Callable[[], bool]) -> None:
+        """Return when `condition` holds, or the session is closed. Without anybody who waits so it is released."""
+        self._callers += 1
+        try:
+            await self._until(condition)
+        finally:
+            self._callers -= 1
+            if not self._callers and not condition():
+                self._release()
 
     async def _settled(self) -> None:
         """Return when it is closed, or as far from it as a client or a new start wants."""
@@ -7719,7 +7697,7 @@ class _Session:
             await self._changed.wait()
 
     def _notify(self) -> None:
-        """Have all who wait look again."""
+        """Have all who wait look at their conditions again."""
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -7734,7 +7712,7 @@ class _Session:
 
     async def _live(self) -> None:
         self._move("opening")
-        await self._attempt(self._serve_clients())
+        await self._attempt(self._serve())
         self._move("closing")
         await self._attempt(self._stack.aclose())
         self._move("closed")
@@ -7742,7 +7720,7 @@ class _Session:
     async def _attempt(self, step: Awaitable[None]) -> None:
         """Take a step, which may be given up; what it raises is for those who wait.
 
-        There is no `finally` in these: a task that is collected after its loop has ended can await nothing.
+        There is no `finally` that awaits in these: a task that is collected after its loop has ended cannot.
         """
         try:
             await step
@@ -7757,35 +7735,35 @@ class _Session:
             self._is_given_up = False
             self._task.uncancel()
 
-    async def _serve_clients(self) -> None:
+    async def _serve(self) -> None:
         """Have the stores open, and a worker as often as one is wanted, until nobody needs them any more."""
-        for store in (self._app.broker, self._app.backend):
-            if store is not None and self._connecting:
-                await store.open()
-                self._stack.push_async_callback(store.close)
-        backend = self._app.backend
-        if backend is not None and backend.store_id is not None and backend.store_id == self._app.broker.store_id:
-            self._app.backend = None  # the same store by another name
+        app = self._app
+        await self.open_store(app.broker)
+        if app.backend is not None:
+            await self.open_store(app.backend)
+        if app.backend is not None and app.backend.store_id is not None and app.backend.store_id == app.broker.store_id:
+            app.backend = None  # the same store by another name
         self._move("open")
         while True:
             await self._until(lambda: self._wants_worker or (self._is_released and not self._clients))
             if not self._wants_worker:
-                return await self._report_left()
+                return await _report_left(app.broker)
             await self._run_worker()
             if isinstance(self._failure, asyncio.CancelledError):
                 raise self._failure
 
     async def _run_worker(self) -> None:
         self._move("starting")
-        self._end, self._works_off, self._failure = 0.0, False, None
+        self._drain_end, self.works_off, self._failure = 0.0, False, None
         lifespan = contextlib.AsyncExitStack()
         await self._attempt(self._start_worker(lifespan))
         if (worker := self.worker) is not None:
+            # It may drain although it is wanted: after a stop and a start in one turn of the loop.
             await self._attempt(self._until(lambda: not self._wants_worker or worker.is_draining))
             self._move("draining")
             await self._attempt(self._work_off(worker))
-            await self._attempt(worker.stop(max(0.0, self._end - self.loop.time())))
-        self.worker = None
+            await self._attempt(worker.stop(max(0.0, self._drain_end - self.loop.time())))
+            self.worker = None
         await self._attempt(lifespan.aclose())
         self._move("open")
         if self._failure is not None:
@@ -7795,9 +7773,9 @@ class _Session:
         app = self._app
         if app._lifespan is not None:
             app.state = await lifespan.enter_async_context(app._lifespan(app))
-        residents: list[Firing] = [app.code_schedules, *app.schedulers] if app.config.executor.scheduler else []
-        for resident in residents:
-            await self.open_resident(resident)
+        schedulers = [*app.schedulers] if app.config.executor.scheduler else []
+        for scheduler in schedulers:
+            await self.open_store(scheduler.store)
         worker = Worker(
             app.broker,
             app.registry,
@@ -7809,15 +7787,17 @@ class _Session:
             state=app.state,
         )
         await worker.start()
-        for resident in residents:
-            resident.fire_in(worker)
+        if app.config.executor.scheduler:
+            app.code_schedules.restart()
+            for firing in (app.code_schedules, *schedulers):
+                worker.reside(firing.run)
         self.worker = worker
         self._move("running")
 
     async def _work_off(self, worker: Worker) -> None:
         """Wait until nothing is left that is ready here, as long as jobs may run."""
         for pause in itertools.chain((0.0, 0.001, 0.005, 0.01), itertools.repeat(0.05)):
-            if not self._works_off or self.loop.time() >= self._end:
+            if not self.works_off or self.loop.time() >= self._drain_end:
                 return
             counts = await self._app.broker.counts(JobFilter(status=frozenset((PENDING, RUNNING))))
             served = worker.info.queues.keys() - await self._app.broker.paused()
@@ -7825,17 +7805,122 @@ class _Session:
                 return
             await asyncio.sleep(pause)
 
-    async def _report_left(self) -> None:
-        """Say which jobs go with the memory of this process, unless the app is started again."""
-        if is_private(self._app.broker):
-            counts = await self._app.broker.counts(JobFilter(status=UNFINISHED))
-            left = ", ".join(f"{number} {status} in {queue!r}" for (queue, status), number in sorted(counts.items()))
-            if left:
-                logger.warning("jobs are left in memory, and lost when this process ends: %s", left)
+
+async def _report_left(broker: Broker) -> None:
+    """Say which jobs go with the memory of this process, unless the app is started again."""
+    if is_private(broker):
+        counts = await broker.counts(JobFilter(status=UNFINISHED))
+        left = ", ".join(f"{number} {status} in {queue!r}" for (queue, status), number in sorted(counts.items()))
+        if left:
+            logger.warning("jobs are left in memory, and lost when this process ends: %s", left)
 
 
-class _Life(_Declarations):
-    """How an app is opened, started, stopped and closed: by the session on the loop that runs."""
+def is_private(broker: Broker) -> bool:
+    """Whether the jobs live in this process alone, and end with it."""
+    return isinstance(broker, MemoryBroker) or (isinstance(broker, SQLiteBroker) and broker.path is None)
+
+
+def _stopped() -> ExecutorNotRunningError:
+    return ExecutorNotRunningError("the app has been stopped: start() it again, or use app.client()")
+
+
+class _Sessions:
+    """Which session is the present one: a loop that ended, a fork and plain code each leave it to a new one."""
+
+    def __init__(self, app: Flowrra) -> None:
+        self.present: _Session | None = None
+        self.is_stopped = False  # so that no call opens the stores by itself
+        self._app = app
+        self._is_in_child = _in_child.get()  # here, as other threads do not know
+        self._inherited: list[object] = []
+        self._begin_in_process()
+        if hasattr(os, "register_at_fork"):
+            begin = weakref.WeakMethod(self._begin_in_process)
+            os.register_at_fork(after_in_child=lambda: (renew := begin()) and renew())
+
+    def _begin_in_process(self) -> None:
+        """What a forked child must not share with its parent: where the ids count on, and what is open."""
+        # Ids are short, in the order of their making, and unique without asking anybody: 64 random bits a process.
+        prefix = f"{int(self._app.clock.time()):08x}{os.urandom(8).hex()}"
+        numbers = itertools.count(1_000_000)  # of one length as long as may be, so that they sort
+        self._app.new_id = lambda: f"{prefix}{next(numbers)}"  # type: ignore[method-assign]
+        self._inherited += (self.present, self._app.sync._loop)  # to collect these would close what the parent uses
+        self.present, self.is_stopped = None, False
+        self._app.sync.begin_in_process()
+
+    def is_open_here(self) -> bool:
+        """Whether the stores are open on the loop that runs here.
+
+        On CPython 3.11 get_running_loop() asks the system for the process id: 0.25 us, twice a job.
+        """
+        present = self.present
+        return (
+            present is not None
+            and present.is_open
+            and present.thread == threading.get_ident()
+            and present.loop.is_running()
+        )
+
+    async def here(self) -> _Session | None:
+        """The session on the running loop, if there is one that goes on."""
+        if self._app.sync.is_open_elsewhere():
+            await asyncio.to_thread(self._app.sync.close)
+        session = self.present
+        if session is None:
+            return None
+        if not session.is_alive:
+            if session.worker is not None:
+                session.worker.abandon()
+            return None
+        if session.loop is not asyncio.get_running_loop():
+            raise ConfigError("the app is open on another event loop, in another thread: use app.sync there")
+        return session
+
+    async def connect(self) -> _Session:
+        """The session on the running loop with its stores open; a new one if there is none that goes on."""
+        if self.present is not None and self.is_open_here():
+            return self.present
+        while not self.is_stopped:
+            session = await self.here()
+            if session is None:
+                if self._is_in_child:
+                    _check_child(self._app.broker)
+                session = self.present = _Session(self._app)
+            if await session.connect():
+                return session
+        raise _stopped()
+
+    def worker(self) -> Worker | None:
+        """The worker that runs inside the app."""
+        return self.present.worker if self.present is not None and self.present.is_alive else None
+
+    def serve_new(self, task: Task[..., Any]) -> None:
+        """Have a worker that runs serve a task that was registered after its start."""
+        if (worker := self.worker()) is not None:
+            _call_soon(worker.loop, worker.welcome, task)
+
+
+def _check_child(broker: Broker) -> None:
+    """In a process for CPU-bound tasks: a task may submit to a store that processes share, and no more."""
+    # In the main thread without a task: this comes from a module that is being loaded. Other threads know neither.
+    if _in_child.get() and _current.get() is None:
+        raise ConfigError(
+            "the app is being started by a process that was made for a CPU-bound task: "
+            "put the start of your program under `if __name__ == '__main__':`"
+        )
+    if broker.twin() is None:
+        raise ConfigError(
+            "a CPU-bound task cannot reach the app's jobs: it runs in a process of its own, and the store is "
+            "private to another; use sqlite:///jobs.db, or result_of() for the result of another job"
+        )
+
+
+class Flowrra(Declarations):
+    """An app: its tasks, and the way to its jobs.
+
+    `async with app:` starts a worker inside this process, and drains and stops it at the end;
+    `async with app.client():` only submits and waits, as does calling `submit` without either.
+    """
 
     def __init__(
         self,
@@ -7854,188 +7939,11 @@ class _Life(_Declarations):
             backend = backend or broker_from_url(url, self.config, self.clock)
         self.backend = backend if backend is not self.broker else None
         self.state: Any = None
-        self._is_in_child = _in_child.get()
-        self.sync = SyncFace(cast("Flowrra", self))
-        self.registry.on_new = self._welcome
-        self.code_schedules = CodeSchedules(cast("Flowrra", self))
         self.schedulers: list[Scheduler] = []  # made by create_scheduler()
-        self._session: _Session | None = None
-        self._inherited: list[object] = []
-        self._begin_in_process()
-        if hasattr(os, "register_at_fork"):
-            begin = weakref.WeakMethod(self._begin_in_process)
-            os.register_at_fork(after_in_child=lambda: (renew := begin()) and renew())
-
-    def _begin_in_process(self) -> None:
-        """What a forked child must not share with its parent: where the ids count on, and what is open."""
-        # Ids are short, in the order of their making, and unique without asking anybody: 64 random bits a process.
-        prefix = f"{int(self.clock.time()):08x}{os.urandom(8).hex()}"
-        numbers = itertools.count(1_000_000)  # of one length as long as may be, so that they sort
-        self.new_id = lambda: f"{prefix}{next(numbers)}"  # type: ignore[method-assign]
-        self._inherited += (self._session, self.sync._loop)  # to collect these would close what the parent uses
-        self._session = None
-        self._is_stopped = False  # so that no call opens the stores by itself
-        self.sync.begin_in_process()
-
-    def _is_open_here(self) -> bool:
-        """Whether the stores are open on the loop that runs here.
-
-        On CPython 3.11 get_running_loop() asks the system for the process id: 0.25 us, twice a job.
-        """
-        session = self._session
-        return (
-            session is not None
-            and session.is_open
-            and session.thread == threading.get_ident()
-            and session.loop.is_running()
-        )
-
-    @property
-    def _worker(self) -> Worker | None:
-        return self._session.worker if self._session is not None and self._session.is_alive else None
-
-    @property
-    def is_running(self) -> bool:
-        """Whether a worker runs inside this app."""
-        return self._worker is not None
-
-    @property
-    def worker(self) -> WorkerInfo | None:
-        """The worker that runs inside this app."""
-        return None if self._worker is None else self._worker.info
-
-    def _welcome(self, task: Task[..., Any]) -> None:
-        if (worker := self._worker) is not None:
-            _call_soon(worker.loop, worker.welcome, task)
-
-    async def start(self) -> None:
-        """Open the stores and start a worker on the running loop. A second call changes nothing.
-
-        Of a start and a stop at once the later one counts. Cancelling the call undoes it.
-
-        Raises:
-            ExecutorNotRunningError: the app was stopped meanwhile.
-        """
-        self._is_stopped = False
-        await (await self._connected()).start()
-
-    async def stop(self, wait: bool = True, timeout: float | None = 30.0) -> None:
-        """Drain and stop the worker and close the stores, unless a `client()` needs them.
-
-        A second call waits for the first, and may shorten it. Cancelling the call changes nothing: the stop goes on.
-
-        Args:
-            wait: False stops at once; running jobs are handed back, to run again.
-            timeout: seconds that running jobs get to finish (None: as long as they take).
-        """
-        await self._stop(0.0 if not wait else math.inf if timeout is None else _seconds("timeout", timeout))
-
-    async def _stop(self, drain: float, *, works_off: bool = False) -> None:
-        session = await self._present()
-        self._is_stopped = True
-        if session is not None:
-            await session.stop(drain, works_off=works_off)
-
-    def when_store_is_lost(self, act: Callable[[], object]) -> None:
-        """Have `act` called if the store of the worker inside this app is no longer the one that was opened."""
-        if self._worker is not None:
-            self._worker.on_store_lost = act
-
-    def hurry(self) -> None:
-        """Make a stop that is under way wait no longer for running jobs."""
-        if self._session is not None:
-            self._session.hurry()
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # What is left in memory nobody else would run.
-        await self._stop(self.config.executor.drain, works_off=kind is None and is_private(self.broker))
-
-    @contextlib.asynccontextmanager
-    async def client(self) -> AsyncIterator[Self]:
-        """Open the stores to submit and wait, without a worker; close them at the end.
-
-        Inside another `client()` or a running app it opens and closes nothing.
-        """
-        self._is_stopped = False
-        async with (await self._connected()).client():
-            yield self
-
-    async def connect(self) -> None:
-        """Open the stores on the running loop, unless they are open; each call on the app does so first."""
-        if not self._is_open_here():
-            if self._is_stopped:
-                raise _stopped()
-            await self._connected()
-
-    async def open_resident(self, resident: Firing) -> None:
-        """Open a scheduler's store and the app's on the running loop, unless they are open."""
-        await self.connect()
-        await cast("_Session", self._session).open_resident(resident)
-
-    async def _connected(self) -> _Session:
-        """The session on the running loop with its stores open; a new one if there is none that goes on."""
-        while True:
-            session = await self._present()
-            if session is None:
-                if self._is_in_child:
-                    self._check_child()
-                session = self._session = _Session(self)
-            if await session.connect():
-                return session
-            if self._is_stopped:
-                raise _stopped()
-
-    async def _present(self) -> _Session | None:
-        """The session on the running loop, if there is one that goes on."""
-        if self.sync.is_open_elsewhere():
-            await asyncio.to_thread(self.sync.close)
-        session = self._session
-        if session is None:
-            return None
-        if not session.is_alive:
-            if session.worker is not None:
-                session.worker.abandon()
-            return None
-        if session.loop is not asyncio.get_running_loop():
-            raise ConfigError("the app is open on another event loop, in another thread: use app.sync there")
-        return session
-
-    def _check_child(self) -> None:
-        """In a process for CPU-bound tasks: a task may submit to a store that processes share, and no more."""
-        # In the main thread without a task: this comes from a module that is being loaded. Other threads know neither.
-        if _in_child.get() and _current.get() is None:
-            raise ConfigError(
-                "the app is being started by a process that was made for a CPU-bound task: "
-                "put the start of your program under `if __name__ == '__main__':`"
-            )
-        if self.broker.twin() is None:
-            raise ConfigError(
-                "a CPU-bound task cannot reach the app's jobs: it runs in a process of its own, and the store is "
-                "private to another; use sqlite:///jobs.db, or result_of() for the result of another job"
-            )
-
-
-def _stopped() -> ExecutorNotRunningError:
-    return ExecutorNotRunningError("the app has been stopped: start() it again, or use app.client()")
-
-
-def is_private(broker: Broker) -> bool:
-    """Whether the jobs live in this process alone, and end with it."""
-    return isinstance(broker, MemoryBroker) or (isinstance(broker, SQLiteBroker) and broker.path is None)
-
-
-class Flowrra(_Life):
-    """An app: its tasks, and the way to its jobs.
-
-    `async with app:` starts a worker inside this process, and drains and stops it at the end;
-    `async with app.client():` only submits and waits, as does calling `submit` without either.
-    """
+        self.code_schedules = CodeSchedules(self)
+        self.sync = SyncFace(self)
+        self.sessions = _Sessions(self)
+        self.registry.on_new = self.sessions.serve_new
 
     @classmethod
     def from_urls(cls, broker: str | None = None, backend: str | None = None) -> Self:
@@ -8049,6 +7957,92 @@ class Flowrra(_Life):
                 broker=BrokerConfig(url="memory://" if broker is None else broker), backend=BackendConfig(url=backend)
             )
         )
+
+    # Life --------------------------------------------------------------------------------------
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a worker runs inside this app."""
+        return self._worker is not None
+
+    @property
+    def worker(self) -> WorkerInfo | None:
+        """The worker that runs inside this app."""
+        return None if self._worker is None else self._worker.info
+
+    @property
+    def _worker(self) -> Worker | None:
+        return self.sessions.worker()
+
+    async def start(self) -> None:
+        """Open the stores and start a worker on the running loop. A second call changes nothing.
+
+        Of a start and a stop at once the later one counts. Cancelling the call undoes it.
+
+        Raises:
+            ExecutorNotRunningError: the app was stopped meanwhile.
+        """
+        self.sessions.is_stopped = False
+        await (await self.sessions.connect()).start()
+
+    async def stop(self, wait: bool = True, timeout: float | None = 30.0) -> None:
+        """Drain and stop the worker and close the stores, unless a `client()` needs them.
+
+        A second call waits for the first, and may shorten it. Cancelling the call changes nothing: the stop goes on.
+
+        Args:
+            wait: False stops at once; running jobs are handed back, to run again.
+            timeout: seconds that running jobs get to finish (None: as long as they take).
+        """
+        drain = 0.0 if not wait else math.inf if timeout is None else _seconds("timeout", timeout)
+        session = await self.sessions.here()
+        self.sessions.is_stopped = True
+        if session is not None:
+            await session.stop(drain)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and is_private(self.broker) and self.sessions.present is not None:
+            self.sessions.present.works_off = True  # what is left in memory nobody else would run
+        await self.stop(timeout=self.config.executor.drain)
+
+    @contextlib.asynccontextmanager
+    async def client(self) -> AsyncIterator[Self]:
+        """Open the stores to submit and wait, without a worker; close them at the end.
+
+        Inside another `client()` or a running app it opens and closes nothing.
+        """
+        self.sessions.is_stopped = False
+        async with (await self.sessions.connect()).client():
+            yield self
+
+    async def connect(self) -> None:
+        """Open the stores on the running loop, unless they are open; each call on the app does so first."""
+        await self.sessions.connect()
+
+    def create_scheduler(self, backend: str | ScheduleStore | None = None) -> Scheduler:
+        """A scheduler whose schedules are kept, and fire while the app runs.
+
+        `backend` is a store or its URL: memory://, sqlite:///file.db, postgresql://, mysql://; None is the
+        SQLite file .flowrra_schedule.db. All but memory:// may be shared by many processes.
+
+        Raises:
+            ConfigError: no such store, or its driver is not installed.
+        """
+        trouble = "schedules cannot be stored here"
+        make = import_extra("flowrra_extras.scheduler", "scheduler_for", trouble, "flowrra[scheduler]")
+        scheduler: Scheduler = make(self, backend)
+        self.schedulers.append(scheduler)
+        if self._worker is not None and self.config.executor.scheduler:
+            _call_soon(self._worker.loop, self._worker.reside, scheduler.run)
+        return scheduler
+
+    # Submitting --------------------------------------------------------------------------------
 
     @overload
     async def submit(self, task: Task[P, R] | Submission[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]: ...
@@ -8072,14 +8066,14 @@ class Flowrra(_Life):
             BrokerError: the store failed; the job was not taken.
         """
         if type(task) is not Task or task.app is not self:
-            self._check_own(task.task if isinstance(task, Submission) else task)
+            _check_own(self, task)
         job = _job_for(task, args, kwargs) if kwargs else task.make_job(args, kwargs)
         return cast("TaskId[Any]", (await self.submit_jobs((job,)))[0])
 
     @_noticed
     async def submit_many(self, task: Task[..., R] | Submission[..., R], rows: Iterable[Any]) -> list[TaskId[R]]:
         """Submit a job for each row, all or none: a tuple of arguments, or a dictionary of named ones."""
-        self._check_own(task.task if isinstance(task, Submission) else task)
+        _check_own(self, task)
         jobs = []
         for number, row in enumerate(rows):
             if number % 1000 == 999:
@@ -8105,37 +8099,17 @@ class Flowrra(_Life):
             ConfigError: the broker has no SQL database, or the connection is to another one.
         """
         await self.connect()
-        pushed = self._push_in(connection, task, args, kwargs)
+        pushed = _push_in(self, connection, task, args, kwargs)
         (task_id,) = await pushed if inspect.isawaitable(pushed) else pushed
         return cast("TaskId[R]", task_id)
 
-    def _push_in(
-        self,
-        connection: Any,
-        task: Task[..., Any] | Submission[..., Any],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-    ) -> list[str] | Awaitable[list[str]]:
-        self._check_own(task.task if isinstance(task, Submission) else task)
-        return self.broker.push_in(connection, [_job_for(task, args, kwargs)], now=self.now())
-
-    def _check_own(self, task: object) -> None:
-        if not isinstance(task, Task):
-            raise TaskNotFoundError(f"{task!r} is not a task: decorate the function with @app.task and submit that")
-        if task.app is not self:
-            raise TaskNotFoundError(f"the task {task.name!r} belongs to another app: submit it there")
-
-    def submit_jobs(self, jobs: Sequence[Job]) -> Awaitable[list[str]]:
-        """Push jobs that a task has made."""
-        if self._is_open_here() and self.config.broker.max_queue_size is None:
-            return self.broker.push(jobs, now=self.clock.time())
-        return self._submit_carefully(jobs)
-
-    async def _submit_carefully(self, jobs: Sequence[Job]) -> list[str]:
-        """Open the stores first if need be; a job that waits for room in a queue lends its slot."""
-        await self.connect()
-        context = _current.get()
-        with context.waiting() if context is not None and not self._is_in_child else contextlib.nullcontext():
+    async def submit_jobs(self, jobs: Sequence[Job]) -> list[str]:
+        """Push jobs that a task has made; a job that waits for room in a queue lends its slot meanwhile."""
+        if not self.sessions.is_open_here():
+            await self.connect()
+        if self.config.broker.max_queue_size is None or not is_private(self.broker):
+            return await self.broker.push(jobs, now=self.clock.time())
+        with _lent_slot():
             return await self.broker.push(jobs, now=self.clock.time())
 
     def now(self) -> float:
@@ -8158,32 +8132,16 @@ class Flowrra(_Life):
             TaskNotFoundError: no such job.
             TaskTimeoutError: it has not ended within `timeout` seconds.
         """
-        if timeout is not None and not (type(timeout) is float and timeout >= 0.0):
-            timeout = _seconds("timeout", timeout)
-        if self.backend is None and self._is_open_here():
-            return await self._wait(task_id, timeout)
-        return await self._wait_carefully(task_id, timeout)
-
-    async def _wait(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
-        context = _current.get()
-        if context is None:
-            return await self.broker.wait_for(task_id, timeout)
-        with context.waiting():
-            return await self.broker.wait_for(task_id, timeout)
-
-    async def _wait_carefully(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
-        """Open the stores first if need be, and ask a separate backend too, all in the caller's time."""
-        began = time.monotonic()
-        async with result_limit(task_id, timeout):
+        end = None if timeout is None else time.monotonic() + (timeout := _seconds("timeout", timeout))
+        if self.backend is None and self.sessions.is_open_here():
+            with _lent_slot():
+                return await self.broker.wait_for(task_id, timeout)
+        async with result_limit(task_id, timeout):  # of opening the stores and of asking a separate backend, too
             await self.connect()
-            left = None if timeout is None else max(0.0, timeout - (time.monotonic() - began))
-            result = await self._wait(task_id, left)
-            return result if self.backend is None else await self._kept(result)
-
-    async def _kept(self, result: TaskResult[Any]) -> TaskResult[Any]:
-        """The result as the separate backend has it; the broker's own if it does not (yet)."""
-        (kept,) = await cast("Backend", self.backend).get([result.task_id])
-        return kept if kept is not None and kept.attempts == result.attempts else result
+            with _lent_slot():
+                left = None if end is None else max(0.0, end - time.monotonic())
+                result = await self.broker.wait_for(task_id, left)
+            return result if self.backend is None else await _kept_by(self.backend, result)
 
     @overload
     async def get_result(self, task_id: TaskId[R]) -> TaskResult[R] | None: ...
@@ -8196,7 +8154,7 @@ class Flowrra(_Life):
         (result,) = await self.broker.get([task_id])
         if self.backend is None:
             return result
-        return (await self.backend.get([task_id]))[0] if result is None else await self._kept(result)
+        return (await self.backend.get([task_id]))[0] if result is None else await _kept_by(self.backend, result)
 
     async def cancel(self, task_id: str, *, by: str | None = None) -> bool:
         """End a job: at once if it waits, by its worker if it runs. False: it is finished, or unknown.
@@ -8243,22 +8201,45 @@ class Flowrra(_Life):
         """One sentence on where a job stands and, if it does not run, why."""
         return await _explain(self.broker, await self.get_job(task_id), self.now())
 
-    def create_scheduler(self, backend: str | ScheduleStore | None = None) -> Scheduler:
-        """A scheduler whose schedules are kept, and fire while the app runs.
 
-        `backend` is a store or its URL: memory://, sqlite:///file.db, postgresql://, mysql://; None is the
-        SQLite file .flowrra_schedule.db. All but memory:// may be shared by many processes.
+def _check_own(app: Flowrra, call: object) -> None:
+    task = call.task if isinstance(call, Submission) else call
+    if not isinstance(task, Task):
+        raise TaskNotFoundError(f"{task!r} is not a task: decorate the function with @app.task and submit that")
+    if task.app is not app:
+        raise TaskNotFoundError(f"the task {task.name!r} belongs to another app: submit it there")
 
-        Raises:
-            ConfigError: no such store, or its driver is not installed.
-        """
-        trouble = "schedules cannot be stored here"
-        make = import_extra("flowrra_extras.scheduler", "scheduler_for", trouble, "flowrra[scheduler]")
-        scheduler: Scheduler = make(self, backend)
-        self.schedulers.append(scheduler)
-        if self._worker is not None and self.config.executor.scheduler:
-            _call_soon(self._worker.loop, scheduler.fire_in, self._worker)
-        return scheduler
+
+def _job_for(call: Task[..., Any] | Submission[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Job:
+    """A job for a call of `app.submit`, where keywords may be options."""
+    if isinstance(call, Submission) or call.submit_options.isdisjoint(kwargs):
+        return call.make_job(args, kwargs)
+    options = {name: value for name, value in kwargs.items() if name in call.submit_options}
+    own = {name: value for name, value in kwargs.items() if name not in options}
+    return call.options(**options).make_job(args, own)
+
+
+def _push_in(
+    app: Flowrra,
+    connection: Any,
+    call: Task[..., Any] | Submission[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> list[str] | Awaitable[list[str]]:
+    _check_own(app, call)
+    return app.broker.push_in(connection, [_job_for(call, args, kwargs)], now=app.now())
+
+
+def _lent_slot() -> contextlib.AbstractContextManager[None]:
+    """While the job that asks, if it is one, waits for others: its slot is lent to them."""
+    context = _current.get()
+    return contextlib.nullcontext() if context is None else context.waiting()
+
+
+async def _kept_by(backend: Backend, result: TaskResult[Any]) -> TaskResult[Any]:
+    """The result as the separate backend has it; the broker's own if it does not (yet)."""
+    (kept,) = await backend.get([result.task_id])
+    return kept if kept is not None and kept.attempts == result.attempts else result
 
 
 def _signed(by: str | None) -> dict[str, str]:
@@ -8271,15 +8252,6 @@ def _status(name: str) -> TaskStatus:
         return TaskStatus(name)
     except ValueError:
         raise ConfigError(f"{name!r} is no state of a job: {', '.join(TaskStatus)}") from None
-
-
-def _job_for(call: Task[..., Any] | Submission[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Job:
-    """A job for a call of `app.submit`, where keywords may be options."""
-    if isinstance(call, Submission) or call.submit_options.isdisjoint(kwargs):
-        return call.make_job(args, kwargs)
-    options = {name: value for name, value in kwargs.items() if name in call.submit_options}
-    own = {name: value for name, value in kwargs.items() if name not in options}
-    return call.options(**options).make_job(args, own)
 
 
 async def _explain(broker: Broker, job: Job, now: float) -> str:
@@ -8347,8 +8319,7 @@ def _blocking(call: Callable[Concatenate[Flowrra, P], Coroutine[Any, Any, T]]) -
 
     @functools.wraps(call)
     def blocking(self: SyncFace, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        made: Coroutine[Any, Any, T] = getattr(self._app, call.__name__)(*args, **kwargs)
-        return self.run(made)
+        return self.run(call(self._app, *args, **kwargs))
 
     return blocking
 
@@ -8375,14 +8346,11 @@ class SyncFace:
     @overload
     def submit(self, task: Task[P, R] | Submission[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]: ...
     @overload
-    def submit(self, task: Submission[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]: ...
-    @overload
     def submit(self, task: Task[..., R], /, *args: Any, priority: int, **kwargs: Any) -> TaskId[R]: ...
 
     def submit(self, task: Any, /, *args: Any, **kwargs: Any) -> TaskId[Any]:
         """See `Flowrra.submit`; also for a task with options: `submit(task.options(delay=60), ...)`."""
-        call = task.submit if isinstance(task, Submission) else functools.partial(self._app.submit, task)
-        return self.run(call(*args, **kwargs))
+        return self.run(self._app.submit(task, *args, **kwargs))
 
     @overload
     def wait_for_result(self, task_id: TaskId[R], timeout: float | None = ...) -> TaskResult[R]: ...
@@ -8391,7 +8359,7 @@ class SyncFace:
 
     def wait_for_result(self, task_id: str, timeout: float | None = None) -> TaskResult[Any]:
         """See `Flowrra.wait_for_result`."""
-        return self._run(self._app.wait_for_result(task_id, timeout), timeout)
+        return self.run(self._app.wait_for_result(task_id, timeout), timeout)
 
     @overload
     def get_result(self, task_id: TaskId[R]) -> TaskResult[R] | None: ...
@@ -8405,7 +8373,7 @@ class SyncFace:
     def submit_in(self, connection: Any, task: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]:
         """See `Flowrra.submit_in`. The connection is used in this thread, to which a driver may bind it."""
         self.run(self._app.connect())
-        pushed = self._app._push_in(connection, task, args, kwargs)
+        pushed = _push_in(self._app, connection, task, args, kwargs)
         (task_id,) = self.run(pushed) if inspect.iscoroutine(pushed) else cast("list[str]", pushed)
         return cast("TaskId[R]", task_id)
 
@@ -8417,48 +8385,17 @@ class SyncFace:
     get_job = _blocking(Flowrra.get_job)
     explain = _blocking(Flowrra.explain)
 
-    def is_open_elsewhere(self) -> bool:
-        """Whether these calls have a thread of their own, which is not the one that asks."""
-        return self._thread is not None and self._thread is not threading.current_thread()
+    def run(self, call: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        """What a coroutine gives that uses the app; it runs on the loop that these calls run on.
 
-    def close(self) -> None:
-        """Close the stores and end the thread, if these calls have opened and started them."""
-        with self._lock:
-            thread, self._thread = self._thread, None
-            if thread is None or self._loop is None:
-                return
-            atexit.unregister(self.close)
-            try:
-                asyncio.run_coroutine_threadsafe(self._close_session(), self._loop).result()
-            finally:
-                self._loop.call_soon_threadsafe(self._loop.stop)
-                thread.join()
-
-    async def _close_session(self) -> None:
-        session = self._app._session
-        if session is not None and session.is_alive and session.loop is self._loop:
-            await session.stop(0.0)
-
-    @staticmethod
-    def _live(runner: asyncio.Runner) -> None:
-        # It ends the loop and what is left on it. CPython before 3.12.3 starts no thread, as that does, at its own end.
-        with contextlib.suppress(RuntimeError), runner:
-            while True:
-                with contextlib.suppress(SystemExit):  # of a call; its caller gets it
-                    return runner.get_loop().run_forever()
-
-    def run(self, call: Coroutine[Any, Any, T]) -> T:
-        """What a coroutine gives that uses the app; it runs on the loop that these calls run on."""
-        return self._run(call, None)
-
-    def _run(self, call: Coroutine[Any, Any, T], timeout: float | None) -> T:
-        """The same; `timeout` is the call's own, should the loop be blocked by something else."""
+        `timeout` is one that the call keeps by itself, unless something else blocks the loop.
+        """
         try:
             with contextlib.suppress(RuntimeError):
                 asyncio.get_running_loop()
                 raise FlowrraError("app.sync would block the event loop here: await the call on the app itself")
             with self._lock:  # so that no close() comes between
-                loop = self._where()
+                loop = self._find_loop()
                 called = asyncio.run_coroutine_threadsafe(call, loop)
         except FlowrraError:
             call.close()
@@ -8475,18 +8412,45 @@ class SyncFace:
                 raise TaskTimeoutError(f"the app's event loop is blocked: no answer within {timeout:g} s") from None
             raise ExecutorNotRunningError("the app was closed during this call, which may be done or not") from None
 
-    def _where(self) -> asyncio.AbstractEventLoop:
+    def _find_loop(self) -> asyncio.AbstractEventLoop:
         """The loop to call on: the app's, or one in a thread that is started now."""
-        session = self._app._session
+        session = self._app.sessions.present
         if session is not None and session.is_alive:
             return session.loop
         if self._thread is None or self._loop is None:
             runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
             self._loop = runner.get_loop()
-            self._thread = threading.Thread(target=self._live, args=(runner,), name="flowrra-sync", daemon=True)
+            self._thread = threading.Thread(target=_run_loop, args=(runner,), name="flowrra-sync", daemon=True)
             self._thread.start()
             atexit.register(self.close)
         return self._loop
+
+    def is_open_elsewhere(self) -> bool:
+        """Whether these calls have a thread of their own, which is not the one that asks."""
+        return self._thread is not None and self._thread is not threading.current_thread()
+
+    def close(self) -> None:
+        """Close the stores and end the thread, if these calls have opened and started them."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+            if thread is None or self._loop is None:
+                return
+            atexit.unregister(self.close)
+            session = self._app.sessions.present
+            try:
+                if session is not None and session.is_alive and session.loop is self._loop:
+                    asyncio.run_coroutine_threadsafe(session.stop(0.0), self._loop).result()
+            finally:
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                thread.join()
+
+
+def _run_loop(runner: asyncio.Runner) -> None:
+    # It ends the loop and what is left on it. CPython before 3.12.3 starts no thread, as that does, at its own end.
+    with contextlib.suppress(RuntimeError), runner:
+        while True:
+            with contextlib.suppress(SystemExit):  # of a call; its caller gets it
+                return runner.get_loop().run_forever()
 
 
 # ---------------------------------------------------------------------------
@@ -8755,7 +8719,8 @@ async def _work(app: Flowrra, ear: socket.socket, mouth: socket.socket) -> int:
     signals = itertools.count()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        for act in (app.hurry,) if next(signals) else (told.set, starting.cancel):
+        session = app.sessions.present
+        for act in (told.set, starting.cancel) if session is None or not next(signals) else (session.end_drain,):
             loop.call_soon_threadsafe(act)
 
     def on_loss() -> None:
@@ -8775,7 +8740,7 @@ async def _work(app: Flowrra, ear: socket.socket, mouth: socket.socket) -> int:
             starting.result()
             queues = ", ".join(f"{name}:{capacity}" for name, capacity in cast("WorkerInfo", app.worker).queues.items())
             logger.info("worker ready: pid %d, %d task(s), queues %s", os.getpid(), len(app.registry), queues)
-            app.when_store_is_lost(on_loss)
+            cast("Worker", app.sessions.worker()).on_store_lost = on_loss
         await told.wait()
         if lost.is_set():
             logger.critical("the worker stops with its jobs unsettled, as its store is lost")

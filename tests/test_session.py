@@ -317,8 +317,8 @@ async def test_a_start_that_is_cancelled_leaves_nothing_open(app: Flowrra) -> No
     await cancelled(starting)
     await eventually(lambda: not flowrra_threads())
     assert not app.is_running
-    assert app._session is not None
-    await eventually(lambda: app._session is not None and app._session.state == "closed")
+    assert app.sessions.present is not None
+    await eventually(lambda: app.sessions.present is not None and app.sessions.present.state == "closed")
 
 
 async def test_of_two_that_wait_for_a_start_one_may_go(app: Flowrra) -> None:
@@ -491,7 +491,7 @@ async def test_working_off_can_be_hurried(caplog: pytest.LogCaptureFixture) -> N
 async def hurry_when(begun: asyncio.Event, app: Flowrra) -> None:
     await begun.wait()
     await asyncio.sleep(0.05)
-    app.hurry()
+    await app.stop(wait=False)
 
 
 @pytest.mark.parametrize("way", ["stop", "client", "error"])

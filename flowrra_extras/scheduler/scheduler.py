@@ -280,17 +280,9 @@ class Scheduler(Firing):
         await self.store.advance(await self.push(due))
         return 0.0 if taken else 0.05
 
-    # Opening and closing -----------------------------------------------------------------------
-
     async def _ready(self) -> None:
         """Make sure that the app's stores and this one are open here."""
-        await self._app.open_resident(self)
-
-    async def open(self) -> None:
-        await self.store.open()
-
-    async def close(self) -> None:
-        await self.store.close()
+        await (await self._app.sessions.connect()).open_store(self.store)
 
 
 _EDITED = ("description", "misfire", "overlap", "jitter")  # as they are in make_schedule()
