@@ -8456,8 +8456,8 @@ def _run_loop(runner: asyncio.Runner) -> None:
 # ---------------------------------------------------------------------------
 # 15. Command line
 #
-# `python -m flowrra ...`: runs workers, shows and steers jobs. Everything here
-# goes through the app; exit status 0 is success, 1 a failure that the output
+# `python -m flowrra ...`: runs workers, shows jobs. Everything here goes
+# through the app; exit status 0 is success, 1 a failure that the output
 # names, 2 a wrong call.
 # ---------------------------------------------------------------------------
 
@@ -8506,9 +8506,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-V", "--version", action="version", version=f"flowrra {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(name: str, command: Callable[..., int | None], text: str, **constants: Any) -> argparse.ArgumentParser:
+    def add(name: str, command: Callable[..., int | None], text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=command, **constants)
+        sub.set_defaults(command=command)
         return sub
 
     _add_worker(add("worker", _worker_command, "run the jobs of an app"))
@@ -8519,11 +8519,11 @@ def _parser() -> argparse.ArgumentParser:
     enqueue.add_argument("--wait", action="store_true", help="wait for the result and print it")
     status = add("status", _status_command, "show queues and workers")
     show = add("show", _show_command, "show one job with its attempts and traceback")
-    for sub in (status, show):
-        sub.add_argument("--json", action="store_true", help="print JSON")
     explain = add("explain", _explain_command, "say in a sentence why a job is not running")
     for sub in (show, explain):
         sub.add_argument("id")
+    for sub in (status, show):
+        sub.add_argument("--json", action="store_true", help="print JSON")
     for sub in (status, show, explain):
         add_store(sub)
     demo = add("demo", _demo_command, "see it work: a worker, some hundred jobs, a crash and its rescue")
@@ -8563,6 +8563,76 @@ OPERATOR_COMMANDS: Mapping[str, str] = {
 }
 
 
+# Finding the app -------------------------------------------------------------------------------
+
+
+def load_app(target: str) -> Flowrra:
+    """The app that `module:app` names; ConfigError if there is none. What the module raises comes as it is."""
+    module_name, _, attribute = target.partition(":")
+    if not all(map(str.isidentifier, module_name.split("."))) or module_name.endswith(".py") or not attribute:
+        raise ConfigError(f"an app is given as module:app, such as shop.jobs:app, not {target!r}")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module: Any = importlib.import_module(module_name)
+    except SystemExit as stop:
+        at = tracebacks.extract_tb(stop.__traceback__)[-1]
+        where = f"sys.exit({stop.code!r}) ({at.filename}, line {at.lineno})"
+        put = "put that under `if __name__ == '__main__':`"
+        raise ConfigError(f"importing {module_name} ended the program: {where}; {put}") from None
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise ConfigError(f"there is no module {error.name!r} in {os.getcwd()} or on the search path") from None
+    found = functools.reduce(lambda found, name: getattr(found, name, None), attribute.split("."), module)
+    if isinstance(found, Flowrra):
+        return found
+    kind = "" if found is None else f" but of type {type(found).__name__}"
+    if inspect.isroutine(found):
+        kind = f" but a function: write app = {attribute}() there and name {module_name}:app"
+    apps = ", ".join(name for name, value in vars(module).items() if isinstance(value, Flowrra))
+    raise ConfigError(f"{attribute!r} is no app in the module {module_name}{kind}; it has {apps or 'none'}")
+
+
+def check_shared(app: Flowrra) -> None:
+    """Refuse a store that no other process can see: what is submitted there would be lost without a word."""
+    if is_private(app.broker):
+        url = app.config.broker.url
+        raise ConfigError(f"{url} lives in one process, out of reach of any other: use a file, as in sqlite:///jobs.db")
+
+
+def _app_for(arguments: argparse.Namespace) -> Flowrra:
+    """The app, or one without tasks on the broker, that a command is to look at."""
+    target = arguments.where or os.environ.get("FLOWRRA_APP")
+    url = arguments.broker or (None if target else os.environ.get("FLOWRRA_BROKER"))
+    if url:
+        return Flowrra.from_urls(url)
+    if target:
+        return load_app(target)
+    raise ConfigError("say which store: module:app, --broker URL, FLOWRRA_APP or FLOWRRA_BROKER")
+
+
+def ask(arguments: argparse.Namespace, question: Callable[[Flowrra], Awaitable[T]]) -> T:
+    """Open the store, ask, close it. To look must not make one where there is none."""
+    app = _app_for(arguments)
+    check_shared(app)
+    if isinstance(app.broker, SQLiteBroker) and not os.path.exists(app.broker.path or ""):
+        raise ConfigError(f"there is no {app.broker.path} yet: the first worker or submit makes it")
+    return asyncio.run(_answer(app, question))
+
+
+async def _answer(app: Flowrra, question: Callable[[Flowrra], Awaitable[T]]) -> T:
+    """The answer while the app's stores are open; one that does not answer is waited for, but not in silence."""
+    text = "flowrra: the store does not answer; waiting for it"
+    notice = asyncio.get_running_loop().call_later(2.0, lambda: print(text, file=sys.stderr, flush=True))
+    async with app.client():
+        notice.cancel()
+        return await question(app)
+
+
+# Workers ---------------------------------------------------------------------------------------
+
+
 def _add_worker(sub: argparse.ArgumentParser) -> None:
     import argparse
 
@@ -8579,97 +8649,21 @@ def _add_worker(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--log-format", default="text", choices=["text", "json"], help="text, or a JSON object a line")
 
 
-# Finding the app -------------------------------------------------------------------------------
-
-
-def load_app(target: str) -> Flowrra:
-    """The app that `module:app` names; ConfigError if there is none. What the module raises comes as it is."""
-    module_name, _, attribute = target.partition(":")
-    if not all(map(str.isidentifier, module_name.split("."))) or module_name.endswith(".py") or not attribute:
-        raise ConfigError(f"an app is given as module:app, such as shop.jobs:app, not {target!r}")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found: Any = importlib.import_module(module_name)
-    except SystemExit as stop:
-        at = tracebacks.extract_tb(stop.__traceback__)[-1]
-        where = f"sys.exit({stop.code!r}) ({at.filename}, line {at.lineno})"
-        put = "put that under `if __name__ == '__main__':`"
-        raise ConfigError(f"importing {module_name} ended the program: {where}; {put}") from None
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
-        raise ConfigError(f"there is no module {error.name!r} in {os.getcwd()} or on the search path") from None
-    for name in attribute.split("."):
-        found = getattr(found, name, None)
-    if isinstance(found, Flowrra):
-        return found
-    kind = "" if found is None else f" but of type {type(found).__name__}"
-    if inspect.isroutine(found):
-        kind = f" but a function: write app = {attribute}() there and name {module_name}:app"
-    apps = [name for name, value in vars(sys.modules[module_name]).items() if isinstance(value, Flowrra)]
-    raise ConfigError(f"{attribute!r} is no app in the module {module_name}{kind}; it has {', '.join(apps) or 'none'}")
-
-
-def _app_for(arguments: argparse.Namespace) -> Flowrra:
-    """The app, or one without tasks on the broker, that a command is to look at."""
-    target = arguments.where or os.environ.get("FLOWRRA_APP")
-    url = arguments.broker or (None if target else os.environ.get("FLOWRRA_BROKER"))
-    if url:
-        return Flowrra.from_urls(url)
-    if target:
-        return load_app(target)
-    raise ConfigError("say which store: module:app, --broker URL, FLOWRRA_APP or FLOWRRA_BROKER")
-
-
-def check_shared(app: Flowrra) -> None:
-    """Refuse a store that no other process can see: what is submitted there would be lost without a word."""
-    if is_private(app.broker):
-        url = app.config.broker.url
-        raise ConfigError(f"{url} lives in one process, out of reach of any other: use a file, as in sqlite:///jobs.db")
-
-
-def ask(arguments: argparse.Namespace, question: Callable[[Flowrra], Awaitable[T]]) -> T:
-    """Open the store, ask, close it. To look must not make one where there is none."""
-    app = _app_for(arguments)
-    check_shared(app)
-    if isinstance(app.broker, SQLiteBroker) and not os.path.exists(app.broker.path or ""):
-        raise ConfigError(f"there is no {app.broker.path} yet: the first worker or submit makes it")
-
-    async def answer() -> T:
-        async with _opened(app):
-            return await question(app)
-
-    return asyncio.run(answer())
-
-
-@contextlib.asynccontextmanager
-async def _opened(app: Flowrra) -> AsyncIterator[None]:
-    """While the app's stores are open; a store that does not answer is waited for, but not in silence."""
-    text = "flowrra: the store does not answer; waiting for it"
-    notice = asyncio.get_running_loop().call_later(2.0, lambda: print(text, file=sys.stderr, flush=True))
-    async with app.client():
-        notice.cancel()
-        yield
-
-
-# Workers ---------------------------------------------------------------------------------------
-
-
 def _worker_command(arguments: argparse.Namespace) -> int:
     target = arguments.app or os.environ.get("FLOWRRA_APP")
     if not target:
         raise ConfigError("say which app: flowrra worker module:app (or set FLOWRRA_APP)")
     _whole("--processes", arguments.processes, least=1)
-    _log_to_stderr(arguments.log_level, arguments.log_format)
+    formatter = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
+    if arguments.log_format == "json":
+        formatter = import_extra("flowrra_extras.commands.json_lines", "JsonLines", "JSON cannot be logged here")()
+    (handler := logging.StreamHandler()).setFormatter(formatter)
+    logging.basicConfig(level=arguments.log_level.upper(), handlers=[handler])
     if not arguments.supervised:
         warn_of_unknown_settings("FLOWRRA_", os.environ)
-    if arguments.supervised:
-        threading.Thread(target=_stop_with_supervisor, name="flowrra-supervised", daemon=True).start()
-    elif arguments.processes > 1 or arguments.reload:
-        trouble = "--processes and --reload cannot be served here; a worker may be started as often as you like"
-        run = import_extra("flowrra_extras.commands.supervisor", "run", trouble)
-        return cast("int", run(arguments))
+        if arguments.processes > 1 or arguments.reload:
+            trouble = "--processes and --reload cannot be served here; a worker may be started as often as you like"
+            return cast("int", import_extra("flowrra_extras.commands.supervisor", "run", trouble)(arguments))
     try:
         app = load_app(target)
     except FlowrraError:
@@ -8677,22 +8671,9 @@ def _worker_command(arguments: argparse.Namespace) -> int:
     except Exception:
         logger.exception("loading %s failed", target)
         return 1
+    check_shared(app)
     _configure(app, arguments)
-    import socket
-
-    earlier = threading.enumerate()
-    ear, mouth = socket.socketpair()
-    mouth.setblocking(False)
-    with ear, mouth:
-        before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
-        try:
-            return asyncio.run(_work(app, ear, mouth))
-        finally:
-            signal.set_wakeup_fd(before)
-            for thread in threading.enumerate():  # the end of the process would wait for them
-                if thread not in earlier and not thread.daemon:
-                    thread.join()
-            mouth.shutdown(socket.SHUT_WR)
+    return _run_worker(app)
 
 
 def _configure(app: Flowrra, arguments: argparse.Namespace) -> None:
@@ -8710,41 +8691,55 @@ def _configure(app: Flowrra, arguments: argparse.Namespace) -> None:
         raise ConfigError("--concurrency has no effect beside queues with capacities of their own: use --queues alone")
 
 
-async def _work(app: Flowrra, ear: socket.socket, mouth: socket.socket) -> int:
+def _run_worker(app: Flowrra) -> int:
+    """Run the app's worker until it is stopped, and end with it whatever else keeps the process; the exit status."""
+    import socket
+
+    earlier = threading.enumerate()
+    signals, wakeup = socket.socketpair()
+    wakeup.setblocking(False)
+    with signals, wakeup:
+        before = signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
+        try:
+            return asyncio.run(_work(app, signals, wakeup))
+        finally:
+            signal.set_wakeup_fd(before)
+            for thread in threading.enumerate():  # the end of the process would wait for them
+                if thread not in earlier and not thread.daemon:
+                    thread.join()
+            wakeup.shutdown(socket.SHUT_WR)
+
+
+async def _work(app: Flowrra, signals: socket.socket, wakeup: socket.socket) -> int:
     """Run a worker until a signal says stop; a second signal waits for no job. Without its store it stops at once."""
-    check_shared(app)
-    loop = asyncio.get_running_loop()
-    told, lost = asyncio.Event(), asyncio.Event()
-    drain = app.config.executor.drain
-    signals = itertools.count()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        session = app.sessions.present
-        for act in (told.set, starting.cancel) if session is None or not next(signals) else (session.end_drain,):
-            loop.call_soon_threadsafe(act)
-
-    def on_loss() -> None:
-        lost.set()
-        told.set()
-
+    loop, drain = asyncio.get_running_loop(), app.config.executor.drain
+    stopping: asyncio.Future[str] = loop.create_future()
     starting = loop.create_task(app.start())
+
+    def stop(why: str) -> None:
+        if not stopping.done():
+            stopping.set_result(why)
+            starting.cancel()
+        elif app.sessions.present is not None:
+            app.sessions.present.end_drain()
+
+    handled = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: _call_soon(loop, stop, "signal")) for number in handled]
+    threading.Thread(target=_enforce_end, args=(signals, loop, drain), name="flowrra-end", daemon=True).start()
     notice = loop.call_later(2.0, logger.warning, "the worker is not ready yet: it waits for the store or the lifespan")
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, on_signal) for number in numbers]
-    threading.Thread(target=_enforce_end, args=(ear, loop, drain), name="flowrra-end", daemon=True).start()
     status = 1
     try:
         await asyncio.wait([starting])
         notice.cancel()
         if not starting.cancelled():
             starting.result()
-            queues = ", ".join(f"{name}:{capacity}" for name, capacity in cast("WorkerInfo", app.worker).queues.items())
+            worker = cast("Worker", app.sessions.worker())
+            worker.on_store_lost = functools.partial(stop, "store")
+            queues = ", ".join(f"{name}:{capacity}" for name, capacity in worker.info.queues.items())
             logger.info("worker ready: pid %d, %d task(s), queues %s", os.getpid(), len(app.registry), queues)
-            cast("Worker", app.sessions.worker()).on_store_lost = on_loss
-        await told.wait()
-        if lost.is_set():
+        if await stopping == "store":
             logger.critical("the worker stops with its jobs unsettled, as its store is lost")
-            return 1
+            return status
         logger.info("stopping: running jobs get up to %g s", drain)
         await app.stop(timeout=drain)
         logger.info("worker stopped")
@@ -8753,70 +8748,44 @@ async def _work(app: Flowrra, ear: socket.socket, mouth: socket.socket) -> int:
         status = 2 if isinstance(error, ConfigError) else 1
         logger.error("%s", describe(error), exc_info=None if isinstance(error, FlowrraError) else error)
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in zip(handled, before, strict=True):
             signal.signal(number, handler)
-        mouth.send(bytes([_LOOP_ENDED + status]))
+        wakeup.send(bytes([_LOOP_ENDED + status]))
     return status
 
 
 _LOOP_ENDED = 200  # and more by the status of the process; below are the numbers of signals
 
 
-def _enforce_end(ear: socket.socket, loop: asyncio.AbstractEventLoop, drain: float) -> None:
+def _enforce_end(signals: socket.socket, loop: asyncio.AbstractEventLoop, drain: float) -> None:
     """End the process when the time for its end is up, whatever keeps it.
 
     A job may block the loop, swallow its cancellation, or sit in a thread of `asyncio.to_thread`, for which
     `asyncio.run` waits. This thread reads the number of each signal as the interpreter writes it at once
     (set_wakeup_fd), since a handler runs only when the main thread comes round to it.
     """
-    end, status, signals = math.inf, 0, 0
+    end, status = math.inf, 0
+    limits = itertools.chain((drain + 20.0, 5.0), itertools.repeat(0.0))  # after the first signal, the second, ...
     while True:
         left = max(0.001, end - time.monotonic())
         try:
-            ear.settimeout(None if left > threading.TIMEOUT_MAX else left)
-            said = ear.recv(1)
+            signals.settimeout(None if left > threading.TIMEOUT_MAX else left)
+            received = signals.recv(1)
         except TimeoutError:
             logger.warning("something keeps this process from ending: it is ended now")
             os._exit(status)
         except OSError:
             return
-        if not said:
+        if not received:
             return
         _call_soon(loop, lambda: None)  # on Windows the loop does not wake up for a signal otherwise
-        if said[0] in (signal.SIGINT, signal.SIGTERM):
-            signals += 1
-            seconds, code = (drain + 20.0, 5.0, 0.0)[min(signals, 3) - 1], 1
-        elif said[0] >= _LOOP_ENDED:
-            seconds, code = 2.0, said[0] - _LOOP_ENDED
-        else:
-            continue  # a signal of the user's own
+        seconds, code = math.inf, 1  # as for a signal of the user's own
+        if received[0] in (signal.SIGINT, signal.SIGTERM):
+            seconds = next(limits)
+        elif received[0] >= _LOOP_ENDED:
+            seconds, code = 2.0, received[0] - _LOOP_ENDED
         if time.monotonic() + seconds < end:
             end, status = time.monotonic() + seconds, code
-
-
-class _JsonLines(logging.Formatter):
-    """A log record as one JSON object a line, with what it carries beside its text."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {"time": dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat(), "level": record.levelname}
-        line |= {"logger": record.name, "message": record.getMessage()}
-        line |= {name: vars(record)[name] for name in ("job_id", "task", "attempt", "duration") if name in vars(record)}
-        if record.exc_info or record.exc_text:
-            line["traceback"] = record.exc_text or self.formatException(cast("Any", record.exc_info))
-        return json.dumps(line)
-
-
-def _log_to_stderr(level: str, form: str) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        _JsonLines() if form == "json" else logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
-    )
-    logging.basicConfig(level=level.upper(), handlers=[handler])
-
-
-def _stop_with_supervisor() -> None:
-    os.read(0, 1)  # returns when the other end of the pipe is closed; sys.stdin would be locked at the exit
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 # Jobs ------------------------------------------------------------------------------------------
@@ -8828,30 +8797,26 @@ def _enqueue_command(arguments: argparse.Namespace) -> int:
     task = find_task(app, arguments.task)
     args, kwargs = read_arguments(arguments.arg)
 
-    async def enqueue() -> TaskResult[Any] | None:
-        async with _opened(app):
-            try:
-                task_id = await app.submit(task, *args, **kwargs)
-            except TypeError as error:
-                raise ConfigError(str(error)) from None
-            print(task_id, flush=True)
-            return await app.wait_for_result(task_id) if arguments.wait else None
+    async def enqueue(app: Flowrra) -> TaskResult[Any] | None:
+        try:
+            task_id = await app.submit(task, *args, **kwargs)
+        except TypeError as error:
+            raise ConfigError(str(error)) from None
+        print(task_id, flush=True)
+        return await app.wait_for_result(task_id) if arguments.wait else None
 
-    result = asyncio.run(enqueue())
-    if result is None:
-        return 0
-    if not result.is_success:
+    result = asyncio.run(_answer(app, enqueue))
+    if result is not None and not result.is_success:
         print(f"flowrra: job {result.task_id} is {result.status}: {result.error}", file=sys.stderr)
         return 1
-    print(_shown(result.result))
+    if result is not None:
+        print(_shown(result.result))
     return 0
 
 
 def find_task(app: Flowrra, name: str) -> Task[..., Any]:
     """The task of that name, or else the only one whose name ends in it."""
-    if name in app.registry:
-        return app.registry[name]
-    found = sorted(full for full in app.registry if full.endswith(f".{name}"))
+    found = [name] if name in app.registry else sorted(full for full in app.registry if full.endswith(f".{name}"))
     if len(found) > 1:
         raise TaskNotFoundError(f"{name!r} may be {' or '.join(found)}: give the full name")
     if not found:
@@ -8860,6 +8825,7 @@ def find_task(app: Flowrra, name: str) -> Task[..., Any]:
 
 
 def read_arguments(texts: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
+    """Arguments, each given as JSON or as NAME=JSON."""
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     for text in texts:
@@ -8921,32 +8887,28 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], none: str = 
 
 
 def first_line(text: str | None) -> str:
+    """The beginning of a message, for a table."""
     line = (text or "").partition("\n")[0]
     return line if len(line) <= 60 else f"{line[:57]}..."
-
-
-_JOB_AS_JSON = (
-    *("id", "task", "queue", "priority", "status", "unique", "parents", "attempt", "failures", "crashes"),
-    *("submitted_at", "due_at", "started_at", "finished_at", "worker", "error", "traceback"),
-)
-
-
-def job_as_json(job: Job) -> dict[str, Any]:
-    """A job in plain JSON; times in ISO format, arguments and result as stored text."""
-    values = {name: getattr(job, name) for name in _JOB_AS_JSON}
-    return {
-        **{name: value.isoformat() if isinstance(value, dt.datetime) else value for name, value in values.items()},
-        "arguments": json.loads(encode_arguments(job)),
-        "result": json.loads(encode(job.result)),
-        "progress": job.progress and job.progress._asdict(),
-        "attempts": [attempt._asdict() for attempt in job.attempts],
-    }
 
 
 _SHOWN = (
     *("id", "task", "arguments", "status", "queue", "priority", "unique", "parents", "submitted_at", "due_at"),
     *("started_at", "finished_at", "worker", "progress", "error"),
 )
+
+
+def job_as_json(job: Job) -> dict[str, Any]:
+    """A job in plain JSON; times in ISO format, arguments and result as stored text."""
+    stored = {
+        "arguments": json.loads(encode_arguments(job)),
+        "result": json.loads(encode(job.result)),
+        "progress": job.progress and job.progress._asdict(),
+        "attempts": [attempt._asdict() for attempt in job.attempts],
+    }
+    names = (*_SHOWN, "attempt", "failures", "crashes", "traceback")
+    values = {name: getattr(job, name) for name in names if name not in stored}
+    return {n: v.isoformat() if isinstance(v, dt.datetime) else v for n, v in values.items()} | stored
 
 
 def _show_command(arguments: argparse.Namespace) -> None:
@@ -8987,7 +8949,7 @@ def _explain_command(arguments: argparse.Namespace) -> None:
 # The demonstration -----------------------------------------------------------------------------
 
 _DEMO = """\
-import asyncio, os, sys
+import asyncio, os
 from {module} import Flowrra, current_job
 
 app = Flowrra.from_urls(os.environ["FLOWRRA_DEMO"])
