@@ -124,7 +124,7 @@ if TYPE_CHECKING:
     import socket
     import sqlite3
     import subprocess
-    from types import FrameType, TracebackType
+    from types import FrameType
 
     # Beside a copied file there are none. `X as X`: they are names of this module too, see `__getattr__`.
     from flowrra_extras.scheduler import (  # type: ignore[import-not-found, unused-ignore]
@@ -7034,9 +7034,6 @@ def upcoming(schedule: Schedule, after: float) -> float | None:
 
 def _due_moments(rule: _Rule, first: int, now: int) -> list[int]:
     """The fires from `first` to `now`, the earliest first; of many the latest MAX_CATCH_UP."""
-    following = rule.next(first)
-    if following is None or following > now:
-        return [first]
     moments: list[int] = []
     moment = rule.previous(now + 1)
     while moment is not None and moment > first and len(moments) < MAX_CATCH_UP:
@@ -7098,29 +7095,38 @@ def make_schedule(
     **options: Any,
 ) -> Schedule:
     """A checked schedule whose id is made of its task, rule, zone, arguments and queue. It has no next fire yet."""
-    name = task.name if isinstance(task, Task) else task
+    if unknown := options.keys() - _OF_JOBS:
+        raise TypeError(f"a schedule has no option {min(unknown)!r}")
+    for name, value, choices in (("misfire", misfire, MISFIRES), ("overlap", overlap, OVERLAPS)):
+        if value not in choices:
+            raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+    options = {name: value for name, value in options.items() if value is not None}
+    TaskOptions(**options)  # checks them
     schedule = Schedule(
         id="",
         key="",
-        task=name,
+        task=task.name if isinstance(task, Task) else task,
         kind=kind,
         rule=_rule_text(kind, rule, tz),
         tz=_zone_of("UTC" if tz is None else tz).key,
         payload=_payload(task, args, kwargs or {}),
-        options=_job_options(options),
-        misfire=_one_of("misfire", misfire, MISFIRES),
-        overlap=_one_of("overlap", overlap, OVERLAPS),
+        options=options,
+        misfire=misfire,
+        overlap=overlap,
         jitter=_seconds("jitter", jitter),
         enabled=bool(enabled),
         description=description,
     )
     schedule.key = key = _identity(schedule)
-    queue = schedule.options.get("queue")
+    queue = options.get("queue")
     if queue is not None and not (isinstance(task, Task) and task.queue == queue):
         key = _digest(f"{key} in {queue}")
-    schedule.id = f"{name[:100]}:{key[:12]}"
+    schedule.id = f"{schedule.task[:100]}:{key[:12]}"
     _rule_of(schedule)
     return schedule
+
+
+_OF_JOBS = frozenset(("priority", "queue", "max_retries", "retry_delay"))  # options of a schedule that its jobs get
 
 
 def _rule_text(kind: str, rule: object, tz: str | dt.tzinfo | None) -> str:
@@ -7152,21 +7158,6 @@ def _payload(task: str | Task[..., Any], args: Sequence[Any], kwargs: Mapping[st
         task.check(args, kwargs)
         task = task.name
     return encode_arguments(Job("", task, tuple(args), kwargs))
-
-
-def _job_options(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The options of each job, checked, without those that are None."""
-    if unknown := options.keys() - {"priority", "queue", "max_retries", "retry_delay"}:
-        raise TypeError(f"a schedule has no option {min(unknown)!r}")
-    given = {name: value for name, value in options.items() if value is not None}
-    TaskOptions(**given)
-    return given
-
-
-def _one_of(name: str, value: object, choices: Sequence[str]) -> str:
-    if value not in choices:
-        raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
-    return cast("str", value)
 
 
 def _identity(schedule: Schedule) -> str:
@@ -7227,7 +7218,7 @@ class Firing:
         if len(chosen) < len(moments):
             logger.warning("schedule %s (%s) is late: %d of %d fires up to %s are dropped", schedule.id, task.name,
                            len(moments) - len(chosen), len(moments), _stamp(moments[-1]))  # fmt: skip
-        jobs = [self._job(schedule, task, moment) for moment in chosen]
+        jobs = [_job_of(schedule, task, moment, self._app.broker.retention) for moment in chosen]
         following = rule.next(_micro(now))
         over = moments if following is None else chosen  # where nothing follows, what was dropped is over, too
         last = over[-1] / 1e6 if over else schedule.last_fire
@@ -7238,31 +7229,6 @@ class Firing:
         if schedule.id not in self._reported:
             self._reported.add(schedule.id)
             logger.warning("schedule %s: %s", schedule.id, what)
-
-    def _job(self, schedule: Schedule, task: Task[..., Any], moment: int) -> Job:
-        overrides = dict(schedule.options)
-        job = Job(f"{schedule.id}@{_stamp(moment)}", task.name, payload=schedule.payload)
-        job.queue, job.priority = overrides.pop("queue", task.queue), overrides.pop("priority", task.priority)
-        if schedule.overlap == "skip":
-            job.unique = f"schedule:{schedule.id}"
-        if schedule.jitter:
-            job.due = moment / 1e6 + schedule.jitter * int(_digest(job.id)[:8], 16) / 2**32
-        retention, kept = self._app.broker.retention, task.settings.result_ttl
-        kept = retention.result_ttl if kept is None else kept
-        if min(kept, retention.failed_ttl) < FIRES_KEPT:
-            overrides["result_ttl"] = max(kept, FIRES_KEPT)
-        job.overrides = overrides or None
-        return job
-
-    async def submit(self, schedule: Schedule) -> TaskId[Any]:
-        """Submit a job of a schedule here and now, beside its fires; TaskNotFoundError if its task is not known."""
-        task = self._app.registry.get(schedule.task)
-        if task is None:
-            raise TaskNotFoundError(f"no task {schedule.task!r} is registered here: run it where it is")
-        job = self._job(schedule, task, _micro(self._app.clock.time()))
-        job.id, job.due = self._app.new_id(), None
-        (job_id,) = await self._app.submit_jobs([job])
-        return TaskId(job_id)
 
     async def push(self, due: Sequence[tuple[list[Job], Fired]]) -> list[Fired]:
         """Push the jobs of several schedules at once; the schedules whose jobs are in."""
@@ -7276,6 +7242,22 @@ class Firing:
             return [fired for one in due for fired in await self.push([one])]
         pushed = [(fired, list(itertools.islice(ids, len(its_jobs)))) for its_jobs, fired in due]
         return [fired._replace(last_job=these[-1]) if these else fired for fired, these in pushed]
+
+
+def _job_of(schedule: Schedule, task: Task[..., Any], moment: int, retention: BackendConfig) -> Job:
+    """The job of a fire. Its id is made of the schedule and the moment, so that one comes of however many fires."""
+    overrides = dict(schedule.options)
+    job = Job(f"{schedule.id}@{_stamp(moment)}", task.name, payload=schedule.payload)
+    job.queue, job.priority = overrides.pop("queue", task.queue), overrides.pop("priority", task.priority)
+    if schedule.overlap == "skip":
+        job.unique = f"schedule:{schedule.id}"
+    if schedule.jitter:
+        job.due = moment / 1e6 + schedule.jitter * int(_digest(job.id)[:8], 16) / 2**32
+    kept = retention.result_ttl if task.settings.result_ttl is None else task.settings.result_ttl
+    if min(kept, retention.failed_ttl) < FIRES_KEPT:
+        overrides["result_ttl"] = max(kept, FIRES_KEPT)
+    job.overrides = overrides or None
+    return job
 
 
 class CodeSchedules(Firing):
@@ -7354,11 +7336,8 @@ def _sqlite_from_url(url: str, config: Config, clock: Clock) -> Broker:
 _SCHEMES: Mapping[str, BrokerFactory] = {"memory": _memory_from_url, "sqlite": _sqlite_from_url}
 # Scheme: the module that serves it by `broker_from_url`, imported when it is used, and what installs its driver.
 _EXTRAS: Mapping[str, tuple[str, str]] = {
-    "redis": ("flowrra_extras.redis", "flowrra[redis]"),
-    "rediss": ("flowrra_extras.redis", "flowrra[redis]"),
-    "unix": ("flowrra_extras.redis", "flowrra[redis]"),
-    "postgresql": ("flowrra_extras.postgres", "flowrra[postgresql]"),
-    "postgres": ("flowrra_extras.postgres", "flowrra[postgresql]"),
+    **dict.fromkeys(("redis", "rediss", "unix"), ("flowrra_extras.redis", "flowrra[redis]")),
+    **dict.fromkeys(("postgresql", "postgres"), ("flowrra_extras.postgres", "flowrra[postgresql]")),
 }
 
 
@@ -7374,21 +7353,16 @@ def broker_from_url(url: str, config: Config, clock: Clock) -> Broker:
     if not mark and url != "memory":
         shown = "name.db" if "@" in url else url  # never a password
         raise ConfigError(f"{shown!r} is no URL: a file is sqlite:///{shown}")
-    scheme = scheme.lower()
+    return _factory_for(scheme.lower())(url, config, clock)
+
+
+def _factory_for(scheme: str) -> BrokerFactory:
     if scheme in _EXTRAS:
         module, package = _EXTRAS[scheme]
-        factory: BrokerFactory | None = import_extra(
-            module, "broker_from_url", f"{scheme}:// cannot be served", package
-        )
-    else:
-        factory = _SCHEMES.get(scheme) or _installed_scheme(scheme)
-    if factory is None:
-        known = ", ".join(f"{name}://" for name in (*_SCHEMES, *_EXTRAS))
-        raise ConfigError(f"nothing here serves the scheme {scheme!r} of the broker's URL; there are {known}")
-    return factory(url, config, clock)
-
-
-def _installed_scheme(scheme: str) -> BrokerFactory | None:
+        found: BrokerFactory = import_extra(module, "broker_from_url", f"{scheme}:// cannot be served", package)
+        return found
+    if scheme in _SCHEMES:
+        return _SCHEMES[scheme]
     from importlib import metadata
 
     for point in metadata.entry_points(group="flowrra.brokers", name=scheme):
@@ -7397,7 +7371,8 @@ def _installed_scheme(scheme: str) -> BrokerFactory | None:
         except ImportError as error:
             owner = point.dist.name if point.dist else point.value
             raise ConfigError(f"{scheme}:// is served by {owner}, which needs more ({error}): install that") from error
-    return None
+    known = ", ".join(f"{name}://" for name in (*_SCHEMES, *_EXTRAS))
+    raise ConfigError(f"nothing here serves the scheme {scheme!r} of the broker's URL; there are {known}")
 
 
 class _TaskMaker(Protocol):
@@ -7443,7 +7418,7 @@ class Declarations(Submitter):
         result_ttl: float | None = None,
     ) -> _TaskMaker: ...
 
-    def task(self, function: Any = None, **options: Any) -> Any:
+    def task(self, function: Any = None, *, name: str | None = None, **options: Any) -> Any:
         """Register a function as a task, by `@app.task` or `@app.task(...)`; see `TaskOptions`.
 
         `async def` runs on the loop, `def` in a thread, and with `cpu_bound=True` either in a process.
@@ -7452,23 +7427,15 @@ class Declarations(Submitter):
             ConfigError: an option is out of range, the name is taken, or a CPU-bound function is one that
                 another process cannot import (a lambda, a closure).
         """
-        if function is not None:
-            return self._register(function, None, TaskOptions())
-        name = options.pop("name", None)
-        for kind in ("retry_on", "no_retry_on"):
-            if isinstance(options.get(kind), type):
-                options[kind] = (options[kind],)
-        known = [option.name for option in dataclasses.fields(TaskOptions)]
-        for wrong in options.keys() - set(known):
-            raise ConfigError(f"@app.task has no option {wrong!r}{nearest(wrong, known)}")
-        checked = TaskOptions(**options)
-        return lambda function: self._register(function, name, checked)
+        settings = _task_options(options)
 
-    def _register(self, function: Callable[..., Any], name: str | None, options: TaskOptions) -> Task[..., Any]:
-        default = task_name(function)
-        task: Task[..., Any] = Task(self, function, _key("name", name) or default, options)
-        self.registry.add(task)
-        return task
+        def register(function: Callable[..., Any]) -> Task[..., Any]:
+            default = task_name(function)
+            task: Task[..., Any] = Task(self, function, _key("name", name) or default, settings)
+            self.registry.add(task)
+            return task
+
+        return register if function is None else register(function)
 
     def cron(
         self,
@@ -7543,6 +7510,17 @@ class Declarations(Submitter):
         """
         self._lifespan = function
         return function
+
+
+def _task_options(options: dict[str, Any]) -> TaskOptions:
+    """The options of a decorator; exception types may be given without a tuple."""
+    known = [option.name for option in dataclasses.fields(TaskOptions)]
+    for wrong in options.keys() - set(known):
+        raise ConfigError(f"@app.task has no option {wrong!r}{nearest(wrong, known)}")
+    for kind in ("retry_on", "no_retry_on"):
+        if isinstance(options.get(kind), type):
+            options[kind] = (options[kind],)
+    return TaskOptions(**options)
 
 
 # How far an opening of the app has come, and what may follow.
@@ -7952,11 +7930,8 @@ class Flowrra(Declarations):
         memory:// (in this process, the default), sqlite:///relative.db, sqlite:////absolute.db, sqlite:// (private, in
         memory). With ?synchronous=normal a power cut may undo what a SQLite broker has acknowledged last.
         """
-        return cls(
-            Config(
-                broker=BrokerConfig(url="memory://" if broker is None else broker), backend=BackendConfig(url=backend)
-            )
-        )
+        url = "memory://" if broker is None else broker
+        return cls(Config(broker=BrokerConfig(url=url), backend=BackendConfig(url=backend)))
 
     # Life --------------------------------------------------------------------------------------
 
@@ -8004,9 +7979,7 @@ class Flowrra(Declarations):
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None and is_private(self.broker) and self.sessions.present is not None:
             self.sessions.present.works_off = True  # what is left in memory nobody else would run
         await self.stop(timeout=self.config.executor.drain)

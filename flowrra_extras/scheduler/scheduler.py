@@ -17,6 +17,7 @@ from flowrra import (
     TaskId,
     TaskNotFoundError,
     _identity,
+    _job_of,
     _key,
     _micro,
     decode,
@@ -251,7 +252,7 @@ class Scheduler(Firing):
         Raises:
             TaskNotFoundError: there is no such schedule, or its task is not registered here.
         """
-        return await self.submit(await self._known(schedule_id))
+        return await submit_now(self._app, await self._known(schedule_id))
 
     async def _known(self, schedule_id: str) -> Schedule:
         schedule = await self.get_scheduled_task(schedule_id)
@@ -296,6 +297,17 @@ def _switched(schedule: Schedule, now: float, *, enabled: bool) -> dict[str, Any
     if enabled and not schedule.enabled and schedule.kind != "once":
         changes["next_fire"] = upcoming(schedule, now)
     return changes
+
+
+async def submit_now(app: Flowrra, schedule: Schedule) -> TaskId[Any]:
+    """Submit a job of a schedule here and now, beside its fires; TaskNotFoundError if its task is not known."""
+    task = app.registry.get(schedule.task)
+    if task is None:
+        raise TaskNotFoundError(f"no task {schedule.task!r} is registered here: run it where it is")
+    job = _job_of(schedule, task, _micro(app.now()), app.broker.retention)
+    job.id, job.due = app.new_id(), None
+    (job_id,) = await app.submit_jobs([job])
+    return TaskId(job_id)
 
 
 def unknown_schedule(schedule_id: str) -> TaskNotFoundError:
