@@ -7174,11 +7174,11 @@ def _digest(text: str) -> str:
 
 # Firing -----------------------------------------------------------------------------------------
 
-LOOK_EVERY = 1.0  # seconds after which it looks again for what has been changed
+CHECK_EVERY = 1.0  # seconds after which it checks again for what has been changed
 # A job that a schedule has fired is kept for so many seconds at least: while it is there, a scheduler whose clock is
 # slow, or that comes back from a failure, cannot fire the moment again.
 FIRES_KEPT = 3600.0
-_NONE_YET = 5.0  # seconds after which an app without schedules is asked for some: each look wakes an idle worker
+_NONE_YET = 5.0  # seconds after which an app without schedules is asked for some: each time wakes an idle worker
 _RETRY_AFTER = 10.0  # seconds until a fire that a full queue has refused is tried again
 
 
@@ -7290,7 +7290,7 @@ class CodeSchedules(Firing):
             else:
                 self._retry_at[schedule.id] = clock + _RETRY_AFTER
         first = min((moment for moment, _ in self._waiting(clock)), default=math.inf)
-        return min(LOOK_EVERY, max(0.0, first - now)) if self._app.schedules else _NONE_YET
+        return min(CHECK_EVERY, max(0.0, first - now)) if self._app.schedules else _NONE_YET
 
     def _waiting(self, clock: float) -> list[tuple[float, Schedule]]:
         """Those that have something left to fire, and may, with the moment."""
@@ -7675,7 +7675,7 @@ class _Session:
             await self._changed.wait()
 
     def _notify(self) -> None:
-        """Have all who wait look at their conditions again."""
+        """Have all who wait check their conditions again."""
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -7725,7 +7725,7 @@ class _Session:
         while True:
             await self._until(lambda: self._wants_worker or (self._is_released and not self._clients))
             if not self._wants_worker:
-                return await _report_left(app.broker)
+                return await _report_left(app.broker) if is_private(app.broker) else None
             await self._run_worker()
             if isinstance(self._failure, asyncio.CancelledError):
                 raise self._failure
@@ -7739,7 +7739,8 @@ class _Session:
             # It may drain although it is wanted: after a stop and a start in one turn of the loop.
             await self._attempt(self._until(lambda: not self._wants_worker or worker.is_draining))
             self._move("draining")
-            await self._attempt(self._work_off(worker))
+            if self.works_off:
+                await self._attempt(self._work_off(worker))
             await self._attempt(worker.stop(max(0.0, self._drain_end - self.loop.time())))
             self.worker = None
         await self._attempt(lifespan.aclose())
@@ -7775,7 +7776,7 @@ class _Session:
     async def _work_off(self, worker: Worker) -> None:
         """Wait until nothing is left that is ready here, as long as jobs may run."""
         for pause in itertools.chain((0.0, 0.001, 0.005, 0.01), itertools.repeat(0.05)):
-            if not self.works_off or self.loop.time() >= self._drain_end:
+            if self.loop.time() >= self._drain_end:
                 return
             counts = await self._app.broker.counts(JobFilter(status=frozenset((PENDING, RUNNING))))
             served = worker.info.queues.keys() - await self._app.broker.paused()
@@ -7786,11 +7787,10 @@ class _Session:
 
 async def _report_left(broker: Broker) -> None:
     """Say which jobs go with the memory of this process, unless the app is started again."""
-    if is_private(broker):
-        counts = await broker.counts(JobFilter(status=UNFINISHED))
-        left = ", ".join(f"{number} {status} in {queue!r}" for (queue, status), number in sorted(counts.items()))
-        if left:
-            logger.warning("jobs are left in memory, and lost when this process ends: %s", left)
+    counts = await broker.counts(JobFilter(status=UNFINISHED))
+    left = ", ".join(f"{number} {status} in {queue!r}" for (queue, status), number in sorted(counts.items()))
+    if left:
+        logger.warning("jobs are left in memory, and lost when this process ends: %s", left)
 
 
 def is_private(broker: Broker) -> bool:
@@ -8038,9 +8038,7 @@ class Flowrra(Declarations):
             ExecutorNotRunningError: the app has been stopped.
             BrokerError: the store failed; the job was not taken.
         """
-        if type(task) is not Task or task.app is not self:
-            _check_own(self, task)
-        job = _job_for(task, args, kwargs) if kwargs else task.make_job(args, kwargs)
+        job = _job_for(self, task, args, kwargs)
         return cast("TaskId[Any]", (await self.submit_jobs((job,)))[0])
 
     @_noticed
@@ -8072,17 +8070,17 @@ class Flowrra(Declarations):
             ConfigError: the broker has no SQL database, or the connection is to another one.
         """
         await self.connect()
-        pushed = _push_in(self, connection, task, args, kwargs)
+        pushed = self.broker.push_in(connection, [_job_for(self, task, args, kwargs)], now=self.now())
         (task_id,) = await pushed if inspect.isawaitable(pushed) else pushed
         return cast("TaskId[R]", task_id)
 
     async def submit_jobs(self, jobs: Sequence[Job]) -> list[str]:
-        """Push jobs that a task has made; a job that waits for room in a queue lends its slot meanwhile."""
+        """Push jobs that a task has made; a job that waits for room in a queue leaves its slot to others."""
         if not self.sessions.is_open_here():
             await self.connect()
         if self.config.broker.max_queue_size is None or not is_private(self.broker):
             return await self.broker.push(jobs, now=self.clock.time())
-        with _lent_slot():
+        with _slot_freed():
             return await self.broker.push(jobs, now=self.clock.time())
 
     def now(self) -> float:
@@ -8099,7 +8097,7 @@ class Flowrra(Declarations):
     async def wait_for_result(self, task_id: str, timeout: float | None = None) -> TaskResult[Any]:
         """The result of a job, when it has come to its end.
 
-        Inside a job, the slot is lent to other jobs meanwhile. Cancelling the call changes nothing.
+        Inside a job, other jobs may have its slot meanwhile. Cancelling the call changes nothing.
 
         Raises:
             TaskNotFoundError: no such job.
@@ -8107,11 +8105,11 @@ class Flowrra(Declarations):
         """
         end = None if timeout is None else time.monotonic() + (timeout := _seconds("timeout", timeout))
         if self.backend is None and self.sessions.is_open_here():
-            with _lent_slot():
+            with _slot_freed():
                 return await self.broker.wait_for(task_id, timeout)
         async with result_limit(task_id, timeout):  # of opening the stores and of asking a separate backend, too
             await self.connect()
-            with _lent_slot():
+            with _slot_freed():
                 left = None if end is None else max(0.0, end - time.monotonic())
                 result = await self.broker.wait_for(task_id, left)
             return result if self.backend is None else await _kept_by(self.backend, result)
@@ -8175,6 +8173,19 @@ class Flowrra(Declarations):
         return await _explain(self.broker, await self.get_job(task_id), self.now())
 
 
+def _job_for(
+    app: Flowrra, call: Task[..., Any] | Submission[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Job:
+    """A job for a call of `app.submit`, where keywords may be options."""
+    if type(call) is not Task or call.app is not app:
+        _check_own(app, call)
+    if not kwargs or isinstance(call, Submission) or call.submit_options.isdisjoint(kwargs):
+        return call.make_job(args, kwargs)
+    options = {name: value for name, value in kwargs.items() if name in call.submit_options}
+    own = {name: value for name, value in kwargs.items() if name not in options}
+    return call.options(**options).make_job(args, own)
+
+
 def _check_own(app: Flowrra, call: object) -> None:
     task = call.task if isinstance(call, Submission) else call
     if not isinstance(task, Task):
@@ -8183,28 +8194,8 @@ def _check_own(app: Flowrra, call: object) -> None:
         raise TaskNotFoundError(f"the task {task.name!r} belongs to another app: submit it there")
 
 
-def _job_for(call: Task[..., Any] | Submission[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Job:
-    """A job for a call of `app.submit`, where keywords may be options."""
-    if isinstance(call, Submission) or call.submit_options.isdisjoint(kwargs):
-        return call.make_job(args, kwargs)
-    options = {name: value for name, value in kwargs.items() if name in call.submit_options}
-    own = {name: value for name, value in kwargs.items() if name not in options}
-    return call.options(**options).make_job(args, own)
-
-
-def _push_in(
-    app: Flowrra,
-    connection: Any,
-    call: Task[..., Any] | Submission[..., Any],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-) -> list[str] | Awaitable[list[str]]:
-    _check_own(app, call)
-    return app.broker.push_in(connection, [_job_for(call, args, kwargs)], now=app.now())
-
-
-def _lent_slot() -> contextlib.AbstractContextManager[None]:
-    """While the job that asks, if it is one, waits for others: its slot is lent to them."""
+def _slot_freed() -> contextlib.AbstractContextManager[None]:
+    """While the job that calls, if it is one, waits for others: they may have its slot."""
     context = _current.get()
     return contextlib.nullcontext() if context is None else context.waiting()
 
@@ -8346,7 +8337,8 @@ class SyncFace:
     def submit_in(self, connection: Any, task: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]:
         """See `Flowrra.submit_in`. The connection is used in this thread, to which a driver may bind it."""
         self.run(self._app.connect())
-        pushed = _push_in(self._app, connection, task, args, kwargs)
+        job = _job_for(self._app, task, args, kwargs)
+        pushed = self._app.broker.push_in(connection, [job], now=self._app.now())
         (task_id,) = self.run(pushed) if inspect.iscoroutine(pushed) else cast("list[str]", pushed)
         return cast("TaskId[R]", task_id)
 

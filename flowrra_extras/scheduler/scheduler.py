@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
 from flowrra import (
-    LOOK_EVERY,
+    CHECK_EVERY,
     ConfigError,
     Firing,
     Flowrra,
@@ -275,7 +275,7 @@ class Scheduler(Firing):
             self._purge_at = now
         first = await self.store.next_fire()
         if first is None or first > now:
-            return LOOK_EVERY if first is None else min(LOOK_EVERY, first - now)
+            return CHECK_EVERY if first is None else min(CHECK_EVERY, first - now)
         taken = await self.store.take(now=now, lease=TAKE_LEASE, limit=_TAKE_LIMIT)
         due = [plan for schedule in taken if (plan := self.plan(schedule, now)) is not None]
         await self.store.advance(await self.push(due))
