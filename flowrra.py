@@ -7556,8 +7556,7 @@ class _Session:
         self._opening = asyncio.Lock()  # of stores, one at a time
         self._callers = 0  # that wait for the stores or the worker; without any, an opening or a start is given up
         self._clients = 0
-        self._wants_worker = False  # of a start and a stop at once the later one decides
-        self._is_released = False  # whether it closes when neither a worker nor a client needs the stores
+        self._goal = "open"  # or running or closed: of a start and a stop at once the later one decides
         self._is_given_up = False  # whether the step that is under way has been cancelled by us
         self._drain_end = 0.0  # when, by the loop's clock, a stop interrupts the jobs that still run
         self._failure: BaseException | None = None  # of the latest opening, start or stop
@@ -7584,12 +7583,12 @@ class _Session:
 
     async def start(self) -> None:
         """Wait until the worker runs. The start is undone when nobody waits for it any more."""
-        self._wants_worker, self._is_released = True, False
+        self._goal = "running"
         if self.state == "running":
             return
         self._refuse_own_task("start")
         self._notify()
-        await self._reach(lambda: self.state == "running" or not self._wants_worker)
+        await self._reach(lambda: self.state == "running" or self._goal != "running")
         if self.state != "running":
             await self._settled()
             raise self._failure or ExecutorNotRunningError("the app was stopped while it was starting")
@@ -7601,7 +7600,7 @@ class _Session:
         """
         self._refuse_own_task("stop")
         end = self.loop.time() + drain
-        if self._wants_worker:
+        if self._goal == "running":
             self._drain_end, self._failure = end, None
             if self.worker is not None and not self.works_off:
                 self.worker.stop_claiming()  # now, before anybody else has a turn
@@ -7610,7 +7609,7 @@ class _Session:
             self.loop.call_later(drain, self.end_drain)
         self._release()
         await self._settled()
-        if self._failure is not None and not self._wants_worker:
+        if self._failure is not None and self._goal != "running":
             raise self._failure
 
     def end_drain(self) -> None:
@@ -7627,7 +7626,7 @@ class _Session:
             yield
         finally:
             self._clients -= 1
-            if self.state == "open" and not self._clients and not self._wants_worker:
+            if self.state == "open" and not self._clients and self._goal != "running":
                 self._release()
                 await self._settled()
 
@@ -7644,7 +7643,7 @@ class _Session:
 
     def _release(self) -> None:
         """Want no worker any more, nor the stores unless a client needs them."""
-        self._wants_worker, self._is_released = False, True
+        self._goal = "closed"
         if self.state in ("opening", "starting") and not self._is_given_up:
             self._is_given_up = self._task.cancel()
         self._notify()
@@ -7667,7 +7666,7 @@ class _Session:
 
     async def _settled(self) -> None:
         """Return when it is closed, or as far from it as a client or a new start wants."""
-        await self._until(lambda: self._wants_worker or (self.state == "open" and self._clients > 0))
+        await self._until(lambda: self._goal == "running" or (self.state == "open" and self._clients > 0))
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         """Return when `condition` holds, or the session is closed."""
@@ -7723,8 +7722,8 @@ class _Session:
             app.backend = None  # the same store by another name
         self._move("open")
         while True:
-            await self._until(lambda: self._wants_worker or (self._is_released and not self._clients))
-            if not self._wants_worker:
+            await self._until(lambda: self._goal == "running" or (self._goal == "closed" and not self._clients))
+            if self._goal == "closed":
                 return await _report_left(app.broker) if is_private(app.broker) else None
             await self._run_worker()
             if isinstance(self._failure, asyncio.CancelledError):
@@ -7737,7 +7736,7 @@ class _Session:
         await self._attempt(self._start_worker(lifespan))
         if (worker := self.worker) is not None:
             # It may drain although it is wanted: after a stop and a start in one turn of the loop.
-            await self._attempt(self._until(lambda: not self._wants_worker or worker.is_draining))
+            await self._attempt(self._until(lambda: self._goal != "running" or worker.is_draining))
             self._move("draining")
             if self.works_off:
                 await self._attempt(self._work_off(worker))
@@ -7826,18 +7825,15 @@ class _Sessions:
         self.present, self.is_stopped = None, False
         self._app.sync.begin_in_process()
 
-    def is_open_here(self) -> bool:
-        """Whether the stores are open on the loop that runs here.
+    def open_here(self) -> _Session | None:
+        """The session whose stores are open on the loop that runs here, if there is one.
 
         On CPython 3.11 get_running_loop() asks the system for the process id: 0.25 us, twice a job.
         """
-        present = self.present
-        return (
-            present is not None
-            and present.is_open
-            and present.thread == threading.get_ident()
-            and present.loop.is_running()
-        )
+        session = self.present
+        if session is None or not session.is_open or session.thread != threading.get_ident():
+            return None
+        return session if session.loop.is_running() else None
 
     async def here(self) -> _Session | None:
         """The session on the running loop, if there is one that goes on."""
@@ -7856,8 +7852,8 @@ class _Sessions:
 
     async def connect(self) -> _Session:
         """The session on the running loop with its stores open; a new one if there is none that goes on."""
-        if self.present is not None and self.is_open_here():
-            return self.present
+        if (session := self.open_here()) is not None:
+            return session
         while not self.is_stopped:
             session = await self.here()
             if session is None:
@@ -8076,7 +8072,7 @@ class Flowrra(Declarations):
 
     async def submit_jobs(self, jobs: Sequence[Job]) -> list[str]:
         """Push jobs that a task has made; a job that waits for room in a queue leaves its slot to others."""
-        if not self.sessions.is_open_here():
+        if self.sessions.open_here() is None:
             await self.connect()
         if self.config.broker.max_queue_size is None or not is_private(self.broker):
             return await self.broker.push(jobs, now=self.clock.time())
@@ -8104,7 +8100,7 @@ class Flowrra(Declarations):
             TaskTimeoutError: it has not ended within `timeout` seconds.
         """
         end = None if timeout is None else time.monotonic() + (timeout := _seconds("timeout", timeout))
-        if self.backend is None and self.sessions.is_open_here():
+        if self.backend is None and self.sessions.open_here() is not None:
             with _slot_freed():
                 return await self.broker.wait_for(task_id, timeout)
         async with result_limit(task_id, timeout):  # of opening the stores and of asking a separate backend, too
