@@ -8633,8 +8633,24 @@ def _worker_command(arguments: argparse.Namespace) -> int:
         logger.exception("loading %s failed", target)
         return 1
     check_shared(app)
+    _warn_of_unused_settings(app)
     _configure(app, arguments)
     return _run_worker(app)
+
+
+def _warn_of_unused_settings(app: Flowrra) -> None:
+    """Say which settings in the environment the app does not have, as it is not made by Config.from_env()."""
+    try:
+        config = Config.from_env()
+    except ConfigError:  # an app that reads them has refused them itself
+        return
+    for section in ("broker", "backend", "executor"):
+        wanted, used = getattr(config, section), getattr(app.config, section)
+        for option in dataclasses.fields(wanted):
+            name = f"FLOWRRA_{section}_{option.name}".upper()
+            given = {name, name.removesuffix("_URL")} & os.environ.keys()
+            if given and getattr(wanted, option.name) != getattr(used, option.name):
+                logger.warning("%s has no effect: Flowrra(Config.from_env()) would read it", given.pop())
 
 
 def _configure(app: Flowrra, arguments: argparse.Namespace) -> None:
