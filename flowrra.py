@@ -7059,7 +7059,7 @@ def _stamp(moment: int) -> str:
 
 
 class ScheduleOptions(TypedDict, total=False):
-    """What a schedule may be told beside its rule and arguments.
+    """The options of a schedule beside its rule and arguments.
 
     `misfire` says what becomes of fires that are more than ON_TIME seconds late: "latest" fires the latest
     one of them, "all" every one (the latest MAX_CATCH_UP), "skip" none, nor one that is followed by another
@@ -8351,16 +8351,12 @@ class SyncFace:
 
         `timeout` is one that the call keeps by itself, unless something else blocks the loop.
         """
-        try:
-            with contextlib.suppress(RuntimeError):
-                asyncio.get_running_loop()
-                raise FlowrraError("app.sync would block the event loop here: await the call on the app itself")
-            with self._lock:  # so that no close() comes between
-                loop = self._find_loop()
-                called = asyncio.run_coroutine_threadsafe(call, loop)
-        except FlowrraError:
+        if asyncio._get_running_loop() is not None:
             call.close()
-            raise
+            raise FlowrraError("app.sync would block the event loop here: await the call on the app itself")
+        with self._lock:  # so that no close() comes between
+            loop = self._find_loop()
+            called = asyncio.run_coroutine_threadsafe(call, loop)
         end = math.inf if timeout is None else time.monotonic() + timeout + _LOOP_LATE
         try:
             while not called.done():
@@ -8472,7 +8468,19 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         return sub
 
-    _add_worker(add("worker", _worker_command, "run the jobs of an app"))
+    worker = add("worker", _worker_command, "run the jobs of an app")
+    worker.add_argument("app", nargs="?", help="module:app (or FLOWRRA_APP)")
+    worker.add_argument("--concurrency", type=int, metavar="N", help="jobs at once of each queue but cpu")
+    worker.add_argument("--queues", metavar="default:50,cpu:2", help="serve these only, each with its capacity")
+    worker.add_argument("--processes", type=int, default=1, metavar="N", help="worker processes (1)")
+    worker.add_argument("--drain", type=float, metavar="S", help="seconds that running jobs get at a stop (30)")
+    worker.add_argument("--reload", action="store_true", help="start anew when a source file changes")
+    worker.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)  # what a supervisor starts
+    worker.add_argument("--no-scheduler", action="store_true", help="leave schedules to other workers")
+    levels = ["debug", "info", "warning", "error"]
+    text = f"{', '.join(levels)} (info)"
+    worker.add_argument("--log-level", default="info", choices=levels, metavar="LEVEL", help=text)
+    worker.add_argument("--log-format", default="text", choices=["text", "json"], help="text, or a JSON object a line")
     enqueue = add("enqueue", _enqueue_command, "submit one job")
     enqueue.add_argument("app", help="module:app")
     enqueue.add_argument("task", help="the task's name, or its last part if that is clear")
@@ -8563,7 +8571,7 @@ def check_shared(app: Flowrra) -> None:
 
 
 def _app_for(arguments: argparse.Namespace) -> Flowrra:
-    """The app, or one without tasks on the broker, that a command is to look at."""
+    """The app that a command asks, or one without tasks on the broker."""
     target = arguments.where or os.environ.get("FLOWRRA_APP")
     url = arguments.broker or (None if target else os.environ.get("FLOWRRA_BROKER"))
     if url:
@@ -8574,7 +8582,7 @@ def _app_for(arguments: argparse.Namespace) -> Flowrra:
 
 
 def ask(arguments: argparse.Namespace, question: Callable[[Flowrra], Awaitable[T]]) -> T:
-    """Open the store, ask, close it. To look must not make one where there is none."""
+    """Open the store, ask, close it. A question must not make one where there is none."""
     app = _app_for(arguments)
     check_shared(app)
     if isinstance(app.broker, SQLiteBroker) and not os.path.exists(app.broker.path or ""):
@@ -8592,22 +8600,6 @@ async def _answer(app: Flowrra, question: Callable[[Flowrra], Awaitable[T]]) -> 
 
 
 # Workers ---------------------------------------------------------------------------------------
-
-
-def _add_worker(sub: argparse.ArgumentParser) -> None:
-    import argparse
-
-    sub.add_argument("app", nargs="?", help="module:app (or FLOWRRA_APP)")
-    sub.add_argument("--concurrency", type=int, metavar="N", help="jobs at once of each queue but cpu")
-    sub.add_argument("--queues", metavar="default:50,cpu:2", help="serve these only, each with its capacity")
-    sub.add_argument("--processes", type=int, default=1, metavar="N", help="worker processes (1)")
-    sub.add_argument("--drain", type=float, metavar="S", help="seconds that running jobs get at a stop (30)")
-    sub.add_argument("--reload", action="store_true", help="start anew when a source file changes")
-    sub.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)  # what a supervisor starts
-    sub.add_argument("--no-scheduler", action="store_true", help="leave schedules to other workers")
-    levels = ["debug", "info", "warning", "error"]
-    sub.add_argument("--log-level", default="info", choices=levels, metavar="LEVEL", help=f"{', '.join(levels)} (info)")
-    sub.add_argument("--log-format", default="text", choices=["text", "json"], help="text, or a JSON object a line")
 
 
 def _worker_command(arguments: argparse.Namespace) -> int:
@@ -8807,13 +8799,14 @@ def read_arguments(texts: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
     kwargs: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
-        named = bool(equals) and name.isidentifier()
+        if not (equals and name.isidentifier()):
+            name, equals, value = "", "", text
         try:
-            parsed = json.loads(value if named else text)
+            parsed = json.loads(value)
         except ValueError:
-            meant = f"{name}={json.dumps(value)}" if named else json.dumps(text)
+            meant = f"{name}{equals}{json.dumps(value)}"
             raise ConfigError(f"--arg {text!r} is not JSON; as a string it is --arg '{meant}'") from None
-        if named:
+        if name:
             kwargs[name] = parsed
         else:
             args.append(parsed)
@@ -8926,10 +8919,10 @@ def _explain_command(arguments: argparse.Namespace) -> None:
 # The demonstration -----------------------------------------------------------------------------
 
 _DEMO = """\
-import asyncio, os
+import asyncio
 from {module} import Flowrra, current_job
 
-app = Flowrra.from_urls(os.environ["FLOWRRA_DEMO"])
+app = Flowrra.from_urls({url!r})
 
 @app.task
 async def fetch(number: int) -> int:
@@ -8960,9 +8953,8 @@ def _demo_command(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{kept} is there already: give the demo a new file")
     with tempfile.TemporaryDirectory(prefix="flowrra-demo-") as folder:
         with open(os.path.join(folder, "flowrra_demo.py"), "w", encoding="utf-8") as file:
-            file.write(_DEMO.format(module=__name__))
+            file.write(_DEMO.format(module=__name__, url=f"sqlite:///{kept or os.path.join(folder, 'demo.db')}"))
         sys.path.insert(0, folder)
-        os.environ["FLOWRRA_DEMO"] = f"sqlite:///{kept or os.path.join(folder, 'demo.db')}"
         try:
             return asyncio.run(_demonstrate(importlib.import_module("flowrra_demo")))
         finally:
