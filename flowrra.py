@@ -7583,10 +7583,9 @@ class _Session:
 
     async def start(self) -> None:
         """Wait until the worker runs. The start is undone when nobody waits for it any more."""
-        self._goal = "running"
-        if self.state == "running":
-            return
-        self._refuse_own_task("start")
+        if self.state != "running":
+            self._refuse_own_task("start")
+        self._goal, self.works_off = "running", False
         self._notify()
         await self._reach(lambda: self.state == "running" or self._goal != "running")
         if self.state != "running":

@@ -310,6 +310,14 @@ async def test_a_start_and_a_stop_in_one_turn_of_the_loop(app: Flowrra) -> None:
     assert not app.is_running
 
 
+async def test_a_start_beside_the_end_of_a_block_wins_if_it_is_later(app: Flowrra) -> None:
+    await app.start()
+    await within(asyncio.gather(app.__aexit__(None, None, None), app.start()))
+    assert app.is_running
+    assert await within(doubled(app, 4)) == 8
+    await app.stop()
+
+
 async def test_a_start_that_is_cancelled_leaves_nothing_open(app: Flowrra) -> None:
     begun, _ = with_gate(app)
     starting = asyncio.create_task(app.start())
