@@ -7657,7 +7657,8 @@ class _Session:
         """Return when `condition` holds, or the session is closed. Without anybody who waits so it is released."""
         self._callers += 1
         try:
-            await self._until(condition)
+            while self.state != "closed" and not condition():
+                await self._changed.wait()
         finally:
             self._callers -= 1
             if not self._callers and not condition():
@@ -7665,11 +7666,7 @@ class _Session:
 
     async def _settled(self) -> None:
         """Return when it is closed, or as far from it as a client or a new start wants."""
-        await self._until(lambda: self._goal == "running" or (self.state == "open" and self._clients > 0))
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        """Return when `condition` holds, or the session is closed."""
-        while self.state != "closed" and not condition():
+        while self.state != "closed" and self._goal != "running" and not (self.state == "open" and self._clients):
             await self._changed.wait()
 
     def _notify(self) -> None:
@@ -7721,7 +7718,8 @@ class _Session:
             app.backend = None  # the same store by another name
         self._move("open")
         while True:
-            await self._until(lambda: self._goal == "running" or (self._goal == "closed" and not self._clients))
+            while self._goal == "open" or (self._goal == "closed" and self._clients):
+                await self._changed.wait()
             if self._goal == "closed":
                 return await _report_left(app.broker) if is_private(app.broker) else None
             await self._run_worker()
@@ -7734,8 +7732,7 @@ class _Session:
         lifespan = contextlib.AsyncExitStack()
         await self._attempt(self._start_worker(lifespan))
         if (worker := self.worker) is not None:
-            # It may drain although it is wanted: after a stop and a start in one turn of the loop.
-            await self._attempt(self._until(lambda: self._goal != "running" or worker.is_draining))
+            await self._attempt(self._run_jobs(worker))
             self._move("draining")
             if self.works_off:
                 await self._attempt(self._work_off(worker))
@@ -7770,6 +7767,11 @@ class _Session:
                 worker.reside(firing.run)
         self.worker = worker
         self._move("running")
+
+    async def _run_jobs(self, worker: Worker) -> None:
+        # It may drain although it is wanted: after a stop and a start in one turn of the loop.
+        while self._goal == "running" and not worker.is_draining:
+            await self._changed.wait()
 
     async def _work_off(self, worker: Worker) -> None:
         """Wait until nothing is left that is ready here, as long as jobs may run."""
