@@ -6923,7 +6923,6 @@ class _Keeper(threading.Thread):
 # ---------------------------------------------------------------------------
 
 
-RULE_KINDS = ("cron", "interval", "once")
 MISFIRES = ("latest", "all", "skip")
 OVERLAPS = ("allow", "skip")
 
@@ -7107,7 +7106,7 @@ def make_schedule(
         key="",
         task=task.name if isinstance(task, Task) else task,
         kind=kind,
-        rule=_rule_text(kind, rule, tz),
+        rule=_rule_text(kind, rule),
         tz=_zone_of("UTC" if tz is None else tz).key,
         payload=_payload(task, args, kwargs or {}),
         options=options,
@@ -7129,7 +7128,7 @@ def make_schedule(
 _OF_JOBS = frozenset(("priority", "queue", "max_retries", "retry_delay"))  # options of a schedule that its jobs get
 
 
-def _rule_text(kind: str, rule: object, tz: str | dt.tzinfo | None) -> str:
+def _rule_text(kind: str, rule: object) -> str:
     """The rule as it is kept."""
     if kind == "cron":
         if not isinstance(rule, str):
@@ -7140,12 +7139,7 @@ def _rule_text(kind: str, rule: object, tz: str | dt.tzinfo | None) -> str:
         if seconds > _MAX_INTERVAL:
             raise ConfigError(f"an interval must be at most {_MAX_INTERVAL:g} s (100 years), not {rule!r}")
         return f"{seconds:.6f}".rstrip("0").rstrip(".")
-    if tz is not None and isinstance(rule, dt.datetime) and rule.tzinfo is None:
-        rule = rule.replace(tzinfo=_zone_of(tz).tzinfo)
-    moment = _timestamp("run_at", rule)
-    if moment >= LAST_MOMENT:
-        raise ConfigError(f"run_at={rule!r} lies beyond the year 9999: it would never fire")
-    return (_EPOCH + dt.timedelta(microseconds=_micro(moment))).isoformat()
+    return str(rule)  # "once", which stored schedules alone can be
 
 
 def _payload(task: str | Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
 from flowrra import (
+    _EPOCH,
     CHECK_EVERY,
+    LAST_MOMENT,
     ConfigError,
     Firing,
     Flowrra,
@@ -20,6 +22,8 @@ from flowrra import (
     _job_of,
     _key,
     _micro,
+    _timestamp,
+    _zone_of,
     decode,
     logger,
     make_schedule,
@@ -106,7 +110,7 @@ class Scheduler(Firing):
     async def _add(
         self, task: str | Task[..., Any], kind: str, rule: object, *, task_id: str | None = None, **options: Any
     ) -> str:
-        schedule = make_schedule(self._task_or_name(task), kind, rule, **options)
+        schedule = stored_schedule(self._task_or_name(task), kind, rule, **options)
         await self._ready()
         await self._check_name(schedule.task)
         schedule.created = schedule.updated = now = self._app.clock.time()
@@ -134,7 +138,7 @@ class Scheduler(Firing):
     def _changes(self, old: Schedule, kind: str, rule: object, **options: Any) -> dict[str, Any]:
         """The changes that make `old` what is given here; what is not given stays."""
         given = {name: getattr(old, name) for name in _EDITED} | {**old.options, **options}
-        new = make_schedule(self._task_or_name(old.task), kind, rule, **given)
+        new = stored_schedule(self._task_or_name(old.task), kind, rule, **given)
         changes = {name: getattr(new, name) for name in _DEFINING if getattr(new, name) != getattr(old, name)}
         if json.loads(new.payload) != json.loads(old.payload):
             changes["payload"] = new.payload
@@ -286,7 +290,7 @@ class Scheduler(Firing):
         await (await self._app.sessions.connect()).open_store(self.store)
 
 
-_EDITED = ("description", "misfire", "overlap", "jitter")  # as they are in make_schedule()
+_EDITED = ("description", "misfire", "overlap", "jitter")  # as they are in stored_schedule()
 _DEFINING = ("kind", "rule", "tz", "options", *_EDITED)
 _READERS: Mapping[str, Callable[[str], Any]] = {"cron": str, "interval": float, "once": dt.datetime.fromisoformat}
 
@@ -297,6 +301,20 @@ def _switched(schedule: Schedule, now: float, *, enabled: bool) -> dict[str, Any
     if enabled and not schedule.enabled and schedule.kind != "once":
         changes["next_fire"] = upcoming(schedule, now)
     return changes
+
+
+def stored_schedule(
+    task: str | Task[..., Any], kind: str, rule: object, *, tz: str | dt.tzinfo | None = None, **options: Any
+) -> Schedule:
+    """See `make_schedule`. A naive moment of one that fires once is one of the zone `tz`, or else the local time."""
+    if kind == "once":
+        if tz is not None and isinstance(rule, dt.datetime) and rule.tzinfo is None:
+            rule = rule.replace(tzinfo=_zone_of(tz).tzinfo)
+        moment = _timestamp("run_at", rule)
+        if moment >= LAST_MOMENT:
+            raise ConfigError(f"run_at={rule!r} lies beyond the year 9999: it would never fire")
+        rule = (_EPOCH + dt.timedelta(microseconds=_micro(moment))).isoformat()
+    return make_schedule(task, kind, rule, tz=tz, **options)
 
 
 async def submit_now(app: Flowrra, schedule: Schedule) -> TaskId[Any]:
