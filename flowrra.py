@@ -7599,7 +7599,7 @@ class _Session:
                 self.worker.stop_claiming()  # now, before anybody else has a turn
         elif end < self._drain_end:
             self._drain_end = end
-            self.loop.call_later(drain, self.end_drain)
+            self.loop.call_later(drain, lambda: self.end_drain() if self._drain_end == end else None)
         self._release()
         await self._settled()
         if self._failure is not None and self._goal != "running":

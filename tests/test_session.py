@@ -264,6 +264,31 @@ async def test_a_second_stop_shortens_the_first(app: Flowrra) -> None:
     await within(asyncio.gather(first, app.stop(timeout=0.1)), 10)
 
 
+async def test_a_stop_that_was_shortened_does_not_shorten_a_later_one(app: Flowrra) -> None:
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    @app.task
+    async def work() -> None:
+        begun.set()
+        await go.wait()
+
+    async with app.client():
+        await app.start()
+        await app.submit(work)
+        await begun.wait()
+        asyncio.get_running_loop().call_later(0.02, go.set)
+        await within(asyncio.gather(app.stop(timeout=None), app.stop(timeout=0.2)))
+        begun.clear()
+        go.clear()
+        await app.start()
+        task_id = await app.submit(work)
+        await begun.wait()
+        await asyncio.sleep(0.3)  # until the time of the first stop is up
+        asyncio.get_running_loop().call_later(0.05, go.set)
+        await within(app.stop())
+        assert (await app.get_job(task_id)).status is TaskStatus.SUCCESS
+
+
 async def test_a_stop_beside_a_start_wins_if_it_is_later(app: Flowrra) -> None:
     begun, _ = with_gate(app)
     starting = asyncio.create_task(app.start())
