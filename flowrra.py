@@ -62,6 +62,7 @@ if __name__ == "__main__":
 import asyncio
 import atexit
 import binascii
+import calendar
 import collections
 import concurrent.futures
 import contextlib
@@ -127,6 +128,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     # Beside a copied file there are none. `X as X`: they are names of this module too, see `__getattr__`.
+    from flowrra_extras.cron_union import CronUnion  # type: ignore[import-not-found, unused-ignore]
     from flowrra_extras.scheduler import (  # type: ignore[import-not-found, unused-ignore]
         MemoryScheduleStore as MemoryScheduleStore,
     )
@@ -136,6 +138,29 @@ if TYPE_CHECKING:
     from flowrra_extras.scheduler import schedule_store_from_url as schedule_store_from_url
 
 __version__ = "0.2.0"
+
+__all__ = ["Flowrra", "JobContext", "Submission", "SyncFace", "Task", "TaskOptions", "current_job", "main", "result_of"]
+__all__ += ["Attempt", "Event", "Job", "JobFilter", "Progress", "TaskId", "TaskResult", "TaskStatus", "WorkerInfo"]
+__all__ += ["BackendConfig", "BrokerConfig", "Config", "Cron", "ExecutorConfig", "Schedule", "ScheduleOptions"]
+__all__ += ["BackendError", "BrokerError", "ConfigError", "ExecutorNotRunningError", "FlowrraError", "NoFire"]
+__all__ += ["ProcessDiedError", "QueueFullError", "RemoteError", "ResultError", "Retry", "SerializationError"]
+__all__ += ["StoreLostError", "TaskNotFoundError", "TaskTimeoutError"]
+# For authors of brokers and backends:
+__all__ += ["Activity", "Backend", "Broker", "BrokerFactory", "Clock", "MemoryBroker", "Notices", "Outcome"]
+__all__ += ["TRANSITIONS", "ResultOf", "SQLiteBroker", "Submitter", "broker_from_url", "copied", "copy_arguments"]
+__all__ += ["copy_returned", "decode", "decode_arguments", "decode_result", "encode", "encode_arguments"]
+__all__ += ["encode_result", "encode_value", "logger"]
+# For brokers and extras, and not for others:
+__all__ += ["ACTIVITY_KEPT", "BLOCKED", "BY_HAND", "CRON_FIELDS", "ENDINGS_KEPT", "ENDINGS_TOLD"]
+__all__ += ["EXPIRED", "FAILED", "FINISHED", "HISTORY_LIMIT", "KILLED", "LAST_CHANCE", "Fired", "Firing"]
+__all__ += ["CHECK_EVERY", "LAST_DAY", "LAST_WORKDAY", "LEFT", "MAX_CRASHES", "MAX_LEASE", "MISFIRES", "NEAREST"]
+__all__ += ["NO_ARGUMENTS", "OPERATOR_COMMANDS", "OVERLAPS", "PENDING", "REQUEUABLE", "RUNNING", "job_of_fire"]
+__all__ += ["SUCCESS", "UNFINISHED", "WORKER_LOST", "Turns", "activity_texts", "add_store", "ask", "check_key"]
+__all__ += ["check_queue", "check_shared", "claimed_job", "cron_bits", "cron_values", "describe", "duration"]
+__all__ += ["ended_job", "find_task", "first_line", "import_extra", "job_as_json", "kind_name", "length_bucket"]
+__all__ += ["load_app", "make_schedule", "nearest", "orphaned", "parents_in", "parsed", "print_table", "python"]
+__all__ += ["read_arguments", "result_from", "result_limit", "schedule_key", "sum_of_activity"]
+__all__ += ["totals_of_activity", "unknown_job", "upcoming"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -204,7 +229,7 @@ class ProcessDiedError(FlowrraError):
 
 
 class RemoteError(FlowrraError):
-    """An exception of a CPU-bound task, as its process told it: the names of its types, text, traceback."""
+    """An exception of a CPU-bound task, as its process reported it: names of its types, text, traceback."""
 
     def __init__(self, text: str, kinds: Sequence[str], traceback: str, delay: float | None) -> None:
         super().__init__(text)
@@ -324,7 +349,7 @@ class TaskStatus(enum.StrEnum):
         return self in FINISHED
 
 
-# Plain names: looking a member up in its class takes 0.07 us, some twenty times a job.
+# Plain names: a lookup of a member in its class takes 0.07 us, some twenty times a job.
 SCHEDULED, BLOCKED, PENDING, RUNNING, RETRYING, SUCCESS, FAILED, CANCELLED = TaskStatus
 FINISHED = frozenset((SUCCESS, FAILED, CANCELLED))
 UNFINISHED = frozenset(TaskStatus) - FINISHED
@@ -360,7 +385,7 @@ ACTIVITY_KEPT = 86_400.0  # seconds for which the store keeps what workers did
 class TaskId(str, Generic[R]):
     """A job's id: for the type checker, a `str` that remembers what the job returns.
 
-    What `submit` returns is a plain `str` at run time: a subclass costs each look-up in a dictionary 0.04 us.
+    What `submit` returns is a plain `str` at run time: a subclass costs each lookup in a dictionary 0.04 us.
     """
 
     __slots__ = ()
@@ -369,7 +394,7 @@ class TaskId(str, Generic[R]):
 class Attempt(NamedTuple):
     """One try at a job. `outcome` is running, success, failure, crash, release or cancel.
 
-    A "note" is no try but a line that a person's action has left: `worker` did what `error` says.
+    A "note" is no try but the record of a person's action: `worker` did what `error` says.
     """
 
     number: int
@@ -478,7 +503,7 @@ class Job(_Moments):
         return self.history if latest is None else (*self.history, latest)
 
     def latest_attempt(self, outcome: str) -> Attempt | None:
-        """The attempt that `started` tells of, as ended with `outcome`; None if it is in the history."""
+        """The attempt that began at `started`, as ended with `outcome`; None if it is in the history."""
         if self.started is None or self.worker is None:
             return None
         return Attempt(self.attempt, self.worker, self.started, self.finished, outcome, self.error, self.traceback)
@@ -588,7 +613,7 @@ _ENDING_OF: Mapping[TaskStatus, str] = {
 
 @dataclass(slots=True, kw_only=True)
 class JobFilter:
-    """Which jobs to look for; what is None does not matter.
+    """Which jobs to find; what is None does not matter.
 
     `ahead_of`: the ready jobs before that one. `error`: a part of the job's error, its letters in upper or lower case.
     `parent`: the jobs that wait or waited for that one. `from_seq`: those with at least that `seq`, so
@@ -647,12 +672,9 @@ class Activity:
 
     def count(self, job: Job, status: TaskStatus, began: float, ended: float) -> None:
         """Add an attempt of `job` that ended as SUCCESS, FAILED or RETRYING: 0.5 us, once a job."""
-        if status is SUCCESS:
-            self.succeeded += 1
-        elif status is FAILED:
-            self.failed += 1
-        else:
-            self.retried += 1
+        self.succeeded += status is SUCCESS
+        self.failed += status is FAILED
+        self.retried += status is RETRYING
         ran = max(0.0, ended - began)
         self.ran += ran
         bucket = length_bucket(ran)
@@ -697,24 +719,11 @@ def length_bucket(seconds: float) -> int:
     return int(seconds * 10_000).bit_length() if seconds > 0 else 0
 
 
-def quantile(histogram: Mapping[int, int], share: float) -> float | None:
-    """The length in seconds that `share` (0 to 1) of a histogram's lengths do not exceed; None if it has none.
-
-    Inside a bucket they are taken to be spread evenly on a logarithmic scale.
-    """
-    rank = share * sum(histogram.values())
-    for bucket, number in sorted(histogram.items()):
-        if 0 < number >= rank:
-            return float(0.0001 * 2.0 ** (bucket - 1 + rank / number))
-        rank -= number
-    return None
-
-
 @dataclass(slots=True)
 class WorkerInfo:
     """A worker as the store shows it. `queues` maps its queues to their capacities.
 
-    `memory`: resident bytes of its process, where the system tells. `activity`: what a heartbeat hands over:
+    `memory`: resident bytes of its process, where the system has the figure. `activity`: what a heartbeat hands over:
     all rows of each minute that has changed since the last one. `term`: what the broker calls the time since which
     the lease has held; another term than that of the last heartbeat's answer means that the lease was lost.
     """
@@ -740,8 +749,8 @@ class Notices:
     `cancelled`: ids of this worker's jobs that someone wants to end. `lapsed`: the lease had run out,
     so that nothing claimed before is this worker's any more. `paused`: queues not to claim from.
     `suspects`: the fewest `crashes` of the jobs that wait for a worker that runs nothing else, 0 if none does.
-    `lost_workers`: workers found dead, whose jobs this call has put back. `endings`: jobs that have ended without an
-    attempt that could tell of it, each told to one heartbeat: their id, task, attempt, status and error.
+    `lost_workers`: workers found dead, whose jobs this call has put back. `endings`: jobs that have ended while no
+    attempt ran that could report it, each brought to one heartbeat: their id, task, attempt, status and error.
     """
 
     cancelled: Sequence[str] = ()
@@ -884,33 +893,37 @@ class Config:
 
         A variable under one of the three sections that names no option is a ConfigError, as is a text
         that is no number where a number belongs. Any other one with the prefix may be another program's, or
-        a misspelt setting: it is told in a warning, with a prefix of your own only if it is like a setting.
+        a misspelt setting: it is named in a warning, with a prefix of your own only if it is like a setting.
         """
         env = os.environ if environ is None else environ
         warn_of_unknown_settings(prefix, env)
-        config = cls()
-        for section in ("broker", "backend", "executor"):
-            part, start = getattr(config, section), f"{prefix}{section.upper()}"
-            texts = {name[len(start) + 1 :].lower(): text for name, text in env.items() if name.startswith(f"{start}_")}
-            if start in env:
-                texts["url"] = env[start]
-            known = {option.name: str(option.type) for option in dataclasses.fields(part)}
-            for name in texts.keys() - known:
-                raise ConfigError(f"{start}_{name.upper()} names no option; there are {', '.join(sorted(known))}")
-            values = {name: _from_text(f"{start}_{name.upper()}", known[name], text) for name, text in texts.items()}
-            setattr(config, section, dataclasses.replace(part, **values))
-        return config
+        values: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
+        settings = _settings()
+        for name in sorted((name for name in env if name.startswith(prefix)), reverse=True):  # BROKER after BROKER_URL
+            key = name.removeprefix(prefix)
+            if key in settings:
+                section, option = settings[key]
+                values[section][option.name] = _from_text(name, str(option.type), env[name])
+            elif kind := _SECTIONS.get(key.partition("_")[0].lower()):
+                known = sorted(option.name for option in dataclasses.fields(kind))
+                raise ConfigError(f"{name} names no option; there are {', '.join(known)}")
+        return cls(**{section: kind(**values[section]) for section, kind in _SECTIONS.items()})
 
 
+_SECTIONS: Mapping[str, Any] = {"broker": BrokerConfig, "backend": BackendConfig, "executor": ExecutorConfig}
 # What else has the prefix FLOWRRA_: the command line's, and that of Flowrra's own tests, as all of FLOWRRA_TEST_ is.
 _NO_SETTINGS = frozenset(("FLOWRRA_APP", "FLOWRRA_DEMO", "FLOWRRA_REQUIRE_SERVICES"))
 
 
+def _settings() -> dict[str, tuple[str, dataclasses.Field[Any]]]:
+    """What a variable may be called behind the prefix: the section and the option that it sets."""
+    found = {f"{s.upper()}_{o.name.upper()}": (s, o) for s, kind in _SECTIONS.items() for o in dataclasses.fields(kind)}
+    return {**found, "BROKER": found["BROKER_URL"], "BACKEND": found["BACKEND_URL"]}
+
+
 def warn_of_unknown_settings(prefix: str, env: Mapping[str, str]) -> None:
     """Say which variables with the prefix are ignored, and which setting may have been meant."""
-    sections: Mapping[str, Any] = {"BROKER": BrokerConfig, "BACKEND": BackendConfig, "EXECUTOR": ExecutorConfig}
-    options = {f"{part}_{o.name.upper()}" for part, kind in sections.items() for o in dataclasses.fields(kind)}
-    known = options | {"BROKER", "BACKEND"}
+    known = _settings()
     for name in sorted(name for name in env if name.startswith(prefix)):
         if name.removeprefix(prefix) in known or name in _NO_SETTINGS or name.startswith("FLOWRRA_TEST_"):
             continue
@@ -1029,6 +1042,31 @@ def decode(text: str) -> Any:
         raise SerializationError(f"stored text cannot be read ({error}): {shown!r}") from None
 
 
+def copied(value: Any, name: str = "value") -> Any:
+    """What `decode(encode(value, name))` returns or raises, made without a text where that is plain data."""
+    try:
+        return _copy(value, 0)
+    except (_Unfit, ValueError):  # the text is what names the part that cannot be kept
+        return decode(encode(value, name))
+
+
+def _copy(value: Any, depth: int) -> Any:
+    kind = type(value)
+    if kind in _PLAIN or is_plain(value):
+        return value
+    if depth < MAX_DEPTH:
+        if kind is dict and _TEXT.issuperset(map(type, value)):
+            return {key: _copy(item, depth + 1) for key, item in value.items()}
+        if kind is list:
+            return value.copy() if _are_plain(value) else [_copy(item, depth + 1) for item in value]
+        if kind is tuple:
+            return tuple([_copy(item, depth + 1) for item in value])
+    text = _dump(_pack(value, depth))
+    if _PLACEHOLDER in text:  # right in arguments, wrong in a result: the caller's way through text knows
+        raise _Unfit("holds result_of()")
+    return _load(text)
+
+
 class _Unfit(Exception):  # noqa: N818 (never leaves this section)
     """A value that cannot be kept; the path grows as it passes the containers around the value."""
 
@@ -1060,6 +1098,7 @@ def _pack_each(items: Iterable[tuple[Any, Any]], depth: int) -> Iterator[Any]:
 
 _SCALARS = frozenset((type(None), bool, int, str))  # JSON has them as they are
 _PLAIN = frozenset((type(None), bool, float, str))
+_TEXT = frozenset((str,))
 
 
 def is_plain(value: Any) -> bool:
@@ -1067,12 +1106,10 @@ def is_plain(value: Any) -> bool:
     return type(value) in _PLAIN or (type(value) is int and -(2**63) <= value < 2**63)
 
 
-def _pack_plain(value: Any, depth: int) -> Any:
-    return value
-
-
-def _pack_float(value: float, depth: int) -> Any:
-    return value if math.isfinite(value) else _tagged("float", repr(value))
+def _are_plain(values: list[Any]) -> bool:
+    """Whether all are plain; quick for many of a kind."""
+    kinds = set(map(type, values))
+    return kinds <= _PLAIN or (kinds == {int} and is_plain(min(values)) and is_plain(max(values)))
 
 
 def _pack_list(value: Iterable[Any], depth: int) -> list[Any]:
@@ -1083,7 +1120,7 @@ def _pack_list(value: Iterable[Any], depth: int) -> list[Any]:
 
 
 def _pack_dict(value: Mapping[Any, Any], depth: int) -> Any:
-    if _TAG in value or not all(type(key) is str for key in value):
+    if _TAG in value or not _TEXT.issuperset(map(type, value)):
         keys = _hashable(list(_pack_each(((key, key) for key in value), depth)))
         return _tagged("dict", [list(pair) for pair in zip(keys, _pack_each(value.items(), depth), strict=True)])
     if _SCALARS.issuperset(map(type, value.values())):
@@ -1143,8 +1180,8 @@ def _unpack_clock(read: Callable[[str], Any], parts: Sequence[Any]) -> Any:
 
 
 _PACKERS: Mapping[type, Callable[[Any, int], Any]] = {
-    **dict.fromkeys(_SCALARS, _pack_plain),
-    float: _pack_float,
+    **dict.fromkeys(_SCALARS, lambda value, depth: value),
+    float: lambda value, depth: value if math.isfinite(value) else _tagged("float", repr(value)),
     list: _pack_list,
     dict: _pack_dict,
     tuple: lambda value, depth: _tagged("tuple", _pack_list(value, depth)),
@@ -1158,18 +1195,12 @@ _PACKERS: Mapping[type, Callable[[Any, int], Any]] = {
     ResultOf: _packer("result_of", lambda value: str(value.task_id)),
 }
 
-_KIN: tuple[tuple[type, Callable[[Any], Any]], ...] = (
-    (str, str.__str__),
-    (int, int),
-    (float, float),
-    (dict, dict),
-    (tuple, tuple),
-    (list, list),
-)
+# What a value is kept as whose type is derived from one of these: an enum, a named tuple, an ordered dictionary.
+_BASES: Mapping[type, Any] = {str: str.__str__, int: int, float: float, dict: dict, tuple: tuple, list: list}
 
 
 def _pack_other(value: Any, depth: int) -> Any:
-    """A value whose type is not in the table: a known type of a module not imported here, or a kin."""
+    """A value whose type is not in the table: of a module that is not imported here, or derived from one that is."""
     kind = type(value)
     if (kind.__module__, kind.__name__) in (("decimal", "Decimal"), ("uuid", "UUID")):
         return _tagged(kind.__name__.lower(), str(value))
@@ -1177,7 +1208,7 @@ def _pack_other(value: Any, depth: int) -> Any:
         return _pack_dict({f.name: getattr(value, f.name) for f in dataclasses.fields(kind)}, depth)
     if isinstance(value, enum.Enum) and not isinstance(value, str | int):
         raise _Unfit(f"is the enum member {value}: pass its .name or .value")
-    for base, simple in _KIN:
+    for base, simple in _BASES.items():
         if isinstance(value, base):
             return _pack(simple(value), depth)
     raise _Unfit(
@@ -1261,6 +1292,25 @@ def encode_returned(value: Any, task: str) -> str:
     return text
 
 
+def copy_arguments(job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The job's arguments as values of their own; SerializationError names the one that cannot be kept."""
+    if job.payload is None:
+        try:
+            return tuple([_copy(value, 1) for value in job.args]), _copy(dict(job.kwargs), 0) if job.kwargs else {}
+        except (_Unfit, ValueError):
+            pass
+    args, kwargs = decode(encode_arguments(job))
+    return tuple(args), kwargs
+
+
+def copy_returned(value: Any, task: str) -> Any:
+    """A copy of what a task returned; ResultError if it cannot be kept."""
+    try:
+        return _copy(value, 0)
+    except (_Unfit, ValueError):
+        return decode(encode_returned(value, task))
+
+
 def encode_result(result: TaskResult[Any]) -> str:
     """A result as text, for backends that keep text."""
     return encode([getattr(result, f.name) for f in dataclasses.fields(result)], f"result of {result.task}")
@@ -1281,8 +1331,8 @@ def decode_result(text: str) -> TaskResult[Any]:
 # ---------------------------------------------------------------------------
 # 4. Clock and retry policy
 #
-# The one place where time is read, so that a test can put a manual clock in
-# its stead; and the rule for when a failed attempt is tried again.
+# The one place where time is read, so that a test can replace it by a manual
+# clock; and the rule for when a failed attempt is tried again.
 # ---------------------------------------------------------------------------
 
 
@@ -1337,7 +1387,7 @@ class TaskOptions:
                     raise ConfigError(f"{name} takes exception types, not {kind!r}")
 
     @property
-    def line(self) -> str:
+    def effective_queue(self) -> str:
         """The queue that the task's jobs go to."""
         return self.queue or ("cpu" if self.cpu_bound else "default")
 
@@ -1381,7 +1431,8 @@ def _module_of(thing: Any) -> str:
     """The module of a function or a type; what stands in the main script is in it as if it were imported."""
     module = cast("str", thing.__module__)
     if _is_in_main(thing):
-        module = _name_of_main() or os.path.splitext(os.path.basename(_file_of_main() or module))[0]
+        name, file = _main_script()
+        module = name or os.path.splitext(os.path.basename(file or module))[0]
     return module.removesuffix(".__main__")
 
 
@@ -1389,18 +1440,11 @@ def _is_in_main(thing: Any) -> bool:
     return thing.__module__ in ("__main__", MAIN_IN_CHILD)
 
 
-def _main_module() -> types.ModuleType:
-    return sys.modules.get(MAIN_IN_CHILD) or sys.modules["__main__"]
-
-
-def _name_of_main() -> str | None:
-    """The name to import the main script by; None for a file, a folder or an interactive session."""
-    spec = getattr(_main_module(), "__spec__", None)
-    return None if spec is None or spec.name == "__main__" else cast("str", spec.name)
-
-
-def _file_of_main() -> str:
-    return getattr(_main_module(), "__file__", None) or ""
+def _main_script() -> tuple[str | None, str]:
+    """The name to import it by (None for a file, a folder or an interactive session), and its file."""
+    main = sys.modules.get(MAIN_IN_CHILD) or sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    return None if spec is None or spec.name == "__main__" else spec.name, getattr(main, "__file__", None) or ""
 
 
 def retry_delay(options: TaskOptions, retry: int, draw: Callable[[], float] = random.random) -> float:
@@ -1419,13 +1463,13 @@ def retry_delay(options: TaskOptions, retry: int, draw: Callable[[], float] = ra
 # nothing of jobs, schedules and loops. The authority is Debian's cron:
 # crontab(5), and its entry.c and cron.c.
 #
-# A field becomes one int with a bit for each value. A match is looked for on
+# A field becomes one int with a bit for each value. A match is looked up on
 # the wall clock alone; what a clock change makes of it comes after that.
 # ---------------------------------------------------------------------------
 
 
 # In the order of the expression: the least and the greatest value of each field.
-_CRON_FIELDS: Mapping[str, tuple[int, int]] = {
+CRON_FIELDS: Mapping[str, tuple[int, int]] = {
     "second": (0, 59),
     "minute": (0, 59),
     "hour": (0, 23),
@@ -1434,12 +1478,9 @@ _CRON_FIELDS: Mapping[str, tuple[int, int]] = {
     "day-of-week": (0, 6),
     "year": (1970, 2199),
 }
-_CRON_VALUES: Mapping[str, tuple[str, ...]] = {
-    "month": (
-        *("January", "February", "March", "April", "May", "June", "July"),
-        *("August", "September", "October", "November", "December"),
-    ),
-    "day-of-week": ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"),
+_CRON_WORDS: Mapping[str, Sequence[str]] = {
+    "month": ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"),
+    "day-of-week": ("sun", "mon", "tue", "wed", "thu", "fri", "sat"),
 }
 _CRON_NAMES: Mapping[str, str] = {
     "@yearly": "0 0 1 1 *",
@@ -1451,99 +1492,95 @@ _CRON_NAMES: Mapping[str, str] = {
     "@hourly": "0 * * * *",
 }
 
-# What stands in the fields of days besides plain days: bits above those of the days themselves.
-_LAST_DAY = 1 << 32  # L
-_NEAR = 32  # bit 32 + n: nW, the weekday nearest to day n
-_LAST_NEAR = 1 << 64  # LW
-_LAST_WEEK = 42  # bit 42 + d: dL; bit 7 * k + d: d#k
-
-_WEEKS = 0x810204081  # times seven bits: these, week after week
+# What the fields of days may ask for besides plain days: bits above those of the days themselves.
+LAST_DAY = 32  # L
+NEAREST = 32  # 32 + n: nW, the workday (Monday to Friday) nearest to day n
+LAST_WORKDAY = 64  # LW
+LAST_WEEK = 6  # 7 * k + d: d#k, and dL as if it were d#6
 
 _CRON_TEXTS = re.compile(r"[^ \t\n\r\f\v]+")
 _CRON_ITEM = re.compile(r"(?:(\*)|([0-9]+|[a-z]+)(?:-([0-9]+|[a-z]+))?)(?:/([0-9]+))?")
 _CRON_HASH = re.compile(r"h(?:\(([0-9]+)-([0-9]+)\))?(?:/([0-9]+))?")
-_CRON_NEAR = re.compile(r"l|([0-9]+|l)w")
-_CRON_WEEK = re.compile(r"([0-9]+|[a-z]{3})(?:l|#([0-9]+))")
+_CRON_DAY = re.compile(r"l|lw|([0-9]+)w")
+_CRON_WEEKDAY = re.compile(r"([0-9]+|[a-z]{3})(?:l|#([0-9]+))")
 
 
 @functools.lru_cache(maxsize=1024)
-def _cron_bits(field: str, text: str, name: str | None = None) -> int:
+def cron_bits(field: str, text: str, name: str | None = None) -> int:
     """The values that the text of a field stands for, as bits; `name` is what H spreads by."""
     try:
         if text == "?" and field in ("day-of-month", "day-of-week"):
             text = "*"
         bits = 0
         for item in text.lower().split(","):
-            bits |= _cron_item(field, item, name)
+            for value in _cron_special(field, item, name) or _cron_item(field, item):
+                bits |= 1 << value
         return bits
     except ValueError as error:
         raise ConfigError(f"bad {field} field {text!r}: {error}") from None
 
 
-def _cron_item(field: str, item: str, name: str | None) -> int:
-    """`*`, `a`, `a-b`, each with a step or without; or what is special."""
+def _cron_item(field: str, item: str) -> list[int]:
+    """`*`, `a`, `a-b`, each with a step or without."""
     found = _CRON_ITEM.fullmatch(item)
-    if (not found or (found[2] or "*")[-1] in "hlw") and (bits := _cron_special(field, item, name)):
-        return bits
     if not found:
         raise ValueError(f"{item!r} is not a value, a range or a step")
     star, first, last, step = found.groups()
-    least, most = _CRON_FIELDS[field]
+    least, most = CRON_FIELDS[field]
     low = least if star else _cron_value(field, first)
     high = _cron_value(field, last) if last else most if star or step else low
     return _cron_range(field, low, high, step)
 
 
-def _cron_range(field: str, low: int, high: int, step: str | None) -> int:
+def _cron_range(field: str, low: int, high: int, step: str | None) -> list[int]:
     """From `low` to `high`; a range that goes down runs on from the field's end at its beginning."""
     if step is not None and not int(step):
         raise ValueError("a step is 1 or more")
-    least, most = _CRON_FIELDS[field]
+    least, most = CRON_FIELDS[field]
     size = most - least + 1
     length = high - low if low <= high else (high - low) % size
-    bits = 0
-    for value in range(low, low + length + 1, int(step or 1)):
-        bits |= 1 << (value - least) % size + least
-    return bits
+    return [(value - least) % size + least for value in range(low, low + length + 1, int(step or 1))]
 
 
 def _cron_value(field: str, text: str) -> int:
     """A number or a name; a Sunday written as 7 stays 7, since 5-7 does not go down."""
-    least, most = _CRON_FIELDS[field]
+    least, most = CRON_FIELDS[field]
+    most += field == "day-of-week"
     if not text.isdigit():
-        names = [name[:3].lower() for name in _CRON_VALUES.get(field, ())]
+        names = _CRON_WORDS.get(field, ())
         if text not in names:
             wanted = f"neither a number nor one of {', '.join(names)}" if names else "not a number"
             raise ValueError(f"{text!r} is {wanted}")
         return names.index(text) + least
-    if not least <= int(text) <= most + (field == "day-of-week"):
-        raise ValueError(f"{int(text)} is not in {least}-{most + (field == 'day-of-week')}")
-    return int(text)
+    value = int(text)
+    if not least <= value <= most:
+        raise ValueError(f"{value} is not in {least}-{most}")
+    return value
 
 
-def _cron_special(field: str, item: str, name: str | None) -> int:
-    """H of any field, L and W of days of the month, L and # of days of the week; 0 if it is none of these."""
-    if found := _CRON_HASH.fullmatch(item):
-        return _cron_hashed(field, *found.group(1, 2, 3), name=name)
-    if field == "day-of-month" and (found := _CRON_NEAR.fullmatch(item)):
-        if item == "l":
-            return _LAST_DAY
-        return _LAST_NEAR if item == "lw" else 1 << _NEAR + _cron_value(field, found[1])
-    if field == "day-of-week" and (found := _CRON_WEEK.fullmatch(item)):
-        day, week = _cron_value(field, found[1]) % 7, found[2]
-        if week is not None and not 1 <= int(week) <= 5:
-            raise ValueError(f"{int(week)} is not in 1-5, the weeks that # can ask for")
-        return 1 << (_LAST_WEEK if week is None else 7 * int(week)) + day
-    return 0
+def _cron_special(field: str, item: str, name: str | None) -> list[int]:
+    """H of any field, L and W of days of the month, L and # of days of the week; nothing if it is none of these."""
+    if item[:1] == "h" and (found := _CRON_HASH.fullmatch(item)):
+        return _cron_hashed(field, *found.groups(), name=name)
+    if field == "day-of-month" and (found := _CRON_DAY.fullmatch(item)):
+        if found[1]:
+            return [NEAREST + _cron_value(field, found[1])]
+        return [LAST_DAY if item == "l" else LAST_WORKDAY]
+    if field == "day-of-week" and (found := _CRON_WEEKDAY.fullmatch(item)):
+        day, week = _cron_value(field, found[1]) % 7, int(found[2] or 0)
+        if found[2] and not 1 <= week <= 5:
+            raise ValueError(f"{week} is not in 1-5, the weeks that # can ask for")
+        return [7 * (week or LAST_WEEK) + day]
+    return []
 
 
-def _cron_hashed(field: str, low: str | None, high: str | None, step: str | None, *, name: str | None) -> int:
+def _cron_hashed(field: str, low: str | None, high: str | None, step: str | None, *, name: str | None) -> list[int]:
     """H: one value, or the first of its steps, drawn by a hash of the schedule's name that never changes."""
     import hashlib
 
     if name is None:
         raise ValueError("H spreads schedules by their names, and this one has none (name=...)")
-    least, most = (1, 28) if field == "day-of-month" else _CRON_FIELDS[field]  # 28: every month has it
+    least, most = (1, 28) if field == "day-of-month" else CRON_FIELDS[field]  # 28: every month has it
     if low is not None and high is not None:
         least, most = _cron_value(field, low), _cron_value(field, high)
     if least > most:
@@ -1554,16 +1591,8 @@ def _cron_hashed(field: str, low: str | None, high: str | None, step: str | None
     return _cron_range(field, first, first if step is None else most, step)
 
 
-@functools.lru_cache(maxsize=1024)
-def _first_from(bits: int) -> tuple[int | None, ...]:
-    """For each i from 0 to 60 the first value at or after i, or None."""
-    table: list[int | None] = []
-    for value in _values(bits):
-        table += [value] * (value + 1 - len(table))
-    return *table, *[None] * (61 - len(table))
-
-
-def _values(bits: int) -> list[int]:
+def cron_values(bits: int) -> list[int]:
+    """The values of a field, in order."""
     values = []
     while bits:
         values.append((bits & -bits).bit_length() - 1)
@@ -1571,78 +1600,61 @@ def _values(bits: int) -> list[int]:
     return values
 
 
+@functools.lru_cache(maxsize=1024)
+def _first_from(bits: int) -> tuple[int | None, ...]:
+    """For each i from 0 to 60 the first value at or after i, or None."""
+    table: list[int | None] = []
+    for value in cron_values(bits):
+        table += [value] * (value + 1 - len(table))
+    return *table, *[None] * (61 - len(table))
+
+
 @functools.lru_cache(maxsize=4096)
 def _days_in_month(days: int, weekdays: int, both: bool, first: int, length: int) -> int:
-    """The days that match in a month of `length` days whose first is the weekday `first` (0 is Sunday)."""
-    every = (2 << length) - 2
-
-    def repeated(week: int) -> int:
-        return ((week & 127) * _WEEKS >> first << 1) & every
-
-    by_week = repeated(weekdays)
-    if weekdays > 127:
-        for week in range(1, 6):
-            by_week |= repeated(weekdays >> 7 * week) & 127 << 7 * week - 6
-        by_week |= repeated(weekdays >> _LAST_WEEK) & 127 << length - 6
-    by_month = days & every
-    if days >= _LAST_DAY:
-        if days & _LAST_DAY:
-            by_month |= 1 << length
-        wanted = [day for day in range(1, length + 1) if days >> _NEAR + day & 1]
-        for day in wanted + [length] * bool(days & _LAST_NEAR):
-            by_month |= 1 << _nearest_workday(day, first, length)
-    return by_month & by_week if both else by_month | by_week
+    """The days that match in a month of `length` days of which the first is the weekday `first` (0 is Sunday)."""
+    every = range(1, length + 1)
+    workdays = [day for day in every if 1 <= (first + day - 1) % 7 <= 5]
+    wanted = [day for day in every if days >> NEAREST + day & 1] + [length] * (days >> LAST_WORKDAY & 1)
+    near = {min((abs(workday - day), workday) for workday in workdays)[1] for day in wanted}
+    found = 0
+    for day in every:
+        weekday = (first + day - 1) % 7
+        by_month = days >> day | (day in near) | (day == length and days >> LAST_DAY)
+        by_week = weekdays >> weekday | weekdays >> 7 * ((day + 6) // 7) + weekday
+        if day > length - 7:
+            by_week |= weekdays >> 7 * LAST_WEEK + weekday
+        found |= ((by_month & by_week if both else by_month | by_week) & 1) << day
+    return found
 
 
-def _nearest_workday(day: int, first: int, length: int) -> int:
-    """The Monday to Friday nearest to `day`, never in another month."""
-    weekday = (first + day - 1) % 7
-    if weekday == 6:  # Saturday
-        return day - 1 if day > 1 else 3
-    if weekday == 0:
-        return day + 1 if day < length else day - 2
-    return day
-
-
-class _Days(dict[int, tuple[int, ...]]):
-    """The matching days of each year, made when first asked for.
-
-    A year has thirteen ints: at 1 to 12 the days of that month, at 0 the months that have any.
-    """
+class _Days(dict[int, int]):
+    """The matching days of each year, worked out when first asked for: bit 32 * month + day."""
 
     def __init__(self, days: int, months: int, weekdays: int, years: int, both: bool) -> None:
         super().__init__()
-        self.fields = days, weekdays, both
-        self.months = months
-        self.years = years
-        self.last = years.bit_length() - 1 if years else dt.MAXYEAR
+        self._fields = days, weekdays, both
+        self._months = cron_values(months)
+        self._years = years
+        self._last_year = years.bit_length() - 1 if years else dt.MAXYEAR
 
-    def __missing__(self, year: int) -> tuple[int, ...]:
-        found = [0] * 13
-        if not self.years or self.years >> year & 1:
-            weekday = dt.date(year, 1, 1).isoweekday()
-            leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
-            for month, length in enumerate((31, 28 + leap, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31), 1):
-                if self.months >> month & 1:
-                    found[month] = _days_in_month(*self.fields, weekday % 7, length)
-                    found[0] |= bool(found[month]) << month
-                weekday += length
-        self[year] = made = tuple(found)
-        return made
+    def __missing__(self, year: int) -> int:
+        found = 0
+        if not self._years or self._years >> year & 1:
+            for month in self._months:
+                weekday, length = calendar.monthrange(year, month)
+                found |= _days_in_month(*self._fields, (weekday + 1) % 7, length) << 32 * month
+        self[year] = found
+        return found
 
     def later(self, year: int, month: int, day: int) -> tuple[int, int, int] | None:
         """The first matching day after this one."""
-        days = self[year][month] >> day + 1 << day + 1
-        if not days:
-            months = self[year][0] >> month + 1 << month + 1
-            while not months:
-                year += 1
-                if year > self.last:
-                    return None
-                months = self[year][0]
-            month = (months & -months).bit_length() - 1
-            days = self[year][month]
-        return year, month, (days & -days).bit_length() - 1
+        begin = 32 * month + day + 1
+        while not (days := self[year] >> begin):
+            year, begin = year + 1, 0
+            if year > self._last_year:
+                return None
+        month, day = divmod(begin + (days & -days).bit_length() - 1, 32)
+        return year, month, day
 
 
 @functools.lru_cache(maxsize=1024)
@@ -1650,62 +1662,58 @@ def _days_of(days: int, months: int, weekdays: int, years: int, both: bool) -> _
     """The calendar of these fields, shared by all schedules that have them; None if no day ever matches."""
     found = _Days(days, months, weekdays, years, both)
     # 28 years hold each kind of year: leap or not, beginning on each weekday.
-    asked = [year for year in range(1970, 2200) if years >> year & 1] if years else range(2000, 2028)
-    return found if any(found[year][0] for year in asked) else None
+    return found if any(found[year] for year in cron_values(years) or range(2000, 2028)) else None
 
 
-def _begin_of(year: int) -> dt.datetime:
-    """When the year begins, naive; for the year 10000 the last second there is."""
-    return (dt.datetime(year, 1, 1, tzinfo=dt.UTC) if year <= dt.MAXYEAR else _LATEST).replace(tzinfo=None)
+class ClockChange(NamedTuple):
+    """A clock change: its moment in UTC, and what the zone's clock shows when it is left and entered (all naive).
 
-
-class _Shift(NamedTuple):
-    """A clock change: the naive moment in UTC, the offsets before and after, and the wall clock it disturbs.
-
-    `low` and `high` are in the zone's own wall clock: such times compare as they read.
+    What changes a clock by 3 h or more (back: by more) is no daylight saving time, and not made good for fixed times.
     """
 
     at: dt.datetime
-    before: dt.timedelta
-    after: dt.timedelta
-    low: dt.datetime
+    left: dt.datetime
+    entered: dt.datetime
+    moved_to: dt.datetime | None  # if it is put forward: when fixed times in the gap run, as the clock shows it
+    is_repeat: bool  # if it is put back: fixed times that the clock shows again have run before
+    low: dt.datetime  # from here on, and up to `high`, in the zone, times are disturbed: they compare as they read
     high: dt.datetime
 
 
-class _Zone(dict[int, tuple[_Shift, ...]]):
-    """A time zone, and the clock changes of each year (two days more at both ends), found when first asked for."""
+class Zone(dict[int, tuple[ClockChange, ...]]):
+    """A time zone, and the clock changes of each year and the days around it, worked out when first asked for."""
 
     def __init__(self, tzinfo: dt.tzinfo) -> None:
         super().__init__()
         self.tzinfo = tzinfo
         self.key = str(tzinfo)
 
-    def __missing__(self, year: int) -> tuple[_Shift, ...]:
-        """Look every three days: no zone has ever changed twice within less than four."""
-        self[year] = made = tuple(self._changes(year)) if not isinstance(self.tzinfo, dt.timezone) else ()
+    def __missing__(self, year: int) -> tuple[ClockChange, ...]:
+        self[year] = made = () if isinstance(self.tzinfo, dt.timezone) else tuple(self._changes(year))
         return made
 
-    def _changes(self, year: int) -> Iterator[_Shift]:
-        low = max(_begin_of(year), _begin_of(1) + 4 * _ONE_DAY) - 2 * _ONE_DAY
-        end = min(_begin_of(year + 1), _begin_of(10_000) - 4 * _ONE_DAY) + 2 * _ONE_DAY
-        before = self.offset(low)
-        while low < end:
-            high = low + 3 * _ONE_DAY if end - low > 3 * _ONE_DAY else end
-            after = self.offset(high)
-            if after != before:
-                at = self._bisected(low, high, before)
-                first, last = sorted((at + before, at + after))
-                # A minute more: what falls into a gap runs at the first full minute after it.
-                last += dt.timedelta(minutes=1)
-                yield _Shift(at, before, after, first.replace(tzinfo=self.tzinfo), last.replace(tzinfo=self.tzinfo))
-            low, before = high, after
+    def _changes(self, year: int) -> Iterator[ClockChange]:
+        """Compare every three days: no zone has ever changed twice within less than four."""
+        first = _begin_of(year).toordinal() - 2
+        days = (day for day in range(first, first + 375, 3) if 5 <= day <= _LATEST.toordinal() - 4)
+        moments = map(dt.datetime.fromordinal, days)
+        for (low, before), (high, after) in itertools.pairwise((moment, self.offset(moment)) for moment in moments):
+            if before == after:
+                continue
+            while high - low > _SECOND:  # until `high` is the first second with another offset than before
+                middle = low + (high - low) // (2 * _SECOND) * _SECOND
+                low, high = (middle, high) if self.offset(middle) == before else (low, middle)
+            left, entered = high + before, high + after
+            minute = entered + dt.timedelta(seconds=-entered.second % 60)  # the first full one
+            moved_to = minute if left < entered < left + _CATCH_UP else None
+            is_repeat = left - _CATCH_UP <= entered < left
+            first_wall, last_wall = (wall.replace(tzinfo=self.tzinfo) for wall in sorted((left, entered)))
+            yield ClockChange(high, left, entered, moved_to, is_repeat, first_wall, last_wall + _MINUTE)
 
-    def _bisected(self, low: dt.datetime, high: dt.datetime, before: dt.timedelta) -> dt.datetime:
-        """The first second from which on the offset is no longer `before`."""
-        while high - low > dt.timedelta(seconds=1):
-            middle = low + (high - low) // dt.timedelta(seconds=2) * dt.timedelta(seconds=1)
-            low, high = (middle, high) if self.offset(middle) == before else (low, middle)
-        return high
+    def around(self, moment: dt.datetime) -> tuple[ClockChange | None, ClockChange | None]:
+        """The clock changes of the moment's year (naive, in UTC) last before or at it, and first after it."""
+        behind = max((change for change in self[moment.year] if change.at <= moment), default=None)
+        return behind, min((change for change in self[moment.year] if change.at > moment), default=None)
 
     def offset(self, moment: dt.datetime) -> dt.timedelta:
         """The offset from UTC at a naive moment in UTC."""
@@ -1715,45 +1723,21 @@ class _Zone(dict[int, tuple[_Shift, ...]]):
         """The zone's own time at a naive moment in UTC."""
         return self.tzinfo.fromutc(moment.replace(tzinfo=self.tzinfo))
 
-    def around(self, moment: dt.datetime) -> tuple[_Shift | None, _Shift | None]:
-        """The clock changes of the moment's year (naive, in UTC) last before or at it, and first after it."""
-        behind = ahead = None
-        for shift in self[moment.year]:
-            if shift.at <= moment:
-                behind = shift
-            else:
-                ahead = ahead or shift
-        return behind, ahead
 
-
-_EARLIEST = dt.datetime(1, 1, 5, tzinfo=dt.UTC)  # far enough from the calendar's end to be moved into any zone
-_LATEST = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC)
-_ONE_DAY = dt.timedelta(days=1)
-_INSTANT = dt.timedelta(microseconds=1)
 _CATCH_UP = dt.timedelta(hours=3)  # clock changes up to this are made good for fixed times, as Debian's cron does
+_EARLIEST = dt.datetime(1, 1, 5, tzinfo=dt.UTC)  # far enough from the calendar's end to be moved into any zone
+_LATEST = dt.datetime.max.replace(tzinfo=dt.UTC)
+_MINUTE = dt.timedelta(minutes=1)
+_SECOND = dt.timedelta(seconds=1)
+_INSTANT = dt.timedelta(microseconds=1)
 
 
-@functools.lru_cache(maxsize=1024)
-def _named_zone(key: str) -> _Zone:
-    """The zone of a key; UTC and offsets such as +02:00 need no zone database."""
-    if key == "UTC":
-        return _Zone(dt.UTC)
-    if offset := re.fullmatch(r"(?:UTC)?([+-][0-9]{2}:?[0-9]{2}(?::[0-9]{2})?)", key):
-        with contextlib.suppress(ValueError):
-            return _Zone(dt.datetime.strptime(offset[1], "%z").tzinfo or dt.UTC)
-    import zoneinfo
-
-    try:
-        return _Zone(zoneinfo.ZoneInfo(key))
-    except (KeyError, ValueError, OSError):  # the last two: a key such as "/etc" or "Europe"
-        if zoneinfo.available_timezones():
-            raise ConfigError(f"there is no time zone {key!r}: give a key such as 'Europe/Riga'") from None
-        raise ConfigError(
-            f"no time zone database to look {key!r} up in: pip install tzdata (UTC and '+02:00' go without)"
-        ) from None
+def _begin_of(year: int) -> dt.datetime:
+    """When the year begins, naive; for the year 10000 the last moment there is."""
+    return (dt.datetime(year, 1, 1, tzinfo=dt.UTC) if year <= dt.MAXYEAR else _LATEST).replace(tzinfo=None)
 
 
-def _zone_of(tz: object) -> _Zone:
+def _zone_of(tz: object) -> Zone:
     if isinstance(tz, str):
         return _named_zone(tz)
     if not isinstance(tz, dt.tzinfo):
@@ -1761,7 +1745,25 @@ def _zone_of(tz: object) -> _Zone:
     # A zone of pytz answers with another tzinfo for each offset, and cannot be set on a datetime.
     if dt.datetime(2000, 1, 1, tzinfo=dt.UTC).astimezone(tz).tzinfo is not tz:
         raise ConfigError(f"{tz!r} is no tzinfo that a datetime can carry: give its key, such as 'Europe/Riga'")
-    return _Zone(tz)
+    return Zone(tz)
+
+
+@functools.lru_cache(maxsize=1024)
+def _named_zone(key: str) -> Zone:
+    """The zone of a key; UTC and offsets such as +02:00 need no zone database."""
+    if offset := re.fullmatch(r"UTC|(?:UTC)?([+-][0-9]{2}:?[0-9]{2}(?::[0-9]{2})?)", key):
+        with contextlib.suppress(ValueError):
+            return Zone(dt.datetime.strptime(offset[1] or "+0000", "%z").tzinfo or dt.UTC)
+    import zoneinfo
+
+    try:
+        return Zone(zoneinfo.ZoneInfo(key))
+    except (KeyError, ValueError, OSError):  # the last two: a key such as "/etc" or "Europe"
+        if zoneinfo.available_timezones():
+            raise ConfigError(f"there is no time zone {key!r}: give a key such as 'Europe/Riga'") from None
+        raise ConfigError(
+            f"no time zone database to look {key!r} up in: pip install tzdata (UTC and '+02:00' go without)"
+        ) from None
 
 
 def _cron_texts(expr: object) -> list[str]:
@@ -1788,15 +1790,8 @@ def _cron_texts(expr: object) -> list[str]:
     )
 
 
-class _NoFire(FlowrraError, ValueError):  # noqa: N818 (an answer, and to callers a ValueError)
+class NoFire(FlowrraError, ValueError):  # noqa: N818 (an answer, and to callers a ValueError)
     """There is no fire on that side of the moment."""
-
-
-def _one_by_one(search: Callable[[dt.datetime], dt.datetime], after: dt.datetime) -> Iterator[dt.datetime]:
-    with contextlib.suppress(_NoFire):
-        while True:
-            after = search(after)
-            yield after
 
 
 class Cron:
@@ -1818,30 +1813,37 @@ class Cron:
         ConfigError: (a ValueError) the expression is wrong, or never fires; there is no such zone.
     """
 
-    __slots__ = ("_days", "_expr", "_first", "_hours", "_is_fixed", "_key", "_minutes", "_seconds", "_tzinfo", "_zone")
+    # What brokers and extras may read: `fields`, of each field one int with a bit for each value (year: 0 for any);
+    # `is_fixed`, whether clock changes are made good; `zone`.
+    __slots__ = (
+        *("_days", "_expr", "_first", "_hours", "_minutes", "_seconds", "_tzinfo"),
+        *("both_days", "fields", "is_fixed", "zone"),
+    )
 
     def __init__(
         self, expr: str, tz: str | dt.tzinfo = "UTC", *, name: str | None = None, both_days: bool = False
     ) -> None:
         texts = _cron_texts(expr)
         salt = name if "h" in expr.lower() else None  # or the cache would hold fields once for each name
-        bits = tuple([_cron_bits(field, text, salt) for field, text in zip(_CRON_FIELDS, texts, strict=True)])
-        seconds, minutes, hours, days, months, weekdays, years = bits
-        both = both_days or texts[3][0] in "*?" or texts[5][0] in "*?"
-        calendar = _days_of(days, months, weekdays, 0 if texts[6] == "*" else years, both)
+        bits = [cron_bits(field, text, salt) for field, text in zip(CRON_FIELDS, texts, strict=True)]
+        if texts[6] == "*":
+            bits[6] = 0
+        second, minute, hour, *day_fields = bits
+        self.both_days = both_days or texts[3][0] in "*?" or texts[5][0] in "*?"
+        calendar = _days_of(*day_fields, self.both_days)
         if calendar is None:
             raise ConfigError(
                 f"bad day-of-month field {texts[3]!r}: with month {texts[4]!r}, day-of-week {texts[5]!r} "
                 f"and year {texts[6]!r} there is no such day"
             )
+        self.fields = tuple(bits)
+        self.is_fixed = "*" not in (texts[0][0], texts[1][0], texts[2][0])
+        self.zone = _zone_of(tz)
         self._expr = expr
-        self._zone = _zone_of(tz)
-        self._tzinfo = self._zone.tzinfo
+        self._tzinfo = self.zone.tzinfo
         self._days = calendar
-        self._seconds, self._minutes, self._hours = _first_from(seconds), _first_from(minutes), _first_from(hours)
+        self._hours, self._minutes, self._seconds = _first_from(hour), _first_from(minute), _first_from(second)
         self._first = (self._hours[0] or 0, self._minutes[0] or 0, self._seconds[0] or 0)
-        self._is_fixed = "*" not in (texts[0][0], texts[1][0], texts[2][0])
-        self._key = (bits, both, self._is_fixed, self._zone.key)
 
     @property
     def expr(self) -> str:
@@ -1851,19 +1853,25 @@ class Cron:
     @property
     def tz(self) -> str:
         """The zone's key, or what str() makes of a tzinfo without one."""
-        return self._zone.key
+        return self.zone.key
 
     def __repr__(self) -> str:
         return f"Cron({self._expr!r}, {self.tz!r})"
 
     def __eq__(self, other: object) -> bool:
-        return self._key == other._key if isinstance(other, Cron) else NotImplemented
+        return self._key() == other._key() if isinstance(other, Cron) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash(self._key)
+        return hash(self._key())
 
-    def __or__(self, other: Cron | CronUnion) -> CronUnion:
-        return CronUnion(self, other) if isinstance(other, Cron | CronUnion) else NotImplemented
+    def _key(self) -> tuple[object, ...]:
+        return self.fields, self.both_days, self.is_fixed, self.tz
+
+    def __or__(self, other: Cron) -> CronUnion:
+        if not isinstance(other, Cron):
+            return NotImplemented
+        union = import_extra("flowrra_extras.cron_union", "CronUnion", "schedules are not put together here")
+        return cast("CronUnion", union(self, other))
 
     def next(self, after: dt.datetime) -> dt.datetime:
         """The first fire later than `after`.
@@ -1874,20 +1882,22 @@ class Cron:
         # The usual case: no clock change touches `after` nor the match. One between the two changes nothing.
         if after.tzinfo is not self._tzinfo:
             after = self.local(after)
-        for shift in self._zone[after.year]:
-            if shift.low <= after < shift.high:
-                return self._next_carefully(after)
         found = self._later(after)
-        if found is None:
-            raise _NoFire(f"{self!r} does not fire after {after}")
-        for shift in self._zone[found.year]:
-            if shift.low <= found < shift.high:
+        end, year = found or after, after.year
+        changes = self.zone[year] if end.year == year else self.zone[year] + self.zone[end.year]
+        for change in changes:
+            if change.low <= after < change.high or change.low <= end < change.high:
                 return self._next_carefully(after)
+        if found is None:
+            raise NoFire(f"{self!r} does not fire after {after}")
         return found
 
     def iter(self, after: dt.datetime) -> Iterator[dt.datetime]:
         """The fires later than `after`, one after the other; it ends if they do."""
-        return _one_by_one(self.next, after)
+        with contextlib.suppress(NoFire):
+            while True:
+                after = self.next(after)
+                yield after
 
     def local(self, moment: dt.datetime) -> dt.datetime:
         """The moment on the schedule's own clock; a naive one is read off it."""
@@ -1896,67 +1906,54 @@ class Cron:
         try:
             return moment.astimezone(self._tzinfo)
         except OverflowError:
-            raise _NoFire(f"{moment} is not within the years 1 to 9999 in {self.tz}") from None
-
-    def _utc(self, moment: dt.datetime) -> dt.datetime:
-        """The moment in UTC, within what `previous` looks through."""
-        try:
-            return max(self.local(moment).astimezone(dt.UTC), _EARLIEST)
-        except OverflowError:
-            return _EARLIEST if moment.year == dt.MINYEAR else _LATEST
+            raise NoFire(f"{moment} is not within the years 1 to 9999 in {self.tz}") from None
 
     def _later(self, after: dt.datetime) -> dt.datetime | None:
         """The first match later than `after` on a wall clock that never changes, with the same tzinfo."""
         year, month, day = after.year, after.month, after.day
-        if self._days[year][month] >> day & 1:
+        if self._days[year] >> 32 * month + day & 1:
             hour = after.hour
             if self._hours[hour] == hour:
                 minute = after.minute
-                if self._minutes[minute] == minute:
-                    second = self._seconds[after.second + 1]
-                    if second is not None:
-                        return dt.datetime(year, month, day, hour, minute, second, 0, after.tzinfo)
-                next_minute = self._minutes[minute + 1]
-                if next_minute is not None:
+                if self._minutes[minute] == minute and (second := self._seconds[after.second + 1]) is not None:
+                    return dt.datetime(year, month, day, hour, minute, second, 0, after.tzinfo)
+                if (next_minute := self._minutes[minute + 1]) is not None:
                     return dt.datetime(year, month, day, hour, next_minute, self._first[2], 0, after.tzinfo)
-            next_hour = self._hours[hour + 1]
-            if next_hour is not None:
+            if (next_hour := self._hours[hour + 1]) is not None:
                 return dt.datetime(year, month, day, next_hour, self._first[1], self._first[2], 0, after.tzinfo)
         found = self._days.later(year, month, day)
         return found and dt.datetime(*found, *self._first, tzinfo=after.tzinfo)
 
+    def match_from(self, wall: dt.datetime) -> dt.datetime | None:
+        """The first match at or after `wall` (naive) on a wall clock that never changes."""
+        return self._later(wall - _INSTANT)
+
     def _next_carefully(self, after: dt.datetime) -> dt.datetime:
         """What `next` is to return, from one clock change to the next: between them a wall time is one moment."""
-        zone = self._zone
         moment = after.astimezone(dt.UTC).replace(tzinfo=None) + _INSTANT  # the earliest that will do
         while True:
-            behind, ahead = zone.around(moment)
+            behind, ahead = self.zone.around(moment)
             end = ahead.at if ahead else _begin_of(moment.year + 1)
-            offset = zone.offset(moment)
+            offset = self.zone.offset(moment)
             found = self._from(moment + offset, behind)
             if found is not None and found - offset < end:
-                return zone.aware(found - offset)
+                return self.zone.aware(found - offset)
             if found is None and ahead is None:  # nor is there a change that brings back what the clock has passed
-                raise _NoFire(f"{self!r} does not fire after {after}")
+                raise NoFire(f"{self!r} does not fire after {after}")
             moment = end
 
-    def _from(self, wall: dt.datetime, behind: _Shift | None) -> dt.datetime | None:
-        """The first time to run at or after `wall` (naive) on a clock that was last changed as in `behind`."""
-        moved = None
-        if behind is not None and self._is_fixed:
-            left, entered = behind.at + behind.before, behind.at + behind.after
-            if left - _CATCH_UP <= entered < left:  # what the clock shows again has run before
-                wall = max(wall, left)
-            elif left < entered < left + _CATCH_UP and self._has_match(left, entered):
-                moved = entered + dt.timedelta(seconds=-entered.second % 60)
-        found = self._later(wall - _INSTANT)
-        if moved is not None and wall <= moved and (found is None or moved < found):
-            return moved
+    def _from(self, wall: dt.datetime, change: ClockChange | None) -> dt.datetime | None:
+        """The first time to run at or after `wall` (naive) on a clock whose latest change was this one."""
+        if change is None or not self.is_fixed:
+            return self.match_from(wall)
+        if change.is_repeat:
+            return self.match_from(max(wall, change.left))
+        found = self.match_from(wall)
+        if change.moved_to is not None and wall <= change.moved_to:
+            skipped = self.match_from(change.left)
+            if skipped is not None and skipped < change.entered:
+                return change.moved_to if found is None else min(change.moved_to, found)
         return found
-
-    def _has_match(self, begin: dt.datetime, end: dt.datetime) -> bool:
-        found = self._later(begin - _INSTANT)
-        return found is not None and found < end
 
     def previous(self, before: dt.datetime) -> dt.datetime:
         """The last fire earlier than `before`.
@@ -1964,15 +1961,15 @@ class Cron:
         Raises:
             ValueError: there is none since the year 1.
         """
-        limit = self._utc(before)
-        step = dt.timedelta(minutes=1)
-        low = limit - step
+        limit = low = self._utc(before)
+        step, found = _MINUTE, None
         # Further back each time until something fires before the limit; then what is between is halved.
-        while (found := self._fire(low, limit)) is None:
-            if low <= _EARLIEST:
-                raise _NoFire(f"{self!r} does not fire before {before}")
+        while found is None:
+            if low == _EARLIEST:
+                raise NoFire(f"{self!r} does not fire before {before}")
+            low -= min(step, low - _EARLIEST)
             step *= 4
-            low = low - step if low - _EARLIEST > step else _EARLIEST
+            found = self._fire(low, limit)
         high = limit
         while (later := self._fire(found, limit)) is not None:
             middle = later + (high - later) / 2
@@ -1981,20 +1978,26 @@ class Cron:
                 high, found = middle, later
         return found.astimezone(self._tzinfo)
 
+    def _utc(self, moment: dt.datetime) -> dt.datetime:
+        """The moment in UTC, within what `previous` looks through."""
+        try:
+            return max(self.local(moment).astimezone(dt.UTC), _EARLIEST)
+        except OverflowError:
+            return _EARLIEST if moment.year == dt.MINYEAR else _LATEST
+
     def _fire(self, after: dt.datetime, limit: dt.datetime) -> dt.datetime | None:
         """The next fire in UTC, if there is one earlier than `limit`."""
         try:
             found = self.next(after).astimezone(dt.UTC)
-        except (_NoFire, OverflowError):
+        except (NoFire, OverflowError):
             return None
         return found if found < limit else None
 
     def matches(self, moment: dt.datetime) -> bool:
         """Whether it fires in the minute of `moment`; in its second, if the expression has seconds."""
-        begin = self._utc(moment).replace(microsecond=0)
-        length = dt.timedelta(seconds=1)
-        if self._key[0][0] == 1:
-            length, begin = dt.timedelta(minutes=1), begin.replace(second=0)
+        begin, length = self._utc(moment).replace(microsecond=0), _SECOND
+        if self.fields[0] == 1:
+            begin, length = begin.replace(second=0), _MINUTE
         return self._fire(begin - _INSTANT, begin + length) is not None
 
     def explain(self) -> str:
@@ -2004,61 +2007,6 @@ class Cron:
             ConfigError: this is a copy of the one file, without flowrra_extras.
         """
         return cast("str", import_extra("flowrra_extras.cron_words", "explain", "cron is not put in words here")(self))
-
-
-class CronUnion:
-    """Fires when any of its parts does, once where several do: `Cron(a) | Cron(b)`.
-
-    A naive moment is the wall clock of each part's own zone.
-    """
-
-    __slots__ = ("_parts",)
-
-    def __init__(self, *parts: Cron | CronUnion) -> None:
-        plain = (part._parts if isinstance(part, CronUnion) else (part,) for part in parts)
-        self._parts: tuple[Cron, ...] = tuple(dict.fromkeys(itertools.chain.from_iterable(plain)))
-
-    def __repr__(self) -> str:
-        return " | ".join(map(repr, self._parts))
-
-    def __eq__(self, other: object) -> bool:
-        return set(self._parts) == set(other._parts) if isinstance(other, CronUnion) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(frozenset(self._parts))
-
-    def __or__(self, other: Cron | CronUnion) -> CronUnion:
-        return CronUnion(self, other) if isinstance(other, Cron | CronUnion) else NotImplemented
-
-    def iter(self, after: dt.datetime) -> Iterator[dt.datetime]:
-        """The fires later than `after`, one after the other; it ends if they do."""
-        return _one_by_one(self.next, after)
-
-    def next(self, after: dt.datetime) -> dt.datetime:
-        """The first fire of any part later than `after`; in the zone of that part."""
-        return min(self._ask(Cron.next, after), key=dt.datetime.timestamp)
-
-    def previous(self, before: dt.datetime) -> dt.datetime:
-        """The last fire of any part earlier than `before`; in the zone of that part."""
-        return max(self._ask(Cron.previous, before), key=dt.datetime.timestamp)
-
-    def _ask(self, question: Callable[[Cron, dt.datetime], dt.datetime], moment: dt.datetime) -> list[dt.datetime]:
-        """The answers of the parts that have one."""
-        answers = []
-        for part in self._parts:
-            with contextlib.suppress(_NoFire):
-                answers.append(question(part, moment))
-        if not answers:
-            raise _NoFire(f"{self!r} has no fire on that side of {moment}")
-        return answers
-
-    def matches(self, moment: dt.datetime) -> bool:
-        """Whether any part fires in the minute (or second, see Cron) of `moment`."""
-        return any(part.matches(moment) for part in self._parts)
-
-    def explain(self) -> str:
-        """What its parts say of themselves."""
-        return "; ".join(part.explain() for part in self._parts)
 
 
 # ---------------------------------------------------------------------------
@@ -5131,7 +5079,7 @@ class Task(Generic[P, R]):
         self.function = function
         self.name = name
         self.settings = options
-        self.queue = options.line
+        self.queue = options.effective_queue
         self.priority = options.priority
         self.is_async = inspect.iscoroutinefunction(function)
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -5211,8 +5159,8 @@ class Task(Generic[P, R]):
             delay=None if delay is None else _seconds("delay", delay),
             run_at=None if run_at is None else _timestamp("run_at", run_at),
             expires=expires if expires is None or isinstance(expires, dt.datetime) else _seconds("expires", expires),
-            unique=_key("unique", unique),
-            task_id=_key("task_id", task_id),
+            unique=check_key("unique", unique),
+            task_id=check_key("task_id", task_id),
             overrides={name: getattr(checked, name) for name in overrides} or None,
         )
 
@@ -5301,7 +5249,7 @@ def _from_now(name: str, now: float, seconds: float) -> float:
     return now + seconds
 
 
-def _key(name: str, key: object) -> str | None:
+def check_key(name: str, key: object) -> str | None:
     if key is None or (_is_storable(key) and 0 < len(key) <= 255):
         return key
     raise ConfigError(f"{name} must be a text of 1 to 255 characters, not {key!r}")
@@ -5383,7 +5331,7 @@ def _check_importable(task: Task[..., Any]) -> None:
     trouble = getattr(function, "__qualname__", "<unknown>")
     if inspect.ismethod(function) and not isinstance(function.__self__, type):
         trouble += " of an object"
-    elif _is_in_main(function) and _name_of_main() is None and not os.path.isfile(_file_of_main()):
+    elif _is_in_main(function) and _main_script()[0] is None and not os.path.isfile(_main_script()[1]):
         trouble += " of an interactive session"
     elif "<" not in trouble:
         return
@@ -5560,7 +5508,8 @@ class CpuCall(NamedTuple):
             payload = encode_arguments(Job(job.id, task.name, tuple(args), kwargs))
         module, file = task.function.__module__, None
         if _is_in_main(task.function):
-            module, file = _name_of_main() or "__main__", _file_of_main()
+            name, file = _main_script()
+            module = name or "__main__"
         known = ("id", "task", "queue", "attempt", "failures")
         return cls(module, file, task.function.__qualname__, payload, {name: getattr(job, name) for name in known})
 
@@ -7106,7 +7055,7 @@ def make_schedule(
         key="",
         task=task.name if isinstance(task, Task) else task,
         kind=kind,
-        rule=_rule_text(kind, rule),
+        rule=_rule_text(kind, rule, tz),
         tz=_zone_of("UTC" if tz is None else tz).key,
         payload=_payload(task, args, kwargs or {}),
         options=options,
@@ -7116,7 +7065,7 @@ def make_schedule(
         enabled=bool(enabled),
         description=description,
     )
-    schedule.key = key = _identity(schedule)
+    schedule.key = key = schedule_key(schedule)
     queue = options.get("queue")
     if queue is not None and not (isinstance(task, Task) and task.queue == queue):
         key = _digest(f"{key} in {queue}")
@@ -7128,7 +7077,7 @@ def make_schedule(
 _OF_JOBS = frozenset(("priority", "queue", "max_retries", "retry_delay"))  # options of a schedule that its jobs get
 
 
-def _rule_text(kind: str, rule: object) -> str:
+def _rule_text(kind: str, rule: object, tz: str | dt.tzinfo | None) -> str:
     """The rule as it is kept."""
     if kind == "cron":
         if not isinstance(rule, str):
@@ -7139,7 +7088,12 @@ def _rule_text(kind: str, rule: object) -> str:
         if seconds > _MAX_INTERVAL:
             raise ConfigError(f"an interval must be at most {_MAX_INTERVAL:g} s (100 years), not {rule!r}")
         return f"{seconds:.6f}".rstrip("0").rstrip(".")
-    return str(rule)  # "once", which stored schedules alone can be
+    if tz is not None and isinstance(rule, dt.datetime) and rule.tzinfo is None:
+        rule = rule.replace(tzinfo=_zone_of(tz).tzinfo)
+    moment = _timestamp("run_at", rule)
+    if moment >= LAST_MOMENT:
+        raise ConfigError(f"run_at={rule!r} lies beyond the year 9999: it would never fire")
+    return (_EPOCH + dt.timedelta(microseconds=_micro(moment))).isoformat()
 
 
 def _payload(task: str | Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
@@ -7154,7 +7108,7 @@ def _payload(task: str | Task[..., Any], args: Sequence[Any], kwargs: Mapping[st
     return encode_arguments(Job("", task, tuple(args), kwargs))
 
 
-def _identity(schedule: Schedule) -> str:
+def schedule_key(schedule: Schedule) -> str:
     """What two schedules that are the same have in common, as a digest."""
     parts = [schedule.task, schedule.kind, schedule.rule, schedule.tz, json.loads(schedule.payload)]
     return _digest(json.dumps(parts, sort_keys=True))
@@ -7212,7 +7166,7 @@ class Firing:
         if len(chosen) < len(moments):
             logger.warning("schedule %s (%s) is late: %d of %d fires up to %s are dropped", schedule.id, task.name,
                            len(moments) - len(chosen), len(moments), _stamp(moments[-1]))  # fmt: skip
-        jobs = [_job_of(schedule, task, moment, self._app.broker.retention) for moment in chosen]
+        jobs = [job_of_fire(schedule, task, moment, self._app.broker.retention) for moment in chosen]
         following = rule.next(_micro(now))
         over = moments if following is None else chosen  # where nothing follows, what was dropped is over, too
         last = over[-1] / 1e6 if over else schedule.last_fire
@@ -7238,7 +7192,7 @@ class Firing:
         return [fired._replace(last_job=these[-1]) if these else fired for fired, these in pushed]
 
 
-def _job_of(schedule: Schedule, task: Task[..., Any], moment: int, retention: BackendConfig) -> Job:
+def job_of_fire(schedule: Schedule, task: Task[..., Any], moment: int, retention: BackendConfig) -> Job:
     """The job of a fire. Its id is made of the schedule and the moment, so that one comes of however many fires."""
     overrides = dict(schedule.options)
     job = Job(f"{schedule.id}@{_stamp(moment)}", task.name, payload=schedule.payload)
@@ -7425,7 +7379,7 @@ class Declarations(Submitter):
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
             default = task_name(function)
-            task: Task[..., Any] = Task(self, function, _key("name", name) or default, settings)
+            task: Task[..., Any] = Task(self, function, check_key("name", name) or default, settings)
             self.registry.add(task)
             return task
 
@@ -8631,13 +8585,10 @@ def _warn_of_unused_settings(app: Flowrra) -> None:
         config = Config.from_env()
     except ConfigError:  # an app that reads them has refused them itself
         return
-    for section in ("broker", "backend", "executor"):
-        wanted, used = getattr(config, section), getattr(app.config, section)
-        for option in dataclasses.fields(wanted):
-            name = f"FLOWRRA_{section}_{option.name}".upper()
-            given = {name, name.removesuffix("_URL")} & os.environ.keys()
-            if given and getattr(wanted, option.name) != getattr(used, option.name):
-                logger.warning("%s has no effect: Flowrra(Config.from_env()) would read it", given.pop())
+    for name, (section, option) in _settings().items():
+        wanted, used = (getattr(getattr(of, section), option.name) for of in (config, app.config))
+        if f"FLOWRRA_{name}" in os.environ and wanted != used:
+            logger.warning("FLOWRRA_%s has no effect: Flowrra(Config.from_env()) would read it", name)
 
 
 def _configure(app: Flowrra, arguments: argparse.Namespace) -> None:

@@ -103,6 +103,11 @@ def test_vendored_there_is_one_registry(vendored: Path) -> None:
 # What a lone file lacks: it says so, and what brings it.
 ABSENT = {
     "cron in words": ("flowrra.Cron('@daily').explain()", "cron is not put in words here", "flowrra"),
+    "several crons": (
+        "flowrra.Cron('@daily') | flowrra.Cron('@weekly')",
+        "schedules are not put together here",
+        "flowrra",
+    ),
     "stored schedules": (
         "flowrra.Flowrra().create_scheduler()",
         "schedules cannot be stored here",

@@ -16,13 +16,14 @@ from flowrra import (
     TaskNotFoundError,
     decode,
     duration,
+    make_schedule,
     nearest,
     upcoming,
 )
 from flowrra_extras.dashboard import rows
 from flowrra_extras.dashboard.base import Base
 from flowrra_extras.dashboard.given import strictly
-from flowrra_extras.scheduler import stored_schedule, submit_now
+from flowrra_extras.scheduler import submit_now
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -67,7 +68,7 @@ class Planning(Base):
         """What a rule that is being typed means."""
         now = self.app.now()
         try:
-            schedule = stored_schedule("preview", kind, read_rule(kind, rule), tz=tz or "UTC")
+            schedule = make_schedule("preview", kind, read_rule(kind, rule), tz=tz or "UTC")
             schedule.anchor = now
             fires = list(fires_of(schedule, now, FIRES))
         except (FlowrraError, ValueError, OverflowError) as error:
@@ -186,7 +187,7 @@ class Planning(Base):
 
 
 def read_rule(kind: str, rule: object) -> Any:
-    """A rule as it was typed or sent, as `stored_schedule` takes it."""
+    """A rule as it was typed or sent, as `make_schedule` takes it."""
     if kind not in KINDS:
         raise ConfigError(f"a schedule is of the kind {', '.join(KINDS)}, not {kind!r:.80}")
     if isinstance(rule, str) and len(rule) > RULE_LIMIT:

@@ -7,9 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
 from flowrra import (
-    _EPOCH,
     CHECK_EVERY,
-    LAST_MOMENT,
     ConfigError,
     Firing,
     Flowrra,
@@ -18,16 +16,13 @@ from flowrra import (
     Task,
     TaskId,
     TaskNotFoundError,
-    _identity,
-    _job_of,
-    _key,
-    _micro,
-    _timestamp,
-    _zone_of,
+    check_key,
     decode,
+    job_of_fire,
     logger,
     make_schedule,
     nearest,
+    schedule_key,
     upcoming,
 )
 from flowrra_extras.scheduler.protocol import ScheduleStore
@@ -110,11 +105,11 @@ class Scheduler(Firing):
     async def _add(
         self, task: str | Task[..., Any], kind: str, rule: object, *, task_id: str | None = None, **options: Any
     ) -> str:
-        schedule = stored_schedule(self._task_or_name(task), kind, rule, **options)
+        schedule = make_schedule(self._task_or_name(task), kind, rule, **options)
         await self._ready()
         await self._check_name(schedule.task)
         schedule.created = schedule.updated = now = self._app.clock.time()
-        schedule.id = new_id = _key("task_id", task_id) or self._app.new_id()
+        schedule.id = new_id = check_key("task_id", task_id) or self._app.new_id()
         schedule.key = schedule.key if task_id is None else f"id:{task_id}"
         self._start_from(schedule, now)
         kept = await self.store.add(schedule)
@@ -138,7 +133,7 @@ class Scheduler(Firing):
     def _changes(self, old: Schedule, kind: str, rule: object, **options: Any) -> dict[str, Any]:
         """The changes that make `old` what is given here; what is not given stays."""
         given = {name: getattr(old, name) for name in _EDITED} | {**old.options, **options}
-        new = stored_schedule(self._task_or_name(old.task), kind, rule, **given)
+        new = make_schedule(self._task_or_name(old.task), kind, rule, **given)
         changes = {name: getattr(new, name) for name in _DEFINING if getattr(new, name) != getattr(old, name)}
         if json.loads(new.payload) != json.loads(old.payload):
             changes["payload"] = new.payload
@@ -149,7 +144,7 @@ class Scheduler(Firing):
             new.id = old.id
             self._start_from(new, now)
             changes |= {"anchor": new.anchor, "next_fire": new.next_fire}
-        if old.key == _identity(old) != new.key:
+        if old.key == schedule_key(old) != new.key:
             changes["key"] = new.key
         return changes
 
@@ -174,7 +169,7 @@ class Scheduler(Firing):
 
     def _start_from(self, schedule: Schedule, now: float) -> None:
         """Set when it fires first, counted from now; ConfigError if that is never."""
-        schedule.anchor = _micro(now) / 1e6
+        schedule.anchor = round(now * 1e6) / 1e6
         once = schedule.kind == "once"
         schedule.next_fire = dt.datetime.fromisoformat(schedule.rule).timestamp() if once else upcoming(schedule, now)
         if schedule.next_fire is None:
@@ -290,7 +285,7 @@ class Scheduler(Firing):
         await (await self._app.sessions.connect()).open_store(self.store)
 
 
-_EDITED = ("description", "misfire", "overlap", "jitter")  # as they are in stored_schedule()
+_EDITED = ("description", "misfire", "overlap", "jitter")  # as they are in make_schedule()
 _DEFINING = ("kind", "rule", "tz", "options", *_EDITED)
 _READERS: Mapping[str, Callable[[str], Any]] = {"cron": str, "interval": float, "once": dt.datetime.fromisoformat}
 
@@ -303,26 +298,12 @@ def _switched(schedule: Schedule, now: float, *, enabled: bool) -> dict[str, Any
     return changes
 
 
-def stored_schedule(
-    task: str | Task[..., Any], kind: str, rule: object, *, tz: str | dt.tzinfo | None = None, **options: Any
-) -> Schedule:
-    """See `make_schedule`. A naive moment of one that fires once is one of the zone `tz`, or else the local time."""
-    if kind == "once":
-        if tz is not None and isinstance(rule, dt.datetime) and rule.tzinfo is None:
-            rule = rule.replace(tzinfo=_zone_of(tz).tzinfo)
-        moment = _timestamp("run_at", rule)
-        if moment >= LAST_MOMENT:
-            raise ConfigError(f"run_at={rule!r} lies beyond the year 9999: it would never fire")
-        rule = (_EPOCH + dt.timedelta(microseconds=_micro(moment))).isoformat()
-    return make_schedule(task, kind, rule, tz=tz, **options)
-
-
 async def submit_now(app: Flowrra, schedule: Schedule) -> TaskId[Any]:
     """Submit a job of a schedule here and now, beside its fires; TaskNotFoundError if its task is not known."""
     task = app.registry.get(schedule.task)
     if task is None:
         raise TaskNotFoundError(f"no task {schedule.task!r} is registered here: run it where it is")
-    job = _job_of(schedule, task, _micro(app.now()), app.broker.retention)
+    job = job_of_fire(schedule, task, round(app.now() * 1e6), app.broker.retention)
     job.id, job.due = app.new_id(), None
     (job_id,) = await app.submit_jobs([job])
     return TaskId(job_id)
