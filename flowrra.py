@@ -5446,18 +5446,18 @@ class JobContext:
         """Pass progress on to whoever runs the job."""
         raise NotImplementedError
 
-    def lend(self, slots: int) -> None:
-        """Lend a slot while the job waits (1), or take it back (-1)."""
+    def count_wait(self, change: int) -> None:
+        """The job begins to wait for another one (1), or has ended a wait (-1)."""
         raise NotImplementedError
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """While the job waits for another one, its slot is lent to others. On the loop's thread only."""
-        self.lend(1)
+        """While the job waits for another one, its slot is free for others. On the loop's thread only."""
+        self.count_wait(1)
         try:
             yield
         finally:
-            self.lend(-1)
+            self.count_wait(-1)
 
 
 _current: contextvars.ContextVar[JobContext | None] = contextvars.ContextVar("flowrra_job", default=None)
@@ -5891,7 +5891,7 @@ class _ChildContext(JobContext):
     def report(self, progress: Progress) -> None:
         self.send("progress", *progress)
 
-    def lend(self, slots: int) -> None:
+    def count_wait(self, change: int) -> None:
         raise FlowrraError(
             "a CPU-bound task cannot wait for another job: its process would stand still; use result_of()"
         )
@@ -5949,10 +5949,10 @@ def _written_out(text: str) -> str:
 # ---------------------------------------------------------------------------
 # 12. Worker
 #
-# Claims jobs, runs them, settles them. An attempt (_Run) passes through named
-# steps: _Line claims it; _Attempts resolves, gets the arguments, executes and
-# judges; _Results posts, settles, announces. Every task and thread started
-# here is ended by Worker.stop(). Knows no store, only a Broker.
+# Claims jobs, runs them, settles them. A _ServedQueue claims; an _Attempt then
+# passes through named steps: resolve, decode, run, judge (_Steps), settle,
+# announce (_Settler). Every task and thread started here is ended by
+# Worker.stop(). Knows no store, only a Broker.
 # ---------------------------------------------------------------------------
 
 UNKNOWN_TASK_DELAY = 15.0  # seconds for which a job of an unknown task is handed back
@@ -6022,93 +6022,98 @@ class Hooks:
                 logger.exception("a hook of the event %r failed", event.name)
 
 
-class _Run(JobContext):
+class _Attempt(JobContext):
     """One attempt on its way through the worker; what `current_job()` gives inside it."""
 
-    __slots__ = ("began", "ending", "line", "runner")
+    __slots__ = ("began", "ending", "runner", "served")
 
-    def __init__(self, job: Job, line: _Line, runner: asyncio.Task[None]) -> None:
-        super().__init__(job)
+    def __init__(self, job: Job, served: _ServedQueue) -> None:
+        self.job = job
+        self.attempt = job.attempt
         self.began = job.started or 0.0  # a broker that shares the job clears it when the job is to run again
-        self.line = line
-        self.runner = runner
+        self.served = served
+        self.runner: asyncio.Task[None] | None = None  # once it has begun
         self.ending: str | None = None  # why the worker ends it: cancel, release or lapsed
 
     @property
     def state(self) -> Any:
-        return self.line.worker.state
+        return self.served.worker.state
 
     def report(self, progress: Progress) -> None:
-        self.line.worker.report(self.job.id, self.attempt, progress)
+        self.served.worker.report(self.job.id, self.attempt, progress)
 
-    def lend(self, slots: int) -> None:
-        self.line.lend(self, slots)
+    def count_wait(self, change: int) -> None:
+        self.served.count_wait(self, change)
 
     def end(self, why: str) -> None:
         """Have the attempt stopped."""
         if self.ending is None:
             self.ending = why
-            self.runner.cancel()
+            if self.runner is not None:
+                self.runner.cancel()
 
 
 def judge(job: Job, options: TaskOptions, error: BaseException, now: float) -> Outcome:
     """What an attempt that raised `error` comes to: another one later, or the end."""
-    text = describe(error)
-    traceback = format_traceback(error)[-_TRACEBACK_LIMIT:]
     if job.failures >= options.max_retries or not is_retryable(options, error):
-        return Outcome.fail(job, text, traceback)
+        return _failure(job, error)
     delay = asked_delay(error)
     if delay is None:
         delay = retry_delay(options, job.failures + 1)
-    return Outcome.retry_at(job, now + delay, text, traceback)
+    return Outcome.retry_at(job, now + delay, describe(error), _short_traceback(error))
 
 
-class _Attempts:
-    """Takes an attempt through its steps: resolve, arguments, execute, judge. Writes nothing down."""
+def _failure(job: Job, error: BaseException) -> Outcome:
+    return Outcome.fail(job, describe(error), _short_traceback(error))
+
+
+def _short_traceback(error: BaseException) -> str:
+    return format_traceback(error)[-_TRACEBACK_LIMIT:]
+
+
+class _Steps:
+    """Takes an attempt through its steps: resolve, decode, run, judge. Writes nothing down."""
 
     def __init__(self, worker: Worker, middleware: Sequence[Middleware]) -> None:
-        self.threads = ThreadExecutor()
         config = worker.config
+        self.threads = ThreadExecutor()
         self.processes = ProcessExecutor(config.cpu_workers, config.max_jobs, config.max_memory)
         self.unknown: set[str] = set()  # names of tasks that a warning has been given of
         self._worker = worker
-        self._broker = worker.broker
-        self._registry = worker.registry
-        self._hooks = worker.hooks
         self._middleware = list(middleware)
 
-    async def make(self, run: _Run) -> Outcome:
+    async def perform(self, attempt: _Attempt) -> Outcome:
         """What the attempt came to."""
-        job = run.job
-        task = self._registry.get(job.task)
+        worker, job = self._worker, attempt.job
+        if attempt.ending is not None:  # before it has begun
+            return self._end(attempt, begun=False)
+        task = worker.registry.get(job.task)
         if task is None:
             return self._hand_back_unknown(job)
         options = task.settings
         try:
-            if time.monotonic() >= self._worker.lease_end and not await self._worker.renewal():
+            if time.monotonic() >= worker.lease_end and not await worker.renewal():
                 return Outcome.release(job, _LEASE_LOST)
-            if self._hooks.any:
-                self._worker.results.emit(Event("start", self._worker.info.id, job))
+            if worker.hooks.any:
+                worker.settler.emit(Event("start", worker.info.id, job))
             if job.overrides:
                 options = dataclasses.replace(options, **job.overrides)
             args: Sequence[Any] = job.args
             kwargs = job.kwargs
             if job.payload is not None or job.parents:
-                try:
-                    args, kwargs = await self._arguments(job)
-                except (SerializationError, TaskNotFoundError) as error:  # another attempt would find the same
-                    return self._fail(job, options, error)
-                except BrokerError as error:
-                    return Outcome.release(job, describe(error), self._worker.clock.time() + _AWAY_DELAY)
+                decoded = await self._decode(job)
+                if isinstance(decoded, Outcome):
+                    return self._keep_failure(decoded, options)
+                args, kwargs = decoded
             if self._middleware:
-                result = await self._pass_on(0, functools.partial(self._execute, run, task, options, args, kwargs), job)
+                result = await self._run_wrapped(attempt, task, options, args, kwargs)
             else:
-                result = await self._execute(run, task, options, args, kwargs)
+                result = await self._execute(attempt, task, options, args, kwargs)
             outcome = Outcome.succeed(job, result, options.result_ttl)
-            if self._broker.keeps_text or not is_plain(result):
+            if worker.broker.keeps_text or not is_plain(result):
                 outcome.text = encode_value(outcome)
         except BaseException as error:
-            return self._judge(run, options, error)
+            return self._judge(attempt, options, error)
         return outcome
 
     def _hand_back_unknown(self, job: Job) -> Outcome:
@@ -6121,12 +6126,22 @@ class _Attempts:
         due = self._worker.clock.time() + UNKNOWN_TASK_DELAY
         return Outcome.release(job, f"no task {job.task!r} in this worker", due, begun=False)
 
-    async def _arguments(self, job: Job) -> tuple[Sequence[Any], Mapping[str, Any]]:
-        args, kwargs = decode_arguments(job)
-        if not job.parents:
-            return args, kwargs
+    async def _decode(self, job: Job) -> tuple[Sequence[Any], Mapping[str, Any]] | Outcome:
+        """The arguments; the outcome of the attempt if they cannot be had."""
+        try:
+            args, kwargs = decode_arguments(job)
+            return await self._put_results(job, args, kwargs) if job.parents else (args, kwargs)
+        except (SerializationError, TaskNotFoundError) as error:  # another attempt would find the same
+            return _failure(job, error)
+        except BrokerError as error:
+            return Outcome.release(job, describe(error), self._worker.clock.time() + _AWAY_DELAY)
+
+    async def _put_results(
+        self, job: Job, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """The arguments with the results of the job's parents in their places."""
         results = {}
-        for parent, result in zip(job.parents, await self._broker.get(job.parents), strict=True):
+        for parent, result in zip(job.parents, await self._worker.broker.get(job.parents), strict=True):
             if result is None:
                 raise TaskNotFoundError(f"the result of its parent {parent} is gone: raise result_ttl or max_results")
             results[parent] = result.result
@@ -6134,60 +6149,81 @@ class _Attempts:
             results.setdefault(name, results[parent])  # that parent's unique key was taken: another job stood in for it
         return put_results(args, results), put_results(kwargs, results)
 
-    def _pass_on(self, first: int, execute: Callable[[], Awaitable[Any]], job: Job) -> Awaitable[Any]:
-        """Call the middleware from number `first` on, and inside of it the task."""
-        if first == len(self._middleware):
-            return execute()
-        return self._middleware[first](job, functools.partial(self._pass_on, first + 1, execute))
+    def _run_wrapped(
+        self,
+        attempt: _Attempt,
+        task: Task[..., Any],
+        options: TaskOptions,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Awaitable[Any]:
+        """Run the task, and around it the middleware, of which the first one is the outermost."""
+
+        def call(_: Job) -> Awaitable[Any]:
+            return self._execute(attempt, task, options, args, kwargs)
+
+        for middleware in reversed(self._middleware):
+            call = functools.partial(_call_middleware, middleware, call)
+        return call(attempt.job)
 
     def _execute(
-        self, run: _Run, task: Task[..., Any], options: TaskOptions, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self,
+        attempt: _Attempt,
+        task: Task[..., Any],
+        options: TaskOptions,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
     ) -> Awaitable[Any]:
         """Run the function where it belongs, within the attempt's time."""
         if options.cpu_bound:
-            return self._in_process(run, CpuCall.of(task, run.job, args, kwargs), options.timeout)
+            return self._in_process(attempt, CpuCall.of(task, attempt.job, args, kwargs), options.timeout)
         if task.is_async:
             call = task.function(*args, **kwargs)
         else:
             call = self.threads.run(lambda: task.function(*args, **kwargs))
         return call if options.timeout is None else _within(options.timeout, call)
 
-    async def _in_process(self, run: _Run, call: CpuCall, timeout: float | None) -> Any:
+    async def _in_process(self, attempt: _Attempt, call: CpuCall, timeout: float | None) -> Any:
         """Run a call in a process. The time counts from the task's first line, not while it waits for a process."""
         limit, loop = asyncio.timeout(None), self._worker.loop
 
         def notify(kind: str, *parts: Any) -> None:
             if kind == "progress":
-                run.report(Progress(*parts))
+                attempt.report(Progress(*parts))
             elif timeout is not None:
                 with contextlib.suppress(RuntimeError):  # the attempt is over
                     limit.reschedule(loop.time() + timeout)
 
         return await _within(timeout, self.processes.run(call, notify), limit)
 
-    def _judge(self, run: _Run, options: TaskOptions, error: BaseException) -> Outcome:
+    def _judge(self, attempt: _Attempt, options: TaskOptions, error: BaseException) -> Outcome:
         """The outcome of an attempt that did not return."""
         if isinstance(error, asyncio.CancelledError):
-            if run.ending is not None:
-                return self._ended(run)
-            if run.runner.cancelling() and self._worker.is_torn_down:
+            if attempt.ending is not None:
+                return self._end(attempt)
+            if self._worker.is_torn_down and attempt.runner and attempt.runner.cancelling():
                 raise error
             # else the job has cancelled itself
-        outcome = judge(run.job, options, error, self._worker.clock.time())
-        return self._fail(run.job, options, error) if outcome.status is FAILED else outcome
+        return self._keep_failure(judge(attempt.job, options, error, self._worker.clock.time()), options)
 
-    def _fail(self, job: Job, options: TaskOptions, error: BaseException) -> Outcome:
-        outcome = Outcome.fail(job, describe(error), format_traceback(error)[-_TRACEBACK_LIMIT:])
-        if (options.result_ttl or 0.0) > self._broker.retention.failed_ttl:
-            outcome.keep = options.result_ttl  # a failure is not forgotten sooner than a success
+    def _keep_failure(self, outcome: Outcome, options: TaskOptions) -> Outcome:
+        """The outcome; a failure is not forgotten sooner than a success."""
+        if outcome.status is FAILED and (options.result_ttl or 0.0) > self._worker.broker.retention.failed_ttl:
+            outcome.keep = options.result_ttl
         return outcome
 
-    def _ended(self, run: _Run) -> Outcome:
-        while run.runner.cancelling():
-            run.runner.uncancel()
-        if run.ending == "cancel":
-            return Outcome.cancel(run.job, BY_HAND)
-        return Outcome.release(run.job, "the worker stopped" if run.ending == "release" else _LEASE_LOST)
+    def _end(self, attempt: _Attempt, *, begun: bool = True) -> Outcome:
+        """The outcome of an attempt that the worker ends."""
+        while attempt.runner and attempt.runner.cancelling():
+            attempt.runner.uncancel()
+        if attempt.ending == "cancel":
+            return Outcome.cancel(attempt.job, BY_HAND)
+        why = _LEASE_LOST if attempt.ending == "lapsed" else "the worker stopped"
+        return Outcome.release(attempt.job, why if begun else f"{why} before it began", begun=begun)
+
+
+def _call_middleware(middleware: Middleware, call_next: Callable[[Job], Awaitable[Any]], job: Job) -> Awaitable[Any]:
+    return middleware(job, call_next)
 
 
 async def _within(timeout: float | None, call: Awaitable[Any], limit: asyncio.Timeout | None = None) -> Any:
@@ -6203,92 +6239,73 @@ async def _within(timeout: float | None, call: Awaitable[Any], limit: asyncio.Ti
         raise error from None
 
 
-class _Results:
+class _Settler:
     """What became of attempts: written down in groups, through one door, and then announced."""
 
     def __init__(self, worker: Worker, backend: Backend | None) -> None:
         self._worker = worker
         self._backend = backend
-        self._outcomes: list[tuple[_Run, Outcome]] = []
-        self._has_outcomes = asyncio.Event()
-        self._all_written = asyncio.Event()
-        self._events: collections.deque[Event] = collections.deque()
-        self._has_events = asyncio.Event()
-        self._all_announced = asyncio.Event()
+        self._outcomes: list[tuple[_Attempt, Outcome]] = []
+        self._has_outcomes = asyncio.Event()  # set as long as there are any
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
 
-    def post(self, run: _Run, outcome: Outcome) -> None:
+    def post(self, attempt: _Attempt, outcome: Outcome) -> None:
         """Hand an outcome over to be settled."""
-        self._outcomes.append((run, outcome))
-        run.line.unsettled += 1
-        if len(self._outcomes) < 2:  # else it is set
+        self._outcomes.append((attempt, outcome))
+        attempt.served.unsettled += 1
+        if len(self._outcomes) == 1:
             self._has_outcomes.set()
 
-    async def write(self) -> None:
+    async def settle_all(self) -> None:
         """Write outcomes in groups: what gathers while one group is on its way is the next."""
         while True:
             await self._has_outcomes.wait()
-            self._has_outcomes.clear()
-            batch, self._outcomes = self._outcomes[:_GROUP], self._outcomes[_GROUP:]
+            group, self._outcomes = self._outcomes[:_GROUP], self._outcomes[_GROUP:]
+            if not self._outcomes:
+                self._has_outcomes.clear()
             try:
-                if batch:
-                    await self._settle(batch)
+                await self._settle(group)
             finally:
-                for line, count in collections.Counter(run.line for run, _ in batch).items():
-                    line.unsettled -= count
-                    line.has_room.set()
-            if self._outcomes:
-                self._has_outcomes.set()
-            else:
-                self._all_written.set()
-                if not self._worker.is_busy:
-                    self._worker.may_claim.set()
+                for attempt, _ in group:
+                    attempt.served.unsettled -= 1
+                self._worker.changed.set()
 
-    async def flush(self) -> None:
-        """Return when all that has been posted is written."""
-        self._all_written.clear()
-        self._has_outcomes.set()
-        await self._all_written.wait()
-
-    async def _settle(self, batch: Sequence[tuple[_Run, Outcome]]) -> None:
-        """Have the broker take the batch; an outcome that it cannot take fails alone."""
-        now = self._worker.clock.time()
-        try:
-            written = await self._insist([outcome for _, outcome in batch])
-        except Exception as error:
-            await self._settle_apart(batch, error)
-            return
-        if self._worker.broker.keeps_activity:
-            self._worker.tally.count(itertools.compress(batch, written), now)
-        if self._backend is not None:
-            await self._record(self._backend, [o for (_, o), ok in zip(batch, written, strict=True) if ok])
-        told = self._worker.hooks.any or logger.isEnabledFor(logging.INFO)
-        for (run, outcome), ok in zip(batch, written, strict=True):
-            if told or not ok or outcome.status is not SUCCESS:
-                self._announce(run, outcome, ok)
-
-    async def _insist(self, outcomes: Sequence[Outcome]) -> list[bool]:
-        """Settle, again and again as long as the broker fails."""
-        failures = 0
+    async def _settle(self, group: Sequence[tuple[_Attempt, Outcome]]) -> None:
+        """Have the broker take the group, again and again as long as it fails, and announce what is written."""
+        worker, failures = self._worker, 0
         while True:
+            now = worker.clock.time()
             try:
-                return await self._worker.broker.settle(outcomes, now=self._worker.clock.time())
+                written = await worker.broker.settle([outcome for _, outcome in group], now=now)
+                break
             except BrokerError as error:
                 failures += 1
-                await self._worker.recover(error, failures)
+                await worker.recover(error, failures)
+            except Exception as error:
+                await self._settle_apart(group, error)
+                return
+        if worker.broker.keeps_activity:
+            worker.tally.count(itertools.compress(group, written), now)
+        if self._backend is not None:
+            await self._record(self._backend, [o for (_, o), ok in zip(group, written, strict=True) if ok])
+        is_heard = worker.hooks.any or logger.isEnabledFor(logging.INFO)
+        for (attempt, outcome), ok in zip(group, written, strict=True):
+            if is_heard or not ok or outcome.status is not SUCCESS:
+                self._announce_outcome(attempt, outcome, ok)
 
-    async def _settle_apart(self, batch: Sequence[tuple[_Run, Outcome]], error: Exception) -> None:
+    async def _settle_apart(self, group: Sequence[tuple[_Attempt, Outcome]], error: Exception) -> None:
+        """Settle a group that was refused in two halves, so that an outcome that cannot be taken fails alone."""
         logger.error("worker %s: a group of outcomes was refused", self._worker.info.id, exc_info=error)
-        middle = len(batch) // 2
-        if middle:
-            await self._settle(batch[:middle])
-            await self._settle(batch[middle:])
+        if middle := len(group) // 2:
+            await self._settle(group[:middle])
+            await self._settle(group[middle:])
             return
-        run, outcome = batch[0]
+        ((attempt, outcome),) = group
         if outcome.error == _REFUSED:  # nothing plainer can be written
-            logger.critical("job %s stays running until this worker stops", run.job.id, extra=_fields(run.job))
+            logger.critical("job %s stays running until this worker stops", attempt.id, extra=_fields(attempt.job))
             return
         why = _REFUSED if outcome.ending == "failure" else f"its outcome was refused: {describe(error)}"
-        await self._settle([(run, Outcome.fail(run.job, why))])
+        await self._settle([(attempt, Outcome.fail(attempt.job, why))])
 
     async def _record(self, backend: Backend, outcomes: Sequence[Outcome]) -> None:
         """Keep results in the separate backend too. The broker has them already, so none can be lost."""
@@ -6300,50 +6317,50 @@ class _Results:
         except Exception as error:
             logger.error("the result backend did not take %d results: %s", len(results), describe(error))
 
-    def _announce(self, run: _Run, outcome: Outcome, written: bool) -> None:
-        job, extra = run.job, _fields(run.job)
+    # Endings: a line in the log and an event ---------------------------------------------------
+
+    def _announce_outcome(self, attempt: _Attempt, outcome: Outcome, written: bool) -> None:
+        job, now = attempt.job, self._worker.clock.time()
         if not written:
-            logger.warning("job %s: its lease was lost, so this attempt changes nothing", job.id, extra=extra)
+            text = "job %s: its lease was lost, so this attempt changes nothing"
+            logger.warning(text, job.id, extra=_fields(job))
             return
         name = "retry" if outcome.status is RETRYING else outcome.ending
-        level = logging.WARNING if outcome.ending == "failure" else logging.INFO
-        if logger.isEnabledFor(level):
-            now = self._worker.clock.time()
-            seconds = now - run.began
-            word = "retry" if name == "retry" else "again"
-            again = "" if outcome.due is None else f", {word} in {max(0.0, outcome.due - now):.3f} s"
-            logger.log(level, "job %s (%s) attempt %d: %s after %.3f s%s%s", job.id, job.task, outcome.attempt,
-                       outcome.ending, seconds, again, f": {outcome.error}" if outcome.error else "",
-                       extra={**extra, "duration": seconds})  # fmt: skip
-        self.emit(Event(name, self._worker.info.id, job, outcome.result, outcome.error))
+        seconds = now - attempt.began
+        how = f" attempt {outcome.attempt}: {outcome.ending} after {seconds:.3f} s"
+        if outcome.due is not None:
+            how += f", {'retry' if name == 'retry' else 'again'} in {max(0.0, outcome.due - now):.3f} s"
+        self._announce(name, job, how, outcome.result, outcome.error, duration=seconds)
 
-    def tell_ending(self, job: Job) -> None:
+    def announce_ending(self, job: Job) -> None:
         """Announce an end that no attempt came to: cancelled while it waited, expired, orphaned, given up."""
         name = "failure" if job.status is FAILED else "cancel"
-        level = logging.WARNING if job.status is FAILED else logging.INFO
-        logger.log(level, "job %s (%s): %s: %s", job.id, job.task, name, job.error, extra=_fields(job))
-        self.emit(Event(name, self._worker.info.id, job, None, job.error))
+        self._announce(name, job, f": {name}", None, job.error)
+
+    def _announce(self, name: str, job: Job, how: str, result: Any, error: str | None, **fields: float) -> None:
+        """The one door: every ending is logged and brings its event here."""
+        level = logging.WARNING if name in ("failure", "retry") else logging.INFO
+        why = f": {error}" if error else ""
+        logger.log(level, "job %s (%s)%s%s", job.id, job.task, how, why, extra={**_fields(job), **fields})
+        self.emit(Event(name, self._worker.info.id, job, result, error))
 
     def emit(self, event: Event) -> None:
         """Have the hooks of an event called, if there are any, later and in order."""
         if event.name in self._worker.hooks:
-            self._events.append(event)
-            self._has_events.set()
+            self._events.put_nowait(event)
 
-    async def announce(self) -> None:
+    async def fire_events(self) -> None:
         """Call the hooks of each event as it comes."""
         while True:
-            await self._has_events.wait()
-            self._has_events.clear()
-            while self._events:
-                await self._worker.hooks.fire(self._events.popleft())
-            self._all_announced.set()
+            event = await self._events.get()
+            try:
+                await self._worker.hooks.fire(event)
+            finally:
+                self._events.task_done()
 
-    async def announce_rest(self) -> None:
+    async def flush_events(self) -> None:
         """Return when the hooks of all that has been emitted have been called."""
-        self._all_announced.clear()
-        self._has_events.set()
-        await self._all_announced.wait()
+        await self._events.join()
 
 
 def _fields(job: Job) -> dict[str, Any]:
@@ -6364,13 +6381,13 @@ class _Tally:
         self._sums = ActivitySums()
         self._changed: set[int] = set()  # minutes of which the broker has not been told all
 
-    def count(self, runs: Iterable[tuple[_Run, Outcome]], now: float) -> None:
+    def count(self, attempts: Iterable[tuple[_Attempt, Outcome]], now: float) -> None:
         """Add attempts whose outcomes were written."""
         count = self._sums.count
         with self._lock:
-            for run, outcome in runs:
+            for attempt, outcome in attempts:
                 if outcome.status is SUCCESS or outcome.ending == "failure":
-                    count(run.job, outcome.status, run.began, now)
+                    count(attempt.job, outcome.status, attempt.began, now)
             self._changed.add(int(now) // 60 * 60)
 
     def take(self, now: float) -> list[Activity]:
@@ -6421,155 +6438,107 @@ class Turns:
         (self._others.add if jobs and jobs[0].crashes else self._others.discard)(queue)
 
 
-class _Line:
-    """A queue as a worker serves it: so many slots, and resident runners that take turns claiming."""
+class _ServedQueue:
+    """A queue as a worker serves it: a loop that claims, and tasks that run what it has claimed.
+
+    A task goes on to the next claimed job as long as jobs end without waiting: a task of its own for each of those
+    would cost as much as the job. One that waits has its task to itself.
+    """
 
     def __init__(self, worker: Worker, queue: str, capacity: int) -> None:
         self.worker = worker
         self.queue = queue
         self.capacity = capacity
-        self.running: set[_Run] = set()
-        self.runners: set[asyncio.Task[None]] = set()
+        self.group = max(_LEAST_GROUP, min(capacity, _GROUP))  # outcomes that may wait to be written
+        self.claimed: collections.deque[_Attempt] = collections.deque()  # and not begun yet
+        self.running: set[_Attempt] = set()
         self.unsettled = 0  # attempts that have ended and are not written yet
-        self.has_room = asyncio.Event()  # set when some have been written
-        self._lent: dict[_Run, int] = {}  # the jobs that wait for others: how often at once
-        self._backlog: collections.deque[Job] = collections.deque()
-        self._asleep: collections.deque[asyncio.Future[None]] = collections.deque()
-        self._is_claiming = False
-        self._failures = 0  # of claims, in a row
+        self._waits: dict[_Attempt, int] = {}  # the jobs that wait for others, whose slots are free: how often at once
 
-    @property
-    def _free(self) -> int:
-        """How many more jobs may run."""
-        return self.capacity + len(self._lent) - len(self.running)
+    def room(self) -> int:
+        """How many jobs may be claimed now.
 
-    @property
-    def _claimable(self) -> int:
-        """How many jobs may be claimed: what is free, but no more than a group beyond the slots stays unwritten.
-
-        A crash repeats what runs and what is not written. That group is as large as the capacity, within bounds.
+        A crash repeats what runs and what is not written: no more than the slots and one group.
         """
-        return self._free - max(0, self.unsettled - max(_LEAST_GROUP, min(self.capacity, _GROUP)))
+        if self.worker.is_reserved and not self.worker.may_claim():
+            return 0
+        free = self.capacity + len(self._waits) - len(self.running) - len(self.claimed)
+        return free - max(0, self.unsettled - self.group)
 
-    def lend(self, run: _Run, slots: int) -> None:
-        """Lend the slot of a job that waits (1), or take it back (-1): one slot, however often it waits at once."""
-        waits = self._lent.pop(run, 0) + slots
-        if waits > 0 and run in self.running:  # else the attempt is over, and only a part of it goes on
-            self._lent[run] = waits
-            if waits == 1:
-                self.staff(1)
+    def count_wait(self, attempt: _Attempt, change: int) -> None:
+        """A running job begins to wait for another one (1), or has ended a wait (-1); it may do so several times."""
+        waits = self._waits.pop(attempt, 0) + change
+        if waits > 0 and attempt in self.running:  # else the attempt is over, and only a part of it goes on
+            self._waits[attempt] = waits
+            self.worker.changed.set()
 
-    def staff(self, count: int) -> None:
-        """Get up to `count` more runners to work: sleeping ones, then new ones as far as there are slots."""
-        while count and self._asleep:
-            waiter = self._asleep.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                count -= 1
-        while count and len(self.runners) < self.capacity + len(self._lent):
-            runner = self.worker.loop.create_task(self._serve(), context=contextvars.Context())
-            self.runners.add(runner)
-            runner.add_done_callback(self._replace)
-            count -= 1
-
-    def _replace(self, runner: asyncio.Task[None]) -> None:
-        """A runner has ended: another one takes its place, unless the worker stops."""
-        self.runners.discard(runner)
-        if not (self.worker.is_draining or self.worker.is_torn_down):
-            self.staff(1)
-
-    def dismiss(self) -> None:
-        """Send the runners without a job home and hand back what has been claimed but not begun."""
-        for runner in self.runners - {run.runner for run in self.running}:
-            runner.cancel()
-        self.hand_back("the worker stopped before it began")
-
-    def hand_back(self, why: str) -> None:
-        """Release what has been claimed but not begun."""
-        while self._backlog:
-            job = self._backlog.popleft()
-            run = _Run(job, self, cast("asyncio.Task[None]", asyncio.current_task()))
-            self.worker.results.post(run, Outcome.release(job, why, begun=False))
-
-    async def _serve(self) -> None:
-        """Run one job after the other. One that leaves a context variable or a cancellation behind ends its runner."""
-        worker = self.worker
-        make, post = worker.attempts.make, worker.results.post
-        runner = cast("asyncio.Task[None]", asyncio.current_task())
-        while (job := self._backlog.popleft() if self._backlog else await self._next()) is not None:
-            run = _Run(job, self, runner)
-            self.running.add(run)
-            _current.set(run)
-            before = contextvars.copy_context()
+    async def claim_jobs(self) -> None:
+        """Claim jobs for the free slots and have them run, until the worker drains."""
+        worker, failures = self.worker, 0
+        claimer = cast("asyncio.Task[None]", asyncio.current_task())
+        while not worker.is_draining:
+            if (limit := self.room()) < 1:
+                worker.changed.clear()
+                await worker.changed.wait()
+                continue
             try:
-                outcome = await make(run)
-            except Exception as error:  # one that cannot even be told: the job must not stay RUNNING
+                crashes, now = worker.turns.crashes(self.queue), worker.clock.time()
+                jobs = await worker.broker.claim(
+                    self.queue, limit=limit, worker=worker.info.id, now=now, crashes=crashes
+                )
+                failures = 0
+                worker.turns.note(self.queue, jobs)
+                if jobs:
+                    await self._start(jobs)
+                elif crashes:  # else suspects may be left
+                    await worker.broker.wait_ready((self.queue,), _IDLE_WAIT)
+            except (Exception, asyncio.CancelledError) as error:
+                if claimer.cancelling():
+                    raise
+                failures += 1
+                await worker.recover(error, failures)
+
+    async def _start(self, jobs: Sequence[Job]) -> None:
+        """Have one task run the jobs; if some are left when it waits, one more for each of them."""
+        self.claimed.extend([_Attempt(job, self) for job in jobs])
+        if jobs[0].crashes:
+            self.worker.is_reserved = True
+        if self.worker.is_draining:
+            self.hand_back()
+        tasks = 1
+        while self.claimed:
+            for _ in range(tasks):  # while such a task waits, its attempt refers to it
+                self.worker.loop.create_task(self._run_claimed(), context=contextvars.Context())
+            await asyncio.sleep(0)
+            tasks = len(self.claimed)
+
+    async def _run_claimed(self) -> None:
+        """Run one claimed job after the other, unless one leaves a context variable or a cancellation behind."""
+        runner = cast("asyncio.Task[None]", asyncio.current_task())
+        perform, post = self.worker.steps.perform, self.worker.settler.post
+        while self.claimed:
+            attempt = self.claimed.popleft()
+            attempt.runner = runner
+            self.running.add(attempt)
+            _current.set(attempt)
+            try:
+                outcome = await perform(attempt)
+            except Exception as error:  # one that cannot even be described: the job must not stay RUNNING
                 text = "".join(tracebacks.format_exception_only(error)).strip()
-                outcome = Outcome.fail(job, text, format_traceback(error))
+                outcome = Outcome.fail(attempt.job, text, format_traceback(error))
             finally:
-                self.running.discard(run)
-                if self._lent:
-                    self._lent.pop(run, None)
-            post(run, outcome)
-            if worker.is_draining and not worker.is_busy:
-                worker.idle.set()
-            if runner.cancelling() or not _is_same_context(before, contextvars.copy_context()):
+                self.running.discard(attempt)
+                if self._waits:
+                    self._waits.pop(attempt, None)
+            post(attempt, outcome)
+            if runner.cancelling() or len(contextvars.copy_context()) > 1:
                 break
+        self.worker.changed.set()
 
-    async def _next(self) -> Job | None:
-        """The next job for a runner of this line; None if the runner is to go home."""
-        while not self.worker.is_draining:
-            if self._backlog:
-                return self._backlog.popleft()
-            if not self._is_claiming and self._free > 0:
-                await self._claim()
-            elif len(self.runners) > self.capacity + len(self._lent):
-                return None
-            else:
-                waiter = self.worker.loop.create_future()
-                self._asleep.append(waiter)
-                await waiter
-        return None
-
-    async def _claim(self) -> None:
-        """Fill the backlog with jobs for the free slots, or wait until there may be some."""
-        worker = self.worker
-        self._is_claiming = True
-        try:
-            while self._free > 0 and self._claimable < 1:
-                self.has_room.clear()
-                await self.has_room.wait()
-            await worker.may_claim.wait()
-            if (limit := self._claimable) < 1:
-                return  # a slot that was lent has been taken back meanwhile
-            crashes, now = worker.turns.crashes(self.queue), worker.clock.time()
-            jobs = await worker.broker.claim(self.queue, limit=limit, worker=worker.info.id, now=now, crashes=crashes)
-            worker.turns.note(self.queue, jobs)
-            self._failures = 0
-            if jobs:
-                if jobs[0].crashes:
-                    worker.may_claim.clear()
-                self._backlog.extend(jobs)
-                worker.loop.call_soon(self._spread)
-            elif crashes:  # else suspects may be left
-                await worker.broker.wait_ready((self.queue,), _IDLE_WAIT)
-        except Exception as error:
-            self._failures += 1
-            await worker.recover(error, self._failures)
-        finally:
-            self._is_claiming = False
-
-    def _spread(self) -> None:
-        """Share the backlog out, a turn late: jobs that never wait need one runner only. Have the rest claimed for."""
-        may_claim = not self._is_claiming and self._free > len(self._backlog)
-        self.staff(len(self._backlog) + may_claim)
-
-
-def _is_same_context(before: contextvars.Context, after: contextvars.Context) -> bool:
-    try:
-        return before == after  # 0.1 us when nothing was set: the two share their tree
-    except Exception:  # a variable's value that refuses to be compared
-        return False
+    def hand_back(self) -> None:
+        """Have released what has been claimed and not begun."""
+        for attempt in self.claimed:
+            attempt.end("release")
 
 
 class Worker:
@@ -6598,25 +6567,22 @@ class Worker:
         self.state = state
         host = socket.gethostname()
         self.info = WorkerInfo(f"{host}-{os.getpid()}-{os.urandom(4).hex()}", host, os.getpid())
-        self.attempts = _Attempts(self, middleware)
-        self.results = _Results(self, backend)
-        self._backend = backend
+        self.steps = _Steps(self, middleware)
+        self.settler = _Settler(self, backend)
         self.tally = _Tally()
         self.turns = Turns(clock, config.lease)
-        # A suspect runs alone: it shuts this from its claim, or from when it is seen to wait, until nothing
-        # runs here and all is written.
-        self.may_claim = asyncio.Event()
-        self.may_claim.set()
         # On time.monotonic(), counted from before the heartbeat went out: while the store cannot be reached after that,
         # others may run what was claimed here, and nothing of it is begun.
         self.lease_end = self._granted = 0.0
-        self._unsure: list[asyncio.Future[bool]] = []  # attempts that wait for a renewal of the lease
+        self.changed = asyncio.Event()  # set when a job ends, outcomes are written, and the like: see `until`
         self.is_draining = False
-        self.idle = asyncio.Event()  # set when the last job ends, while draining
+        self.is_reserved = False  # whether a suspect runs, or waits to be claimed: see `may_claim`
         self.on_store_lost: Callable[[], object] = lambda: None  # called on the loop, perhaps more than once
-        self._is_hurried = False
-        self._residents: list[asyncio.Task[None]] = []
-        self._lines: dict[str, _Line] = {}
+        self._backend = backend
+        self._renewals: list[asyncio.Future[bool]] = []  # attempts that wait for a renewal of the lease
+        self._is_drain_over = False
+        self._residents: list[asyncio.Task[None]] = []  # loops that run until the worker leaves
+        self._queues: dict[str, _ServedQueue] = {}
         self._progress: dict[tuple[str, int], Progress] = {}
         self._has_progress = asyncio.Event()
 
@@ -6625,46 +6591,42 @@ class Worker:
     async def start(self) -> None:
         """Register with the broker and begin to claim."""
         self.info.started = self.clock.time()
-        self._plan()
-        self.heed(await self.beat(self.broker, self.config.lease))
-        resident = [self.results.write, self.results.announce, self._write_progress, self._purge]
+        for queue, capacity in (self.config.queues or {"default": self.config.io_workers}).items():
+            self._queues[check_queue(queue)] = _ServedQueue(self, queue, capacity)
+        for task in self.registry.values():
+            self._serve_queue_of(task)
+        self._describe()
+        self.handle_notices(await self.send_heartbeat(self.broker, self.config.lease))
+        for work in (self.settler.settle_all, self.settler.fire_events, self._write_progress, self._purge):
+            self.keep_running(work)
         twin = self.broker.twin()
         if twin is None:
-            resident.append(lambda: self.keep_lease(self.broker))
-        for work in resident:
-            self.reside(work)
+            self.keep_running(lambda: self.keep_lease(self.broker))
         self._keeper = _Keeper(self, twin)
         self._keeper.start()
-        for line in self._lines.values():
-            line.staff(1)
-        if any(task.settings.cpu_bound and task.queue in self._lines for task in self.registry.values()):
-            self.attempts.processes.warm_up()
-        self.results.emit(Event("worker_start", self.info.id))
+        for served in self._queues.values():
+            self._residents.append(self.loop.create_task(served.claim_jobs()))
+        if any(task.settings.cpu_bound and task.queue in self._queues for task in self.registry.values()):
+            self.steps.processes.warm_up()
+        self.settler.emit(Event("worker_start", self.info.id))
 
-    def _plan(self) -> None:
-        for queue, capacity in (self.config.queues or {"default": self.config.io_workers}).items():
-            self._lines[check_queue(queue)] = _Line(self, queue, capacity)
-        for task in self.registry.values():
-            self._line_for(task)
-        self._describe()
-
-    def _line_for(self, task: Task[..., Any]) -> _Line | None:
-        """A new line for a task whose queue is not served yet, unless the user has said which queues to serve."""
-        if self.config.queues is not None or task.queue in self._lines:
+    def _serve_queue_of(self, task: Task[..., Any]) -> _ServedQueue | None:
+        """A task's queue if it is served from now on; not if it was before, or the user has said which to serve."""
+        if self.config.queues is not None or task.queue in self._queues:
             return None
         capacity = self.config.cpu_workers if task.settings.cpu_bound else self.config.io_workers
-        line = self._lines[task.queue] = _Line(self, task.queue, capacity)
-        return line
+        served = self._queues[task.queue] = _ServedQueue(self, task.queue, capacity)
+        return served
 
     def _describe(self) -> None:
-        self.info.queues = {line.queue: line.capacity for line in self._lines.values()}
+        self.info.queues = {served.queue: served.capacity for served in self._queues.values()}
         self.info.tasks = sorted(self.registry)
 
-    def welcome(self, task: Task[..., Any]) -> None:
+    def add_task(self, task: Task[..., Any]) -> None:
         """Serve a task that was registered after the start, and its queue."""
-        if not self.is_draining and (line := self._line_for(task)) is not None:
-            line.staff(1)
-        self.attempts.unknown.discard(task.name)
+        if not self.is_draining and (served := self._serve_queue_of(task)) is not None:
+            self._residents.append(self.loop.create_task(served.claim_jobs()))
+        self.steps.unknown.discard(task.name)
         self._describe()
 
     async def stop(self, drain: float) -> None:
@@ -6675,50 +6637,56 @@ class Worker:
             if self.is_torn_down:
                 return
             if not await self._wait_idle(drain):
-                self._is_hurried = False
-                for run in self.runs():
-                    run.end("release")
+                self._is_drain_over = False
+                for attempt in self.attempts():
+                    attempt.end("release")
                 await self._wait_idle(2.0)
-                for run in self.runs():  # what they still do is refused
+                for attempt in self.attempts():  # what they still do is refused
                     reason = "the worker stopped; the job did not let itself be cancelled"
-                    self.results.post(run, Outcome.release(run.job, reason))
+                    self.settler.post(attempt, Outcome.release(attempt.job, reason))
             with contextlib.suppress(TimeoutError):  # the broker is away; the jobs will be rescued instead
-                await asyncio.wait_for(self.results.flush(), patience)
-            self.results.emit(Event("worker_stop", self.info.id))
+                await asyncio.wait_for(self._until(lambda: not self._unsettled), patience)
+            self.settler.emit(Event("worker_stop", self.info.id))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.results.announce_rest(), patience)
+                await asyncio.wait_for(self.settler.flush_events(), patience)
         finally:
             await self._leave(patience)
 
     def stop_claiming(self) -> None:
         """Take no more jobs, and hand back those that have not begun."""
         self.is_draining = True
-        for line in self._lines.values():
-            line.dismiss()
+        for served in self._queues.values():
+            served.hand_back()
+        self.changed.set()
 
-    def hurry(self) -> None:
+    def end_drain(self) -> None:
         """Wait no longer for running jobs."""
-        self._is_hurried = True
-        self.idle.set()
+        self._is_drain_over = True
+        self.changed.set()
 
     async def _wait_idle(self, seconds: float) -> bool:
         """Whether nothing runs any more, at the latest after so many seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None if seconds == math.inf else seconds):
-                while self.is_busy and not self._is_hurried:
-                    self.idle.clear()
-                    await self.idle.wait()
+                await self._until(lambda: not self.is_busy or self._is_drain_over)
         return not self.is_busy
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Return when the condition holds, which is looked at whenever something has changed."""
+        while not condition():
+            self.changed.clear()
+            await self.changed.wait()
 
     def owned(self) -> set[asyncio.Task[None]]:
         """The tasks that this worker runs."""
-        return set(self._residents).union(*(line.runners for line in self._lines.values()))
+        runners = {attempt.runner for attempt in self.attempts() if attempt.runner is not None}
+        return {*self._residents, *runners}
 
     def abandon(self) -> None:
         """End what outlives the loop, which has ended without a stop: nobody keeps the lease any longer."""
         self._keeper.stop()
-        self.attempts.threads.close()
-        self.attempts.processes.close()
+        self.steps.threads.close()
+        self.steps.processes.close()
 
     async def _leave(self, patience: float) -> None:
         self._keeper.stop()
@@ -6727,18 +6695,20 @@ class Worker:
             task.cancel()
         await asyncio.wait(owned, timeout=1.0)
         self.abandon()
-        await asyncio.to_thread(self._keeper.join, patience)  # a beat after the leave would register the worker again
+        await asyncio.to_thread(self._keeper.join, patience)  # a heartbeat after the leave would register it again
         try:
-            await asyncio.wait_for(self.beat(self.broker, lease=0), patience)
+            await asyncio.wait_for(self.send_heartbeat(self.broker, lease=0), patience)
         except TimeoutError:
             logger.warning("worker %s could not sign off: no answer from the broker in %g s", self.info.id, patience)
         except BrokerError as error:
             logger.warning("worker %s could not sign off: %s", self.info.id, describe(error))
 
-    async def beat(self, broker: Broker, lease: float) -> Notices:
+    # The lease ---------------------------------------------------------------------------------
+
+    async def send_heartbeat(self, broker: Broker, lease: float) -> Notices:
         """Tell the store, through `broker`, how this worker does; on whichever loop this runs."""
         now, began = self.clock.time(), time.monotonic()
-        self.info.running = len(self.runs())
+        self.info.running = len(self.attempts())
         self.info.memory = resident_memory()
         self.info.activity = self.tally.take(now)
         try:
@@ -6747,41 +6717,93 @@ class Worker:
             self.tally.keep(self.info.activity)
             raise
         self._granted = began + lease
-        if not notices.lapsed:  # else nothing begins before `heed` has dropped what is not ours any more
+        if not notices.lapsed:  # else nothing begins before `handle_notices` has dropped what is not ours any more
             self.lease_end = self._granted
         return notices
 
     async def keep_lease(self, broker: Broker) -> None:
-        """Beat again and again through `broker`, on whichever loop this runs."""
+        """Send heartbeats again and again through `broker`, on whichever loop this runs."""
         while True:
             await broker.wait_ready((), self.config.heartbeat)
-            runs = self.runs()
-            notices = await self.beat(broker, self.config.lease)
-            news = notices.cancelled, notices.lapsed, notices.suspects, notices.lost_workers, notices.endings
-            if any(news) or self._unsure:
-                _call_soon(self.loop, self.heed, notices, runs)
+            attempts = self.attempts()
+            notices = await self.send_heartbeat(broker, self.config.lease)
+            found = notices.cancelled, notices.lapsed, notices.suspects, notices.lost_workers, notices.endings
+            if any(found) or self._renewals:
+                _call_soon(self.loop, self.handle_notices, notices, attempts)
 
     async def renewal(self) -> bool:
         """Wait until a heartbeat has renewed the lease; False if it had been lost."""
-        self._unsure.append(self.loop.create_future())
-        return await self._unsure[-1]
+        self._renewals.append(self.loop.create_future())
+        return await self._renewals[-1]
 
-    def reside(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def handle_notices(self, notices: Notices, earlier: Collection[_Attempt] = ()) -> None:
+        """Act on what a heartbeat brought; `earlier` are the attempts from before it. On the loop's thread."""
+        attempts = self.attempts()
+        for attempt in attempts:
+            if attempt.job.id in notices.cancelled:
+                attempt.end("cancel")
+            elif notices.lapsed and attempt in earlier:  # the others are under the lease that it gave
+                attempt.end("lapsed")
+        if notices.lapsed:
+            logger.error("worker %s lost its lease: what it was running is dropped and runs again", self.info.id)
+            self.lease_end = self._granted
+        while self._renewals:
+            _resolve(self._renewals.pop(), not notices.lapsed)
+        if attempts and 0 < notices.suspects <= self.turns.most:
+            self.is_reserved = True
+        for worker in notices.lost_workers:
+            logger.warning("worker %s is gone; its jobs are ready again", worker)
+            self.settler.emit(Event("worker_lost", worker))
+        for job in notices.endings:
+            self.settler.announce_ending(job)
+
+    # What runs ---------------------------------------------------------------------------------
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any job runs here."""
+        return bool(self.attempts())
+
+    @property
+    def _unsettled(self) -> int:
+        return sum(served.unsettled for served in self._queues.values())
+
+    @property
+    def is_torn_down(self) -> bool:
+        """Whether the whole loop is being torn down, and the worker with it."""
+        return bool(self._residents[0].cancelling())
+
+    def attempts(self) -> list[_Attempt]:
+        """Those that are under way here; from any thread."""
+        return [attempt for served in list(self._queues.values()) for attempt in (*served.running, *served.claimed)]
+
+    def may_claim(self) -> bool:
+        """Whether jobs may be claimed. A suspect has the worker to itself.
+
+        From its claim on, or from when it is seen to wait, nothing is claimed until nothing runs and all is written.
+        """
+        if self.is_reserved and not self.attempts() and not self._unsettled:
+            self.is_reserved = False
+        return not self.is_reserved
+
+    def keep_running(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run a loop beside the others until the worker leaves."""
         self._residents.append(self.loop.create_task(self.supervise(work)))
 
     async def supervise(self, work: Callable[[], Coroutine[Any, Any, None]], longest: float = 10.0) -> None:
-        """Keep a resident loop alive: an exception is logged, and the loop begins again after `longest` at most."""
-        failures = 0
+        """Keep a loop alive: an exception is logged, and the loop begins again after `longest` at most."""
+        failures, task = 0, cast("asyncio.Task[None]", asyncio.current_task())
         while True:
             began = time.monotonic()
             try:
                 await work()
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if task.cancelling():
+                    raise
                 failures = 1 if time.monotonic() - began > _WELL else failures + 1
                 await self.recover(error, failures, longest)
 
-    async def recover(self, error: Exception, failures: int, longest: float = 10.0) -> None:
+    async def recover(self, error: BaseException, failures: int, longest: float = 10.0) -> None:
         """Log the latest of so many failures in a row and sleep before the next try, longer each time."""
         if isinstance(error, StoreLostError):
             _call_soon(self.loop, self.on_store_lost)
@@ -6791,45 +6813,6 @@ class Worker:
         else:
             logger.error("worker %s: unexpected error; going on", self.info.id, exc_info=error)
         await asyncio.sleep(min(longest, 0.1 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0))
-
-    # What runs ---------------------------------------------------------------------------------
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether any job runs here."""
-        return any(line.running for line in list(self._lines.values()))
-
-    @property
-    def is_torn_down(self) -> bool:
-        """Whether the whole loop is being torn down, and the worker with it."""
-        return bool(self._residents[0].cancelling())
-
-    def runs(self) -> list[_Run]:
-        """The attempts that are under way here; from any thread."""
-        return [run for line in list(self._lines.values()) for run in list(line.running)]
-
-    def heed(self, notices: Notices, earlier: Collection[_Run] = ()) -> None:
-        """Act on what a heartbeat brought; `earlier` are the runs from before it. On the loop's thread."""
-        runs = self.runs()
-        for run in runs:
-            if run.job.id in notices.cancelled:
-                run.end("cancel")
-            elif notices.lapsed and run in earlier:  # the others are under the lease that it gave
-                run.end("lapsed")
-        if notices.lapsed:
-            logger.error("worker %s lost its lease: what it was running is dropped and runs again", self.info.id)
-            self.lease_end = self._granted
-            for line in self._lines.values():
-                line.hand_back(_LEASE_LOST)
-        while self._unsure:
-            _resolve(self._unsure.pop(), not notices.lapsed)
-        if runs and 0 < notices.suspects <= self.turns.most:
-            self.may_claim.clear()
-        for worker in notices.lost_workers:
-            logger.warning("worker %s is gone; its jobs are ready again", worker)
-            self.results.emit(Event("worker_lost", worker))
-        for job in notices.endings:
-            self.results.tell_ending(job)
 
     # Housekeeping ------------------------------------------------------------------------------
 
@@ -6842,7 +6825,7 @@ class Worker:
     async def _write_progress(self) -> None:
         while True:
             await self._has_progress.wait()
-            self._has_progress.clear()  # before the look, so that what comes after it is announced again
+            self._has_progress.clear()  # before the look, so that what comes after it is written next time
             reported = dict(self._progress.popitem() for _ in range(len(self._progress)))
             await self.broker.report(reported)
             await asyncio.sleep(_REPORT_EVERY)
@@ -6909,7 +6892,7 @@ class _Keeper(threading.Thread):
     def _report_blocked(self) -> None:
         frame = sys._current_frames().get(self._watched)
         stack = "".join(tracebacks.format_stack(frame)) if frame else "(its thread is gone)"
-        jobs = [run.job for run in self._worker.runs()]
+        jobs = [attempt.job for attempt in self._worker.attempts()]
         named = ", ".join(f"{job.id} ({job.task})" for job in jobs) or "none"
         logger.warning("the event loop has been blocked for more than 1 s; jobs running: %s\n%s", named, stack)
 
@@ -7206,7 +7189,7 @@ class Firing:
 
     def fire_in(self, worker: Worker) -> None:
         """Fire what comes due until the worker leaves. What fails is tried again, and no fire is lost by it."""
-        worker.reside(self._keep_firing)
+        worker.keep_running(self._keep_firing)
 
     async def _keep_firing(self) -> None:
         while True:
@@ -7668,7 +7651,7 @@ class _Session:
         """Have a stop that is under way wait no longer for jobs."""
         self._end = 0.0
         if self.worker is not None:
-            self.worker.hurry()
+            self.worker.end_drain()
 
     @contextlib.asynccontextmanager
     async def client(self) -> AsyncIterator[None]:
@@ -7906,7 +7889,7 @@ class _Life(_Declarations):
 
     def _welcome(self, task: Task[..., Any]) -> None:
         if (worker := self._worker) is not None:
-            _call_soon(worker.loop, worker.welcome, task)
+            _call_soon(worker.loop, worker.add_task, task)
 
     async def start(self) -> None:
         """Open the stores and start a worker on the running loop. A second call changes nothing.
