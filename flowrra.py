@@ -5964,7 +5964,9 @@ _PURGE_LIMIT = 500  # jobs deleted in one step
 _PATIENCE, _NO_PATIENCE = 5.0, 1.0
 _REPORT_EVERY = 0.5
 _GROUP = 1_000  # outcomes that go to the broker together, at most
-_LEAST_GROUP = 10  # outcomes that may wait however few jobs run at once
+# Outcomes that may wait however few jobs run at once. By 10, a worker of 10 slots waited for each commit before it claimed
+# again: 0.75 of the jobs a second on PostgreSQL, 0.8 on SQLite; by 30 no more than by 20.
+_LEAST_GROUP = 20
 _WELL = 10.0  # seconds after which a loop that fails had been well
 _STEADY = 3.0  # leases after which nothing seems to kill a worker again and again
 _TRACEBACK_LIMIT = 20_000  # characters
