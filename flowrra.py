@@ -5964,8 +5964,8 @@ _PURGE_LIMIT = 500  # jobs deleted in one step
 _PATIENCE, _NO_PATIENCE = 5.0, 1.0
 _REPORT_EVERY = 0.5
 _GROUP = 1_000  # outcomes that go to the broker together, at most
-# Outcomes that may wait however few jobs run at once. By 10, a worker of 10 slots waited for each commit before it claimed
-# again: 0.75 of the jobs a second on PostgreSQL, 0.8 on SQLite; by 30 no more than by 20.
+# Outcomes that may wait however few jobs run at once. With 10, a worker of 10 slots waited for each commit before it
+# claimed again: 0.75 of the jobs a second on PostgreSQL, 0.8 on SQLite. With 30 it does little more than with 20.
 _LEAST_GROUP = 20
 _WELL = 10.0  # seconds after which a loop that fails had been well
 _STEADY = 3.0  # leases after which nothing seems to kill a worker again and again
@@ -6024,16 +6024,21 @@ class Hooks:
                 logger.exception("a hook of the event %r failed", event.name)
 
 
+_Arguments = tuple[Sequence[Any], Mapping[str, Any]]
+_DEFAULT_OPTIONS = TaskOptions()
+
+
 class _Attempt(JobContext):
     """One attempt on its way through the worker; what `current_job()` gives inside it."""
 
-    __slots__ = ("began", "ending", "runner", "served")
+    __slots__ = ("began", "ending", "options", "runner", "served")
 
     def __init__(self, job: Job, served: _ServedQueue) -> None:
         self.job = job
         self.attempt = job.attempt
         self.began = job.started or 0.0  # a broker that shares the job clears it when the job is to run again
         self.served = served
+        self.options = _DEFAULT_OPTIONS  # those of its task, as soon as that is known
         self.runner: asyncio.Task[None] | None = None  # once it has begun
         self.ending: str | None = None  # why the worker ends it: cancel, release or lapsed
 
@@ -6092,30 +6097,26 @@ class _Steps:
         task = worker.registry.get(job.task)
         if task is None:
             return self._hand_back_unknown(job)
-        options = task.settings
         try:
+            attempt.options = task.settings
             if time.monotonic() >= worker.lease_end and not await worker.renewal():
                 return Outcome.release(job, _LEASE_LOST)
             if worker.hooks.any:
                 worker.settler.emit(Event("start", worker.info.id, job))
             if job.overrides:
-                options = dataclasses.replace(options, **job.overrides)
-            args: Sequence[Any] = job.args
-            kwargs = job.kwargs
-            if job.payload is not None or job.parents:
-                decoded = await self._decode(job)
-                if isinstance(decoded, Outcome):
-                    return self._keep_failure(decoded, options)
-                args, kwargs = decoded
-            if self._middleware:
-                result = await self._run_wrapped(attempt, task, options, args, kwargs)
-            else:
-                result = await self._execute(attempt, task, options, args, kwargs)
-            outcome = Outcome.succeed(job, result, options.result_ttl)
+                attempt.options = dataclasses.replace(task.settings, **job.overrides)
+            arguments = (
+                await self._decode(attempt) if job.payload is not None or job.parents else (job.args, job.kwargs)
+            )
+            if isinstance(arguments, Outcome):
+                return arguments
+            run = self._run_wrapped if self._middleware else self._execute
+            result = await run(attempt, task, arguments)
+            outcome = Outcome.succeed(job, result, attempt.options.result_ttl)
             if worker.broker.keeps_text or not is_plain(result):
                 outcome.text = encode_value(outcome)
         except BaseException as error:
-            return self._judge(attempt, options, error)
+            return self._judge(attempt, error)
         return outcome
 
     def _hand_back_unknown(self, job: Job) -> Outcome:
@@ -6128,19 +6129,18 @@ class _Steps:
         due = self._worker.clock.time() + UNKNOWN_TASK_DELAY
         return Outcome.release(job, f"no task {job.task!r} in this worker", due, begun=False)
 
-    async def _decode(self, job: Job) -> tuple[Sequence[Any], Mapping[str, Any]] | Outcome:
+    async def _decode(self, attempt: _Attempt) -> _Arguments | Outcome:
         """The arguments; the outcome of the attempt if they cannot be had."""
+        job = attempt.job
         try:
             args, kwargs = decode_arguments(job)
             return await self._put_results(job, args, kwargs) if job.parents else (args, kwargs)
         except (SerializationError, TaskNotFoundError) as error:  # another attempt would find the same
-            return _failure(job, error)
+            return self._keep_failure(attempt, _failure(job, error))
         except BrokerError as error:
             return Outcome.release(job, describe(error), self._worker.clock.time() + _AWAY_DELAY)
 
-    async def _put_results(
-        self, job: Job, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    async def _put_results(self, job: Job, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Arguments:
         """The arguments with the results of the job's parents in their places."""
         results = {}
         for parent, result in zip(job.parents, await self._worker.broker.get(job.parents), strict=True):
@@ -6151,43 +6151,31 @@ class _Steps:
             results.setdefault(name, results[parent])  # that parent's unique key was taken: another job stood in for it
         return put_results(args, results), put_results(kwargs, results)
 
-    def _run_wrapped(
-        self,
-        attempt: _Attempt,
-        task: Task[..., Any],
-        options: TaskOptions,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-    ) -> Awaitable[Any]:
+    def _run_wrapped(self, attempt: _Attempt, task: Task[..., Any], arguments: _Arguments) -> Awaitable[Any]:
         """Run the task, and around it the middleware, of which the first one is the outermost."""
 
         def call(_: Job) -> Awaitable[Any]:
-            return self._execute(attempt, task, options, args, kwargs)
+            return self._execute(attempt, task, arguments)
 
+        wrapped: Callable[[Job], Awaitable[Any]] = call
         for middleware in reversed(self._middleware):
-            call = functools.partial(_call_middleware, middleware, call)
-        return call(attempt.job)
+            wrapped = functools.partial(lambda around, inner, job: around(job, inner), middleware, wrapped)
+        return wrapped(attempt.job)
 
-    def _execute(
-        self,
-        attempt: _Attempt,
-        task: Task[..., Any],
-        options: TaskOptions,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-    ) -> Awaitable[Any]:
+    def _execute(self, attempt: _Attempt, task: Task[..., Any], arguments: _Arguments) -> Awaitable[Any]:
         """Run the function where it belongs, within the attempt's time."""
+        (args, kwargs), options = arguments, attempt.options
         if options.cpu_bound:
-            return self._in_process(attempt, CpuCall.of(task, attempt.job, args, kwargs), options.timeout)
+            return self._in_process(attempt, CpuCall.of(task, attempt.job, args, kwargs))
         if task.is_async:
             call = task.function(*args, **kwargs)
         else:
             call = self.threads.run(lambda: task.function(*args, **kwargs))
         return call if options.timeout is None else _within(options.timeout, call)
 
-    async def _in_process(self, attempt: _Attempt, call: CpuCall, timeout: float | None) -> Any:
+    async def _in_process(self, attempt: _Attempt, call: CpuCall) -> Any:
         """Run a call in a process. The time counts from the task's first line, not while it waits for a process."""
-        limit, loop = asyncio.timeout(None), self._worker.loop
+        limit, timeout, loop = asyncio.timeout(None), attempt.options.timeout, self._worker.loop
 
         def notify(kind: str, *parts: Any) -> None:
             if kind == "progress":
@@ -6198,7 +6186,7 @@ class _Steps:
 
         return await _within(timeout, self.processes.run(call, notify), limit)
 
-    def _judge(self, attempt: _Attempt, options: TaskOptions, error: BaseException) -> Outcome:
+    def _judge(self, attempt: _Attempt, error: BaseException) -> Outcome:
         """The outcome of an attempt that did not return."""
         if isinstance(error, asyncio.CancelledError):
             if attempt.ending is not None:
@@ -6206,12 +6194,13 @@ class _Steps:
             if self._worker.is_torn_down and attempt.runner and attempt.runner.cancelling():
                 raise error
             # else the job has cancelled itself
-        return self._keep_failure(judge(attempt.job, options, error, self._worker.clock.time()), options)
+        outcome = judge(attempt.job, attempt.options, error, self._worker.clock.time())
+        return self._keep_failure(attempt, outcome)
 
-    def _keep_failure(self, outcome: Outcome, options: TaskOptions) -> Outcome:
+    def _keep_failure(self, attempt: _Attempt, outcome: Outcome) -> Outcome:
         """The outcome; a failure is not forgotten sooner than a success."""
-        if outcome.status is FAILED and (options.result_ttl or 0.0) > self._worker.broker.retention.failed_ttl:
-            outcome.keep = options.result_ttl
+        if outcome.status is FAILED and (attempt.options.result_ttl or 0.0) > self._worker.broker.retention.failed_ttl:
+            outcome.keep = attempt.options.result_ttl
         return outcome
 
     def _end(self, attempt: _Attempt, *, begun: bool = True) -> Outcome:
@@ -6222,10 +6211,6 @@ class _Steps:
             return Outcome.cancel(attempt.job, BY_HAND)
         why = _LEASE_LOST if attempt.ending == "lapsed" else "the worker stopped"
         return Outcome.release(attempt.job, why if begun else f"{why} before it began", begun=begun)
-
-
-def _call_middleware(middleware: Middleware, call_next: Callable[[Job], Awaitable[Any]], job: Job) -> Awaitable[Any]:
-    return middleware(job, call_next)
 
 
 async def _within(timeout: float | None, call: Awaitable[Any], limit: asyncio.Timeout | None = None) -> Any:
@@ -6249,7 +6234,7 @@ class _Settler:
         self._backend = backend
         self._outcomes: list[tuple[_Attempt, Outcome]] = []
         self._has_outcomes = asyncio.Event()  # set as long as there are any
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self.events: asyncio.Queue[Event] = asyncio.Queue()
 
     def post(self, attempt: _Attempt, outcome: Outcome) -> None:
         """Hand an outcome over to be settled."""
@@ -6349,20 +6334,16 @@ class _Settler:
     def emit(self, event: Event) -> None:
         """Have the hooks of an event called, if there are any, later and in order."""
         if event.name in self._worker.hooks:
-            self._events.put_nowait(event)
+            self.events.put_nowait(event)
 
     async def fire_events(self) -> None:
         """Call the hooks of each event as it comes."""
         while True:
-            event = await self._events.get()
+            event = await self.events.get()
             try:
                 await self._worker.hooks.fire(event)
             finally:
-                self._events.task_done()
-
-    async def flush_events(self) -> None:
-        """Return when the hooks of all that has been emitted have been called."""
-        await self._events.join()
+                self.events.task_done()
 
 
 def _fields(job: Job) -> dict[str, Any]:
@@ -6650,7 +6631,7 @@ class Worker:
                 await asyncio.wait_for(self._until(lambda: not self._unsettled), patience)
             self.settler.emit(Event("worker_stop", self.info.id))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.settler.flush_events(), patience)
+                await asyncio.wait_for(self.settler.events.join(), patience)
         finally:
             await self._leave(patience)
 
