@@ -6110,8 +6110,10 @@ class _Steps:
             )
             if isinstance(arguments, Outcome):
                 return arguments
-            run = self._run_wrapped if self._middleware else self._execute
-            result = await run(attempt, task, arguments)
+            if self._middleware:
+                result = await self._run_wrapped(attempt, task, arguments)
+            else:
+                result = await self._execute(attempt, task, arguments)
             outcome = Outcome.succeed(job, result, attempt.options.result_ttl)
             if worker.broker.keeps_text or not is_plain(result):
                 outcome.text = encode_value(outcome)
