@@ -5070,47 +5070,74 @@ class Submitter:
         raise NotImplementedError
 
 
-class _Unsent(Coroutine[Any, Any, T]):
+class _Unawaited(Coroutine[Any, Any, T]):
     """A call that was made where no event loop runs: if it is dropped without being awaited, that is said."""
 
     def __init__(self, call: Coroutine[Any, Any, T], name: str) -> None:
-        self._call, self._name, self._is_started = call, name, False
+        self._call, self._name = call, name
 
     def send(self, value: Any) -> Any:
-        self._is_started = True
         return self._call.send(value)
 
     def throw(self, *error: Any) -> Any:
-        self._is_started = True
         return self._call.throw(*error)
 
     def close(self) -> None:
-        self._is_started = True
         self._call.close()
 
     def __await__(self) -> Generator[Any, Any, T]:
-        self._is_started = True
         return self._call.__await__()
 
     def __del__(self) -> None:  # Python itself warns too, to stderr, without a way out
-        if not self._is_started:
+        if inspect.getcoroutinestate(self._call) == inspect.CORO_CREATED:
             logger.error(
                 "%s() was called without await, so nothing was submitted: use app.sync in plain code", self._name
             )
 
 
-def _noticed(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+def _never_dropped(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
     """An `async def` whose call in plain code, such as a Flask view, does not get lost in silence."""
 
     @functools.wraps(call)
     def made(*args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
         coroutine = call(*args, **kwargs)
-        return _Unsent(coroutine, call.__qualname__) if asyncio._get_running_loop() is None else coroutine
+        return _Unawaited(coroutine, call.__qualname__) if asyncio._get_running_loop() is None else coroutine
 
     if sys.version_info >= (3, 12):
         return inspect.markcoroutinefunction(made)
     made._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]  # what frameworks ask for
     return made
+
+
+class SubmitOptions(TypedDict, total=False):
+    """What `Task.options` takes, and `Flowrra.submit` where the task has no parameter of that name.
+
+    `priority`: a lower number runs first. `queue`: the queue to wait in. `delay`: seconds from the submission
+    before which it does not run; `run_at`: the same as a moment, a naive one is the machine's local time.
+    `expires`: seconds or moment after which a job that has not begun is cancelled. `unique`: while an unfinished
+    job has this key, submitting returns that job's id. `task_id`: the id to use; submitting it again changes
+    nothing. The others are for the task's own; None is as if it were left out.
+    """
+
+    priority: int | None
+    queue: str | None
+    delay: float | dt.timedelta | None
+    run_at: dt.datetime | None
+    expires: float | dt.timedelta | dt.datetime | None
+    unique: str | None
+    task_id: str | None
+    timeout: float | None
+    max_retries: int | None
+    retry_delay: float | None
+    backoff: float | None
+    max_delay: float | None
+    jitter: bool | None
+    result_ttl: float | None
+
+
+SUBMIT_OPTIONS = frozenset(SubmitOptions.__annotations__)
+# Those that stand for the task's own in each attempt; a job keeps them as its `overrides`.
+_OVERRIDES = frozenset(("timeout", "max_retries", "retry_delay", "backoff", "max_delay", "jitter", "result_ttl"))
 
 
 # With these, `inspect` takes an object for the function (its _signature_is_functionlike), so that frameworks
@@ -5152,67 +5179,36 @@ class Task(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<task {self.name}>"
 
-    @_noticed
+    @_never_dropped
     async def submit(self, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]:
         """Submit one job; see `Flowrra.submit`."""
         job = self.make_job(args, kwargs)
         return cast("TaskId[R]", (await self.app.submit_jobs((job,)))[0])
 
-    def options(
-        self,
-        *,
-        priority: int | None = None,
-        queue: str | None = None,
-        delay: float | dt.timedelta | None = None,
-        run_at: dt.datetime | None = None,
-        expires: float | dt.timedelta | dt.datetime | None = None,
-        unique: str | None = None,
-        task_id: str | None = None,
-        timeout: float | None = None,
-        max_retries: int | None = None,
-        retry_delay: float | None = None,
-        backoff: float | None = None,
-        max_delay: float | None = None,
-        jitter: bool | None = None,
-        result_ttl: float | None = None,
-    ) -> Submission[P, R]:
-        """The task with options for what is submitted through the returned object.
-
-        Args:
-            priority: a lower number runs first.
-            queue: the line to wait in.
-            delay: seconds from the submission before which it does not run.
-            run_at: the same as a moment; a naive one is the machine's local time.
-            expires: seconds or moment after which a job that has not begun is cancelled.
-            unique: while an unfinished job has this key, submitting returns that job's id.
-            task_id: the id to use; submitting it again changes nothing.
-            timeout, max_retries, retry_delay, backoff, max_delay, jitter, result_ttl: in the task's stead.
+    def options(self, **options: Unpack[SubmitOptions]) -> Submission[P, R]:
+        """The task with options for what is submitted through the returned object; see `SubmitOptions`.
 
         Raises:
             ConfigError: an option is out of range.
+            TypeError: there is no such option.
         """
-        if delay is not None and run_at is not None:
+        for wrong in options.keys() - SUBMIT_OPTIONS:
+            raise TypeError(f"{self.name} cannot be submitted with {wrong!r}{nearest(wrong, SUBMIT_OPTIONS)}")
+        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        if "delay" in given and "run_at" in given:
             raise ConfigError("give delay= or run_at=, not both")
-        overrides = {
-            "timeout": timeout,
-            "max_retries": max_retries,
-            "retry_delay": retry_delay,
-            "backoff": backoff,
-            "max_delay": max_delay,
-            "jitter": jitter,
-            "result_ttl": result_ttl,
-        }
-        overrides = {name: value for name, value in overrides.items() if value is not None}
-        checked = dataclasses.replace(self.settings, **overrides)  # type: ignore[arg-type]
+        overrides = {name: value for name, value in given.items() if name in _OVERRIDES}
+        checked = dataclasses.replace(self.settings, **overrides)
+        expires = given.get("expires")
         return Submission(
             self,
-            priority=self.priority if priority is None else check_priority(priority),
-            queue=self.queue if queue is None else check_queue(queue),
-            delay=None if delay is None else _seconds("delay", delay),
-            run_at=None if run_at is None else _timestamp("run_at", run_at),
+            priority=check_priority(given.get("priority", self.priority)),
+            queue=check_queue(given.get("queue", self.queue)),
+            delay=_seconds("delay", given["delay"]) if "delay" in given else None,
+            run_at=_timestamp("run_at", given["run_at"]) if "run_at" in given else None,
             expires=expires if expires is None or isinstance(expires, dt.datetime) else _seconds("expires", expires),
-            unique=_key("unique", unique),
-            task_id=_key("task_id", task_id),
+            unique=_key("unique", given.get("unique")),
+            task_id=_key("task_id", given.get("task_id")),
             overrides={name: getattr(checked, name) for name in overrides} or None,
         )
 
@@ -5233,10 +5229,6 @@ class Task(Generic[P, R]):
         if kwargs or not _SCALARS.issuperset(map(type, args)):
             job.parents = parents_in(args, kwargs)
         return job
-
-
-# By these keywords `Flowrra.submit` takes options, where the task has no parameter of that name.
-SUBMIT_OPTIONS = frozenset(inspect.signature(Task.options).parameters) - frozenset(("self",))
 
 
 def _positional_range(signature: inspect.Signature) -> tuple[int, float]:
@@ -5321,7 +5313,7 @@ class Submission(Generic[P, R]):
     task_id: str | None
     overrides: Mapping[str, Any] | None
 
-    @_noticed
+    @_never_dropped
     async def submit(self, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]:
         """Submit one job with these options; see `Flowrra.submit`."""
         job = self.make_job(args, kwargs)
@@ -6099,7 +6091,7 @@ class _Steps:
             return self._hand_back_unknown(job)
         try:
             attempt.options = task.settings
-            if time.monotonic() >= worker.lease_end and not await worker.renewal():
+            if time.monotonic() >= worker.keeper.lease_end and not await worker.keeper.renewal():
                 return Outcome.release(job, _LEASE_LOST)
             if worker.hooks.any:
                 worker.settler.emit(Event("start", worker.info.id, job))
@@ -6556,15 +6548,12 @@ class Worker:
         self.settler = _Settler(self, backend)
         self.tally = _Tally()
         self.turns = Turns(clock, config.lease)
-        # On time.monotonic(), counted from before the heartbeat went out: while the store cannot be reached after that,
-        # others may run what was claimed here, and nothing of it is begun.
-        self.lease_end = self._granted = 0.0
+        self.keeper = _Keeper(self)
         self.changed = asyncio.Event()  # set when a job ends, outcomes are written, and the like: see `until`
         self.is_draining = False
         self.is_reserved = False  # whether a suspect runs, or waits to be claimed: see `may_claim`
         self.on_store_lost: Callable[[], object] = lambda: None  # called on the loop, perhaps more than once
         self._backend = backend
-        self._renewals: list[asyncio.Future[bool]] = []  # attempts that wait for a renewal of the lease
         self._is_drain_over = False
         self._residents: list[asyncio.Task[None]] = []  # loops that run until the worker leaves
         self._queues: dict[str, _ServedQueue] = {}
@@ -6581,14 +6570,13 @@ class Worker:
         for task in self.registry.values():
             self._serve_queue_of(task)
         self._describe()
-        self.handle_notices(await self.send_heartbeat(self.broker, self.config.lease))
+        self.handle_notices(await self.keeper.send_heartbeat(self.broker, self.config.lease))
         for work in (self.settler.settle_all, self.settler.fire_events, self._write_progress, self._purge):
             self.keep_running(work)
-        twin = self.broker.twin()
-        if twin is None:
-            self.keep_running(lambda: self.keep_lease(self.broker))
-        self._keeper = _Keeper(self, twin)
-        self._keeper.start()
+        self.keeper.twin = self.broker.twin()
+        if self.keeper.twin is None:
+            self.keep_running(lambda: self.keeper.keep_lease(self.broker))
+        self.keeper.start()
         for served in self._queues.values():
             self._residents.append(self.loop.create_task(served.claim_jobs()))
         if any(task.settings.cpu_bound and task.queue in self._queues for task in self.registry.values()):
@@ -6669,57 +6657,24 @@ class Worker:
 
     def abandon(self) -> None:
         """End what outlives the loop, which has ended without a stop: nobody keeps the lease any longer."""
-        self._keeper.stop()
+        self.keeper.stop()
         self.steps.threads.close()
         self.steps.processes.close()
 
     async def _leave(self, patience: float) -> None:
-        self._keeper.stop()
+        self.keeper.stop()
         owned = self.owned()
         for task in owned:
             task.cancel()
         await asyncio.wait(owned, timeout=1.0)
         self.abandon()
-        await asyncio.to_thread(self._keeper.join, patience)  # a heartbeat after the leave would register it again
+        await asyncio.to_thread(self.keeper.join, patience)  # a heartbeat after the leave would register it again
         try:
-            await asyncio.wait_for(self.send_heartbeat(self.broker, lease=0), patience)
+            await asyncio.wait_for(self.keeper.send_heartbeat(self.broker, lease=0), patience)
         except TimeoutError:
             logger.warning("worker %s could not sign off: no answer from the broker in %g s", self.info.id, patience)
         except BrokerError as error:
             logger.warning("worker %s could not sign off: %s", self.info.id, describe(error))
-
-    # The lease ---------------------------------------------------------------------------------
-
-    async def send_heartbeat(self, broker: Broker, lease: float) -> Notices:
-        """Tell the store, through `broker`, how this worker does; on whichever loop this runs."""
-        now, began = self.clock.time(), time.monotonic()
-        self.info.running = len(self.attempts())
-        self.info.memory = resident_memory()
-        self.info.activity = self.tally.take(now)
-        try:
-            notices = await broker.heartbeat(self.info, lease=lease, now=now)
-        except BaseException:
-            self.tally.keep(self.info.activity)
-            raise
-        self._granted = began + lease
-        if not notices.lapsed:  # else nothing begins before `handle_notices` has dropped what is not ours any more
-            self.lease_end = self._granted
-        return notices
-
-    async def keep_lease(self, broker: Broker) -> None:
-        """Send heartbeats again and again through `broker`, on whichever loop this runs."""
-        while True:
-            await broker.wait_ready((), self.config.heartbeat)
-            attempts = self.attempts()
-            notices = await self.send_heartbeat(broker, self.config.lease)
-            found = notices.cancelled, notices.lapsed, notices.suspects, notices.lost_workers, notices.endings
-            if any(found) or self._renewals:
-                _call_soon(self.loop, self.handle_notices, notices, attempts)
-
-    async def renewal(self) -> bool:
-        """Wait until a heartbeat has renewed the lease; False if it had been lost."""
-        self._renewals.append(self.loop.create_future())
-        return await self._renewals[-1]
 
     def handle_notices(self, notices: Notices, earlier: Collection[_Attempt] = ()) -> None:
         """Act on what a heartbeat brought; `earlier` are the attempts from before it. On the loop's thread."""
@@ -6731,9 +6686,7 @@ class Worker:
                 attempt.end("lapsed")
         if notices.lapsed:
             logger.error("worker %s lost its lease: what it was running is dropped and runs again", self.info.id)
-            self.lease_end = self._granted
-        while self._renewals:
-            _resolve(self._renewals.pop(), not notices.lapsed)
+        self.keeper.confirm_lease(not notices.lapsed)
         if attempts and 0 < notices.suspects <= self.turns.most:
             self.is_reserved = True
         for worker in notices.lost_workers:
@@ -6825,13 +6778,55 @@ class Worker:
 class _Keeper(threading.Thread):
     """Keeps the lease, through a twin of the broker, and watches the loop, whatever tasks do to it."""
 
-    def __init__(self, worker: Worker, twin: Broker | None) -> None:
+    def __init__(self, worker: Worker) -> None:
         super().__init__(name="flowrra-keeper", daemon=True)
+        # On time.monotonic(), counted from before the heartbeat went out: while the store cannot be reached after that,
+        # others may run what was claimed here, and nothing of it is begun.
+        self.lease_end = self._granted = 0.0
+        self.twin: Broker | None = None  # without one the heartbeats go out on the worker's loop
         self._worker = worker
-        self._twin = twin
+        self._renewals: list[asyncio.Future[bool]] = []  # attempts that wait for a renewal of the lease
         self._watched = threading.get_ident()
         self._ended = threading.Event()
         self._main: asyncio.Task[None] | None = None
+
+    async def send_heartbeat(self, broker: Broker, lease: float) -> Notices:
+        """Tell the store, through `broker`, how the worker does; on whichever loop this runs."""
+        worker, info = self._worker, self._worker.info
+        now, began = worker.clock.time(), time.monotonic()
+        info.running, info.memory, info.activity = len(worker.attempts()), resident_memory(), worker.tally.take(now)
+        try:
+            notices = await broker.heartbeat(info, lease=lease, now=now)
+        except BaseException:
+            worker.tally.keep(info.activity)
+            raise
+        self._granted = began + lease
+        if not notices.lapsed:  # else nothing begins before the worker has dropped what is not its own any more
+            self.lease_end = self._granted
+        return notices
+
+    async def keep_lease(self, broker: Broker) -> None:
+        """Send heartbeats again and again through `broker`, on whichever loop this runs."""
+        worker = self._worker
+        while True:
+            await broker.wait_ready((), worker.config.heartbeat)
+            attempts = worker.attempts()
+            notices = await self.send_heartbeat(broker, worker.config.lease)
+            found = notices.cancelled, notices.lapsed, notices.suspects, notices.lost_workers, notices.endings
+            if any(found) or self._renewals:
+                _call_soon(worker.loop, worker.handle_notices, notices, attempts)
+
+    async def renewal(self) -> bool:
+        """Wait until a heartbeat has renewed the lease; False if it had been lost. On the worker's loop."""
+        self._renewals.append(self._worker.loop.create_future())
+        return await self._renewals[-1]
+
+    def confirm_lease(self, was_kept: bool) -> None:
+        """Let jobs begin under the lease: if it had been lost, what was held under it is dropped by now."""
+        if not was_kept:
+            self.lease_end = self._granted
+        while self._renewals:
+            _resolve(self._renewals.pop(), was_kept)
 
     def run(self) -> None:
         with contextlib.suppress(asyncio.CancelledError):
@@ -6849,14 +6844,14 @@ class _Keeper(threading.Thread):
             return
         async with asyncio.TaskGroup() as group:
             group.create_task(self._worker.supervise(self._watch))
-            if (twin := self._twin) is not None:
+            if (twin := self.twin) is not None:
                 longest = self._worker.config.heartbeat  # after an outage the lease lasts for two of them at least
-                group.create_task(self._worker.supervise(lambda: self._beat(twin), longest))
+                group.create_task(self._worker.supervise(lambda: self._keep_through(twin), longest))
 
-    async def _beat(self, twin: Broker) -> None:
+    async def _keep_through(self, twin: Broker) -> None:
         await twin.open()
         try:
-            await self._worker.keep_lease(twin)
+            await self.keep_lease(twin)
         finally:
             await twin.close()
 
@@ -8023,7 +8018,7 @@ class Flowrra(_Life):
     @overload
     async def submit(self, task: Task[..., R], /, *args: Any, priority: int, **kwargs: Any) -> TaskId[R]: ...
 
-    @_noticed
+    @_never_dropped
     async def submit(self, task: Any, /, *args: Any, **kwargs: Any) -> TaskId[Any]:
         """Submit one job and return its id; on a durable broker it is on disk by then.
 
@@ -8044,7 +8039,7 @@ class Flowrra(_Life):
         job = _job_for(task, args, kwargs) if kwargs else task.make_job(args, kwargs)
         return cast("TaskId[Any]", (await self.submit_jobs((job,)))[0])
 
-    @_noticed
+    @_never_dropped
     async def submit_many(self, task: Task[..., R] | Submission[..., R], rows: Iterable[Any]) -> list[TaskId[R]]:
         """Submit a job for each row, all or none: a tuple of arguments, or a dictionary of named ones."""
         self._check_own(task.task if isinstance(task, Submission) else task)
@@ -8060,7 +8055,7 @@ class Flowrra(_Life):
                 raise TypeError(f"row {number} is {row!r}: a row is a tuple of arguments, such as ({row!r},)")
         return cast("list[TaskId[R]]", await self.submit_jobs(jobs)) if jobs else []
 
-    @_noticed
+    @_never_dropped
     async def submit_in(
         self, connection: Any, task: Task[P, R] | Submission[P, R], /, *args: P.args, **kwargs: P.kwargs
     ) -> TaskId[R]:
