@@ -5476,63 +5476,60 @@ def current_job() -> JobContext:
 # ---------------------------------------------------------------------------
 
 
-class _Lane:
-    """A thread that runs one call after the other for the loop. It is a daemon, since no thread can be ended."""
+class ThreadExecutor:
+    """Runs plain functions in threads, as many as are asked for at once. They are daemons: no thread can be ended."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._inbox: thread_queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None]
-        self._inbox = thread_queue.SimpleQueue()
-        threading.Thread(target=self._work, name=name, daemon=True).start()
+        self._calls: thread_queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None]
+        self._calls = thread_queue.SimpleQueue()
+        self._idle = 0  # threads that wait for a call
+        self._is_closed = False
 
-    def call(self, function: Callable[[], Any]) -> asyncio.Future[tuple[Any, BaseException | None]]:
-        """Run it in the thread; the future brings what it returned and what it raised."""
-        future: asyncio.Future[tuple[Any, BaseException | None]] = self._loop.create_future()
-        self._inbox.put((function, future))
+    async def run(self, function: Callable[[], T]) -> T:
+        """What `function` returns or raises; a coroutine that it returns is awaited here.
+
+        If cancelled, the thread is left to end its call; what that returns is dropped.
+        """
+        context = contextvars.copy_context()
+        result, error = await self.call(lambda: context.run(function))
+        if error is not None:
+            raise error
+        return cast("T", await result if inspect.iscoroutine(result) else result)
+
+    def call(self, function: Callable[[], T]) -> asyncio.Future[tuple[T, BaseException | None]]:
+        """Run it in a thread; the future brings what it returned and what it raised."""
+        future: asyncio.Future[tuple[T, BaseException | None]] = self._loop.create_future()
+        if self._idle:
+            self._idle -= 1
+        else:
+            threading.Thread(target=self._work, name="flowrra-thread", daemon=True).start()
+        self._calls.put((function, future))
         return future
 
-    def stop(self) -> None:
-        """End the thread as soon as its call returns."""
-        self._inbox.put(None)
-
     def _work(self) -> None:
-        while (item := self._inbox.get()) is not None:
+        while (item := self._calls.get()) is not None:
             function, future = item
             try:
                 answer: tuple[Any, BaseException | None] = (function(), None)
             except BaseException as error:
                 answer = (None, error)
-            _call_soon(self._loop, _resolve, future, answer)
+            _call_soon(self._loop, self._resolve, future, answer)
             del item, function, future, answer
+            if self._is_closed:
+                return
 
-
-class ThreadExecutor:
-    """Runs plain functions in threads, as many as are asked for at once."""
-
-    def __init__(self) -> None:
-        self._idle: list[_Lane] = []
-
-    async def run(self, function: Callable[[], T]) -> T:
-        """What `function` returns or raises; a coroutine that it returns is awaited here.
-
-        If cancelled, the thread is left to end; its result is dropped.
-        """
-        lane = self._idle.pop() if self._idle else _Lane("flowrra-thread")
-        context = contextvars.copy_context()
-        try:
-            result, error = await lane.call(lambda: context.run(function))
-        except asyncio.CancelledError:
-            lane.stop()
-            raise
-        self._idle.append(lane)
-        if error is not None:
-            raise error
-        return cast("T", await result if inspect.iscoroutine(result) else result)
+    def _resolve(self, future: asyncio.Future[Any], answer: tuple[Any, BaseException | None]) -> None:
+        _resolve(future, answer)
+        self._idle += 1
+        if self._is_closed:
+            self._calls.put(None)
 
     def close(self) -> None:
-        """End the idle threads."""
-        while self._idle:
-            self._idle.pop().stop()
+        """End the threads as soon as their calls return."""
+        self._is_closed = True
+        for _ in range(self._idle):
+            self._calls.put(None)
 
 
 class CpuCall(NamedTuple):
@@ -5558,31 +5555,32 @@ class CpuCall(NamedTuple):
 
 
 class _ProcessSlot:
-    """One process that runs one call at a time, started when needed, and the thread that talks to it."""
+    """One process that runs one call at a time, started when needed. `run` and `reap` block."""
 
     def __init__(self, max_jobs: int | None, max_memory: int | None) -> None:
-        self.lane = _Lane("flowrra-process")
         self.is_spent = False  # whether the process is to be replaced before the next call
         self._limits = max_jobs, max_memory
+        self._in_use = threading.Lock()  # held by the thread that talks to the process
         self._process: subprocess.Popen[bytes] | None = None
         self._has_begun = False
         self._killed = False
 
     def run(self, call: CpuCall | None, notify: Callable[..., None]) -> str:
-        """The encoded result. Blocks; runs in the lane. A None call only starts the process.
+        """The encoded result. A None call only starts the process, ahead of its next one.
 
         `notify` is called with "begin" when the task itself begins, and with "progress" and what that is.
         """
-        while True:
-            process, is_new = self._get_process()
-            self._has_begun, self.is_spent = False, True  # until it has answered
-            try:
-                _write_frame(process.stdin, [logging.getLogger().level, call])
-                return self._read_answer(process, call, notify)
-            except (EOFError, OSError):
-                if is_new or self._has_begun or self._killed:  # else it died while it was idle
-                    when = "" if self._has_begun else " before the task began"
-                    raise ProcessDiedError(f"the process of the task {_how_it_ended(process)}{when}") from None
+        with self._in_use:
+            while True:
+                process, is_new = self._get_process()
+                self._has_begun, self.is_spent = False, True  # until it has answered
+                try:
+                    _write_frame(process.stdin, [logging.getLogger().level, call])
+                    return self._read_answer(process, call, notify)
+                except (EOFError, OSError):
+                    if is_new or self._has_begun or self._killed:  # else it died while it was idle
+                        when = "" if self._has_begun else " before the task began"
+                        raise ProcessDiedError(f"the process of the task {_how_it_ended(process)}{when}") from None
 
     def _get_process(self) -> tuple[subprocess.Popen[bytes], bool]:
         """The process, and whether it is a new one."""
@@ -5593,7 +5591,7 @@ class _ProcessSlot:
             return process, False
         if process is not None:
             process.kill()
-            self._reap()
+            process.communicate()
         try:
             self._process = process = _start_process()
         except OSError as error:
@@ -5621,21 +5619,17 @@ class _ProcessSlot:
                     raise RemoteError(*parts)
                 return cast("str", parts[0])
 
-    def start(self) -> None:
-        """Start the process ahead of its next call. Runs in the lane."""
-        self.run(None, lambda *parts: None)
-
-    def close(self) -> None:
-        """End the process, and with it the call, and then the thread."""
+    def kill(self) -> None:
+        """End the process, and with it the call."""
         self._killed = True
         if self._process is not None:
             self._process.kill()
-        self.lane.call(self._reap)
-        self.lane.stop()
 
-    def _reap(self) -> None:
-        if self._process is not None:
-            self._process.communicate()
+    def reap(self) -> None:
+        """Wait until the process has ended."""
+        with self._in_use:
+            if self._process is not None:
+                self._process.communicate()
 
 
 def _start_process() -> subprocess.Popen[bytes]:
@@ -5690,21 +5684,24 @@ def _read_frame(pipe: Any) -> Any:
 class ProcessExecutor:
     """Runs CPU-bound tasks in up to `size` processes, one call in each."""
 
-    def __init__(self, size: int, max_jobs: int | None = None, max_memory: int | None = None) -> None:
+    def __init__(self, size: int, threads: ThreadExecutor, max_jobs: int | None, max_memory: int | None) -> None:
         if max_memory is not None and resident_memory() is None:
             raise ConfigError("max_memory cannot be kept here: this system does not tell how much a process holds")
-        self._idle: list[_ProcessSlot] = []
-        self._free = asyncio.Semaphore(size)
         self._size = size
-        self._make_slot = functools.partial(_ProcessSlot, max_jobs, max_memory)
+        self._threads = threads
+        self._limits = max_jobs, max_memory
+        self._free = asyncio.Semaphore(size)
+        self._idle: list[_ProcessSlot] = []
         self._busy: set[_ProcessSlot] = set()
 
     def warm_up(self) -> None:
         """Start all processes now, so that the first jobs need not wait for them."""
         for _ in range(self._size):
-            slot = self._make_slot()
-            slot.lane.call(slot.start)
-            self._idle.append(slot)
+            self._start(_ProcessSlot(*self._limits))
+
+    def _start(self, slot: _ProcessSlot) -> None:
+        self._idle.insert(0, slot)  # those whose process runs are taken before it
+        self._threads.call(lambda: slot.run(None, lambda *parts: None))
 
     async def run(self, call: CpuCall, notify: Callable[..., None]) -> Any:
         """The result of the call; `notify` as in the slot. If cancelled, its process is killed.
@@ -5715,26 +5712,31 @@ class ProcessExecutor:
         """
         notify = functools.partial(_call_soon, asyncio.get_running_loop(), notify)
         async with self._free:
-            slot = self._idle.pop() if self._idle else self._make_slot()
+            slot = self._idle.pop() if self._idle else _ProcessSlot(*self._limits)
             self._busy.add(slot)
             try:
-                result, error = await slot.lane.call(functools.partial(slot.run, call, notify))
+                result, error = await self._threads.call(lambda: slot.run(call, notify))
             except asyncio.CancelledError:
-                slot.close()
+                self._end(slot)
                 raise
             finally:
                 self._busy.discard(slot)
-            self._idle.insert(0 if slot.is_spent else len(self._idle), slot)
             if slot.is_spent:
-                slot.lane.call(slot.start)
+                self._start(slot)
+            else:
+                self._idle.append(slot)
         if error is not None:
             raise error
         return decode(result)
 
+    def _end(self, slot: _ProcessSlot) -> None:
+        slot.kill()
+        self._threads.call(slot.reap)
+
     def close(self) -> None:
         """End all processes."""
         for slot in (*self._idle, *self._busy):
-            slot.close()
+            self._end(slot)
         self._idle.clear()
 
 
@@ -6076,7 +6078,7 @@ class _Steps:
     def __init__(self, worker: Worker, middleware: Sequence[Middleware]) -> None:
         config = worker.config
         self.threads = ThreadExecutor()
-        self.processes = ProcessExecutor(config.cpu_workers, config.max_jobs, config.max_memory)
+        self.processes = ProcessExecutor(config.cpu_workers, self.threads, config.max_jobs, config.max_memory)
         self.unknown: set[str] = set()  # names of tasks that a warning has been given of
         self._worker = worker
         self._middleware = list(middleware)
@@ -6658,8 +6660,8 @@ class Worker:
     def abandon(self) -> None:
         """End what outlives the loop, which has ended without a stop: nobody keeps the lease any longer."""
         self.keeper.stop()
-        self.steps.threads.close()
         self.steps.processes.close()
+        self.steps.threads.close()
 
     async def _leave(self, patience: float) -> None:
         self.keeper.stop()
