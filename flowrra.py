@@ -5852,7 +5852,7 @@ def _perform_call(call: CpuCall, answers: Any) -> list[Any]:
         kinds = [kind_name(kind) for kind in type(error).__mro__]
         delay = asked_delay(error)
         traceback = format_traceback(error)
-        # Memory that is short stays so. The text also tells of an error inside of another, or of a group.
+        # Memory that is short stays so. The text also has an error inside of another, or of a group.
         return ["error", context.sender, describe(error), kinds, traceback, delay, "MemoryError" in traceback]
 
 
@@ -5931,7 +5931,7 @@ def describe(error: BaseException) -> str:
         text = "<exception str() failed>"
     if isinstance(error, RemoteError):
         return text
-    kind = SerializationError if isinstance(error, ResultError) else type(error)  # told as what users know
+    kind = SerializationError if isinstance(error, ResultError) else type(error)  # by the name that users know
     return f"{kind.__name__}: {text}" if text else kind.__name__
 
 
@@ -5977,7 +5977,7 @@ EVENTS = frozenset(
 
 
 class Event(NamedTuple):
-    """What a hook is told: which event, on which worker, and the job with its outcome where there is one."""
+    """What a hook gets: which event, on which worker, and the job with its outcome where there is one."""
 
     name: str
     worker: str
@@ -6329,7 +6329,7 @@ class _Settler:
 
     def emit(self, event: Event) -> None:
         """Have the hooks of an event called, if there are any, later and in order."""
-        if event.name in self._worker.hooks:
+        if self._worker.hooks.any and event.name in self._worker.hooks:
             self.events.put_nowait(event)
 
     async def fire_events(self) -> None:
@@ -6353,12 +6353,12 @@ def _result_of(outcome: Outcome, now: float) -> TaskResult[Any]:
 
 
 class _Tally:
-    """What this worker has done: counted on the loop, told by whichever thread beats."""
+    """What this worker has done: counted on the loop, read by the thread that sends heartbeats."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sums = ActivitySums()
-        self._changed: set[int] = set()  # minutes of which the broker has not been told all
+        self._changed: set[int] = set()  # minutes of which the broker does not know all
 
     def count(self, attempts: Iterable[tuple[_Attempt, Outcome]], now: float) -> None:
         """Add attempts whose outcomes were written."""
@@ -6372,14 +6372,14 @@ class _Tally:
     def take(self, now: float) -> list[Activity]:
         """The rows of each minute that has changed, for a heartbeat."""
         with self._lock:
-            told, self._changed = self._changed, set()
-            for key in [key for key in self._sums if key[0] < now - 180 and key[0] not in told]:
+            changed, self._changed = self._changed, set()
+            for key in [key for key in self._sums if key[0] < now - 180 and key[0] not in changed]:
                 del self._sums[key]  # 180 s: a clock that is set back shall not begin a minute anew
-            rows = [row for row in self._sums.in_order() if row.minute in told]
+            rows = [row for row in self._sums.in_order() if row.minute in changed]
             return [row.copy() for row in rows]
 
     def keep(self, rows: Iterable[Activity]) -> None:
-        """These rows could not be told: take them again."""
+        """These rows did not arrive: take them again."""
         with self._lock:
             self._changed.update(row.minute for row in rows)
 
@@ -6551,7 +6551,7 @@ class Worker:
         self.tally = _Tally()
         self.turns = Turns(clock, config.lease)
         self.keeper = _Keeper(self)
-        self.changed = asyncio.Event()  # set when a job ends, outcomes are written, and the like: see `until`
+        self.changed = asyncio.Event()  # set when a job ends, outcomes are written, and the like
         self.is_draining = False
         self.is_reserved = False  # whether a suspect runs, or waits to be claimed: see `may_claim`
         self.on_store_lost: Callable[[], object] = lambda: None  # called on the loop, perhaps more than once
@@ -6611,16 +6611,18 @@ class Worker:
         try:
             if self.is_torn_down:
                 return
-            if not await self._wait_idle(drain):
+            await self._until(lambda: self._is_drain_over or not self.attempts(), drain)
+            if self.attempts():
                 self._is_drain_over = False
                 for attempt in self.attempts():
                     attempt.end("release")
-                await self._wait_idle(2.0)
+                await self._until(lambda: self._is_drain_over or not self.attempts(), 2.0)
                 for attempt in self.attempts():  # what they still do is refused
                     reason = "the worker stopped; the job did not let itself be cancelled"
                     self.settler.post(attempt, Outcome.release(attempt.job, reason))
-            with contextlib.suppress(TimeoutError):  # the broker is away; the jobs will be rescued instead
-                await asyncio.wait_for(self._until(lambda: not self._unsettled), patience)
+            await self._until(
+                lambda: not self._unsettled, patience
+            )  # else the broker is away, and they will be rescued
             self.settler.emit(Event("worker_stop", self.info.id))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.settler.events.join(), patience)
@@ -6639,18 +6641,13 @@ class Worker:
         self._is_drain_over = True
         self.changed.set()
 
-    async def _wait_idle(self, seconds: float) -> bool:
-        """Whether nothing runs any more, at the latest after so many seconds."""
+    async def _until(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Return when the condition holds, at the latest after so many seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None if seconds == math.inf else seconds):
-                await self._until(lambda: not self.is_busy or self._is_drain_over)
-        return not self.is_busy
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        """Return when the condition holds, which is looked at whenever something has changed."""
-        while not condition():
-            self.changed.clear()
-            await self.changed.wait()
+                while not condition():
+                    self.changed.clear()
+                    await self.changed.wait()
 
     def owned(self) -> set[asyncio.Task[None]]:
         """The tasks that this worker runs."""
@@ -6698,11 +6695,6 @@ class Worker:
             self.settler.announce_ending(job)
 
     # What runs ---------------------------------------------------------------------------------
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether any job runs here."""
-        return bool(self.attempts())
 
     @property
     def _unsettled(self) -> int:
@@ -6765,7 +6757,7 @@ class Worker:
     async def _write_progress(self) -> None:
         while True:
             await self._has_progress.wait()
-            self._has_progress.clear()  # before the look, so that what comes after it is written next time
+            self._has_progress.clear()  # first, so that what comes meanwhile is written next time
             reported = dict(self._progress.popitem() for _ in range(len(self._progress)))
             await self.broker.report(reported)
             await asyncio.sleep(_REPORT_EVERY)
@@ -6862,7 +6854,7 @@ class _Keeper(threading.Thread):
         reported = False
         while True:
             turned = threading.Event()
-            if self._worker.is_busy:  # an idle worker's loop is left asleep
+            if self._worker.attempts():  # an idle worker's loop is left asleep
                 _call_soon(self._worker.loop, turned.set)
             else:
                 turned.set()
