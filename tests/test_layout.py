@@ -35,7 +35,6 @@ LARGE_CLASSES: Mapping[str, tuple[int, int]] = {
     "MemoryBroker": (636, 57),
     "SQLiteStore": (526, 58),
     "SQLiteBroker": (401, 48),
-    "Worker": (400, 26),
 }
 
 # (title of the section, name from a later section): why it cannot stand above.
