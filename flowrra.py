@@ -7743,7 +7743,8 @@ class _Sessions:
 
     async def here(self) -> _Session | None:
         """The session on the running loop, if there is one that goes on."""
-        if self._app.sync.is_open_elsewhere():
+        plain = self._app.sync.thread
+        if plain is not None and plain is not threading.current_thread():  # plain code has opened it
             await asyncio.to_thread(self._app.sync.close)
         session = self.present
         if session is None:
@@ -8207,7 +8208,7 @@ class SyncFace:
         """Forget what a fork has left behind: a thread that is not there, a lock that nobody will release."""
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
+        self.thread: threading.Thread | None = None  # of these calls' own, if they have one
 
     @overload
     def submit(self, task: Task[P, R] | Submission[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]: ...
@@ -8280,22 +8281,18 @@ class SyncFace:
         session = self._app.sessions.present
         if session is not None and session.is_alive:
             return session.loop
-        if self._thread is None or self._loop is None:
+        if self.thread is None or self._loop is None:
             runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
             self._loop = runner.get_loop()
-            self._thread = threading.Thread(target=_run_loop, args=(runner,), name="flowrra-sync", daemon=True)
-            self._thread.start()
+            self.thread = threading.Thread(target=_run_loop, args=(runner,), name="flowrra-sync", daemon=True)
+            self.thread.start()
             atexit.register(self.close)
         return self._loop
-
-    def is_open_elsewhere(self) -> bool:
-        """Whether these calls have a thread of their own, which is not the one that asks."""
-        return self._thread is not None and self._thread is not threading.current_thread()
 
     def close(self) -> None:
         """Close the stores and end the thread, if these calls have opened and started them."""
         with self._lock:
-            thread, self._thread = self._thread, None
+            thread, self.thread = self.thread, None
             if thread is None or self._loop is None:
                 return
             atexit.unregister(self.close)
