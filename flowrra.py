@@ -6992,21 +6992,16 @@ def make_schedule(
     tz: str | dt.tzinfo | None = None,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
-    enabled: bool = True,
-    description: str | None = None,
-    misfire: str = "latest",
-    overlap: str = "allow",
-    jitter: float | dt.timedelta = 0.0,
     **options: Any,
 ) -> Schedule:
-    """A checked schedule whose id is made of its task, rule, zone, arguments and queue. It has no next fire yet."""
-    if unknown := options.keys() - _OF_JOBS:
+    """A checked schedule whose id is made of its task, rule, zone, arguments and queue. It has no next fire yet.
+
+    `options` are those of ScheduleOptions.
+    """
+    if unknown := options.keys() - ScheduleOptions.__annotations__.keys():
         raise TypeError(f"a schedule has no option {min(unknown)!r}")
-    for name, value, choices in (("misfire", misfire, MISFIRES), ("overlap", overlap, OVERLAPS)):
-        if value not in choices:
-            raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
-    options = {name: value for name, value in options.items() if value is not None}
-    TaskOptions(**options)  # checks them
+    of_jobs = {name: value for name in _OF_JOBS if (value := options.pop(name, None)) is not None}
+    TaskOptions(**of_jobs)  # checks them
     schedule = Schedule(
         id="",
         key="",
@@ -7015,15 +7010,15 @@ def make_schedule(
         rule=_rule_text(kind, rule, tz),
         tz=_zone_of("UTC" if tz is None else tz).key,
         payload=_payload(task, args, kwargs or {}),
-        options=options,
-        misfire=misfire,
-        overlap=overlap,
-        jitter=_seconds("jitter", jitter),
-        enabled=bool(enabled),
-        description=description,
+        options=of_jobs,
+        **options,
     )
+    for name, choices in (("misfire", MISFIRES), ("overlap", OVERLAPS)):
+        if (value := getattr(schedule, name)) not in choices:
+            raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+    schedule.enabled, schedule.jitter = bool(schedule.enabled), _seconds("jitter", schedule.jitter)
     schedule.key = key = schedule_key(schedule)
-    queue = options.get("queue")
+    queue = of_jobs.get("queue")
     if queue is not None and not (isinstance(task, Task) and task.queue == queue):
         key = _digest(f"{key} in {queue}")
     schedule.id = f"{schedule.task[:100]}:{key[:12]}"
@@ -7031,7 +7026,7 @@ def make_schedule(
     return schedule
 
 
-_OF_JOBS = frozenset(("priority", "queue", "max_retries", "retry_delay"))  # options of a schedule that its jobs get
+_OF_JOBS = ("priority", "queue", "max_retries", "retry_delay")  # options of a schedule that its jobs get
 
 
 def _rule_text(kind: str, rule: object, tz: str | dt.tzinfo | None) -> str:
