@@ -5958,8 +5958,8 @@ _PURGE_LIMIT = 500  # jobs deleted in one step
 _PATIENCE, _NO_PATIENCE = 5.0, 1.0
 _REPORT_EVERY = 0.5
 _GROUP = 1_000  # outcomes that go to the broker together, at most
-# Outcomes that may wait however few jobs run at once. With 10, a worker of 10 slots waited for each commit before it
-# claimed again: 0.75 of the jobs a second on PostgreSQL, 0.8 on SQLite. With 30 it does little more than with 20.
+# Outcomes that may wait however few jobs run at once. With 10, a worker of 10 slots waits for each commit before it
+# claims again: 0.75 to 0.85 of the jobs a second on PostgreSQL. With 30 or 50 it does no more than with 20.
 _LEAST_GROUP = 20
 _WELL = 10.0  # seconds after which a loop that fails had been well
 _STEADY = 3.0  # leases after which nothing seems to kill a worker again and again
