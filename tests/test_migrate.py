@@ -268,10 +268,10 @@ async def test_what_an_earlier_start_holds_waits_again_if_it_has_to_stay(make: M
 
 
 async def test_who_is_cancelled_during_the_move_stays_so(make: Maker) -> None:
-    for step, side in [("adopt", 0), ("let_go", 0), ("let_go", 1)]:
+    for step, side in [("push", 0), ("remove", 0), ("release", 1)]:
         async with sides(make, ("sqlite", "memory")) as pair:
             await push(pair[0], Job("a", "t"))
-            racing = Tampered(pair[1] if (step, side) != ("let_go", 0) else pair[0])
+            racing = Tampered(pair[0] if step == "remove" else pair[1])
             racing.before[step] = functools.partial(pair[side].cancel, "a", now=time.time())
             both = (racing, pair[1]) if racing.inner is pair[0] else (pair[0], racing)
             moved = await migrate(*both)
