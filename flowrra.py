@@ -145,7 +145,7 @@ __all__ += ["Cron", "Event", "ExecutorConfig", "ExecutorNotRunningError", "Flowr
 __all__ += ["JobContext", "JobFilter", "NoFire", "ProcessDiedError", "Progress", "QueueFullError", "RemoteError"]
 __all__ += ["ResultError", "Retry", "Schedule", "ScheduleOptions", "SerializationError", "StoreLostError"]
 __all__ += ["Submission", "SyncFace", "Task", "TaskId", "TaskNotFoundError", "TaskOptions", "TaskResult"]
-__all__ += ["TaskStatus", "TaskTimeoutError", "WorkerInfo", "current_job", "main", "result_of"]
+__all__ += ["SubmitOptions", "TaskStatus", "TaskTimeoutError", "WorkerInfo", "current_job", "main", "result_of"]
 # For authors of brokers and backends:
 __all__ += ["RETRYING", "SCHEDULED", "TRANSITIONS", "UPKEEP_STEP", "Action", "Activity", "ActivitySums", "Backend"]
 __all__ += ["Broker", "BrokerFactory", "Children", "Clock", "Expired", "Find", "Holders", "Jobs", "Lease"]
@@ -155,7 +155,16 @@ __all__ += ["copy_of", "copy_returned", "decode", "decode_arguments", "decode_re
 __all__ += ["encode_arguments", "encode_result", "encode_value", "expire", "is_expired", "is_held", "judge_leases"]
 __all__ += ["logger", "promote_one", "push", "recorded", "rescue", "settle", "spread", "start"]
 # For brokers and extras, and not for others:
-__all__ += ["ACTIVITY_KEPT", "BLOCKED", "BY_HAND", "CHECK_EVERY", "CRON_FIELDS", "ENDINGS_KEPT", "ENDINGS_TOLD"]
+__all__ += [
+    "ACTIVITY_KEPT",
+    "BLOCKED",
+    "BY_HAND",
+    "CHECK_EVERY",
+    "CRON_FIELDS",
+    "ENDINGS_KEPT",
+    "ENDINGS_TOLD",
+    "SUBMIT_OPTIONS",
+]
 __all__ += ["EXPIRED", "FAILED", "FINISHED", "HISTORY_LIMIT", "KILLED", "LAST_CHANCE", "LAST_DAY", "LAST_WORKDAY"]
 __all__ += ["LEFT", "MAX_CRASHES", "MAX_LEASE", "MISFIRES", "NEAREST", "NO_ARGUMENTS", "OPERATOR_COMMANDS"]
 __all__ += ["OVERLAPS", "PENDING", "REQUEUABLE", "RUNNING", "SUCCESS", "UNFINISHED", "WORKER_LOST", "Fired", "Firing"]
