@@ -65,7 +65,7 @@ _FINDS: Mapping[type[Find], str] = {
     Running: sql.FIND_RUNNING,
     Expired: sql.FIND_EXPIRED,
 }
-_TRIES = 3  # of a walk outside of a transaction
+_TRIES = 2  # of a walk outside of a transaction
 
 
 class _ChangedError(Exception):
