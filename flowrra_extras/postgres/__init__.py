@@ -13,7 +13,7 @@ The others are libpq's, as asyncpg takes them; what hosted databases hand out be
 nothing.
 
 A job is one row, and every move of it is guarded. What concurrent callers want goes out as one statement over
-arrays (`groups`). Whoever waits is told by NOTIFY, and looks each second in case a notification was lost (`news`).
+arrays (`groups`). Whoever waits is told by NOTIFY, and looks each second in case a notification was lost (`waits`).
 The schema and the SQL are in `statements`, what a call does with them in `store`, the connections in `connections`.
 """
 
@@ -101,7 +101,7 @@ class _Life(Broker):
     async def open(self) -> None:
         if self._link is not None and self._pid == os.getpid():
             self._link.abandon()
-            self._groups.waits.ear.abandon()
+            self._groups.waits.listener.abandon()
         elif self._link is not None:  # of the parent of a fork, which goes on to use it: neither used nor collected
             self._inherited = self._link, self._groups
         self._link, self._pid = None, os.getpid()
@@ -171,7 +171,7 @@ class PostgresBroker(_Life):
             store = Store(session, self.retention)
             ids = await store.push(jobs, now)
             channels = [f"{self._address.schema}_jobs"]
-            await session.fetch(sql.TELL.replace(sql.LAZY, "true"), store.finished, channels, [" "])
+            await session.fetch(sql.NOTIFY.replace(sql.LAZY, "true"), store.finished, channels, [" "])
         return ids
 
     async def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = LAST_CHANCE) -> list[Job]:
@@ -205,7 +205,7 @@ class PostgresBroker(_Life):
         latest = {result.task_id: result for result in results}
         if latest:
             await self._run(sql.RECORD, *recorded_columns([latest[i] for i in sorted(latest)], self.retention))
-            self._groups.waits.tell(finished=list(latest))
+            self._groups.waits.notify(finished=list(latest))
 
     # Workers -----------------------------------------------------------------------------------
 
@@ -225,7 +225,7 @@ class PostgresBroker(_Life):
 
     async def set_queue(self, queue: str, *, paused: bool) -> None:
         await self._run(sql.PAUSE if paused else sql.RESUME_QUEUE, check_queue(queue))
-        self._groups.waits.tell(ready=[queue], notices=True)
+        self._groups.waits.notify(ready=[queue], notices=True)
 
     async def overview(self, since: float | None = None) -> Overview:
         workers = [worker_of_row(*row) for row in await self._run(sql.WORKERS)]

@@ -26,7 +26,7 @@ from flowrra_extras.urls import read_server_url
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
-__all__ = ["SILENCE", "Address", "AwayError", "Ear", "Link", "Session", "callers_session"]
+__all__ = ["SILENCE", "Address", "AwayError", "Link", "Listener", "Session", "callers_session"]
 
 T = TypeVar("T")
 
@@ -395,18 +395,18 @@ def drop(connection: asyncpg.Connection[Any]) -> None:
         connection.terminate()
 
 
-class Ear:
+class Listener:
     """The connection that listens: to channels that are wanted, again and again.
 
-    `hear(channel, text)` is called for each notification, and with None when listening begins: before that,
-    anything may have been missed. Behind a pooler there is nothing to be heard.
+    `receive(channel, text)` is called for each notification, and with None when listening begins: before that,
+    anything may have been missed. Behind a pooler nothing is received.
     """
 
-    def __init__(self, address: Address, hear: Callable[[str, str | None], None]) -> None:
+    def __init__(self, address: Address, receive: Callable[[str, str | None], None]) -> None:
         self._address = address
-        self._hear = hear
+        self._receive = receive
         self._wanted: list[str] = []
-        self._heeded: set[str] = set()
+        self._subscribed: set[str] = set()
         self._connection: asyncpg.Connection[Any] | None = None
         self._task: asyncio.Task[None] | None = None
         self._call = asyncio.Event()
@@ -446,17 +446,17 @@ class Ear:
     async def _follow(self) -> None:
         """Listen until the connection is lost. One that is silent is asked whether it is still there."""
         self._connection = connection = await self._address.connect()
-        self._heeded = set()
+        self._subscribed = set()
         connection.add_termination_listener(lambda _: self._call.set())
         try:
             while True:
                 self._call.clear()
                 for channel in self._wanted:
-                    if channel not in self._heeded:
+                    if channel not in self._subscribed:
                         async with asyncio.timeout(SILENCE):
                             await connection.add_listener(channel, self._take)
-                        self._heeded.add(channel)
-                        self._hear(channel, None)
+                        self._subscribed.add(channel)
+                        self._receive(channel, None)
                 try:
                     await asyncio.wait_for(self._call.wait(), SILENCE)
                 except TimeoutError:
@@ -468,4 +468,4 @@ class Ear:
             drop(connection)
 
     def _take(self, _connection: object, _pid: int, channel: str, payload: object) -> None:
-        self._hear(channel, str(payload))
+        self._receive(channel, str(payload))

@@ -12,9 +12,9 @@ from flowrra import BackendConfig, Clock, FlowrraError, Job, Notices, Outcome, T
 from flowrra_extras.batching import Batcher
 from flowrra_extras.postgres import statements as sql
 from flowrra_extras.postgres.connections import SILENCE, Address, AwayError, Link, Session
-from flowrra_extras.postgres.news import Waits
 from flowrra_extras.postgres.rows import jobs_of_claim, result_of_row
 from flowrra_extras.postgres.store import Store, is_plain
+from flowrra_extras.postgres.waits import Waits
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -199,7 +199,7 @@ class Groups:
         if store.ready:
             self.claims.forget()
         if store.ready or store.notices or store.finished:
-            self.waits.tell(ready=[None] if store.ready else [], notices=store.notices, finished=store.finished)
+            self.waits.notify(ready=[None] if store.ready else [], notices=store.notices, finished=store.finished)
 
     async def transact(self, work: Callable[[Store], Awaitable[T]], silence: float = SILENCE) -> T:
         """Run `work` inside a transaction, and tell of what it has changed.
@@ -276,7 +276,7 @@ class Groups:
         jobs = list(itertools.chain.from_iterable(item[0] for item in items))
         now = items[0][1]
         if len(jobs) == 1 and is_plain(jobs[0]):
-            await self._push_lone(jobs[0], now)
+            await self._push_one(jobs[0], now)
             ids = iter([jobs[0].id])
         else:
             ids = iter(await self._push_on(jobs, now))
@@ -284,7 +284,7 @@ class Groups:
             self.claims.forget(queue, priority)
         return [list(itertools.islice(ids, len(item[0]))) for item in items]
 
-    async def _push_lone(self, job: Job, now: float) -> None:
+    async def _push_one(self, job: Job, now: float) -> None:
         """One statement; or two, so that the job may start elsewhere while its commit goes to disk.
 
         Two, if it comes after a pause: 0.6 instead of 1.1 to 4 ms until a worker hears of it, for 0.04 ms more of the
@@ -295,7 +295,7 @@ class Groups:
         notice = self.waits.notice(job.queue)
 
         async def run(session: Session) -> None:
-            await Store(session, self._retention).push_lone(job, now, *notice, early=early)
+            await Store(session, self._retention).push_one(job, now, *notice, early=early)
 
         await self._link.run(run)
         self.waits.wake(job.queue)
@@ -311,7 +311,7 @@ class Groups:
                 return await self._push_chunks(store, jobs, now), []
 
         ids, finished = await self._link.run(run, SILENCE + len(jobs) / 1000)
-        self.waits.tell(ready={job.queue for job in jobs}, finished=finished)
+        self.waits.notify(ready={job.queue for job in jobs}, finished=finished)
         return ids
 
     async def _push_chunks(self, store: Store, jobs: Sequence[Job], now: float) -> list[str]:

@@ -181,14 +181,14 @@ INSERT = """
         $9::text[]) AS v (id, payload, task, queue, priority, due, expires, overrides)
     ON CONFLICT DO NOTHING"""
 # One such job, and $11 said on channel $10, in one round trip (0.24 ms; by INSERT 0.29).
-INSERT_LONE = """
+INSERT_ONE = """
     WITH new AS (
         INSERT INTO flowrra.job (submitted, status, id, payload, task, queue, priority, due, expires, overrides)
         VALUES ($1::float8, CASE WHEN $7::float8 > $1::float8 THEN 'scheduled' ELSE 'pending' END, $2, $3, $4, $5, $6,
             $7::float8, $8, $9) ON CONFLICT DO NOTHING)
     SELECT pg_notify($10, $11)"""
 # The same, said before it is on disk, which SYNC then waits for.
-INSERT_LONE_EARLY = f"{INSERT_LONE} WHERE {LAZY}"
+INSERT_ONE_EARLY = f"{INSERT_ONE} WHERE {LAZY}"
 SYNC = "SELECT pg_logical_emit_message(true, 'flowrra', '')"  # a commit, and so all before it, goes to disk
 
 # What the rules ask for. A row's `xmin`, the transaction that wrote it, is its revision: every write changes it.
@@ -352,7 +352,7 @@ BEAT = f"""
         SELECT $1::text, $2::text, $3::integer, $4::text, $5::text, $6::float8, $7::float8, $8::integer, $9::text,
             $10::bigint, clock_timestamp() + make_interval(secs => $11::float8), $11::float8
         WHERE NOT EXISTS (SELECT FROM renewed) ON CONFLICT DO NOTHING RETURNING term),
-    told AS (
+    reported AS (
         INSERT INTO flowrra.activity
         SELECT minute, $1, counts FROM unnest($13::bigint[], $14::text[]) AS v (minute, counts)
         ON CONFLICT (minute, worker) DO UPDATE SET counts = excluded.counts),
@@ -430,13 +430,13 @@ AWAIT = f"""
     ON CONFLICT DO NOTHING"""
 # After the commit: $1 finished ids, and channels with what to say on them, $2 and $3. NOTIFY holds a lock on which all
 # commits with a NOTIFY wait, so that it goes in a transaction of its own, which does not wait for the disk.
-TELL = f"""
-    WITH told AS (DELETE FROM flowrra.awaited WHERE id = ANY ($1::text[]) AND {LAZY} RETURNING channel, id),
-    news AS (
+NOTIFY = f"""
+    WITH ended AS (DELETE FROM flowrra.awaited WHERE id = ANY ($1::text[]) AND {LAZY} RETURNING channel, id),
+    notices AS (
         SELECT channel, CASE WHEN sum(octet_length(id) + 3) < {_PAYLOAD} THEN json_agg(id)::text ELSE '' END AS payload
-        FROM told GROUP BY channel
+        FROM ended GROUP BY channel
         UNION ALL SELECT * FROM unnest($2::text[], $3::text[]))
-    SELECT pg_notify(channel, payload) FROM news WHERE {LAZY}"""
+    SELECT pg_notify(channel, payload) FROM notices WHERE {LAZY}"""
 
 # Whether the transaction $1, whose answer was lost, was committed. One that this server does not know of was not.
 FATE = "SELECT CASE WHEN pg_current_xact_id() > $1::text::xid8 THEN pg_xact_status($1::text::xid8) END"

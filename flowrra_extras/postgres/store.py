@@ -210,13 +210,13 @@ class Store:
         await self._db.fetch(sql.INSERT, now, *_columns(jobs))
         return [job.id for job in jobs]
 
-    async def push_lone(self, job: Job, now: float, channel: str, payload: str, *, early: bool) -> None:
+    async def push_one(self, job: Job, now: float, channel: str, payload: str, *, early: bool) -> None:
         """Take in a plain job, and notify in the same transaction.
 
         `early`: others are told, and see the job, before it is on disk; the call waits for that all the same.
         """
         values = (job.id, job.payload, job.task, job.queue, job.priority, job.due, job.expires, overrides_text(job))
-        await self._db.fetch(sql.INSERT_LONE_EARLY if early else sql.INSERT_LONE, now, *values, channel, payload)
+        await self._db.fetch(sql.INSERT_ONE_EARLY if early else sql.INSERT_ONE, now, *values, channel, payload)
         if early:
             await self._db.fetch(sql.SYNC)
 
@@ -255,8 +255,8 @@ class Store:
     ) -> tuple[Notices, str]:
         """Extend a worker's lease, or register it. What that brings back, with workers that are dead; and its term."""
         names = sql.WORKER_COLUMNS.split(", ")
-        told = {"seen": now, "queues": json.dumps(dict(worker.queues)), "tasks": json.dumps(list(worker.tasks))}
-        values = [told[name] if name in told else getattr(worker, name) for name in names]
+        texts = {"seen": now, "queues": json.dumps(dict(worker.queues)), "tasks": json.dumps(list(worker.tasks))}
+        values = [texts[name] if name in texts else getattr(worker, name) for name in names]
         activity = activity_texts(worker.activity)
         rest = (lease, list(worker.queues), list(activity), list(activity.values()), int(now - ACTIVITY_KEPT))
         (row,) = await self._db.fetch(sql.BEAT, *values, *rest, is_new, again)
