@@ -4580,14 +4580,15 @@ class _Signals(asyncio.DatagramProtocol):
             self.keep_looking()  # now, since this look may fail
         try:
             version = self._broker.data_version()
+            if version != self._data_version:
+                self._data_version = version
+                self._look_everywhere()
+            elif ("worker", "") in self._broker.hub.waiters and self._broker.peek(SQLiteTable.dead_workers):
+                self._broker.hub.wake(("worker", ""))  # the next heartbeat will put their jobs back
         except StoreLostError as error:
             self._broker.hub.close(error)
-            return
-        if version != self._data_version:
-            self._data_version = version
-            self._look_everywhere()
-        elif ("worker", "") in self._broker.hub.waiters and self._broker.peek(SQLiteTable.dead_workers):
-            self._broker.hub.wake(("worker", ""))  # the next heartbeat will put their jobs back
+        except BrokerError as error:  # of a store that is just going, or away for a moment: the next look will tell
+            logger.warning("cannot look for what others wrote: %s", error)
 
     def _look_everywhere(self) -> None:
         """Take it that anything may have happened; of notices the next heartbeat will tell."""
@@ -4962,8 +4963,7 @@ class SQLiteBroker(Broker):
         if which.ids is None or len(which.ids) > 100:
             return await self._look_up(look)
         self._opened()
-        with self._translated():  # by key, from the page cache: 20 us, and a reader never waits
-            return self.peek(look)
+        return self.peek(look)  # by key, from the page cache: 20 us, and a reader never waits
 
     async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
         return await self._look_up(lambda table: table.counts(which or JobFilter()))
@@ -4975,13 +4975,13 @@ class SQLiteBroker(Broker):
         """A number that changes with each commit to the file by another connection."""
         if self._file is not None:  # else it is just being closed
             self._file.check()
-        return cast("int", self._reader.execute("PRAGMA data_version").fetchone()[0])
+        with self._translated():
+            return cast("int", self._reader.execute("PRAGMA data_version").fetchone()[0])
 
     def peek(self, look: Callable[[SQLiteTable], T]) -> T:
         """Read what is quickly read, on this thread."""
-        if self.path is not None:
-            return look(self._reading)
-        with self._opened().lock:  # a private database has but one connection
+        # A private database has but one connection.
+        with self._translated(), contextlib.nullcontext() if self.path is not None else self._opened().lock:
             return look(self._reading)
 
     async def _look_up(self, look: Callable[[SQLiteTable], T]) -> T:
