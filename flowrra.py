@@ -2110,7 +2110,7 @@ def settle_one(job: Job, outcome: Outcome, now: float, retention: BackendConfig)
     """
     if job.status is not RUNNING or (job.attempt, job.seq) != (outcome.attempt, outcome.job.seq):
         return False
-    failed = outcome.ending == "failure"
+    failed = outcome.status is FAILED or outcome.status is RETRYING
     job.failures += failed
     if outcome.status in FINISHED:
         ttl = retention.ttl(outcome.status) if outcome.keep is None else outcome.keep
@@ -2387,14 +2387,14 @@ class Unit:
                 self.found.setdefault(task_id, None)
         return [self.jobs.get(task_id) for task_id in ids]
 
-    def write(self, job: Job, moved: bool = True, *, is_told: bool = False) -> bool:
-        """Have a job written if a move has changed it; whether one has. `is_told`: a worker tells of its end."""
+    def write(self, job: Job, moved: bool = True, *, is_reported: bool = False) -> bool:
+        """Have a job written if a move has changed it; whether one has. `is_reported`: a worker tells of its end."""
         if moved:
             self.jobs[job.id] = job
             self.changed[job.id] = None
             if job.status in FINISHED:
                 self.ended.append(job)
-                if not is_told:
+                if not is_reported:
                     self.endings.append(job)
         return moved
 
@@ -2493,7 +2493,7 @@ def settle(unit: Unit, outcomes: Sequence[Outcome]) -> Walk[list[bool]]:
     written = []
     for job, outcome in zip((yield from unit.get(o.job.id for o in outcomes)), outcomes, strict=True):
         moved = job is not None and settle_one(job, outcome, unit.now, unit.retention)
-        written.append(job is not None and unit.write(job, moved, is_told=outcome.status in FINISHED))
+        written.append(job is not None and unit.write(job, moved, is_reported=outcome.status in FINISHED))
     yield from spread(unit)
     return written
 
@@ -2602,14 +2602,10 @@ class WaiterHub:
         """Take it that nobody has looked yet."""
         self._looked.pop(topic, None)
 
-    def missed(self, topics: Iterable[Topic]) -> bool:
-        """Whether one was woken since somebody looked."""
-        return any(topic in self._looked and self._looked[topic] != self._woken[topic] for topic in topics)
-
     async def wait(self, topics: Iterable[Topic], timeout: float | None) -> Any:
         """Return when one of the topics is woken, with what that brings, or after `timeout` seconds."""
         topics = tuple(topics)
-        if self.missed(topics):
+        if any(topic in self._looked and self._looked[topic] != self._woken[topic] for topic in topics):
             return None
         loop = asyncio.get_running_loop()
         waiter = loop.create_future()
@@ -2622,14 +2618,11 @@ class WaiterHub:
             if timer is not None:
                 timer.cancel()
             for topic in topics:
-                self._discard(topic, waiter)
-
-    def _discard(self, topic: Topic, waiter: asyncio.Future[Any]) -> None:
-        waiters = self.waiters.get(topic, [])
-        if waiter in waiters:
-            waiters.remove(waiter)
-            if not waiters:
-                del self.waiters[topic]
+                those = self.waiters.get(topic, [])
+                if waiter in those:  # else it was woken
+                    those.remove(waiter)
+                if not those:
+                    self.waiters.pop(topic, None)
 
     def wake(self, topic: Topic, brings: Any = None) -> None:
         """Have those who wait for the topic look again, and whoever waits next without having looked."""
@@ -2962,14 +2955,17 @@ def totals_of_activity(numbers: Iterable[tuple[str, str, float]]) -> list[Activi
 def _kept_result(job: Job) -> TaskResult[Any]:
     """The result, a copy for each who asks."""
     result = result_from(job)
-    result.result = copied(result.result)
+    if not is_plain(result.result):
+        result.result = copied(result.result)
     return result
 
 
 def _copied_result(outcome: Outcome) -> Any:
     if outcome.text is not None:
         return decode(outcome.text)
-    return copy_returned(outcome.result, outcome.job.task) if outcome.status is SUCCESS else None
+    if outcome.status is not SUCCESS or is_plain(outcome.result):
+        return outcome.result
+    return copy_returned(outcome.result, outcome.job.task)
 
 
 _Heap = list[tuple[Any, int, str]]  # what orders the jobs, their seq and id; an entry may be out of date
@@ -3467,7 +3463,6 @@ _DUE_LATER = _quoted((SCHEDULED, RETRYING))
 _NOT_BEGUN = _quoted(NOT_BEGUN)
 _FINISHED = _quoted(FINISHED)
 _UNFINISHED = _quoted(UNFINISHED)
-_REQUEUABLE = _quoted(REQUEUABLE)
 
 _JOB_TABLE = """
 CREATE TABLE flowrra_job (
@@ -4432,7 +4427,7 @@ class _SQLiteFile:
             raise _NotSyncedError(f"{self.path}-wal cannot be synced to disk ({error}): look at the disk") from error
 
     def _wait_for_lock(self, statement: str, deadline: float) -> None:
-        pause, began, is_told = 0.0001, time.monotonic(), False
+        pause, began, has_warned = 0.0001, time.monotonic(), False
         while True:
             try:
                 self.connection.execute(statement)
@@ -4441,8 +4436,8 @@ class _SQLiteFile:
                     raise
             else:
                 return
-            if began + 1.0 <= now and not is_told:
-                is_told = True
+            if began + 1.0 <= now and not has_warned:
+                has_warned = True
                 logger.warning("%s is locked by another process; waiting for up to %g s", self.path, deadline - began)
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 1.5, 0.01)
@@ -4590,14 +4585,15 @@ class _Signals(asyncio.DatagramProtocol):
             self.keep_looking()  # now, since this look may fail
         try:
             version = self._broker.data_version()
+            if version != self._data_version:
+                self._data_version = version
+                self._look_everywhere()
+            elif ("worker", "") in self._broker.hub.waiters and self._broker.peek(SQLiteTable.dead_workers):
+                self._broker.hub.wake(("worker", ""))  # the next heartbeat will put their jobs back
         except StoreLostError as error:
             self._broker.hub.close(error)
-            return
-        if version != self._data_version:
-            self._data_version = version
-            self._look_everywhere()
-        elif ("worker", "") in self._broker.hub.waiters and self._broker.peek(SQLiteTable.dead_workers):
-            self._broker.hub.wake(("worker", ""))  # the next heartbeat will put their jobs back
+        except BrokerError as error:  # of a store that is just going, or away for a moment: the next look will tell
+            logger.warning("cannot look for what others wrote: %s", error)
 
     def _look_everywhere(self) -> None:
         """Take it that anything may have happened; of notices the next heartbeat will tell."""
@@ -4972,8 +4968,7 @@ class SQLiteBroker(Broker):
         if which.ids is None or len(which.ids) > 100:
             return await self._look_up(look)
         self._opened()
-        with self._translated():  # by key, from the page cache: 20 us, and a reader never waits
-            return self.peek(look)
+        return self.peek(look)  # by key, from the page cache: 20 us, and a reader never waits
 
     async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
         return await self._look_up(lambda table: table.counts(which or JobFilter()))
@@ -4985,13 +4980,13 @@ class SQLiteBroker(Broker):
         """A number that changes with each commit to the file by another connection."""
         if self._file is not None:  # else it is just being closed
             self._file.check()
-        return cast("int", self._reader.execute("PRAGMA data_version").fetchone()[0])
+        with self._translated():
+            return cast("int", self._reader.execute("PRAGMA data_version").fetchone()[0])
 
     def peek(self, look: Callable[[SQLiteTable], T]) -> T:
         """Read what is quickly read, on this thread."""
-        if self.path is not None:
-            return look(self._reading)
-        with self._opened().lock:  # a private database has but one connection
+        # A private database has but one connection.
+        with self._translated(), contextlib.nullcontext() if self.path is not None else self._opened().lock:
             return look(self._reading)
 
     async def _look_up(self, look: Callable[[SQLiteTable], T]) -> T:
