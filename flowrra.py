@@ -151,7 +151,7 @@ __all__ += ["RETRYING", "SCHEDULED", "TRANSITIONS", "UPKEEP_STEP", "Action", "Ac
 __all__ += ["Broker", "BrokerFactory", "Children", "Clock", "Expired", "Find", "Holders", "Jobs", "Lease"]
 __all__ += ["MemoryBroker", "Notices", "Outcome", "Overview", "ResultOf", "Running", "SQLiteBroker", "Submitter"]
 __all__ += ["Topic", "Unit", "WaiterHub", "Walk", "adopt", "broker_from_url", "change", "copied", "copy_arguments"]
-__all__ += ["copy_of", "copy_returned", "decode", "decode_arguments", "decode_result", "drive", "encode"]
+__all__ += ["copy_of", "copy_returned", "decode", "decode_arguments", "decode_result", "drive", "drive_async", "encode"]
 __all__ += ["encode_arguments", "encode_result", "encode_value", "expire", "is_expired", "is_held", "judge_leases"]
 __all__ += ["logger", "promote_one", "push", "recorded", "rescue", "settle", "spread", "start"]
 # For brokers and extras, and not for others:
