@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from typing import TYPE_CHECKING, Any
 
 from flowrra import (
@@ -99,26 +100,34 @@ def job_of_row(row: Any) -> Job:
     return Job(**values)
 
 
+_CHANGING: Sequence[str] = (
+    "seq", "status", "due", "expires", "attempt", "failures", "crashes", "worker", "started", "finished", "purge_at",
+    "cancel_requested", "waits",
+)  # fmt: skip
+_BORN: Sequence[str] = ("id", "task", "queue", "priority", "submitted")
+_values_changing, _values_born = operator.attrgetter(*_CHANGING), operator.attrgetter(*_BORN)
+
+
 def changing_values(job: Job) -> dict[str, Any]:
     """What the rules may change of a job, as sql.WRITE takes it."""
+    values: dict[str, Any] = dict(zip(_CHANGING, _values_changing(job), strict=True))
+    values["result"] = encode(job.result) if job.status is SUCCESS else None
+    values["error"] = clean(job.error)
+    values["traceback"] = clean(job.traceback)
+    values["progress"] = json.dumps(job.progress) if job.progress else None
     past = [a._replace(error=clean(a.error), traceback=clean(a.traceback)) for a in job.history]
-    return {
-        "seq": job.seq, "status": job.status, "due": job.due, "expires": job.expires, "attempt": job.attempt,
-        "failures": job.failures, "crashes": job.crashes, "worker": job.worker, "started": job.started,
-        "finished": job.finished, "purge_at": job.purge_at,
-        "result": encode(job.result) if job.status is SUCCESS else None, "error": clean(job.error),
-        "traceback": clean(job.traceback), "progress": json.dumps(job.progress) if job.progress else None,
-        "history": past or None, "cancel_requested": job.cancel_requested, "waits": job.waits,
-    }  # fmt: skip
+    values["history"] = past or None
+    return values
 
 
 def born_values(job: Job) -> dict[str, Any]:
     """A new job as sql.WRITE takes it."""
-    return changing_values(job) | {
-        "id": job.id, "task": job.task, "queue": job.queue, "priority": job.priority,
-        "payload": encode_arguments(job), "submitted": job.submitted, "unique_key": job.unique,
-        "parents": json.dumps(job.parents) if job.parents else None, "overrides": overrides_text(job),
-    }  # fmt: skip
+    values = changing_values(job) | dict(zip(_BORN, _values_born(job), strict=True))
+    values["payload"] = encode_arguments(job)
+    values["unique_key"] = job.unique
+    values["parents"] = json.dumps(job.parents) if job.parents else None
+    values["overrides"] = overrides_text(job)
+    return values
 
 
 def overrides_text(job: Job) -> str | None:
