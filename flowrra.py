@@ -2446,9 +2446,10 @@ def push(unit: Unit, jobs: Sequence[Job], before: Mapping[str, str] | None = Non
 
     `before`: the same of jobs that came before them in the call.
     """
-    yield from unit.get(task_id for job in jobs for task_id in (job.id, *job.parents))
-    holders = yield from _holders(unit, jobs)
     ids = dict(before or {})  # of a parent whose key was taken, that of the job which stands in for it
+    named = (task_id for job in jobs for task_id in (job.id, *job.parents))
+    yield from unit.get(one for task_id in named for one in (task_id, ids.get(task_id, task_id)))
+    holders = yield from _holders(unit, jobs)
     for job in jobs:
         holder = job.id if job.id in unit.jobs else None if job.unique is None else holders.get(job.unique)
         if holder is None:
