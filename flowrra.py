@@ -2543,6 +2543,16 @@ def drive(walk: Walk[T], look: Callable[[Find], list[Job]]) -> T:
         return cast("T", end.value)
 
 
+async def drive_async(walk: Walk[T], look: Callable[[Find], Awaitable[list[Job]]]) -> T:
+    """Run a walk on a store that answers later; the caller then applies its unit, if what was read still holds."""
+    try:
+        find = next(walk)
+        while True:
+            find = walk.send(await look(find))
+    except StopIteration as end:
+        return cast("T", end.value)
+
+
 # ---------------------------------------------------------------------------
 # 7. Brokers
 #

@@ -243,6 +243,11 @@ class Call:
         self._sent = 0  # how often it has gone out, and may have been carried out
         self._needs_text = False  # the server does not know the script (any more)
 
+    @property
+    def is_repeated(self) -> bool:
+        """Whether it has gone out more than once, as the server kept silent or its answer was lost."""
+        return self._sent > 1
+
     def take(self, answer: Any) -> None:
         """Note what the script has answered, or a BrokerError."""
         self.answer = answer
