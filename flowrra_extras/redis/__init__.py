@@ -53,6 +53,7 @@ from flowrra import (
     check_queue,
     copy_of,
     encode_arguments,
+    encode_value,
     ended_job,
     expire,
     judge_leases,
@@ -71,7 +72,6 @@ from flowrra_extras.redis.calls import (
     push_words,
     recorded_job,
     result_of_row,
-    result_text,
     settle_words,
     to_json,
     worker_text,
@@ -218,20 +218,18 @@ class RedisBroker(SearchingBroker):
         return (await self._changes.run(now, lambda unit: expire(unit, UPKEEP_STEP)))[0]
 
     async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
-        attempts = {(outcome.job.id, outcome.attempt) for outcome in outcomes}
-        texts = [result_text(outcome) if outcome.status is SUCCESS else None for outcome in outcomes]
+        for outcome in outcomes:
+            if outcome.status is SUCCESS and outcome.text is None:
+                outcome.text = encode_value(outcome)
         try:
             flags = await self._settle_successes(outcomes, now)
-            others = [
-                dataclasses.replace(outcome, result=text)
-                for outcome, text, flag in zip(outcomes, texts, flags, strict=True)
-                if flag == "2"
-            ]
+            others = [outcome for outcome, flag in zip(outcomes, flags, strict=True) if flag == "2"]
             written = iter(await self._settle_by_rules(others, now) if others else ())
         except BrokerError:
-            self._doubtful |= attempts
+            self._doubtful.update((outcome.job.id, outcome.attempt) for outcome in outcomes)
             raise
-        self._doubtful -= attempts
+        if self._doubtful:
+            self._doubtful.difference_update((outcome.job.id, outcome.attempt) for outcome in outcomes)
         return [next(written) if flag == "2" else flag == "1" for flag in flags]
 
     async def _settle_successes(self, outcomes: Sequence[Outcome], now: float) -> list[str]:
@@ -249,7 +247,8 @@ class RedisBroker(SearchingBroker):
         return flags
 
     async def _settle_by_rules(self, outcomes: Sequence[Outcome], now: float) -> list[bool]:
-        written, unit = await self._changes.run(now, lambda unit: settle(unit, outcomes))
+        as_text = [dataclasses.replace(outcome, result=outcome.text) for outcome in outcomes]
+        written, unit = await self._changes.run(now, lambda unit: settle(unit, as_text))
         for index, outcome in enumerate(outcomes):
             found = unit.found.get(outcome.job.id)
             if (outcome.job.id, outcome.attempt) in self._doubtful and found is not None:

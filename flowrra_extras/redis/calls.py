@@ -27,7 +27,6 @@ from flowrra import (
     decode,
     encode,
     encode_arguments,
-    encode_value,
     first_status,
 )
 from flowrra_extras.batching import Batcher
@@ -218,14 +217,10 @@ def settle_words(successes: Sequence[Outcome], now: float, retention: BackendCon
         words += *kind, ""
         at = len(words)
         for outcome in run:
-            words += outcome.job.id, f"{outcome.job.seq:013x}", str(outcome.attempt), result_text(outcome)
+            words += outcome.job.id, f"{outcome.job.seq:013x}", str(outcome.attempt), outcome.text or ""
         words[at - 1] = str((len(words) - at) // 4)
         runs += 1
     return [repr(now), str(runs), *words]
-
-
-def result_text(outcome: Outcome) -> str:
-    return encode_value(outcome) if outcome.text is None else outcome.text
 
 
 def filter_text(which: JobFilter) -> str:
