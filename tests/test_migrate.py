@@ -427,15 +427,26 @@ class Tampered(Broker):
         self._stop = stop
 
     def __getattribute__(self, name: str) -> Any:
-        if name in ("inner", "before", "_stop", "_step") or name.startswith("__"):
+        if name in ("inner", "before", "_stop", "_step", "_step_of") or name.startswith("__"):
             return object.__getattribute__(self, name)
-        if name in ("hold", "adopt", "let_go", "record", "set_queue"):
+        if name in ("change", "push", "remove", "record", "set_queue"):
             return lambda *args, **kwargs: self._step(name, args, kwargs)
         return getattr(self.inner, name)
 
+    @staticmethod
+    def _step_of(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
+        if name == "change":
+            return {"hold": "hold", "release": "let_go"}.get(args[1], "")
+        if name in ("push", "remove"):
+            return {"push": "adopt", "remove": "let_go"}[name] if kwargs.get("by") is not None else ""
+        return name
+
     async def _step(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        if args[0] and name in self.before:
-            await self.before.pop(name)()
+        step = self._step_of(name, args, kwargs)
+        if not step:
+            return await getattr(self.inner, name)(*args, **kwargs)
+        if args[0] and step in self.before:
+            await self.before.pop(step)()
         if self._stop():
             raise PowerCutError("before it")
         done = await getattr(self.inner, name)(*args, **kwargs)
