@@ -196,16 +196,16 @@ async def test_a_failure_is_recognised_when_the_server_was_away_for_long(monkeyp
     async with through_a_proxy() as (broker, _):
         await push(broker, "a")
         (a,) = await claim(broker)
-        run = broker._calls.run
+        join = broker._calls.join
 
-        async def run_and_lose(call: Call) -> Any:
-            answer = await run(call)
+        async def join_and_lose(call: Call, weight: int) -> Any:
+            answer = await join(call, weight)
             if call.name == "apply":
                 raise BrokerError("has not answered")
             return answer
 
         with monkeypatch.context() as patch:
-            patch.setattr(broker._calls, "run", run_and_lose)
+            patch.setattr(broker._calls, "join", join_and_lose)
             with pytest.raises(BrokerError, match="has not answered"):
                 await broker.settle([Outcome.fail(a, "boom")], now=1.0)
         assert await broker.settle([Outcome.fail(a, "boom")], now=2.0) == [True]

@@ -53,7 +53,7 @@ class Calls:
         return _checked(call.answer)
 
     async def join(self, call: Call, weight: int) -> Any:
-        """The same; with those that come while it is under way, as one call with others of its kind."""
+        """The same; with those that come while it is under way, it goes out in one write."""
         if self._is_joined:
             return await self._batcher.put(call, weight)
         self._is_joined = True
@@ -130,13 +130,17 @@ class Claim(Call):
 Attempts = set[tuple[str, int]]  # ids and numbers
 
 
+_JOINED = frozenset({"push", "settle", "get"})  # scripts that take the words of several calls
+
+
 async def send_group(link: Link, calls: Sequence[Call]) -> list[Any]:
-    """Send calls in one write, those of one script as one call that has an answer for each; return the answers."""
+    """Send calls in one write, some of one script as one call that has an answer for each; return the answers."""
     kinds: dict[str, list[Call]] = {}
+    alone: list[Call] = []
     for call in calls:
-        kinds.setdefault(call.name, []).append(call)
+        (kinds.setdefault(call.name, []) if call.name in _JOINED else alone).append(call)
     merged = [Call(name, *itertools.chain.from_iterable(call.words for call in kin)) for name, kin in kinds.items()]
-    await link.send(merged)
+    await link.send([*merged, *alone])
     for whole, kin in zip(merged, kinds.values(), strict=True):
         failed = isinstance(whole.answer, BrokerError)
         for call, answer in zip(kin, itertools.repeat(whole.answer) if failed else whole.answer, strict=not failed):

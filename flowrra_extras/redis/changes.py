@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import os
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +18,7 @@ from flowrra import (
     SCHEDULED,
     SUCCESS,
     UNFINISHED,
+    Children,
     Expired,
     Holders,
     Jobs,
@@ -29,7 +31,7 @@ from flowrra_extras.redis.scripts import READ_FIELDS
 from flowrra_extras.redis.wire import Call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 
     from flowrra import BackendConfig, Find, Job, Walk
     from flowrra_extras.redis.calls import Calls
@@ -38,6 +40,7 @@ __all__ = ["Changes", "Plan"]
 
 T = TypeVar("T")
 _REVISION = READ_FIELDS.index("rev") + 1  # its fields come first
+_CHILDREN = READ_FIELDS.index("children")
 _UNDO = {"ZADD": "ZREM", "SADD": "SREM", "HSET": "HDEL"}
 
 
@@ -63,8 +66,8 @@ class Changes:
 
     async def write(self, unit: Unit, plan: Plan) -> bool:
         """Write a plan; False: something that it rests on has changed."""
-        plan.add(unit)
-        return plan.is_empty or bool(await self._calls.run(Call("apply", plan.text(unit))))
+        await plan.add(unit)
+        return plan.is_empty or bool(await self._calls.join(Call("apply", plan.text(unit)), 1 + len(unit.changed)))
 
 
 class Plan:
@@ -82,20 +85,27 @@ class Plan:
         self.gone: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
         self.come: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
         self.counts: collections.Counter[str] = collections.Counter()
+        self._childless: set[str] = set()
         self._with_children: set[str] = set()
 
     # Reading -----------------------------------------------------------------------------------
 
     async def look(self, find: Find) -> list[Job]:
+        if isinstance(find, Children):
+            find = Children([parent for parent in find.of if parent not in self._childless])
+            if not find.of:
+                return []
         words = (repr(find.now), str(find.limit)) if isinstance(find, Expired) else find[0]
-        last, found, *rows = await self._calls.run(Call("read", str(self._reserve), type(find).__name__, *words))
+        last, found, *rows = await self._calls.join(
+            Call("read", str(self._reserve), type(find).__name__, *words), len(words)
+        )
         if self._reserve:
             self._seq, self._reserve = last - self._reserve, 0
         if isinstance(find, Holders):
             self.holders.update((key, "".join(ids)) for key, ids in zip(find.keys, found, strict=True))
         elif isinstance(find, Running):
             self._note_running(find.workers, found)
-        jobs = [self._read(*rows[i : i + 2]) for i in range(0, len(rows), 2)]
+        jobs = [self._read(*rows[i : i + 2]) async for i in _in_turns(range(0, len(rows), 2))]
         known = [job for job in jobs if job is not None]
         if isinstance(find, Jobs | Holders):
             return known
@@ -114,14 +124,16 @@ class Plan:
         self.revisions.setdefault(task_id, [value or "" for value in values[:_REVISION]])
         if values[0] is None:
             return None
+        if values[_CHILDREN] is None:
+            self._childless.add(task_id)  # and it has none when it is written, or its revision is another one
         present = ((name, value) for name, value in zip(READ_FIELDS, values, strict=True) if value is not None)
         return job_of(task_id, [word for pair in present for word in pair], ())
 
     # Writing -----------------------------------------------------------------------------------
 
-    def add(self, unit: Unit) -> None:
+    async def add(self, unit: Unit) -> None:
         """Note what has become of the jobs of a unit, and of their places in the indexes."""
-        for before, job in unit.changes():
+        async for before, job in _in_turns(unit.changes()):
             if before is None:
                 self._seq += 1
                 job.seq = self._seq
@@ -198,6 +210,14 @@ class Plan:
         for worker, until in leases.items():
             self.come["ZADD", "leases"] += (f"{until:.6f}", worker)
             self.come["HSET", "state"] += (f"graced {worker}", "1")
+
+
+async def _in_turns(items: Sequence[T]) -> AsyncIterator[T]:
+    """The items, while others have the loop now and then."""
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % 500 == 0:
+            await asyncio.sleep(0)
 
 
 def _unique(items: Iterable[Any]) -> list[Any]:

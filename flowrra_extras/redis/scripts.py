@@ -807,6 +807,7 @@ CLAIMED_FIELDS = ("attempt", "head", "payload", "submitted", "due", "failures", 
 READ_FIELDS = (
     "place", "status", "attempt", "rev", "queue", "head", "submitted", "due", "expires", "unique", "parents",
     "failures", "crashes", "worker", "started", "finished", "purge_at", "error", "traceback", "cancel", "waits",
+    "children",
 )  # fmt: skip
 _PREAMBLE = f"local VERSION, MOST_LOOKS, UPKEEP = {VERSION}, {MOST_LOOKS}, {UPKEEP_STEP}\n"
 _PREAMBLE += f"local ENDINGS_KEPT, ENDINGS_TOLD = {ENDINGS_KEPT}, {ENDINGS_TOLD}\n"
