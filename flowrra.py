@@ -140,40 +140,30 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-__all__ = ["Flowrra", "JobContext", "Submission", "SyncFace", "Task", "TaskOptions", "current_job", "main", "result_of"]
-__all__ += ["Attempt", "Event", "Job", "JobFilter", "Progress", "TaskId", "TaskResult", "TaskStatus", "WorkerInfo"]
-__all__ += ["BackendConfig", "BrokerConfig", "Config", "Cron", "ExecutorConfig", "Schedule", "ScheduleOptions"]
-__all__ += ["BackendError", "BrokerError", "ConfigError", "ExecutorNotRunningError", "FlowrraError", "NoFire"]
-__all__ += ["ProcessDiedError", "QueueFullError", "RemoteError", "ResultError", "Retry", "SerializationError"]
-__all__ += ["StoreLostError", "TaskNotFoundError", "TaskTimeoutError"]
+__all__ = ["Attempt", "BackendConfig", "BackendError", "BrokerConfig", "BrokerError", "Config", "ConfigError"]
+__all__ += ["Cron", "Event", "ExecutorConfig", "ExecutorNotRunningError", "Flowrra", "FlowrraError", "Job"]
+__all__ += ["JobContext", "JobFilter", "NoFire", "ProcessDiedError", "Progress", "QueueFullError", "RemoteError"]
+__all__ += ["ResultError", "Retry", "Schedule", "ScheduleOptions", "SerializationError", "StoreLostError"]
+__all__ += ["Submission", "SyncFace", "Task", "TaskId", "TaskNotFoundError", "TaskOptions", "TaskResult"]
+__all__ += ["TaskStatus", "TaskTimeoutError", "WorkerInfo", "current_job", "main", "result_of"]
 # For authors of brokers and backends:
-__all__ += [
-    "Action",
-    "Activity",
-    "Backend",
-    "Broker",
-    "BrokerFactory",
-    "Clock",
-    "MemoryBroker",
-    "Notices",
-    "Outcome",
-    "Overview",
-    "Topic",
-]
-__all__ += ["TRANSITIONS", "ResultOf", "SQLiteBroker", "Submitter", "broker_from_url", "copied", "copy_arguments"]
-__all__ += ["copy_returned", "decode", "decode_arguments", "decode_result", "encode", "encode_arguments"]
-__all__ += ["encode_result", "encode_value", "logger"]
+__all__ += ["RETRYING", "SCHEDULED", "TRANSITIONS", "UPKEEP_STEP", "Action", "Activity", "ActivitySums", "Backend"]
+__all__ += ["Broker", "BrokerFactory", "Children", "Clock", "Expired", "Find", "Holders", "Jobs", "Lease"]
+__all__ += ["MemoryBroker", "Notices", "Outcome", "Overview", "ResultOf", "Running", "SQLiteBroker", "Submitter"]
+__all__ += ["Topic", "Unit", "WaiterHub", "Walk", "adopt", "broker_from_url", "change", "copied", "copy_arguments"]
+__all__ += ["copy_of", "copy_returned", "decode", "decode_arguments", "decode_result", "drive", "encode"]
+__all__ += ["encode_arguments", "encode_result", "encode_value", "expire", "is_expired", "is_held", "judge_leases"]
+__all__ += ["logger", "promote_one", "push", "rescue", "settle", "spread", "start"]
 # For brokers and extras, and not for others:
-__all__ += ["ACTIVITY_KEPT", "BLOCKED", "BY_HAND", "CRON_FIELDS", "ENDINGS_KEPT", "ENDINGS_TOLD"]
-__all__ += ["EXPIRED", "FAILED", "FINISHED", "HISTORY_LIMIT", "KILLED", "LAST_CHANCE", "Fired", "Firing"]
-__all__ += ["LAST_DAY", "LAST_WORKDAY", "LEFT", "LOOK_EVERY", "MAX_CRASHES", "MAX_LEASE", "MISFIRES", "NEAREST"]
-__all__ += ["NO_ARGUMENTS", "OPERATOR_COMMANDS", "OVERLAPS", "PENDING", "REQUEUABLE", "RULE_KINDS", "RUNNING"]
-__all__ += ["SUCCESS", "UNFINISHED", "WORKER_LOST", "Turns", "activity_texts", "add_store", "ask", "check_key"]
-__all__ += ["check_queue", "check_shared", "claimed_job", "cron_bits", "cron_values", "describe", "duration"]
-__all__ += ["ended_job", "find_task", "first_line", "import_extra", "job_as_json", "kind_name", "length_bucket"]
-__all__ += ["load_app", "make_schedule", "nearest", "orphaned", "parents_in", "parsed", "print_table", "python"]
-__all__ += ["read_arguments", "result_from", "result_limit", "schedule_key", "sum_of_activity"]
-__all__ += ["totals_of_activity", "unknown_job", "upcoming"]
+__all__ += ["ACTIVITY_KEPT", "BLOCKED", "BY_HAND", "CRON_FIELDS", "ENDINGS_KEPT", "ENDINGS_TOLD", "EXPIRED", "FAILED"]
+__all__ += ["FINISHED", "HISTORY_LIMIT", "KILLED", "LAST_CHANCE", "LAST_DAY", "LAST_WORKDAY", "LEFT", "LOOK_EVERY"]
+__all__ += ["MAX_CRASHES", "MAX_LEASE", "MISFIRES", "NEAREST", "NO_ARGUMENTS", "OPERATOR_COMMANDS", "OVERLAPS"]
+__all__ += ["PENDING", "REQUEUABLE", "RULE_KINDS", "RUNNING", "SUCCESS", "UNFINISHED", "WORKER_LOST", "Fired"]
+__all__ += ["Firing", "Turns", "activity_texts", "add_store", "ask", "check_key", "check_queue", "check_shared"]
+__all__ += ["claimed_job", "cron_bits", "cron_values", "describe", "duration", "ended_job", "find_task", "first_line"]
+__all__ += ["import_extra", "job_as_json", "kind_name", "length_bucket", "load_app", "make_schedule", "nearest"]
+__all__ += ["orphaned", "parents_in", "parsed", "print_table", "python", "read_arguments", "result_from"]
+__all__ += ["result_limit", "schedule_key", "sum_of_activity", "totals_of_activity", "unknown_job", "upcoming"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -355,6 +345,8 @@ class TaskStatus(enum.StrEnum):
     SUCCESS = "success"
     FAILED = "failed"
     CANCELLED = "cancelled"
+
+    __hash__ = str.__hash__  # an Enum's own is written in Python: 0.2 us for each look into a set
 
     @property
     def is_finished(self) -> bool:
@@ -1310,7 +1302,8 @@ def copy_arguments(job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The job's arguments as values of their own; SerializationError names the one that cannot be kept."""
     if job.payload is None:
         try:
-            return tuple([_copy(value, 1) for value in job.args]), _copy(dict(job.kwargs), 0) if job.kwargs else {}
+            args = job.args if all(map(is_plain, job.args)) else tuple([_copy(value, 1) for value in job.args])
+            return args, _copy(dict(job.kwargs), 0) if job.kwargs else {}
         except (_Unfit, ValueError):
             pass
     args, kwargs = decode(encode_arguments(job))
@@ -2065,11 +2058,14 @@ def first_status(due: float | None, now: float) -> TaskStatus:
     return SCHEDULED if due is not None and due > now else PENDING
 
 
-def begin(job: Job, parents: Iterable[Job | None], now: float, retention: BackendConfig) -> None:
+def begin(job: Job, parents: Sequence[Job | None], now: float, retention: BackendConfig) -> None:
     """Let a job wait for what it has to: its parents, its moment, or a worker. An orphan is cancelled.
 
     A parent that is None was purged: it had succeeded, or this job would have been cancelled.
     """
+    if not parents:
+        job.status, job.worker, job.waits = first_status(job.due, now), None, 0
+        return
     known = [parent for parent in parents if parent is not None]
     job.status, job.worker = BLOCKED, None
     job.waits = sum(parent.status in UNFINISHED for parent in known)
@@ -2571,12 +2567,9 @@ class WaiterHub:
     """
 
     def __init__(self) -> None:
-        self._waiters: dict[Topic, list[asyncio.Future[Any]]] = {}
+        self.waiters: dict[Topic, list[asyncio.Future[Any]]] = {}
         self._woken: collections.Counter[Topic] = collections.Counter()
         self._looked: dict[Topic, int] = {}
-
-    def __contains__(self, topic: Topic) -> bool:
-        return topic in self._waiters
 
     def look(self, topic: Topic) -> bool:
         """Note that somebody looks now; whether it was woken since the last time."""
@@ -2601,7 +2594,7 @@ class WaiterHub:
         loop = asyncio.get_running_loop()
         waiter = loop.create_future()
         for topic in topics:
-            self._waiters.setdefault(topic, []).append(waiter)
+            self.waiters.setdefault(topic, []).append(waiter)
         timer = None if timeout is None else loop.call_later(max(0.0, timeout), _resolve, waiter)
         try:
             return await waiter
@@ -2612,37 +2605,32 @@ class WaiterHub:
                 self._discard(topic, waiter)
 
     def _discard(self, topic: Topic, waiter: asyncio.Future[Any]) -> None:
-        waiters = self._waiters.get(topic, [])
+        waiters = self.waiters.get(topic, [])
         if waiter in waiters:
             waiters.remove(waiter)
             if not waiters:
-                del self._waiters[topic]
+                del self.waiters[topic]
 
     def wake(self, topic: Topic, brings: Any = None) -> None:
         """Have those who wait for the topic look again, and whoever waits next without having looked."""
         if topic[0] != "job":  # of whose many ids no count is kept: who waits for one looks when it has begun to wait
             self._woken[topic] += 1
-        for waiter in self._waiters.pop(topic, ()):
+        for waiter in self.waiters.pop(topic, ()):
             _resolve(waiter, brings)
 
     def wake_all(self, kind: str) -> None:
         """Wake all topics of a kind."""
-        for topic in [topic for topic in {*self._waiters, *self._looked} if topic[0] == kind]:
+        for topic in [topic for topic in {*self.waiters, *self._looked} if topic[0] == kind]:
             self.wake(topic)
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether anybody waits."""
-        return bool(self._waiters)
 
     def waiting(self, kind: str) -> list[str]:
         """The names of a kind that somebody waits for."""
-        return [name for topic, name in self._waiters if topic == kind]
+        return [name for topic, name in self.waiters if topic == kind]
 
     def close(self, error: Exception | None) -> None:
         """End all waits, with `error`; None: they are of a loop that has ended."""
-        waiters = [waiter for those in self._waiters.values() for waiter in those if not waiter.done()]
-        self._waiters.clear()
+        waiters = [waiter for those in self.waiters.values() for waiter in those if not waiter.done()]
+        self.waiters.clear()
         if error is not None:
             for waiter in dict.fromkeys(waiters):
                 waiter.set_exception(error)
@@ -3009,8 +2997,8 @@ class MemoryBroker(Broker):
         self._workers: dict[str, WorkerInfo] = {}
         self._leases: dict[str, Lease] = {}
         self._paused: set[str] = set()
-        self._totals = ActivitySums()
         self._activity = ActivitySums()
+        self._forgotten = ActivitySums()  # what the minutes that are not kept any more came to
         self._endings: collections.deque[Job] = collections.deque(maxlen=ENDINGS_KEPT)
         self._sequence = itertools.count(1)
         self._is_upkeep_left = False  # the loop is about to take another step
@@ -3104,7 +3092,9 @@ class MemoryBroker(Broker):
             self._drop([next(iter(self._finished))])
         if job.unique is not None:
             self._unique.pop(job.unique, None)
-        if ("job", job.id) in self.hub:  # as it is now: it may be requeued, or be gone, before they look
+        if (
+            self.hub.waiters and ("job", job.id) in self.hub.waiters
+        ):  # as it is now: it may be requeued, or be gone, before they look
             self.hub.wake(("job", job.id), _kept_result(job))
 
     def _leave(self, status: TaskStatus, job: Job) -> None:
@@ -3275,33 +3265,37 @@ class MemoryBroker(Broker):
 
     async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
         results = [_copied_result(outcome) for outcome in outcomes]  # before anything is written: it may be refused
-        unit = Unit(now, self.retention)
-        written = [self._settle_one(o, result, now, unit) for o, result in zip(outcomes, results, strict=True)]
-        ended = unit.ended
+        ended: list[Job] = []
+        written = [self._settle_one(o, result, now, ended) for o, result in zip(outcomes, results, strict=True)]
         if ended:
+            unit = Unit(now, self.retention)
+            unit.ended = ended
             self._run(unit, spread(unit))
             for job in ended:
                 del self._children[job.id]
         return written
 
-    def _settle_one(self, outcome: Outcome, result: Any, now: float, unit: Unit) -> bool:
-        """In place, without a copy; what the end means for children is left to `unit`."""
+    def _settle_one(self, outcome: Outcome, result: Any, now: float, ended: list[Job]) -> bool:
+        """In place, without a copy; a parent that has `ended` is for the caller to tell its children of."""
         job = self._jobs.get(outcome.job.id)
         worker, started = (None, now) if job is None else (job.worker, job.started or now)
         if job is None or not settle_one(job, outcome, now, self.retention):
             return False
         self._running[cast("str", worker)].pop(job.id, None)
-        self._cancelling.discard(job.id)
+        if self._cancelling:
+            self._cancelling.discard(job.id)
         job.result = result
         if outcome.status is SUCCESS or outcome.ending == "failure":
-            self._totals[0, job.task].count(job, outcome.status, started, now)
             self._activity.count(job, outcome.status, started, now)
-        if job.expires is not None and job.status not in FINISHED:
+        if job.status in FINISHED:
+            self._enter_finished(job)
+            if outcome.status not in FINISHED:
+                self._note_ending(job)
+            if self._children and job.id in self._children:
+                ended.append(job)
+            return True
+        if job.expires is not None:
             heapq.heappush(self._expiring, (job.expires, job.seq, job.id))
-        if job.status in FINISHED and outcome.status not in FINISHED:
-            self._note_ending(job)
-        if job.status in FINISHED and job.id in self._children:
-            unit.ended.append(job)
         self._enter(job)
         return True
 
@@ -3401,8 +3395,14 @@ class MemoryBroker(Broker):
             [info for name, info in self._workers.items() if self._leases[name].until > clock],
             set(self._paused),
             [] if since is None else [row.copy() for row in self._activity.in_order() if row.minute >= since],
-            [] if since is None else [row.copy() for row in self._totals.in_order()],
+            [] if since is None else self._totals(),
         )
+
+    def _totals(self) -> list[Activity]:
+        sums = ActivitySums()
+        for row in (*self._forgotten.values(), *self._activity.values()):
+            sums.add(dataclasses.replace(row, minute=0))
+        return sums.in_order()
 
     # By hand -----------------------------------------------------------------------------------
 
@@ -3419,7 +3419,7 @@ class MemoryBroker(Broker):
     ) -> Collection[str]:
         if before is not None:
             for key in [key for key in self._activity if key[0] < before - ACTIVITY_KEPT]:
-                del self._activity[key]
+                self._forgotten.add(dataclasses.replace(self._activity.pop(key), minute=0))
             due = ((job.purge_at, job.seq, job.id) for job in self._finished.values() if (job.purge_at or 0.0) < before)
             gone = {task_id for *_, task_id in heapq.nsmallest(limit, due)}
         else:
@@ -3909,13 +3909,13 @@ class SQLiteTable:
 
     def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
         """Write down what attempts came to; of an attempt's ends the first one counts."""
-        unit = Unit(now, self._retention)
         done = self._settle_successes(outcomes, now)
         self.woken.update(dict.fromkeys(("job", outcome.job.id) for outcome in done.values()))
-        for job in self._parents_among([outcome.job for outcome in done.values()]):
-            job.status = SUCCESS
-            unit.ended.append(job)
+        unit = Unit(now, self._retention)
+        unit.ended = self._parents_among([outcome.job for outcome in done.values()])
         others = [outcome for index, outcome in enumerate(outcomes) if index not in done]
+        if not others and not unit.ended:
+            return [True] * len(outcomes)
         written = iter(self.run(unit, settle(unit, others)))
         return [index in done or next(written) for index in range(len(outcomes))]
 
@@ -3941,12 +3941,15 @@ class SQLiteTable:
         return done
 
     def _parents_among(self, jobs: Sequence[Job]) -> list[Job]:
-        """Copies of those that have children."""
-        if not jobs:
+        """Copies of those that have children, as the successes that they are."""
+        if not jobs or self._db.execute("SELECT NOT EXISTS (SELECT 1 FROM flowrra_family)").fetchone()[0]:
             return []
         parents = "SELECT f.parent FROM json_each(?) CROSS JOIN flowrra_family AS f ON f.parent = value"
         found = {row[0] for row in self._db.execute(parents, (json.dumps([job.id for job in jobs]),))}
-        return [copy_of(job) for job in jobs if job.id in found] if found else []
+        parents_among = [copy_of(job) for job in jobs if job.id in found] if found else []
+        for job in parents_among:
+            job.status = SUCCESS
+        return parents_among
 
     def record(self, results: Sequence[TaskResult[Any]]) -> None:
         for result in results:
@@ -4592,7 +4595,7 @@ class _Signals(asyncio.DatagramProtocol):
     def _look(self) -> None:
         """See by data_version whether anything was committed (2.6 us)."""
         self._look_timer = None
-        if self._broker.hub.is_busy:
+        if self._broker.hub.waiters:
             self.keep_looking()  # now, since this look may fail
         try:
             version = self._broker.data_version()
@@ -4602,7 +4605,7 @@ class _Signals(asyncio.DatagramProtocol):
         if version != self._data_version:
             self._data_version = version
             self._look_everywhere()
-        elif ("worker", "") in self._broker.hub and self._broker.peek(SQLiteTable.dead_workers):
+        elif ("worker", "") in self._broker.hub.waiters and self._broker.peek(SQLiteTable.dead_workers):
             self._broker.hub.wake(("worker", ""))  # the next heartbeat will put their jobs back
 
     def _look_everywhere(self) -> None:

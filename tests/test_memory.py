@@ -140,7 +140,7 @@ async def test_who_gives_up_waiting_for_room_leaves_nothing_behind(clock: Manual
         push.cancel()
         await asyncio.wait([push])
         assert push.cancelled()
-    assert not broker.hub.is_busy
+    assert not broker.hub.waiters
     assert await broker.get(["b"]) == [None]
 
 
@@ -175,7 +175,7 @@ async def test_who_has_waited_leaves_nothing_behind() -> None:
     broker = MemoryBroker()
     for queues in (["default", "other"], []):
         await broker.wait_ready(queues, 0.0)
-    assert not broker.hub.is_busy
+    assert not broker.hub.waiters
 
 
 async def test_a_held_job_takes_no_room_in_its_queue() -> None:

@@ -512,6 +512,7 @@ def succeeded(job: Job) -> Outcome:
     return outcome
 
 
+FIRST_ROW_IS_ENOUGH = ("SELECT NOT EXISTS (SELECT 1 FROM flowrra_family)",)
 ORDERED_AFTER = "WHERE id IN (SELECT value"  # who asks for jobs by their ids knows how many there are to sort
 
 
@@ -521,7 +522,8 @@ def test_no_statement_of_a_jobs_life_walks_or_sorts(desk: Desk) -> None:
     assert len(plans) > 30
     for statement, plan in plans.items():
         for step in plan:
-            assert not step.startswith(("SCAN flowrra_job", "SCAN flowrra_family")), (statement, plan)
+            walks = step.startswith(("SCAN flowrra_job", "SCAN flowrra_family"))
+            assert not walks or statement in FIRST_ROW_IS_ENOUGH, (statement, plan)
             assert "TEMP B-TREE" not in step or ORDERED_AFTER in statement, (statement, plan)
 
 

@@ -45,7 +45,7 @@ class Waiting:
         for queue in self.queues:
             assert await self.broker.claim(queue, limit=1, worker="w", now=NOW) == []
         self.task = asyncio.create_task(self.broker.wait_ready(self.queues, 600))
-        await eventually(lambda: self.broker.hub.is_busy, "it waits")
+        await eventually(lambda: bool(self.broker.hub.waiters), "it waits")
 
     @property
     def is_over(self) -> bool:
