@@ -151,13 +151,31 @@ __all__ += ["RETRYING", "SCHEDULED", "TRANSITIONS", "UPKEEP_STEP", "Action", "Ac
 __all__ += ["Broker", "BrokerFactory", "Children", "Clock", "Expired", "Find", "Holders", "Jobs", "Lease"]
 __all__ += ["MemoryBroker", "Notices", "Outcome", "Overview", "ResultOf", "Running", "SQLiteBroker", "Submitter"]
 __all__ += ["Topic", "Unit", "WaiterHub", "Walk", "adopt", "broker_from_url", "change", "copied", "copy_arguments"]
-__all__ += ["copy_of", "copy_returned", "decode", "decode_arguments", "decode_result", "drive", "encode"]
-__all__ += ["encode_arguments", "encode_result", "encode_value", "expire", "is_expired", "is_held", "judge_leases"]
+__all__ += ["copy_of", "copy_returned", "decode", "decode_arguments", "decode_result", "drive", "drive_async", "encode"]
+__all__ += [
+    "encode_arguments",
+    "encode_result",
+    "encode_value",
+    "expire",
+    "first_status",
+    "is_expired",
+    "is_held",
+    "judge_leases",
+]
 __all__ += ["logger", "promote_one", "push", "rescue", "settle", "spread", "start"]
 # For brokers and extras, and not for others:
 __all__ += ["ACTIVITY_KEPT", "BLOCKED", "BY_HAND", "CRON_FIELDS", "ENDINGS_KEPT", "ENDINGS_TOLD", "EXPIRED", "FAILED"]
 __all__ += ["FINISHED", "HISTORY_LIMIT", "KILLED", "LAST_CHANCE", "LAST_DAY", "LAST_WORKDAY", "LEFT", "LOOK_EVERY"]
-__all__ += ["MAX_CRASHES", "MAX_LEASE", "MISFIRES", "NEAREST", "NO_ARGUMENTS", "OPERATOR_COMMANDS", "OVERLAPS"]
+__all__ += [
+    "MAX_CRASHES",
+    "MAX_LEASE",
+    "MISFIRES",
+    "NEAREST",
+    "NOT_BEGUN",
+    "NO_ARGUMENTS",
+    "OPERATOR_COMMANDS",
+    "OVERLAPS",
+]
 __all__ += ["PENDING", "REQUEUABLE", "RULE_KINDS", "RUNNING", "SUCCESS", "UNFINISHED", "WORKER_LOST", "Fired"]
 __all__ += ["Firing", "Turns", "activity_texts", "add_store", "ask", "check_key", "check_queue", "check_shared"]
 __all__ += ["claimed_job", "cron_bits", "cron_values", "describe", "duration", "ended_job", "find_task", "first_line"]
