@@ -68,6 +68,7 @@ from flowrra_extras.redis.calls import (
     Calls,
     Claim,
     Claims,
+    in_turns,
     is_plain,
     push_words,
     recorded_job,
@@ -182,7 +183,7 @@ class RedisBroker(SearchingBroker):
         if by is None and all(map(is_plain, jobs)):
             await self._calls.join(Call("push", *await push_words(jobs, now)), len(jobs))
             return [job.id for job in jobs]
-        for job in jobs:
+        async for job in in_turns(jobs):
             job.payload = encode_arguments(job)
 
         def take_in(unit: Unit) -> Walk[list[str]]:
@@ -215,7 +216,8 @@ class RedisBroker(SearchingBroker):
             await self._judge(leases, now, worker)
         if not expired:
             return False
-        return (await self._changes.run(now, lambda unit: expire(unit, UPKEEP_STEP)))[0]
+        unit, plan, is_left = await self._changes.attempt(now, lambda unit: expire(unit, UPKEEP_STEP))
+        return not await self._changes.write(unit, plan) or is_left  # or another one was about the same jobs
 
     async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
         for outcome in outcomes:

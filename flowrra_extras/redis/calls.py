@@ -9,7 +9,7 @@ import itertools
 import json
 import time
 import types
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flowrra import (
     NO_ARGUMENTS,
@@ -34,9 +34,11 @@ from flowrra_extras.redis.scripts import CLAIMED_FIELDS, RESULT_FIELDS
 from flowrra_extras.redis.wire import Call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from flowrra_extras.redis.wire import Link
+
+T = TypeVar("T")
 
 
 class Calls:
@@ -151,6 +153,14 @@ async def send_group(link: Link, calls: Sequence[Call]) -> list[Any]:
 to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # raw: cjson refuses lone surrogates
 
 
+async def in_turns(items: Sequence[T]) -> AsyncIterator[T]:
+    """The items, while others have the loop now and then."""
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % 1000 == 0:
+            await asyncio.sleep(0)
+
+
 def _text(value: object) -> str:
     return "" if value is None else str(value)
 
@@ -180,10 +190,8 @@ async def push_words(jobs: Sequence[Job], now: float) -> list[str]:
             _text(expires),
         )
         words.append(str(len(some)))
-        for number, job in enumerate(some, 1):
+        async for job in in_turns(some):
             words += job.id, encode_arguments(job)
-            if number % 1000 == 0:
-                await asyncio.sleep(0)  # let others have the loop
         runs += 1
     words[1] = str(runs)
     return words

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import collections
 import os
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,12 +25,12 @@ from flowrra import (
     Unit,
     drive_async,
 )
-from flowrra_extras.redis.calls import head_of, job_of, member_of, to_json
+from flowrra_extras.redis.calls import head_of, in_turns, job_of, member_of, to_json
 from flowrra_extras.redis.scripts import READ_FIELDS
 from flowrra_extras.redis.wire import Call
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from flowrra import BackendConfig, Find, Job, Walk
     from flowrra_extras.redis.calls import Calls
@@ -105,7 +104,7 @@ class Plan:
             self.holders.update((key, "".join(ids)) for key, ids in zip(find.keys, found, strict=True))
         elif isinstance(find, Running):
             self._note_running(find.workers, found)
-        jobs = [self._read(*rows[i : i + 2]) async for i in _in_turns(range(0, len(rows), 2))]
+        jobs = [self._read(*rows[i : i + 2]) async for i in in_turns(range(0, len(rows), 2))]
         known = [job for job in jobs if job is not None]
         if isinstance(find, Jobs | Holders):
             return known
@@ -133,7 +132,7 @@ class Plan:
 
     async def add(self, unit: Unit) -> None:
         """Note what has become of the jobs of a unit, and of their places in the indexes."""
-        async for before, job in _in_turns(unit.changes()):
+        async for before, job in in_turns(unit.changes()):
             if before is None:
                 self._seq += 1
                 job.seq = self._seq
@@ -210,14 +209,6 @@ class Plan:
         for worker, until in leases.items():
             self.come["ZADD", "leases"] += (f"{until:.6f}", worker)
             self.come["HSET", "state"] += (f"graced {worker}", "1")
-
-
-async def _in_turns(items: Sequence[T]) -> AsyncIterator[T]:
-    """The items, while others have the loop now and then."""
-    for number, item in enumerate(items, 1):
-        yield item
-        if number % 500 == 0:
-            await asyncio.sleep(0)
 
 
 def _unique(items: Iterable[Any]) -> list[Any]:
