@@ -2558,7 +2558,7 @@ def drive(walk: Walk[T], look: Callable[[Find], list[Job]]) -> T:
 
 
 async def drive_async(walk: Walk[T], look: Callable[[Find], Awaitable[list[Job]]]) -> T:
-    """Run a walk on a store that answers later; the caller then applies its unit, if what was read still holds."""
+    """Run a walk on a store that answers later; the caller then applies its unit if what it read is as it was."""
     try:
         find = next(walk)
         while True:
