@@ -218,13 +218,11 @@ class DictBroker(Broker):
         return Overview(alive, set(self.stopped), rows, self.sums.in_order())
 
     async def record(self, results: Sequence[flowrra.TaskResult[object]]) -> None:
-        for one in results:
-            if one.task_id in self.jobs and self.jobs[one.task_id].queue:
+        for result in results:
+            if result.task_id in self.jobs and self.jobs[result.task_id].queue:
                 continue  # a job, which is in a queue
-            job = Job(one.task_id, one.task, queue="", status=one.status, submitted=one.submitted, attempt=one.attempts)
-            job.result, job.error, job.traceback = flowrra.copied(one.result), one.error, one.traceback
-            job.started, job.finished, job.seq = one.started, one.finished, next(self.numbers)
-            job.purge_at = (one.finished or 0.0) + self.retention.ttl(one.status)
+            job = flowrra.recorded(result, self.retention)
+            job.result, job.seq = flowrra.copied(result.result), next(self.numbers)
             self.jobs[job.id] = job
             self.hub.wake(("job", job.id))
 

@@ -16,7 +16,7 @@ from flowrra import (
     Outcome,
     Overview,
     WorkerInfo,
-    _Run,
+    _Attempt,
     _Tally,
 )
 from tests.apps import eventually, make_app
@@ -76,7 +76,7 @@ async def test_a_worker_that_leaves_tells_the_rest() -> None:
     assert [attempts_in(rows) for rows in broker.told] == [{"noop": 2}]
 
 
-def ended(now: float, *endings: str) -> list[tuple[_Run, Outcome]]:
+def ended(now: float, *endings: str) -> list[tuple[_Attempt, Outcome]]:
     """Attempts that began at `now` and ended so."""
     job = Job("a", "task", submitted=now, started=now, attempt=1)
     outcomes = {
@@ -86,7 +86,7 @@ def ended(now: float, *endings: str) -> list[tuple[_Run, Outcome]]:
         "release": Outcome.release(job, "why"),
         "cancel": Outcome.cancel(job, "why"),
     }
-    run = _Run(job, cast("Any", None), cast("Any", None))  # neither its line nor its runner is asked
+    run = _Attempt(job, cast("Any", None))  # its queue is not asked
     return [(run, outcomes[ending]) for ending in endings]
 
 

@@ -24,7 +24,7 @@ MAKE = shutil.which("make")
 # table of states (330), processes that log, signal and submit as their worker does (120), values and endings that are
 # the same on every broker (300), upkeep in bounded steps and a full disk on SQLite (250). The rules of a job's life
 # still stand in each broker. To write them once is what brings the file down to 6,500; until then nothing is added.
-CORE_LINES = 9_125
+CORE_LINES = 8_990
 FUNCTION_LINES = 60
 CLASS_LINES = 400
 CLASS_METHODS = 25
@@ -36,7 +36,6 @@ LARGE_CLASSES: Mapping[str, tuple[int, int]] = {
     "MemoryBroker": (474, 41),
     "SQLiteTable": (366, 38),
     "SQLiteBroker": (371, 36),
-    "Worker": (400, 26),
 }
 
 # (title of the section, name from a later section): why it cannot stand above.

@@ -268,10 +268,10 @@ async def test_what_an_earlier_start_holds_waits_again_if_it_has_to_stay(make: M
 
 
 async def test_who_is_cancelled_during_the_move_stays_so(make: Maker) -> None:
-    for step, side in [("adopt", 0), ("let_go", 0), ("let_go", 1)]:
+    for step, side in [("push", 0), ("remove", 0), ("release", 1)]:
         async with sides(make, ("sqlite", "memory")) as pair:
             await push(pair[0], Job("a", "t"))
-            racing = Tampered(pair[1] if (step, side) != ("let_go", 0) else pair[0])
+            racing = Tampered(pair[0] if step == "remove" else pair[1])
             racing.before[step] = functools.partial(pair[side].cancel, "a", now=time.time())
             both = (racing, pair[1]) if racing.inner is pair[0] else (pair[0], racing)
             moved = await migrate(*both)
@@ -427,24 +427,14 @@ class Tampered(Broker):
         self._stop = stop
 
     def __getattribute__(self, name: str) -> Any:
-        if name in ("inner", "before", "_stop", "_step", "_step_of") or name.startswith("__"):
+        if name in ("inner", "before", "_stop", "_step") or name.startswith("__"):
             return object.__getattribute__(self, name)
         if name in ("change", "push", "remove", "record", "set_queue"):
             return lambda *args, **kwargs: self._step(name, args, kwargs)
         return getattr(self.inner, name)
 
-    @staticmethod
-    def _step_of(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
-        if name == "change":
-            return {"hold": "hold", "release": "let_go"}.get(args[1], "")
-        if name in ("push", "remove"):
-            return {"push": "adopt", "remove": "let_go"}[name] if kwargs.get("by") is not None else ""
-        return name
-
     async def _step(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        step = self._step_of(name, args, kwargs)
-        if not step:
-            return await getattr(self.inner, name)(*args, **kwargs)
+        step = args[1] if name == "change" else name
         if args[0] and step in self.before:
             await self.before.pop(step)()
         if self._stop():
@@ -527,9 +517,9 @@ async def test_cancelling_ends_the_step_under_way(make: Maker, monkeypatch: pyte
     async with sides(make, ("sqlite", "memory")) as (source, target):
         await push(source, *[Job(f"j{n}", "t") for n in range(50)])
         slow = Tampered(target)
-        slow.before["adopt"] = lambda: asyncio.sleep(0)
+        slow.before["push"] = lambda: asyncio.sleep(0)
         moving = asyncio.ensure_future(migrate(source, slow))
-        slow.before["adopt"] = lambda: asyncio.sleep(0, moving.cancel())
+        slow.before["push"] = lambda: asyncio.sleep(0, moving.cancel())
         with pytest.raises(asyncio.CancelledError):
             await moving
         assert len(await runnable(target)) == 5

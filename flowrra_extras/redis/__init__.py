@@ -52,12 +52,14 @@ from flowrra import (
     change,
     check_queue,
     copy_of,
+    encode,
     encode_arguments,
     encode_value,
     ended_job,
     expire,
     judge_leases,
     push,
+    recorded,
     rescue,
     result_limit,
     settle,
@@ -71,7 +73,6 @@ from flowrra_extras.redis.calls import (
     in_turns,
     is_plain,
     push_words,
-    recorded_job,
     result_of_row,
     settle_words,
     to_json,
@@ -342,7 +343,10 @@ class RedisBroker(SearchingBroker):
             known = yield from unit.get(result.task_id for result in results)
             for result, job in zip(results, known, strict=True):
                 if job is None or not job.queue:  # a job of this store, which is in a queue, is not written over
-                    unit.write(recorded_job(result, self.retention, job), is_told=True)
+                    new = recorded(result, self.retention)
+                    new.seq = 0 if job is None else job.seq
+                    new.result = encode(result.result) if result.is_success else None
+                    unit.write(new, is_reported=True)
 
         await self._changes.run(0.0, keep, new=len(results))
 

@@ -12,7 +12,6 @@ import types
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flowrra import (
-    NO_ARGUMENTS,
     RUNNING,
     Attempt,
     BackendConfig,
@@ -25,7 +24,6 @@ from flowrra import (
     TaskStatus,
     WorkerInfo,
     decode,
-    encode,
     encode_arguments,
     first_status,
 )
@@ -261,22 +259,6 @@ def counted(state: Mapping[str, str]) -> Iterator[tuple[TaskStatus, str, int]]:
 
 
 _STATUSES = frozenset(map(str, TaskStatus))
-
-
-def recorded_job(result: TaskResult[Any], retention: BackendConfig, known: Job | None) -> Job:
-    """The job of a result from elsewhere, with its text as result; in the place of the one that is known."""
-    job = Job(result.task_id, result.task, queue="", payload=NO_ARGUMENTS, status=result.status)
-    job.seq = 0 if known is None else known.seq
-    job.submitted, job.started, job.finished = result.submitted, result.started, result.finished or 0.0
-    job.purge_at = job.finished + retention.ttl(result.status)
-    job.attempt, job.error, job.traceback, job.progress = (
-        result.attempts,
-        result.error,
-        result.traceback,
-        result.progress,
-    )
-    job.result = encode(result.result) if result.is_success else None
-    return job
 
 
 def worker_text(worker: WorkerInfo, now: float) -> str:
