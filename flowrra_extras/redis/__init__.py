@@ -13,7 +13,7 @@ Redis keeps on disk what it is told to. For "nothing is lost" configure
     maxmemory-policy noeviction
 
 What runs in the server is in `scripts`, with the keys; their words and answers are in `calls`, the rules at work in
-`changes`, the connections in `wire`, those who wait in `news`.
+`changes`, the connections in `wire`, those who wait in `waiters`.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ from flowrra_extras.redis.calls import (
     worker_text,
 )
 from flowrra_extras.redis.changes import Changes
-from flowrra_extras.redis.news import News
 from flowrra_extras.redis.scripts import VERSION
 from flowrra_extras.redis.searching import PAGE, SearchingBroker
+from flowrra_extras.redis.waiters import Waiters
 from flowrra_extras.redis.wire import Address, Call, Link
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class RedisBroker(SearchingBroker):
         self._doubtful: Attempts = set()
         self._calls = Calls(Link(self._address))
         self._changes = Changes(self._calls, self.retention)
-        self._news = News(self._address)
+        self._waiters = Waiters(self._address)
         self._next_due: float | None = None
         self._is_open = False
         self._pid = 0
@@ -136,13 +136,13 @@ class RedisBroker(SearchingBroker):
     async def open(self) -> None:
         if self._is_open and self._pid == os.getpid():
             self._calls.abandon()
-            self._news.abandon()
+            self._waiters.abandon()
         elif self._is_open:  # by the parent of a fork, which goes on to use them: neither used nor collected
-            self._inherited = self._calls, self._news
+            self._inherited = self._calls, self._waiters
         self._pid = os.getpid()
         link = Link(self._address)
         link.open(self.config.timeout)
-        self._calls, self._news, self._next_due, self._is_open = Calls(link), News(self._address), None, True
+        self._calls, self._waiters, self._next_due, self._is_open = Calls(link), Waiters(self._address), None, True
         self._changes = Changes(self._calls, self.retention)
         try:
             await self._calls.run(Call("look"))
@@ -171,7 +171,7 @@ class RedisBroker(SearchingBroker):
         if self._is_open:
             self._is_open = False
             await self._calls.close()
-            await self._news.close()
+            await self._waiters.close()
             await asyncio.sleep(0)  # for the transports, which close their sockets in the next turn
 
     # Jobs --------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ class RedisBroker(SearchingBroker):
         return (await self._changes.run(now, take_in, new=len(jobs)))[0]
 
     async def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = LAST_CHANCE) -> list[Job]:
-        self._news.look(f"jobs {queue}")
+        self._waiters.look(f"jobs {queue}")
         due, jobs = await self._claim(Claim(self._claims, queue, limit, worker, now, crashes))
         if due == "upkeep":
             is_left = await self._do_upkeep(worker, now, *jobs)
@@ -260,7 +260,7 @@ class RedisBroker(SearchingBroker):
         return written
 
     async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
-        self._news.look("notices")
+        self._waiters.look("notices")
         is_new = not worker.term and not self._calls.was_away(lease)
         about = worker_text(worker, now), to_json(list(worker.queues)), repr(now - ACTIVITY_KEPT)
         activity = [str(word) for pair in activity_texts(worker.activity).items() for word in pair]
@@ -358,23 +358,23 @@ class RedisBroker(SearchingBroker):
         timeout = math.inf if timeout is None else timeout
         if topics[0][0] == "queue" and self._next_due is not None:
             timeout = min(timeout, self._next_due - self._clock.time())
-        await self._news.wait([f"jobs {name}" if kind == "queue" else "notices" for kind, name in topics], timeout)
+        await self._waiters.wait([f"jobs {name}" if kind == "queue" else "notices" for kind, name in topics], timeout)
 
     async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
         topic = f"results {task_id}"
         try:
             async with result_limit(task_id, timeout) as answered:
                 while True:
-                    self._news.look(topic)  # first, so that no end falls between looking and waiting
+                    self._waiters.look(topic)  # first, so that no end falls between looking and waiting
                     (result,) = await self.get([task_id])
                     if result is None:
                         raise unknown_job(task_id)
                     if result.is_finished:
                         return result
                     answered()
-                    await self._news.wait([topic], _LOOK_EVERY)
+                    await self._waiters.wait([topic], _LOOK_EVERY)
         finally:
-            self._news.forget(topic)
+            self._waiters.forget(topic)
 
     # Looking -----------------------------------------------------------------------------------
 

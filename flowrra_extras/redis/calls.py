@@ -139,11 +139,11 @@ async def send_group(link: Link, calls: Sequence[Call]) -> list[Any]:
     alone: list[Call] = []
     for call in calls:
         (kinds.setdefault(call.name, []) if call.name in _JOINED else alone).append(call)
-    merged = [Call(name, *itertools.chain.from_iterable(call.words for call in kin)) for name, kin in kinds.items()]
+    merged = [Call(name, *itertools.chain.from_iterable(call.words for call in group)) for name, group in kinds.items()]
     await link.send([*merged, *alone])
-    for whole, kin in zip(merged, kinds.values(), strict=True):
+    for whole, group in zip(merged, kinds.values(), strict=True):
         failed = isinstance(whole.answer, BrokerError)
-        for call, answer in zip(kin, itertools.repeat(whole.answer) if failed else whole.answer, strict=not failed):
+        for call, answer in zip(group, itertools.repeat(whole.answer) if failed else whole.answer, strict=not failed):
             call.take(answer)
     return [call.answer for call in calls]
 

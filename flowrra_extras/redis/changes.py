@@ -70,7 +70,7 @@ class Changes:
 
 
 class Plan:
-    """What one call has read, as guards, and what it writes, by command and key: first what goes, then what comes."""
+    """What one call has read, as guards, and what it writes by command and key: removals first."""
 
     def __init__(self, calls: Calls, new: int) -> None:
         self._calls = calls
@@ -81,8 +81,8 @@ class Plan:
         self.holders: dict[str, str] = {}
         self.running: dict[str, int] = {}
         self.leases: dict[str, str] = {}
-        self.gone: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
-        self.come: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
+        self.removed: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
+        self.added: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
         self.counts: collections.Counter[str] = collections.Counter()
         self._childless: set[str] = set()
         self._with_children: set[str] = set()
@@ -117,7 +117,7 @@ class Plan:
     def _note_running(self, workers: Sequence[str], found: Sequence[list[str]]) -> None:
         for worker, ids in zip(workers, found, strict=True):
             self.running[worker] = len(ids)
-            self.gone["SREM", f"running:{worker}"] += ids  # also those of jobs that were thrown away
+            self.removed["SREM", f"running:{worker}"] += ids  # also those of jobs that were thrown away
 
     def _read(self, task_id: str, values: Sequence[str | None]) -> Job | None:
         self.revisions.setdefault(task_id, [value or "" for value in values[:_REVISION]])
@@ -142,17 +142,17 @@ class Plan:
                 self._with_children.update(job.parents)
         for parent in self._with_children & unit.jobs.keys():
             if unit.jobs[parent].status in UNFINISHED:  # its end, if it has missed this child, must fail
-                self.come["HSET", f"job:{parent}"] += ("children", "1", "rev", self.token)
+                self.added["HSET", f"job:{parent}"] += ("children", "1", "rev", self.token)
 
     def _move(self, before: Job | None, job: Job) -> None:
         old, new = {} if before is None else _entries(before), _entries(job)
         for command, key, member in old:
             if (command, key, member) not in new:
-                self.gone[_UNDO[command], key].append(member)
+                self.removed[_UNDO[command], key].append(member)
         for (command, key, member), value in new.items():
             if old.get((command, key, member)) != value:
                 pair = (value, member) if command == "ZADD" else (member, value)
-                self.come[command, key] += pair if value else (member,)
+                self.added[command, key] += pair if value else (member,)
         if before is not None:
             self.counts[_kind(before)] -= 1
         self.counts[_kind(job)] += 1
@@ -164,17 +164,17 @@ class Plan:
         if "started" in gone or (before is not None and before.status in FINISHED):
             gone += "progress", "result"  # which are not read
         if gone:
-            self.gone["HDEL", key] += gone
+            self.removed["HDEL", key] += gone
         changed = (pair for pair in new.items() if old.get(pair[0]) != pair[1])
-        self.come["HSET", key] += ("rev", self.token, *(word for pair in changed for word in pair))
+        self.added["HSET", key] += ("rev", self.token, *(word for pair in changed for word in pair))
         if job.history:
-            self.come["RPUSH", f"history:{job.id}"] += map(to_json, job.history)
-            self.come["LTRIM", f"history:{job.id}"] = [str(-HISTORY_LIMIT), "-1"]
+            self.added["RPUSH", f"history:{job.id}"] += map(to_json, job.history)
+            self.added["LTRIM", f"history:{job.id}"] = [str(-HISTORY_LIMIT), "-1"]
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to write."""
-        return not any(self.gone.values()) and not self.come
+        return not any(self.removed.values()) and not self.added
 
     def text(self, unit: Unit) -> str:
         """The plan as the script takes it. A job that is only read may be written, so long as it keeps its state."""
@@ -186,7 +186,7 @@ class Plan:
             {
                 "token": self.token, "jobs": jobs, "holders": self.holders, "running": self.running,
                 "leases": self.leases, "changed": list(unit.changed),
-                "writes": [[*place, items] for part in (self.gone, self.come) for place, items in part.items()],
+                "writes": [[*place, items] for part in (self.removed, self.added) for place, items in part.items()],
                 "counts": {name: step for name, step in self.counts.items() if step},
                 "endings": [to_json([job.id, job.task, job.attempt, job.status, job.error]) for job in unit.endings],
                 "ended": [job.id for job in changed if job.status in FINISHED],
@@ -198,17 +198,17 @@ class Plan:
     def end_leases(self, workers: Iterable[str]) -> None:
         """Forget workers that are gone."""
         for worker in workers:
-            self.gone["ZREM", "leases"].append(worker)
-            self.gone["HDEL", "workers"].append(worker)
-            self.gone["HDEL", "state"] += (
+            self.removed["ZREM", "leases"].append(worker)
+            self.removed["HDEL", "workers"].append(worker)
+            self.removed["HDEL", "state"] += (
                 f"{name} {worker}" for name in ("claims", "alone", "length", "term", "graced")
             )
 
     def renew_leases(self, leases: Mapping[str, float]) -> None:
         """Give workers fresh leases, until those moments."""
         for worker, until in leases.items():
-            self.come["ZADD", "leases"] += (f"{until:.6f}", worker)
-            self.come["HSET", "state"] += (f"graced {worker}", "1")
+            self.added["ZADD", "leases"] += (f"{until:.6f}", worker)
+            self.added["HSET", "state"] += (f"graced {worker}", "1")
 
 
 def _unique(items: Iterable[Any]) -> list[Any]:
@@ -221,7 +221,7 @@ def _is_waiting(job: Job) -> bool:
 
 
 def _wakes(job: Job) -> bool:
-    """Whether who waits for jobs must hear of it; of one that enters an empty queue, the script sees to that."""
+    """Whether who waits for jobs is woken; of one that enters an empty queue, the script sees to that."""
     return job.status in (SCHEDULED, RETRYING) or (job.status is PENDING and job.crashes > 0)
 
 

@@ -116,7 +116,7 @@ local function erase(id)
 end
 
 -- What comes last in every script that writes. Who waits for jobs found the queue empty: only the first to
--- enter an empty one need be told of.
+-- enter an empty one is published.
 local function publish()
     for name, step in pairs(counts) do
         local number = step ~= 0 and call('HINCRBY', state, name, step)
