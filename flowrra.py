@@ -172,6 +172,7 @@ __all__ += ["Turns", "activity_texts", "add_store", "ask", "check_key", "check_q
 __all__ += ["cron_bits", "cron_values", "describe", "duration", "ended_job", "find_task", "first_line"]
 __all__ += ["import_extra", "job_as_json", "job_of_fire", "kind_name", "length_bucket", "load_app", "make_schedule"]
 __all__ += ["nearest", "orphaned", "parents_in", "parsed", "print_table", "python", "read_arguments", "result_from"]
+__all__ += ["NOT_BEGUN", "drive_async", "first_status"]
 __all__ += ["result_limit", "schedule_key", "sum_of_activity", "totals_of_activity", "unknown_job", "upcoming"]
 
 P = ParamSpec("P")

@@ -1,5 +1,6 @@
 """What looking costs on Redis: nothing looks at all jobs, and each state, error and parent has an index."""
 
+import asyncio
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -232,9 +233,38 @@ async def test_a_store_of_the_first_version_gets_its_indexes(watched: Watched) -
         assert client.hget("{flowrra}:state", "version") == str(scripts.VERSION).encode()
 
 
+async def test_a_store_of_the_second_version_knows_what_its_jobs_wait_for(watched: Watched) -> None:
+    """It had a set of the parents of each blocked job, and of the children of each parent."""
+    async with watched as broker:
+        client: Any = watched.client
+        await broker.push([Job("p", "task"), Job("q", "task")], now=0.0)
+        await broker.push([Job("both", "task", parents=("p", "q")), Job("held", "task")], now=0.0)
+        assert await hold_jobs(broker, ["held"], by="m", now=0.0) == [True]
+        await broker.close()
+        for child in ("both", "held"):
+            client.hdel(f"{{flowrra}}:job:{child}", "waits", "rev")
+        client.sadd("{flowrra}:parents:both", "p", "q")
+        for parent in ("p", "q"):
+            client.sadd(f"{{flowrra}}:children:{parent}", "both")
+            client.hdel(f"{{flowrra}}:job:{parent}", "rev")
+        client.hset("{flowrra}:state", "version", 2)
+        other = RedisBroker(broker.url)
+        await asyncio.gather(broker.open(), other.open())
+        await other.close()
+        assert [key for pattern in ("parents:*", "children:*") for key in client.keys(f"{{flowrra}}:{pattern}")] == []
+        await ended(broker, "success")
+        assert await broker.counts(in_state(TaskStatus.BLOCKED)) == {("default", TaskStatus.BLOCKED): 2}
+        await ended(broker, "success", now=2.0)
+        assert await release_jobs(broker, ["held"], by="m", gone=False, now=2.0) == [True]
+        await ended(broker, "success", "success", now=3.0)
+        assert await broker.counts() == {("default", TaskStatus.SUCCESS): 4}
+
+
 async def test_a_newer_store_is_refused(watched: Watched) -> None:
     async with watched as broker:
         await broker.close()
         watched.client.hset("{flowrra}:state", "version", 99)
-        with pytest.raises(BrokerError, match=r"keys of version 99 .* newer than the 2 of this flowrra"):
+        with pytest.raises(
+            BrokerError, match=rf"keys of version 99 .* newer than the {scripts.VERSION} of this flowrra"
+        ):
             await broker.open()
