@@ -2212,8 +2212,8 @@ def is_held(job: Job, by: str) -> bool:
 
 
 def parent_succeeded(child: Job, now: float) -> bool:
-    """Let a child go on, unless it waits for more. That counts while it is held, too."""
-    if child.status is not BLOCKED:
+    """Let a child go on, unless it waits for more; one that is held counts anew when its hold ends."""
+    if child.status is not BLOCKED or child.worker is not None:
         return False
     child.waits -= 1
     if child.waits <= 0:
@@ -2454,7 +2454,7 @@ def push(unit: Unit, jobs: Sequence[Job], before: Mapping[str, str] | None = Non
     for job in jobs:
         holder = job.id if job.id in unit.jobs else None if job.unique is None else holders.get(job.unique)
         if holder is None:
-            job.parents = tuple(ids.get(parent, parent) for parent in dict.fromkeys(job.parents))
+            job.parents = tuple(dict.fromkeys(ids.get(parent, parent) for parent in job.parents))
             for parent in job.parents:
                 if parent not in unit.jobs:
                     raise unknown_job(parent)

@@ -203,3 +203,27 @@ def test_a_unit_reads_its_own_writes() -> None:
     unit = flowrra.Unit(NOW, KEEP)
     assert jar.run(flowrra.change(unit, ["c", "p", "c"], "requeue", None), unit) == [False, True, True]
     assert jar.states("pc") == ["pending", "blocked"]
+
+
+def test_a_job_under_a_move_is_not_let_go_by_its_parents() -> None:
+    """It comes with one thing to wait for, its hold, however many parents it has."""
+    jar = Jar()
+    jar.push(Job("a", "t"))
+    unit = flowrra.Unit(NOW, KEEP)
+    assert jar.run(flowrra.adopt(unit, [Job("c", "t", parents=("a",))], "a move"), unit) == ["c"]
+    (job,) = jar.start("a")
+    jar.settle(Outcome.succeed(job, None))
+    assert jar.states("c") == ["blocked"]
+    unit = flowrra.Unit(NOW, KEEP)
+    assert jar.run(flowrra.change(unit, ["c"], "release", "a move"), unit) == [True]
+    assert jar.states("c") == ["pending"]
+
+
+def test_one_job_that_stands_in_for_two_parents_is_waited_for_once() -> None:
+    jar = Jar()
+    jar.push(Job("holder", "t", unique="k"))
+    jar.push(Job("a", "t", unique="k"), Job("b", "t", unique="k"), Job("c", "t", parents=("a", "b", "holder")))
+    assert jar.jobs["c"].parents == ("holder",)
+    (job,) = jar.start("holder")
+    jar.settle(Outcome.succeed(job, None))
+    assert jar.states("c") == ["pending"]
