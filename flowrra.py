@@ -162,7 +162,7 @@ __all__ += [
     "CHECK_EVERY",
     "CRON_FIELDS",
     "ENDINGS_KEPT",
-    "ENDINGS_TOLD",
+    "ENDINGS_TAKEN",
     "SUBMIT_OPTIONS",
 ]
 __all__ += ["EXPIRED", "FAILED", "FINISHED", "HISTORY_LIMIT", "KILLED", "LAST_CHANCE", "LAST_DAY", "LAST_WORKDAY"]
@@ -778,7 +778,7 @@ class Notices:
 
 
 ENDINGS_KEPT = 10_000  # endings that a store keeps until a heartbeat takes them: the latest
-ENDINGS_TOLD = 1_000  # that one heartbeat takes
+ENDINGS_TAKEN = 1_000  # that one heartbeat takes
 
 
 def ended_job(text: str) -> Job:
@@ -2844,7 +2844,7 @@ class Broker(Backend):
 
     # What a broker may have besides ------------------------------------------------------------
 
-    def twin(self) -> Broker | None:
+    def clone(self) -> Broker | None:
         """Another handle on the same store, for another thread's loop; None if there cannot be one."""
         return None
 
@@ -3324,7 +3324,7 @@ class MemoryBroker(Broker):
             paused=frozenset(self._paused),
             suspects=min(filter(None, suspects), default=0),
             lost_workers=lost,
-            endings=[self._endings.popleft() for _ in range(min(ENDINGS_TOLD, len(self._endings)))],
+            endings=[self._endings.popleft() for _ in range(min(ENDINGS_TAKEN, len(self._endings)))],
         )
 
     async def report(self, progress: Mapping[tuple[str, int], Progress]) -> None:
@@ -3653,7 +3653,7 @@ _PURGE = """
         (SELECT seq FROM flowrra_job WHERE purge_at IS NOT NULL AND purge_at < ? ORDER BY purge_at LIMIT ?)
     RETURNING id"""
 _TAKE_ENDINGS = f"""
-    DELETE FROM flowrra_ending WHERE seq IN (SELECT seq FROM flowrra_ending ORDER BY seq LIMIT {ENDINGS_TOLD})
+    DELETE FROM flowrra_ending WHERE seq IN (SELECT seq FROM flowrra_ending ORDER BY seq LIMIT {ENDINGS_TAKEN})
     RETURNING seq, job"""
 
 _LAPSED = f"(lease <= :clock OR lease > :clock + coalesce(length, {MAX_LEASE}))"
@@ -4664,7 +4664,7 @@ class SQLiteBroker(Broker):
         self._file: _SQLiteFile | None = None
         self._writer: threading.Thread | None = None
 
-    def twin(self) -> SQLiteBroker | None:
+    def clone(self) -> SQLiteBroker | None:
         if self.path is None:
             return None
         options: dict[str, Any] = {"synchronous": self._synchronous, "in_place": True}
@@ -6617,8 +6617,8 @@ class Worker:
         self.handle_notices(await self.keeper.send_heartbeat(self.broker, self.config.lease))
         for work in (self.settler.settle_all, self.settler.fire_events, self._write_progress, self._purge):
             self.keep_running(work)
-        self.keeper.twin = self.broker.twin()
-        if self.keeper.twin is None:
+        self.keeper.broker = self.broker.clone()
+        if self.keeper.broker is None:
             self.keep_running(lambda: self.keeper.keep_lease(self.broker))
         self.keeper.start()
         for served in self._queues.values():
@@ -6813,14 +6813,14 @@ class Worker:
 
 
 class _Keeper(threading.Thread):
-    """Keeps the lease, through a twin of the broker, and watches the loop, whatever tasks do to it."""
+    """Keeps the lease, through a clone of the broker, and watches the loop, whatever tasks do to it."""
 
     def __init__(self, worker: Worker) -> None:
         super().__init__(name="flowrra-keeper", daemon=True)
         # On time.monotonic(), counted from before the heartbeat went out: while the store cannot be reached after that,
         # others may run what was claimed here, and nothing of it is begun.
         self.lease_end = self._granted = 0.0
-        self.twin: Broker | None = None  # without one the heartbeats go out on the worker's loop
+        self.broker: Broker | None = None  # without one the heartbeats go out on the worker's loop
         self._worker = worker
         self._renewals: list[asyncio.Future[bool]] = []  # attempts that wait for a renewal of the lease
         self._watched = threading.get_ident()
@@ -6881,16 +6881,16 @@ class _Keeper(threading.Thread):
             return
         async with asyncio.TaskGroup() as group:
             group.create_task(self._worker.supervise(self._watch))
-            if (twin := self.twin) is not None:
+            if (broker := self.broker) is not None:
                 longest = self._worker.config.heartbeat  # after an outage the lease lasts for two of them at least
-                group.create_task(self._worker.supervise(lambda: self._keep_through(twin), longest))
+                group.create_task(self._worker.supervise(lambda: self._keep_through(broker), longest))
 
-    async def _keep_through(self, twin: Broker) -> None:
-        await twin.open()
+    async def _keep_through(self, broker: Broker) -> None:
+        await broker.open()
         try:
-            await self.keep_lease(twin)
+            await self.keep_lease(broker)
         finally:
-            await twin.close()
+            await broker.close()
 
     async def _watch(self) -> None:
         """Report a loop that has not turned for a second, once, with what blocks it."""
@@ -7878,7 +7878,7 @@ def _check_child(broker: Broker) -> None:
             "the app is being started by a process that was made for a CPU-bound task: "
             "put the start of your program under `if __name__ == '__main__':`"
         )
-    if broker.twin() is None:
+    if broker.clone() is None:
         raise ConfigError(
             "a CPU-bound task cannot reach the app's jobs: it runs in a process of its own, and the store is "
             "private to another; use sqlite:///jobs.db, or result_of() for the result of another job"

@@ -378,7 +378,7 @@ async def test_a_store_is_not_moved_onto_itself(make: Maker) -> None:
         async with sides(make, (kind, kind)) as (source, _):
             await push(source, Job("a", "t"))
             async with contextlib.AsyncExitStack() as stack:
-                twin = source.twin() or source
+                twin = source.clone() or source
                 if twin is not source:
                     await twin.open()
                     stack.push_async_callback(twin.close)

@@ -103,7 +103,7 @@ async def test_without_a_path_each_store_is_private() -> None:
     async with one.client(), two.client():
         await one.broker.push([Job("a", "task")], now=NOW)
         assert await two.broker.get(["a"]) == [None]
-        assert one.broker.twin() is None
+        assert one.broker.clone() is None
 
 
 async def test_a_folder_that_is_missing(tmp_path: Path) -> None:

@@ -314,7 +314,7 @@ async def test_two_handles_look_each_for_itself(path: Path, monkeypatch: pytest.
     """Each is woken once in a while, however many wait; when one is closed, the other goes on."""
     monkeypatch.setattr(flowrra, "_LOOK_EVERY", 0.05)
     async with opened(path) as here:
-        twin = here.twin()
+        twin = here.clone()
         assert twin is not None
         await twin.open()
         own, others = Looks(here, monkeypatch), Looks(twin, monkeypatch)
@@ -414,7 +414,7 @@ async def test_a_listener_that_is_gone_harms_nobody(path: Path) -> None:
 async def test_a_twin_serves_another_threads_loop(path: Path) -> None:
     async with opened(path) as broker:
         await broker.push([Job("a", "task")], now=NOW)
-        twin = broker.twin()
+        twin = broker.clone()
         assert twin is not None
 
         async def look() -> TaskStatus | None:

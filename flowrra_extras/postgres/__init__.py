@@ -95,7 +95,7 @@ class _Life(Broker):
         self._pid = 0
         self._inherited: object = None
 
-    def twin(self) -> Self:
+    def clone(self) -> Self:
         return type(self)(self.url, self.config, self.retention, self._clock)
 
     async def open(self) -> None:

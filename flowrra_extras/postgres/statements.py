@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 
-from flowrra import ENDINGS_TOLD, NO_ARGUMENTS
+from flowrra import ENDINGS_TAKEN, NO_ARGUMENTS
 
 UPKEEP = 1_000  # jobs that one step of upkeep makes ready, and as many that it cancels as expired
 _PAYLOAD = 7_900  # bytes; PostgreSQL refuses a notification of 8,000
@@ -372,7 +372,7 @@ BEAT = f"""
     forgotten AS (DELETE FROM flowrra.activity WHERE minute < $15::bigint AND cardinality($13::bigint[]) > 0),
     endings AS (
         DELETE FROM flowrra.ending WHERE $11::float8 > 0 AND seq = ANY (ARRAY(
-            SELECT seq FROM flowrra.ending ORDER BY seq LIMIT {ENDINGS_TOLD} FOR UPDATE SKIP LOCKED))
+            SELECT seq FROM flowrra.ending ORDER BY seq LIMIT {ENDINGS_TAKEN} FOR UPDATE SKIP LOCKED))
         RETURNING seq, job)
     SELECT coalesce((SELECT term FROM renewed), (SELECT term FROM registered))::text AS term,
         ARRAY(SELECT job FROM endings ORDER BY seq) AS endings,

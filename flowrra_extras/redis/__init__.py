@@ -128,7 +128,7 @@ class RedisBroker(SearchingBroker):
         self._pid = 0
         self._inherited: object = None
 
-    def twin(self) -> RedisBroker:
+    def clone(self) -> RedisBroker:
         return RedisBroker(self.url, self.config, self.retention, self._clock)
 
     # Opening and closing -----------------------------------------------------------------------

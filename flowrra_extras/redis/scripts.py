@@ -41,7 +41,7 @@ this may be a repetition of a call whose answer was lost, else 0: it is left out
 
 import hashlib
 
-from flowrra import ENDINGS_KEPT, ENDINGS_TOLD, UPKEEP_STEP
+from flowrra import ENDINGS_KEPT, ENDINGS_TAKEN, UPKEEP_STEP
 
 __all__ = ["CLAIMED_FIELDS", "READ_FIELDS", "RESULT_FIELDS", "SCRIPTS", "VERSION", "Script"]
 
@@ -513,7 +513,7 @@ for _, queue in ipairs(queues) do
     end
 end
 publish()
-return {term, to_end, paused, suspects, call('LPOP', p .. 'endings', ENDINGS_TOLD) or {}}
+return {term, to_end, paused, suspects, call('LPOP', p .. 'endings', ENDINGS_TAKEN) or {}}
 """
 
 # Delete finished jobs, or held ones.  ARGV: who holds them or '', then ids.
@@ -810,7 +810,7 @@ READ_FIELDS = (
     "children",
 )  # fmt: skip
 _PREAMBLE = f"local VERSION, MOST_LOOKS, UPKEEP = {VERSION}, {MOST_LOOKS}, {UPKEEP_STEP}\n"
-_PREAMBLE += f"local ENDINGS_KEPT, ENDINGS_TOLD = {ENDINGS_KEPT}, {ENDINGS_TOLD}\n"
+_PREAMBLE += f"local ENDINGS_KEPT, ENDINGS_TAKEN = {ENDINGS_KEPT}, {ENDINGS_TAKEN}\n"
 _FIELDS = {"CLAIMED": CLAIMED_FIELDS, "READ": READ_FIELDS, "RESULT": RESULT_FIELDS}
 _LISTS = {name: str(fields)[1:-1] for name, fields in _FIELDS.items()}
 
