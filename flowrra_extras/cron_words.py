@@ -7,60 +7,52 @@ import datetime as dt
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
-from flowrra import (
-    _CATCH_UP,
-    _CRON_FIELDS,
-    _CRON_VALUES,
-    _INSTANT,
-    _LAST_DAY,
-    _LAST_NEAR,
-    _NEAR,
-    Cron,
-    _cron_bits,
-    _values,
-)
+from flowrra import CRON_FIELDS, LAST_DAY, LAST_WORKDAY, NEAREST, Cron, cron_bits, cron_values
 
 __all__ = ["clock_marks", "explain", "takes_either_day"]
+
+_MONTHS = (
+    *("January", "February", "March", "April", "May", "June", "July"),
+    *("August", "September", "October", "November", "December"),
+)
+_WEEKDAYS = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
 
 
 def explain(cron: Cron) -> str:
     """The schedule in words: `At 09:00 on Monday through Friday, Europe/Riga`."""
-    (seconds, minutes, hours, days, months, weekdays, years), both, *_ = cron._key
-    said = _said_time(seconds, minutes, hours) + _said_days(days, weekdays, both=both)
-    if months != _cron_bits("month", "*"):
-        said += f" in {_spans(months, lambda month: _CRON_VALUES['month'][month - 1])}"
-    if cron._days.years:
-        said += f" in {_spans(years, str)}"
+    second, minute, hour, day, month, weekday, year = cron.fields
+    said = _said_time(second, minute, hour) + _said_days(day, weekday, both=cron.both_days)
+    if month != cron_bits("month", "*"):
+        said += f" in {_spans(month, lambda month: _MONTHS[month - 1])}"
+    if year:
+        said += f" in {_spans(year, str)}"
     return f"{said[0].upper()}{said[1:]}, {cron.tz}"
 
 
 def takes_either_day(cron: Cron) -> bool:
     """Whether days are asked for in two ways, of which one is enough."""
-    *_, days, _, weekdays, _ = cron._key[0]
-    plain = _cron_bits("day-of-month", "*"), _cron_bits("day-of-week", "*")
-    return not cron._key[1] and days != plain[0] and weekdays != plain[1]
+    *_, day, _, weekday, _ = cron.fields
+    return not cron.both_days and day != cron_bits("day-of-month", "*") and weekday != cron_bits("day-of-week", "*")
 
 
 def clock_marks(cron: Cron, begin: dt.datetime, end: dt.datetime) -> Iterator[tuple[dt.datetime, str]]:
     """What clock changes do to the fires of `cron` later than `begin` and up to `end`, in words, and when (in UTC)."""
     years = range(begin.astimezone(dt.UTC).year, end.astimezone(dt.UTC).year + 1)
-    for shift in sorted({shift for year in years for shift in cron._zone[year]}):
-        left, entered = shift.at + shift.before, shift.at + shift.after
-        match = cron._later(min(left, entered) - _INSTANT)
+    for change in sorted({change for year in years for change in cron.zone[year]}):
+        left, entered = change.left, change.entered
+        match = cron.match_from(min(left, entered))
         if match is None or match >= max(left, entered):
             continue
+        before, after = left - change.at, entered - change.at  # the offsets
         why = f"the clock goes from {left:%H:%M} to {entered:%H:%M}"
         if left < entered:
-            is_moved = cron._is_fixed and entered - left < _CATCH_UP
-            wall = entered + dt.timedelta(seconds=-entered.second % 60) if is_moved else entered
-            marks = [
-                (wall - shift.after, f"{match:%Y-%m-%d %H:%M} {'moved here' if is_moved else 'not at all'}, {why}")
-            ]
-        elif cron._is_fixed and left - entered <= _CATCH_UP:
-            marks = [(match - shift.before, f"once, though {why}")]
+            moved_to = change.moved_to if cron.is_fixed else None
+            what = "not at all" if moved_to is None else "moved here"
+            marks = [((moved_to or entered) - after, f"{match:%Y-%m-%d %H:%M} {what}, {why}")]
+        elif cron.is_fixed and change.is_repeat:
+            marks = [(match - before, f"once, though {why}")]
         else:
-            marks = [(match - offset, f"{which}, {why}") for offset, which in
-                     ((shift.before, "the first of two"), (shift.after, "the second of two"))]  # fmt: skip
+            marks = [(match - before, f"the first of two, {why}"), (match - after, f"the second of two, {why}")]
         known = ((moment.replace(tzinfo=dt.UTC), mark) for moment, mark in marks)
         yield from ((moment, mark) for moment, mark in known if begin < moment <= end)
 
@@ -73,7 +65,7 @@ def _listed(words: Sequence[str]) -> str:
 def _spans(bits: int, say: Callable[[int], str]) -> str:
     """`1, 3 and 5 through 9`."""
     spans: list[list[int]] = []
-    for value in _values(bits):
+    for value in cron_values(bits):
         if spans and spans[-1][-1] == value - 1:
             spans[-1].append(value)
         else:
@@ -90,15 +82,15 @@ def _nth(number: int) -> str:
 
 def _step_of(field: str, bits: int) -> int | None:
     """The n of `*/n` (1: of `*`), if that is what the field says."""
-    least = _CRON_FIELDS[field][0]
-    step = (_values(bits)[1:2] or [least])[0] - least
-    return step if step and bits == _cron_bits(field, f"*/{step}") else None
+    least = CRON_FIELDS[field][0]
+    step = (cron_values(bits)[1:2] or [least])[0] - least
+    return step if step and bits == cron_bits(field, f"*/{step}") else None
 
 
 def _said_time(seconds: int, minutes: int, hours: int) -> str:
     """`at 09:00 and 17:30`, or unit by unit: `every 5 minutes of hours 9 through 17`."""
     if seconds.bit_count() * minutes.bit_count() * hours.bit_count() <= 6:
-        times = itertools.product(_values(hours), _values(minutes), _values(seconds))
+        times = itertools.product(cron_values(hours), cron_values(minutes), cron_values(seconds))
         return f"at {_listed([f'{h:02}:{m:02}' + (f':{s:02}' if seconds != 1 else '') for h, m, s in times])}"
     words: list[str] = []
     last: int | None = None
@@ -118,30 +110,29 @@ def _said_time(seconds: int, minutes: int, hours: int) -> str:
 
 def _said_days(days: int, weekdays: int, *, both: bool) -> str:
     said = []
-    if days != _cron_bits("day-of-month", "*"):
+    if days != cron_bits("day-of-month", "*"):
         said.append(_listed(list(_said_by_month(days))))
-    if weekdays != _cron_bits("day-of-week", "*"):
+    if weekdays != cron_bits("day-of-week", "*"):
         said.append(_listed(list(_said_by_week(weekdays))))
     return f" on {(' if it is ' if both else ' or on ').join(said)}" if said else ""
 
 
 def _said_by_month(days: int) -> Iterator[str]:
-    plain = days & _cron_bits("day-of-month", "*")
+    plain = days & cron_bits("day-of-month", "*")
     step = _step_of("day-of-month", plain) if plain.bit_count() > 3 else None
     if plain:
         yield f"the {_spans(plain, _nth)}" if step is None else f"every {_nth(step)} day of the month"
-    if days & _LAST_DAY:
+    if days >> LAST_DAY & 1:
         yield "the last day of the month"
-    for day in _values(days >> _NEAR & _cron_bits("day-of-month", "*")):
+    for day in cron_values(days >> NEAREST & cron_bits("day-of-month", "*")):
         yield f"the weekday nearest the {_nth(day)}"
-    if days & _LAST_NEAR:
+    if days >> LAST_WORKDAY & 1:
         yield "the last weekday of the month"
 
 
 def _said_by_week(weekdays: int) -> Iterator[str]:
-    names = _CRON_VALUES["day-of-week"]
     if plain := weekdays & 127:
-        yield _spans(plain, lambda day: names[day])
+        yield _spans(plain, lambda day: _WEEKDAYS[day])
     for week, which in enumerate(("first", "second", "third", "fourth", "fifth", "last"), 1):
-        for day in _values(weekdays >> 7 * week & 127):
-            yield f"the {which} {names[day]} of the month"
+        for day in cron_values(weekdays >> 7 * week & 127):
+            yield f"the {which} {_WEEKDAYS[day]} of the month"

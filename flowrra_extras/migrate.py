@@ -61,7 +61,7 @@ from flowrra_extras.urls import read_server_url
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["Moved", "main", "migrate"]
+__all__ = ["Moved", "adopt_jobs", "hold_jobs", "main", "migrate", "release_jobs"]
 
 _BATCH = 500  # jobs in one step; so many may be unable to run anywhere while it lasts
 _PAGE = 1_000  # jobs in one look
@@ -163,6 +163,24 @@ def _holder(source: str, target: str) -> str:
 
 
 # The waiting jobs of a store ---------------------------------------------------------------------
+
+
+async def hold_jobs(broker: Broker, task_ids: Sequence[str], *, by: str, now: float) -> list[bool]:
+    """Keep waiting jobs from running: each is BLOCKED, with `by` as its worker. False: it runs, or has ended."""
+    return await broker.change(task_ids, "hold", now=now, by=by)
+
+
+async def adopt_jobs(broker: Broker, jobs: Sequence[Job], *, by: str, now: float) -> list[bool]:
+    """Take in jobs of another store, held by `by`. False: an unfinished job here has its unique key."""
+    return [taken == job.id for taken, job in zip(await broker.push(jobs, now=now, by=by), jobs, strict=True)]
+
+
+async def release_jobs(broker: Broker, task_ids: Sequence[str], *, by: str, gone: bool, now: float) -> list[bool]:
+    """End a hold: the job waits as before, or with `gone` leaves the store as if it had never come."""
+    if not gone:
+        return await broker.change(task_ids, "release", now=now, by=by)
+    left = await broker.remove(task_ids, by=by)
+    return [task_id in left for task_id in task_ids]
 
 
 class _Survey:
@@ -298,8 +316,8 @@ class _Move:
 
     async def _check(self) -> None:
         """That both sides can take part, before anything is held."""
-        await self._source.hold([], by=self._by, now=self._clock.time())
-        await self._target.adopt([], by=self._by, now=self._clock.time())
+        await hold_jobs(self._source, [], by=self._by, now=self._clock.time())
+        await adopt_jobs(self._target, [], by=self._by, now=self._clock.time())
 
     async def _enter(self) -> None:
         """Register; if there is another one, step back, so that of two at least one sees the other."""
@@ -422,7 +440,7 @@ class _Move:
     async def _move(self, families: list[list[str]], states: Mapping[str, TaskStatus]) -> None:
         wanted = list(itertools.chain(*families))
         for part in _parts(wanted):
-            await self._source.hold(part, by=self._by, now=self._clock.time())
+            await hold_jobs(self._source, part, by=self._by, now=self._clock.time())
         held = [job for job in await _found(self._source, wanted) if job.status is BLOCKED and job.worker == self._by]
         parents = await _found(self._source, {p for job in held for p in job.parents}.difference(j.id for j in held))
         unfinished = {parent.id for parent in parents if parent.status not in FINISHED}
@@ -450,15 +468,15 @@ class _Move:
     async def _let_wait(self, ids: Iterable[str]) -> None:
         """End the hold of jobs at the source, once the target has no copy of them any more."""
         for part in _parts(ids):
-            await self._target.let_go(part, by=self._by, gone=True, now=self._clock.time())
-            await self._source.let_go(part, by=self._by, gone=False, now=self._clock.time())
+            await release_jobs(self._target, part, by=self._by, gone=True, now=self._clock.time())
+            await release_jobs(self._source, part, by=self._by, gone=False, now=self._clock.time())
 
     async def _adopt(self, jobs: Sequence[Job]) -> set[str]:
         """Have the target take the jobs in, held; those that it does not take."""
         refused = set()
         for part in _parts(jobs):
             try:
-                taken = await self._target.adopt(part, by=self._by, now=self._clock.time())
+                taken = await adopt_jobs(self._target, part, by=self._by, now=self._clock.time())
             except SerializationError:
                 taken = [await self._adopt_alone(job) for job in part]
             for job, is_in in zip(part, taken, strict=True):
@@ -470,15 +488,15 @@ class _Move:
 
     async def _adopt_alone(self, job: Job) -> bool:
         try:
-            return (await self._target.adopt([job], by=self._by, now=self._clock.time()))[0]
+            return (await adopt_jobs(self._target, [job], by=self._by, now=self._clock.time()))[0]
         except SerializationError as error:
             self.moved.stays[job.id] = str(error)
             return False
 
     async def _hand_over(self, ids: list[str], states: Mapping[str, TaskStatus]) -> None:
-        left = await self._source.let_go(ids, by=self._by, gone=True, now=self._clock.time())
+        left = await release_jobs(self._source, ids, by=self._by, gone=True, now=self._clock.time())
         gone = [task_id for task_id, has_left in zip(ids, left, strict=True) if has_left]
-        await self._target.let_go(gone, by=self._by, gone=False, now=self._clock.time())
+        await release_jobs(self._target, gone, by=self._by, gone=False, now=self._clock.time())
         self.moved.jobs.update(states[task_id] for task_id in gone)
         self.moved.waiting -= len(gone)
         if len(gone) < len(ids):  # cancelled at the source just now, or the answer was lost
@@ -490,8 +508,8 @@ class _Move:
             known = {job.id: job.status for job in await _found(self._source, part)}
             void = [task_id for task_id, status in known.items() if status in FINISHED or status is RUNNING]
             alone = [task_id for task_id in part if task_id not in known]
-            await self._target.let_go(void, by=self._by, gone=True, now=self._clock.time())
-            freed = await self._target.let_go(alone, by=self._by, gone=False, now=self._clock.time())
+            await release_jobs(self._target, void, by=self._by, gone=True, now=self._clock.time())
+            freed = await release_jobs(self._target, alone, by=self._by, gone=False, now=self._clock.time())
             self.moved.resumed += sum(freed)
 
     # Results -----------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from flowrra import (
     WorkerInfo,
     decode_arguments,
 )
+from flowrra_extras.migrate import adopt_jobs, hold_jobs, release_jobs
 from flowrra_extras.testing import ManualClock
 
 LEASE = 1_000.0  # far longer than a story takes, as some leases run by the clock of a server
@@ -215,7 +216,7 @@ class Story:
 
     async def hold(self) -> None:
         ids = self.some()
-        await self.all(repr(ids), lambda side: side.broker.hold(ids, by="a move", now=self.now))
+        await self.all(repr(ids), lambda side: hold_jobs(side.broker, ids, by="a move", now=self.now))
 
     async def let_go(self) -> None:
         jobs = await self.sides[0].broker.find(JobFilter(), limit=1_000)
@@ -223,7 +224,9 @@ class Story:
         awaited = {parent for job in jobs if job.status not in FINISHED for parent in job.parents}
         gone = self.rng.random() < 0.3
         ids = [task_id for task_id in dict.fromkeys((*held, *self.some(1))) if not (gone and task_id in awaited)]
-        await self.all(f"{ids} {gone}", lambda side: side.broker.let_go(ids, by="a move", gone=gone, now=self.now))
+        await self.all(
+            f"{ids} {gone}", lambda side: release_jobs(side.broker, ids, by="a move", gone=gone, now=self.now)
+        )
 
     async def adopt(self) -> None:
         past = (Attempt(1, "w9", 5.0, 6.0, "crash", "x"),)
@@ -233,7 +236,8 @@ class Story:
         for spec in specs:
             spec["parents"] = tuple(parent for parent in spec["parents"] if parent != spec["id"])
         await self.all(
-            repr(specs), lambda side: side.broker.adopt([Job(**dict(s)) for s in specs], by="a move", now=self.now)
+            repr(specs),
+            lambda side: adopt_jobs(side.broker, [Job(**dict(s)) for s in specs], by="a move", now=self.now),
         )
 
     async def delete(self) -> None:
@@ -287,7 +291,7 @@ class Story:
 
 def seen(job: Job) -> dict[str, Any]:
     """A job without what a store may choose: its `seq`, and where its arguments are kept."""
-    values = {f.name: plain(getattr(job, f.name)) for f in dataclasses.fields(job)}
+    values = {f.name: plain(getattr(job, f.name)) for f in dataclasses.fields(job) if f.compare}
     for name in ("seq", "payload", "args", "kwargs"):
         del values[name]
     if len(job.parents) > 1 and job.status is TaskStatus.CANCELLED and (job.error or "").startswith("its parent "):

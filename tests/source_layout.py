@@ -360,3 +360,28 @@ def changelog_version(changelog: str) -> str | None:
     """The topmost release; work that has no version yet stands above it as `[Unreleased]`."""
     found = re.search(r"^## \[(\d[^]]*)\]", changelog, re.MULTILINE)
     return found and found[1]
+
+
+def function_around(source: str, line: int) -> str:
+    """The name of the innermost function that this line is in; "" outside of all."""
+    around = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, Function) and node.lineno <= line <= (node.end_lineno or node.lineno)
+    ]
+    return max(around, key=lambda node: node.lineno).name if around else ""
+
+
+def defined_names(source: str) -> set[str]:
+    """Classes, functions, arguments, attributes and variables that this text gives names to."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, Function | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.add(node.attr)
+    return names

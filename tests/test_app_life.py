@@ -160,8 +160,8 @@ async def test_waiting_for_a_result_while_the_app_closes_ends_with_an_error(app:
 
 
 def is_waiting(app: Flowrra) -> bool:
-    holder: Any = getattr(app.broker, "_news", app.broker)
-    return any(holder._result_waiters.values())
+    broker: Any = app.broker
+    return bool(broker.hub.waiting("job"))
 
 
 async def test_nothing_is_left_after_a_stop(app: Flowrra) -> None:

@@ -209,7 +209,7 @@ async def test_a_hook_is_told_of_a_lost_worker(app: Flowrra) -> None:
     watcher = Watcher(app, "worker_lost")
     async with app:
         assert app._worker is not None
-        app._worker.heed(Notices(lost_workers=["w-1"]))
+        app._worker.handle_notices(Notices(lost_workers=["w-1"]))
         assert (await watcher.wait("worker_lost")).worker == "w-1"
 
 

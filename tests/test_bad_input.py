@@ -15,7 +15,6 @@ import pytest
 
 from flowrra import (
     BackendConfig,
-    Broker,
     BrokerConfig,
     Config,
     ConfigError,
@@ -23,7 +22,6 @@ from flowrra import (
     ExecutorNotRunningError,
     Flowrra,
     FlowrraError,
-    MemoryBroker,
     Retry,
     SerializationError,
     TaskNotFoundError,
@@ -404,10 +402,3 @@ async def test_a_schedule_cannot_hold_a_placeholder(app: Flowrra) -> None:
         scheduler = app.create_scheduler("memory://")
         with pytest.raises(ConfigError, match=r"a schedule's arguments cannot hold result_of\(\)"):
             await scheduler.schedule_interval("send", 60, args=(result_of(parent),))
-
-
-@pytest.mark.parametrize("move", ["hold", "adopt", "let_go"])
-async def test_a_broker_that_can_take_part_in_no_move_says_so(move: str) -> None:
-    rest = {"gone": True} if move == "let_go" else {}
-    with pytest.raises(ConfigError, match="MemoryBroker can take part in no move: it lacks hold, adopt and let_go"):
-        await getattr(Broker, move)(MemoryBroker(), [], by="a move", now=1.0, **rest)

@@ -231,6 +231,19 @@ def test_a_worker_says_which_variables_are_no_settings(
     ]
 
 
+def test_a_worker_says_which_settings_its_app_does_not_read(
+    say: Say, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FLOWRRA_EXECUTOR_IO_WORKERS", "50")
+    monkeypatch.setenv("FLOWRRA_BACKEND_URL", "sqlite:///results.db")
+    monkeypatch.setenv("FLOWRRA_BROKER", "sqlite:///jobs.db")  # which is the app's own
+    assert say("worker", "shop:app", "--concurrency", "5", "--queues", "default:2")[0] == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{name} has no effect: Flowrra(Config.from_env()) would read it"
+        for name in ("FLOWRRA_BACKEND_URL", "FLOWRRA_EXECUTOR_IO_WORKERS")
+    ]
+
+
 def test_a_job_that_is_due_at_the_end_of_time_can_be_looked_at(say: Say) -> None:
     app = Flowrra.from_urls("sqlite:///jobs.db")
     task = app.task(name="later")(nothing)

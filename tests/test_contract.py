@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from examples.dict_broker import DictBroker
 from flowrra import Broker, MemoryBroker, SQLiteBroker
 from flowrra_extras.testing import BrokerContract, ManualClock
 
@@ -26,3 +27,10 @@ class TestSQLiteFile(BrokerContract):
 class TestSQLiteInMemory(BrokerContract):
     async def make_broker(self, clock: ManualClock) -> Broker:
         return SQLiteBroker(clock=clock)
+
+
+class TestExample(BrokerContract):
+    """What the documentation shows to those who write one."""
+
+    async def make_broker(self, clock: ManualClock) -> Broker:
+        return DictBroker(clock)

@@ -77,7 +77,7 @@ def first_crash(job: Job) -> float:
 
 async def test_a_worker_started_after_a_kill_takes_up_everything(site: Site) -> None:
     async with site.client() as app:
-        await app.submit_many(stand_in(app, "app.nap"), [(0.02,)] * 500)
+        await app.submit_many(stand_in(app, "app.nap"), [(0.02 + n % 7 / 500,) for n in range(500)])  # not in step
         first = await site.worker()
         await some_succeeded(app, 50)
         await first.kill()
@@ -158,7 +158,7 @@ async def test_one_process_of_several_is_enough_to_open_and_rescue(file_site: Si
 # ---------------------------------------------------------------------------
 
 CRASH_POINTS = """
-broker, store = app.broker, flowrra.SQLiteStore
+broker, store = app.broker, flowrra.SQLiteTable
 claim, settle = broker.claim, broker.settle
 store_claim, store_settle, store_heartbeat = store.claim, store.settle, store.heartbeat
 reached = []

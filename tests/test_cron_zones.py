@@ -171,6 +171,13 @@ def test_a_zone_that_gave_up_changing_its_clock() -> None:
     ]
 
 
+def test_the_last_clock_change_of_the_calendar() -> None:
+    daily, last = Cron("30 3 * * *", "Europe/Riga"), Cron("0 12 31 12 *", "Europe/Riga")
+    change = dt.datetime(9999, 10, 31, 0, 45, tzinfo=UTC)  # the clock shows 03:45 for the first time
+    assert daily.next(change).isoformat() == "9999-11-01T03:30:00+02:00"
+    assert last.next(change).isoformat() == "9999-12-31T12:00:00+02:00"
+
+
 # ---------------------------------------------------------------------------
 # Changes of every size, in zones that are made for it
 # ---------------------------------------------------------------------------

@@ -356,11 +356,11 @@ async def test_the_lifespan_opens_and_closes_the_stores() -> None:
     life = asyncio.create_task(program({"type": "lifespan"}, heard.get, said.put))  # type: ignore[arg-type]
     await heard.put({"type": "lifespan.startup"})
     assert (await said.get())["type"] == "lifespan.startup.complete"
-    assert app._is_open_here()
+    assert app.sessions.open_here() is not None
     await heard.put({"type": "lifespan.shutdown"})
     assert (await said.get())["type"] == "lifespan.shutdown.complete"
     await life
-    assert not app._is_open_here()
+    assert app.sessions.open_here() is None
 
 
 @pytest.mark.parametrize("name", ASGI)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flowrra import Flowrra, Job, TaskNotFoundError, TaskStatus, WorkerInfo, result_of
+from flowrra_extras.migrate import adopt_jobs, release_jobs
 from tests.apps import MovableClock, eventually, make_app
 
 
@@ -51,8 +52,8 @@ async def test_retrying(app: Flowrra) -> None:
 async def test_a_suspect_waits_for_an_idle_worker(app: Flowrra) -> None:
     async with app.client():
         job = Job("a", "work", payload="[[], {}]", attempt=1, crashes=1)
-        await app.broker.adopt([job], by="a move", now=app.now())
-        await app.broker.let_go(["a"], by="a move", gone=False, now=app.now())
+        await adopt_jobs(app.broker, [job], by="a move", now=app.now())
+        await release_jobs(app.broker, ["a"], by="a move", gone=False, now=app.now())
         await register(app, {"default": 1}, ["work"])
         assert await app.explain("a") == (
             "It is ready, but it was running in 1 crash(es), so it waits for a worker that runs nothing else."

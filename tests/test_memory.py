@@ -16,6 +16,7 @@ from flowrra import (
     TaskStatus,
     WorkerInfo,
 )
+from flowrra_extras.migrate import adopt_jobs, hold_jobs, release_jobs
 from flowrra_extras.testing import ManualClock
 from tests.apps import make_app, within
 
@@ -89,7 +90,7 @@ async def test_jobs_that_ended_while_they_waited_leave_nothing_behind(clock: Man
         )
         await broker.push([job], now=clock.time())
         await broker.cancel(job.id, now=clock.time())
-    kept = [*broker._ready["default"], *broker._waiting, *broker._expiring]
+    kept = [*broker._ready["default", 0], *broker._waiting, *broker._expiring]
     assert len(kept) < 3 * 1_100
     await broker.push([Job("due", "task", due=clock.time() + 5), Job("ready", "task")], now=clock.time())
     for number in range(1_100):
@@ -139,7 +140,7 @@ async def test_who_gives_up_waiting_for_room_leaves_nothing_behind(clock: Manual
         push.cancel()
         await asyncio.wait([push])
         assert push.cancelled()
-    assert not broker._room_waiters
+    assert not broker.hub.waiters
     assert await broker.get(["b"]) == [None]
 
 
@@ -174,15 +175,15 @@ async def test_who_has_waited_leaves_nothing_behind() -> None:
     broker = MemoryBroker()
     for queues in (["default", "other"], []):
         await broker.wait_ready(queues, 0.0)
-    assert broker._ready_waiters == {}
+    assert not broker.hub.waiters
 
 
 async def test_a_held_job_takes_no_room_in_its_queue() -> None:
     broker = MemoryBroker(BrokerConfig(max_queue_size=1))
     await broker.push([Job("a", "task")], now=1.0)
-    await broker.hold(["a"], by="a move", now=1.0)
+    await hold_jobs(broker, ["a"], by="a move", now=1.0)
     await broker.push([Job("b", "task")], now=1.0)
-    await broker.let_go(["b"], by="a move", gone=True, now=1.0)  # it is not held
+    await release_jobs(broker, ["b"], by="a move", gone=True, now=1.0)  # it is not held
     with pytest.raises(QueueFullError):
         await broker.push([Job("c", "task")], now=1.0)
 
@@ -199,8 +200,8 @@ async def test_only_attempts_that_came_to_an_end_of_their_own_are_activity() -> 
 
 async def test_a_worker_claims_again_when_a_suspect_has_run() -> None:
     broker = MemoryBroker()
-    await broker.adopt([Job("suspect", "task", attempt=1, crashes=1), Job("a", "task")], by="a move", now=1.0)
-    await broker.let_go(["suspect", "a"], by="a move", gone=False, now=1.0)
+    await adopt_jobs(broker, [Job("suspect", "task", attempt=1, crashes=1), Job("a", "task")], by="a move", now=1.0)
+    await release_jobs(broker, ["suspect", "a"], by="a move", gone=False, now=1.0)
     app = make_app(broker=broker)
 
     @app.task(name="task")

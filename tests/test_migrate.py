@@ -18,6 +18,7 @@ from flowrra import (
     BLOCKED,
     FINISHED,
     UNFINISHED,
+    Action,
     Broker,
     BrokerError,
     Clock,
@@ -33,7 +34,7 @@ from flowrra import (
     result_of,
 )
 from flowrra_extras import migrate as migrating
-from flowrra_extras.migrate import Moved, migrate
+from flowrra_extras.migrate import Moved, adopt_jobs, hold_jobs, migrate
 from flowrra_extras.postgres import PostgresBroker
 from flowrra_extras.redis import RedisBroker
 from tests.apps import make_app
@@ -257,8 +258,8 @@ async def test_what_an_earlier_start_holds_waits_again_if_it_has_to_stay(make: M
     async with sides(make, ("sqlite", "memory")) as (source, target):
         await push(source, Job("a", "t"), Job("b", "t", parents=("a",)))
         by = migrating._holder(migrating._name(source), migrating._name(target))
-        await source.hold(["b"], by=by, now=time.time())
-        await target.adopt([Job("b", "t", parents=("a",))], by=by, now=time.time())
+        await hold_jobs(source, ["b"], by=by, now=time.time())
+        await adopt_jobs(target, [Job("b", "t", parents=("a",))], by=by, now=time.time())
         (running,) = await claim(source)
         assert (await migrate(source, target, wait=0)).kin == 1
         assert await states(target) == {}
@@ -267,10 +268,10 @@ async def test_what_an_earlier_start_holds_waits_again_if_it_has_to_stay(make: M
 
 
 async def test_who_is_cancelled_during_the_move_stays_so(make: Maker) -> None:
-    for step, side in [("adopt", 0), ("let_go", 0), ("let_go", 1)]:
+    for step, side in [("push", 0), ("remove", 0), ("release", 1)]:
         async with sides(make, ("sqlite", "memory")) as pair:
             await push(pair[0], Job("a", "t"))
-            racing = Tampered(pair[1] if (step, side) != ("let_go", 0) else pair[0])
+            racing = Tampered(pair[0] if step == "remove" else pair[1])
             racing.before[step] = functools.partial(pair[side].cancel, "a", now=time.time())
             both = (racing, pair[1]) if racing.inner is pair[0] else (pair[0], racing)
             moved = await migrate(*both)
@@ -354,7 +355,7 @@ async def test_a_job_that_the_target_has_already_is_not_doubled(make: Maker, sta
 async def test_a_job_that_another_move_holds_is_left_to_it(make: Maker) -> None:
     async with sides(make, ("sqlite", "memory")) as (source, target):
         await push(source, Job("a", "t"), Job("b", "t"))
-        await source.hold(["a"], by="migrate x y", now=time.time())
+        await hold_jobs(source, ["a"], by="migrate x y", now=time.time())
         moved = await migrate(source, target)
         assert moved.stays == {"a": "it is held by 'migrate x y': finish that"}
         assert await states(target) == {"b": "pending"}
@@ -377,7 +378,7 @@ async def test_a_store_is_not_moved_onto_itself(make: Maker) -> None:
         async with sides(make, (kind, kind)) as (source, _):
             await push(source, Job("a", "t"))
             async with contextlib.AsyncExitStack() as stack:
-                twin = source.twin() or source
+                twin = source.clone() or source
                 if twin is not source:
                     await twin.open()
                     stack.push_async_callback(twin.close)
@@ -390,8 +391,15 @@ async def test_a_store_is_not_moved_onto_itself(make: Maker) -> None:
 class Plain(MemoryBroker):
     """A broker that takes part in no move."""
 
-    hold = Broker.hold
-    adopt = Broker.adopt
+    async def push(self, jobs: Sequence[Job], *, now: float, by: str | None = None) -> list[str]:
+        if by is not None:
+            raise ConfigError("Plain can take part in no move")
+        return await super().push(jobs, now=now)
+
+    async def change(self, task_ids: Sequence[str], action: Action, *, now: float, by: str | None = None) -> list[bool]:
+        if action == "hold":
+            raise ConfigError("Plain can take part in no move")
+        return await super().change(task_ids, action, now=now, by=by)
 
 
 async def test_a_broker_that_takes_part_in_no_move_is_refused_at_once(make: Maker) -> None:
@@ -421,13 +429,14 @@ class Tampered(Broker):
     def __getattribute__(self, name: str) -> Any:
         if name in ("inner", "before", "_stop", "_step") or name.startswith("__"):
             return object.__getattribute__(self, name)
-        if name in ("hold", "adopt", "let_go", "record", "set_queue"):
+        if name in ("change", "push", "remove", "record", "set_queue"):
             return lambda *args, **kwargs: self._step(name, args, kwargs)
         return getattr(self.inner, name)
 
     async def _step(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        if args[0] and name in self.before:
-            await self.before.pop(name)()
+        step = args[1] if name == "change" else name
+        if args[0] and step in self.before:
+            await self.before.pop(step)()
         if self._stop():
             raise PowerCutError("before it")
         done = await getattr(self.inner, name)(*args, **kwargs)
@@ -508,9 +517,9 @@ async def test_cancelling_ends_the_step_under_way(make: Maker, monkeypatch: pyte
     async with sides(make, ("sqlite", "memory")) as (source, target):
         await push(source, *[Job(f"j{n}", "t") for n in range(50)])
         slow = Tampered(target)
-        slow.before["adopt"] = lambda: asyncio.sleep(0)
+        slow.before["push"] = lambda: asyncio.sleep(0)
         moving = asyncio.ensure_future(migrate(source, slow))
-        slow.before["adopt"] = lambda: asyncio.sleep(0, moving.cancel())
+        slow.before["push"] = lambda: asyncio.sleep(0, moving.cancel())
         with pytest.raises(asyncio.CancelledError):
             await moving
         assert len(await runnable(target)) == 5
@@ -536,5 +545,5 @@ def test_every_state_has_a_word_in_a_dry_run() -> None:
 async def test_a_held_job_says_what_holds_it(tmp_path: Path) -> None:
     async with make_app(f"sqlite:///{tmp_path / 'jobs.db'}").client() as app:
         await push(app.broker, Job("a", "t"))
-        await app.broker.hold(["a"], by="migrate x y", now=time.time())
+        await hold_jobs(app.broker, ["a"], by="migrate x y", now=time.time())
         assert await app.explain("a") == "It is held for migrate x y: if that was interrupted, start it again."

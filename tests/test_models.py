@@ -25,10 +25,10 @@ from flowrra import (
     TaskStatus,
     activity_texts,
     length_bucket,
-    quantile,
     sources,
     sum_of_activity,
 )
+from flowrra_extras.activity import quantile
 
 
 def reachable(start: TaskStatus) -> set[TaskStatus]:

@@ -366,7 +366,7 @@ async def test_who_waits_is_told_by_the_callers_commit(url: str) -> None:
     async with opened(url) as worker, opened(url) as producer, callers("asyncpg") as connection:
         await worker.heartbeat(WorkerInfo("w"), lease=60, now=NOW)
         await worker.wait_ready(["default"], 0.2)
-        while not worker._groups.waits.ear._heeded:  # noqa: ASYNC110
+        while not worker._groups.waits.listener._subscribed:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         assert await worker.claim("default", limit=1, worker="w", now=NOW) == []
         async with connection.transaction():
@@ -409,7 +409,7 @@ async def test_who_looks_while_the_broker_is_closed_leaves_nothing(url: str) -> 
     async with opened(url) as broker:
         waits = broker._groups.waits
         waiter = waits.expect("a")
-    waits.ear.want("more")
+    waits.listener.want("more")
     assert len(asyncio.all_tasks()) == 1, "nobody listens"
     assert waiter.done()
     del waiter, waits, broker

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import itertools
+import random
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
@@ -10,6 +12,7 @@ import psycopg
 import pytest
 
 from flowrra import (
+    FINISHED,
     BrokerConfig,
     BrokerError,
     Config,
@@ -20,6 +23,7 @@ from flowrra import (
     Outcome,
     SerializationError,
     TaskStatus,
+    Unit,
     WorkerInfo,
 )
 from flowrra_extras.postgres import PostgresBroker, groups
@@ -196,3 +200,118 @@ async def test_one_push_that_is_refused_costs_its_neighbours_little(
         assert refused == [70]
         assert isinstance(answers[70], SerializationError)
         assert len(sent) < 20
+
+
+async def test_a_child_that_comes_in_while_its_parent_ends_is_freed_with_it(
+    schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes between what the settle reads and what it writes."""
+    write, late = Store._write, iter([True])
+
+    async def be_late(store: Store, unit: Unit, view: Any) -> None:
+        if "j00" in unit.changed and next(late, False):
+            await broker.push([Job("second", "task", parents=("j00",))], now=NOW)
+        await write(store, unit, view)
+
+    async with running(schema, 1) as (broker, jobs):
+        await broker.push([Job("first", "task", parents=("j00",))], now=NOW)
+        monkeypatch.setattr(Store, "_write", be_late)
+        assert await broker.settle([Outcome.succeed(job, 1) for job in jobs], now=NOW + 1) == [True]
+        assert {job.id: job.status for job in await broker.find(JobFilter(status=frozenset({TaskStatus.PENDING})))} == {
+            "first": TaskStatus.PENDING,
+            "second": TaskStatus.PENDING,
+        }
+
+
+async def test_two_parents_that_end_at_once_free_their_child(schema: str) -> None:
+    async with running(schema, 20) as (broker, jobs):
+        children = [Job(f"c{n}", "task", parents=(f"j{n:02}", f"j{n + 10:02}")) for n in range(10)]
+        await broker.push(children, now=NOW)
+        other = PostgresBroker(f"{POSTGRES_URL}?schema={schema}")
+        await other.open()
+        try:
+            first, second = ([Outcome.succeed(job, 1) for job in some] for some in (jobs[:10], jobs[10:]))
+            done = await asyncio.gather(broker.settle(first, now=NOW + 1), other.settle(second[::-1], now=NOW + 1))
+        finally:
+            await other.close()
+        assert list(done) == [[True] * 10, [True] * 10]
+        assert (await broker.counts())["default", TaskStatus.PENDING] == 10
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_a_key_that_another_transaction_takes_meanwhile(schema: str, driver: str) -> None:
+    """Who comes second waits for what becomes of the first, and goes on in its own transaction."""
+    async with running(schema, 1) as (broker, _):
+        first, second = [await asyncpg.connect(POSTGRES_URL) for _ in range(2)]
+        plain = await psycopg.AsyncConnection.connect(POSTGRES_URL, application_name=schema)
+        await second.execute(f"SET application_name = '{schema}'")
+        try:
+            with psycopg.connect(POSTGRES_URL, autocommit=True) as observer:
+                taking = first.transaction()
+                await taking.start()
+                assert await broker.push_in(first, [Job("a", "task", unique="key")], now=NOW) == ["a"]
+                following = second.transaction()
+                await following.start()
+                mine = second if driver == "asyncpg" else plain
+                jobs = [Job("plain", "task"), Job("b", "task", unique="key"), Job("c", "task", parents=("b",))]
+                pushing = asyncio.create_task(broker.push_in(mine, jobs, now=NOW))
+                await eventually(lambda: waiting(observer, schema) == 1, "the second waits")
+                await taking.commit()
+                assert await pushing == ["plain", "a", "c"]
+                await (following.commit() if driver == "asyncpg" else plain.commit())
+            (child,) = await broker.find(JobFilter(ids=["c"]))
+            assert (child.status, child.parents, child.waits) == (TaskStatus.BLOCKED, ("a",), 1)
+        finally:
+            await plain.close()
+            await first.close()
+            await second.close()
+
+
+async def test_races_leave_nobody_behind(schema: str) -> None:
+    """Pushes of families, endings of all kinds and what people do, through two handles, as fast as they go."""
+    rng, ids = random.Random(7), []  # noqa: S311 (no secret)
+    async with running(schema, 1) as (broker, (begun,)):
+        other = PostgresBroker(f"{POSTGRES_URL}?schema={schema}")
+        await other.open()
+        ids.append(begun.id)
+        until = asyncio.get_running_loop().time() + 2
+
+        def goes_on() -> bool:
+            return asyncio.get_running_loop().time() < until
+
+        async def push(through: PostgresBroker, name: str) -> None:
+            for n in itertools.takewhile(lambda _: goes_on(), itertools.count()):
+                parents = tuple(rng.sample(ids[-9:], min(len(ids), rng.randrange(3))))
+                unique = f"key{rng.randrange(5)}" if rng.random() < 0.4 else None
+                job = Job(f"{name}{n}", "task", parents=parents, unique=unique)
+                ids.extend(await through.push([job, Job(f"{name}{n}x", "task", parents=(job.id,))], now=NOW))
+
+        async def work(through: PostgresBroker) -> None:
+            while goes_on():
+                jobs = await through.claim("default", limit=rng.randrange(1, 6), worker="w", now=NOW)
+                ends = [
+                    rng.choice((Outcome.succeed(j, 1), Outcome.fail(j, "no"), Outcome.retry_at(j, NOW - 1, "no")))
+                    for j in jobs
+                ]
+                assert all(await through.settle(ends, now=NOW))
+
+        async def meddle(through: PostgresBroker, by: str) -> None:
+            while goes_on():
+                some = rng.sample(ids[-30:], min(len(ids), 3))
+                await through.change(some, "hold", now=NOW, by=by)
+                await through.change(some, rng.choice(["cancel", "requeue"]), now=NOW, by=by)
+                await through.change(some, "release", now=NOW, by=by)
+
+        assert await broker.settle([Outcome.succeed(begun, 1)], now=NOW) == [True]
+        sides = ((broker, "a"), (other, "b"))
+        try:
+            await asyncio.gather(*(
+                each for side, name in sides for each in (push(side, name), push(side, name * 2), work(side),
+                                                          meddle(side, name))
+            ))  # fmt: skip
+        finally:
+            await other.close()
+        while jobs := await broker.claim("default", limit=100, worker="w", now=NOW):
+            await broker.settle([Outcome.succeed(job, 1) for job in jobs], now=NOW)
+        assert {status for _, status in await broker.counts()} <= FINISHED
+        assert len(await broker._run("SELECT FROM flowrra.dependency")) == 0

@@ -78,3 +78,37 @@ async def test_a_store_of_the_first_version_lives_on(url: str) -> None:
     finally:
         for each in brokers:
             await each.close()
+
+
+# What the sixth version wrote: it kept who waits for whom in a table only, and forgot that of jobs that are held.
+ROWS_6 = """
+INSERT INTO flowrra.job (id, task, queue, priority, status, payload, submitted, parents, worker, has_children) VALUES
+    ('one', 'task', 'default', 0, 'pending', '[[],{}]', 1, NULL, NULL, true),
+    ('two', 'task', 'default', 0, 'pending', '[[],{}]', 1, NULL, NULL, true),
+    ('child', 'task', 'default', 0, 'blocked', '[[],{}]', 1, '["one", "two"]', NULL, false),
+    ('held', 'task', 'default', 0, 'blocked', '[[],{}]', 1, '["two"]', 'move', false);
+INSERT INTO flowrra.dependency SELECT parent.seq, child.seq FROM flowrra.job AS parent, flowrra.job AS child
+    WHERE parent.has_children AND child.id = 'child';
+UPDATE flowrra.meta SET version = 6
+"""
+
+
+async def test_what_waits_in_a_store_of_the_sixth_version_goes_on_to_wait() -> None:
+    with clean_schema(POSTGRES_URL) as (connection, schema):
+        for script in (sql.NAMESPACE, sql.META, *sql.MIGRATIONS[:6], ROWS_6):
+            connection.execute(sql.in_schema(script, schema).encode())
+        broker = PostgresBroker(f"{POSTGRES_URL}?schema={schema}")
+        await broker.open()
+        try:
+            jobs = await broker.find(JobFilter(status=frozenset((TaskStatus.BLOCKED,))))
+            assert {job.id: job.waits for job in jobs} == {"child": 2, "held": 1}
+            await broker.heartbeat(WorkerInfo("w"), lease=60, now=NOW)
+            one, two = await broker.claim("default", limit=9, worker="w", now=NOW)
+            await broker.settle([Outcome.succeed(one, 1)], now=NOW)
+            assert await broker.claim("default", limit=9, worker="w", now=NOW) == []
+            await broker.settle([Outcome.succeed(two, 1)], now=NOW)
+            assert [job.id for job in await broker.claim("default", limit=9, worker="w", now=NOW)] == ["child"]
+            assert await broker.change(["held"], "release", now=NOW, by="move") == [True]
+            assert [job.id for job in await broker.claim("default", limit=9, worker="w", now=NOW)] == ["held"]
+        finally:
+            await broker.close()

@@ -323,6 +323,43 @@ async def test_what_is_purged_leaves_nothing_behind(url: str) -> None:
         assert set(client.hkeys(f"{{{prefix}}}:state")) == {b"seq", b"version"}
 
 
+async def test_no_child_misses_the_end_of_its_parent(url: str) -> None:
+    """Many are submitted, held, released and requeued while their parents end."""
+    async with opened(url) as one, opened(url) as other:
+        await one.heartbeat(WorkerInfo("w", queues={"default": 9}), lease=60, now=0.0)
+        for round_ in range(20):
+            parents = [f"p{round_}-{n}" for n in range(3)]
+            await one.push([Job(name, "task", priority=-1) for name in parents], now=0.0)
+            jobs = await one.claim("default", limit=3, worker="w", now=0.0)
+            endings = [Outcome.succeed(jobs[0], 1), Outcome.succeed(jobs[1], 2), Outcome.fail(jobs[2], "boom")]
+
+            async def submit(n: int, *names: str, number: int = round_) -> None:
+                child = f"c{number}-{n}"
+                broker = (one, other)[n % 2]
+                await broker.push([Job(child, "task", parents=names, queue="children")], now=0.0)
+                if n % 3 == 0 and await broker.change([child], "hold", now=0.0, by="m") == [True]:
+                    assert await other.change([child], "release", now=0.0, by="m") == [True]
+                await one.requeue([child], now=0.0)
+
+            groups = [parents[:1], parents[:2], parents[1:]]
+            await asyncio.gather(
+                *(submit(n, *groups[n % 3]) for n in range(12)),
+                *(broker.settle([ending], now=1.0) for broker, ending in zip((one, other, one), endings, strict=True)),
+            )
+            (requeued,) = await one.requeue(parents[2:], now=2.0)
+            assert requeued
+            (again,) = await one.claim("default", limit=3, worker="w", now=2.0)
+            await asyncio.gather(
+                one.settle([Outcome.succeed(again, 3)], now=3.0),
+                *(other.requeue([f"c{round_}-{n}"], now=3.0) for n in range(12)),
+            )
+            assert ("children", TaskStatus.BLOCKED) not in await one.counts()
+            counted = await one.counts(JobFilter(queue="children"))
+            assert sum(counted.values()) == 12 * (round_ + 1)
+            found = [job.status for job in await one.find(JobFilter(queue="children"), limit=1_000)]
+            assert {status: found.count(status) for status in found} == {key[1]: n for key, n in counted.items()}
+
+
 # ---------------------------------------------------------------------------
 # The server: scripts, settings, restarts, memory
 # ---------------------------------------------------------------------------

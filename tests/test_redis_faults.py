@@ -6,6 +6,7 @@ import dataclasses
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -146,7 +147,7 @@ async def test_a_broker_opens_though_the_look_at_the_settings_is_lost() -> None:
 async def test_a_claim_that_comes_late_takes_nothing() -> None:
     """It was sent before a connection was lost, and is carried out when its worker has long claimed anew."""
     async with through_a_proxy() as (broker, _):
-        words = Claim(Claims(), "default", 9, "w", 0.0, 0.0, 2).words
+        words = Claim(Claims(), "default", 9, "w", 0.0, 2).words
         late, again = Call("claim", *words), Call("claim", *words)
         again.pack("")  # as if it had been sent before
         link = Link(Address(broker.url))
@@ -171,6 +172,57 @@ async def test_a_settle_whose_answer_is_lost_is_recognised() -> None:
         assert {(job.finished, job.failures) for job in jobs} == {(1.0, 0), (1.0, 1), (None, 1)}
 
 
+async def the_server_knows_how_to_write(broker: RedisBroker) -> None:
+    """It has the script by which all that the rules decide is written."""
+    await broker.push([Job("first", "task", queue="other")], now=0.0)
+    await broker.cancel("first", now=0.0)
+    await broker.delete(["first"])
+
+
+async def test_a_retry_whose_answer_is_lost_is_recognised() -> None:
+    async with through_a_proxy() as (broker, proxy):
+        await the_server_knows_how_to_write(broker)
+        await push(broker, "bad", "again")
+        bad, again = await claim(broker)
+        lose_answer_to(proxy, "apply")
+        outcomes = [Outcome.fail(bad, "boom"), Outcome.retry_at(again, 9.0, "boom")]
+        assert await broker.settle(outcomes, now=1.0) == [True] * 2
+        assert proxy.lose_answer_to is None
+        assert await broker.settle(outcomes, now=3.0) == [False] * 2
+        assert {(job.finished, job.failures) for job in await broker.find(JobFilter())} == {(1.0, 1), (None, 1)}
+
+
+async def test_a_failure_is_recognised_when_the_server_was_away_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with through_a_proxy() as (broker, _):
+        await push(broker, "a")
+        (a,) = await claim(broker)
+        join = broker._calls.join
+
+        async def join_and_lose(call: Call, weight: int) -> Any:
+            answer = await join(call, weight)
+            if call.name == "apply":
+                raise BrokerError("has not answered")
+            return answer
+
+        with monkeypatch.context() as patch:
+            patch.setattr(broker._calls, "join", join_and_lose)
+            with pytest.raises(BrokerError, match="has not answered"):
+                await broker.settle([Outcome.fail(a, "boom")], now=1.0)
+        assert await broker.settle([Outcome.fail(a, "boom")], now=2.0) == [True]
+        assert await broker.settle([Outcome.fail(a, "boom")], now=3.0) == [False], "once"
+        (job,) = await broker.find(JobFilter())
+        assert (job.finished, job.failures) == (1.0, 1)
+
+
+async def test_a_submit_with_a_key_whose_answer_is_lost_is_one_job() -> None:
+    async with through_a_proxy() as (broker, proxy):
+        await the_server_knows_how_to_write(broker)
+        lose_answer_to(proxy, "apply")
+        assert await broker.push([Job("a", "task", unique="key")], now=0.0) == ["a"]
+        assert proxy.lose_answer_to is None
+        assert [job.id for job in await broker.find(JobFilter())] == ["a"]
+
+
 async def test_it_is_recognised_when_the_server_was_away_for_long() -> None:
     async with through_a_proxy(timeout=0.2) as (broker, proxy):
         await push(broker, "a")
@@ -190,8 +242,8 @@ async def test_a_cancel_whose_answer_is_lost_is_true(is_running: bool) -> None:
     async with through_a_proxy() as (broker, proxy):
         await push(broker, "a")
         await claim(broker) if is_running else None
-        await broker.cancel("unknown", now=0.0)  # the server knows the script
-        lose_answer_to(proxy, "cancel")
+        await the_server_knows_how_to_write(broker)
+        lose_answer_to(proxy, "apply")
         assert await broker.cancel("a", now=1.0, by="ann")
         (job,) = await broker.find(JobFilter())
         assert [(note.worker, note.error) for note in job.history] == [("ann", "cancelled")]
@@ -203,15 +255,16 @@ async def test_a_requeue_and_a_delete_whose_answers_are_lost_are_true() -> None:
         await push(broker, "a", "b")
         for task_id in ("a", "b"):
             await broker.cancel(task_id, now=0.0)
-        await broker.requeue(["unknown"], now=0.0)
-        lose_answer_to(proxy, "requeue")
+        lose_answer_to(proxy, "apply")
         assert await broker.requeue(["a", "unknown"], now=1.0, by="ann") == [True, False]
+        assert proxy.lose_answer_to is None
         (job,) = await broker.find(JobFilter(ids=["a"]))
         assert [(note.worker, note.error) for note in job.history] == [("ann", "requeued")]
         assert await broker.requeue(["a"], now=1.0) == [False]
         await broker.delete(["unknown"])
-        lose_answer_to(proxy, "delete")
+        lose_answer_to(proxy, "remove")
         assert await broker.delete(["a", "b"]) == [False, True]
+        assert proxy.lose_answer_to is None
         assert await broker.delete(["b"]) == [False]
 
 

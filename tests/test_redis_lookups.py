@@ -1,5 +1,6 @@
 """What looking costs on Redis: nothing looks at all jobs, and each state, error and parent has an index."""
 
+import asyncio
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from flowrra import BrokerError, Job, JobFilter, Outcome, TaskResult, TaskStatus, WorkerInfo
 from flowrra_extras.dashboard import search
 from flowrra_extras.dashboard.seeking import seek
+from flowrra_extras.migrate import adopt_jobs, hold_jobs, release_jobs
 from flowrra_extras.redis import RedisBroker, scripts
 from tests.redis_server import Server
 
@@ -164,8 +166,8 @@ async def everything(broker: RedisBroker) -> None:
     result: TaskResult[int] = TaskResult("other", "task", TaskStatus.SUCCESS, 1, submitted=1.0, finished=2.0)
     await broker.record([result])
     adopted = Job("adopted", "task", parents=("parent",), error="of before")
-    assert await broker.adopt([adopted], by="m", now=3.0) == [True]
-    assert await broker.hold(["back"], by="m", now=3.0) == [True]
+    assert await adopt_jobs(broker, [adopted], by="m", now=3.0) == [True]
+    assert await hold_jobs(broker, ["back"], by="m", now=3.0) == [True]
     await broker.push([Job("dying", "task", queue="q"), Job("runs", "task", queue="q")], now=3.0)
     await broker.heartbeat(WorkerInfo("x", queues={"q": 9}), lease=600, now=3.0)
     assert len(await broker.claim("q", limit=2, worker="x", now=3.0)) == 2
@@ -193,8 +195,8 @@ async def test_every_index_says_what_there_is(watched: Watched) -> None:
         await everything(broker)
         await agree(broker)
         assert await broker.requeue(["bad", "gone", "lone"], now=4.0) == [True] * 3
-        assert await broker.let_go(["back"], by="m", gone=False, now=4.0) == [True]
-        assert await broker.let_go(["adopted"], by="m", gone=True, now=4.0) == [True]
+        assert await release_jobs(broker, ["back"], by="m", gone=False, now=4.0) == [True]
+        assert await release_jobs(broker, ["adopted"], by="m", gone=True, now=4.0) == [True]
         await broker.heartbeat(WorkerInfo("x"), lease=0, now=4.0)
         await agree(broker)
         await ended(broker, *["success"] * 3, now=5.0)
@@ -207,7 +209,7 @@ async def test_every_index_says_what_there_is(watched: Watched) -> None:
 async def test_what_is_deleted_leaves_the_indexes(watched: Watched) -> None:
     async with watched as broker:
         await everything(broker)
-        assert await broker.let_go(["back", "adopted"], by="m", gone=True, now=4.0) == [True, True]
+        assert await release_jobs(broker, ["back", "adopted"], by="m", gone=True, now=4.0) == [True, True]
         for job in await broker.find(JobFilter()):
             await broker.cancel(job.id, now=5.0)
         await broker.settle([Outcome.cancel(job, "no") for job in await broker.find(JobFilter(worker="x"))], now=6.0)
@@ -231,9 +233,38 @@ async def test_a_store_of_the_first_version_gets_its_indexes(watched: Watched) -
         assert client.hget("{flowrra}:state", "version") == str(scripts.VERSION).encode()
 
 
+async def test_a_store_of_the_second_version_knows_what_its_jobs_wait_for(watched: Watched) -> None:
+    """It had a set of the parents of each blocked job, and of the children of each parent."""
+    async with watched as broker:
+        client: Any = watched.client
+        await broker.push([Job("p", "task"), Job("q", "task")], now=0.0)
+        await broker.push([Job("both", "task", parents=("p", "q")), Job("held", "task")], now=0.0)
+        assert await hold_jobs(broker, ["held"], by="m", now=0.0) == [True]
+        await broker.close()
+        for child in ("both", "held"):
+            client.hdel(f"{{flowrra}}:job:{child}", "waits", "rev")
+        client.sadd("{flowrra}:parents:both", "p", "q")
+        for parent in ("p", "q"):
+            client.sadd(f"{{flowrra}}:children:{parent}", "both")
+            client.hdel(f"{{flowrra}}:job:{parent}", "rev")
+        client.hset("{flowrra}:state", "version", 2)
+        other = RedisBroker(broker.url)
+        await asyncio.gather(broker.open(), other.open())
+        await other.close()
+        assert [key for pattern in ("parents:*", "children:*") for key in client.keys(f"{{flowrra}}:{pattern}")] == []
+        await ended(broker, "success")
+        assert await broker.counts(in_state(TaskStatus.BLOCKED)) == {("default", TaskStatus.BLOCKED): 2}
+        await ended(broker, "success", now=2.0)
+        assert await release_jobs(broker, ["held"], by="m", gone=False, now=2.0) == [True]
+        await ended(broker, "success", "success", now=3.0)
+        assert await broker.counts() == {("default", TaskStatus.SUCCESS): 4}
+
+
 async def test_a_newer_store_is_refused(watched: Watched) -> None:
     async with watched as broker:
         await broker.close()
         watched.client.hset("{flowrra}:state", "version", 99)
-        with pytest.raises(BrokerError, match=r"keys of version 99 .* newer than the 2 of this flowrra"):
+        with pytest.raises(
+            BrokerError, match=rf"keys of version 99 .* newer than the {scripts.VERSION} of this flowrra"
+        ):
             await broker.open()

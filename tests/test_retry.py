@@ -144,9 +144,9 @@ def test_options_are_what_the_documentation_says() -> None:
 
 
 def test_a_task_has_a_queue_by_its_kind() -> None:
-    assert TaskOptions().line == "default"
-    assert TaskOptions(cpu_bound=True).line == "cpu"
-    assert TaskOptions(cpu_bound=True, queue="films").line == "films"
+    assert TaskOptions().effective_queue == "default"
+    assert TaskOptions(cpu_bound=True).effective_queue == "cpu"
+    assert TaskOptions(cpu_bound=True, queue="films").effective_queue == "films"
 
 
 def test_options_at_their_limits_are_taken() -> None:

@@ -69,10 +69,10 @@ class FlakyBroker(MemoryBroker):
 
     broken = False
 
-    async def push(self, jobs: Sequence[Job], *, now: float) -> list[str]:
+    async def push(self, jobs: Sequence[Job], *, now: float, by: str | None = None) -> list[str]:
         if self.broken:
             raise BrokerError("push is broken")
-        return await super().push(jobs, now=now)
+        return await super().push(jobs, now=now, by=by)
 
 
 class Stage:

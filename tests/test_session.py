@@ -264,6 +264,31 @@ async def test_a_second_stop_shortens_the_first(app: Flowrra) -> None:
     await within(asyncio.gather(first, app.stop(timeout=0.1)), 10)
 
 
+async def test_a_stop_that_was_shortened_does_not_shorten_a_later_one(app: Flowrra) -> None:
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    @app.task
+    async def work() -> None:
+        begun.set()
+        await go.wait()
+
+    async with app.client():
+        await app.start()
+        await app.submit(work)
+        await begun.wait()
+        asyncio.get_running_loop().call_later(0.02, go.set)
+        await within(asyncio.gather(app.stop(timeout=None), app.stop(timeout=0.2)))
+        begun.clear()
+        go.clear()
+        await app.start()
+        task_id = await app.submit(work)
+        await begun.wait()
+        await asyncio.sleep(0.3)  # until the time of the first stop is up
+        asyncio.get_running_loop().call_later(0.05, go.set)
+        await within(app.stop())
+        assert (await app.get_job(task_id)).status is TaskStatus.SUCCESS
+
+
 async def test_a_stop_beside_a_start_wins_if_it_is_later(app: Flowrra) -> None:
     begun, _ = with_gate(app)
     starting = asyncio.create_task(app.start())
@@ -310,6 +335,14 @@ async def test_a_start_and_a_stop_in_one_turn_of_the_loop(app: Flowrra) -> None:
     assert not app.is_running
 
 
+async def test_a_start_beside_the_end_of_a_block_wins_if_it_is_later(app: Flowrra) -> None:
+    await app.start()
+    await within(asyncio.gather(app.__aexit__(None, None, None), app.start()))
+    assert app.is_running
+    assert await within(doubled(app, 4)) == 8
+    await app.stop()
+
+
 async def test_a_start_that_is_cancelled_leaves_nothing_open(app: Flowrra) -> None:
     begun, _ = with_gate(app)
     starting = asyncio.create_task(app.start())
@@ -317,8 +350,8 @@ async def test_a_start_that_is_cancelled_leaves_nothing_open(app: Flowrra) -> No
     await cancelled(starting)
     await eventually(lambda: not flowrra_threads())
     assert not app.is_running
-    assert app._session is not None
-    await eventually(lambda: app._session is not None and app._session.state == "closed")
+    assert app.sessions.present is not None
+    await eventually(lambda: app.sessions.present is not None and app.sessions.present.state == "closed")
 
 
 async def test_of_two_that_wait_for_a_start_one_may_go(app: Flowrra) -> None:
@@ -491,7 +524,7 @@ async def test_working_off_can_be_hurried(caplog: pytest.LogCaptureFixture) -> N
 async def hurry_when(begun: asyncio.Event, app: Flowrra) -> None:
     await begun.wait()
     await asyncio.sleep(0.05)
-    app.hurry()
+    await app.stop(wait=False)
 
 
 @pytest.mark.parametrize("way", ["stop", "client", "error"])

@@ -103,6 +103,11 @@ def test_vendored_there_is_one_registry(vendored: Path) -> None:
 # What a lone file lacks: it says so, and what brings it.
 ABSENT = {
     "cron in words": ("flowrra.Cron('@daily').explain()", "cron is not put in words here", "flowrra"),
+    "several crons": (
+        "flowrra.Cron('@daily') | flowrra.Cron('@weekly')",
+        "schedules are not put together here",
+        "flowrra",
+    ),
     "stored schedules": (
         "flowrra.Flowrra().create_scheduler()",
         "schedules cannot be stored here",
@@ -137,12 +142,18 @@ def test_vendored_it_takes_no_extra_of_the_installed_flowrra(vendored: Path, wha
     )
 
 
-@pytest.mark.parametrize("command", ["jobs", "schedules", "dashboard"])
-def test_alone_an_operators_command_says_what_brings_it(alone: Path, command: str) -> None:
-    call = [*BARE, "-m", "flowrra", command, "--json"]
+@pytest.mark.parametrize(
+    ("command", "trouble"),
+    [
+        *(
+            (f"{command} --json", f"the command {command!r} cannot be run")
+            for command in ("jobs", "schedules", "dashboard")
+        ),
+        ("worker user:app --log-format json", "JSON cannot be logged"),
+    ],
+)
+def test_alone_a_command_says_what_brings_it(alone: Path, command: str, trouble: str) -> None:
+    call = [*BARE, "-m", "flowrra", *command.split()]
     done = subprocess.run(call, cwd=alone, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (
-        f"flowrra: the command {command!r} cannot be run here (No module named 'flowrra_extras'): "
-        "pip install 'flowrra'\n"
-    )
+    assert done.stderr == f"flowrra: {trouble} here (No module named 'flowrra_extras'): pip install 'flowrra'\n"

@@ -249,7 +249,7 @@ async def test_a_result_is_heard_of(path: Path, channel: str) -> None:
         await here.push([Job("a", "task")], now=NOW)
         (job,) = await claim(there)
         wait = asyncio.create_task(here.wait_for("a", SOON))
-        await is_listening(path, "r")
+        await is_listening(path, "j")
         hush(path, channel)
         await there.settle([Outcome.succeed(job, 7)], now=NOW)
         assert (await wait).result == 7
@@ -268,7 +268,7 @@ async def test_a_job_is_heard_of(path: Path, channel: str) -> None:
         looked = asyncio.Event()
         consumer = asyncio.create_task(consume(here, looked))
         await looked.wait()
-        await is_listening(path, "j")
+        await is_listening(path, "q")
         hush(path, channel)
         await there.push([Job("a", "task")], now=NOW)
         async with asyncio.timeout(SOON):
@@ -310,11 +310,11 @@ class Looks:
                 await self._another.wait()
 
 
-async def test_an_idle_worker_leaves_the_looking_to_its_keeper(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One thread is woken each second, not two; when the twin is closed, the broker looks again by itself."""
+async def test_two_handles_look_each_for_itself(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is woken once in a while, however many wait; when one is closed, the other goes on."""
     monkeypatch.setattr(flowrra, "_LOOK_EVERY", 0.05)
     async with opened(path) as here:
-        twin = here.twin()
+        twin = here.clone()
         assert twin is not None
         await twin.open()
         own, others = Looks(here, monkeypatch), Looks(twin, monkeypatch)
@@ -322,9 +322,9 @@ async def test_an_idle_worker_leaves_the_looking_to_its_keeper(path: Path, monke
         looked = asyncio.Event()
         consumer = asyncio.create_task(consume(here, looked))
         await looked.wait()
-        await is_listening(path, "j", "n")
+        await is_listening(path, "q", "w")
         await others.more(4)
-        assert own.count <= 1  # the one that follows the registration as a listener
+        assert own.count <= others.count + 2  # one follows the registration as a listener
         await push_in_silence(here, "a")
         assert await within(consumer) == ["a"]
 
@@ -363,7 +363,7 @@ async def test_a_cancellation_is_heard_of(path: Path, monkeypatch: pytest.Monkey
             return list(cancelled)
 
         news = asyncio.create_task(wait_for_news())
-        await is_listening(path, "n")
+        await is_listening(path, "w")
         assert await there.cancel("a", now=NOW)
         async with asyncio.timeout(SOON):
             assert await news == ["a"]
@@ -376,7 +376,7 @@ async def test_more_news_than_a_datagram_holds(path: Path, monkeypatch: pytest.M
         await here.push([Job(name, "task") for name in names], now=NOW)
         jobs = await claim(there, 1_000)
         wait = asyncio.create_task(here.wait_for(names[-1], SOON))
-        await is_listening(path, "r")
+        await is_listening(path, "j")
         await there.settle([Outcome.succeed(job, None) for job in jobs], now=NOW)
         assert (await wait).is_success
 
@@ -388,7 +388,7 @@ async def test_noise_on_the_port_harms_nobody(path: Path, noise: bytes) -> None:
     async with opened(path) as broker:
         await broker.push([Job("a", "task")], now=NOW)
         wait = asyncio.create_task(broker.wait_for("a", SOON))
-        await is_listening(path, "r")
+        await is_listening(path, "j")
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             for port in ports(path):
                 sender.sendto(noise, ("127.0.0.1", port))
@@ -414,7 +414,7 @@ async def test_a_listener_that_is_gone_harms_nobody(path: Path) -> None:
 async def test_a_twin_serves_another_threads_loop(path: Path) -> None:
     async with opened(path) as broker:
         await broker.push([Job("a", "task")], now=NOW)
-        twin = broker.twin()
+        twin = broker.clone()
         assert twin is not None
 
         async def look() -> TaskStatus | None:

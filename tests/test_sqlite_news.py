@@ -45,7 +45,7 @@ class Waiting:
         for queue in self.queues:
             assert await self.broker.claim(queue, limit=1, worker="w", now=NOW) == []
         self.task = asyncio.create_task(self.broker.wait_ready(self.queues, 600))
-        await eventually(lambda: bool(self.broker._news._ready_waiters), "it waits")
+        await eventually(lambda: bool(self.broker.hub.waiters), "it waits")
 
     @property
     def is_over(self) -> bool:
@@ -138,14 +138,14 @@ async def test_news_come_after_the_commit(path: Path, monkeypatch: pytest.Monkey
     """Who comes sooner finds nothing, or waits for the lock."""
     found: list[int] = []
 
-    def send(caller: Any, port: int, kind: str, ids: Any) -> None:
+    def send(signals: Any, port: int, topics: Any) -> None:
         with contextlib.closing(sqlite3.connect(path)) as db:
             found.extend(db.execute("SELECT count(*) FROM flowrra_job").fetchone())
 
     async with opened(path) as one, opened(path) as other:
         waiting = Waiting(other, "default")
         await waiting.begin()
-        monkeypatch.setattr(flowrra._Caller, "_send", send)
+        monkeypatch.setattr(flowrra._Signals, "_send", send)
         with ending(waiting.task):
             await one.push([Job("a", "t")], now=NOW)
             await one.push([Job("b", "t"), Job("c", "t")], now=NOW)

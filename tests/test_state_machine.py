@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 )
 
 from flowrra import FINISHED, MAX_CRASHES, Broker, Job, JobFilter, MemoryBroker, Outcome, SQLiteBroker, WorkerInfo
+from flowrra_extras.migrate import hold_jobs, release_jobs
 from flowrra_extras.testing import ManualClock
 
 T = TypeVar("T")
@@ -397,7 +398,7 @@ class BrokerMachine(RuleBasedStateMachine):
         for job in jobs:
             if job is not None and job.status != "running" and not job.finished:
                 job.status, job.held = "blocked", True
-        assert self.run(self.broker.hold(ids, by="move", now=self.now)) == may
+        assert self.run(hold_jobs(self.broker, ids, by="move", now=self.now)) == may
 
     @rule(task_id=st.sampled_from(IDS), gone=st.booleans())
     def let_go(self, task_id: str, gone: bool) -> None:
@@ -405,7 +406,7 @@ class BrokerMachine(RuleBasedStateMachine):
         left = any(task_id in child.parents and not child.held for child in self.model.jobs.values())
         gone = gone and not left  # a family leaves as a whole
         is_held = job is not None and job.held
-        assert self.run(self.broker.let_go([task_id], by="move", gone=gone, now=self.now)) == [is_held]
+        assert self.run(release_jobs(self.broker, [task_id], by="move", gone=gone, now=self.now)) == [is_held]
         if job is not None and is_held:
             self.model.let_go(job, gone, self.now)
 

@@ -3,6 +3,7 @@
 import asyncio
 
 from flowrra import LAST_CHANCE, Config, ExecutorConfig, Flowrra, Job, MemoryBroker, Turns
+from flowrra_extras.migrate import adopt_jobs, release_jobs
 from flowrra_extras.testing import ManualClock
 from tests.processes import until
 
@@ -22,8 +23,8 @@ async def test_a_worker_runs_suspects_and_others_in_turns() -> None:
             await app.submit(work, name)
 
     suspects = [Job(f"s{n}", "work", payload='[["suspect"],{}]', attempt=1, crashes=1) for n in range(3)]
-    await broker.adopt(suspects, by="a move", now=1.0)
-    await broker.let_go([job.id for job in suspects], by="a move", gone=False, now=1.0)
+    await adopt_jobs(broker, suspects, by="a move", now=1.0)
+    await release_jobs(broker, [job.id for job in suspects], by="a move", gone=False, now=1.0)
     await broker.push([Job(f"o{n}", "work", payload='[["other"],{}]') for n in range(4)], now=1.0)
     async with app:
         await until(lambda: order.count("suspect") == 3, "all suspects have run")

@@ -325,7 +325,7 @@ async def test_a_time_out_of_zero_still_gives_what_has_ended(tmp_path: Path) -> 
     async with app:
         task_id = await app.submit(nothing)
         await app.wait_for_result(task_id, timeout=20)
-    app._is_stopped = False  # as in a new process
+    app.sessions.is_stopped = False  # as in a new process
     result = await app.wait_for_result(task_id, timeout=0)
     assert result.status is TaskStatus.SUCCESS
     await app.stop()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flowrra import UPKEEP_STEP, BackendConfig, Broker, Job, MemoryBroker, Outcome, SQLiteBroker, TaskStatus, WorkerInfo
+from flowrra_extras.migrate import adopt_jobs, release_jobs
 from tests.apps import eventually, within
 
 NOW = 1_700_000_000.0
@@ -142,8 +143,8 @@ async def test_a_requeued_suspect_is_none_any_more() -> None:
     """It has its old place in the queue again, and runs beside others."""
     broker = MemoryBroker()
     await broker.heartbeat(WorkerInfo("w", "host", 1, {"default": 10}), lease=600, now=NOW)
-    await broker.adopt([Job("a", "t", crashes=2, attempt=2)], by="move", now=NOW)
-    await broker.let_go(["a"], by="move", gone=False, now=NOW)
+    await adopt_jobs(broker, [Job("a", "t", crashes=2, attempt=2)], by="move", now=NOW)
+    await release_jobs(broker, ["a"], by="move", gone=False, now=NOW)
     assert (await broker.heartbeat(WorkerInfo("w", "host", 1, {"default": 10}), lease=600, now=NOW)).suspects
     await broker.cancel("a", now=NOW)
     assert await broker.requeue(["a"], now=NOW) == [True]

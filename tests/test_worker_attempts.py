@@ -169,7 +169,7 @@ async def test_a_job_that_waits_for_many_lends_one_slot() -> None:
         nonlocal running, highest
         running += 1
         highest = max(highest, running)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
         running -= 1
 
     @app.task
@@ -201,7 +201,7 @@ async def test_what_is_left_of_an_attempt_lends_no_slot() -> None:
         held = await wait.options(delay=3600).submit()
         await result_of_job(app, leave)
         blocked = [await app.submit(wait), await app.submit(wait)]
-        await eventually(lambda: app.worker is not None and len(app._worker.runs()) == 1)  # type: ignore[union-attr]
+        await eventually(lambda: app.worker is not None and len(app._worker.attempts()) == 1)  # type: ignore[union-attr]
         await asyncio.sleep(0.05)
         assert [job.status for job in await app.jobs(limit=2)] == [TaskStatus.PENDING, TaskStatus.RUNNING]
         await app.cancel(held)
@@ -273,9 +273,9 @@ async def test_an_attempt_that_will_not_end_does_not_hide_its_successor() -> Non
         await app.broker.set_queue("default", paused=False)
         await eventually(lambda: begun == [1, 2])
         ends[1].set()
-        await eventually(lambda: len(worker.runs()) == 1)
+        await eventually(lambda: len(worker.attempts()) == 1)
         await asyncio.sleep(0.02)
-        assert [run.job.attempt for run in worker.runs()] == [2]
+        assert [attempt.attempt for attempt in worker.attempts()] == [2]
         ends[2].set()
         assert (await app.wait_for_result(task_id, timeout=20.0)).result == 2
 

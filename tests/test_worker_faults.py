@@ -124,7 +124,7 @@ async def test_a_worker_that_hears_of_its_lost_lease_drops_its_jobs(caplog: pyte
         task_id = await app.submit(slow)
         await begun.wait()
         assert app._worker is not None
-        app._worker.heed(Notices(lapsed=True), app._worker.runs())
+        app._worker.handle_notices(Notices(lapsed=True), app._worker.attempts())
         await within(ended.wait())
         assert "lost its lease: what it was running is dropped and runs again" in caplog.text
         assert (await app.wait_for_result(task_id, timeout=20.0)).result == 2

@@ -32,7 +32,7 @@ from flowrra import (
     upcoming,
 )
 from flowrra_extras.commands.parsing import iso_moment
-from flowrra_extras.scheduler import MemoryScheduleStore, Scheduler
+from flowrra_extras.scheduler import MemoryScheduleStore, Scheduler, submit_now
 
 _HERD = 5  # schedules that fire in one moment
 
@@ -184,6 +184,6 @@ async def _change_schedule(app: Flowrra, arguments: argparse.Namespace) -> None:
 async def _run_schedule(app: Flowrra, arguments: argparse.Namespace) -> None:
     check_shared(app)
     if arguments.id in app.schedules:
-        print(await app.code_schedules.submit(app.schedules[arguments.id]))
+        print(await submit_now(app, app.schedules[arguments.id]))
     else:
         print(await _one_scheduler(app).run_now(arguments.id))

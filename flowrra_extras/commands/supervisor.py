@@ -7,11 +7,13 @@ import math
 import os
 import signal
 import subprocess
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from flowrra import python
+from flowrra import main, python
 
 logger = logging.getLogger("flowrra")
 
@@ -23,11 +25,23 @@ def run(arguments: argparse.Namespace) -> int:
     return Supervisor(arguments).run()
 
 
+def supervised(argv: Sequence[str]) -> int:
+    """What a supervisor starts: the worker of a command line, which stops when its supervisor is gone."""
+    threading.Thread(target=_stop_with_supervisor, name="flowrra-supervised", daemon=True).start()
+    return main(argv)
+
+
+def _stop_with_supervisor() -> None:
+    os.read(0, 1)  # returns when the other end of the pipe is closed; sys.stdin would be locked at the exit
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 class Supervisor:
     """Keeps worker processes alive, and starts them anew when a source file has changed."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self._command = python(f"main({[*arguments.argv, '--supervised']!r})")
+        argv = [*arguments.argv, "--supervised"]
+        self._command = python(f"import_extra({__name__!r}, 'supervised', 'no worker can be supervised')({argv!r})")
         self._count = arguments.processes
         self._reload = arguments.reload
         self._processes: list[subprocess.Popen[bytes]] = []

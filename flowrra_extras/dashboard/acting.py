@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import difflib
-import inspect
 import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from flowrra import ConfigError, Job, Task, TaskNotFoundError, check_queue, decode_arguments, parents_in
+from flowrra import SUBMIT_OPTIONS, ConfigError, Job, TaskNotFoundError, check_queue, decode_arguments, parents_in
 from flowrra_extras.dashboard.looking import Looking, position
 from flowrra_extras.dashboard.planning import read_list, read_object, refusing_misfits, whole
 from flowrra_extras.dashboard.seeking import seek
@@ -142,7 +141,6 @@ class Acting(Looking):
         logger.info("%s has %s the queue %s", by, "paused" if paused else "resumed", queue)
 
 
-OPTIONS = frozenset(inspect.signature(Task.options).parameters) - {"self"}
 _MOMENTS = ("run_at", "expires")
 
 
@@ -155,8 +153,8 @@ def unknown_task(name: str, known: Iterable[str]) -> TaskNotFoundError:
 
 def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a job as JSON brings them; ConfigError for one that there is not."""
-    if unknown := given.keys() - OPTIONS:
-        raise ConfigError(f"a job has no option {min(unknown)!r}: {', '.join(sorted(OPTIONS))}")
+    if unknown := given.keys() - SUBMIT_OPTIONS:
+        raise ConfigError(f"a job has no option {min(unknown)!r}: {', '.join(sorted(SUBMIT_OPTIONS))}")
     options = whole({name: value for name, value in given.items() if value is not None})
     for name in _MOMENTS:
         if isinstance(options.get(name), str):

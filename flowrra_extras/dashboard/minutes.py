@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 from typing import TYPE_CHECKING
 
-from flowrra import quantile
+from flowrra_extras.activity import quantile
 from flowrra_extras.dashboard.rows import moment
 
 if TYPE_CHECKING:

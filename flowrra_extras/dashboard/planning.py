@@ -23,6 +23,7 @@ from flowrra import (
 from flowrra_extras.dashboard import rows
 from flowrra_extras.dashboard.base import Base
 from flowrra_extras.dashboard.given import strictly
+from flowrra_extras.scheduler import submit_now
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -147,10 +148,10 @@ class Planning(Base):
         """Submit a job of a schedule now, beside its fires; the job's id."""
         await self.app.connect()
         if schedule_id in self.app.schedules:
-            job_id: str = await self.app.code_schedules.submit(self.app.schedules[schedule_id])
+            job_id: str = await submit_now(self.app, self.app.schedules[schedule_id])
         else:
-            scheduler, schedule = await self._stored(schedule_id)
-            job_id = await scheduler.submit(schedule)
+            _, schedule = await self._stored(schedule_id)
+            job_id = await submit_now(self.app, schedule)
         logger.info("%s has run the schedule %s: job %s", by, schedule_id, job_id)
         return job_id
 

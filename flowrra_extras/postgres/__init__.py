@@ -12,14 +12,15 @@ transaction mode such as pgbouncer: no prepared statements, no session state, no
 The others are libpq's, as asyncpg takes them; what hosted databases hand out beside, such as `keepalives=`, changes
 nothing.
 
-A job is one row, and every move of it a guarded UPDATE. What concurrent callers want goes out as one statement over
-arrays (`groups`). Whoever waits is told by NOTIFY, and looks each second in case a notification was lost (`news`).
+A job is one row, and every move of it is guarded. What concurrent callers want goes out as one statement over
+arrays (`groups`). Whoever waits is told by NOTIFY, and looks each second in case a notification was lost (`waits`).
 The schema and the SQL are in `statements`, what a call does with them in `store`, the connections in `connections`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -27,11 +28,14 @@ import math
 import os
 from typing import TYPE_CHECKING, Any, cast
 
+import asyncpg
+
 from flowrra import (
     LAST_CHANCE,
     SUCCESS,
-    Activity,
+    Action,
     BackendConfig,
+    Broker,
     BrokerConfig,
     BrokerError,
     Clock,
@@ -41,9 +45,11 @@ from flowrra import (
     JobFilter,
     Notices,
     Outcome,
+    Overview,
     Progress,
     TaskResult,
     TaskStatus,
+    Topic,
     WorkerInfo,
     check_queue,
     encode_value,
@@ -55,18 +61,21 @@ from flowrra import (
 from flowrra_extras.postgres import statements as sql
 from flowrra_extras.postgres.connections import SILENCE, STANDBY, Address, Link, Session, callers_session
 from flowrra_extras.postgres.groups import Claim, Groups, encode_payloads
-from flowrra_extras.postgres.moving import MovingBroker
 from flowrra_extras.postgres.rows import counting, job_of_row, recorded_columns, search, worker_of_row
 from flowrra_extras.postgres.store import Store, identify, migrate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from typing import Self
+
+    from flowrra_extras.postgres.connections import CallersSession
 
 __all__ = ["PostgresBroker", "broker_from_url"]
 
+_TRIES = 3  # of a push in a caller's transaction, while others take its unique keys
 
-class _Life(MovingBroker):
+
+class _Life(Broker):
     """How the broker is made, opened and closed."""
 
     def __init__(
@@ -86,13 +95,13 @@ class _Life(MovingBroker):
         self._pid = 0
         self._inherited: object = None
 
-    def twin(self) -> Self:
+    def clone(self) -> Self:
         return type(self)(self.url, self.config, self.retention, self._clock)
 
     async def open(self) -> None:
         if self._link is not None and self._pid == os.getpid():
             self._link.abandon()
-            self._groups.waits.ear.abandon()
+            self._groups.waits.listener.abandon()
         elif self._link is not None:  # of the parent of a fork, which goes on to use it: neither used nor collected
             self._inherited = self._link, self._groups
         self._link, self._pid = None, os.getpid()
@@ -138,14 +147,22 @@ class PostgresBroker(_Life):
 
     # Jobs --------------------------------------------------------------------------------------
 
-    async def push(self, jobs: Sequence[Job], *, now: float) -> list[str]:
+    async def push(self, jobs: Sequence[Job], *, now: float, by: str | None = None) -> list[str]:
         groups = self._opened()
+        if by is not None:
+            return await groups.transact(lambda store: store.adopt(jobs, by, now))
         return await groups.push(jobs, now) if jobs else []
 
     async def push_in(self, connection: Any, jobs: Sequence[Job], *, now: float) -> list[str]:
         self._opened()
         encode_payloads(jobs)
         session = callers_session(connection, self._address.schema)
+        for _ in range(_TRIES - 1):
+            with contextlib.suppress(asyncpg.UniqueViolationError):
+                return await self._push_through(session, jobs, now)
+        return await self._push_through(session, jobs, now)
+
+    async def _push_through(self, session: CallersSession, jobs: Sequence[Job], now: float) -> list[str]:
         async with session.savepoint():
             if (await session.store())[1] != self.store_id:
                 raise ConfigError(
@@ -154,7 +171,7 @@ class PostgresBroker(_Life):
             store = Store(session, self.retention)
             ids = await store.push(jobs, now)
             channels = [f"{self._address.schema}_jobs"]
-            await session.fetch(sql.TELL.replace(sql.LAZY, "true"), store.finished, channels, [" "])
+            await session.fetch(sql.NOTIFY.replace(sql.LAZY, "true"), store.finished, channels, [" "])
         return ids
 
     async def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = LAST_CHANCE) -> list[Job]:
@@ -171,28 +188,24 @@ class PostgresBroker(_Life):
                 outcome.text = encode_value(outcome)
         return cast("list[bool]", await groups.settles.put((outcomes, now), len(outcomes)))
 
-    async def cancel(self, task_id: str, *, now: float, by: str | None = None) -> bool:
+    async def change(self, task_ids: Sequence[str], action: Action, *, now: float, by: str | None = None) -> list[bool]:
         groups = self._opened()
-        ends, is_running = await groups.transact(lambda store: store.cancel(task_id, now, by))
-        if is_running:
-            groups.waits.tell(notices=True)
-        return ends
+        return await groups.transact(lambda store: store.change(task_ids, action, now, by))
 
-    async def requeue(self, task_ids: Sequence[str], *, now: float, by: str | None = None) -> list[bool]:
-        return await self._opened().transact(lambda store: store.requeue(task_ids, now, by))
-
-    async def delete(self, task_ids: Sequence[str]) -> list[bool]:
-        return await self._opened().transact(lambda store: store.delete(task_ids))
-
-    async def purge(self, before: float, limit: int) -> int:
-        await self._run(sql.FORGET_AWAITED, patience=self.config.timeout)
-        return len(await self._run(sql.PURGE, before, limit, patience=self.config.timeout))
+    async def remove(
+        self, task_ids: Sequence[str] = (), *, by: str | None = None, before: float | None = None, limit: int = 1000
+    ) -> Collection[str]:
+        groups = self._opened()
+        if before is not None:
+            await self._run(sql.FORGET_AWAITED, patience=self.config.timeout)
+            return [row[0] for row in await self._run(sql.PURGE, before, limit, patience=self.config.timeout)]
+        return await groups.transact(lambda store: store.remove(task_ids, by))
 
     async def record(self, results: Sequence[TaskResult[Any]]) -> None:
         latest = {result.task_id: result for result in results}
         if latest:
             await self._run(sql.RECORD, *recorded_columns([latest[i] for i in sorted(latest)], self.retention))
-            self._groups.waits.tell(finished=list(latest))
+            self._groups.waits.notify(finished=list(latest))
 
     # Workers -----------------------------------------------------------------------------------
 
@@ -212,26 +225,24 @@ class PostgresBroker(_Life):
 
     async def set_queue(self, queue: str, *, paused: bool) -> None:
         await self._run(sql.PAUSE if paused else sql.RESUME_QUEUE, check_queue(queue))
-        self._groups.waits.tell(ready=[queue], notices=True)
+        self._groups.waits.notify(ready=[queue], notices=True)
 
-    async def workers(self) -> list[WorkerInfo]:
-        return [worker_of_row(*row) for row in await self._run(sql.WORKERS)]
-
-    async def activity(self, since: float) -> list[Activity]:
-        query = "SELECT counts FROM flowrra.activity WHERE minute >= $1"
-        return sum_of_activity(row[0] for row in await self._run(query, math.ceil(since)))
-
-    async def totals(self) -> list[Activity]:
-        return totals_of_activity(await self._run("SELECT task, what, number FROM flowrra.total"))
-
-    async def paused(self) -> set[str]:
-        return {row[0] for row in await self._run("SELECT queue FROM flowrra.paused")}
+    async def overview(self, since: float | None = None) -> Overview:
+        workers = [worker_of_row(*row) for row in await self._run(sql.WORKERS)]
+        paused = {row[0] for row in await self._run("SELECT queue FROM flowrra.paused")}
+        if since is None:
+            return Overview(workers, paused, [], [])
+        first = math.ceil(min(since, 2.0**31 - 1))
+        texts = await self._run("SELECT counts FROM flowrra.activity WHERE minute >= $1", first)
+        totals = await self._run("SELECT task, what, number FROM flowrra.total")
+        return Overview(workers, paused, sum_of_activity(row[0] for row in texts), totals_of_activity(totals))
 
     # Waiting and looking -----------------------------------------------------------------------
 
-    async def wait_ready(self, queues: Sequence[str], timeout: float) -> None:
+    async def wait(self, topics: Sequence[Topic], timeout: float | None) -> None:
         groups = self._opened()
-        await groups.waits.wait_ready(queues, timeout, groups.claims.next_due)
+        queues = [name for kind, name in topics if kind == "queue"]
+        await groups.waits.wait_ready(queues, math.inf if timeout is None else timeout, groups.claims.next_due)
 
     async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
         waits = self._opened().waits

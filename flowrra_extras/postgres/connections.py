@@ -26,7 +26,7 @@ from flowrra_extras.urls import read_server_url
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
-__all__ = ["SILENCE", "Address", "AwayError", "Ear", "Link", "Session", "callers_session"]
+__all__ = ["SILENCE", "Address", "AwayError", "Link", "Listener", "Session", "callers_session"]
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ _UNUSED = frozenset(
 )  # fmt: skip
 # asyncpg looks up what an array is when it first meets one, and turns jit off for that and on again: which may be in
 # two sessions behind a pooler, unless it is in one transaction. So it meets all that the statements use in its first.
-ARRAYS = ("bigint", "boolean", "float8", "integer", "jsonb")
+ARRAYS = ("bigint", "float8", "integer")
 _LEARN_ARRAYS = "SELECT " + ", ".join(f"${number}::{name}[]" for number, name in enumerate(ARRAYS, 1))
 _COMMITS = ("on", "off", "local", "remote_write", "remote_apply")
 # Plans that are made while a table is empty are kept, and would read all of it when it is full: of what these forbid,
@@ -184,6 +184,9 @@ class Session:
         """Run several statements without values."""
         await self.connection.execute(in_schema(text, self.schema))
 
+    def is_in_transaction(self) -> bool:
+        return bool(self.connection.is_in_transaction())
+
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
         """A transaction around the body. Cancelling it leaves it open: the connection is of no use any more."""
@@ -220,9 +223,6 @@ class CallersSession(Session):
             raise
         await self.fetch("RELEASE SAVEPOINT flowrra_push")
 
-    def is_in_transaction(self) -> bool:
-        return bool(self.connection.is_in_transaction())
-
 
 class PsycopgSession(CallersSession):
     """The same for psycopg 3.2 and later, whose connections may be plain ones: those block the loop meanwhile."""
@@ -232,12 +232,15 @@ class PsycopgSession(CallersSession):
         from psycopg.rows import tuple_row
 
         query = in_schema(text, self.schema).encode()
-        if isinstance(self.connection, psycopg.AsyncConnection):
-            cursor = psycopg.AsyncRawCursor(self.connection, row_factory=tuple_row)
-            await cursor.execute(query, values or None)
-            return await cursor.fetchall() if cursor.description else []
-        plain = psycopg.RawCursor(self.connection, row_factory=tuple_row).execute(query, values or None)
-        return plain.fetchall() if plain.description else []
+        try:
+            if isinstance(self.connection, psycopg.AsyncConnection):
+                cursor = psycopg.AsyncRawCursor(self.connection, row_factory=tuple_row)
+                await cursor.execute(query, values or None)
+                return await cursor.fetchall() if cursor.description else []
+            plain = psycopg.RawCursor(self.connection, row_factory=tuple_row).execute(query, values or None)
+            return plain.fetchall() if plain.description else []
+        except psycopg.errors.UniqueViolation as error:
+            raise asyncpg.UniqueViolationError(str(error)) from error
 
     def is_in_transaction(self) -> bool:
         """Whether it is in one, or about to begin one."""
@@ -392,18 +395,18 @@ def drop(connection: asyncpg.Connection[Any]) -> None:
         connection.terminate()
 
 
-class Ear:
+class Listener:
     """The connection that listens: to channels that are wanted, again and again.
 
-    `hear(channel, text)` is called for each notification, and with None when listening begins: before that,
-    anything may have been missed. Behind a pooler there is nothing to be heard.
+    `receive(channel, text)` is called for each notification, and with None when listening begins: before that,
+    anything may have been missed. Behind a pooler nothing is received.
     """
 
-    def __init__(self, address: Address, hear: Callable[[str, str | None], None]) -> None:
+    def __init__(self, address: Address, receive: Callable[[str, str | None], None]) -> None:
         self._address = address
-        self._hear = hear
+        self._receive = receive
         self._wanted: list[str] = []
-        self._heeded: set[str] = set()
+        self._subscribed: set[str] = set()
         self._connection: asyncpg.Connection[Any] | None = None
         self._task: asyncio.Task[None] | None = None
         self._call = asyncio.Event()
@@ -443,17 +446,17 @@ class Ear:
     async def _follow(self) -> None:
         """Listen until the connection is lost. One that is silent is asked whether it is still there."""
         self._connection = connection = await self._address.connect()
-        self._heeded = set()
+        self._subscribed = set()
         connection.add_termination_listener(lambda _: self._call.set())
         try:
             while True:
                 self._call.clear()
                 for channel in self._wanted:
-                    if channel not in self._heeded:
+                    if channel not in self._subscribed:
                         async with asyncio.timeout(SILENCE):
                             await connection.add_listener(channel, self._take)
-                        self._heeded.add(channel)
-                        self._hear(channel, None)
+                        self._subscribed.add(channel)
+                        self._receive(channel, None)
                 try:
                     await asyncio.wait_for(self._call.wait(), SILENCE)
                 except TimeoutError:
@@ -465,4 +468,4 @@ class Ear:
             drop(connection)
 
     def _take(self, _connection: object, _pid: int, channel: str, payload: object) -> None:
-        self._hear(channel, str(payload))
+        self._receive(channel, str(payload))

@@ -12,9 +12,9 @@ from flowrra import BackendConfig, Clock, FlowrraError, Job, Notices, Outcome, T
 from flowrra_extras.batching import Batcher
 from flowrra_extras.postgres import statements as sql
 from flowrra_extras.postgres.connections import SILENCE, Address, AwayError, Link, Session
-from flowrra_extras.postgres.news import Waits
 from flowrra_extras.postgres.rows import jobs_of_claim, result_of_row
-from flowrra_extras.postgres.store import Store
+from flowrra_extras.postgres.store import Store, is_plain
+from flowrra_extras.postgres.waits import Waits
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -198,8 +198,8 @@ class Groups:
         """Tell of what has changed, after its commit."""
         if store.ready:
             self.claims.forget()
-        if store.ready or store.finished:
-            self.waits.tell(ready=[None] if store.ready else [], finished=store.finished)
+        if store.ready or store.notices or store.finished:
+            self.waits.notify(ready=[None] if store.ready else [], notices=store.notices, finished=store.finished)
 
     async def transact(self, work: Callable[[Store], Awaitable[T]], silence: float = SILENCE) -> T:
         """Run `work` inside a transaction, and tell of what it has changed.
@@ -268,26 +268,23 @@ class Groups:
         if not is_family:
             ids: list[str] = await self.pushes.put((jobs, now), len(jobs))
             return ids
-        ids = await self.transact(lambda store: store.push(jobs, now), SILENCE + len(jobs) / 1000)
+        ids = await self._push_on(jobs, now)
         self.claims.forget()
-        self.waits.tell(ready={job.queue for job in jobs})
         return ids
 
     async def _push_group(self, items: Sequence[tuple[Sequence[Job], float]]) -> list[list[str]]:
         jobs = list(itertools.chain.from_iterable(item[0] for item in items))
         now = items[0][1]
-        if len(jobs) == 1 and jobs[0].unique is None:
-            await self._push_lone(jobs[0], now)
+        if len(jobs) == 1 and is_plain(jobs[0]):
+            await self._push_one(jobs[0], now)
             ids = iter([jobs[0].id])
         else:
-            work = functools.partial(self._push_on, jobs, now)
-            ids = iter(await self._link.run(work, SILENCE + len(jobs) / 1000))
-            self.waits.tell(ready={job.queue for job in jobs})
+            ids = iter(await self._push_on(jobs, now))
         for queue, priority in {(job.queue, job.priority) for job in jobs}:
             self.claims.forget(queue, priority)
         return [list(itertools.islice(ids, len(item[0]))) for item in items]
 
-    async def _push_lone(self, job: Job, now: float) -> None:
+    async def _push_one(self, job: Job, now: float) -> None:
         """One statement; or two, so that the job may start elsewhere while its commit goes to disk.
 
         Two, if it comes after a pause: 0.6 instead of 1.1 to 4 ms until a worker hears of it, for 0.04 ms more of the
@@ -298,19 +295,24 @@ class Groups:
         notice = self.waits.notice(job.queue)
 
         async def run(session: Session) -> None:
-            await Store(session, self._retention).push_lone(job, now, *notice, early=early)
+            await Store(session, self._retention).push_one(job, now, *notice, early=early)
 
         await self._link.run(run)
         self.waits.wake(job.queue)
         ended = self._loop.time()
         self._steady_until = ended + _STEADY if ended - began < _STEADY else 0.0
 
-    async def _push_on(self, jobs: Sequence[Job], now: float, session: Session) -> list[str]:
-        store = Store(session, self._retention)
-        if len(jobs) <= _CHUNK and (len(jobs) == 1 or all(job.unique is None for job in jobs)):
-            return await store.push(jobs, now)
-        async with session.transaction():
-            return await self._push_chunks(store, jobs, now)
+    async def _push_on(self, jobs: Sequence[Job], now: float) -> list[str]:
+        async def run(session: Session) -> tuple[list[str], list[str]]:
+            store = Store(session, self._retention)
+            if len(jobs) <= _CHUNK or not all(map(is_plain, jobs)):
+                return await store.push(jobs, now), store.finished
+            async with session.transaction():
+                return await self._push_chunks(store, jobs, now), []
+
+        ids, finished = await self._link.run(run, SILENCE + len(jobs) / 1000)
+        self.waits.notify(ready={job.queue for job in jobs}, finished=finished)
+        return ids
 
     async def _push_chunks(self, store: Store, jobs: Sequence[Job], now: float) -> list[str]:
         """While the server takes one chunk in, the next is encoded."""
@@ -361,8 +363,7 @@ class Groups:
                 written |= await store.written(doubtful)
                 left = [outcome for outcome in left if _key(outcome) not in written]
             if left:
-                async with session.transaction():
-                    written |= await store.settle(left, now, careful=True)
+                written |= await store.settle(left, now, careful=True)
         except BaseException:
             self._doubtful.update(map(_key, outcomes))
             raise

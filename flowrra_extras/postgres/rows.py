@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import operator
 from typing import TYPE_CHECKING, Any
 
 from flowrra import (
+    SUCCESS,
     Attempt,
     BackendConfig,
     Job,
@@ -17,6 +19,7 @@ from flowrra import (
     claimed_job,
     decode,
     encode,
+    encode_arguments,
 )
 from flowrra_extras.postgres import statements as sql
 
@@ -82,9 +85,12 @@ def jobs_of_claim(rows: Sequence[Any], worker: str, now: float) -> list[Job]:
     return jobs
 
 
+_FIELDS = sql.JOB_COLUMNS.replace("unique_key", "unique").replace("::text", "").split(", ")
+
+
 def job_of_row(row: Any) -> Job:
-    values = dict(row)
-    values["unique"] = values.pop("unique_key")
+    """A job from a row that begins with sql.JOB_COLUMNS."""
+    values = dict(zip(_FIELDS, row, strict=False))
     values["status"] = TaskStatus(values["status"])
     values["parents"] = tuple(_parsed(values["parents"], ()))
     values["overrides"] = _parsed(values["overrides"], None)
@@ -92,6 +98,40 @@ def job_of_row(row: Any) -> Job:
     values["progress"] = _progress_of(values["progress"])
     values["result"] = _stored_result(values["result"])
     return Job(**values)
+
+
+_CHANGING: Sequence[str] = (
+    "seq", "status", "due", "expires", "attempt", "failures", "crashes", "worker", "started", "finished", "purge_at",
+    "cancel_requested", "waits",
+)  # fmt: skip
+_BORN: Sequence[str] = ("id", "task", "queue", "priority", "submitted")
+_values_changing, _values_born = operator.attrgetter(*_CHANGING), operator.attrgetter(*_BORN)
+
+
+def changing_values(job: Job) -> dict[str, Any]:
+    """What the rules may change of a job, as sql.WRITE takes it."""
+    values: dict[str, Any] = dict(zip(_CHANGING, _values_changing(job), strict=True))
+    values["result"] = encode(job.result) if job.status is SUCCESS else None
+    values["error"] = clean(job.error)
+    values["traceback"] = clean(job.traceback)
+    values["progress"] = json.dumps(job.progress) if job.progress else None
+    past = [a._replace(error=clean(a.error), traceback=clean(a.traceback)) for a in job.history]
+    values["history"] = past or None
+    return values
+
+
+def born_values(job: Job) -> dict[str, Any]:
+    """A new job as sql.WRITE takes it."""
+    values = changing_values(job) | dict(zip(_BORN, _values_born(job), strict=True))
+    values["payload"] = encode_arguments(job)
+    values["unique_key"] = job.unique
+    values["parents"] = json.dumps(job.parents) if job.parents else None
+    values["overrides"] = overrides_text(job)
+    return values
+
+
+def overrides_text(job: Job) -> str | None:
+    return json.dumps(dict(job.overrides), sort_keys=True) if job.overrides else None
 
 
 def result_of_row(row: Any) -> TaskResult[Any]:

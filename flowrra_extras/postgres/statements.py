@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 
-from flowrra import ENDINGS_TOLD, HISTORY_LIMIT, NO_ARGUMENTS
+from flowrra import ENDINGS_TAKEN, NO_ARGUMENTS
 
 UPKEEP = 1_000  # jobs that one step of upkeep makes ready, and as many that it cancels as expired
 _PAYLOAD = 7_900  # bytes; PostgreSQL refuses a notification of 8,000
@@ -15,10 +15,8 @@ _PAYLOAD = 7_900  # bytes; PostgreSQL refuses a notification of 8,000
 DUE_LATER = "('scheduled', 'retrying')"
 NOT_BEGUN = "('scheduled', 'blocked', 'pending')"
 UNFINISHED = "('scheduled', 'blocked', 'pending', 'running', 'retrying')"
-AT_REST = "('scheduled', 'blocked', 'pending', 'retrying')"
 RARE = "('scheduled', 'blocked', 'retrying', 'failed', 'cancelled')"  # those that few jobs come to
 FINISHED = "('success', 'failed', 'cancelled')"
-REQUEUABLE = "('failed', 'cancelled')"
 
 SCHEMA = f"""
 CREATE TABLE flowrra.job (
@@ -142,8 +140,14 @@ CREATE TABLE flowrra.ending (  -- jobs that have ended without an attempt that t
 );
 """
 
+SCHEMA_WAITS = """
+ALTER TABLE flowrra.job ADD COLUMN waits integer NOT NULL DEFAULT 0;  -- what a blocked job waits for; a hold is one
+UPDATE flowrra.job SET waits = (SELECT count(*) FROM flowrra.dependency WHERE child = seq)
+    + CASE WHEN worker IS NULL THEN 0 ELSE 1 END WHERE status = 'blocked';
+"""
+
 # Entry n takes a store from schema n to n + 1.
-MIGRATIONS = (SCHEMA, SCHEMA_2, SCHEMA_3, SCHEMA_4, SCHEMA_TOTALS, SCHEMA_ENDINGS)
+MIGRATIONS = (SCHEMA, SCHEMA_2, SCHEMA_3, SCHEMA_4, SCHEMA_TOTALS, SCHEMA_ENDINGS, SCHEMA_WAITS)
 
 NAMESPACE = "CREATE SCHEMA flowrra"
 META = """
@@ -164,72 +168,81 @@ LAZY = "set_config('synchronous_commit', 'off', true) = 'off'"
 # - a subquery for a value in place of NOT EXISTS, which is a join; OFFSET 0, which a join does not look into.
 # All take their row locks in the order of seq, or skip what is locked, so that no two wait for each other.
 IS_RUNNING = "coalesce(job.status, '') = 'running'"
-IS_AT_REST = f"coalesce(job.status, '') IN {AT_REST}"
 
-# $1 now, then arrays: ids, payloads, tasks, queues, priorities, dues, expires, overrides, unique keys, parents.
-# Of tasks, queues and priorities one may stand for all, and an empty array for NULLs: then 1,000 jobs a statement
-# go in at 150,000/s, with all arrays filled at 110,000.
+# Plain jobs: they have neither parents nor a key. $1 now, then arrays: ids, payloads, tasks, queues, priorities, dues,
+# expires, overrides. Of tasks, queues and priorities one may stand for all, and an empty array for NULLs: then 1,000
+# jobs a statement go in at 150,000/s, with all arrays filled at 110,000.
 INSERT = """
-    INSERT INTO flowrra.job (id, payload, task, queue, priority, status, submitted, due, expires, overrides,
-        unique_key, parents)
+    INSERT INTO flowrra.job (id, payload, task, queue, priority, status, submitted, due, expires, overrides)
     SELECT id, payload, coalesce(task, ($4::text[])[1]), coalesce(queue, ($5::text[])[1]),
-        coalesce(priority, ($6::bigint[])[1]),
-        CASE WHEN parents IS NOT NULL THEN 'blocked' WHEN due > $1::float8 THEN 'scheduled' ELSE 'pending' END,
-        $1::float8, due, expires, overrides, unique_key, parents
+        coalesce(priority, ($6::bigint[])[1]), CASE WHEN due > $1::float8 THEN 'scheduled' ELSE 'pending' END,
+        $1::float8, due, expires, overrides
     FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::float8[], $8::float8[],
-        $9::text[], $10::text[], $11::text[])
-        AS v (id, payload, task, queue, priority, due, expires, overrides, unique_key, parents)
-    ON CONFLICT DO NOTHING RETURNING id, seq"""
-# A job that has neither parents nor a key, and $11 said on channel $10, in one round trip (0.24 ms; by INSERT 0.29).
-INSERT_LONE = """
+        $9::text[]) AS v (id, payload, task, queue, priority, due, expires, overrides)
+    ON CONFLICT DO NOTHING"""
+# One such job, and $11 said on channel $10, in one round trip (0.24 ms; by INSERT 0.29).
+INSERT_ONE = """
     WITH new AS (
         INSERT INTO flowrra.job (submitted, status, id, payload, task, queue, priority, due, expires, overrides)
         VALUES ($1::float8, CASE WHEN $7::float8 > $1::float8 THEN 'scheduled' ELSE 'pending' END, $2, $3, $4, $5, $6,
             $7::float8, $8, $9) ON CONFLICT DO NOTHING)
     SELECT pg_notify($10, $11)"""
 # The same, said before it is on disk, which SYNC then waits for.
-INSERT_LONE_EARLY = f"{INSERT_LONE} WHERE {LAZY}"
+INSERT_ONE_EARLY = f"{INSERT_ONE} WHERE {LAZY}"
 SYNC = "SELECT pg_logical_emit_message(true, 'flowrra', '')"  # a commit, and so all before it, goes to disk
-SET_PARENTS = "UPDATE flowrra.job SET parents = $2 WHERE seq = $1"
-# Jobs with one of the ids $1, and unfinished ones with one of the keys $2.
-KNOWN = f"""
-    SELECT id, NULL AS unique_key FROM flowrra.job WHERE id = ANY ($1::text[]) UNION ALL
-    SELECT id, unique_key FROM flowrra.job WHERE unique_key = ANY ($2::text[]) AND status IN {UNFINISHED}"""
 
-# The line of a parent and that of its children are held by the row locks of the parents: whoever ends one waits here.
-LOCK_PARENTS = """
-    SELECT id, seq, status FROM flowrra.job WHERE id = ANY ($1::text[]) ORDER BY seq + 0
-    FOR NO KEY UPDATE"""
-DEPEND = """
-    WITH told AS (UPDATE flowrra.job SET has_children = true WHERE seq = ANY ($1::bigint[]) AND NOT has_children)
-    INSERT INTO flowrra.dependency SELECT * FROM unnest($1::bigint[], $2::bigint[]) ON CONFLICT DO NOTHING"""
-LOCK_CHILDREN = """
-    SELECT seq FROM flowrra.job
-    WHERE seq = ANY (ARRAY(SELECT child FROM flowrra.dependency WHERE parent = ANY ($1::bigint[])))
-    ORDER BY seq + 0 FOR NO KEY UPDATE"""
-FORGET_PARENTS = "DELETE FROM flowrra.dependency WHERE parent = ANY ($1::bigint[])"
-UNBLOCK = """
-    UPDATE flowrra.job SET status = CASE WHEN due > $2::float8 THEN 'scheduled' ELSE 'pending' END
-    WHERE seq = ANY ($1::bigint[]) AND coalesce(status, '') = 'blocked' AND worker IS NULL
-        AND (SELECT child FROM flowrra.dependency WHERE child = seq LIMIT 1) IS NULL"""
+# What the rules ask for. A row's `xmin`, the transaction that wrote it, is its revision: every write changes it.
+JOB_COLUMNS = (
+    "seq, id, task, payload, queue, priority, status, submitted, due, expires, unique_key, parents, overrides, "
+    "attempt, failures, crashes, cancel_requested, worker, started, finished, purge_at, result, error, "
+    "traceback, progress, history::text, waits"
+)
+_READ = f"SELECT {JOB_COLUMNS}, has_children, xmin::text FROM flowrra.job WHERE".replace("payload", "NULL").replace(
+    "result", "NULL"
+)  # both are large, and no rule reads them
+FIND_JOBS = f"{_READ} id = ANY ($1::text[])"
+FIND_CHILDREN = f"""{_READ} seq = ANY (ARRAY(SELECT child FROM flowrra.dependency WHERE parent = ANY ($1::bigint[])))
+    AND coalesce(status, '') = 'blocked' ORDER BY seq + 0"""
+FIND_HOLDERS = f"{_READ} unique_key = ANY ($1::text[]) AND status IN {UNFINISHED}"
+FIND_RUNNING = f"{_READ} status = 'running' AND worker = ANY ($1::text[]) ORDER BY seq + 0"
+FIND_EXPIRED = f"""{_READ} expires IS NOT NULL AND status IN {NOT_BEGUN} AND expires <= $1
+    ORDER BY expires, seq LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED"""
 
-# What waits for its turn: $1 seqs, $2 their reasons, $3 status, $4 now, $5 when to purge.
-BURY = f"""
-    WITH ended AS (
-        UPDATE flowrra.job SET status = $3::text, error = v.error, traceback = NULL, finished = $4::float8,
-            purge_at = $5::float8
-        FROM unnest($1::bigint[], $2::text[]) AS v (seq, error)
-        WHERE job.seq = ANY (ARRAY[v.seq]) AND {IS_AT_REST} RETURNING job.seq, id, task, attempt, status, job.error),
-    noted AS (
-        INSERT INTO flowrra.ending (job) SELECT json_build_array(id, task, attempt, status, error)::text FROM ended)
-    SELECT seq, id FROM ended"""
-# Who waits for the jobs $1, and for those in turn: each with a parent.
-DESCENDANTS = """
-    WITH RECURSIVE line AS (
-        SELECT parent, child FROM flowrra.dependency WHERE parent = ANY ($1::bigint[])
-        UNION SELECT further.* FROM line CROSS JOIN LATERAL (
-            SELECT parent, child FROM flowrra.dependency WHERE parent = line.child OFFSET 0) AS further)
-    SELECT child, parent, id FROM line JOIN flowrra.job ON seq = ANY (ARRAY[parent]) ORDER BY child"""
+_CHANGING = """status text, due float8, expires float8, attempt integer, failures integer, crashes integer, worker text,
+    started float8, finished float8, purge_at float8, result text, error text, traceback text, progress text,
+    history jsonb, cancel_requested boolean, waits integer"""
+_BORN = """id text, task text, queue text, priority bigint, payload text, submitted float8, unique_key text,
+    parents text, overrides text"""
+_changing = ", ".join(part.split()[0] for part in _CHANGING.split(","))
+_born = ", ".join(part.split()[0] for part in _BORN.split(","))
+# What has become of a unit of the rules, if all that it read is as it was: $1 seqs in order, and $2 the revisions of
+# that. $3 jobs to change and $4 new ones, as JSON; who waits for whom, $5 parents and $6 children by seq, or by the
+# place among the new ones, negative; $7 what has ended, and $8 what heartbeats are to tell of it.
+# The locks come first, so that in a transaction another try finds what this one read as it is now.
+WRITE = f"""
+    WITH held AS MATERIALIZED (
+        SELECT xmin::text AS revision FROM flowrra.job WHERE seq = ANY ($1::bigint[]) ORDER BY seq + 0
+        FOR NO KEY UPDATE),
+    same AS MATERIALIZED (SELECT ARRAY(SELECT revision FROM held) = $2::text[] AS is_so),
+    changed AS (
+        UPDATE flowrra.job SET ({_changing}, has_children) = (v.{_changing.replace(", ", ", v.")},
+            job.has_children OR v.has_children)
+        FROM json_to_recordset($3::json) AS v (seq bigint, has_children boolean, {_CHANGING})
+        WHERE job.seq = ANY (ARRAY[v.seq]) AND (SELECT is_so FROM same)),
+    new AS (
+        INSERT INTO flowrra.job ({_born}, {_changing}, has_children) SELECT {_born}, {_changing}, has_children
+        FROM json_to_recordset($4::json) AS v (has_children boolean, {_BORN}, {_CHANGING})
+        WHERE (SELECT is_so FROM same) RETURNING seq),
+    waiting AS (
+        INSERT INTO flowrra.dependency
+        SELECT CASE WHEN parent < 0 THEN seqs[-parent] ELSE parent END,
+            CASE WHEN child < 0 THEN seqs[-child] ELSE child END
+        FROM (SELECT ARRAY(SELECT seq FROM new ORDER BY seq) AS seqs OFFSET 0) AS placed,
+            unnest($5::bigint[], $6::bigint[]) AS v (parent, child)
+        WHERE (SELECT is_so FROM same) ON CONFLICT DO NOTHING),
+    forgotten AS (DELETE FROM flowrra.dependency WHERE parent = ANY ($7::bigint[]) AND (SELECT is_so FROM same)),
+    noted AS (INSERT INTO flowrra.ending (job) SELECT v.* FROM unnest($8::text[]) AS v WHERE (SELECT is_so FROM same))
+    SELECT is_so FROM same"""
 
 CLAIMED = "seq, id, task, payload, queue, priority, submitted, due, attempt - 1, failures, crashes, overrides, parents"
 # Of a worker beside `mine`, the row of the one that asks: whether its lease has run out, and whether it is dead, since
@@ -296,43 +309,14 @@ PROMOTE = f"""
     UPDATE flowrra.job SET status = 'pending' WHERE seq = ANY (ARRAY(
         SELECT seq FROM flowrra.job WHERE status IN {DUE_LATER} AND due <= $1 ORDER BY due LIMIT {UPKEEP}
         FOR UPDATE SKIP LOCKED)) RETURNING 1"""
-EXPIRED = f"""
-    SELECT seq FROM flowrra.job WHERE expires IS NOT NULL AND status IN {NOT_BEGUN}
-        AND expires <= $1 ORDER BY expires, seq LIMIT {UPKEEP} FOR NO KEY UPDATE SKIP LOCKED"""
-
-# Of a job's latest attempt, into its history: how it ended, why, with which traceback.
-_ROOM = f"CASE WHEN jsonb_array_length(history) >= {HISTORY_LIMIT} THEN history - 0 ELSE coalesce(history, '[]') END"
-ARCHIVE = f"""history = CASE WHEN started IS NULL THEN history ELSE {_ROOM}
-        || jsonb_build_array(jsonb_build_array(job.attempt, worker, started, %s)) END,
-    worker = NULL, started = NULL, finished = NULL, purge_at = NULL, progress = NULL"""
-# $1 ids, $2 who, $3 now, $4 what they did
-NOTE = f"""
-    UPDATE flowrra.job SET history = {_ROOM}
-        || jsonb_build_array(jsonb_build_array(attempt, $2::text, $3::float8, $3::float8, 'note', $4::text))
-    WHERE id = ANY ($1::text[])"""
-
-# Each settle writes what needs no second step, and returns what it wrote; the rest is told from the lost by trying
-# again with $1 (careful), inside a transaction that goes on to children and cancellations.
-# $2 now, then arrays: seqs, attempts, statuses, failures to count, errors, tracebacks, results, when to purge
-FINISH = f"""
-    UPDATE flowrra.job SET status = v.status, failures = failures + v.failed, error = v.error, traceback = v.traceback,
-        result = v.result, finished = $2::float8, purge_at = v.purge_at
-    FROM unnest($3::bigint[], $4::integer[], $5::text[], $6::integer[], $7::text[], $8::text[], $9::text[],
-        $10::float8[]) AS v (seq, attempt, status, failed, error, traceback, result, purge_at)
+# Successes of jobs that nobody waits for. $1 now, then arrays: seqs, attempts, results, when to purge
+SUCCEED = f"""
+    UPDATE flowrra.job SET status = 'success', result = v.result, error = NULL, traceback = NULL,
+        finished = $1::float8, purge_at = v.purge_at
+    FROM unnest($2::bigint[], $3::integer[], $4::text[], $5::float8[]) AS v (seq, attempt, result, purge_at)
     WHERE job.seq = ANY (ARRAY[v.seq]) AND job.attempt IS NOT DISTINCT FROM v.attempt AND {IS_RUNNING}
-        AND ($1::boolean OR NOT has_children)
-    RETURNING job.seq, id, has_children, job.attempt"""
-# $2 now, then arrays: seqs, attempts, statuses, failures to count, errors, tracebacks, dues, endings, whether begun
-AGAIN = f"""
-    UPDATE flowrra.job SET status = v.status, failures = failures + v.failed, error = v.error, traceback = v.traceback,
-        crashes = greatest(0, crashes - v.failed), due = v.due,
-        expires = CASE WHEN NOT v.begun THEN job.expires END,
-        {ARCHIVE % "$2::float8, v.ending, v.error, v.traceback"}
-    FROM unnest($3::bigint[], $4::integer[], $5::text[], $6::integer[], $7::text[], $8::text[], $9::float8[],
-        $10::text[], $11::boolean[]) AS v (seq, attempt, status, failed, error, traceback, due, ending, begun)
-    WHERE job.seq = ANY (ARRAY[v.seq]) AND job.attempt IS NOT DISTINCT FROM v.attempt AND {IS_RUNNING}
-        AND ($1::boolean OR NOT cancel_requested)
-    RETURNING job.seq, id, cancel_requested, job.attempt"""
+        AND NOT has_children
+    RETURNING job.seq, job.attempt, id"""
 # Which attempts were written down by a settle whose answer was lost. Arrays: seqs, attempts, statuses, endings.
 WRITTEN = """
     SELECT v.seq, v.attempt
@@ -368,7 +352,7 @@ BEAT = f"""
         SELECT $1::text, $2::text, $3::integer, $4::text, $5::text, $6::float8, $7::float8, $8::integer, $9::text,
             $10::bigint, clock_timestamp() + make_interval(secs => $11::float8), $11::float8
         WHERE NOT EXISTS (SELECT FROM renewed) ON CONFLICT DO NOTHING RETURNING term),
-    told AS (
+    reported AS (
         INSERT INTO flowrra.activity
         SELECT minute, $1, counts FROM unnest($13::bigint[], $14::text[]) AS v (minute, counts)
         ON CONFLICT (minute, worker) DO UPDATE SET counts = excluded.counts),
@@ -388,7 +372,7 @@ BEAT = f"""
     forgotten AS (DELETE FROM flowrra.activity WHERE minute < $15::bigint AND cardinality($13::bigint[]) > 0),
     endings AS (
         DELETE FROM flowrra.ending WHERE $11::float8 > 0 AND seq = ANY (ARRAY(
-            SELECT seq FROM flowrra.ending ORDER BY seq LIMIT {ENDINGS_TOLD} FOR UPDATE SKIP LOCKED))
+            SELECT seq FROM flowrra.ending ORDER BY seq LIMIT {ENDINGS_TAKEN} FOR UPDATE SKIP LOCKED))
         RETURNING seq, job)
     SELECT coalesce((SELECT term FROM renewed), (SELECT term FROM registered))::text AS term,
         ARRAY(SELECT job FROM endings ORDER BY seq) AS endings,
@@ -401,14 +385,6 @@ BEAT = f"""
             WHERE served.queue NOT IN (SELECT queue FROM flowrra.paused)) AS suspects"""
 # Of the workers $1, those whose lease has still not been renewed.
 RESCUE = "DELETE FROM flowrra.worker WHERE id = ANY ($1::text[]) AND lease <= clock_timestamp() RETURNING id"
-# $1 workers, $2 now, $3 ending, $4 error, $5 crashes to count
-PUT_BACK = f"""
-    UPDATE flowrra.job SET status = 'pending', crashes = crashes + $5::integer, due = NULL, expires = NULL,
-        error = $4::text, traceback = NULL, {ARCHIVE % "$2::float8, $3::text, $4::text, NULL"}
-    WHERE seq = ANY (ARRAY(
-        SELECT seq FROM flowrra.job WHERE status = 'running' AND worker = ANY ($1::text[])
-        ORDER BY seq + 0 FOR NO KEY UPDATE))
-    RETURNING seq, crashes, cancel_requested"""
 # $1 ids, $2 attempts, $3 what is reported of them
 REPORT = f"""
     UPDATE flowrra.job SET progress = v.progress
@@ -416,21 +392,6 @@ REPORT = f"""
         FROM unnest($1::text[], $2::integer[], $3::text[]) AS w (id, attempt, progress) WHERE {LAZY} ORDER BY 1) AS v
     WHERE job.seq = ANY (ARRAY[v.seq]) AND job.attempt IS NOT DISTINCT FROM v.attempt AND {IS_RUNNING}"""
 
-LOCK = "SELECT seq FROM flowrra.job WHERE id = $1 FOR NO KEY UPDATE"
-ASK_TO_END = f"UPDATE flowrra.job SET cancel_requested = true WHERE id = $1 AND {IS_RUNNING} RETURNING 1"
-LOCK_REQUEUED = f"""
-    SELECT seq, parents FROM flowrra.job WHERE id = $1 AND coalesce(status, '') IN {REQUEUABLE}
-    FOR NO KEY UPDATE"""
-# $1 seq, $2 status
-REQUEUE = f"""
-    UPDATE flowrra.job SET status = $2::text, failures = 0, crashes = 0, cancel_requested = false, due = NULL,
-        expires = NULL,
-        {ARCHIVE % "finished, CASE status WHEN 'failed' THEN 'failure' ELSE 'cancel' END, error, traceback"},
-        error = NULL, traceback = NULL
-    WHERE seq = $1 AND (SELECT seq FROM flowrra.job AS other
-        WHERE other.unique_key = job.unique_key AND other.unique_key IS NOT NULL AND other.status IN {UNFINISHED}
-        LIMIT 1) IS NULL
-    RETURNING 1"""
 DELETE = f"""
     DELETE FROM flowrra.job WHERE seq = ANY (ARRAY(
         SELECT seq FROM flowrra.job WHERE id = ANY ($1::text[]) AND status IN {FINISHED} ORDER BY seq + 0 FOR UPDATE))
@@ -438,7 +399,7 @@ DELETE = f"""
 PURGE = """
     DELETE FROM flowrra.job WHERE seq = ANY (ARRAY(
         SELECT seq FROM flowrra.job WHERE purge_at IS NOT NULL AND purge_at < $1
-        ORDER BY purge_at LIMIT $2 FOR UPDATE SKIP LOCKED)) RETURNING seq"""
+        ORDER BY purge_at LIMIT $2 FOR UPDATE SKIP LOCKED)) RETURNING id"""
 FORGET_AWAITED = f"""
     DELETE FROM flowrra.awaited
     WHERE (SELECT status IN {UNFINISHED} FROM flowrra.job WHERE job.id = awaited.id) IS NOT TRUE"""
@@ -454,51 +415,34 @@ RECORD = f"""
         result = excluded.result
     WHERE job.queue = ''"""  # else it is a job of this store
 
-# A move to another store. $1 ids, $2 by whom they are held
-HOLD = f"""
-    UPDATE flowrra.job SET status = 'blocked', worker = $2::text WHERE seq = ANY (ARRAY(
-        SELECT seq FROM flowrra.job WHERE id = ANY ($1::text[]) AND {IS_AT_REST}
-            AND coalesce(worker, $2) = $2 ORDER BY seq + 0 FOR NO KEY UPDATE))
-    RETURNING seq, id"""
-FORGET_CHILDREN = "DELETE FROM flowrra.dependency WHERE child = ANY ($1::bigint[])"
-# $1 by whom they are held, then arrays, in the order of the columns
-ADOPT = """
-    INSERT INTO flowrra.job (status, worker, id, payload, task, queue, priority, due, expires, overrides, unique_key,
-        parents, submitted, attempt, failures, crashes, error, traceback, history)
-    SELECT 'blocked', $1::text, v.* FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[],
-        $7::float8[], $8::float8[], $9::text[], $10::text[], $11::text[], $12::float8[], $13::integer[],
-        $14::integer[], $15::integer[], $16::text[], $17::text[], $18::jsonb[]) AS v
-    ON CONFLICT DO NOTHING"""
-_HELD = """
-        SELECT seq FROM flowrra.job WHERE id = ANY ($1::text[]) AND coalesce(status, '') = 'blocked' AND worker = $2
-        ORDER BY seq + 0 FOR UPDATE"""
-LET_GO = f"""
-    UPDATE flowrra.job SET worker = NULL WHERE seq = ANY (ARRAY({_HELD})) RETURNING seq, id, parents"""
-LEAVE = f"DELETE FROM flowrra.job WHERE seq = ANY (ARRAY({_HELD})) RETURNING seq, id"
+# Jobs $1 that are held by $2.
+LEAVE = """
+    WITH gone AS (
+        DELETE FROM flowrra.job WHERE seq = ANY (ARRAY(
+            SELECT seq FROM flowrra.job WHERE id = ANY ($1::text[]) AND coalesce(status, '') = 'blocked' AND worker = $2
+            ORDER BY seq + 0 FOR UPDATE))
+        RETURNING seq, id),
+    forgotten AS (DELETE FROM flowrra.dependency WHERE child = ANY (ARRAY(SELECT seq FROM gone)))
+    SELECT id FROM gone"""
 
 AWAIT = f"""
     INSERT INTO flowrra.awaited SELECT id, $2::text FROM unnest($1::text[]) AS v (id) WHERE {LAZY}
     ON CONFLICT DO NOTHING"""
 # After the commit: $1 finished ids, and channels with what to say on them, $2 and $3. NOTIFY holds a lock on which all
 # commits with a NOTIFY wait, so that it goes in a transaction of its own, which does not wait for the disk.
-TELL = f"""
-    WITH told AS (DELETE FROM flowrra.awaited WHERE id = ANY ($1::text[]) AND {LAZY} RETURNING channel, id),
-    news AS (
+NOTIFY = f"""
+    WITH ended AS (DELETE FROM flowrra.awaited WHERE id = ANY ($1::text[]) AND {LAZY} RETURNING channel, id),
+    notices AS (
         SELECT channel, CASE WHEN sum(octet_length(id) + 3) < {_PAYLOAD} THEN json_agg(id)::text ELSE '' END AS payload
-        FROM told GROUP BY channel
+        FROM ended GROUP BY channel
         UNION ALL SELECT * FROM unnest($2::text[], $3::text[]))
-    SELECT pg_notify(channel, payload) FROM news WHERE {LAZY}"""
+    SELECT pg_notify(channel, payload) FROM notices WHERE {LAZY}"""
 
 # Whether the transaction $1, whose answer was lost, was committed. One that this server does not know of was not.
 FATE = "SELECT CASE WHEN pg_current_xact_id() > $1::text::xid8 THEN pg_xact_status($1::text::xid8) END"
 
 RESULT_COLUMNS = "id, task, status, result, error, traceback, attempt, submitted, started, finished, progress"
 GET = f"SELECT {RESULT_COLUMNS} FROM flowrra.job WHERE id = ANY ($1::text[])"
-JOB_COLUMNS = (
-    "seq, id, task, payload, queue, priority, status, submitted, due, expires, unique_key, parents, overrides, "
-    "attempt, failures, crashes, cancel_requested, worker, started, finished, purge_at, result, error, "
-    "traceback, progress, history"
-)
 # Counting is the one thing that reads all jobs: 300,000 take 40 ms, by an index 110 ms.
 READ_ALL = "SELECT set_config('enable_seqscan', 'on', true)"
 PAUSE = "INSERT INTO flowrra.paused VALUES ($1) ON CONFLICT DO NOTHING"

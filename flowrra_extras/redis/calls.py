@@ -9,12 +9,10 @@ import itertools
 import json
 import time
 import types
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flowrra import (
-    NO_ARGUMENTS,
     RUNNING,
-    SUCCESS,
     Attempt,
     BackendConfig,
     BrokerError,
@@ -26,18 +24,19 @@ from flowrra import (
     TaskStatus,
     WorkerInfo,
     decode,
-    encode,
     encode_arguments,
-    encode_value,
+    first_status,
 )
 from flowrra_extras.batching import Batcher
 from flowrra_extras.redis.scripts import CLAIMED_FIELDS, RESULT_FIELDS
 from flowrra_extras.redis.wire import Call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from flowrra_extras.redis.wire import Link
+
+T = TypeVar("T")
 
 
 class Calls:
@@ -54,7 +53,7 @@ class Calls:
         return _checked(call.answer)
 
     async def join(self, call: Call, weight: int) -> Any:
-        """The same; with those that come while it is under way, as one call with others of its kind."""
+        """The same; with those that come while it is under way, it goes out in one write."""
         if self._is_joined:
             return await self._batcher.put(call, weight)
         self._is_joined = True
@@ -99,18 +98,23 @@ class Claims:
 
 
 class Claim(Call):
+    """`goes_on`: upkeep has been done, and what is left of it is passed by.
+
+    The answer is when the next job is due, and the jobs; or `upkeep` and what is to be done before.
+    """
+
     def __init__(
-        self, claims: Claims, queue: str, limit: int, worker: str, now: float, bury_at: float, crashes: int
+        self, claims: Claims, queue: str, limit: int, worker: str, now: float, crashes: int, *, goes_on: bool = False
     ) -> None:
         self._claims = claims
         self._place = queue, worker
         self._now = now
         self._numbers = [claims.number(), *claims.lost.pop(self._place, ())]
-        moments = repr(now), repr(bury_at)
-        super().__init__("claim", queue, str(limit), worker, *moments, str(crashes), *self._numbers)
+        flags = str(crashes), str(int(goes_on))
+        super().__init__("claim", queue, str(limit), worker, repr(now), *flags, *self._numbers)
 
     def take(self, answer: Any) -> None:
-        if isinstance(answer, BrokerError):
+        if isinstance(answer, BrokerError) or answer[0] == "upkeep":
             self.lose()
             super().take(answer)
         else:
@@ -126,32 +130,20 @@ class Claim(Call):
 Attempts = set[tuple[str, int]]  # ids and numbers
 
 
-class Settle(Call):
-    """`doubtful`: the attempts that may be settled already, by a call whose answer was lost."""
-
-    def __init__(self, outcomes: Sequence[Outcome], now: float, retention: BackendConfig, doubtful: Attempts) -> None:
-        super().__init__("settle", *_settle_words(outcomes, now, retention, doubtful))
-        self._outcomes = outcomes
-        self._doubtful = doubtful
-
-    def take(self, answer: Any) -> None:
-        failed = isinstance(answer, BrokerError)
-        if failed or self._doubtful:
-            change = self._doubtful.update if failed else self._doubtful.difference_update
-            change((outcome.job.id, outcome.attempt) for outcome in self._outcomes)
-        super().take(answer if failed else [flag == "1" for flag in answer])
+_JOINED = frozenset({"push", "settle", "get"})  # scripts that take the words of several calls
 
 
 async def send_group(link: Link, calls: Sequence[Call]) -> list[Any]:
-    """Send calls in one write, those of one script as one call that has an answer for each; return the answers."""
+    """Send calls in one write, some of one script as one call that has an answer for each; return the answers."""
     kinds: dict[str, list[Call]] = {}
+    alone: list[Call] = []
     for call in calls:
-        kinds.setdefault(call.name, []).append(call)
-    merged = [Call(name, *itertools.chain.from_iterable(call.words for call in kin)) for name, kin in kinds.items()]
-    await link.send(merged)
-    for whole, kin in zip(merged, kinds.values(), strict=True):
+        (kinds.setdefault(call.name, []) if call.name in _JOINED else alone).append(call)
+    merged = [Call(name, *itertools.chain.from_iterable(call.words for call in group)) for name, group in kinds.items()]
+    await link.send([*merged, *alone])
+    for whole, group in zip(merged, kinds.values(), strict=True):
         failed = isinstance(whole.answer, BrokerError)
-        for call, answer in zip(kin, itertools.repeat(whole.answer) if failed else whole.answer, strict=not failed):
+        for call, answer in zip(group, itertools.repeat(whole.answer) if failed else whole.answer, strict=not failed):
             call.take(answer)
     return [call.answer for call in calls]
 
@@ -159,34 +151,53 @@ async def send_group(link: Link, calls: Sequence[Call]) -> list[Any]:
 to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # raw: cjson refuses lone surrogates
 
 
+async def in_turns(items: Sequence[T]) -> AsyncIterator[T]:
+    """The items, while others have the loop now and then."""
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % 1000 == 0:
+            await asyncio.sleep(0)
+
+
 def _text(value: object) -> str:
     return "" if value is None else str(value)
 
 
+def is_plain(job: Job) -> bool:
+    """Whether it concerns no other job, so that a script takes it in as it is."""
+    return job.unique is None and not job.parents
+
+
 def _kind_of(job: Job) -> tuple[Any, ...]:
-    """What jobs that can go in together have in common. One that needs care of its own is alone."""
-    alone = job.id if job.unique is not None or job.parents else None
-    return job.task, job.queue, job.priority, job.due, job.expires, job.overrides, job.unique, job.parents, alone
+    """What jobs that can go in together have in common."""
+    return job.task, job.queue, job.priority, job.due, job.expires, job.overrides
 
 
-async def push_words(jobs: Sequence[Job]) -> list[str]:
-    """The jobs as the words of a push, but for its moments."""
-    words = [to_json(needs) if (needs := _outside_parents(jobs)) else "", "0"]
+async def push_words(jobs: Sequence[Job], now: float) -> list[str]:
+    """Plain jobs as the words of a push."""
+    words = [repr(now), ""]
     runs = 0
-    for kind, kin in itertools.groupby(jobs, _kind_of):
-        task, queue, priority, due, expires, overrides, unique, parents, _ = kind
-        head = to_json([task, dict(overrides)]) if overrides else _plain_head(task)
-        known_parents = to_json(list(dict.fromkeys(parents))) if parents else ""
-        words += queue, f"{priority + _LOWEST:016x}", head, _text(due), _text(expires), _text(unique), known_parents, ""
-        at = len(words)
-        for number, job in enumerate(kin, 1):
+    for (_, queue, priority, due, expires, _), run in itertools.groupby(jobs, _kind_of):
+        some = list(run)
+        words += (
+            queue,
+            f"{priority + _LOWEST:016x}",
+            head_of(some[0]),
+            first_status(due, now),
+            _text(due),
+            _text(expires),
+        )
+        words.append(str(len(some)))
+        async for job in in_turns(some):
             words += job.id, encode_arguments(job)
-            if number % 1000 == 0:
-                await asyncio.sleep(0)  # let others have the loop
-        words[at - 1] = str((len(words) - at) // 2)
         runs += 1
     words[1] = str(runs)
     return words
+
+
+def head_of(job: Job) -> str:
+    """The task and the options that this job has of its own."""
+    return to_json([job.task, dict(job.overrides)]) if job.overrides else _plain_head(job.task)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -202,39 +213,24 @@ def member_of(job: Job) -> str:
     return f"{job.priority + _LOWEST:016x}{job.seq:013x}{job.id}"
 
 
-def _outside_parents(jobs: Sequence[Job]) -> list[list[str]]:
-    """Of each job its id, its unique key, and its parents that do not come before it; [] if there are none such."""
-    before: set[str] = set()
-    needs = []
-    for job in jobs:
-        outside = [parent for parent in job.parents if parent not in before]
-        needs.append([job.id, job.unique or "", *outside])
-        before.add(job.id)
-    return needs if any(len(need) > 2 for need in needs) else []
+def settle_words(successes: Sequence[Outcome], now: float, retention: BackendConfig, doubtful: Attempts) -> list[str]:
+    """Successes as the words of a settle. `doubtful`: attempts that a call may have settled whose answer was lost."""
 
-
-def _settle_words(outcomes: Sequence[Outcome], now: float, retention: BackendConfig, doubtful: Attempts) -> list[str]:
-    def kind_of(outcome: Outcome) -> tuple[Any, ...]:
-        kept = retention.ttl(outcome.status) if outcome.keep is None else outcome.keep
+    def kind_of(outcome: Outcome) -> tuple[str, str, str]:
+        kept = retention.result_ttl if outcome.keep is None else outcome.keep
         again = "1" if doubtful and (outcome.job.id, outcome.attempt) in doubtful else "0"
-        return _text(outcome.job.worker), outcome.status, repr(now + kept), again
+        return _text(outcome.job.worker), repr(now + kept), again
 
     words: list[str] = []
     runs = 0
-    for kind, kin in itertools.groupby(outcomes, kind_of):
+    for kind, run in itertools.groupby(successes, kind_of):
         words += *kind, ""
         at = len(words)
-        size = 4 if kind[1] is SUCCESS else 8
-        for outcome in kin:
-            words += outcome.job.id, f"{outcome.job.seq:013x}", str(outcome.attempt)
-            if outcome.status is SUCCESS:
-                words.append(encode_value(outcome) if outcome.text is None else outcome.text)
-            else:
-                words += _text(outcome.error), _text(outcome.traceback), _text(outcome.due), outcome.ending
-                words.append("1" if outcome.begun else "0")
-        words[at - 1] = str((len(words) - at) // size)
+        for outcome in run:
+            words += outcome.job.id, f"{outcome.job.seq:013x}", str(outcome.attempt), outcome.text or ""
+        words[at - 1] = str((len(words) - at) // 4)
         runs += 1
-    return [repr(now), repr(now + retention.failed_ttl), str(runs), *words]
+    return [repr(now), str(runs), *words]
 
 
 def filter_text(which: JobFilter) -> str:
@@ -263,18 +259,6 @@ def counted(state: Mapping[str, str]) -> Iterator[tuple[TaskStatus, str, int]]:
 
 
 _STATUSES = frozenset(map(str, TaskStatus))
-
-
-def recorded_fields(result: TaskResult[Any]) -> list[str]:
-    """A result from elsewhere as the fields of a job."""
-    values = {
-        "head": to_json([result.task, None]), "payload": NO_ARGUMENTS, "status": result.status,
-        "submitted": repr(result.submitted), "attempt": str(result.attempts),
-        "started": None if result.started is None else repr(result.started),
-        "finished": repr(result.finished or 0.0), "error": result.error, "traceback": result.traceback,
-        "result": encode(result.result) if result.is_success else None,
-    }  # fmt: skip
-    return [text for name, value in values.items() if value is not None for text in (name, str(value))]
 
 
 def worker_text(worker: WorkerInfo, now: float) -> str:
@@ -319,7 +303,7 @@ _NO_KEYWORDS: Mapping[str, Any] = types.MappingProxyType({})
 
 _READ: Mapping[str, Callable[[str], Any]] = {
     **dict.fromkeys(("due", "expires", "submitted", "started", "finished", "purge_at"), float),
-    **dict.fromkeys(("attempt", "failures", "crashes"), int),
+    **dict.fromkeys(("attempt", "failures", "crashes", "waits"), int),
     "status": TaskStatus,
     "parents": lambda text: tuple(json.loads(text)),
     "progress": lambda text: Progress(*json.loads(text)),
@@ -338,7 +322,7 @@ def job_of(task_id: str, pairs: Sequence[str], history: Sequence[str]) -> Job:
     task, overrides = values.pop("head")
     place = values.pop("place")
     is_to_end = values.pop("cancel", None) is not None
-    for name in ("children", "claim", "requeued"):
+    for name in ("children", "claim", "rev", "requeued"):
         values.pop(name, None)
     attempts = tuple(Attempt(*json.loads(entry)) for entry in history)
     return Job(

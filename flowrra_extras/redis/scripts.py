@@ -1,15 +1,15 @@
 """What runs in the server.
 
-Every transition is one atomic script over a whole group of jobs. All keys begin with the prefix in
-braces, so that a cluster keeps them in one slot. Below, P is `{flowrra}`:
+Each script is atomic. What many jobs do all day is a script of its own: push, claim, settle. All else is decided
+by the rules in `flowrra`, from jobs that `read` gives, and written by `apply` if what was read still holds: see
+`changes`. All keys begin with the prefix in braces, so that a cluster keeps them in one slot. Below, P is `{flowrra}`:
 
     P:state           hash: what scripts ask first       P:job:ID        hash: the job, see `job_of`
     P:all             zset seq > id: every job           P:history:ID    list: its earlier attempts, as JSON
     P:by:STATUS       zset seq > id: for `find`, those   P:family:ID     zset seq > id: the jobs of which ID is a
                       neither ready nor running                          parent, finished ones too
     P:by:error        zset seq > id: a superset of those with an error
-    P:ready:QUEUE     zset: PLACE ID, in lexical order   P:children:ID   set: blocked jobs that wait for ID
-    P:suspects:QUEUE  zset crashes > PLACE ID            P:parents:ID    set: what the blocked job ID waits for
+    P:ready:QUEUE     zset: PLACE ID, in lexical order   P:suspects:QUEUE  zset crashes > PLACE ID
     P:due             zset due > id: waiting jobs        P:unique        hash key > id, of unfinished jobs
     P:expiring        zset expires > id: not begun       P:running:W     set: what worker W holds
     P:purge           zset purge_at > id: finished jobs  P:cancelling    set: running jobs that are to end
@@ -23,10 +23,14 @@ The fields of P:state:
     claims W          the latest claim of W, which is there while W has a lease
     length W          of W's lease, in seconds           term W          when W got a lease that it did not have
     graced W          W's lease is a fresh one that another worker gave it
-    version           which of these keys there are: VERSION, if absent 1, which had no P:by and P:family
+    version           which of these keys there are: VERSION, if absent 1, which had no P:by and P:family; 2 had sets
+                      of parents and children in place of the field `waits`
 
 PLACE is the priority (16 hex digits, so biased that the lowest is 0) and the seq (13 digits): a score,
 being a double, could not hold both. Moments are text as the caller wrote it: Lua prints 14 digits.
+
+The revision of a job is its PLACE, `status`, `attempt` and `rev`, the token of the latest `apply` that wrote it: each
+script changes one of these, and none comes back.
 
 An idle server is slow, its caches being cold: the first use of a command took 10 to 28 us there, each further
 one 1 us. So push and claim keep to a handful of commands.
@@ -36,20 +40,18 @@ this may be a repetition of a call whose answer was lost, else 0: it is left out
 """
 
 import hashlib
-import json
 
-from flowrra import BY_HAND, ENDINGS_KEPT, ENDINGS_TOLD, EXPIRED, HISTORY_LIMIT, KILLED, LEFT, MAX_CRASHES, WORKER_LOST
+from flowrra import ENDINGS_KEPT, ENDINGS_TAKEN, UPKEEP_STEP
 
-__all__ = ["CLAIMED_FIELDS", "RESULT_FIELDS", "SCRIPTS", "VERSION", "Script"]
+__all__ = ["CLAIMED_FIELDS", "READ_FIELDS", "RESULT_FIELDS", "SCRIPTS", "VERSION", "Script"]
 
-VERSION = 2  # of the keys
+VERSION = 3  # of the keys
 MOST_LOOKS = 500  # that a step takes at queues and their priorities
 
 _COMMON = """
 local p, again = KEYS[1], ARGV[1] == '1'  -- p with its colon, so that an ACL of ~{flowrra}:* allows it
 local call, encode, state = redis.call, cjson.encode, KEYS[1] .. 'state'
-local now, bury_at      -- the caller's wall clock, and until when what is ended here is kept
-local counts, woken, ended, endings, purges, successes = {}, {}, {}, {}, {}, {}
+local counts, woken, ended = {}, {}, {}
 local at = 1            -- how far ARGV has been read, by `words`
 
 local function words(number)
@@ -61,209 +63,22 @@ local function count(name, step)
     counts[name] = (counts[name] or 0) + step
 end
 
-local function tally(job, step)
-    count((job.status == 'pending' and job.crashes and 'suspect' or job.status) .. ' ' .. job.queue, step)
-end
-
--- The job; false if it is unknown, or was thrown away (maxmemory-policy), which must hold up no other.
-local function load(id)
-    local key = p .. 'job:' .. id
-    local v = call('HMGET', key, 'status', 'queue', 'place', 'attempt', 'worker', 'started', 'crashes', 'unique',
-        'expires', 'children', 'cancel')
-    return v[1] and {id = id, key = key, status = v[1], queue = v[2], place = v[3], attempt = v[4], worker = v[5],
-        started = v[6], crashes = v[7], unique = v[8], expires = v[9], children = v[10], cancel = v[11]}
-end
-
--- As text: a number goes to Redis by way of its 17 digits, which costs as much as some commands.
-local function seq_of(job)
-    return string.format('%d', tonumber(string.sub(job.place, 17, 29), 16))
-end
-
--- Ready jobs are found in their queue, running ones by their worker, and each move of a job costs: so that one which
--- comes in, runs and succeeds enters one index only, with others at once.
-local function has_index(status)
-    return status ~= 'pending' and status ~= 'running'
-end
-
-local function enter_index(job)
-    if job.status == 'success' then
-        successes[#successes + 1] = seq_of(job)
-        successes[#successes + 1] = job.id
-    elseif has_index(job.status) then
-        call('ZADD', p .. 'by:' .. job.status, seq_of(job), job.id)
-    end
-end
-
-local function note_error(job)
-    call('ZADD', p .. 'by:error', seq_of(job), job.id)
-end
-
-local function move(job, status)
-    tally(job, -1)
-    if has_index(job.status) and not job.is_new then call('ZREM', p .. 'by:' .. job.status, job.id) end
-    job.status, job.is_new = status, nil
-    tally(job, 1)
-    enter_index(job)
-end
-
 -- A command over many items in large pieces, since what unpack() can hold is limited.
 local function each(command, key, items)
     for i = 1, #items, 4000 do call(command, key, unpack(items, i, math.min(i + 3999, #items))) end
 end
 
-local function make_ready(job)
-    move(job, 'pending')
-    call('HSET', job.key, 'status', 'pending')
-    call('ZADD', p .. (job.crashes and 'suspects:' or 'ready:') .. job.queue, job.crashes or 0, job.place .. job.id)
-    if job.crashes then woken[job.queue] = true end
+-- As text: a number goes to Redis by way of its 17 digits, which costs as much as some commands.
+local function seq_of(place)
+    return string.format('%d', tonumber(string.sub(place, 17, 29), 16))
 end
 
-local function make_wait(job, status, due)
-    move(job, status)
-    call('HSET', job.key, 'status', status, 'due', due)
-    call('ZADD', p .. 'due', due, job.id)
-    woken[job.queue] = true
+local function is_finished(status)
+    return status == 'success' or status == 'failed' or status == 'cancelled'
 end
 
--- Take a job that is not running from where it waits.
-local function leave(job)
-    if job.status == 'pending' then
-        call('ZREM', p .. (job.crashes and 'suspects:' or 'ready:') .. job.queue, job.place .. job.id)
-    elseif job.status == 'blocked' then
-        for _, parent in ipairs(call('SMEMBERS', p .. 'parents:' .. job.id)) do
-            call('SREM', p .. 'children:' .. parent, job.id)
-        end
-        call('DEL', p .. 'parents:' .. job.id)
-    else
-        call('ZREM', p .. 'due', job.id)
-    end
-    if job.expires then call('ZREM', p .. 'expiring', job.id) end
-end
-
--- The one place where a job comes to its end. What more there is to keep comes as fields and values.
-local function finish(job, status, purge_at, ...)
-    if job.status ~= 'running' or job.attempt ~= '1' then
-        call('HDEL', job.key, 'result', 'error', 'traceback')  -- of an earlier attempt
-        if status == 'success' then call('ZREM', p .. 'by:error', job.id) end
-    end
-    move(job, status)
-    if status ~= 'success' then note_error(job) end
-    call('HSET', job.key, 'status', status, 'finished', now, 'purge_at', purge_at, ...)
-    purges[#purges + 1] = purge_at
-    purges[#purges + 1] = job.id
-    if job.unique then call('HDEL', p .. 'unique', job.unique) end
-    if job.cancel then call('SREM', p .. 'cancelling', job.id) end
-    ended[#ended + 1] = job.id
-end
-
--- Bring a job to an end that no attempt tells of: a heartbeat will, so that a worker announces it.
-local function close(job, status, reason)
-    finish(job, status, bury_at, 'error', reason)
-    local head = call('HGET', job.key, 'head')
-    endings[#endings + 1] = encode({job.id, cjson.decode(head)[1], tonumber(job.attempt or 0), status, reason})
-end
-
-local function unblock(job)
-    local due = call('HGET', job.key, 'due')
-    if due and tonumber(due) > tonumber(now) then make_wait(job, 'scheduled', due) else make_ready(job) end
-end
-
-local function is_hopeless(status)
-    return status == 'failed' or status == 'cancelled'
-end
-
-local function orphaned(parent, status)
-    return 'its parent ' .. parent .. ' ended as ' .. status
-end
-
--- Tell those who wait for a job of its end; a loop, since a long line is too deep for recursion.
-local function tell(job)
-    local told, i = {job}, 1
-    while told[i] do
-        local parent = told[i]
-        local children = parent.children and call('SMEMBERS', p .. 'children:' .. parent.id) or {}
-        local line = {}
-        for _, id in ipairs(children) do line[#line + 1] = load(id) or nil end
-        table.sort(line, function(a, b) return string.sub(a.place, 17) < string.sub(b.place, 17) end)
-        for _, child in ipairs(line) do
-            local id = child.id
-            if parent.status == 'success' then
-                call('SREM', p .. 'parents:' .. id, parent.id)
-                if call('EXISTS', p .. 'parents:' .. id) == 0 then unblock(child) end
-            else
-                leave(child)
-                close(child, 'cancelled', orphaned(parent.id, parent.status))
-                told[#told + 1] = child
-            end
-        end
-        if parent.children then
-            call('DEL', p .. 'children:' .. parent.id)
-            call('HDEL', parent.key, 'children')
-        end
-        i = i + 1
-    end
-end
-
--- End a job that is not running.
-local function bury(job, status, reason)
-    leave(job)
-    close(job, status, reason)
-    tell(job)
-end
-
-local function add_history(job, worker, started, ended_at, outcome, error, traceback)
-    local entry = {job.attempt or 0, encode(worker), started, ended_at, encode(outcome),
-        error and encode(error) or 'null', traceback and encode(traceback) or 'null'}
-    call('RPUSH', p .. 'history:' .. job.id, '[' .. table.concat(entry, ',') .. ']')
-    call('LTRIM', p .. 'history:' .. job.id, -HISTORY_LIMIT, -1)
-end
-
--- Move the latest attempt into the history.
-local function archive(job, ended_at, ending, error, traceback)
-    if job.started then add_history(job, job.worker, job.started, ended_at, ending, error, traceback) end
-    call('HDEL', job.key, 'worker', 'started', 'finished', 'purge_at', 'progress', 'result', 'error', 'traceback',
-        'due')
-end
-
--- Let a job that ran wait again, or end it where that is its due.
-local function put_back(job, status, due, ending, error, traceback, untouched)
-    archive(job, now, ending, error, traceback)
-    if job.expires and untouched then
-        call('ZADD', p .. 'expiring', job.expires, job.id)
-    elseif job.expires then
-        call('HDEL', job.key, 'expires')
-        job.expires = false
-    end
-    if job.cancel then
-        if due then call('HSET', job.key, 'due', due) end
-        close(job, 'cancelled', BY_HAND)
-        tell(job)
-    elseif ending == 'crash' and job.crashes >= MAX_CRASHES then
-        close(job, 'failed', KILLED)
-        tell(job)
-    else
-        call('HSET', job.key, 'error', error)
-        note_error(job)
-        if traceback then call('HSET', job.key, 'traceback', traceback) end
-        if due then make_wait(job, status, due) else make_ready(job) end
-    end
-end
-
--- Put back all that a worker holds which is not there any more.
-local function dissolve(worker, ending, error)
-    for _, id in ipairs(call('SMEMBERS', p .. 'running:' .. worker)) do
-        local job = load(id)
-        if job then
-            if ending == 'crash' then job.crashes = call('HINCRBY', job.key, 'crashes', 1) end
-            put_back(job, 'pending', nil, ending, error)
-        end
-    end
-    call('DEL', p .. 'running:' .. worker)
-    call('ZREM', p .. 'leases', worker)
-    call('HDEL', p .. 'workers', worker)
-    for _, field in ipairs({'claims ', 'alone ', 'length ', 'term ', 'graced '}) do
-        call('HDEL', state, field .. worker)
-    end
+local function first(key)
+    return call('ZRANGE', p .. key, 0, 0, 'WITHSCORES')[2]
 end
 
 local function clock()
@@ -271,71 +86,38 @@ local function clock()
     return time[1] + time[2] / 1000000
 end
 
--- Put back what the dead held, and give a fresh lease to those of whom nobody can know: `judge_leases` of the core.
--- `heard`: when the server has last heard from the worker `by`; `lease`: the one that it is about to get, if it is a
--- heartbeat. A claim leaves those in doubt to heartbeats.
-local function rescue_lapsed(by, heard, lease)
-    local lost, time = {}, clock()
+-- What `judge_leases` is to decide on: the clock, the lease of the worker that asks, and those that have run out.
+local function lapsed_leases(by, graced_too)
+    local time, found = clock(), {}
     local lapsed = call('ZRANGEBYSCORE', p .. 'leases', '-inf', time, 'WITHSCORES')
     for i = 1, #lapsed, 2 do
-        local worker, ended_at = lapsed[i], tonumber(lapsed[i + 1])
-        local length, graced = unpack(call('HMGET', state, 'length ' .. worker, 'graced ' .. worker), 1, 2)
-        length = tonumber(length or lease or 0)
-        local is_dead = ended_at - length / 2 <= heard and (lease or not graced)
-        if worker ~= by and is_dead then
-            dissolve(worker, 'crash', WORKER_LOST)
-            lost[#lost + 1] = worker
-        elseif worker ~= by and lease and not graced then
-            call('ZADD', p .. 'leases', string.format('%.6f', time + length), worker)
-            call('HSET', state, 'graced ' .. worker, 1)
+        local length, graced = unpack(call('HMGET', state, 'length ' .. lapsed[i], 'graced ' .. lapsed[i]), 1, 2)
+        if lapsed[i] ~= by and (graced_too or not graced) then
+            found[#found + 1] = {lapsed[i], lapsed[i + 1], length or '', graced or ''}
         end
     end
-    return lost
+    local mine, length = call('ZSCORE', p .. 'leases', by), call('HGET', state, 'length ' .. by)
+    return found, {string.format('%.6f', time), mine or '', length or '', found}
 end
 
-local function enter_families(job, parents)
-    for _, parent in ipairs(parents) do call('ZADD', p .. 'family:' .. parent, seq_of(job), job.id) end
-end
-
-local function await_parents(job, parents)
-    local waits = false
-    for _, parent in ipairs(parents) do
-        local status = call('HGET', p .. 'job:' .. parent, 'status')
-        if is_hopeless(status) then
-            bury(job, 'cancelled', orphaned(parent, status))
-            return
-        elseif status and status ~= 'success' then  -- else it has succeeded, and may be purged by now
-            call('SADD', p .. 'children:' .. parent, job.id)
-            call('SADD', p .. 'parents:' .. job.id, parent)
-            call('HSET', p .. 'job:' .. parent, 'children', 1)
-            waits = true
-        end
-    end
-    if not waits then unblock(job) end
-end
-
--- Delete a job that waits nowhere.
+-- Delete a job that waits nowhere but to be purged, or to be released.
 local function erase(id)
     local key = p .. 'job:' .. id
-    local status, queue, parents = unpack(call('HMGET', key, 'status', 'queue', 'parents'), 1, 3)
+    local status, queue, parents, unique = unpack(call('HMGET', key, 'status', 'queue', 'parents', 'unique'), 1, 4)
     if status then
         count(status .. ' ' .. queue, -1)
         call('ZREM', p .. 'by:' .. status, id)
         if status ~= 'success' then call('ZREM', p .. 'by:error', id) end
     end
     for _, parent in ipairs(parents and cjson.decode(parents) or {}) do call('ZREM', p .. 'family:' .. parent, id) end
+    if unique and not is_finished(status) then call('HDEL', p .. 'unique', unique) end
     call('UNLINK', key, p .. 'history:' .. id)
-    call('ZREM', p .. 'purge', id)
-    call('ZREM', p .. 'all', id)
+    for _, index in ipairs({'purge', 'expiring', 'all'}) do call('ZREM', p .. index, id) end
 end
 
--- What comes last in every script that writes. Who waits for jobs found the line empty: only the first to
--- enter an empty one need be told of.
+-- What comes last in every script that writes. Who waits for jobs found the queue empty: only the first to
+-- enter an empty one is published.
 local function publish()
-    each('ZADD', p .. 'purge', purges)
-    each('ZADD', p .. 'by:success', successes)
-    each('RPUSH', p .. 'endings', endings)
-    if #endings > 0 then call('LTRIM', p .. 'endings', -ENDINGS_KEPT, -1) end
     for name, step in pairs(counts) do
         local number = step ~= 0 and call('HINCRBY', state, name, step)
         if number == 0 then call('HDEL', state, name) end
@@ -346,140 +128,143 @@ local function publish()
 end
 """
 
-# For scripts that take in jobs in other ways than a push.
-_INDEX = """
-local function index(job)
-    local error, parents = unpack(call('HMGET', p .. 'job:' .. job.id, 'error', 'parents'), 1, 2)
-    enter_index(job)
-    if error then note_error(job) end
-    enter_families(job, parents and cjson.decode(parents) or {})
+# Read jobs for the rules.
+# ARGV: how many seqs to reserve, what to find (the name of a Find), then its words.
+# Answer: the last of those seqs, of each word the ids that were found, then of each job its id and its READ_FIELDS.
+_READ = """
+local kind, found, seen = ARGV[3], {}, {}
+local finds = {
+    Jobs = function(id) return {id} end,
+    Children = function(parent) return call('ZRANGE', p .. 'family:' .. parent, 0, -1) end,
+    Holders = function(key) return {call('HGET', p .. 'unique', key) or nil} end,
+    Running = function(worker) return call('SMEMBERS', p .. 'running:' .. worker) end,
+}
+if kind == 'Expired' then
+    found[1] = call('ZRANGEBYSCORE', p .. 'expiring', '-inf', ARGV[4], 'LIMIT', 0, ARGV[5])
+else
+    for i = 4, #ARGV do found[#found + 1] = finds[kind](ARGV[i]) end
 end
-"""
-
-# Take in new jobs.
-# ARGV: of each call: now, bury_at, the jobs that come before their parents are known to be there (JSON: of each
-#   its id, its unique key or '', its parents that do not come before it; '' if there are none with such parents),
-#   how many runs, then so many runs of jobs that are alike: queue, priority, head, due, expires, unique,
-#   parents (JSON or ''), how many jobs, then of each its id and payload.
-# Answer: of each call 0 if all jobs are in, the list of ids if some stand for others, or the parent
-#   that is not known, in which case nothing of the call is in.
-_PUSH = """
--- Of a job that is taken in. One whose id or key is there already needs no parents.
-local function unknown_parent(needs)
-    local new, keys = {}, {}
-    for _, need in ipairs(needs ~= '' and cjson.decode(needs) or {}) do
-        local id, unique = need[1], need[2]
-        local has_key = unique ~= '' and (keys[unique] or call('HEXISTS', p .. 'unique', unique) == 1)
-        if not new[id] and not has_key and call('EXISTS', p .. 'job:' .. id) == 0 then
-            for i = 3, #need do
-                if call('EXISTS', p .. 'job:' .. need[i]) == 0 then return need[i] end
-            end
-            new[id], keys[unique] = true, true
+local answer = {ARGV[2] ~= '0' and call('HINCRBY', state, 'seq', ARGV[2]) or 0, found}
+for _, ids in ipairs(found) do
+    for _, id in ipairs(ids) do
+        local values = not seen[id] and call('HMGET', p .. 'job:' .. id, READ_FIELDS)
+        seen[id] = true
+        if values then
+            answer[#answer + 1] = id
+            answer[#answer + 1] = values
+            -- It was thrown away (maxmemory-policy), which must hold up no other.
+            if kind == 'Expired' and not values[1] then call('ZREM', p .. 'expiring', id) end
         end
     end
 end
+return answer
+"""
 
-local stand_ins = {}  -- of a job of this call whose unique key was taken, the job that has it
+# Write what the rules have decided, if what they have read still holds.  ARGV: a plan (JSON, see `Plan`).
+# Answer: 1, or 0 if something has changed meanwhile.
+_APPLY = """
+local plan = cjson.decode(ARGV[2])
 
-local function stood_in(parents)
-    local list = cjson.decode(parents)
-    for i, parent in ipairs(list) do list[i] = stand_ins[parent] or parent end
-    return list
-end
-
-local function take_care(job, due, expires, unique, parents)
-    tally(job, 1)
-    if due then call('HSET', job.key, 'due', due) end
-    if unique then call('HSET', job.key, 'unique', unique) end
-    if expires then
-        call('HSET', job.key, 'expires', expires)
-        call('ZADD', p .. 'expiring', expires, job.id)
+-- A job that is only read may be written, as long as it keeps its state: many may get children at once.
+local function holds()
+    for _, guard in ipairs(plan.jobs) do
+        local values = call('HMGET', p .. 'job:' .. guard[1], 'place', 'status', 'attempt', 'rev')
+        for i = 2, #guard do
+            if (values[i - 1] or '') ~= guard[i] then return false end
+        end
     end
-    if parents and next(stand_ins) then parents = encode(stood_in(parents)) end
-    local awaited = parents and cjson.decode(parents) or {}
-    if parents then
-        call('HSET', job.key, 'parents', parents)
-        enter_families(job, awaited)
+    for key, id in pairs(plan.holders) do
+        if (call('HGET', p .. 'unique', key) or '') ~= id then return false end
     end
-    await_parents(job, awaited)
-    if job.is_new then enter_index(job) end
+    for worker, number in pairs(plan.running) do
+        if call('SCARD', p .. 'running:' .. worker) ~= number then return false end
+    end
+    for worker, score in pairs(plan.leases) do
+        if (call('ZSCORE', p .. 'leases', worker) or '') ~= score then return false end
+    end
+    return true
 end
 
-local function some(word)
-    return word ~= '' and word
+local function is_done()
+    for _, id in ipairs(plan.changed) do
+        if call('HGET', p .. 'job:' .. id, 'rev') == plan.token then return 1 end
+    end
+    return 0
 end
 
-local function take_in(ids)
-    local queue, priority, head, due, expires, unique, parents, number = words(8)
-    due, expires, unique, parents = some(due), some(expires), some(unique), some(parents)
-    local careful, entries, differ = due or expires or unique or parents, {}, false
-    local status = careful and 'blocked' or 'pending'
+if not holds() then return again and is_done() or 0 end
+for _, write in ipairs(plan.writes) do each(write[1], p .. write[2], write[3]) end
+if #plan.endings > 0 then
+    each('RPUSH', p .. 'endings', plan.endings)
+    call('LTRIM', p .. 'endings', -ENDINGS_KEPT, -1)
+end
+for _, queue in ipairs(plan.woken) do woken[queue] = true end
+for _, worker in ipairs(plan.notices) do call('PUBLISH', p .. 'notices', worker) end
+counts, ended = plan.counts, plan.ended
+publish()
+return 1
+"""
+
+# Take in new jobs without parents and unique keys; one whose id is there changes nothing.
+# ARGV: of each call: now, how many runs, then so many runs of jobs that are alike: queue, priority, head, status, due,
+#   expires, how many jobs, then of each its id and payload.
+# Answer: 0 for each call.
+_PUSH = """
+local function take_in(now, queue, priority, head, status, due, expires, number)
+    local entries, waiting, expiring, indexed, taken = {}, {}, {}, {}, 0
     local seq = call('HINCRBY', state, 'seq', number) - number
     for i = at + 1, at + 2 * number, 2 do
         local id = ARGV[i]
         seq = seq + 1
-        local holder = call('ZADD', p .. 'all', 'NX', string.format('%d', seq), id) == 0 and id
-        if unique and not holder and call('HSETNX', p .. 'unique', unique, id) == 0 then
-            call('ZREM', p .. 'all', id)
-            holder = call('HGET', p .. 'unique', unique)
-            differ = true
-        end
-        if unique or next(stand_ins) then stand_ins[id] = holder or nil end
-        if not holder then
-            local key, place = p .. 'job:' .. id, priority .. string.format('%013x', seq)
+        local text = string.format('%d', seq)
+        if call('ZADD', p .. 'all', 'NX', text, id) == 1 then
+            local key, place, n = p .. 'job:' .. id, priority .. string.format('%013x', seq), 2 * taken
             call('HSET', key, 'place', place, 'queue', queue, 'head', head, 'payload', ARGV[i + 1], 'submitted', now,
                 'status', status)
-            if careful then
-                local job = {id = id, key = key, place = place, queue = queue, status = status, expires = expires,
-                    unique = unique, is_new = true}
-                take_care(job, due, expires, unique, parents)
+            taken = taken + 1
+            if due ~= '' then call('HSET', key, 'due', due) end
+            if expires ~= '' then
+                call('HSET', key, 'expires', expires)
+                expiring[n + 1], expiring[n + 2] = expires, id
+            end
+            if status == 'pending' then
+                entries[n + 1], entries[n + 2] = '0', place .. id
             else
-                entries[#entries + 1] = '0'
-                entries[#entries + 1] = place .. id
+                waiting[n + 1], waiting[n + 2] = due, id
+                indexed[n + 1], indexed[n + 2] = text, id
             end
         end
-        ids[#ids + 1] = holder or id
     end
     at = at + 2 * number
-    count('pending ' .. queue, #entries / 2)
+    count(status .. ' ' .. queue, taken)
     each('ZADD', p .. 'ready:' .. queue, entries)
-    return differ
-end
-
-local function skip_run()
-    local number = select(8, words(8))
-    at = at + 2 * number
+    each('ZADD', p .. 'due', waiting)
+    each('ZADD', p .. 'by:scheduled', indexed)
+    each('ZADD', p .. 'expiring', expiring)
+    if #waiting > 0 then woken[queue] = true end
 end
 
 local answers = {}
 while ARGV[at + 1] do
-    local needs, runs
-    now, bury_at, needs, runs = words(4)
-    stand_ins = {}
-    local ids, differ, parent = {}, false, unknown_parent(needs)
-    for _ = 1, runs do
-        if parent then skip_run() elseif take_in(ids) then differ = true end
-    end
-    answers[#answers + 1] = parent or (differ and ids) or 0
+    local now, runs = words(2)
+    for _ = 1, runs do take_in(now, words(7)) end
+    answers[#answers + 1] = 0
 end
 publish()
 return answers
 """
 
 # Hand out ready jobs.
-# ARGV: queue, limit, worker, now, bury_at, the most crashes of a suspect, number of the claim, then the numbers of
-#   earlier ones whose answers were lost: what those took is handed out again. One that is carried out late, after a
-#   later one, takes nothing.
-# Answer: when the next waiting job is due ('' if none), then of each job PLACE ID and its CLAIMED_FIELDS.
+# ARGV: queue, limit, worker, now, the most crashes of a suspect, 1 if upkeep has been done, number of the claim, then
+#   the numbers of earlier ones whose answers were lost: what those took is handed out again. One that is carried out
+#   late, after a later one, takes nothing.
+# Answer: when the next waiting job is due ('' if none), then of each job PLACE ID and its CLAIMED_FIELDS; or `upkeep`,
+#   1 if jobs have expired, and what `lapsed_leases` gives.
 _CLAIM = """
-local queue, limit, worker, number = ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[8])
-now, bury_at = ARGV[5], ARGV[6]
+local queue, limit, worker, now, number = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5], tonumber(ARGV[8])
 local answer, taken, running = {''}, {}, p .. 'running:' .. worker
+local aside = {}  -- what has expired, and is left to the rules
 local may_be_repeated = again or ARGV[9]
-
-local function first(key)
-    return call('ZRANGE', p .. key, 0, 0, 'WITHSCORES')[2]
-end
 
 local function has_come(moment)
     return moment and tonumber(moment) <= tonumber(now)
@@ -487,30 +272,18 @@ end
 
 local function promote()
     for _, id in ipairs(call('ZRANGEBYSCORE', p .. 'due', '-inf', now, 'LIMIT', 0, UPKEEP)) do
+        local key = p .. 'job:' .. id
+        local status, name, place, crashes = unpack(call('HMGET', key, 'status', 'queue', 'place', 'crashes'), 1, 4)
         call('ZREM', p .. 'due', id)
-        local job = load(id)
-        if job then make_ready(job) end
+        if status then  -- or it was thrown away (maxmemory-policy), which must hold up no other
+            call('ZREM', p .. 'by:' .. status, id)
+            count(status .. ' ' .. name, -1)
+            count((crashes and 'suspect ' or 'pending ') .. name, 1)
+            call('HSET', key, 'status', 'pending')
+            call('ZADD', p .. (crashes and 'suspects:' or 'ready:') .. name, crashes or 0, place .. id)
+            if crashes then woken[name] = true end
+        end
     end
-end
-
-local function expire()
-    local expired = {}
-    for _, id in ipairs(call('ZRANGEBYSCORE', p .. 'expiring', '-inf', now, 'LIMIT', 0, UPKEEP)) do
-        call('ZREM', p .. 'expiring', id)
-        expired[#expired + 1] = load(id) or nil
-    end
-    for _, job in ipairs(expired) do leave(job) end  -- or it would end with a parent that has expired too
-    for _, job in ipairs(expired) do bury(job, 'cancelled', EXPIRED) end
-    if has_come(first('expiring')) then woken[queue] = true end  -- there is more than a step of it
-end
-
-local function holds_lease()
-    local time = clock()
-    if tonumber(first('leases')) > time then return true end
-    local ends = tonumber(call('ZSCORE', p .. 'leases', worker))
-    if ends <= time then return false end
-    rescue_lapsed(worker, ends - (call('HGET', state, 'length ' .. worker) or 0))
-    return true
 end
 
 local function hand_out(member, fields)
@@ -532,17 +305,19 @@ local function hand_out_again()
     end
 end
 
-local function take(member, kind)
+local function take(member, kind, score)
     local id = string.sub(member, 30)
     local key = p .. 'job:' .. id
     local fields = call('HMGET', key, CLAIMED_FIELDS, 'expires')
     if not fields[2] then return count(kind .. queue, -1) end  -- it was thrown away
     local expires = fields[CLAIMED_NUMBER + 1]
-    fields[1] = fields[1] and string.format('%d', fields[1] + 1) or '1'
-    if expires and not fields[6] and not fields[7] then  -- no failures, no crashes
-        if has_come(expires) then return bury(load(id), 'cancelled', EXPIRED) end
-        call('ZREM', p .. 'expiring', id)
+    if has_come(expires) then
+        aside[#aside + 1] = score
+        aside[#aside + 1] = member
+        return
     end
+    fields[1] = fields[1] and string.format('%d', fields[1] + 1) or '1'
+    if expires then call('ZREM', p .. 'expiring', id) end
     call('HSET', key, 'status', 'running', 'attempt', fields[1], 'worker', worker, 'started', now,
         'claim', ARGV[8])
     taken[#taken + 1] = id
@@ -553,31 +328,30 @@ end
 local function choose(suspects, alone)
     if alone then return end
     if (suspects or 0) + (counts['suspect ' .. queue] or 0) > 0 and call('SCARD', running) == 0 then
-        local line = p .. 'suspects:' .. queue
-        for crashes = tonumber(ARGV[7]), 1, -1 do
-            local suspect = call('ZRANGEBYSCORE', line, crashes, crashes, 'LIMIT', 0, 1)[1]
+        local key = p .. 'suspects:' .. queue
+        for crashes = tonumber(ARGV[6]), 1, -1 do
+            local suspect = call('ZRANGEBYSCORE', key, crashes, crashes, 'LIMIT', 0, 1)[1]
             if suspect then
-                call('ZREM', line, suspect)
-                take(suspect, 'suspect ')
+                call('ZREM', key, suspect)
+                take(suspect, 'suspect ', crashes)
+                each('ZADD', key, aside)
                 if taken[1] then call('HSET', state, 'alone ' .. worker, taken[1]) end
                 return 'suspect '
             end
         end
     end
     local wanted, members
-    local expired = -limit
     repeat
         wanted = limit - #taken
         members = call('ZPOPMIN', p .. 'ready:' .. queue, wanted)
-        for i = 1, #members, 2 do take(members[i], 'pending ') end
-        expired = expired + #members / 2
-    until #taken >= limit or #members < 2 * wanted or expired >= UPKEEP
-    if expired >= UPKEEP then answer[1] = now end  -- the next claim goes on
+        for i = 1, #members, 2 do take(members[i], 'pending ', '0') end
+    until #taken >= limit or #members < 2 * wanted or #aside >= 2 * UPKEEP
+    each('ZADD', p .. 'ready:' .. queue, aside)
+    if #aside >= 2 * UPKEEP then answer[1] = now end  -- the next claim goes on
     return 'pending '
 end
 
 local function claim(suspects, alone)
-    if has_come(first('expiring')) then expire() end
     local kind = choose(suspects, alone)
     if #taken > 0 then
         count(kind .. queue, -#taken)
@@ -594,7 +368,16 @@ if has_come(due) then  -- in any case: who waits, waits for the first of those t
 end
 local asked = {'claims ' .. worker, 'paused ' .. queue, 'alone ' .. worker, 'suspect ' .. queue}
 local latest, paused, alone, suspects = unpack(call('HMGET', state, unpack(asked)), 1, 4)
-if latest and holds_lease() then
+local leases_hold = tonumber(first('leases') or 0) > clock()
+if latest and (leases_hold or tonumber(call('ZSCORE', p .. 'leases', worker)) > clock()) then
+    local expired = has_come(first('expiring'))
+    if ARGV[7] == '0' and not paused and (expired or not leases_hold) then
+        local lapsed, leases = lapsed_leases(worker, false)
+        if expired or #lapsed > 0 then
+            publish()
+            return {'upkeep', expired and 1 or 0, leases}
+        end
+    end
     if may_be_repeated then hand_out_again() end
     if number > tonumber(latest) and not paused then claim(suspects, alone) end
 end
@@ -603,84 +386,71 @@ if answer[1] == '' then answer[1] = due or '' end
 return answer
 """
 
-# Write down what attempts came to.
-# ARGV: of each call: now, bury_at, how many runs of outcomes that are alike, then of each run: worker, status,
-#   purge_at, whether they may be written already, how many, then of each outcome its id, seq (13 digits), attempt,
-#   result; or, where that is no success, id, seq, attempt, error, traceback, due, ending, 1 if the task had begun to
-#   run. The id may belong to another job by now, submitted when the first one was deleted: seq tells.
-# Answer: of each call a text with a 1 for each outcome that was written, a 0 for each that was not.
+# Write down successes.
+# ARGV: of each call: now, how many runs of successes that are alike, then of each run: worker, purge_at, whether they
+#   may be written already, how many, then of each its id, seq (13 digits), attempt, result. The id may belong to
+#   another job by now, submitted when the first one was deleted: seq tells.
+# Answer: of each call a text with a 1 for each that was written, a 0 for each that was not, and a 2 for one that is
+#   left to the rules: it has children, has crashed, or is to be cancelled.
 _SETTLE = """
-local flags
+local purges, successes, flags = {}, {}, ''
 
-local function check(worker, id, seq, attempt, status, doubtful)
-    local job = load(id)
-    local same = job and job.attempt == attempt and string.sub(job.place, 17) == seq
-    local holds = same and job.status == 'running' and job.worker == worker
-    flags[#flags + 1] = (holds or (same and doubtful and job.status == status)) and '1' or '0'
-    return holds and job
-end
-
-local function write_other(job, status, purge_at, error, traceback, due, ending, begun)
-    traceback, due = traceback ~= '' and traceback, due ~= '' and due
-    if ending == 'failure' then call('HINCRBY', job.key, 'failures', 1) end
-    if is_hopeless(status) then
-        finish(job, status, purge_at, 'error', error)
-        if traceback then call('HSET', job.key, 'traceback', traceback) end
-        tell(job)
-    else
-        if job.crashes and ending == 'failure' then  -- it has survived a run beside nobody
-            job.crashes = call('HINCRBY', job.key, 'crashes', -1)
-            if job.crashes < 1 then
-                call('HDEL', job.key, 'crashes')
-                job.crashes = false
+local function settle(now, worker, purge_at, doubtful, number)
+    local settled = {}
+    for i = at + 1, at + 4 * number, 4 do
+        local id, seq, attempt, result = unpack(ARGV, i, i + 3)
+        local key, flag = p .. 'job:' .. id, '0'
+        local v = call('HMGET', key, 'status', 'queue', 'place', 'attempt', 'worker', 'unique', 'crashes', 'children',
+            'cancel')
+        if v[3] and string.sub(v[3], 17) == seq and v[4] == attempt then
+            if v[1] == 'running' and v[5] == worker then
+                flag = (v[7] or v[8] or v[9]) and '2' or '1'
+            elseif v[1] == 'success' and (again or doubtful == '1') then
+                flag = '1'
+                v[1] = false
             end
         end
-        put_back(job, status, due, ending, error, traceback, begun == '0')
-    end
-end
-
-local function settle(worker, status, purge_at, doubtful, number)
-    local settled, is_success = {}, status == 'success'
-    local size = is_success and 4 or 8
-    for i = at + 1, at + size * number, size do
-        local id = ARGV[i]
-        local job = check(worker, id, ARGV[i + 1], ARGV[i + 2], status, again or doubtful == '1')
-        if job then
+        if flag == '1' and v[1] then
             settled[#settled + 1] = id
-            if job.crashes then call('HDEL', state, 'alone ' .. worker) end
-            if is_success then
-                finish(job, status, purge_at, 'result', ARGV[i + 3])
-                if job.children then tell(job) end
-            else
-                write_other(job, status, purge_at, unpack(ARGV, i + 3, i + 7))
+            count('running ' .. v[2], -1)
+            count('success ' .. v[2], 1)
+            if attempt ~= '1' then  -- of an earlier attempt
+                call('HDEL', key, 'error', 'traceback')
+                call('ZREM', p .. 'by:error', id)
             end
+            call('HSET', key, 'status', 'success', 'finished', now, 'purge_at', purge_at, 'result', result)
+            if v[6] then call('HDEL', p .. 'unique', v[6]) end
+            local n = #purges
+            purges[n + 1], purges[n + 2] = purge_at, id
+            successes[n + 1], successes[n + 2] = seq_of(v[3]), id
+            ended[#ended + 1] = id
         end
+        flags = flags .. flag
     end
-    at = at + size * number
+    at = at + 4 * number
     each('SREM', p .. 'running:' .. worker, settled)
 end
 
 local answers = {}
 while ARGV[at + 1] do
-    local runs
-    now, bury_at, runs = words(3)
-    flags = {}
-    for _ = 1, runs do settle(words(5)) end
-    answers[#answers + 1] = table.concat(flags)
+    local now, runs = words(2)
+    flags = ''
+    for _ = 1, runs do settle(now, words(4)) end
+    answers[#answers + 1] = flags
 end
+each('ZADD', p .. 'purge', purges)
+each('ZADD', p .. 'by:success', successes)
 publish()
 return answers
 """
 
-# Register a worker or extend its lease; with a lease of 0 it takes its leave.
-# ARGV: worker, lease, now, bury_at, info (JSON), queues (JSON), 1 if it is a new worker that found the server as it
-#   should be, the oldest minute to keep, then of each minute of activity that has changed: its beginning, what was
-#   done (JSON).
+# Register a worker or extend its lease; with a lease of 0 only its activity is kept.
+# ARGV: worker, lease, 1 if lapsed leases have been judged, info (JSON), queues (JSON), the oldest minute to keep, then
+#   of each minute of activity that has changed: its beginning, what was done (JSON).
 # Answer: the term of the lease, its jobs that are to end, paused queues, the fewest crashes of a suspect that waits
-#   (0: none does), lost workers, ended jobs that no attempt tells of.
+#   (0: none does), ended jobs that no attempt tells of; or what `lapsed_leases` gives, and nothing was done.
 _HEARTBEAT = """
-local worker, lease, info, queues = ARGV[2], tonumber(ARGV[3]), ARGV[6], cjson.decode(ARGV[7])
-now, bury_at = ARGV[4], ARGV[5]
+local worker, lease, info, queues = ARGV[2], tonumber(ARGV[3]), ARGV[5], cjson.decode(ARGV[6])
 
 -- Add what the rows say to the changes, or take it off: texts of `activity_texts`, WHAT being `number.bucket`.
 local function add_rows(changes, text, sign)
@@ -698,9 +468,9 @@ end
 -- The totals grow by what a row says more than the one that it replaces: told twice, it counts once.
 local function keep_activity()
     local changes = {}
-    for i = 10, #ARGV, 2 do
+    for i = 8, #ARGV, 2 do
         local minute = p .. 'minute:' .. ARGV[i]
-        if tonumber(ARGV[i]) >= tonumber(ARGV[9]) then  -- what was forgotten is not known to be counted
+        if tonumber(ARGV[i]) >= tonumber(ARGV[7]) then  -- what was forgotten is not known to be counted
             add_rows(changes, call('HGET', minute, worker), -1)
             add_rows(changes, ARGV[i + 1], 1)
             call('ZADD', p .. 'minutes', ARGV[i], ARGV[i])
@@ -710,24 +480,20 @@ local function keep_activity()
     for name, number in pairs(changes) do
         if number ~= 0 then call('HINCRBYFLOAT', p .. 'totals', name, string.format('%.17g', number)) end
     end
-    for _, minute in ipairs(call('ZRANGEBYSCORE', p .. 'minutes', '-inf', '(' .. ARGV[9])) do
+    for _, minute in ipairs(call('ZRANGEBYSCORE', p .. 'minutes', '-inf', '(' .. ARGV[7])) do
         call('UNLINK', p .. 'minute:' .. minute)
         call('ZREM', p .. 'minutes', minute)
     end
 end
 
-keep_activity()
-if lease <= 0 then
-    dissolve(worker, 'release', LEFT)
-    publish()
-    return {'', {}, {}, 0, {}, {}}
+if lease > 0 and ARGV[4] == '0' then
+    local lapsed, leases = lapsed_leases(worker, true)
+    if #lapsed > 0 then return leases end
 end
+keep_activity()
+if lease <= 0 then return {'', {}, {}, 0, {}} end
 local time, known = clock(), tonumber(call('ZSCORE', p .. 'leases', worker))
-local length, term = unpack(call('HMGET', state, 'length ' .. worker, 'term ' .. worker), 1, 2)
-local heard = -math.huge  -- also of a repetition: the server has kept silent, or its answer was lost
-if not again and known and known > time then heard = known - (length or lease) end
-if not again and not known and ARGV[8] == '1' then heard = math.huge end
-local lost = rescue_lapsed(worker, heard, lease)
+local term = call('HGET', state, 'term ' .. worker)
 if not known or not term then term = string.format('%.6f', time) end
 call('ZADD', p .. 'leases', string.format('%.6f', time + lease), worker)
 call('HSET', state, 'length ' .. worker, ARGV[3], 'term ' .. worker, term)
@@ -747,84 +513,34 @@ for _, queue in ipairs(queues) do
     end
 end
 publish()
-return {term, to_end, paused, suspects, lost, call('LPOP', p .. 'endings', ENDINGS_TOLD) or {}}
+return {term, to_end, paused, suspects, call('LPOP', p .. 'endings', ENDINGS_TAKEN) or {}}
 """
 
-# End a job.  ARGV: id, now, bury_at, who does it or ''.  Answer: 1, or 0 if it is finished or unknown.
-_CANCEL = """
-now, bury_at = ARGV[3], ARGV[4]
-local job = load(ARGV[2])
-if not job then return 0 end
-if again and (job.cancel == now or call('HGET', job.key, 'finished') == now) then return 1 end
-if job.status == 'success' or is_hopeless(job.status) then return 0 end
-if ARGV[5] ~= '' then add_history(job, ARGV[5], now, now, 'note', 'cancelled') end
-if job.status == 'running' then
-    call('HSET', job.key, 'cancel', now)
-    call('SADD', p .. 'cancelling', job.id)
-    call('PUBLISH', p .. 'notices', job.worker)
-else
-    bury(job, 'cancelled', BY_HAND)
-end
-publish()
-return 1
-"""
-
-# Make failed and cancelled jobs ready again.  ARGV: now, who does it or '', then ids.  Answer: a 1 or 0 for each.
-_REQUEUE = """
-now = ARGV[2]
-
-local function has_hope(parents)
-    for _, parent in ipairs(parents) do
-        if is_hopeless(call('HGET', p .. 'job:' .. parent, 'status')) then return false end
+# Delete finished jobs, or held ones.  ARGV: who holds them or '', then ids.
+# Answer: the ids of those that went; of a repetition, of those that are not there.
+_REMOVE = """
+local by, gone = ARGV[2], {}
+for i = 3, #ARGV do
+    local status, worker = unpack(call('HMGET', p .. 'job:' .. ARGV[i], 'status', 'worker'), 1, 2)
+    local is_held = by ~= '' and status == 'blocked' and worker == by
+    if is_held or (by == '' and is_finished(status)) then
+        erase(ARGV[i])
+        gone[#gone + 1] = ARGV[i]
+    elseif again and not status then
+        gone[#gone + 1] = ARGV[i]
     end
-    return true
 end
-
-local function requeue(id)
-    local job = load(id)
-    if not job then return 0 end
-    local kept = call('HMGET', job.key, 'finished', 'error', 'traceback', 'parents', 'requeued')
-    local finished, error, traceback, parents, requeued = unpack(kept, 1, 5)
-    if again and requeued == now then return 1 end
-    parents = parents and cjson.decode(parents) or {}
-    if not is_hopeless(job.status) or not has_hope(parents) then return 0 end
-    if job.unique and call('HSETNX', p .. 'unique', job.unique, id) == 0 then return 0 end
-    call('ZREM', p .. 'purge', id)
-    archive(job, finished, job.status == 'failed' and 'failure' or 'cancel', error, traceback)
-    if ARGV[3] ~= '' then add_history(job, ARGV[3], now, now, 'note', 'requeued') end
-    call('HDEL', job.key, 'failures', 'crashes', 'cancel', 'expires')
-    job.crashes, job.cancel, job.expires = false, false, false
-    move(job, 'blocked')
-    call('HSET', job.key, 'status', 'blocked', 'requeued', now)
-    await_parents(job, parents)
-    return 1
-end
-
-local answer = {}
-for i = 4, #ARGV do answer[#answer + 1] = requeue(ARGV[i]) end
+ended = gone
 publish()
-return answer
+return gone
 """
 
-# Delete finished jobs past their retention.  ARGV: before, limit.  Answer: how many.
+# Delete finished jobs past their retention.  ARGV: before, limit.  Answer: their ids.
 _PURGE = """
 local ids = call('ZRANGEBYSCORE', p .. 'purge', '-inf', '(' .. ARGV[2], 'LIMIT', 0, ARGV[3])
 for _, id in ipairs(ids) do erase(id) end
 publish()
-return #ids
-"""
-
-# Delete finished jobs.  ARGV: ids.  Answer: for each whether it was there; of a repetition, whether it is not.
-_DELETE = """
-local answer = {}
-for i = 2, #ARGV do
-    local status = call('HGET', p .. 'job:' .. ARGV[i], 'status')
-    local is_finished = status == 'success' or is_hopeless(status)
-    if is_finished then erase(ARGV[i]) end
-    answer[#answer + 1] = (is_finished or (again and not status)) and 1 or 0
-end
-publish()
-return answer
+return ids
 """
 
 # Keep how far running jobs are.  ARGV: id, attempt, progress (JSON) ..  Answer: 0.
@@ -848,108 +564,6 @@ call('PUBLISH', p .. 'jobs', ARGV[2])
 call('PUBLISH', p .. 'notices', '')
 return 0
 """
-
-# Keep waiting jobs from running, for a move to another store.  ARGV: by, then ids.  Answer: a 1 or 0 for each.
-_HOLD = """
-local by, answer = ARGV[2], {}
-
-local function hold(id)
-    local job = load(id)
-    if not job or job.status == 'running' or job.status == 'success' or is_hopeless(job.status) then return 0 end
-    if job.worker then return job.worker == by and 1 or 0 end
-    leave(job)
-    if job.expires then call('ZADD', p .. 'expiring', job.expires, id) end
-    move(job, 'blocked')
-    call('HSET', job.key, 'status', 'blocked', 'worker', by)
-    return 1
-end
-
-for i = 3, #ARGV do answer[#answer + 1] = hold(ARGV[i]) end
-publish()
-return answer
-"""
-
-# Take in jobs of another store, held.
-# ARGV: by, then of each job: id, priority, queue, unique, when it expires, its fields (JSON), its history (JSON).
-# Answer: a 1 for each that is there now, a 0 for one whose unique key another has.
-_ADOPT = (
-    _INDEX
-    + """
-local answer = {}
-local function adopt(id, priority, queue, unique, expires, fields, history)
-    local key = p .. 'job:' .. id
-    if call('EXISTS', key) == 1 then return 1 end
-    if unique ~= '' and call('HSETNX', p .. 'unique', unique, id) == 0 then return 0 end
-    local seq = call('HINCRBY', state, 'seq', 1)
-    local job = {id = id, status = 'blocked', place = priority .. string.format('%013x', seq)}
-    call('HSET', key, 'place', job.place, 'queue', queue, 'status', 'blocked', 'worker', ARGV[2],
-        unpack(cjson.decode(fields)))
-    index(job)
-    call('ZADD', p .. 'all', seq, id)
-    if expires ~= '' then call('ZADD', p .. 'expiring', expires, id) end
-    each('RPUSH', p .. 'history:' .. id, cjson.decode(history))
-    count('blocked ' .. queue, 1)
-    return 1
-end
-
-for i = 3, #ARGV, 7 do answer[#answer + 1] = adopt(unpack(ARGV, i, i + 6)) end
-publish()
-return answer
-"""
-)
-
-# End a hold.  ARGV: by, 1 if the jobs are to go for good, now, bury_at, then ids.  Answer: a 1 or 0 for each.
-_LET_GO = """
-local by, gone, answer = ARGV[2], ARGV[3] == '1', {}
-now, bury_at = ARGV[4], ARGV[5]
-
-local function let_go(id)
-    local job = load(id)
-    if not job or job.status ~= 'blocked' or job.worker ~= by then return 0 end
-    if gone then
-        if job.unique then call('HDEL', p .. 'unique', job.unique) end
-        call('ZREM', p .. 'expiring', id)
-        erase(id)
-        ended[#ended + 1] = id
-    else
-        local kept = call('HMGET', job.key, 'parents', 'due')
-        call('HDEL', job.key, 'worker')
-        await_parents(job, kept[1] and cjson.decode(kept[1]) or {}, kept[2])
-    end
-    return 1
-end
-
-for i = 6, #ARGV do answer[#answer + 1] = let_go(ARGV[i]) end
-publish()
-return answer
-"""
-
-# Keep finished results of jobs that ran elsewhere.
-# ARGV: of each result its id, its purge_at, and its fields (JSON).  Answer: 0.
-_RECORD = (
-    _INDEX
-    + """
-for i = 2, #ARGV, 3 do
-    local id, fields = ARGV[i], cjson.decode(ARGV[i + 2])
-    local key = p .. 'job:' .. id
-    local status, queue = unpack(call('HMGET', key, 'status', 'queue'), 1, 2)
-    if not status or queue == '' then  -- a job of this store, which is in a queue, is not written over
-        if status then erase(id) end
-        local seq = call('HINCRBY', state, 'seq', 1)
-        local place = '8000000000000000' .. string.format('%013x', seq)
-        call('HSET', key, 'place', place, 'queue', '', unpack(fields))
-        index({id = id, status = call('HGET', key, 'status'), place = place})
-        call('HSET', key, 'purge_at', ARGV[i + 1])
-        call('ZADD', p .. 'all', seq, id)
-        call('ZADD', p .. 'purge', ARGV[i + 1], id)
-        count(call('HGET', key, 'status') .. ' ', 1)
-        ended[#ended + 1] = id
-    end
-end
-publish()
-return 0
-"""
-)
 
 # Look results up.  ARGV: of each call how many ids, then those.
 # Answer: of each call a list with the values of RESULT_FIELDS, or 0, for each id.
@@ -1087,7 +701,7 @@ end
 local function candidates()
     if which.parent then return indexed('family:' .. which.parent) end
     if only == 'running' then return running() end
-    if which.error and (not only or not has_index(only)) then return indexed('by:error') end
+    if which.error and (not only or only == 'pending') then return indexed('by:error') end
     if only == 'pending' then return ready() or indexed('all') end
     return indexed(only and 'by:' .. only or 'all')
 end
@@ -1119,22 +733,40 @@ end
 return answer
 """
 
-# Enter the jobs of a store of version 1 in the indexes, in steps.  ARGV: the lowest seq, how many to look at.
+# Bring the jobs of an older version up to date, in steps.  ARGV: the lowest seq, how many to look at.
 # Answer: the seq of the last one ('' at the end, when the store has its version).
-_INDEX_ALL = (
-    _INDEX
-    + """
+_UPGRADE = """
 local page = call('ZRANGEBYSCORE', p .. 'all', ARGV[2], '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[3])
-for i = 1, #page, 2 do
-    local job = load(page[i])
-    if job then index(job) end
+
+local function index(id, seq, status, error, parents)
+    if status ~= 'pending' and status ~= 'running' then call('ZADD', p .. 'by:' .. status, seq, id) end
+    if error then call('ZADD', p .. 'by:error', seq, id) end
+    for _, parent in ipairs(parents and cjson.decode(parents) or {}) do
+        call('ZADD', p .. 'family:' .. parent, seq, id)
+    end
 end
-each('ZADD', p .. 'by:success', successes)
+
+-- A hold is one more thing to wait for. Of several who do this at once the first counts.
+local function count_parents(id, key, worker)
+    local parents = call('SMEMBERS', p .. 'parents:' .. id)
+    call('HSETNX', key, 'waits', #parents + (worker and 1 or 0))
+    for _, parent in ipairs(parents) do call('UNLINK', p .. 'children:' .. parent) end
+    call('UNLINK', p .. 'parents:' .. id)
+end
+
+for i = 1, #page, 2 do
+    local id, key = page[i], p .. 'job:' .. page[i]
+    local v = call('HMGET', key, 'status', 'error', 'parents', 'worker', 'failures', 'crashes')
+    if v[1] then
+        index(id, page[i + 1], v[1], v[2], v[3])
+        if v[1] == 'blocked' then count_parents(id, key, v[4]) end
+        if v[5] or v[6] then call('HDEL', key, 'expires') end  -- it is forgotten once an attempt has begun to run
+    end
+end
 if #page > 0 then return page[#page] end
 call('HSET', state, 'version', VERSION)
 return ''
 """
-)
 
 # How many ready jobs are ahead of one.  ARGV: queue, its PLACE ID.  Answer: the number.
 _AHEAD = """
@@ -1172,13 +804,15 @@ RESULT_FIELDS = (
     "head", "status", "result", "error", "traceback", "attempt", "submitted", "started", "finished", "progress",
 )  # fmt: skip
 CLAIMED_FIELDS = ("attempt", "head", "payload", "submitted", "due", "failures", "crashes", "parents")
-_CONSTANTS = {"BY_HAND": BY_HAND, "EXPIRED": EXPIRED, "KILLED": KILLED, "WORKER_LOST": WORKER_LOST, "LEFT": LEFT}
-_PREAMBLE = "".join(f"local {name} = {json.dumps(text)}\n" for name, text in _CONSTANTS.items())
-_UPKEEP = 1_000  # jobs that one claim makes ready, and about as many that it cancels as expired
-_PREAMBLE += f"local MAX_CRASHES, HISTORY_LIMIT, UPKEEP = {MAX_CRASHES}, {HISTORY_LIMIT}, {_UPKEEP}\n"
-_PREAMBLE += f"local VERSION, MOST_LOOKS = {VERSION}, {MOST_LOOKS}\n"
-_PREAMBLE += f"local ENDINGS_KEPT, ENDINGS_TOLD = {ENDINGS_KEPT}, {ENDINGS_TOLD}\n"
-_LISTS = {name: str(fields)[1:-1] for name, fields in (("CLAIMED", CLAIMED_FIELDS), ("RESULT", RESULT_FIELDS))}
+READ_FIELDS = (
+    "place", "status", "attempt", "rev", "queue", "head", "submitted", "due", "expires", "unique", "parents",
+    "failures", "crashes", "worker", "started", "finished", "purge_at", "error", "traceback", "cancel", "waits",
+    "children",
+)  # fmt: skip
+_PREAMBLE = f"local VERSION, MOST_LOOKS, UPKEEP = {VERSION}, {MOST_LOOKS}, {UPKEEP_STEP}\n"
+_PREAMBLE += f"local ENDINGS_KEPT, ENDINGS_TAKEN = {ENDINGS_KEPT}, {ENDINGS_TAKEN}\n"
+_FIELDS = {"CLAIMED": CLAIMED_FIELDS, "READ": READ_FIELDS, "RESULT": RESULT_FIELDS}
+_LISTS = {name: str(fields)[1:-1] for name, fields in _FIELDS.items()}
 
 
 class Script:
@@ -1193,23 +827,19 @@ class Script:
 
 
 SCRIPTS = {
+    "read": Script(_READ),
+    "apply": Script(_APPLY),
     "push": Script(_PUSH),
     "claim": Script(_CLAIM),
     "settle": Script(_SETTLE),
     "heartbeat": Script(_HEARTBEAT),
-    "cancel": Script(_CANCEL),
-    "requeue": Script(_REQUEUE),
+    "remove": Script(_REMOVE),
     "purge": Script(_PURGE),
-    "delete": Script(_DELETE),
     "report": Script(_REPORT),
     "set_queue": Script(_SET_QUEUE),
-    "hold": Script(_HOLD),
-    "adopt": Script(_ADOPT),
-    "let_go": Script(_LET_GO),
-    "record": Script(_RECORD),
     "get": Script(_GET),
     "find": Script(_FIND),
-    "index_all": Script(_INDEX_ALL),
+    "upgrade": Script(_UPGRADE),
     "ahead": Script(_AHEAD),
     "look": Script(_LOOK),
     "activity": Script(_ACTIVITY),

@@ -12,19 +12,22 @@ from typing import TYPE_CHECKING, Any
 from flowrra import (
     PENDING,
     Activity,
+    Broker,
     Job,
     JobFilter,
+    Overview,
     TaskStatus,
     WorkerInfo,
     sum_of_activity,
     totals_of_activity,
 )
 from flowrra_extras.redis.calls import counted, filter_text, job_of, member_of
-from flowrra_extras.redis.moving import MovingBroker
 from flowrra_extras.redis.wire import Call
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from flowrra_extras.redis.calls import Calls
 
 __all__ = ["PAGE", "SearchingBroker"]
 
@@ -34,8 +37,10 @@ _MINUTES = 60  # of activity
 _HIGHEST = 2**52 - 1  # seq: what 13 hex digits hold
 
 
-class SearchingBroker(MovingBroker):
+class SearchingBroker(Broker):
     """The part of a RedisBroker that looks, and changes nothing."""
+
+    _calls: Calls
 
     async def find(
         self, which: JobFilter, *, limit: int = 100, after: int | None = None, oldest_first: bool = False
@@ -109,20 +114,20 @@ class SearchingBroker(MovingBroker):
             async for jobs in self._search(which, PAGE, None):
                 found.update((job.queue, job.status) for job in jobs)
 
-    async def workers(self) -> list[WorkerInfo]:
-        _, texts = await self._look()
-        return sorted((WorkerInfo(*json.loads(text)) for text in texts), key=lambda info: info.started)
-
-    async def paused(self) -> set[str]:
-        state, _ = await self._look()
-        return {queue for word, _, queue in (name.partition(" ") for name in state) if word == "paused"}
+    async def overview(self, since: float | None = None) -> Overview:
+        state, texts = await self._look()
+        workers = sorted((WorkerInfo(*json.loads(text)) for text in texts), key=lambda info: info.started)
+        paused = {queue for word, _, queue in (name.partition(" ") for name in state) if word == "paused"}
+        if since is None:
+            return Overview(workers, paused, [], [])
+        return Overview(workers, paused, await self._activity(since), await self._totals())
 
     async def _look(self) -> tuple[dict[str, str], list[str]]:
         """The state, and the workers."""
         pairs, workers = await self._calls.run(Call("look"))
         return dict(zip(pairs[::2], pairs[1::2], strict=True)), workers
 
-    async def activity(self, since: float) -> list[Activity]:
+    async def _activity(self, since: float) -> list[Activity]:
         texts: list[str] = []
         first = repr(since)
         while first != "(":
@@ -131,7 +136,7 @@ class SearchingBroker(MovingBroker):
             first = f"({last}"
         return sum_of_activity(texts)
 
-    async def totals(self) -> list[Activity]:
+    async def _totals(self) -> list[Activity]:
         words = await self._calls.run(Call("totals"))
         names = (word.partition(" ") for word in words[::2])
         return totals_of_activity(

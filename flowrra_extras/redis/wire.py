@@ -27,7 +27,7 @@ from flowrra_extras.urls import check_options, read_server_url
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Address", "Call", "Ear", "Link"]
+__all__ = ["Address", "Call", "Link", "Subscription"]
 
 logger = logging.getLogger("flowrra")
 
@@ -76,10 +76,10 @@ class Address:
     def _error(self, text: str) -> ConfigError:
         return ConfigError(f"{self.name!r} cannot be read: {text}")
 
-    async def connect(self, hear: Callable[[Any], None] | None = None) -> Connection:
-        """A new connection, ready to be used. `hear` gets what comes unasked."""
+    async def connect(self, on_message: Callable[[Any], None] | None = None) -> Connection:
+        """A new connection, ready to be used. `on_message` gets what comes unasked."""
         loop = asyncio.get_running_loop()
-        connection = Connection(hear)
+        connection = Connection(on_message)
         try:
             if self._path is not None:
                 await loop.create_unix_connection(lambda: connection, self._path)
@@ -159,8 +159,8 @@ class Connection(asyncio.Protocol):
 
     _transport: asyncio.Transport
 
-    def __init__(self, hear: Callable[[Any], None] | None) -> None:
-        self._hear = hear
+    def __init__(self, on_message: Callable[[Any], None] | None) -> None:
+        self._on_message = on_message
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(encoding="utf-8", errors=_SURROGATES)
         self._awaited: collections.deque[_Awaited] = collections.deque()
@@ -175,8 +175,8 @@ class Connection(asyncio.Protocol):
         while (answer := self._reader.gets()) is not False:  # no answer is false in RESP2
             if self._awaited:
                 self._take(self._awaited[0], answer)
-            elif self._hear is not None:
-                self._hear(answer)
+            elif self._on_message is not None:
+                self._on_message(answer)
 
     def _take(self, awaited: _Awaited, answer: Any) -> None:
         awaited.answers.append(answer)
@@ -199,7 +199,7 @@ class Connection(asyncio.Protocol):
 
         Those before, which may be large, have their time first.
         """
-        self.tell(commands)
+        self.write(commands)
         until = self._loop.time() + patience
         if self._awaited:
             until = max(until, self._awaited[-1].until)
@@ -208,8 +208,8 @@ class Connection(asyncio.Protocol):
             self._watch_until(until)
         return self._awaited[-1].future
 
-    def tell(self, commands: bytes) -> None:
-        """Send commands whose answers are heard, not waited for."""
+    def write(self, commands: bytes) -> None:
+        """Send commands whose answers are not waited for."""
         if self._transport.is_closing():
             raise ConnectionError("the connection is closed")
         self._transport.write(commands)
@@ -242,6 +242,11 @@ class Call:
         self.is_answered = False
         self._sent = 0  # how often it has gone out, and may have been carried out
         self._needs_text = False  # the server does not know the script (any more)
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether it has gone out more than once, as the server kept silent or its answer was lost."""
+        return self._sent > 1
 
     def take(self, answer: Any) -> None:
         """Note what the script has answered, or a BrokerError."""
@@ -404,16 +409,16 @@ def _give_up(calls: Sequence[Call], error: BrokerError) -> None:
             call.take(error)
 
 
-class Ear:
+class Subscription:
     """The connection for what is published: channels that are wanted are subscribed to, again and again.
 
-    `hear(channel, text)` is called for each message, and with None when a subscription begins: before
+    `on_message(channel, text)` is called for each message, and with None when a subscription begins: before
     that, anything may have been missed.
     """
 
-    def __init__(self, address: Address, hear: Callable[[str, str | None], None]) -> None:
+    def __init__(self, address: Address, on_message: Callable[[str, str | None], None]) -> None:
         self._address = address
-        self._hear = hear
+        self._on_message = on_message
         self._wanted: list[str] = []
         self._is_silent = False
         self._connection: Connection | None = None
@@ -458,12 +463,12 @@ class Ear:
             self._connection = connection = await self._address.connect(self._take)
         try:
             channels = [f"{self._address.prefix}:{channel}" for channel in self._wanted]
-            connection.tell(_pack(("SUBSCRIBE", *channels)))
+            connection.write(_pack(("SUBSCRIBE", *channels)))
             while not connection.lost.done():
                 self._is_silent = True
                 await asyncio.wait([connection.lost], timeout=PATIENCE)
                 if self._is_silent:
-                    connection.tell(_pack(("PING",)))
+                    connection.write(_pack(("PING",)))
                     await asyncio.wait([connection.lost], timeout=PATIENCE)
                 if self._is_silent:
                     raise ConnectionError("it is silent")
@@ -475,6 +480,6 @@ class Ear:
         self._is_silent = False
         if isinstance(message, list) and message[0] in ("message", "subscribe"):
             channel = message[1].rpartition(":")[2]
-            self._hear(channel, message[2] if message[0] == "message" else None)
+            self._on_message(channel, message[2] if message[0] == "message" else None)
         elif _is_error(message):
             logger.warning("%s: what is published there is not heard (%s)", self._address.name, message)

@@ -18,7 +18,7 @@ from flowrra import Clock, ConfigError, Flowrra
 from flowrra_extras.scheduler.database import Database
 from flowrra_extras.scheduler.memory import MemoryScheduleStore
 from flowrra_extras.scheduler.protocol import ScheduleStore
-from flowrra_extras.scheduler.scheduler import Scheduler, StoredOptions, unknown_schedule
+from flowrra_extras.scheduler.scheduler import Scheduler, StoredOptions, submit_now, unknown_schedule
 from flowrra_extras.scheduler.store import SQLScheduleStore
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "schedule_store_from_url",
     "scheduler_for",
     "store_from_url",
+    "submit_now",
     "unknown_schedule",
 ]
 

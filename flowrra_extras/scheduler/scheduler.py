@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
 from flowrra import (
-    LOOK_EVERY,
+    CHECK_EVERY,
     ConfigError,
     Firing,
     Flowrra,
@@ -16,13 +16,13 @@ from flowrra import (
     Task,
     TaskId,
     TaskNotFoundError,
-    _identity,
-    _key,
-    _micro,
+    check_key,
     decode,
+    job_of_fire,
     logger,
     make_schedule,
     nearest,
+    schedule_key,
     upcoming,
 )
 from flowrra_extras.scheduler.protocol import ScheduleStore
@@ -109,7 +109,7 @@ class Scheduler(Firing):
         await self._ready()
         await self._check_name(schedule.task)
         schedule.created = schedule.updated = now = self._app.clock.time()
-        schedule.id = new_id = _key("task_id", task_id) or self._app.new_id()
+        schedule.id = new_id = check_key("task_id", task_id) or self._app.new_id()
         schedule.key = schedule.key if task_id is None else f"id:{task_id}"
         self._start_from(schedule, now)
         kept = await self.store.add(schedule)
@@ -144,7 +144,7 @@ class Scheduler(Firing):
             new.id = old.id
             self._start_from(new, now)
             changes |= {"anchor": new.anchor, "next_fire": new.next_fire}
-        if old.key == _identity(old) != new.key:
+        if old.key == schedule_key(old) != new.key:
             changes["key"] = new.key
         return changes
 
@@ -169,7 +169,7 @@ class Scheduler(Firing):
 
     def _start_from(self, schedule: Schedule, now: float) -> None:
         """Set when it fires first, counted from now; ConfigError if that is never."""
-        schedule.anchor = _micro(now) / 1e6
+        schedule.anchor = round(now * 1e6) / 1e6
         once = schedule.kind == "once"
         schedule.next_fire = dt.datetime.fromisoformat(schedule.rule).timestamp() if once else upcoming(schedule, now)
         if schedule.next_fire is None:
@@ -251,7 +251,7 @@ class Scheduler(Firing):
         Raises:
             TaskNotFoundError: there is no such schedule, or its task is not registered here.
         """
-        return await self.submit(await self._known(schedule_id))
+        return await submit_now(self._app, await self._known(schedule_id))
 
     async def _known(self, schedule_id: str) -> Schedule:
         schedule = await self.get_scheduled_task(schedule_id)
@@ -274,23 +274,15 @@ class Scheduler(Firing):
             self._purge_at = now
         first = await self.store.next_fire()
         if first is None or first > now:
-            return LOOK_EVERY if first is None else min(LOOK_EVERY, first - now)
+            return CHECK_EVERY if first is None else min(CHECK_EVERY, first - now)
         taken = await self.store.take(now=now, lease=TAKE_LEASE, limit=_TAKE_LIMIT)
         due = [plan for schedule in taken if (plan := self.plan(schedule, now)) is not None]
         await self.store.advance(await self.push(due))
         return 0.0 if taken else 0.05
 
-    # Opening and closing -----------------------------------------------------------------------
-
     async def _ready(self) -> None:
         """Make sure that the app's stores and this one are open here."""
-        await self._app.open_resident(self)
-
-    async def open(self) -> None:
-        await self.store.open()
-
-    async def close(self) -> None:
-        await self.store.close()
+        await (await self._app.sessions.connect()).open_store(self.store)
 
 
 _EDITED = ("description", "misfire", "overlap", "jitter")  # as they are in make_schedule()
@@ -304,6 +296,17 @@ def _switched(schedule: Schedule, now: float, *, enabled: bool) -> dict[str, Any
     if enabled and not schedule.enabled and schedule.kind != "once":
         changes["next_fire"] = upcoming(schedule, now)
     return changes
+
+
+async def submit_now(app: Flowrra, schedule: Schedule) -> TaskId[Any]:
+    """Submit a job of a schedule here and now, beside its fires; TaskNotFoundError if its task is not known."""
+    task = app.registry.get(schedule.task)
+    if task is None:
+        raise TaskNotFoundError(f"no task {schedule.task!r} is registered here: run it where it is")
+    job = job_of_fire(schedule, task, round(app.now() * 1e6), app.broker.retention)
+    job.id, job.due = app.new_id(), None
+    (job_id,) = await app.submit_jobs([job])
+    return TaskId(job_id)
 
 
 def unknown_schedule(schedule_id: str) -> TaskNotFoundError:

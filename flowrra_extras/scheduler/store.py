@@ -11,7 +11,6 @@ from flowrra import (
     MAX_LEASE,
     MISFIRES,
     OVERLAPS,
-    RULE_KINDS,
     Clock,
     ConfigError,
     Fired,
@@ -24,6 +23,7 @@ from flowrra_extras.scheduler.session import Session
 _FIELDS = tuple(field.name for field in dataclasses.fields(Schedule))
 _MOMENTS = frozenset(("anchor", "next_fire", "last_fire", "created", "updated"))
 _FIXED = frozenset(("id", "turn"))  # what change() leaves alone
+_RULE_KINDS = ("cron", "interval", "once")
 _NAME_LENGTH = 255  # of what stands in a unique index
 _CHUNK = 1_000  # placeholders in one statement; PostgreSQL takes 32,767, SQLite 32,766
 
@@ -62,7 +62,7 @@ _MIGRATIONS = (
             updated {{moment}} NOT NULL,
             turn BIGINT NOT NULL,
             lease {{lease}},
-            CHECK (kind IN ({_one_of(RULE_KINDS)})),
+            CHECK (kind IN ({_one_of(_RULE_KINDS)})),
             CHECK (misfire IN ({_one_of(MISFIRES)})),
             CHECK (overlap IN ({_one_of(OVERLAPS)})),
             CHECK (jitter >= 0),

@@ -19,6 +19,7 @@ from flowrra import (
     TaskStatus,
     decode_arguments,
 )
+from flowrra_extras.migrate import hold_jobs
 from flowrra_extras.testing.trial import SOON, Contract, Trial, job, job_in, outcomes_of, raises
 
 
@@ -573,7 +574,7 @@ def requeue(t: Trial, job: Job) -> Any:
 
 
 def hold(t: Trial, job: Job) -> Any:
-    return t.broker.hold([job.id], by="a move", now=t.now)
+    return hold_jobs(t.broker, [job.id], by="a move", now=t.now)
 
 
 SETTLES = [lambda t, job, make=make: t.settle(make(job, t.now)) for make in outcomes_of()]

@@ -440,12 +440,8 @@ class ParentsContract(Contract):
             (holder,) = await t.run(job("holder", unique="key"))
             child = job("child", parents=("q", "p"), priority=-1)
             twin = job("p", unique="key")
-            assert await t.push(job("q"), twin, child, job("other", parents=("p",))) == [
-                "q",
-                "holder",
-                "child",
-                "other",
-            ]
+            pushed = await t.push(job("q"), twin, child, job("x", queue="x"), job("other", parents=("p",)))
+            assert pushed == ["q", "holder", "child", "x", "other"]
             assert await t.statuses("child", "other") == ["blocked"] * 2
             assert (await t.job("child")).parents == ("q", "holder")
             assert await t.find(parent="holder") == ["other", "child"]

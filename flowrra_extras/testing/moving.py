@@ -4,21 +4,22 @@ import asyncio
 import dataclasses
 
 from flowrra import UNFINISHED, Attempt, Job, Outcome, TaskNotFoundError, TaskStatus, decode_arguments
+from flowrra_extras.migrate import adopt_jobs, hold_jobs, release_jobs
 from flowrra_extras.testing.trial import SOON, Contract, Trial, job, job_in, raises
 
 MOVE = "a move"  # by whom jobs are held
 
 
 async def hold(t: Trial, *task_ids: str, by: str = MOVE) -> list[bool]:
-    return await t.broker.hold(task_ids, by=by, now=t.now)
+    return await hold_jobs(t.broker, task_ids, by=by, now=t.now)
 
 
 async def adopt(t: Trial, *jobs: Job, by: str = MOVE) -> list[bool]:
-    return await t.broker.adopt(jobs, by=by, now=t.now)
+    return await adopt_jobs(t.broker, jobs, by=by, now=t.now)
 
 
 async def let_go(t: Trial, *task_ids: str, gone: bool = False, by: str = MOVE) -> list[bool]:
-    return await t.broker.let_go(task_ids, by=by, gone=gone, now=t.now)
+    return await release_jobs(t.broker, task_ids, by=by, gone=gone, now=t.now)
 
 
 async def claim(t: Trial) -> list[Job]:

@@ -17,8 +17,8 @@ from flowrra import (
     Outcome,
     TaskStatus,
     length_bucket,
-    quantile,
 )
+from flowrra_extras.activity import quantile
 from flowrra_extras.testing.trial import SOON, Contract, Trial, job, job_in
 
 MINUTE = 1_700_000_040  # the next one after the start of the manual clock

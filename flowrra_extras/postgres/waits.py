@@ -1,4 +1,4 @@
-"""Those who wait for jobs, notices and results; what is heard of them, and what others are told."""
+"""Those who wait for jobs, notices and results, and the notifications that wake them, here and elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from flowrra import Clock, FlowrraError
 from flowrra_extras.batching import Batcher, closed
 from flowrra_extras.postgres import statements as sql
-from flowrra_extras.postgres.connections import Address, Ear, Link
+from flowrra_extras.postgres.connections import Address, Link, Listener
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -27,9 +27,9 @@ Waiter = asyncio.Future[None]
 
 
 class Waits:
-    """Who waits here for jobs, notices and results, what has been heard of them, and what others are told.
+    """Who waits here for jobs, notices and results, which notifications came in, and which are to go out.
 
-    A queue's name stands for news of its jobs, None for news of some queue's, "" for notices to a worker.
+    A queue's name stands for its jobs, None for those of some queue, "" for notices to a worker.
     """
 
     def __init__(self, address: Address, link: Link, clock: Clock) -> None:
@@ -41,37 +41,37 @@ class Waits:
         self._jobs, self._notices, self._results = (
             f"{address.schema}_{kind}" for kind in ("jobs", "notices", self._token)
         )
-        self.ear = Ear(address, self._hear)
-        self._heard: collections.Counter[str | None] = collections.Counter()
-        self._seen: dict[str, int] = {}  # what had been heard before the latest claim or heartbeat
+        self.listener = Listener(address, self._receive)
+        self._signals: collections.Counter[str | None] = collections.Counter()
+        self._seen: dict[str, int] = {}  # signals before the latest claim or heartbeat
         self._ready: dict[Waiter, Sequence[str]] = {}
         self._waiting: dict[str, list[Waiter]] = {}  # for the end of a job
         self._announced: set[str] = set()
         self._announces: Batcher[str, None] = Batcher(self._announce_group)
         self._look_timer: asyncio.TimerHandle | None = None
-        self._untold: dict[str, str] = {}  # channel > the queue that has news, "" if several have
-        self._unsaid: list[str] = []  # jobs that have ended
-        self._telling: asyncio.Task[None] | None = None
+        self._unsent: dict[str, str] = {}  # channel > the queue with jobs, "" for several
+        self._unsent_ends: list[str] = []  # jobs that have ended
+        self._sending: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
         """Say what is still to be said, within a second. Who still waits gets a BrokerError."""
         if self._look_timer is not None:
             self._look_timer.cancel()
         await self._announces.close()
-        if self._telling is not None:
-            await asyncio.wait([self._telling], timeout=1.0)
-        if self._telling is not None:
-            self._telling.cancel()
-            await asyncio.wait([self._telling])
-        await self.ear.close()
+        if self._sending is not None:
+            await asyncio.wait([self._sending], timeout=1.0)
+        if self._sending is not None:
+            self._sending.cancel()
+            await asyncio.wait([self._sending])
+        await self.listener.close()
         for waiter in (*self._ready, *itertools.chain(*self._waiting.values())):
             if not waiter.done():
                 waiter.set_exception(closed())
                 waiter.exception()  # whoever is looking just now does not come back to it
 
-    # Telling -----------------------------------------------------------------------------------
+    # Sending -----------------------------------------------------------------------------------
 
-    def tell(self, *, ready: Iterable[str | None] = (), notices: bool = False, finished: Sequence[str] = ()) -> None:
+    def notify(self, *, ready: Iterable[str | None] = (), notices: bool = False, finished: Sequence[str] = ()) -> None:
         """Let everybody know, here and elsewhere, of queues with jobs, of notices, and of jobs that have ended.
 
         What gathers while one notification is on its way is the next.
@@ -79,31 +79,31 @@ class Waits:
         for queue in (*ready, *([""] if notices else ())):
             self.wake(queue)
             channel = self._notices if queue == "" else self._jobs
-            self._untold[channel] = (queue or "") if self._untold.get(channel, queue) == queue else ""
+            self._unsent[channel] = (queue or "") if self._unsent.get(channel, queue) == queue else ""
         self._resolve(finished)
-        self._unsaid += finished
-        if self._telling is None and (self._untold or self._unsaid):
-            self._telling = self._loop.create_task(self._tell_others())
+        self._unsent_ends += finished
+        if self._sending is None and (self._unsent or self._unsent_ends):
+            self._sending = self._loop.create_task(self._send())
 
-    async def _tell_others(self) -> None:
+    async def _send(self) -> None:
         try:
-            while self._untold or self._unsaid:
-                finished, self._unsaid = self._unsaid, []
-                news, self._untold = self._untold, {}
-                payloads = [f"{self._token} {queue}" for queue in news.values()]
-                await self._link.fetch(sql.TELL, finished, list(news), payloads)
+            while self._unsent or self._unsent_ends:
+                finished, self._unsent_ends = self._unsent_ends, []
+                signals, self._unsent = self._unsent, {}
+                payloads = [f"{self._token} {queue}" for queue in signals.values()]
+                await self._link.fetch(sql.NOTIFY, finished, list(signals), payloads)
         except FlowrraError as error:
             logger.warning("nobody is told of what has changed, but they will look: %s", error)
         finally:
-            self._telling = None
+            self._sending = None
 
     def notice(self, queue: str) -> tuple[str, str]:
-        """Channel and payload that tell others of jobs in a queue."""
+        """Channel and payload that notify others of jobs in a queue."""
         return self._jobs, f"{self._token} {queue}"
 
-    # Hearing -----------------------------------------------------------------------------------
+    # Receiving ---------------------------------------------------------------------------------
 
-    def _hear(self, channel: str, payload: str | None) -> None:
+    def _receive(self, channel: str, payload: str | None) -> None:
         """What was notified; None: anything may have been."""
         if channel == self._results:
             self._resolve(json.loads(payload) if payload else list(self._waiting))
@@ -114,7 +114,7 @@ class Waits:
 
     def wake(self, queue: str | None) -> None:
         """Let those know who wait here."""
-        self._heard[queue] += 1
+        self._signals[queue] += 1
         for waiter, queues in self._ready.items():
             if (queue in queues if queue else not queues) or (queue is None and queues):
                 _resolve(waiter)
@@ -132,10 +132,10 @@ class Waits:
         self._seen[queue] = self._count(queue)
 
     def _count(self, queue: str) -> int:
-        return self._heard[queue] + (self._heard[None] if queue else 0)
+        return self._signals[queue] + (self._signals[None] if queue else 0)
 
     async def wait_ready(self, queues: Sequence[str], timeout: float, next_due: float | None) -> None:
-        self.ear.want(self._jobs if queues else self._notices)
+        self.listener.want(self._jobs if queues else self._notices)
         if any(self._seen.get(queue, -1) != self._count(queue) for queue in queues or ("",)):
             return
         if queues:
@@ -170,10 +170,10 @@ class Waits:
             self._announced.discard(task_id)
 
     async def announce(self, task_id: str) -> bool:
-        """Have whoever ends the job tell this process. True if that is new: then it may have ended before."""
+        """Have whoever ends the job notify this process. True if that is new: then it may have ended before."""
         if self._is_pooled or task_id in self._announced:
             return False
-        self.ear.want(self._results)
+        self.listener.want(self._results)
         await self._announces.put(task_id)
         self._announced.add(task_id)
         return True
