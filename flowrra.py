@@ -172,7 +172,7 @@ __all__ += ["Turns", "activity_texts", "add_store", "ask", "check_key", "check_q
 __all__ += ["cron_bits", "cron_values", "describe", "duration", "ended_job", "find_task", "first_line"]
 __all__ += ["import_extra", "job_as_json", "job_of_fire", "kind_name", "length_bucket", "load_app", "make_schedule"]
 __all__ += ["nearest", "orphaned", "parents_in", "parsed", "print_table", "python", "read_arguments", "result_from"]
-__all__ += ["NOT_BEGUN", "drive_async", "first_status"]
+__all__ += ["NOT_BEGUN", "first_status"]
 __all__ += ["result_limit", "schedule_key", "sum_of_activity", "totals_of_activity", "unknown_job", "upcoming"]
 
 P = ParamSpec("P")
@@ -2628,10 +2628,11 @@ class WaiterHub:
 
     def wake(self, topic: Topic, brings: Any = None) -> None:
         """Have those who wait for the topic look again, and whoever waits next without having looked."""
-        if topic[0] != "job":  # of whose many ids no count is kept: who waits for one looks when it has begun to wait
+        if topic in self._looked:
             self._woken[topic] += 1
-        for waiter in self.waiters.pop(topic, ()):
-            _resolve(waiter, brings)
+        if topic in self.waiters:
+            for waiter in self.waiters.pop(topic):
+                _resolve(waiter, brings)
 
     def wake_all(self, kind: str) -> None:
         """Wake all topics of a kind."""
@@ -3179,7 +3180,7 @@ class MemoryBroker(Broker):
         if len(held) == 1 and next(iter(held.values())).crashes:
             return []  # a suspect, which runs alone
         for number in range(crashes, 0, -1) if not held else ():
-            if suspects := self._take(queue, number, 1, worker, now):
+            if (queue, number) in self._ready and (suspects := self._take(queue, number, 1, worker, now)):
                 return suspects
         while True:
             jobs = self._take(queue, 0, limit, worker, now)
@@ -5539,13 +5540,13 @@ class ThreadExecutor:
         future: asyncio.Future[tuple[T, BaseException | None]] = self._loop.create_future()
         if self._idle:
             self._idle -= 1
-        else:
-            threading.Thread(target=self._work, name="flowrra-thread", daemon=True).start()
-        self._calls.put((function, future))
+            self._calls.put((function, future))
+        else:  # also after the close: a process that was given up late is still waited for
+            threading.Thread(target=self._work, args=((function, future),), name="flowrra-thread", daemon=True).start()
         return future
 
-    def _work(self) -> None:
-        while (item := self._calls.get()) is not None:
+    def _work(self, item: tuple[Callable[[], Any], asyncio.Future[Any]] | None) -> None:
+        while item is not None:
             function, future = item
             try:
                 answer: tuple[Any, BaseException | None] = (function(), None)
@@ -5555,17 +5556,20 @@ class ThreadExecutor:
             del item, function, future, answer
             if self._is_closed:
                 return
+            item = self._calls.get()
 
     def _resolve(self, future: asyncio.Future[Any], answer: tuple[Any, BaseException | None]) -> None:
         _resolve(future, answer)
-        self._idle += 1
         if self._is_closed:
             self._calls.put(None)
+        else:
+            self._idle += 1
 
     def close(self) -> None:
         """End the threads as soon as their calls return."""
         self._is_closed = True
-        for _ in range(self._idle):
+        while self._idle:
+            self._idle -= 1
             self._calls.put(None)
 
 

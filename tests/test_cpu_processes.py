@@ -336,3 +336,13 @@ def test_a_process_is_started_with_the_options_of_the_interpreter() -> None:
     assert "optimize=1" in flags
     assert "utf8_mode=1" in flags
     assert "safe_path=True" in flags
+
+
+async def test_a_process_that_is_given_up_after_the_close_is_waited_for() -> None:
+    """Its thread is one of those that have been told to end."""
+    threads = flowrra.ThreadExecutor()
+    assert (await threads.call(lambda: 1))[0] == 1
+    await asyncio.sleep(0.05)  # it is idle
+    threads.close()
+    async with asyncio.timeout(5):
+        assert [(await threads.call(lambda: 2))[0], (await threads.call(lambda: 3))[0]] == [2, 3]
