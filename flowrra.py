@@ -2994,7 +2994,8 @@ class MemoryBroker(Broker):
         self._expiring: _Heap = []
         self._running: dict[str, dict[str, Job]] = collections.defaultdict(dict)  # by worker
         self._cancelling: set[str] = set()  # running jobs that someone wants to end
-        self._finished: dict[str, Job] = {}  # in the order of their ends
+        # In the order of their ends. A dict would walk past all those that went before to find its first one.
+        self._finished: collections.OrderedDict[str, Job] = collections.OrderedDict()
         self._unique: dict[str, str] = {}
         self._children: dict[str, dict[str, None]] = {}  # of parents that have not finished
         self._depth: collections.Counter[str] = collections.Counter()  # ready jobs, for max_queue_size only
@@ -3093,12 +3094,11 @@ class MemoryBroker(Broker):
     def _enter_finished(self, job: Job) -> None:
         self._finished[job.id] = job
         if len(self._finished) > self.retention.max_results:
-            self._drop([next(iter(self._finished))])
+            del self._jobs[self._finished.popitem(last=False)[0]]
         if job.unique is not None:
             self._unique.pop(job.unique, None)
-        if (
-            self.hub.waiters and ("job", job.id) in self.hub.waiters
-        ):  # as it is now: it may be requeued, or be gone, before they look
+        # With the result as it is now: the job may be requeued, or be gone, before they look.
+        if self.hub.waiters and ("job", job.id) in self.hub.waiters:
             self.hub.wake(("job", job.id), _kept_result(job))
 
     def _leave(self, status: TaskStatus, job: Job) -> None:
