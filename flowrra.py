@@ -3933,12 +3933,12 @@ class SQLiteTable:
         """Copies of those that have children, as the successes that they are."""
         if not jobs or self._db.execute("SELECT NOT EXISTS (SELECT 1 FROM flowrra_family)").fetchone()[0]:
             return []
-        parents = "SELECT f.parent FROM json_each(?) CROSS JOIN flowrra_family AS f ON f.parent = value"
-        found = {row[0] for row in self._db.execute(parents, (json.dumps([job.id for job in jobs]),))}
-        parents_among = [copy_of(job) for job in jobs if job.id in found] if found else []
-        for job in parents_among:
+        having = "SELECT f.parent FROM json_each(?) CROSS JOIN flowrra_family AS f ON f.parent = value"
+        found = {row[0] for row in self._db.execute(having, (json.dumps([job.id for job in jobs]),))}
+        parents = [copy_of(job) for job in jobs if job.id in found]
+        for job in parents:
             job.status = SUCCESS
-        return parents_among
+        return parents
 
     def record(self, results: Sequence[TaskResult[Any]]) -> None:
         for result in results:
@@ -4523,13 +4523,13 @@ class _Signals(asyncio.DatagramProtocol):
 
     # Hearing -----------------------------------------------------------------------------------
 
-    async def listen(self, kind: str) -> bool:
-        """Make sure that other processes tell this one of a kind of topics; whether they did before."""
+    async def listen(self, kind: str) -> None:
+        """Make sure that other processes tell this one of a kind of topics."""
         if kind in self._kinds or self._broker.path is None:
-            return True
+            return
         async with self._lock:  # two callers at once would open two sockets
             if kind in self._kinds:
-                return False
+                return
             if self._transport is None:
                 try:
                     self._transport, _ = await self._loop.create_datagram_endpoint(
@@ -4538,7 +4538,7 @@ class _Signals(asyncio.DatagramProtocol):
                 except OSError as error:
                     self._kinds += kind  # said once is enough
                     logger.warning("%s: no socket for wake-ups (%s); looking each second", self._broker.path, error)
-                    return False
+                    return
             port: int = self._transport.get_extra_info("sockname")[1]
             self._port, kinds = port, self._kinds + kind
             await self._broker.run(_Operation(lambda table: table.listen(port, kinds)))
@@ -4546,7 +4546,6 @@ class _Signals(asyncio.DatagramProtocol):
             if self._look_timer is not None:
                 self._look_timer.cancel()
             self._look_timer = self._loop.call_later(2 * _LISTENERS_FRESH, self._look)  # who wrote may not know us yet
-            return False
 
     def datagram_received(self, data: bytes, addr: object) -> None:
         try:
