@@ -20,10 +20,10 @@ $(VENV)/bench: $(VENV)/test
 
 setup: $(VENV)/test  ## Make .venv with what the tests need
 
-test: setup  ## Run the tests
-	$(BIN)/pytest
+test: setup  ## Run the tests, but for kills, outages and browsers
+	$(BIN)/pytest -m 'not slow'
 
-check: setup  ## Format, lint, types, tests: what must pass before a commit
+check: setup  ## Format, lint, types, all tests: what must pass before a commit
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy --strict

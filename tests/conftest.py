@@ -23,12 +23,27 @@ settings.register_profile("flowrra", settings.default, deadline=None)
 settings.load_profile("flowrra")
 
 
+# Kills, outages, browsers and installations: half of the time of all tests. `make test` leaves them out.
+SLOW = frozenset((
+    "test_crashes", "test_dashboard_browser_actions", "test_dashboard_browser_live", "test_dashboard_browser_mounted",
+    "test_dashboard_browser_pages", "test_dashboard_programs", "test_migrate_chaos", "test_outages", "test_packaging",
+    "test_postgres_faults", "test_postgres_pooler", "test_redis_faults", "test_schedule_processes",
+))  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
 def run_in_loop(test: Callable[..., Awaitable[None]], *args: Any, **kwargs: Any) -> None:
     complaints: list[dict[str, Any]] = []
 
     async def watched() -> None:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: complaints.append(context))
+        loop.slow_callback_duration = 60.0  # else a busy machine gets a line into logs that tests compare
         await test(*args, **kwargs)
 
     asyncio.run(watched(), debug=True)
