@@ -5553,9 +5553,15 @@ class ThreadExecutor:
                 answer = (None, error)
             _call_soon(self._loop, self._resolve, future, answer)
             del item, function, future, answer
-            if self._is_closed:
-                return
-            item = self._calls.get()
+            item = self._calls.get() if not self._is_closed else self._last()
+
+    def _last(self) -> tuple[Callable[[], Any], asyncio.Future[Any]] | None:
+        """After the close: a call that was meant for this thread, as it was counted among the idle ones."""
+        with contextlib.suppress(thread_queue.Empty):
+            if (item := self._calls.get_nowait()) is not None:
+                return item
+            self._calls.put(None)  # for another one
+        return None
 
     def _resolve(self, future: asyncio.Future[Any], answer: tuple[Any, BaseException | None]) -> None:
         _resolve(future, answer)
