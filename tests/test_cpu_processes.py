@@ -346,3 +346,19 @@ async def test_a_process_that_is_given_up_after_the_close_is_waited_for() -> Non
     threads.close()
     async with asyncio.timeout(5):
         assert [(await threads.call(lambda: 2))[0], (await threads.call(lambda: 3))[0]] == [2, 3]
+
+
+async def test_no_call_is_left_behind_by_threads_that_end() -> None:
+    """A thread is counted as idle before it looks whether it is to end; what it was given then must run."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        async with asyncio.timeout(30):
+            for _ in range(300):
+                threads = flowrra.ThreadExecutor()
+                await asyncio.gather(*[threads.call(int) for _ in range(3)])
+                late = [threads.call(int) for _ in range(3)]
+                threads.close()
+                assert await asyncio.gather(*late) == [(0, None)] * 3
+    finally:
+        sys.setswitchinterval(interval)
