@@ -17,27 +17,28 @@
     asyncio.run(main())
 
 Promises
-    Nothing is lost: when `await submit()` has returned on a durable broker the job is on disk, and a
-    killed worker loses none. A job runs at least once, never "exactly once"; its end is written once.
-    Safe: what comes out of a store is neither unpickled nor evaluated. Typed: `mypy --strict` rejects a
-    wrong argument to a task. Flat: a job's cost does not grow with the backlog or the history.
+    No job is lost: when `await submit()` has returned on a durable broker, the job is on disk, and a killed
+    worker loses no job. A job runs at least once, not "exactly once"; its final state is written once.
+    Safe: data from a store is never unpickled or evaluated. Typed: `mypy --strict` rejects a wrong argument
+    to a task. Flat: the cost of a job does not grow with the backlog or the history.
 
 The map (each section uses earlier ones only)
     1. Errors
     2. Models
     3. Codec
-    4. Clock and retry policy
-    5. Cron
-    6. Rules
-    7. Brokers
-    8. Memory broker
-    9. SQLite broker
-    10. Tasks
-    11. Executors
-    12. Worker
-    13. Schedules
-    14. App
-    15. Command line
+    4. Types
+    5. Clock and retry policy
+    6. Cron
+    7. Rules
+    8. Brokers
+    9. Memory broker
+    10. SQLite broker
+    11. Tasks
+    12. Executors
+    13. Worker
+    14. Schedules
+    15. App
+    16. Command line
 
 To vendor it, copy this one file; to upgrade, copy the newer one over it. A store written by an older
 version is migrated when it is opened, and one written by a newer version is refused.
@@ -45,8 +46,8 @@ version is migrated when it is opened, and one written by a newer version is ref
 
 from __future__ import annotations
 
-# `python -m flowrra` would load this file a second time, as `__main__`, beside the `flowrra` that the
-# user's program imports: two registries, two sets of classes. So it hands over to the importable one.
+# `python -m flowrra` loads this file as `__main__`, and the user's program would import it again as `flowrra`: two
+# registries, two sets of classes. So this file, run as a program, calls `main` of the importable module.
 if __name__ == "__main__":
     import importlib
     import os
@@ -89,8 +90,10 @@ import threading
 import time
 import traceback as tracebacks
 import types
+import typing
 import weakref
 from collections.abc import (
+    AsyncIterable,
     AsyncIterator,
     Awaitable,
     Callable,
@@ -100,8 +103,12 @@ from collections.abc import (
     Iterable,
     Iterator,
     Mapping,
+    MutableMapping,
+    MutableSequence,
+    MutableSet,
     Sequence,
 )
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import (
     TYPE_CHECKING,
@@ -128,7 +135,8 @@ if TYPE_CHECKING:
     import subprocess
     from types import FrameType
 
-    # Beside a copied file there are none. `X as X`: they are names of this module too, see `__getattr__`.
+    # A copied file has no flowrra_extras beside it. `import X as X` has type checkers take X for a name of this module;
+    # at run time `__getattr__` fetches it.
     from flowrra_extras.cron_union import CronUnion  # type: ignore[import-not-found, unused-ignore]
     from flowrra_extras.scheduler import (  # type: ignore[import-not-found, unused-ignore]
         MemoryScheduleStore as MemoryScheduleStore,
@@ -140,40 +148,49 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-__all__ = ["Attempt", "BackendConfig", "BackendError", "BrokerConfig", "BrokerError", "Config", "ConfigError"]
+__all__ = ["Attempt", "BackendConfig", "BackendError", "BrokerConfig", "BrokerError", "Cancel", "Config", "ConfigError"]
 __all__ += ["Cron", "Event", "ExecutorConfig", "ExecutorNotRunningError", "Flowrra", "FlowrraError", "Job"]
 __all__ += ["JobContext", "JobFilter", "NoFire", "ProcessDiedError", "Progress", "QueueFullError", "RemoteError"]
-__all__ += ["ResultError", "Retry", "Schedule", "ScheduleOptions", "SerializationError", "StoreLostError"]
+__all__ += ["ResultError", "Retry", "Schedule", "ScheduleOptions", "SerializationError", "Snooze", "Step"]
 __all__ += ["Submission", "SyncFace", "Task", "TaskId", "TaskNotFoundError", "TaskOptions", "TaskResult"]
-__all__ += ["SubmitOptions", "TaskStatus", "TaskTimeoutError", "WorkerInfo", "current_job", "main", "result_of"]
+__all__ += ["StoreLostError", "SubmitOptions", "TaskSet", "TaskStatus", "TaskTimeoutError", "WorkerInfo"]
+__all__ += ["SoftTimeoutError", "current_job", "main", "result_of", "results_of"]
 # For authors of brokers and backends:
-__all__ += ["RETRYING", "SCHEDULED", "TRANSITIONS", "UPKEEP_STEP", "Action", "Activity", "ActivitySums", "Backend"]
+__all__ += ["RETRYING", "SCHEDULED", "TRANSITIONS", "UPKEEP_STEP", "Action", "Activity", "ActivityLog", "ActivitySums"]
 __all__ += ["Broker", "BrokerFactory", "Children", "Clock", "Expired", "Find", "Holders", "Jobs", "Lease"]
 __all__ += ["MemoryBroker", "Notices", "Outcome", "Overview", "ResultOf", "Running", "SQLiteBroker", "Submitter"]
 __all__ += ["Topic", "Unit", "WaiterHub", "Walk", "adopt", "broker_from_url", "change", "copied", "copy_arguments"]
 __all__ += ["copy_of", "copy_returned", "decode", "decode_arguments", "decode_result", "drive", "drive_async", "encode"]
 __all__ += ["encode_arguments", "encode_result", "encode_value", "expire", "is_expired", "is_held", "judge_leases"]
-__all__ += ["logger", "promote_one", "push", "recorded", "rescue", "settle", "spread", "start"]
-# For brokers and extras, and not for others:
+__all__ += ["Backend", "give_labels", "labels_of", "labels_text", "logger", "promote_one", "push", "recorded"]
+__all__ += ["EVENT", "awaited_event", "emitted", "event_id", "rescue", "settle", "spread", "start"]
 __all__ += [
-    "ACTIVITY_KEPT",
-    "BLOCKED",
-    "BY_HAND",
-    "CHECK_EVERY",
-    "CRON_FIELDS",
-    "ENDINGS_KEPT",
-    "ENDINGS_TAKEN",
-    "SUBMIT_OPTIONS",
+    "LIMIT_ACTIONS",
+    "Admitted",
+    "DueKeys",
+    "Limit",
+    "LimitKey",
+    "LimitKeys",
+    "LimitUse",
+    "WaitingFor",
+    "admit",
+    "admit_due",
 ]
+__all__ += ["awaits_limit", "charge", "conclude", "give_limit_key", "limit_key", "refuse_limits"]
+__all__ += ["stored_limit_key", "uses_of"]
+# For brokers and extras, and not for others:
+__all__ += ["ACTIVITY_KEPT", "BLOCKED", "BY_HAND", "CHECK_EVERY", "CRON_FIELDS", "ENDINGS_KEPT", "ENDINGS_TAKEN"]
 __all__ += ["EXPIRED", "FAILED", "FINISHED", "HISTORY_LIMIT", "KILLED", "LAST_CHANCE", "LAST_DAY", "LAST_WORKDAY"]
 __all__ += ["LEFT", "MAX_CRASHES", "MAX_LEASE", "MISFIRES", "NEAREST", "NO_ARGUMENTS", "OPERATOR_COMMANDS"]
-__all__ += ["OVERLAPS", "PENDING", "REQUEUABLE", "RUNNING", "SUCCESS", "UNFINISHED", "WORKER_LOST", "Fired", "Firing"]
+__all__ += ["OVERLAPS", "PENDING", "RECYCLED", "REQUEUABLE", "RUNNING", "SUCCESS", "UNFINISHED"]
+__all__ += ["WORKER_LOST", "Fired", "Firing"]
 __all__ += ["Turns", "activity_texts", "add_store", "ask", "check_key", "check_queue", "check_shared", "claimed_job"]
 __all__ += ["cron_bits", "cron_values", "describe", "duration", "ended_job", "find_task", "first_line"]
 __all__ += ["import_extra", "job_as_json", "job_of_fire", "kind_name", "length_bucket", "load_app", "make_schedule"]
-__all__ += ["nearest", "orphaned", "parents_in", "parsed", "print_table", "python", "read_arguments", "result_from"]
-__all__ += ["NOT_BEGUN", "first_status"]
-__all__ += ["result_limit", "schedule_key", "sum_of_activity", "totals_of_activity", "unknown_job", "upcoming"]
+__all__ += ["Conflict", "find_parents", "nearest", "next_key", "orphaned", "parents_in", "parsed", "print_table"]
+__all__ += ["answer_calls", "python", "read_arguments", "result_from"]
+__all__ += ["NOT_BEGUN", "SUBMIT_OPTIONS", "current_job_var", "first_status", "totals_of_activity", "unknown_job"]
+__all__ += ["resolved", "result_limit", "schedule_key", "sum_of_activity", "upcoming"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -187,38 +204,47 @@ logger.addHandler(logging.NullHandler())  # or Python would print warnings of a 
 # ---------------------------------------------------------------------------
 # 1. Errors
 #
-# One tree. A message says what was wrong, with the value, and what to do.
+# One tree of errors, and the checks of options that raise them. A message says
+# what was wrong, with the value, and what to do.
 # ---------------------------------------------------------------------------
 
 
 class FlowrraError(Exception):
-    """The root of every error that Flowrra raises."""
+    """The base class of all errors that Flowrra raises."""
 
 
 class ConfigError(FlowrraError, ValueError):
-    """An option, a URL or a registration that cannot work."""
+    """An option, a URL or a registration is not valid."""
 
 
 class TaskNotFoundError(FlowrraError, LookupError):
-    """A task that is not registered, or a task id that the store does not know."""
+    """A task is not registered, or the store does not know a task id."""
 
 
 class TaskTimeoutError(FlowrraError, TimeoutError):
-    """A result did not come in time, or an attempt took longer than its `timeout` (then `ends_attempt`)."""
+    """A result was not ready in time, or an attempt took longer than its `timeout`."""
 
-    ends_attempt = False
+    ends_attempt = False  # True for the second: the first may come out of a task that waits for another job
+
+
+class SoftTimeoutError(FlowrraError):  # not a TimeoutError, which is an OSError: much code ignores these
+    """An attempt of a CPU-bound task took longer than its `soft_timeout`. It is raised inside the task."""
 
 
 class ExecutorNotRunningError(FlowrraError, RuntimeError):
-    """The app, or what should run the call, has been stopped."""
+    """The app, or the executor that should run the call, has been stopped."""
 
 
 class SerializationError(FlowrraError, TypeError):
-    """A value that cannot be kept as JSON, or a stored text that cannot be read back."""
+    """A value cannot be stored as JSON, or a stored text cannot be read."""
+
+
+class ArgumentsError(SerializationError):
+    """Stored arguments do not fit the task's annotations. The job is not retried: the next attempt would fail, too."""
 
 
 class ResultError(SerializationError):
-    """What a task returned cannot be kept: another attempt would end alike, so there is none."""
+    """The return value of a task cannot be stored. The job is not retried: the next attempt would fail, too."""
 
 
 class BackendError(FlowrraError):
@@ -230,7 +256,7 @@ class BrokerError(BackendError):
 
 
 class StoreLostError(BrokerError):
-    """The store that was opened is no longer the one at its place. Only opening it anew helps."""
+    """The open file was deleted or replaced. Close the broker and open it again."""
 
 
 class QueueFullError(BrokerError):
@@ -238,23 +264,26 @@ class QueueFullError(BrokerError):
 
 
 class ProcessDiedError(FlowrraError):
-    """The process that ran a CPU-bound attempt ended under it."""
+    """The process that ran a CPU-bound attempt ended unexpectedly."""
 
 
 class RemoteError(FlowrraError):
-    """An exception of a CPU-bound task, as its process reported it: names of its types, text, traceback."""
+    """An exception of a CPU-bound task, reported by its process: the names of its types, text, traceback."""
 
-    def __init__(self, text: str, kinds: Sequence[str], traceback: str, delay: float | None) -> None:
+    def __init__(
+        self, text: str, kinds: Sequence[str], traceback: str, delay: float | None, event: str | None = None
+    ) -> None:
         super().__init__(text)
         self.kinds = frozenset(kinds)
         self.traceback = traceback
         self.delay = delay
+        self.event = event  # the id of the event that the job waits for
 
 
 class Retry(FlowrraError):  # noqa: N818 (raised as a request, read as a sentence: raise Retry(delay=5))
-    """Raise it inside a task to be run again.
+    """Raise it inside a task to run the job again. Like a failure, it uses up a retry.
 
-    It uses up a retry as any failure does. `delay` (seconds, 0 or more) replaces the policy's delay.
+    `delay`, in seconds (0 or more), replaces the delay of the task's retry policy.
     """
 
     delay: float | None = None  # also of a subclass that does not call super().__init__()
@@ -264,8 +293,58 @@ class Retry(FlowrraError):  # noqa: N818 (raised as a request, read as a sentenc
         self.delay = None if delay is None else _seconds("delay", delay)
 
 
+class Snooze(FlowrraError):  # noqa: N818 (as Retry)
+    """Raise it inside a task to run the job again later, for example after HTTP status 429. It uses up no retry.
+
+    Give `delay` (seconds or a timedelta) or `until` (a datetime; a naive one is in the machine's local time).
+    """
+
+    delay: float | None = None  # a subclass that does not call super().__init__() may set these; else as for a retry
+    until: dt.datetime | None = None
+
+    def __init__(
+        self,
+        delay: float | dt.timedelta | None = None,
+        *,
+        until: dt.datetime | None = None,
+        reason: str = "the task asked to run later",
+    ):
+        super().__init__(reason)
+        if (delay is None) == (until is None):
+            raise ConfigError("Snooze takes seconds or until=, one of the two")
+        self.delay = None if delay is None else _seconds("delay", delay)
+        self.until = until
+        if until is not None:
+            _timestamp("until", until)
+
+
+class _EventNotYet(Snooze):
+    """Raised by `wait_event`: the job runs again when the event is emitted, or at the end of its time."""
+
+    event: str | None = None
+
+
+class Cancel(FlowrraError):  # noqa: N818 (as Retry)
+    """Raise it inside a task to end the job as CANCELLED. The reason is stored as the error of the job."""
+
+    def __init__(self, reason: str = "the task cancelled its job") -> None:
+        super().__init__(reason)
+
+
+LAST_MOMENT = 253_402_300_800.0  # the end of the year 9999: what datetime.max is as a float
+
+
+def _timestamp(name: str, moment: object) -> float:
+    if not isinstance(moment, dt.datetime):
+        raise ConfigError(f"{name} must be a datetime, not {moment!r}")
+    try:
+        return min(moment.timestamp(), LAST_MOMENT)
+    except (ValueError, OverflowError, OSError):  # the last one: on Windows, before the epoch
+        raise ConfigError(f"{name} lies too far from now for this machine's local time: {moment!r}") from None
+
+
 def _seconds(name: str, value: object, *, least: float = 0.0) -> float:
-    """`value` as a number of seconds, at least `least`; a timedelta will do."""
+    """Check a number of seconds or a timedelta, and return it in seconds. It must be at least `least`."""
     if isinstance(value, dt.timedelta):
         value = value.total_seconds()
     seconds = _finite(name, value, "a finite number of seconds")
@@ -275,7 +354,7 @@ def _seconds(name: str, value: object, *, least: float = 0.0) -> float:
 
 
 def _finite(name: str, value: object, wanted: str = "a finite number") -> float:
-    """`value` as it is, if it is a number that a float can hold (a bool is none)."""
+    """Return `value` if it is a number that a float can hold. A bool is refused."""
     # Compared, since math.isfinite() raises an OverflowError for a huge int.
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise ConfigError(f"{name} must be {wanted}, not {value!r}")
@@ -283,7 +362,7 @@ def _finite(name: str, value: object, wanted: str = "a finite number") -> float:
 
 
 def _whole(name: str, value: object, *, least: int | None = None) -> int:
-    """`value` as an int (a bool is none), at least `least`."""
+    """Return `value` as an int if it is at least `least`. A bool is refused."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigError(f"{name} must be an int, not {value!r}")
     if least is not None and value < least:
@@ -292,8 +371,8 @@ def _whole(name: str, value: object, *, least: int | None = None) -> int:
 
 
 def import_extra(module: str, name: str, trouble: str, package: str = "flowrra") -> Any:
-    """What an extra brings, imported when it is used; a ConfigError says what `trouble` its lack is."""
-    if __name__ != "flowrra":  # extras import `flowrra`, which would be another module with classes of its own
+    """Import a module or name of an extra. If it is missing, raise a ConfigError that begins with `trouble`."""
+    if __name__ != "flowrra":  # extras import `flowrra`, which would be another module with other classes
         why = f"{__name__} is a copy of flowrra.py, and extras work with the installed flowrra only"
         raise ConfigError(f"{trouble} ({why}): pip install '{package}' and import flowrra instead of the copy")
     try:
@@ -303,7 +382,7 @@ def import_extra(module: str, name: str, trouble: str, package: str = "flowrra")
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """Which of the known names may have been meant; the last part of a dotted one will do."""
+    """Return the known name that was probably meant. The last part of a dotted name is enough."""
     import difflib
 
     names = sorted(known)
@@ -313,7 +392,7 @@ def closest(name: str, known: Iterable[str]) -> str | None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: which one may have been meant, or which there are."""
+    """Return the end of a message about an unknown name: the name that was probably meant, or the known names."""
     names = sorted(known)
     if (close := closest(name, names)) is not None:
         return f"; did you mean {close!r}?"
@@ -321,34 +400,42 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; there are {', '.join(names[:10]) or 'none'}{more}"
 
 
-_MOVED = frozenset(
-    ("MemoryScheduleStore", "ScheduleStore", "Scheduler", "StoredOptions", "schedule_store_from_url")
-)  # to flowrra_extras.scheduler; they may still be imported from here
+# Names that moved to flowrra_extras.scheduler. They can still be imported from here.
+_MOVED = ("MemoryScheduleStore", "ScheduleStore", "Scheduler", "StoredOptions", "schedule_store_from_url")
 
-if not TYPE_CHECKING:  # or every name would be one of this module
+# Names of Flowrra 0.1, and what replaces them.
+_GONE: Mapping[str, str] = {
+    "CPUExecutor": "Flowrra",
+    "IOExecutor": "Flowrra",
+    "TaskRegistry": "app.registry, a dictionary",
+}
+
+if not TYPE_CHECKING:  # otherwise a type checker would accept every name
 
     def __getattr__(name: str) -> Any:
+        if name in _GONE:  # `from flowrra import ...` would hide the text of an AttributeError
+            page = "https://flowrra.readthedocs.io/en/latest/guide/moving/flowrra-0.1.html"
+            raise ImportError(f"flowrra.{name} was removed in version 0.2: use {_GONE[name]}; see {page}")
         if name in _MOVED:
-            return import_extra(
-                "flowrra_extras.scheduler", name, "schedules cannot be stored here", "flowrra[scheduler]"
-            )
+            trouble = "schedules cannot be stored here"
+            return import_extra("flowrra_extras.scheduler", name, trouble, "flowrra[scheduler]")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 # ---------------------------------------------------------------------------
 # 2. Models
 #
-# What a job is and which moves it may make. Every change of state, in every
+# What a job is, and which changes of state it may make. Every change, in every
 # broker, is one entry of TRANSITIONS. Nothing here does I/O or reads a clock.
-# Moments are seconds since the epoch inside, aware UTC datetimes for people.
+# Internal times are seconds since the epoch; users see aware UTC datetimes.
 # ---------------------------------------------------------------------------
 
 
 class TaskStatus(enum.StrEnum):
-    """Where a job stands."""
+    """The state of a job."""
 
     SCHEDULED = "scheduled"  # not due yet
-    BLOCKED = "blocked"  # waits for its parents
+    BLOCKED = "blocked"  # waits for its parents, or for its limit
     PENDING = "pending"  # ready to run
     RUNNING = "running"
     RETRYING = "retrying"  # failed, and due again later
@@ -356,11 +443,11 @@ class TaskStatus(enum.StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
-    __hash__ = str.__hash__  # an Enum's own is written in Python: 0.2 us for each look into a set
+    __hash__ = str.__hash__  # that of Enum is written in Python: 0.2 us for each lookup in a set
 
     @property
     def is_finished(self) -> bool:
-        """Whether the job has come to its end."""
+        """Whether the state is final."""
         return self in FINISHED
 
 
@@ -370,12 +457,13 @@ FINISHED = frozenset((SUCCESS, FAILED, CANCELLED))
 UNFINISHED = frozenset(TaskStatus) - FINISHED
 
 TRANSITIONS: Mapping[TaskStatus, frozenset[TaskStatus]] = {
-    # What waits is BLOCKED while it is held for a move to another store.
-    SCHEDULED: frozenset((PENDING, BLOCKED, CANCELLED)),
+    # BLOCKED: the job waits for its parents or its limit, or is held while it is moved to another store.
+    SCHEDULED: frozenset((PENDING, BLOCKED, CANCELLED, SUCCESS)),  # SUCCESS: an event that is emitted
     BLOCKED: frozenset((PENDING, SCHEDULED, CANCELLED)),
-    PENDING: frozenset((RUNNING, BLOCKED, CANCELLED)),
-    # A release goes back to PENDING, or to SCHEDULED when it is to wait; a rescue to PENDING.
-    RUNNING: FINISHED | {RETRYING, PENDING, SCHEDULED},
+    PENDING: frozenset((RUNNING, BLOCKED, SCHEDULED, CANCELLED)),  # SCHEDULED: postponed
+    # A release leads to PENDING, or to SCHEDULED if the job must wait; a rescue leads to PENDING. A job with a limit
+    # becomes BLOCKED instead.
+    RUNNING: FINISHED | {RETRYING, PENDING, BLOCKED, SCHEDULED},
     RETRYING: frozenset((PENDING, BLOCKED, CANCELLED)),
     SUCCESS: frozenset(),
     FAILED: frozenset((PENDING,)),  # requeued by hand
@@ -384,32 +472,32 @@ TRANSITIONS: Mapping[TaskStatus, frozenset[TaskStatus]] = {
 
 
 def sources(target: TaskStatus) -> frozenset[TaskStatus]:
-    """The states from which `target` may be reached."""
+    """Return the states from which a job can change to `target`."""
     return frozenset(status for status, targets in TRANSITIONS.items() if target in targets)
 
 
 REQUEUABLE = sources(PENDING) & FINISHED
-UPKEEP_STEP = 1_000  # jobs that are promoted, or have expired, and are dealt with in one step: some 10 ms
-MAX_CRASHES = 3  # a job that was running in so many crashes of its worker is FAILED
-LAST_CHANCE = MAX_CRASHES - 1  # crashes of a job that another one would end
+UPKEEP_STEP = 1_000  # due or expired jobs that one step of upkeep processes; takes some 10 ms
+MAX_CRASHES = 3  # a job that was running in this number of crashes of its worker is FAILED
+LAST_CHANCE = MAX_CRASHES - 1  # crashes of a job that one more crash would fail
 MAX_LEASE = 3600.0  # seconds; a stored lease that is longer comes from another boot of the machine
 HISTORY_LIMIT = 20  # earlier attempts kept with a job
-ACTIVITY_KEPT = 86_400.0  # seconds for which the store keeps what workers did
+ACTIVITY_KEPT = 86_400.0  # seconds for which the store keeps the activity of workers
 
 
 class TaskId(str, Generic[R]):
-    """A job's id: for the type checker, a `str` that remembers what the job returns.
+    """The id of a job: to a type checker, a `str` that carries the type of the job's result.
 
-    What `submit` returns is a plain `str` at run time: a subclass costs each lookup in a dictionary 0.04 us.
+    At run time, `submit` returns a plain `str`, because a subclass makes each dictionary lookup 0.04 us slower.
     """
 
     __slots__ = ()
 
 
 class Attempt(NamedTuple):
-    """One try at a job. `outcome` is running, success, failure, crash, release or cancel.
+    """One attempt at a job. `outcome` is running, success, failure, crash, release, snooze or cancel.
 
-    A "note" is no try but the record of a person's action: `worker` did what `error` says.
+    If `outcome` is "note", the entry records an action of a person: `worker` is the person, `error` the action.
     """
 
     number: int
@@ -422,15 +510,23 @@ class Attempt(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How far a running job says it is."""
+    """The progress that a running job has reported."""
 
     done: float
     total: float | None = None
     note: str | None = None
 
 
+class Step(NamedTuple):
+    """A finished step of a job: its name, and the text of its return value. See `JobContext.step`."""
+
+    name: str
+    text: str
+    started: float
+    ended: float
+
+
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-LAST_MOMENT = 253_402_300_800.0  # the end of the year 9999: what datetime.max is as a float
 
 
 def _moment(seconds: float | None) -> dt.datetime | None:
@@ -444,7 +540,7 @@ def _moment(seconds: float | None) -> dt.datetime | None:
 
 
 class _Moments:
-    """The times of a job as aware UTC datetimes."""
+    """The times of a job as aware datetimes in UTC."""
 
     __slots__ = ()
     submitted: float
@@ -453,28 +549,43 @@ class _Moments:
 
     @property
     def submitted_at(self) -> dt.datetime:
-        """When the job was accepted."""
-        return _EPOCH + dt.timedelta(seconds=self.submitted)
+        """When the job was submitted."""
+        return cast("dt.datetime", _moment(self.submitted))
 
     @property
     def started_at(self) -> dt.datetime | None:
-        """When its latest attempt began."""
+        """When the latest attempt started."""
         return _moment(self.started)
 
     @property
     def finished_at(self) -> dt.datetime | None:
-        """When it came to its end."""
+        """When the job finished."""
         return _moment(self.finished)
+
+
+class Conflict(NamedTuple):
+    """How a push changes a job that has the same unique key and has not started: "replace" or "postpone".
+
+    Both give it the new arguments. "postpone" also sets `due`, up to `max_wait` seconds after its submission.
+    """
+
+    how: str
+    max_wait: float | None = None
 
 
 @dataclass(slots=True)
 class Job(_Moments):
-    """One submission of a task, from birth to result.
+    """One submission of a task, from the submission to the result.
 
-    `due` is the moment at which a job becomes ready, or became so. `seq` is the order of submission. `attempt` only
-    grows, and is the fencing token; `failures` use up retries, `crashes` do not. `payload` is the
-    stored text of the arguments, where the broker keeps text. `overrides` are the task options that
-    this submission changed. `waits` counts what a BLOCKED job waits for.
+    `due` is the moment at which the job becomes (or became) ready. `seq` is the order of submission. `attempt` never
+    decreases and is the fencing token. `failures` use up retries; `crashes` do not. `payload` is the stored text of the
+    arguments, if the broker stores text. `overrides` are the task options that this submission changed. `worker` runs
+    the job; for a BLOCKED job, it names the holder of a hold. `started` is the start of the latest attempt, or None
+    once that attempt is in the history. `waits` is the number of parents and holds that a BLOCKED job waits for; it is
+    0 in other states. `tags` are for searching. `meta` is data that the submitter stored with the job. `tolerates`: the
+    parents that may end without success. `conflict` is used by the push and is not stored. `steps`: the finished steps,
+    in the order in which they ended. `limit` and `key`: what limits it, see `Limit`. `place`: if its queue is fair, its
+    place among the ready jobs of its priority; else 0.
     """
 
     id: str
@@ -506,20 +617,28 @@ class Job(_Moments):
     history: tuple[Attempt, ...] = ()
     cancel_requested: bool = False
     waits: int = field(default=0, compare=False, repr=False)
+    tags: tuple[str, ...] = ()
+    meta: Mapping[str, Any] | None = None
+    tolerates: tuple[str, ...] = ()
+    conflict: Conflict | None = field(default=None, compare=False, repr=False)
+    steps: tuple[Step, ...] = ()
+    limit: str | None = None
+    key: str | None = None
+    place: int = field(default=0, compare=False, repr=False)
 
     @property
     def due_at(self) -> dt.datetime | None:
-        """When the job becomes ready, or became so."""
+        """When the job becomes ready, or became ready."""
         return _moment(self.due)
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:
-        """Every attempt that is still recorded, the latest last."""
+        """All attempts that are still recorded, the latest last."""
         latest = self.latest_attempt(_ENDING_OF.get(self.status, ""))
         return self.history if latest is None else (*self.history, latest)
 
     def latest_attempt(self, outcome: str) -> Attempt | None:
-        """The attempt that began at `started`, as ended with `outcome`; None if it is in the history."""
+        """Return the attempt that started at `started`, ended with `outcome`; None if it is in the history."""
         if self.started is None or self.worker is None:
             return None
         return Attempt(self.attempt, self.worker, self.started, self.finished, outcome, self.error, self.traceback)
@@ -527,9 +646,9 @@ class Job(_Moments):
 
 @dataclass(slots=True)
 class TaskResult(_Moments, Generic[R]):
-    """What became of a job: `result` if it succeeded, else `error` and perhaps `traceback`.
+    """The state of a job, with `result` if it succeeded, otherwise `error` and possibly `traceback`.
 
-    `result` is typed as what the task returns; it is None unless `is_success`.
+    `result` has the return type of the task; it is None unless `is_success`.
     """
 
     task_id: str
@@ -551,8 +670,25 @@ class TaskResult(_Moments, Generic[R]):
 
     @property
     def is_finished(self) -> bool:
-        """Whether the job has come to its end."""
+        """Whether the job has finished."""
         return self.status in FINISHED
+
+    # As Flowrra 0.1 called them -----------------------------------------------------------------
+
+    @property
+    def task_name(self) -> str:
+        """The same as `task`."""
+        return self.task
+
+    @property
+    def is_complete(self) -> bool:
+        """The same as `is_finished`."""
+        return self.is_finished
+
+    @property
+    def retries(self) -> int:
+        """The number of attempts after the first."""
+        return max(0, self.attempts - 1)
 
 
 _result_fields = operator.attrgetter(
@@ -561,17 +697,18 @@ _result_fields = operator.attrgetter(
 
 
 def result_from(job: Job) -> TaskResult[Any]:
-    """The result as it stands in `job`."""
+    """Return the result of `job` in its current state."""
     return TaskResult(*_result_fields(job))
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What an attempt came to. Made by the five constructors, so that no wrong mixture can be written.
+    """The outcome of an attempt, or its progress. Use the constructors: they set the right fields together.
 
-    `attempt` is the fencing token: it is read from the job when the outcome is made. `keep` is for how
-    many seconds the finished job is retained (None: as the broker is configured). `text` is the encoded
-    result, for brokers that keep text. `begun`: whether the task began to run; if not, the job may still expire.
+    `attempt` is the fencing token; it is copied from the job when the outcome is made. `keep`: how many seconds to keep
+    the finished job (None: as the broker is configured). `text` is the encoded result, for brokers that store text.
+    `begun`: whether the task started to run; if not, the job can still expire. `event`: the id of the event that a
+    snoozed job waits for.
     """
 
     job: Job
@@ -584,11 +721,14 @@ class Outcome:
     keep: float | None = None
     text: str | None = None
     begun: bool = True
+    progress: Progress | None = None
+    step: Step | None = None
+    event: str | None = None
 
     @property
     def ending(self) -> str:
-        """How the attempt ended, in a word (success, failure, release or cancel)."""
-        return _ENDING_OF[self.status]
+        """The ending of the attempt (success, failure, release, snooze or cancel), or running if it has not ended."""
+        return "snooze" if self.status is SCHEDULED and self.begun else _ENDING_OF[self.status]
 
     @classmethod
     def succeed(cls, job: Job, result: Any, keep: float | None = None) -> Outcome:
@@ -597,23 +737,38 @@ class Outcome:
 
     @classmethod
     def fail(cls, job: Job, error: str, traceback: str | None = None) -> Outcome:
-        """The attempt failed and there is none left."""
+        """The attempt failed, and there is no other attempt."""
         return cls(job, job.attempt, FAILED, None, error, traceback)
 
     @classmethod
     def retry_at(cls, job: Job, due: float, error: str, traceback: str | None = None) -> Outcome:
-        """The attempt failed; the next one is due at `due`. It counts as a failure."""
+        """The attempt failed and uses up a retry. The next attempt is due at `due`."""
         return cls(job, job.attempt, RETRYING, None, error, traceback, due)
 
     @classmethod
     def release(cls, job: Job, reason: str, due: float | None = None, *, begun: bool = True) -> Outcome:
-        """Handed back unfinished, to run at once or from `due` on. It costs the job nothing."""
+        """The job goes back to its queue, to run immediately or from `due`. This uses up no retry."""
         return cls(job, job.attempt, PENDING if due is None else SCHEDULED, None, reason, None, due, begun=begun)
+
+    @classmethod
+    def snooze(cls, job: Job, due: float, reason: str) -> Outcome:
+        """The task asked to run again at `due`. The broker treats this as a release."""
+        return cls.release(job, reason, due)
 
     @classmethod
     def cancel(cls, job: Job, reason: str) -> Outcome:
         """The attempt was cancelled."""
         return cls(job, job.attempt, CANCELLED, None, reason)
+
+    @classmethod
+    def report(cls, job: Job, attempt: int, progress: Progress) -> Outcome:
+        """The attempt continues and reports its progress."""
+        return cls(job, attempt, RUNNING, progress=progress)
+
+    @classmethod
+    def done(cls, job: Job, attempt: int, step: Step) -> Outcome:
+        """The attempt continues and has finished a step of the job."""
+        return cls(job, attempt, RUNNING, step=step)
 
 
 _ENDING_OF: Mapping[TaskStatus, str] = {
@@ -629,11 +784,12 @@ _ENDING_OF: Mapping[TaskStatus, str] = {
 
 @dataclass(slots=True, kw_only=True)
 class JobFilter:
-    """Which jobs to find; what is None does not matter.
+    """Selects jobs. A field that is None is not compared.
 
-    `ahead_of`: the ready jobs before that one. `error`: a part of the job's error, its letters in upper or lower case.
-    `parent`: the jobs that wait or waited for that one. `from_seq`: those with at least that `seq`, so
-    that a big store can be searched a stretch at a time.
+    `ahead_of`: ready jobs that are ahead of this one; of a job that waits for its limit, those that the limit lets run
+    before it. `error`: a part of the job's error, in upper or lower case.
+    `parent`: jobs that wait or waited for this one. `tag`: jobs with this tag. `from_seq`: jobs with at least this
+    `seq`, to search a large store in parts.
     """
 
     ids: Sequence[str] | None = None
@@ -644,10 +800,11 @@ class JobFilter:
     ahead_of: Job | None = None
     error: str | None = None
     parent: str | None = None
+    tag: str | None = None
     from_seq: int | None = None
 
     def matches(self, job: Job) -> bool:
-        """Whether `job` is one of them."""
+        """Whether the filter selects `job`."""
         ahead = self.ahead_of
         return (
             (self.ids is None or job.id in self.ids)
@@ -657,19 +814,34 @@ class JobFilter:
             and (self.worker is None or job.worker == self.worker)
             and (self.error is None or self.error.lower() in (job.error or "").lower())
             and (self.parent is None or self.parent in job.parents)
+            and (self.tag is None or self.tag in job.tags)
             and (self.from_seq is None or job.seq >= self.from_seq)
-            and (ahead is None or (job.status is PENDING and job.queue == ahead.queue))
-            and (ahead is None or (job.priority, job.seq) < (ahead.priority, ahead.seq))
+            and (ahead is None or _is_ahead(job, ahead))
         )
+
+
+def awaits_limit(job: Job) -> bool:
+    """Whether the job waits until its limit lets it run. What else is BLOCKED waits for parents or is held."""
+    return job.status is BLOCKED and job.limit is not None and job.worker is None and job.waits == 0
+
+
+def _is_ahead(job: Job, other: Job) -> bool:
+    if not awaits_limit(other):
+        place = (job.priority, job.place, job.seq)
+        return (job.status, job.queue) == (PENDING, other.queue) and place < (other.priority, other.place, other.seq)
+    if (job.limit, job.key) != (other.limit, other.key):
+        return False
+    waits = awaits_limit(job) and (job.priority, job.seq) < (other.priority, other.seq)
+    return waits or job.status in (PENDING, RUNNING)
 
 
 @dataclass(slots=True)
 class Activity:
-    """What workers did with the jobs of one task in the minute that began at `minute` (s since the epoch).
+    """What workers did with the jobs of one task in the minute that starts at `minute` (seconds since the epoch).
 
-    `retried` counts failed attempts that another one follows. `waits` (from submission or `due` to the first
-    attempt; jobs with parents are left out) and `runs` (of attempts) are histograms: bucket -> number.
-    `waited` and `ran` are the sums of these lengths, in seconds.
+    `retried` counts the failed attempts that led to a retry. `waits` (from submission or `due` to the first attempt,
+    without jobs that have parents) and `runs` (of attempts) are histograms: bucket -> number. `waited` and `ran` are
+    the sums of these durations, in seconds.
     """
 
     minute: int
@@ -683,27 +855,29 @@ class Activity:
     ran: float = 0.0
 
     def copy(self) -> Activity:
-        """The same, with histograms of its own."""
+        """Return a copy with its own histograms."""
         return dataclasses.replace(self, waits=self.waits.copy(), runs=self.runs.copy())
 
     def count(self, job: Job, status: TaskStatus, began: float, ended: float) -> None:
-        """Add an attempt of `job` that ended as SUCCESS, FAILED or RETRYING: 0.5 us, once a job."""
-        self.succeeded += status is SUCCESS
-        self.failed += status is FAILED
-        self.retried += status is RETRYING
-        ran = max(0.0, ended - began)
-        self.ran += ran
+        """Add an attempt of `job` that ended as SUCCESS, FAILED or RETRYING. Costs 0.5 us, once per job."""
+        if status is SUCCESS:
+            self.succeeded += 1
+        else:
+            self.failed += status is FAILED
+            self.retried += status is RETRYING
+        if (ran := ended - began) > 0.0:
+            self.ran += ran
         bucket = length_bucket(ran)
         self.runs[bucket] = self.runs.get(bucket, 0) + 1
         if job.attempt == 1 and not job.parents:
-            waited = max(0.0, began - (job.submitted if job.due is None else max(job.due, job.submitted)))
-            self.waited += waited
+            if (waited := began - (job.submitted if job.due is None else max(job.due, job.submitted))) > 0.0:
+                self.waited += waited
             bucket = length_bucket(waited)
             self.waits[bucket] = self.waits.get(bucket, 0) + 1
 
 
 class ActivitySums(dict[tuple[int, str], Activity]):
-    """Rows of activity by minute and task."""
+    """Rows of activity, by minute and task."""
 
     def __missing__(self, key: tuple[int, str]) -> Activity:
         row = self[key] = Activity(*key)
@@ -714,7 +888,7 @@ class ActivitySums(dict[tuple[int, str], Activity]):
         self[int(ended) // 60 * 60, job.task].count(job, status, began, ended)
 
     def add(self, other: Activity) -> None:
-        """Add what was done elsewhere."""
+        """Add the rows of another worker or store."""
         row = self[other.minute, other.task]
         row.succeeded += other.succeeded
         row.failed += other.failed
@@ -726,22 +900,22 @@ class ActivitySums(dict[tuple[int, str], Activity]):
                 own[bucket] = own.get(bucket, 0) + number
 
     def in_order(self) -> list[Activity]:
-        """The rows, those of the oldest minute first."""
+        """Return the rows, the oldest minute first."""
         return [self[key] for key in sorted(self)]
 
 
 def length_bucket(seconds: float) -> int:
-    """The bucket of a length in a histogram: number k holds those below 0.0001 s * 2**k."""
+    """Return the bucket of a duration in a histogram: bucket k holds durations below 0.0001 s * 2**k."""
     return int(seconds * 10_000).bit_length() if seconds > 0 else 0
 
 
 @dataclass(slots=True)
 class WorkerInfo:
-    """A worker as the store shows it. `queues` maps its queues to their capacities.
+    """A worker, as the store shows it. `queues` maps each queue to its capacity.
 
-    `memory`: resident bytes of its process, where the system has the figure. `activity`: what a heartbeat hands over:
-    all rows of each minute that has changed since the last one. `term`: what the broker calls the time since which
-    the lease has held; another term than that of the last heartbeat's answer means that the lease was lost.
+    `memory`: resident bytes of the process, or None if the system does not report them. `activity`: what a heartbeat
+    carries: all rows of each minute that changed since the last heartbeat, oldest first. `term`: the broker's name of
+    the current lease. If it differs from the last heartbeat's, the lease had ended in between.
     """
 
     id: str
@@ -760,13 +934,14 @@ class WorkerInfo:
 
 @dataclass(slots=True)
 class Notices:
-    """What a heartbeat brings back.
+    """The answer to a heartbeat.
 
-    `cancelled`: ids of this worker's jobs that someone wants to end. `lapsed`: the lease had run out,
-    so that nothing claimed before is this worker's any more. `paused`: queues not to claim from.
-    `suspects`: the fewest `crashes` of the jobs that wait for a worker that runs nothing else, 0 if none does.
-    `lost_workers`: workers found dead, whose jobs this call has put back. `endings`: jobs that have ended while no
-    attempt ran that could report it, each brought to one heartbeat: their id, task, attempt, status and error.
+    `cancelled`: ids of jobs of this worker that someone cancelled. `lapsed`: the lease had ended, so the worker no
+    longer owns the jobs that it claimed before. `paused`: queues from which nothing is claimed. `suspects`: a job that
+    was running in a crash runs alone afterwards; this is the fewest `crashes` of the suspects that wait, 0 if none
+    waits. `lost_workers`: workers that were found dead; this call has rescued their jobs. `endings`: jobs that ended
+    without an attempt to report it (expired, cancelled while waiting, or too many crashes): id, task, attempt, status
+    and error. Each is sent to one heartbeat, for its log line and its event.
     """
 
     cancelled: Sequence[str] = ()
@@ -778,22 +953,22 @@ class Notices:
 
 
 ENDINGS_KEPT = 10_000  # endings that a store keeps until a heartbeat takes them: the latest
-ENDINGS_TAKEN = 1_000  # that one heartbeat takes
+ENDINGS_TAKEN = 1_000  # the maximum for one heartbeat
 
 
 def ended_job(text: str) -> Job:
-    """An ended job as a store keeps it for `Notices.endings`: the JSON of id, task, attempt, status and error."""
+    """Read an ended job of `Notices.endings` from its stored text: the JSON of id, task, attempt, status and error."""
     task_id, task, attempt, status, error = json.loads(text)
     return Job(task_id, task, attempt=attempt, status=TaskStatus(status), error=error)
 
 
 def _is_storable(text: object) -> TypeGuard[str]:
-    """Whether it is a text that every store can hold: without NUL and halves of surrogate pairs."""
+    """Whether every store can hold the text: no NUL, and no halves of surrogate pairs."""
     return isinstance(text, str) and not re.search("[\0\ud800-\udfff]", text)
 
 
 def check_priority(priority: object) -> int:
-    """`priority` as an int that every store can hold."""
+    """Return `priority` as an int that every store can hold."""
     checked = _whole("priority", priority)
     if not -(2**63) <= checked < 2**63:
         raise ConfigError(f"priority must be between {-(2**63)} and {2**63 - 1}, not {priority!r}")
@@ -801,18 +976,200 @@ def check_priority(priority: object) -> int:
 
 
 def check_queue(name: object) -> str:
-    """`name` as the name of a queue: text without commas, colons and blanks at its ends."""
+    """Return `name` if it can be the name of a queue: no commas, no colons, and no blanks at the ends."""
     if not _is_storable(name) or not name or name != name.strip() or set(name) & {",", ":"}:
-        raise ConfigError(f"a queue's name is text without ',' and ':', nor blanks at its ends, not {name!r}")
+        raise ConfigError(f"a queue's name is text without ',' and ':', and without blanks at its ends, not {name!r}")
     return name
+
+
+def check_limit(name: object) -> str:
+    """Return `name` if it can be the name of a limit: as that of a queue, and not longer than 200 characters."""
+    if not _is_storable(name) or not 0 < len(name) <= 200 or name != name.strip() or set(name) & {",", ":"}:
+        wanted = "a text of 1 to 200 characters without ',' and ':', and without blanks at its ends"
+        raise ConfigError(f"the name of a limit is {wanted}, not {name!r}")
+    return name
+
+
+def check_limit_key(key: object) -> str:
+    """Return a key of a limit as text. An int is turned into text."""
+    if isinstance(key, int) and not isinstance(key, bool):
+        key = str(key)
+    if not _is_storable(key) or not 0 < len(key) <= 200:
+        raise ConfigError(f"a key is a text of 1 to 200 characters, or an int, not {key!r}")
+    return key
+
+
+_RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)/([0-9]*)([smhd])", re.ASCII)
+_SECONDS_IN: Mapping[str, float] = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+_RATE_SLACK = 2e-6  # seconds by which a job may start too early: floats hold moments of today to 0.24 us
+
+
+@functools.lru_cache(maxsize=1_000)
+def _interval_of(rate: str) -> float:
+    """Return the seconds between two jobs of a rate; ConfigError if the text is no rate."""
+    found = _RATE.fullmatch(rate)
+    number, seconds = (float(found[1]), float(found[2] or 1) * _SECONDS_IN[found[3]]) if found else (0.0, 0.0)
+    if not 1e-9 < seconds / (number or math.inf) < 1e9:
+        raise ConfigError(f"a rate is a number of jobs in a time, such as '10/s', '100/m' or '3/10s', not {rate!r}")
+    return seconds / number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """How many jobs of a limit run at once, and how many start in a time.
+
+    The numbers hold for all jobs of the limit that have the same key, and for all that have none. `concurrency`: jobs
+    at once. `rate`: jobs in a time, such as "100/m". `burst`: how many may start immediately after a pause; None: what
+    the rate allows in 0.1 s, at least one. `turn`, for the limit of a fair queue: how many jobs of a key are ready at
+    once; the others follow behind those of other keys. `declared` and `by`: when, and by whom.
+    """
+
+    name: str
+    concurrency: int | None = None
+    rate: str | None = None
+    burst: int | None = None
+    turn: int | None = None
+    declared: float = field(default=0.0, compare=False)
+    by: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        check_limit(self.name)
+        for number in ("concurrency", "burst", "turn"):
+            if getattr(self, number) is not None:
+                _whole(number, getattr(self, number), least=1)
+        if self.rate is not None:
+            if not isinstance(self.rate, str):
+                raise ConfigError(f"a rate is a text such as '100/m', not {self.rate!r}")
+            _interval_of(self.rate)
+        elif self.burst is not None:
+            raise ConfigError(f"burst={self.burst} needs rate=, such as '100/m'")
+
+    @property
+    def interval(self) -> float:
+        """The seconds between two jobs of the rate; 0 without a rate."""
+        return 0.0 if self.rate is None else _interval_of(self.rate)
+
+    @property
+    def is_charged(self) -> bool:
+        """Whether a claim uses up a rate, or makes room in a turn."""
+        return self.rate is not None or self.turn is not None
+
+    @property
+    def most(self) -> int:
+        """How many jobs may start immediately after a pause."""
+        return self.burst or max(1, math.floor(0.1 / self.interval + 1e-9))
+
+    def __str__(self) -> str:
+        parts = [] if self.concurrency is None else [f"{self.concurrency} at a time"]
+        if self.rate is not None:
+            parts.append(self.rate if self.burst is None else f"{self.rate} with bursts of {self.burst}")
+        if self.turn is not None:
+            parts.append(f"{self.turn} in turn")
+        return ", ".join(parts) or "no limit"
+
+    @property
+    def text(self) -> str:
+        """The limit as text for a store."""
+        return json.dumps([self.name, self.concurrency, self.rate, self.burst, self.turn, self.declared, self.by])
+
+    @staticmethod
+    @functools.lru_cache(maxsize=1_000)
+    def from_text(text: str) -> Limit:
+        """Return the limit of which `text` was made."""
+        name, concurrency, rate, burst, turn, declared, by = json.loads(text)
+        return Limit(name=name, concurrency=concurrency, rate=rate, burst=burst, turn=turn, declared=declared, by=by)
+
+
+def limit_key(job: Job) -> str:
+    """Return what the jobs are counted by that are limited together with this one, as text: its limit, and its key.
+
+    The name of a limit has no colon, so that the two can be told apart.
+    """
+    return f"{job.limit}:{job.key or ''}"
+
+
+def stored_limit_key(job: Job) -> str | None:
+    """Return the limit key of a job as stores keep it; None if it has no limit."""
+    return None if job.limit is None else limit_key(job)
+
+
+def give_limit_key(job: Job, text: str | None) -> None:
+    """Set on a job what `stored_limit_key` returned."""
+    if text is not None:
+        job.limit, _, key = text.partition(":")
+        job.key = key or None
+
+
+@dataclass(slots=True)
+class LimitKey:
+    """The state of a limit key, which `limit_key` names: of all jobs of one limit that have the same key, or none.
+
+    `running` and `pending` are the jobs that hold a place of the limit, counted in the store. `has_waiting`: whether
+    jobs wait for one. `limit`: its numbers; None if nobody has declared it. The rest is a row of the store, which
+    exists only if it differs from this: `tat`: the moment from which on the rate allows a full burst (0.0: it does);
+    `due`: when the upkeep is to admit jobs (None: only a job that ends will); `paused`: nothing is admitted.
+    """
+
+    name: str
+    limit: Limit | None = None
+    running: int = 0
+    pending: int = 0
+    has_waiting: bool = False
+    tat: float = 0.0
+    due: float | None = None
+    paused: bool = False
+
+    @property
+    def row(self) -> tuple[float, float | None, bool]:
+        """What the store keeps; (0.0, None, False) is not kept."""
+        return self.tat, self.due, self.paused
+
+    def copy(self) -> LimitKey:
+        """Return another one with the same values."""
+        return LimitKey(
+            self.name, self.limit, self.running, self.pending, self.has_waiting, self.tat, self.due, self.paused
+        )
+
+
+@dataclass(slots=True)
+class LimitUse:
+    """The use of a limit: its jobs by state, the keys for which jobs wait, and the one for which the most wait."""
+
+    limit: Limit
+    is_declared: bool = True
+    running: int = 0
+    pending: int = 0
+    waiting: int = 0
+    waiting_keys: int = 0
+    longest_key: str = ""
+    longest: int = 0
+    paused: tuple[str, ...] = ()
+
+
+def uses_of(declared: Iterable[Limit], rows: Iterable[tuple[str, int, int, int, bool]]) -> list[LimitUse]:
+    """Return the use of limits, by name. `rows`: limit key, running, pending and waiting jobs, whether it is paused."""
+    found = {limit.name: LimitUse(limit) for limit in declared}
+    for name, running, pending, waiting, paused in sorted(rows):
+        if not (running or pending or waiting or paused):
+            continue
+        limit, _, key = name.partition(":")
+        use = found.setdefault(limit, LimitUse(Limit(name=limit), is_declared=False))
+        use.running += running
+        use.pending += pending
+        use.waiting += waiting
+        use.waiting_keys += waiting > 0
+        if waiting > use.longest:
+            use.longest_key, use.longest = key, waiting
+        use.paused += (key,) if paused else ()
+    return [found[name] for name in sorted(found)]
 
 
 @dataclass(slots=True, kw_only=True)
 class BrokerConfig:
-    """Where jobs wait. `timeout` (s): how long a call may wait for a store that is locked or away.
+    """Where jobs are stored. `timeout`: how many seconds a call may wait for a store that is locked or unreachable.
 
-    `max_queue_size` bounds the ready jobs of each queue of the memory broker; `when_full` says what
-    `submit` does then: "raise" a QueueFullError, or "wait" for room.
+    `max_queue_size` limits the ready jobs of each queue of the memory broker. `when_full`: if a queue is full, `submit`
+    raises a QueueFullError ("raise") or waits for room ("wait").
     """
 
     url: str = field(default="memory://", repr=False)  # it may hold a password
@@ -830,9 +1187,9 @@ class BrokerConfig:
 
 @dataclass(slots=True, kw_only=True)
 class BackendConfig:
-    """Where results are kept (None: in the broker), and for how many seconds.
+    """Where results are stored (None: in the broker), and for how many seconds.
 
-    `max_results` bounds the finished jobs that are kept in memory.
+    `max_results` limits the finished jobs that are kept in memory.
     """
 
     url: str | None = field(default=None, repr=False)
@@ -841,7 +1198,7 @@ class BackendConfig:
     max_results: int = 10_000
 
     def ttl(self, status: TaskStatus) -> float:
-        """For how many seconds a job that has ended so is kept."""
+        """Return for how many seconds a job that ended in this state is kept."""
         return self.result_ttl if status is SUCCESS else self.failed_ttl
 
     def __post_init__(self) -> None:
@@ -852,13 +1209,15 @@ class BackendConfig:
 
 @dataclass(slots=True, kw_only=True)
 class ExecutorConfig:
-    """What a worker may do at once, and how long it holds on.
+    """How many jobs a worker runs at once, and its lease, drain and process limits.
 
-    `io_workers` and `cpu_workers` are the capacities of the queues `default` and `cpu`; `queues` names
-    others, and then only those named are served. `lease`: seconds after which a silent worker counts as
-    dead; `heartbeat`: seconds between renewals; `drain`: seconds that a stop waits for running jobs.
-    `scheduler`: whether schedules fire here. A process for CPU-bound tasks is replaced, between two jobs, after
-    `max_jobs` of them or when it holds more than `max_memory` bytes.
+    `io_workers` and `cpu_workers` are the capacities of the queues `default` and `cpu`. `queues` names other queues;
+    then the worker serves only these. `lease`: the seconds after which a silent worker counts as dead. `heartbeat`: the
+    seconds between renewals. `drain`: how many seconds a stop waits for running jobs. `scheduler`: whether this worker
+    fires schedules. A process for CPU-bound tasks is replaced, between two jobs, after `max_jobs` jobs or when it uses
+    more than `max_memory` bytes.
+    The process of a worker that the command line runs drains and ends after `recycle_jobs` attempts, or when it uses
+    more than `recycle_memory` bytes.
     """
 
     io_workers: int = 10
@@ -870,15 +1229,17 @@ class ExecutorConfig:
     scheduler: bool = True
     max_jobs: int | None = None
     max_memory: int | None = None
+    recycle_jobs: int | None = None
+    recycle_memory: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_jobs", "max_memory"):
+        for name in ("max_jobs", "max_memory", "recycle_jobs", "recycle_memory"):
             if getattr(self, name) is not None:
                 _whole(name, getattr(self, name), least=1)
         _whole("io_workers", self.io_workers, least=1)
         _whole("cpu_workers", self.cpu_workers, least=1)
         if self.queues is not None and not self.queues:
-            raise ConfigError("queues names none, so that nothing would run: leave it out to serve those of the tasks")
+            raise ConfigError("queues is empty, so no job would run: leave it out to serve the queues of the tasks")
         for name, capacity in (self.queues or {}).items():
             _whole(f"the capacity of queue {check_queue(name)!r}", capacity, least=1)
         self.drain = _seconds("drain", self.drain)
@@ -892,7 +1253,7 @@ class ExecutorConfig:
 
 @dataclass(slots=True, kw_only=True)
 class Config:
-    """All of it. `Config.from_env("FLOWRRA_")` reads, say, FLOWRRA_EXECUTOR_IO_WORKERS=50."""
+    """The whole configuration. `Config.from_env("FLOWRRA_")` reads, for example, FLOWRRA_EXECUTOR_IO_WORKERS=50."""
 
     broker: BrokerConfig = field(default_factory=BrokerConfig)
     backend: BackendConfig = field(default_factory=BackendConfig)
@@ -905,47 +1266,47 @@ class Config:
 
     @classmethod
     def from_env(cls, prefix: str = "FLOWRRA_", environ: Mapping[str, str] | None = None) -> Config:
-        """Read PREFIX + SECTION + _ + OPTION variables; PREFIX + BROKER and BACKEND are URLs alone.
+        """Read the variables PREFIX + SECTION + _ + OPTION. PREFIX + BROKER and PREFIX + BACKEND are URLs.
 
-        A variable under one of the three sections that names no option is a ConfigError, as is a text
-        that is no number where a number belongs. Any other one with the prefix may be another program's, or
-        a misspelt setting: it is named in a warning, with a prefix of your own only if it is like a setting.
+        A variable of one of the three sections that is not an option raises a ConfigError, and so does a text where a
+        number is expected. Other variables with the prefix may belong to another program or be misspelt. They are named
+        in a warning; with a custom prefix, only those that are similar to a setting.
         """
         env = os.environ if environ is None else environ
         warn_of_unknown_settings(prefix, env)
         values: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
         settings = _settings()
-        for name in sorted((name for name in env if name.startswith(prefix)), reverse=True):  # BROKER after BROKER_URL
+        for name in sorted((name for name in env if name.startswith(prefix)), reverse=True):  # BROKER wins
             key = name.removeprefix(prefix)
             if key in settings:
                 section, option = settings[key]
                 values[section][option.name] = _from_text(name, str(option.type), env[name])
             elif kind := _SECTIONS.get(key.partition("_")[0].lower()):
                 known = sorted(option.name for option in dataclasses.fields(kind))
-                raise ConfigError(f"{name} names no option; there are {', '.join(known)}")
+                raise ConfigError(f"{name} is not an option; the options are {', '.join(known)}")
         return cls(**{section: kind(**values[section]) for section, kind in _SECTIONS.items()})
 
 
 _SECTIONS: Mapping[str, Any] = {"broker": BrokerConfig, "backend": BackendConfig, "executor": ExecutorConfig}
-# What else has the prefix FLOWRRA_: the command line's, and that of Flowrra's own tests, as all of FLOWRRA_TEST_ is.
+# Other variables with the prefix FLOWRRA_: those of the command line, and of Flowrra's own tests (FLOWRRA_TEST_...).
 _NO_SETTINGS = frozenset(("FLOWRRA_APP", "FLOWRRA_DEMO", "FLOWRRA_REQUIRE_SERVICES"))
 
 
 def _settings() -> dict[str, tuple[str, dataclasses.Field[Any]]]:
-    """What a variable may be called behind the prefix: the section and the option that it sets."""
+    """Return the variable names without the prefix, each with its section and option."""
     found = {f"{s.upper()}_{o.name.upper()}": (s, o) for s, kind in _SECTIONS.items() for o in dataclasses.fields(kind)}
     return {**found, "BROKER": found["BROKER_URL"], "BACKEND": found["BACKEND_URL"]}
 
 
 def warn_of_unknown_settings(prefix: str, env: Mapping[str, str]) -> None:
-    """Say which variables with the prefix are ignored, and which setting may have been meant."""
+    """Log which variables with the prefix are ignored, and which setting was probably meant."""
     known = _settings()
     for name in sorted(name for name in env if name.startswith(prefix)):
         if name.removeprefix(prefix) in known or name in _NO_SETTINGS or name.startswith("FLOWRRA_TEST_"):
             continue
         close = closest(name.removeprefix(prefix), known)
         if close is not None or prefix == "FLOWRRA_":
-            _warn_once(f"{name} is no setting and is ignored{f'; did you mean {prefix}{close}?' if close else ''}")
+            _warn_once(f"{name} is not a setting and is ignored{f'; did you mean {prefix}{close}?' if close else ''}")
 
 
 @functools.lru_cache(maxsize=100)
@@ -957,7 +1318,7 @@ _YES_OR_NO: Mapping[str, bool] = {"1": True, "true": True, "yes": True, "0": Fal
 
 
 def _from_text(name: str, kind: str, text: str) -> Any:
-    """`text` as an option of type `kind`, as it comes from the environment or the command line."""
+    """Read an option of type `kind` from the environment or the command line."""
     try:
         if "Mapping" in kind:
             return _queues_from_text(name, text)
@@ -988,18 +1349,19 @@ def _queues_from_text(name: str, text: str) -> dict[str, int]:
 # 3. Codec
 #
 # Arguments and results as JSON text. A value comes back equal, or is refused
-# when it goes in; reading a text never imports or calls what the text names.
-# Knows nothing of jobs and brokers.
+# when it is encoded. Reading a text never imports or calls what it names.
+# This section does not know jobs and brokers.
 #
-# What JSON lacks is an object with the key "$": {"$": "tuple", "v": [1, 2]}.
-# A dictionary with that key, or with keys that are not strings, is kept as a
-# list of pairs, so nothing a user writes can look like a tag. Floats may be
-# NaN or infinite, ints have up to 4,300 digits (Python's own limit), lone
-# surrogates survive, and nesting ends at MAX_DEPTH, which also stops cycles.
-# An enum that is a str or an int is kept as that; another one is refused,
-# since reading it back would import a module that the store names. A
-# dataclass goes in as the dictionary of its fields and comes back as one.
-# Of time zones, fixed offsets and the keys of ZoneInfo are kept.
+# A type that JSON lacks is an object with the key "$": {"$": "tuple", "v":
+# [1, 2]}. A dictionary with that key, or with keys that are not strings, is
+# stored as a list of pairs, so users' data cannot look like a tag. Floats may
+# be NaN or infinite, ints have up to 4,300 digits (Python's own limit), lone
+# surrogates are kept, and nesting ends at MAX_DEPTH, which also stops cycles.
+# An enum that is a str or an int is stored as that. Another enum is refused,
+# because reading it would import a module that the store names. A dataclass
+# is stored as the dictionary of its fields, and read as that; a task gets the
+# object by its annotations: see Types, below.
+# Of a time zone, its fixed offset or the key of its ZoneInfo is stored.
 # ---------------------------------------------------------------------------
 
 MAX_DEPTH = 100
@@ -1008,33 +1370,62 @@ _dump = json.JSONEncoder(ensure_ascii=True, allow_nan=False, check_circular=Fals
 
 
 class ResultOf(Generic[R]):
-    """Stands in the arguments for the result of the job `task_id`; see `result_of`."""
+    """Placeholder in the arguments for the result of the job `task_id`; see `result_of`."""
 
-    __slots__ = ("task_id",)
+    __slots__ = ("is_tolerant", "task_id")
 
-    def __init__(self, task_id: str) -> None:
+    def __init__(self, task_id: str, is_tolerant: bool = False) -> None:
         self.task_id = task_id
+        self.is_tolerant = is_tolerant  # whether it stands for the whole TaskResult, also of a failure
+
+    @property
+    def tag(self) -> str:
+        """The name of the placeholder in stored text."""
+        return "outcome_of" if self.is_tolerant else "result_of"
 
     def __repr__(self) -> str:
-        return f"result_of({str(self.task_id)!r})"
+        return f"result_of({str(self.task_id)!r}{', failed=' + repr('pass') if self.is_tolerant else ''})"
 
 
-def result_of(task_id: TaskId[R]) -> R:
-    """A placeholder to pass as an argument: the job waits for that one and gets its result here.
+@overload
+def result_of(task_id: TaskId[R], *, failed: Literal["cancel"] = ...) -> R: ...
+@overload
+def result_of(task_id: TaskId[R], *, failed: Literal["pass"]) -> TaskResult[R]: ...
 
-    It may stand inside lists, tuples, dictionaries and the fields of dataclasses; not in a set or a key.
-    The parent must be in the same broker.
+
+def result_of(task_id: TaskId[Any], *, failed: Literal["cancel", "pass"] = "cancel") -> Any:
+    """Return a placeholder for the result of another job, to pass as an argument. The job waits for that parent.
+
+    The placeholder can be inside lists, tuples, dictionaries and fields of dataclasses, but not in a set or a key. The
+    parent must be in the same broker.
+
+    Args:
+        failed: what happens if the parent ends without success. "cancel" cancels the job. With "pass" the job runs
+            anyway, and receives the whole TaskResult of the parent.
     """
     if not isinstance(task_id, str):
         raise ConfigError(f"result_of() takes the id that submit() returned, not {task_id!r}")
-    return cast("R", ResultOf(task_id))
+    if failed not in ("cancel", "pass"):
+        raise ConfigError(f"failed must be 'cancel' or 'pass', not {failed!r}")
+    return ResultOf(task_id, failed == "pass")
+
+
+@overload
+def results_of(task_ids: Iterable[TaskId[R]], *, failed: Literal["cancel"] = ...) -> list[R]: ...
+@overload
+def results_of(task_ids: Iterable[TaskId[R]], *, failed: Literal["pass"]) -> list[TaskResult[R]]: ...
+
+
+def results_of(task_ids: Iterable[TaskId[Any]], *, failed: Literal["cancel", "pass"] = "cancel") -> list[Any]:
+    """Return a list of placeholders, one per id, as from `result_of`: for a job that runs after many others."""
+    return [result_of(task_id, failed="pass") if failed == "pass" else result_of(task_id) for task_id in task_ids]
 
 
 def encode(value: Any, name: str = "value") -> str:
-    """`value` as JSON text in ASCII.
+    """Return `value` as JSON text in ASCII.
 
     Raises:
-        SerializationError: with the path of the part that cannot be kept, as `name[2]['key']`.
+        SerializationError: names the part that cannot be stored by its path, such as `name[2]['key']`.
     """
     if value is None:
         return "null"
@@ -1043,26 +1434,26 @@ def encode(value: Any, name: str = "value") -> str:
     except _Unfit as unfit:
         raise SerializationError(f"{name}{unfit.path} {unfit.why}") from None
     except ValueError as error:  # an int with more digits than Python turns into text
-        raise SerializationError(f"{name} holds a number that cannot be kept: {error}") from None
+        raise SerializationError(f"{name} holds a number that cannot be stored: {error}") from None
 
 
 def decode(text: str) -> Any:
-    """The value that `encode` made `text` of; SerializationError if it is not such a text."""
+    """Return the value that `encode` made `text` of; SerializationError if it is not such a text."""
     try:
         return _load(text)
     except SerializationError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError, OSError) as error:
-        shown = str(text)  # a damaged store may have brought something else
+        shown = str(text)  # a damaged store may contain something else
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
         raise SerializationError(f"stored text cannot be read ({error}): {shown!r}") from None
 
 
 def copied(value: Any, name: str = "value") -> Any:
-    """What `decode(encode(value, name))` returns or raises, made without a text where that is plain data."""
+    """Return the same as `decode(encode(value, name))`, but copy plain data without the conversion to text."""
     try:
         return _copy(value, 0)
-    except (_Unfit, ValueError):  # the text is what names the part that cannot be kept
+    except (_Unfit, ValueError):  # encode() raises the error that names the part
         return decode(encode(value, name))
 
 
@@ -1078,13 +1469,13 @@ def _copy(value: Any, depth: int) -> Any:
         if kind is tuple:
             return tuple([_copy(item, depth + 1) for item in value])
     text = _dump(_pack(value, depth))
-    if _PLACEHOLDER in text:  # right in arguments, wrong in a result: the caller's way through text knows
+    if _has_placeholder(text):  # allowed in arguments, refused in a result: encoding decides
         raise _Unfit("holds result_of()")
     return _load(text)
 
 
 class _Unfit(Exception):  # noqa: N818 (never leaves this section)
-    """A value that cannot be kept; the path grows as it passes the containers around the value."""
+    """A value cannot be stored. Each container around the value adds its part to the path."""
 
     def __init__(self, why: str) -> None:
         self.why = why
@@ -1092,7 +1483,7 @@ class _Unfit(Exception):  # noqa: N818 (never leaves this section)
 
 
 def _pack(value: Any, depth: int) -> Any:
-    """`value` in terms of what JSON has."""
+    """Return `value` as types of JSON."""
     packer = _PACKERS.get(type(value))
     if packer is None:
         packer = _pack_other
@@ -1100,7 +1491,7 @@ def _pack(value: Any, depth: int) -> Any:
 
 
 def _pack_each(items: Iterable[tuple[Any, Any]], depth: int) -> Iterator[Any]:
-    """The second of each pair, packed; the first one names it in an error's path."""
+    """Pack the second item of each pair. The first item names it in the path of an error."""
     if depth >= MAX_DEPTH:
         raise _Unfit(f"is nested more than {MAX_DEPTH} levels deep, or contains itself")
     for key, item in items:
@@ -1112,18 +1503,18 @@ def _pack_each(items: Iterable[tuple[Any, Any]], depth: int) -> Iterator[Any]:
             raise
 
 
-_SCALARS = frozenset((type(None), bool, int, str))  # JSON has them as they are
-_PLAIN = frozenset((type(None), bool, float, str))
+_SCALARS = frozenset((type(None), bool, int, str))  # JSON represents them; a float may be NaN
+_PLAIN = frozenset((type(None), bool, float, str))  # immutable; an int may be too large for a store
 _TEXT = frozenset((str,))
 
 
 def is_plain(value: Any) -> bool:
-    """Whether `value` is immutable and comes back as it is from any store, so that it need not be copied."""
+    """Whether `value` is immutable and every store returns it unchanged, so that it need not be copied."""
     return type(value) in _PLAIN or (type(value) is int and -(2**63) <= value < 2**63)
 
 
 def _are_plain(values: list[Any]) -> bool:
-    """Whether all are plain; quick for many of a kind."""
+    """Whether all values are plain. Fast if many have one type."""
     kinds = set(map(type, values))
     return kinds <= _PLAIN or (kinds == {int} and is_plain(min(values)) and is_plain(max(values)))
 
@@ -1145,10 +1536,10 @@ def _pack_dict(value: Mapping[Any, Any], depth: int) -> Any:
 
 
 def _hashable(packed: list[Any]) -> list[Any]:
-    """The members of a set or the keys of a dictionary, if they can be that again when they are read."""
+    """Return members of a set or keys of a dictionary, if they will be hashable when they are read."""
     if not _SCALARS.issuperset(map(type, packed)):
         text = _dump(packed)
-        if _PLACEHOLDER in text:
+        if _has_placeholder(text):
             raise _Unfit("has result_of() as a member or key: pass it in a list, tuple or dictionary's value")
         try:
             set(_load(text))
@@ -1166,7 +1557,7 @@ def _packer(tag: str, simplify: Callable[[Any], Any]) -> Callable[[Any, int], An
 
 
 def _pack_clock(value: Any, depth: int) -> dict[str, Any]:
-    """A datetime or a time; with the key of its zone, as an offset would make another moment of it in half a year."""
+    """Pack a datetime or a time with the key of its zone: an offset alone would be wrong after a clock change."""
     tag, zone = type(value).__name__, value.tzinfo
     if zone is None or type(zone) is dt.timezone:
         key = None
@@ -1185,7 +1576,7 @@ def _key_of(zone: dt.tzinfo) -> str:
         if isinstance(zone, zoneinfo.ZoneInfo) and zone.key and zoneinfo.ZoneInfo(zone.key):
             return zone.key
     raise _Unfit(
-        f"has the time zone {zone!r}, which cannot be kept: use zoneinfo.ZoneInfo, or .astimezone(datetime.UTC)"
+        f"has the time zone {zone!r}, which cannot be stored: use zoneinfo.ZoneInfo, or .astimezone(datetime.UTC)"
     )
 
 
@@ -1208,15 +1599,15 @@ _PACKERS: Mapping[type, Callable[[Any, int], Any]] = {
     dt.date: _packer("date", dt.date.isoformat),
     dt.time: _pack_clock,
     dt.timedelta: _packer("timedelta", lambda value: [value.days, value.seconds, value.microseconds]),
-    ResultOf: _packer("result_of", lambda value: str(value.task_id)),
+    ResultOf: lambda value, depth: _tagged(value.tag, str(value.task_id)),
 }
 
-# What a value is kept as whose type is derived from one of these: an enum, a named tuple, an ordered dictionary.
+# Values of derived types (an enum, a named tuple, an ordered dictionary) are kept as their base type.
 _BASES: Mapping[type, Any] = {str: str.__str__, int: int, float: float, dict: dict, tuple: tuple, list: list}
 
 
 def _pack_other(value: Any, depth: int) -> Any:
-    """A value whose type is not in the table: of a module that is not imported here, or derived from one that is."""
+    """Pack a value whose type is not in the table: from a module that is not imported here, or a subclass."""
     kind = type(value)
     if (kind.__module__, kind.__name__) in (("decimal", "Decimal"), ("uuid", "UUID")):
         return _tagged(kind.__name__.lower(), str(value))
@@ -1228,13 +1619,13 @@ def _pack_other(value: Any, depth: int) -> Any:
         if isinstance(value, base):
             return _pack(simple(value), depth)
     raise _Unfit(
-        f"is a {kind.__module__}.{kind.__qualname__}, which cannot be kept as JSON: "
+        f"is a {kind.__module__}.{kind.__qualname__}, which cannot be stored as JSON: "
         "pass plain data, such as a number, a string, a list or an id"
     )
 
 
 def _unpack(found: dict[str, Any]) -> Any:
-    """What a JSON object stands for; called for the inner ones first."""
+    """Return the value that a JSON object stands for. Inner objects are unpacked first."""
     tag = found.get(_TAG)
     if tag is None:
         return found
@@ -1263,14 +1654,19 @@ _UNPACKERS: Mapping[str, Callable[[Any], Any]] = {
     "decimal": lambda text: importlib.import_module("decimal").Decimal(text),
     "uuid": lambda text: importlib.import_module("uuid").UUID(text),
     "result_of": ResultOf,
+    "outcome_of": functools.partial(ResultOf, is_tolerant=True),
 }
 
 NO_ARGUMENTS = "[[],{}]"
-_PLACEHOLDER = '"$":"result_of"'  # in no other text: what a user writes has its quotes escaped
+
+
+def _has_placeholder(text: str) -> bool:
+    """Whether an encoded text contains a placeholder. In a user's text, the quotes would be escaped."""
+    return '"$":"result_of"' in text or '"$":"outcome_of"' in text
 
 
 def encode_arguments(job: Job) -> str:
-    """The text of the job's arguments; SerializationError names the one that cannot be kept."""
+    """Return the text of the job's arguments; a SerializationError names the one that cannot be stored."""
     if job.payload is not None:
         return job.payload
     if not job.args and not job.kwargs:
@@ -1281,7 +1677,7 @@ def encode_arguments(job: Job) -> str:
 
 
 def decode_arguments(job: Job) -> tuple[Sequence[Any], Mapping[str, Any]]:
-    """The job's arguments, read from its payload where it has one."""
+    """Return the job's arguments, from its payload if it has one."""
     if job.payload is None:
         return copy_arguments(job)
     if job.payload == NO_ARGUMENTS:
@@ -1289,30 +1685,45 @@ def decode_arguments(job: Job) -> tuple[Sequence[Any], Mapping[str, Any]]:
     match decode(job.payload):
         case [list() as args, dict() as kwargs]:
             return args, kwargs
-    raise SerializationError(f"stored text is no list and dictionary of arguments: {job.payload[:80]!r}")
+    raise SerializationError(f"stored text is not a list and a dictionary of arguments: {job.payload[:80]!r}")
+
+
+def rename_parents(job: Job, names: Mapping[str, str]) -> None:
+    """Make the placeholders in the job's arguments name the jobs that took the place of its parents."""
+    text = encode_arguments(job)
+    for tag, (parent, holder) in itertools.product(("result_of", "outcome_of"), names.items()):
+        text = text.replace(_dump(_tagged(tag, parent)), _dump(_tagged(tag, holder)))
+    if job.payload is None:
+        job.args, job.kwargs = decode(text)
+    else:
+        job.payload = text
 
 
 def encode_value(outcome: Outcome) -> str:
-    """The text of what a successful attempt returned."""
+    """Return the text of what a successful attempt returned."""
     return encode_returned(outcome.result, outcome.job.task)
 
 
 def encode_returned(value: Any, task: str) -> str:
-    """The text of what a task returned; ResultError if it cannot be kept."""
+    """Return the text of what a task returned; ResultError if it cannot be stored."""
     try:
-        text = encode(value, f"the result of {task} ")
+        text = encode(value, f"the result of {task}")
     except SerializationError as error:
         raise ResultError(str(error)) from None
-    if _PLACEHOLDER in text:
-        raise ResultError(f"the result of {task} holds result_of(), which stands for a result in arguments only")
+    if _has_placeholder(text):
+        raise ResultError(f"the result of {task} contains result_of(), which is allowed in arguments only")
     return text
 
 
 def copy_arguments(job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The job's arguments as values of their own; SerializationError names the one that cannot be kept."""
+    """Return a copy of the job's arguments; a SerializationError names the one that cannot be stored."""
     if job.payload is None:
         try:
-            args = job.args if all(map(is_plain, job.args)) else tuple([_copy(value, 1) for value in job.args])
+            args = job.args
+            for value in args:
+                if not is_plain(value):
+                    args = tuple([_copy(value, 1) for value in args])
+                    break
             return args, _copy(dict(job.kwargs), 0) if job.kwargs else {}
         except (_Unfit, ValueError):
             pass
@@ -1321,7 +1732,7 @@ def copy_arguments(job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def copy_returned(value: Any, task: str) -> Any:
-    """A copy of what a task returned; ResultError if it cannot be kept."""
+    """Return a copy of what a task returned; ResultError if it cannot be stored."""
     try:
         return _copy(value, 0)
     except (_Unfit, ValueError):
@@ -1329,39 +1740,580 @@ def copy_returned(value: Any, task: str) -> Any:
 
 
 def encode_result(result: TaskResult[Any]) -> str:
-    """A result as text, for backends that keep text."""
+    """Return a result as text, for backends that store text."""
     return encode([getattr(result, f.name) for f in dataclasses.fields(result)], f"result of {result.task}")
 
 
 def decode_result(text: str) -> TaskResult[Any]:
-    """The result that `encode_result` made `text` of."""
+    """Return the result that `encode_result` made `text` of."""
     values = decode(text)
     try:
         result = TaskResult[Any](*values)
         result.status = TaskStatus(result.status)
         result.progress = Progress(*result.progress) if result.progress else None
     except (ValueError, TypeError) as error:
-        raise SerializationError(f"stored text is no result ({error}): {text[:80]!r}") from None
+        raise SerializationError(f"stored text is not a result ({error}): {text[:80]!r}") from None
     return result
 
 
 # ---------------------------------------------------------------------------
-# 4. Clock and retry policy
+# 4. Types
 #
-# The one place where time is read, so that a test can replace it by a manual
-# clock; and the rule for when a failed attempt is tried again.
+# A task gets the types of its annotations. The store has plain data without
+# names of types. The annotations that the task has now decide what is made of
+# the data: each becomes a Converter. Types that the codec itself restores (int,
+# list[str], datetime ...) need none; a task that has only such parameters has
+# no extra cost. If an annotation says nothing (Any, a type variable) or cannot
+# be resolved (an import for type checkers), the codec's value is used. Models
+# (`model_validate`) and structs (`__struct_fields__`) are recognised by these
+# attributes: no library is imported.
+# ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Converter:
+    """Converts values of one annotation to plain data, and back.
+
+    With `loading`, `convert(value, loading)` converts plain data to the annotated type. Without, it converts to plain
+    data; plain data that could be loaded, such as from a command line, is returned unchanged. It raises `_Unfit` if a
+    value does not fit. `is_plain`: the codec returns such values without a converter. `reads_text`: a text can stand
+    for a value. Values whose type is in `kinds` need no check.
+    """
+
+    name: str
+    convert: Callable[[Any, bool], Any]
+    is_plain: bool = False
+    reads_text: bool = False
+    kinds: frozenset[type] = frozenset()
+
+
+_ANYTHING = Converter("Any", lambda value, loading: value, is_plain=True)
+_BUILTINS = (list, tuple, set, frozenset)
+
+
+def _misfit(value: Any, wanted: str) -> _Unfit:
+    shown = repr(value) if is_plain(value) else f"a {type(value).__qualname__}"
+    return _Unfit(f"is {shown[:60]}, where {wanted} is annotated")
+
+
+def _part(converter: Converter, value: Any, loading: bool, place: str, key: object = None) -> Any:
+    """Convert a part of a value, or return its placeholder. An error's path gets the place of the part."""
+    if type(value) is ResultOf:
+        return value
+    try:
+        return converter.convert(value, loading)
+    except _Unfit as unfit:
+        inner = unfit.path if len(unfit.path) <= 80 else "..."
+        unfit.path = (place if key is None else f"[{key!r}]") + inner
+        raise
+
+
+def _parts(converter: Converter, values: Collection[Any], loading: bool, keys: Iterable[Any]) -> list[Any]:
+    """Convert the parts of a collection; numbers and texts in one step."""
+    if converter is _ANYTHING or converter.kinds.issuperset(map(type, values)):
+        return list(values)
+    return [_part(converter, value, loading, "", key) for key, value in zip(keys, values, strict=False)]
+
+
+def _leaf(kind: type, *others: type, read: Callable[[str], Any] | None = None, read_from: Any = str) -> Converter:
+    """Convert a type that the codec stores. `read` makes one from a text, or from the text of a `read_from`."""
+    name = "None" if kind is type(None) else kind.__qualname__
+    kinds = (kind, *others)
+
+    def convert(value: Any, loading: bool) -> Any:
+        if isinstance(value, kinds):
+            return value
+        if read is not None and isinstance(value, read_from):
+            with contextlib.suppress(ValueError, ArithmeticError):
+                return read(str(value))
+        raise _misfit(value, name)
+
+    return Converter(name, convert, True, read is not None, frozenset(kinds))
+
+
+_LEAVES: Mapping[Any, Converter] = {
+    **{kind: _leaf(kind) for kind in (type(None), bool, int, str, bytes, dt.timedelta, dict, *_BUILTINS)},
+    **{kind: _leaf(kind, read=kind.fromisoformat) for kind in (dt.datetime, dt.date, dt.time)},
+    float: _leaf(float, int),
+}
+_READ_FROM: Mapping[str, Any] = {"decimal.Decimal": str | int | float, "uuid.UUID": str}
+_KEPT_AS_TEXT = ("pathlib", "ipaddress")
+_CONCRETE: Mapping[Any, Callable[[Any], Any]] = {
+    **{kind: kind for kind in _BUILTINS},
+    **dict.fromkeys((Iterable, Collection, Sequence, MutableSequence), list),
+    **dict.fromkeys((AbstractSet, MutableSet), set),
+}
+_MAPPINGS = (dict, Mapping, MutableMapping)
+_QUALIFIERS = (typing.Annotated, typing.Required, typing.NotRequired, typing.Final)
+
+
+def _collection(kind: Any, item: Converter) -> Converter:
+    """Make a converter for a list, set or tuple of any length. A value that fits an abstract type keeps its type."""
+    name = f"{kind.__name__}[{item.name}]"
+
+    def convert(value: Any, loading: bool) -> Any:
+        if not isinstance(value, _BUILTINS):
+            if item.is_plain and isinstance(value, kind):  # a text is a sequence of texts
+                return value
+            raise _misfit(value, name)
+        items = _parts(item, value, loading, itertools.count())
+        own: Any = type(value)
+        try:
+            return own(items) if own in _BUILTINS and issubclass(own, kind) else _CONCRETE[kind](items)
+        except TypeError:
+            if loading:
+                raise _misfit(value, name) from None
+            return items  # an object may be hashable although its plain data is not
+
+    return Converter(name, convert, item.is_plain)
+
+
+def _mapping(key: Converter, item: Converter) -> Converter:
+    name = f"dict[{key.name}, {item.name}]"
+    key = _leaf(int, read=int) if key is _LEAVES[int] else key  # keys in JSON are texts
+
+    def convert(value: Any, loading: bool) -> Any:
+        if not isinstance(value, dict):
+            raise _misfit(value, name)
+        keys, items = _parts(key, value, loading, value), _parts(item, value.values(), loading, value)
+        try:
+            return dict(zip(keys, items, strict=True))
+        except TypeError:
+            raise _Unfit("has a key that would come back as a dictionary or list") from None
+
+    return Converter(name, convert, key.is_plain and item.is_plain)
+
+
+def _fixed_tuple(items: Sequence[Converter]) -> Converter:
+    name = f"tuple[{', '.join(item.name for item in items)}]"
+
+    def convert(value: Any, loading: bool) -> Any:
+        if not isinstance(value, list | tuple) or len(value) != len(items):
+            raise _misfit(value, name)
+        pairs = enumerate(zip(items, value, strict=True))
+        return tuple([_part(item, one, loading, "", number) for number, (item, one) in pairs])
+
+    return Converter(name, convert, all(item.is_plain for item in items))
+
+
+def _literal(options: Sequence[Any]) -> Converter:
+    stored = [_enum(type(one)).convert(one, False) if isinstance(one, enum.Enum) else one for one in options]
+    name = f"Literal[{', '.join(map(repr, stored))}]"
+
+    def convert(value: Any, loading: bool) -> Any:
+        for option, plain in zip(options, stored, strict=True):
+            if any(isinstance(value, type(one)) and value == one for one in (option, plain)):
+                return option if loading else plain
+        raise _misfit(value, name)
+
+    return Converter(name, convert)
+
+
+def _union(members: Sequence[Converter]) -> Converter:
+    """Use the first member that the value fits. The program's own types come first, then plain types, then texts."""
+    if _ANYTHING in members:
+        return _ANYTHING
+    name = " | ".join(member.name for member in members)
+    members = sorted(members, key=operator.attrgetter("is_plain", "reads_text"))
+    own = sum(not member.is_plain for member in members)
+
+    def first_fit(value: Any, loading: bool) -> Any:
+        errors = []
+        for member in members:
+            try:
+                return member.convert(value, loading)
+            except _Unfit as unfit:
+                errors.append(unfit)
+        deepest = max(errors, key=lambda one: len(one.path))
+        is_meant = deepest.path or (own == 1 and not is_plain(value))
+        raise deepest if is_meant else _misfit(value, name)
+
+    def convert(value: Any, loading: bool) -> Any:
+        made = first_fit(value, loading)
+        if not loading and made is not value and own > 1:
+            again = first_fit(made, True)
+            if again != value and not (type(again) is type(value) and "__eq__" not in vars(type(value))):
+                raise _Unfit(f"would come back as another one of {name}: give them fields or values that differ")
+        return made
+
+    return Converter(name, convert, all(member.is_plain for member in members))
+
+
+def _rebuilt(cls: Any, pack: Callable[[Any], Any], make: Callable[[Any], Any], *, exact: bool = False) -> Converter:
+    """Convert objects of a class: `pack` makes plain data, `make` the object. Both may run the user's code."""
+
+    def guarded(call: Callable[[Any], Any], value: Any, failed: str) -> Any:
+        try:
+            return call(value)
+        except (_Unfit, MemoryError):
+            raise
+        except Exception as error:
+            said = " ".join(str(error).split())
+            raise _Unfit(f"{failed}: {type(error).__name__}: {said[:500]}") from error
+
+    def convert(value: Any, loading: bool) -> Any:
+        if not isinstance(value, cls):
+            made = guarded(make, value, f"makes no {cls.__qualname__}")
+            return made if loading else value
+        if loading:
+            return value
+        if exact and type(value) is not cls:
+            raise _Unfit(f"is a {type(value).__qualname__}, and would come back as a {cls.__qualname__}")
+        return guarded(pack, value, "cannot be made plain data")
+
+    return Converter(cls.__qualname__, convert)
+
+
+def _derived(cls: Any, base: Any) -> Converter:
+    """Convert subclasses of str, int or float, and types that are stored as text."""
+    pack = _BASES[base] if issubclass(cls, base) else base
+    return _rebuilt(cls, pack, lambda value: cls(_LEAVES[base].convert(value, True)))
+
+
+def _enum(cls: Any) -> Converter:
+    """Convert an enum by value if all values are plain, otherwise by name."""
+    by_value = all(is_plain(member.value) for member in cls)
+    choices = ", ".join(repr(member.value if by_value else member.name) for member in cls)
+
+    def make(value: Any) -> Any:
+        with contextlib.suppress(LookupError, ValueError, TypeError):
+            return cls(value) if by_value else cls[value]
+        raise _misfit(value, f"{cls.__qualname__} ({choices[:200]})")
+
+    return _rebuilt(cls, lambda member: member.value if by_value else member.name, make)
+
+
+def _model(cls: Any) -> Converter:
+    """Convert a class that validates itself. A value that loses data, such as a secret, is refused."""
+    is_pydantic = hasattr(cls, "__pydantic_core_schema__")
+    dumped = {"mode": "json", "by_alias": True, "round_trip": True} if is_pydantic else {}
+    strict = {"strict": False} if is_pydantic else {}  # a moment is a text in JSON, for a strict model too
+
+    def make(value: Any) -> Any:
+        try:
+            return cls.model_validate(value, **strict)
+        except ValueError as error:
+            if not is_pydantic:
+                raise
+            first = cast("Any", error).errors(include_url=False)[0]
+            unfit = _Unfit(f"does not fit {cls.__qualname__}: {first['msg']}")
+            unfit.path = "".join(f".{part}" if isinstance(part, str) else f"[{part}]" for part in first["loc"])
+            raise unfit from error
+
+    def pack(value: Any) -> Any:
+        plain = value.model_dump(**dumped)
+        if make(plain).model_dump() != value.model_dump():
+            raise _Unfit("does not come back from its model_dump() as it was")
+        return plain
+
+    return _rebuilt(cls, pack, make, exact=True)
+
+
+def _record(cls: Any, fields: Mapping[str, Converter], required: Collection[str], given: Collection[str]) -> Converter:
+    """Convert a class with fields: `required` are those it must have, `given` those that its constructor takes."""
+    name, is_dict, is_tuple = cls.__qualname__, issubclass(cls, dict), issubclass(cls, tuple)
+
+    def parts(value: Any, loading: bool) -> dict[str, Any]:
+        if is_tuple and isinstance(value, list | tuple) and len(value) <= len(fields):
+            value = dict(zip(fields, value, strict=False))
+        if not isinstance(value, dict):
+            raise _misfit(value, name)
+        if missing := [one for one in required if one not in value]:
+            raise _Unfit(f"lacks {missing[0]!r}, which {name} must have")
+        if not is_dict and (unknown := value.keys() - fields.keys()):
+            raise _Unfit(f"has {min(map(repr, unknown))}, which {name} does not have")
+        return {n: _part(fields.get(n, _ANYTHING), one, loading, f".{n}") for n, one in value.items()}
+
+    def pack(value: Any) -> Any:
+        values = {n: _part(one, getattr(value, n), False, f".{n}") for n, one in fields.items()}
+        return tuple(values.values()) if is_tuple else values
+
+    def make(value: Any) -> Any:
+        values = parts(value, True)
+        made = cls(**{n: one for n, one in values.items() if n in given})
+        for n in values.keys() - given:
+            object.__setattr__(made, n, values[n])
+        return made
+
+    return Converter(name, parts) if is_dict else _rebuilt(cls, pack, make, exact=True)
+
+
+class Annotations:
+    """Reads annotations, and the annotations of the classes in them. `unresolved` are those that name nothing."""
+
+    def __init__(self) -> None:
+        self.unresolved: list[str] = []
+        self._known: dict[Any, Converter] = {}  # classes that may contain themselves
+
+    def resolve(self, annotation: Any, names: Any, more: Any = None) -> Any:
+        """Return what a text annotation stands for; Any if the name does not exist (yet)."""
+        holder = types.SimpleNamespace(__annotations__={"it": annotation})
+        try:
+            return typing.get_type_hints(holder, names, more, include_extras=True)["it"]
+        except Exception as error:  # NameError as a rule, but the program's own code is evaluated
+            self.unresolved.append(f"{annotation!r} ({error})")
+            return Any
+
+    def read(self, annotation: Any, default: Any = inspect.Parameter.empty) -> Converter:
+        """Return the converter of an annotation; _Unfit if nothing can make such a value and there is no default.
+
+        A plain default is accepted even if it does not fit the annotation: None often does not.
+        """
+        if default is not inspect.Parameter.empty:
+            return self._read_with_default(annotation, default)
+        origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+        if origin in _QUALIFIERS or str(origin).endswith(".ReadOnly"):  # new in Python 3.13
+            return self.read(args[0])
+        if origin in (typing.Union, types.UnionType):
+            return self._read_union(args)
+        if origin is Literal:
+            return _literal(args)
+        if hasattr(annotation, "__supertype__"):  # of a NewType
+            return self.read(annotation.__supertype__)
+        if hasattr(annotation, "__value__"):  # of a `type` statement
+            return self._read_alias(annotation, args)
+        kind: Any = origin or annotation
+        if not isinstance(kind, type) or kind in (Any, object):
+            return _ANYTHING
+        if args and kind is tuple and args[1:] != (...,):
+            return _fixed_tuple([self.read(arg) for arg in args])
+        if args and kind in _CONCRETE:
+            return _collection(kind, self.read(args[0]))
+        if args and kind in _MAPPINGS:
+            return _mapping(self.read(args[0]), self.read(args[1]))
+        return _LEAVES.get(kind) or self._read_class(kind, args)
+
+    def _read_with_default(self, annotation: Any, default: Any) -> Converter:
+        try:
+            converter = self.read(annotation)
+        except _Unfit:
+            return _ANYTHING  # if a value is passed, the codec refuses it
+        if is_plain(default):
+            try:
+                converter.convert(default, False)
+            except _Unfit:
+                return _union([converter, dataclasses.replace(_literal([default]), is_plain=True)])
+        return converter
+
+    def _read_union(self, args: Sequence[Any]) -> Converter:
+        members, refused = [], None
+        for arg in args:
+            try:
+                members.append(self.read(arg))
+            except _Unfit as unfit:  # a single member
+                refused = unfit
+        if refused and not members:
+            raise refused
+        return _union(members)
+
+    def _read_alias(self, alias: Any, args: tuple[Any, ...]) -> Converter:
+        if alias not in self._known:
+            self._known[alias] = Converter(str(alias), lambda *value: found.convert(*value), is_plain=True)
+            self._known[alias] = found = self.read(alias.__value__[args] if args else alias.__value__)
+        return self._known[alias]
+
+    def _read_class(self, cls: Any, args: tuple[Any, ...]) -> Converter:
+        full = f"{cls.__module__}.{cls.__qualname__}".removeprefix("builtins.")
+        if issubclass(cls, enum.Enum):
+            return _enum(cls)
+        if callable(getattr(cls, "model_validate", None)) and callable(getattr(cls, "model_dump", None)):
+            return _model(cls)
+        if (names := _field_names(cls)) is not None:
+            return self._read_fields(cls, args, names)
+        if full in _READ_FROM:
+            return _leaf(cls, read=cls, read_from=_READ_FROM[full])
+        for base in (str, int, float):
+            if issubclass(cls, base) or (base is str and full.partition(".")[0] in _KEPT_AS_TEXT):
+                return _derived(cls, base)
+        if hasattr(cls, "__get_pydantic_core_schema__") or _may_be_plain(cls):
+            return _ANYTHING
+        raise _Unfit(f"is annotated with {full}, and no such object can be made from stored data")
+
+    def _read_fields(self, cls: Any, args: tuple[Any, ...], names: Iterable[str]) -> Converter:
+        if (cls, args) in self._known:
+            return self._known[cls, args]
+        hints, fields, defaults = self._hints(cls, args), dict[str, Converter](), dict[str, Any]()
+        if issubclass(cls, dict):
+            required = _required_keys(cls, hints)
+        else:
+            named = [one for one in inspect.signature(cls).parameters.values() if one.kind not in _REST]
+            defaults = {one.name: one.default for one in named}
+            required = [name for name, default in defaults.items() if default is inspect.Parameter.empty]
+            if missing := [name for name in required if name not in names]:
+                raise _Unfit(f"is annotated with {cls.__qualname__}, which needs {missing[0]!r}, which is not a field")
+        self._known[cls, args] = _record(cls, fields, required, defaults)
+        for name in names:
+            try:
+                fields[name] = self.read(hints.get(name, Any), defaults.get(name, inspect.Parameter.empty))
+            except _Unfit as unfit:
+                del self._known[cls, args]
+                unfit.path = f".{name}{unfit.path}"
+                raise
+        return self._known[cls, args]
+
+    def _hints(self, cls: Any, args: tuple[Any, ...]) -> dict[str, Any]:
+        """Return the annotations of a class and its bases, with type variables replaced."""
+        hints: dict[str, Any] = {}
+        variables = {cls: dict(zip(getattr(cls, "__parameters__", ()), args, strict=False))}
+        for base in cls.__mro__:
+            own = variables.get(base, {})
+            for parent in vars(base).get("__orig_bases__", ()):
+                kind, given = typing.get_origin(parent), [_filled(one, own) for one in typing.get_args(parent)]
+                variables[kind] = dict(zip(getattr(kind, "__parameters__", ()), given, strict=False))
+            module = vars(sys.modules.get(base.__module__, types))
+            annotations: dict[str, Any] = {}
+            with contextlib.suppress(NameError):  # from Python 3.14 on, of an import for type checkers
+                annotations = inspect.get_annotations(base)
+            for name, annotation in annotations.items():
+                if name not in hints:
+                    hints[name] = _filled(self.resolve(annotation, dict(vars(base)), module), own)
+        return hints
+
+
+_REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def _field_names(cls: Any) -> Collection[str] | None:
+    """Return the names of the fields of a dataclass, struct, named tuple or TypedDict."""
+    if dataclasses.is_dataclass(cls):
+        return [one.name for one in dataclasses.fields(cls)]
+    if hasattr(cls, "__struct_fields__"):
+        return cast("tuple[str, ...]", cls.__struct_fields__)
+    if issubclass(cls, tuple):
+        return getattr(cls, "_fields", None)
+    return cls.__annotations__.keys() if issubclass(cls, dict) and hasattr(cls, "__total__") else None
+
+
+def _may_be_plain(cls: Any) -> bool:
+    """Whether a value from the codec may be one: an abstract class, a protocol, a subclass of a container."""
+    try:
+        return issubclass(cls, (dict, *_BUILTINS)) or any(issubclass(kind, cls) for kind in _PACKERS)
+    except TypeError:  # a protocol that cannot be asked
+        return True
+
+
+def _filled(hint: Any, variables: Mapping[Any, Any]) -> Any:
+    if isinstance(hint, TypeVar):
+        return variables.get(hint, hint)
+    parameters = getattr(hint, "__parameters__", ()) if typing.get_origin(hint) else ()
+    return hint[tuple([variables.get(one, one) for one in parameters])] if parameters else hint
+
+
+def _required_keys(cls: Any, hints: Mapping[str, Any]) -> list[str]:
+    """Return the required keys. A TypedDict does not know them itself if its annotations are texts."""
+    known = {typing.Required: True, typing.NotRequired: False}
+    return [n for n, hint in hints.items() if known.get(typing.get_origin(hint), n in cls.__required_keys__)]
+
+
+class Converters:
+    """The converters of a task's parameters and result. `refusal`: why its arguments could never be rebuilt."""
+
+    def __init__(self, task: str, function: Callable[..., Any], signature: inspect.Signature) -> None:
+        self._task, self._function, self._signature = task, function, signature
+        kinds = {one.kind: name for name, one in signature.parameters.items()}
+        self._rest, self._named_rest = (kinds.get(kind, "") for kind in _REST)
+        in_order = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        self._in_order = [name for name, one in signature.parameters.items() if one.kind in in_order]
+        self._is_reported = False
+        self._read()
+
+    def _read(self) -> None:
+        names, annotations = getattr(inspect.unwrap(self._function), "__globals__", {}), Annotations()
+        self._all: dict[str, Converter] = {}  # by parameter
+        self.refusal: str | None = None
+        for name, one in self._signature.parameters.items():
+            hint = Any if one.annotation is one.empty else annotations.resolve(one.annotation, names)
+            try:
+                self._all[name] = annotations.read(hint, () if one.kind in _REST else one.default)
+            except _Unfit as unfit:
+                why = "use a type that holds plain data, such as a dataclass, or give it a default"
+                self.refusal = f"{self._task}: the parameter {name}{unfit.path} {unfit.why}: {why}"
+            except Exception as error:  # a class that cannot be inspected
+                annotations.unresolved.append(f"{hint!r} ({error})")
+        self._needed = {name: one for name, one in self._all.items() if not one.is_plain}
+        returned = self._signature.return_annotation
+        hint = Any if returned is inspect.Signature.empty else annotations.resolve(returned, names)
+        if typing.get_origin(hint) in (Awaitable, Coroutine):  # a plain function that returns an awaitable
+            hint = typing.get_args(hint)[-1]
+        self._returned = _ANYTHING
+        with contextlib.suppress(Exception):  # a type that cannot be stored: the codec refuses the value
+            self._returned = annotations.read(hint)
+        self._unresolved = annotations.unresolved
+
+    def _read_again(self) -> None:
+        """Try again what could not be resolved at the registration: it may exist now."""
+        self._read()
+        if self._unresolved:
+            logger.debug("%s: what is annotated so is not converted: %s", self._task, ", ".join(self._unresolved))
+            self._unresolved = []
+
+    @property
+    def are_needed(self) -> bool:
+        """Whether there is something to convert, or to resolve again."""
+        return bool(self._needed or self._unresolved or not self._returned.is_plain)
+
+    def arguments(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], *, loading: bool, every: bool = False
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """Convert arguments to plain data or, if `loading`, to their annotated types; `every`: plain types, too.
+
+        Raises:
+            SerializationError: names the part that does not fit by its path.
+            ConfigError: an annotation that could not be resolved at the registration is refused now.
+        """
+        if self._unresolved:
+            self._read_again()
+        if self.refusal is not None and not loading:
+            raise ConfigError(self.refusal)
+        converters, known = self._all if every else self._needed, self._signature.parameters
+        names = itertools.chain(self._in_order, itertools.repeat(self._rest))
+        return [
+            self._argument(converters.get(name), name, value, loading) for name, value in zip(names, args, strict=False)
+        ], {
+            name: self._argument(converters.get(name if name in known else self._named_rest), name, value, loading)
+            for name, value in kwargs.items()
+        }
+
+    def _argument(self, converter: Converter | None, name: str, value: Any, loading: bool) -> Any:
+        try:
+            return value if converter is None else _part(converter, value, loading, name)
+        except _Unfit as unfit:
+            with contextlib.suppress(SerializationError):
+                if not loading and _has_placeholder(encode(value)):
+                    return value  # checked when the result has replaced it
+            raise SerializationError(f"an argument of {self._task}: {unfit.path} {unfit.why}") from unfit.__cause__
+
+    def result(self, value: Any, *, loading: bool) -> Any:
+        """Convert a result to plain data, or to its annotated type. A result that does not fit is not changed."""
+        if self._unresolved:
+            self._read_again()
+        try:
+            return value if self._returned.is_plain else _part(self._returned, value, loading, "")
+        except _Unfit as unfit:
+            if not self._is_reported:
+                self._is_reported = True
+                logger.warning("a result of %s does not fit its annotation, and is left as it is: it%s %s",
+                               self._task, unfit.path, unfit.why)  # fmt: skip
+            return value
+
+
+# ---------------------------------------------------------------------------
+# 5. Clock and retry policy
+#
+# The only place where time is read, so that a test can use a manual clock; and
+# the rule that says when a failed attempt is retried.
 # ---------------------------------------------------------------------------
 
 
 class Clock:
-    """The wall clock, for due times and records, and one that never jumps, for leases and waits."""
+    """The wall clock, for due times and records, and a clock that never jumps, for leases and waits."""
 
     def time(self) -> float:
-        """Seconds since the epoch, as this host believes."""
+        """Seconds since the epoch, by the clock of this host."""
         return time.time()
 
     def monotonic(self) -> float:
-        """Seconds since the boot: the same for all processes of a host; halts while it is suspended."""
+        """Seconds since the boot, the same for all processes of a host. It stops while the host is suspended."""
         return time.monotonic()
 
 
@@ -1369,10 +2321,15 @@ class Clock:
 class TaskOptions:
     """The options of a task.
 
-    Delay before retry n: min(max_delay, retry_delay * backoff**(n - 1)) seconds; `jitter` draws it
-    evenly from 0 to that ("full jitter"). `retry_on` and `no_retry_on` are exception types. `timeout`:
-    seconds for one attempt. A lower `priority` runs first. `queue` None means `cpu` for a CPU-bound
-    task and `default` for others. `result_ttl`: seconds to keep the result (None: as configured).
+    The delay before retry n is min(max_delay, retry_delay * backoff**(n - 1)) seconds. With `jitter` it is chosen at
+    random between 0 and that value. `retry_on` and `no_retry_on` are exception types. `timeout`: seconds for one
+    attempt; after `soft_timeout` seconds, a CPU-bound task gets a SoftTimeoutError. A job with a lower `priority` runs
+    first. `queue` None: `cpu` if CPU-bound, else `default`. `result_ttl`: seconds to keep the result; None: as set.
+    `executor` "interpreter": a CPU-bound task runs in an interpreter inside the worker's process (from Python 3.14 on).
+    `batch`: one call of the function gets the arguments of up to this many jobs, in a list; a job waits at most
+    `linger` seconds for others. `limit`: the name of a limit of its jobs, see `Flowrra.limit`; or directly
+    `concurrency`, `rate` and `burst`, of a limit that has the name of the task. `key`: a function of some or all of the
+    task's arguments that returns a text or an int; the limit then holds for each key.
     """
 
     max_retries: int = 3
@@ -1383,61 +2340,117 @@ class TaskOptions:
     retry_on: tuple[type[BaseException], ...] = (Exception,)
     no_retry_on: tuple[type[BaseException], ...] = ()
     timeout: float | None = None
+    soft_timeout: float | None = None
     queue: str | None = None
     priority: int = 0
     cpu_bound: bool = False
+    executor: Literal["process", "interpreter"] = "process"
     result_ttl: float | None = None
+    batch: int | None = None
+    linger: float = 0.1
+    limit: str | None = None
+    concurrency: int | None = None
+    rate: str | None = None
+    burst: int | None = None
+    key: Callable[..., str | int] | None = None
 
     def __post_init__(self) -> None:
         _whole("max_retries", self.max_retries, least=0)
+        if self.batch is not None and self.cpu_bound:
+            raise ConfigError("batch= and cpu_bound=True cannot be combined: submit lists of rows to a CPU-bound task")
+        if self.batch is not None:
+            _whole("batch", self.batch, least=1)
+        self._check_executor()
+        self._check_limit()
         check_priority(self.priority)
         if _finite("backoff", self.backoff) < 0:
             raise ConfigError(f"backoff must be at least 0, not {self.backoff!r}")
-        for name, least in (("retry_delay", 0.0), ("max_delay", 0.0), ("timeout", 0.001), ("result_ttl", 0.0)):
-            if (value := getattr(self, name)) is not None or name in ("retry_delay", "max_delay"):
+        for name, least in _LEAST_SECONDS.items():
+            if (value := getattr(self, name)) is not None or name not in ("timeout", "soft_timeout", "result_ttl"):
                 object.__setattr__(self, name, _seconds(name, value, least=least))  # a float, also of a timedelta
         if self.queue is not None:
             check_queue(self.queue)
-        for name, kinds in (("retry_on", self.retry_on), ("no_retry_on", self.no_retry_on)):
-            for kind in kinds if isinstance(kinds, tuple) else (kinds,):
+        for name in ("retry_on", "no_retry_on"):
+            kinds = getattr(self, name) if isinstance(getattr(self, name), tuple) else (getattr(self, name),)
+            object.__setattr__(self, name, kinds)
+            for kind in kinds:
                 if not (isinstance(kind, type) and issubclass(kind, BaseException)):
                     raise ConfigError(f"{name} takes exception types, not {kind!r}")
 
+    def _check_limit(self) -> None:
+        Limit(name="numbers", concurrency=self.concurrency, rate=self.rate, burst=self.burst)  # checks them
+        if self.limit is not None:
+            check_limit(self.limit)
+            if self.has_own_limit:
+                raise ConfigError(
+                    f"limit={self.limit!r} has its own numbers: give them to app.limit(), or leave it out"
+                )
+        if self.key is not None and not callable(self.key):
+            raise ConfigError(
+                f"key is a function of the task's arguments, not {self.key!r}: for one job use options(key=...)"
+            )
+
+    @property
+    def has_own_limit(self) -> bool:
+        """Whether the task has a limit of its own."""
+        return not (self.concurrency is None and self.rate is None)
+
+    def _check_executor(self) -> None:
+        if self.executor not in ("process", "interpreter"):
+            raise ConfigError(f"executor must be 'process' or 'interpreter', not {self.executor!r}")
+        if self.executor == "interpreter" and not self.cpu_bound:
+            raise ConfigError("executor='interpreter' is for CPU-bound tasks: add cpu_bound=True")
+        if self.executor == "interpreter" and sys.version_info < (3, 14):
+            version = ".".join(map(str, sys.version_info[:2]))
+            raise ConfigError(f"executor='interpreter' needs Python 3.14, this is {version}: use executor='process'")
+
     @property
     def effective_queue(self) -> str:
-        """The queue that the task's jobs go to."""
+        """The queue of the task's jobs."""
         return self.queue or ("cpu" if self.cpu_bound else "default")
 
 
+_LEAST_SECONDS: Mapping[str, float] = {
+    "soft_timeout": 0.001,
+    "retry_delay": 0.0,
+    "max_delay": 0.0,
+    "timeout": 0.001,
+    "result_ttl": 0.0,
+    "linger": 0.0,
+}
+
+
 def is_retryable(options: TaskOptions, error: BaseException) -> bool:
-    """Whether `error` may be answered with another attempt."""
-    if _is_kind(error, (ResultError,)):
+    """Whether `error` may lead to another attempt."""
+    if is_kind(error, ArgumentsError, ResultError):
         return False
-    if _is_kind(error, (Retry,)):
+    if is_kind(error, Retry):
         return True
-    if _is_kind(error, options.no_retry_on):
+    if is_kind(error, *options.no_retry_on):
         return False
     timed_out = isinstance(error, TaskTimeoutError) and error.ends_attempt
-    return timed_out or _is_kind(error, (*options.retry_on, ProcessDiedError))
+    return timed_out or is_kind(error, *options.retry_on, ProcessDiedError, SoftTimeoutError)
 
 
-def _is_kind(error: BaseException, types: tuple[type[BaseException], ...]) -> bool:
-    """isinstance(), also for an exception of another process, of which the types' names are known."""
+def is_kind(error: BaseException, *types: type[BaseException]) -> bool:
+    """isinstance(), also for an exception of another process, where only the names of the types are known."""
     if isinstance(error, RemoteError):
         return any(kind_name(kind) in error.kinds for kind in types)
     return isinstance(error, types)
 
 
-def asked_delay(error: BaseException) -> float | None:
-    """The delay that a Retry asks for; None if it asks for none, or a subclass for what is no delay."""
-    delay = error.delay if isinstance(error, Retry | RemoteError) else None
+def asked_delay(error: BaseException, now: float) -> float | None:
+    """Return the delay that a Retry or Snooze asks for; None if it names none, or a subclass set an invalid one."""
+    delay = error.delay if isinstance(error, Retry | Snooze | RemoteError) else None
     with contextlib.suppress(ConfigError):
+        if isinstance(error, Snooze) and error.until is not None:
+            return max(0.0, _timestamp("until", error.until) - now)
         return None if delay is None else _seconds("delay", delay)
     return None
 
 
 def kind_name(kind: type) -> str:
-    """A type as module and qualified name, the same in the worker and in the processes of its executor."""
+    """Return a type as module and qualified name, the same in the worker and in the processes of its executor."""
     return f"{_module_of(kind)}.{kind.__qualname__}"
 
 
@@ -1445,7 +2458,7 @@ MAIN_IN_CHILD = "__mp_main__"  # the main script's name in a process of the exec
 
 
 def _module_of(thing: Any) -> str:
-    """The module of a function or a type; what stands in the main script is in it as if it were imported."""
+    """Return the module of a function or a type. For the main script, return the name by which it can be imported."""
     module = cast("str", thing.__module__)
     if _is_in_main(thing):
         name, file = _main_script()
@@ -1458,14 +2471,14 @@ def _is_in_main(thing: Any) -> bool:
 
 
 def _main_script() -> tuple[str | None, str]:
-    """The name to import it by (None for a file, a folder or an interactive session), and its file."""
+    """Return its import name (None for a file, a folder or an interactive session), and its file."""
     main = sys.modules.get(MAIN_IN_CHILD) or sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     return None if spec is None or spec.name == "__main__" else spec.name, getattr(main, "__file__", None) or ""
 
 
 def retry_delay(options: TaskOptions, retry: int, draw: Callable[[], float] = random.random) -> float:
-    """Seconds to wait before retry number `retry` (1 is the first); `draw` gives numbers in [0, 1)."""
+    """Return the seconds to wait before retry number `retry` (the first is 1). `draw` returns numbers in [0, 1)."""
     try:
         delay = min(options.max_delay, options.retry_delay * options.backoff ** (retry - 1))
     except OverflowError:
@@ -1474,14 +2487,14 @@ def retry_delay(options: TaskOptions, retry: int, draw: Callable[[], float] = ra
 
 
 # ---------------------------------------------------------------------------
-# 5. Cron
+# 6. Cron
 #
-# When a cron expression is due. Knows time zones and clock changes; knows
-# nothing of jobs, schedules and loops. The authority is Debian's cron:
+# When a cron expression is due, with time zones and clock changes. This section
+# does not know jobs, schedules and loops. The reference is Debian's cron:
 # crontab(5), and its entry.c and cron.c.
 #
-# A field becomes one int with a bit for each value. A match is looked up on
-# the wall clock alone; what a clock change makes of it comes after that.
+# A field becomes one int with a bit for each value. First, a match is found on
+# the wall clock alone; then clock changes are applied.
 # ---------------------------------------------------------------------------
 
 
@@ -1524,7 +2537,7 @@ _CRON_WEEKDAY = re.compile(r"([0-9]+|[a-z]{3})(?:l|#([0-9]+))")
 
 @functools.lru_cache(maxsize=1024)
 def cron_bits(field: str, text: str, name: str | None = None) -> int:
-    """The values that the text of a field stands for, as bits; `name` is what H spreads by."""
+    """Return the values of a field's text as bits. `name` is the text that H hashes."""
     try:
         if text == "?" and field in ("day-of-month", "day-of-week"):
             text = "*"
@@ -1538,7 +2551,7 @@ def cron_bits(field: str, text: str, name: str | None = None) -> int:
 
 
 def _cron_item(field: str, item: str) -> list[int]:
-    """`*`, `a`, `a-b`, each with a step or without."""
+    """Return the values of `*`, `a` or `a-b`, each with or without a step."""
     found = _CRON_ITEM.fullmatch(item)
     if not found:
         raise ValueError(f"{item!r} is not a value, a range or a step")
@@ -1550,9 +2563,9 @@ def _cron_item(field: str, item: str) -> list[int]:
 
 
 def _cron_range(field: str, low: int, high: int, step: str | None) -> list[int]:
-    """From `low` to `high`; a range that goes down runs on from the field's end at its beginning."""
+    """Return the values from `low` to `high`. If `low` is greater, the range continues at the field's first value."""
     if step is not None and not int(step):
-        raise ValueError("a step is 1 or more")
+        raise ValueError("a step must be at least 1")
     least, most = CRON_FIELDS[field]
     size = most - least + 1
     length = high - low if low <= high else (high - low) % size
@@ -1560,7 +2573,7 @@ def _cron_range(field: str, low: int, high: int, step: str | None) -> list[int]:
 
 
 def _cron_value(field: str, text: str) -> int:
-    """A number or a name; a Sunday written as 7 stays 7, since 5-7 does not go down."""
+    """Return the value of a number or name. A Sunday written as 7 stays 7, so that 5-7 is not a descending range."""
     least, most = CRON_FIELDS[field]
     most += field == "day-of-week"
     if not text.isdigit():
@@ -1576,7 +2589,7 @@ def _cron_value(field: str, text: str) -> int:
 
 
 def _cron_special(field: str, item: str, name: str | None) -> list[int]:
-    """H of any field, L and W of days of the month, L and # of days of the week; nothing if it is none of these."""
+    """Return the values of H in any field, L and W in days of the month, L and # in days of the week; else nothing."""
     if item[:1] == "h" and (found := _CRON_HASH.fullmatch(item)):
         return _cron_hashed(field, *found.groups(), name=name)
     if field == "day-of-month" and (found := _CRON_DAY.fullmatch(item)):
@@ -1586,22 +2599,22 @@ def _cron_special(field: str, item: str, name: str | None) -> list[int]:
     if field == "day-of-week" and (found := _CRON_WEEKDAY.fullmatch(item)):
         day, week = _cron_value(field, found[1]) % 7, int(found[2] or 0)
         if found[2] and not 1 <= week <= 5:
-            raise ValueError(f"{week} is not in 1-5, the weeks that # can ask for")
+            raise ValueError(f"{week} is not in 1-5, the weeks that # accepts")
         return [7 * (week or LAST_WEEK) + day]
     return []
 
 
 def _cron_hashed(field: str, low: str | None, high: str | None, step: str | None, *, name: str | None) -> list[int]:
-    """H: one value, or the first of its steps, drawn by a hash of the schedule's name that never changes."""
+    """Return the values of H: one value, or its steps from a first one, by a stable hash of the schedule's name."""
     import hashlib
 
     if name is None:
-        raise ValueError("H spreads schedules by their names, and this one has none (name=...)")
+        raise ValueError("H takes its values from the name of the schedule, which has none: pass name=")
     least, most = (1, 28) if field == "day-of-month" else CRON_FIELDS[field]  # 28: every month has it
     if low is not None and high is not None:
         least, most = _cron_value(field, low), _cron_value(field, high)
     if least > most:
-        raise ValueError(f"the range of an H goes up, and {least}-{most} does not")
+        raise ValueError(f"the range of H must go up, not {least}-{most}")
     choices = most - least + 1 if step is None else max(1, min(int(step), most - least + 1))
     digest = hashlib.blake2b(f"{field} {name}".encode(), digest_size=8).digest()
     first = least + int.from_bytes(digest) % choices
@@ -1609,7 +2622,7 @@ def _cron_hashed(field: str, low: str | None, high: str | None, step: str | None
 
 
 def cron_values(bits: int) -> list[int]:
-    """The values of a field, in order."""
+    """Return the values of a field, in order."""
     values = []
     while bits:
         values.append((bits & -bits).bit_length() - 1)
@@ -1619,7 +2632,7 @@ def cron_values(bits: int) -> list[int]:
 
 @functools.lru_cache(maxsize=1024)
 def _first_from(bits: int) -> tuple[int | None, ...]:
-    """For each i from 0 to 60 the first value at or after i, or None."""
+    """Return, for each i from 0 to 60, the first value at or after i, or None."""
     table: list[int | None] = []
     for value in cron_values(bits):
         table += [value] * (value + 1 - len(table))
@@ -1628,7 +2641,7 @@ def _first_from(bits: int) -> tuple[int | None, ...]:
 
 @functools.lru_cache(maxsize=4096)
 def _days_in_month(days: int, weekdays: int, both: bool, first: int, length: int) -> int:
-    """The days that match in a month of `length` days of which the first is the weekday `first` (0 is Sunday)."""
+    """Return the matching days of a month of `length` days whose first day is the weekday `first` (0 is Sunday)."""
     every = range(1, length + 1)
     workdays = [day for day in every if 1 <= (first + day - 1) % 7 <= 5]
     wanted = [day for day in every if days >> NEAREST + day & 1] + [length] * (days >> LAST_WORKDAY & 1)
@@ -1645,7 +2658,7 @@ def _days_in_month(days: int, weekdays: int, both: bool, first: int, length: int
 
 
 class _Days(dict[int, int]):
-    """The matching days of each year, worked out when first asked for: bit 32 * month + day."""
+    """The matching days of each year, computed on first use: bit 32 * month + day."""
 
     def __init__(self, days: int, months: int, weekdays: int, years: int, both: bool) -> None:
         super().__init__()
@@ -1664,7 +2677,7 @@ class _Days(dict[int, int]):
         return found
 
     def later(self, year: int, month: int, day: int) -> tuple[int, int, int] | None:
-        """The first matching day after this one."""
+        """Return the first matching day after this one."""
         begin = 32 * month + day + 1
         while not (days := self[year] >> begin):
             year, begin = year + 1, 0
@@ -1676,16 +2689,16 @@ class _Days(dict[int, int]):
 
 @functools.lru_cache(maxsize=1024)
 def _days_of(days: int, months: int, weekdays: int, years: int, both: bool) -> _Days | None:
-    """The calendar of these fields, shared by all schedules that have them; None if no day ever matches."""
+    """Return the calendar of these fields, shared by all schedules that have them; None if no day ever matches."""
     found = _Days(days, months, weekdays, years, both)
     # 28 years hold each kind of year: leap or not, beginning on each weekday.
     return found if any(found[year] for year in cron_values(years) or range(2000, 2028)) else None
 
 
 class ClockChange(NamedTuple):
-    """A clock change: its moment in UTC, and what the zone's clock shows when it is left and entered (all naive).
+    """A clock change: its moment in UTC, and the zone's wall time before and after it (all naive).
 
-    What changes a clock by 3 h or more (back: by more) is no daylight saving time, and not made good for fixed times.
+    A change by 3 h or more (backwards: by more than 3 h) is not daylight saving time; fixed times are not adjusted.
     """
 
     at: dt.datetime
@@ -1698,7 +2711,7 @@ class ClockChange(NamedTuple):
 
 
 class Zone(dict[int, tuple[ClockChange, ...]]):
-    """A time zone, and the clock changes of each year and the days around it, worked out when first asked for."""
+    """A time zone, with the clock changes of each year and the days around it, computed on first use."""
 
     def __init__(self, tzinfo: dt.tzinfo) -> None:
         super().__init__()
@@ -1728,20 +2741,20 @@ class Zone(dict[int, tuple[ClockChange, ...]]):
             yield ClockChange(high, left, entered, moved_to, is_repeat, first_wall, last_wall + _MINUTE)
 
     def around(self, moment: dt.datetime) -> tuple[ClockChange | None, ClockChange | None]:
-        """The clock changes of the moment's year (naive, in UTC) last before or at it, and first after it."""
+        """Return the clock changes around a moment (naive, UTC): the last before or at it, and the first after it."""
         behind = max((change for change in self[moment.year] if change.at <= moment), default=None)
         return behind, min((change for change in self[moment.year] if change.at > moment), default=None)
 
     def offset(self, moment: dt.datetime) -> dt.timedelta:
-        """The offset from UTC at a naive moment in UTC."""
+        """Return the offset from UTC at a naive moment in UTC."""
         return self.aware(moment).utcoffset() or dt.timedelta(0)
 
     def aware(self, moment: dt.datetime) -> dt.datetime:
-        """The zone's own time at a naive moment in UTC."""
+        """Return the zone's time at a naive moment in UTC."""
         return self.tzinfo.fromutc(moment.replace(tzinfo=self.tzinfo))
 
 
-_CATCH_UP = dt.timedelta(hours=3)  # clock changes up to this are made good for fixed times, as Debian's cron does
+_CATCH_UP = dt.timedelta(hours=3)  # fixed times are adjusted for clock changes up to this, as in Debian's cron
 _EARLIEST = dt.datetime(1, 1, 5, tzinfo=dt.UTC)  # far enough from the calendar's end to be moved into any zone
 _LATEST = dt.datetime.max.replace(tzinfo=dt.UTC)
 _MINUTE = dt.timedelta(minutes=1)
@@ -1750,7 +2763,7 @@ _INSTANT = dt.timedelta(microseconds=1)
 
 
 def _begin_of(year: int) -> dt.datetime:
-    """When the year begins, naive; for the year 10000 the last moment there is."""
+    """Return the naive start of the year; for the year 10000, the last possible moment."""
     return (dt.datetime(year, 1, 1, tzinfo=dt.UTC) if year <= dt.MAXYEAR else _LATEST).replace(tzinfo=None)
 
 
@@ -1759,15 +2772,15 @@ def _zone_of(tz: object) -> Zone:
         return _named_zone(tz)
     if not isinstance(tz, dt.tzinfo):
         raise ConfigError(f"tz must be a time zone's key or a tzinfo, not {tz!r}")
-    # A zone of pytz answers with another tzinfo for each offset, and cannot be set on a datetime.
+    # A zone of pytz has one tzinfo for each offset, and cannot be set on a datetime.
     if dt.datetime(2000, 1, 1, tzinfo=dt.UTC).astimezone(tz).tzinfo is not tz:
-        raise ConfigError(f"{tz!r} is no tzinfo that a datetime can carry: give its key, such as 'Europe/Riga'")
+        raise ConfigError(f"{tz!r} is not a tzinfo that a datetime can use: give its key, such as 'Europe/Riga'")
     return Zone(tz)
 
 
 @functools.lru_cache(maxsize=1024)
 def _named_zone(key: str) -> Zone:
-    """The zone of a key; UTC and offsets such as +02:00 need no zone database."""
+    """Return the zone of a key. UTC and offsets such as +02:00 need no zone database."""
     if offset := re.fullmatch(r"UTC|(?:UTC)?([+-][0-9]{2}:?[0-9]{2}(?::[0-9]{2})?)", key):
         with contextlib.suppress(ValueError):
             return Zone(dt.datetime.strptime(offset[1] or "+0000", "%z").tzinfo or dt.UTC)
@@ -1779,19 +2792,19 @@ def _named_zone(key: str) -> Zone:
         if zoneinfo.available_timezones():
             raise ConfigError(f"there is no time zone {key!r}: give a key such as 'Europe/Riga'") from None
         raise ConfigError(
-            f"no time zone database to look {key!r} up in: pip install tzdata (UTC and '+02:00' go without)"
+            f"no time zone database to look {key!r} up in: pip install tzdata (UTC and '+02:00' do not need it)"
         ) from None
 
 
 def _cron_texts(expr: object) -> list[str]:
-    """The seven fields of an expression, the year `*` where there is none."""
+    """Return the seven fields of an expression; the year is `*` if it has none."""
     if not isinstance(expr, str):
         raise ConfigError(f"a cron expression is a text, not {expr!r}")
     texts = _CRON_TEXTS.findall(expr)
     if len(texts) == 1 and expr.isascii():
         name = texts[0].lower()
         if name == "@reboot":
-            raise ConfigError("@reboot is no time: what is to run at the start goes into @app.lifespan")
+            raise ConfigError("@reboot is not a time: put what runs at the start into @app.lifespan")
         if name.startswith("@") and name not in _CRON_NAMES:
             raise ConfigError(f"there is no {texts[0]!r}: there are {', '.join(_CRON_NAMES)}")
         texts = _CRON_NAMES.get(name, name).split()
@@ -1808,30 +2821,30 @@ def _cron_texts(expr: object) -> list[str]:
 
 
 class NoFire(FlowrraError, ValueError):  # noqa: N818 (an answer, and to callers a ValueError)
-    """There is no fire on that side of the moment."""
+    """The schedule does not fire after (or before) that moment."""
 
 
 class Cron:
-    """A cron expression in a time zone: `Cron("30 9 * * mon-fri", "Europe/Riga")`. UTC if no zone is given.
+    """A cron expression in a time zone, by default UTC: `Cron("30 9 * * mon-fri", "Europe/Riga")`.
 
-    Five fields: minute, hour, day of month, month, day of week; six: a second before them; seven: a year
-    (1970-2199) after those. `tz` is a key or a tzinfo. `name` is what H spreads by: the same name, the same
-    times. Days match if day-of-month or day-of-week does; both have to if one of them begins with `*`, or
+    Five fields: minute, hour, day of month, month, day of week. Six fields: a second comes first. Seven fields: a year
+    (1970-2199) comes last. `tz` is a key or a tzinfo. H chooses values from a hash of `name`: the same name gives the
+    same times. A day matches if day-of-month or day-of-week matches; both must match if one of them begins with `*`, or
     with `both_days`.
 
-    A naive moment is the wall clock of the zone. Fires are aware, in the schedule's own tzinfo. Where the clock
-    is put forward (less than 3 h) a time in the gap runs at the first minute after it; where it is put back (up
-    to 3 h) a time runs in the first pass only. A schedule whose second, minute or hour begins with `*` follows
-    the clock as it is: nothing in a gap, and both passes.
+    A naive datetime is the wall clock of the zone. Fires are aware, in the schedule's own tzinfo. If the clock is put
+    forward (by less than 3 h), a time in the gap fires at the first minute after the gap. If it is put back (by up to 3
+    h), a repeated time fires only the first time. A schedule whose second, minute or hour begins with `*` follows the
+    clock: it does not fire in a gap, and fires in both passes of a repeated hour.
 
-    Immutable; equal if fields and zone are.
+    Immutable. Two are equal if their fields and zones are equal.
 
     Raises:
-        ConfigError: (a ValueError) the expression is wrong, or never fires; there is no such zone.
+        ConfigError: (a ValueError) the expression is wrong or never fires, or the zone does not exist.
     """
 
-    # What brokers and extras may read: `fields`, of each field one int with a bit for each value (year: 0 for any);
-    # `is_fixed`, whether clock changes are made good; `zone`.
+    # Brokers and extras may read: `fields`, one int for each field with a bit for each value (year: 0 for any);
+    # `is_fixed`, whether fires are adjusted for clock changes; `zone`.
     __slots__ = (
         *("_days", "_expr", "_first", "_hours", "_minutes", "_seconds", "_tzinfo"),
         *("both_days", "fields", "is_fixed", "zone"),
@@ -1841,7 +2854,7 @@ class Cron:
         self, expr: str, tz: str | dt.tzinfo = "UTC", *, name: str | None = None, both_days: bool = False
     ) -> None:
         texts = _cron_texts(expr)
-        salt = name if "h" in expr.lower() else None  # or the cache would hold fields once for each name
+        salt = name if "h" in expr.lower() else None  # otherwise the cache would contain the fields once for each name
         bits = [cron_bits(field, text, salt) for field, text in zip(CRON_FIELDS, texts, strict=True)]
         if texts[6] == "*":
             bits[6] = 0
@@ -1869,7 +2882,7 @@ class Cron:
 
     @property
     def tz(self) -> str:
-        """The zone's key, or what str() makes of a tzinfo without one."""
+        """The key of the zone, or str() of a tzinfo that has no key."""
         return self.zone.key
 
     def __repr__(self) -> str:
@@ -1891,12 +2904,12 @@ class Cron:
         return cast("CronUnion", union(self, other))
 
     def next(self, after: dt.datetime) -> dt.datetime:
-        """The first fire later than `after`.
+        """Return the first fire after `after`.
 
         Raises:
-            ValueError: there is none before the year 10000.
+            ValueError: (NoFire) there is none before the year 10000.
         """
-        # The usual case: no clock change touches `after` nor the match. One between the two changes nothing.
+        # The usual case: no clock change affects `after` or the match. A change between the two has no effect.
         if after.tzinfo is not self._tzinfo:
             after = self.local(after)
         found = self._later(after)
@@ -1910,14 +2923,14 @@ class Cron:
         return found
 
     def iter(self, after: dt.datetime) -> Iterator[dt.datetime]:
-        """The fires later than `after`, one after the other; it ends if they do."""
+        """Iterate over the fires after `after`, in order. The iteration ends if the schedule ends."""
         with contextlib.suppress(NoFire):
             while True:
                 after = self.next(after)
                 yield after
 
     def local(self, moment: dt.datetime) -> dt.datetime:
-        """The moment on the schedule's own clock; a naive one is read off it."""
+        """Convert the moment to the schedule's zone. A naive one is the wall clock of that zone."""
         if moment.tzinfo is None:
             return moment.replace(tzinfo=self._tzinfo, fold=0)
         try:
@@ -1926,7 +2939,7 @@ class Cron:
             raise NoFire(f"{moment} is not within the years 1 to 9999 in {self.tz}") from None
 
     def _later(self, after: dt.datetime) -> dt.datetime | None:
-        """The first match later than `after` on a wall clock that never changes, with the same tzinfo."""
+        """Return the first match after `after` on a wall clock that never changes, with the same tzinfo."""
         year, month, day = after.year, after.month, after.day
         if self._days[year] >> 32 * month + day & 1:
             hour = after.hour
@@ -1942,12 +2955,12 @@ class Cron:
         return found and dt.datetime(*found, *self._first, tzinfo=after.tzinfo)
 
     def match_from(self, wall: dt.datetime) -> dt.datetime | None:
-        """The first match at or after `wall` (naive) on a wall clock that never changes."""
+        """Return the first match at or after `wall` (naive) on a wall clock that never changes."""
         return self._later(wall - _INSTANT)
 
     def _next_carefully(self, after: dt.datetime) -> dt.datetime:
-        """What `next` is to return, from one clock change to the next: between them a wall time is one moment."""
-        moment = after.astimezone(dt.UTC).replace(tzinfo=None) + _INSTANT  # the earliest that will do
+        """Compute `next` from one clock change to the next one: between two changes, a wall time is one moment."""
+        moment = after.astimezone(dt.UTC).replace(tzinfo=None) + _INSTANT  # the earliest possible fire
         while True:
             behind, ahead = self.zone.around(moment)
             end = ahead.at if ahead else _begin_of(moment.year + 1)
@@ -1955,12 +2968,12 @@ class Cron:
             found = self._from(moment + offset, behind)
             if found is not None and found - offset < end:
                 return self.zone.aware(found - offset)
-            if found is None and ahead is None:  # nor is there a change that brings back what the clock has passed
+            if found is None and ahead is None:  # and no clock change repeats a time
                 raise NoFire(f"{self!r} does not fire after {after}")
             moment = end
 
     def _from(self, wall: dt.datetime, change: ClockChange | None) -> dt.datetime | None:
-        """The first time to run at or after `wall` (naive) on a clock whose latest change was this one."""
+        """Return the first fire at or after `wall` (naive) on a clock whose latest change was this one."""
         if change is None or not self.is_fixed:
             return self.match_from(wall)
         if change.is_repeat:
@@ -1973,14 +2986,14 @@ class Cron:
         return found
 
     def previous(self, before: dt.datetime) -> dt.datetime:
-        """The last fire earlier than `before`.
+        """Return the last fire before `before`.
 
         Raises:
-            ValueError: there is none since the year 1.
+            ValueError: (NoFire) there is none since the year 1.
         """
         limit = low = self._utc(before)
         step, found = _MINUTE, None
-        # Further back each time until something fires before the limit; then what is between is halved.
+        # Search further back each time until a fire comes before the limit; then bisect.
         while found is None:
             if low == _EARLIEST:
                 raise NoFire(f"{self!r} does not fire before {before}")
@@ -1996,14 +3009,14 @@ class Cron:
         return found.astimezone(self._tzinfo)
 
     def _utc(self, moment: dt.datetime) -> dt.datetime:
-        """The moment in UTC, within what `previous` looks through."""
+        """Return the moment in UTC, limited to the years that `previous` searches."""
         try:
             return max(self.local(moment).astimezone(dt.UTC), _EARLIEST)
         except OverflowError:
             return _EARLIEST if moment.year == dt.MINYEAR else _LATEST
 
     def _fire(self, after: dt.datetime, limit: dt.datetime) -> dt.datetime | None:
-        """The next fire in UTC, if there is one earlier than `limit`."""
+        """Return the next fire in UTC, if there is one before `limit`."""
         try:
             found = self.next(after).astimezone(dt.UTC)
         except (NoFire, OverflowError):
@@ -2011,27 +3024,27 @@ class Cron:
         return found if found < limit else None
 
     def matches(self, moment: dt.datetime) -> bool:
-        """Whether it fires in the minute of `moment`; in its second, if the expression has seconds."""
+        """Whether it fires in the minute of `moment`; if the expression has seconds, in that second."""
         begin, length = self._utc(moment).replace(microsecond=0), _SECOND
         if self.fields[0] == 1:
             begin, length = begin.replace(second=0), _MINUTE
         return self._fire(begin - _INSTANT, begin + length) is not None
 
     def explain(self) -> str:
-        """The schedule in words: `At 09:00 on Monday through Friday, Europe/Riga`.
+        """Return the schedule in words: `At 09:00 on Monday through Friday, Europe/Riga`.
 
         Raises:
-            ConfigError: this is a copy of the one file, without flowrra_extras.
+            ConfigError: flowrra_extras is missing, because this is a copy of the single file.
         """
         return cast("str", import_extra("flowrra_extras.cron_words", "explain", "cron is not put in words here")(self))
 
 
 # ---------------------------------------------------------------------------
-# 6. Rules
+# 7. Rules
 #
-# What may become of a job, written once: moves of one job, and walks over the
-# several jobs that a call concerns. No clock, no store and no loop: a broker
-# finds jobs, and writes down what comes out of here. It decides nothing.
+# All changes of jobs, written once: moves of one job, and walks over several
+# jobs that one call concerns. No clock, no store and no loop: a broker finds
+# jobs and writes the changes that are made here. It decides nothing itself.
 # ---------------------------------------------------------------------------
 
 EXPIRED = "it expired before its first attempt began"
@@ -2042,19 +3055,19 @@ LEFT = "its worker left without settling it"
 
 
 def orphaned(parent: str, status: TaskStatus) -> str:
-    """The reason of a job that is cancelled because its parent did not succeed."""
+    """Return the reason of a job that is cancelled because its parent did not succeed."""
     return f"its parent {parent} ended as {status}"
 
 
 def unknown_job(task_id: str) -> TaskNotFoundError:
-    """The error for an id that the store does not hold."""
+    """Return the error for an id that is not in the store."""
     return TaskNotFoundError(f"no job {str(task_id)!r} is known here: never submitted, or purged after its retention")
 
 
 # Moves of one job ------------------------------------------------------------------------------
 #
-# Each changes the job that it is given and returns True, or returns False and leaves it as it was: the move is not
-# allowed from here. Who needs the job as it was takes a copy first; a claim of 100 jobs cannot afford 100 copies.
+# Each one changes the job that it is given and returns True, or returns False and changes nothing: the move is not
+# allowed from this state. Callers that need the old job copy it first; a claim of 100 jobs cannot afford 100 copies.
 
 
 def _move(job: Job, status: TaskStatus) -> None:
@@ -2063,30 +3076,47 @@ def _move(job: Job, status: TaskStatus) -> None:
     job.status = status
 
 
-def first_status(due: float | None, now: float) -> TaskStatus:
-    """Where a job stands that waits for nobody: ready, or ready when it is due."""
-    return SCHEDULED if due is not None and due > now else PENDING
+def first_status(due: float | None, now: float, limit: str | None = None) -> TaskStatus:
+    """Return the state of a job that waits for no other job: SCHEDULED until it is due, then PENDING.
+
+    A job of a limit is not PENDING yet, but BLOCKED, until `admit` lets it run.
+    """
+    if due is not None and due > now:
+        return SCHEDULED
+    return PENDING if limit is None else BLOCKED
 
 
-def begin(job: Job, parents: Sequence[Job | None], now: float, retention: BackendConfig) -> None:
-    """Let a job wait for what it has to: its parents, its moment, or a worker. An orphan is cancelled.
+def _make_ready(job: Job) -> None:
+    """Make a job PENDING or, if it has a limit, let it wait for that. See `admit`."""
+    _move(job, PENDING if job.limit is None else BLOCKED)
+    job.place = 0
 
-    A parent that is None was purged: it had succeeded, or this job would have been cancelled.
+
+def place(job: Job, parents: Sequence[Job | None], now: float, retention: BackendConfig) -> None:
+    """Put a job into the state in which it waits: for its parents, its due time, or a worker. Cancel an orphan.
+
+    A parent that is None was purged: it had succeeded, otherwise this job would have been cancelled.
     """
     if not parents:
-        job.status, job.worker, job.waits = first_status(job.due, now), None, 0
+        is_plain = job.due is None and job.limit is None
+        job.status, job.worker, job.waits = PENDING if is_plain else first_status(job.due, now, job.limit), None, 0
         return
     known = [parent for parent in parents if parent is not None]
     job.status, job.worker = BLOCKED, None
     job.waits = sum(parent.status in UNFINISHED for parent in known)
-    if lost := next((parent for parent in known if parent.status in REQUEUABLE), None):
+    if lost := next((parent for parent in known if _is_lost_to(job, parent)), None):
         finish(job, CANCELLED, now, retention.failed_ttl, orphaned(lost.id, lost.status))
     elif not job.waits:
-        _move(job, first_status(job.due, now))
+        _move(job, first_status(job.due, now, job.limit))
+
+
+def _is_lost_to(child: Job, parent: Job) -> bool:
+    """Whether the child can no longer run, because that parent ended without success."""
+    return parent.status in REQUEUABLE and parent.id not in child.tolerates
 
 
 def is_expired(job: Job, now: float) -> bool:
-    """Whether it may not begin any more. `expires` is forgotten once an attempt has begun to run."""
+    """Whether the job may no longer start. `expires` is not checked after an attempt has started to run."""
     return job.expires is not None and job.expires <= now and job.status in NOT_BEGUN
 
 
@@ -2094,45 +3124,58 @@ NOT_BEGUN = frozenset((SCHEDULED, BLOCKED, PENDING))
 
 
 def start(job: Job, worker: str, now: float) -> bool:
-    """Give the job to a worker: an attempt begins."""
-    if job.status is not PENDING or is_expired(job, now):
+    """Start an attempt: assign the job to a worker."""
+    if job.status is not PENDING or (job.expires is not None and is_expired(job, now)):
         return False
-    job.status = RUNNING  # not by _move(): this and the success are what a worker in memory does all day
+    job.status = RUNNING  # without _move(), for speed: a start and a success happen for every job
     job.attempt += 1
     job.worker = worker
-    job.started = now
+    # The clocks of hosts differ, so a claim may be earlier than the push of its job.
+    job.started = now if now > job.submitted else job.submitted
     return True
 
 
 def settle_one(job: Job, outcome: Outcome, now: float, retention: BackendConfig) -> bool:
-    """Write down what an attempt came to. False: it was rescued, or deleted and pushed anew, meanwhile.
+    """Apply an outcome to a job. False: the job was rescued, or deleted and pushed again, during the attempt.
 
-    Id and attempt do not tell a job from a later one of the same id; `seq`, which no store gives twice, does.
+    Id and attempt cannot distinguish a job from a later one with the same id. `seq`, which no store repeats, can.
     """
     if job.status is not RUNNING or (job.attempt, job.seq) != (outcome.attempt, outcome.job.seq):
         return False
+    if outcome.status is SUCCESS:
+        job.status = SUCCESS  # as in `start`, what finish() does
+        job.finished, job.result, job.error, job.traceback, job.waits = now, outcome.result, None, None, 0
+        job.purge_at = now + (retention.result_ttl if outcome.keep is None else outcome.keep)
+        return True
+    if outcome.status is RUNNING:
+        if outcome.step is None:
+            job.progress = outcome.progress
+        else:  # one of that name is an earlier place of a cursor, or the same step, whose answer was lost
+            job.steps = tuple({step.name: step for step in (*job.steps, outcome.step)}.values())
+        return True
     failed = outcome.status is FAILED or outcome.status is RETRYING
     job.failures += failed
     if outcome.status in FINISHED:
-        ttl = retention.ttl(outcome.status) if outcome.keep is None else outcome.keep
+        ttl = retention.failed_ttl if outcome.keep is None else outcome.keep
         finish(job, outcome.status, now, ttl, outcome.error, outcome.traceback)
-        job.result = outcome.result
         return True
-    if failed and job.crashes:
-        job.crashes -= 1  # a suspect that fails has survived a run beside nobody
+    if job.crashes and (failed or outcome.ending == "snooze"):
+        job.crashes -= 1  # it ran alone, and ended without killing its worker
     if outcome.begun:
         job.expires = None
     job.due = outcome.due
     _end_attempt(job, outcome.ending, now, outcome.error, outcome.traceback)
     if job.cancel_requested:
         finish(job, CANCELLED, now, retention.failed_ttl, BY_HAND)
+    elif outcome.status is PENDING:
+        _make_ready(job)
     else:
         _move(job, outcome.status)
     return True
 
 
 def rescue_one(job: Job, now: float, retention: BackendConfig, *, crashed: bool) -> bool:
-    """Take a running job from its worker, which has died or has left."""
+    """Take a running job from its worker, because the worker has died or left."""
     if job.status is not RUNNING:
         return False
     job.crashes += crashed
@@ -2143,20 +3186,20 @@ def rescue_one(job: Job, now: float, retention: BackendConfig, *, crashed: bool)
     elif crashed and job.crashes >= MAX_CRASHES:
         finish(job, FAILED, now, retention.failed_ttl, KILLED)
     else:
-        _move(job, PENDING)
+        _make_ready(job)
     return True
 
 
 def promote_one(job: Job, now: float) -> bool:
-    """Make a job ready that has come due."""
+    """Make a job ready that is due."""
     if job.status not in (SCHEDULED, RETRYING) or (job.due or 0.0) > now:
         return False
-    _move(job, PENDING)
+    _make_ready(job)
     return True
 
 
 def expire_one(job: Job, now: float, retention: BackendConfig) -> bool:
-    """End a job that waited until it was too late to begin."""
+    """End a job that did not start before it expired."""
     if not is_expired(job, now):
         return False
     finish(job, CANCELLED, now, retention.failed_ttl, EXPIRED)
@@ -2164,7 +3207,7 @@ def expire_one(job: Job, now: float, retention: BackendConfig) -> bool:
 
 
 def cancel_one(job: Job, by: str | None, now: float, retention: BackendConfig) -> bool:
-    """End a job that waits; have its worker end one that runs."""
+    """End a job that waits. If it runs, request its worker to end it."""
     if job.status in FINISHED:
         return False
     job.history = noted(job, by, "cancelled", now)
@@ -2176,20 +3219,39 @@ def cancel_one(job: Job, by: str | None, now: float, retention: BackendConfig) -
 
 
 def requeue_one(job: Job, parents: Sequence[Job | None], by: str | None, now: float, retention: BackendConfig) -> bool:
-    """Begin a failed or cancelled job anew, its failures and crashes forgotten; not while a parent is such a one."""
-    if job.status not in REQUEUABLE or any(parent and parent.status in REQUEUABLE for parent in parents):
+    """Restart a failed or cancelled job with its failures and crashes reset, unless a parent is failed or cancelled."""
+    if job.status not in REQUEUABLE or any(parent and _is_lost_to(job, parent) for parent in parents):
         return False
     _archive(job, _ENDING_OF[job.status])
     job.history = noted(job, by, "requeued", now)
     job.failures = job.crashes = 0
     job.error = job.traceback = job.due = job.expires = None
     job.cancel_requested = False
-    begin(job, parents, now, retention)
+    place(job, parents, now, retention)
+    return True
+
+
+def replace_one(job: Job, new: Job, conflict: Conflict, now: float) -> bool:
+    """Give a job that has not started the arguments of a new job, and its due time if it is postponed."""
+    if job.status not in NOT_BEGUN or job.attempt or job.worker is not None:
+        return False
+    job.args, job.kwargs, job.payload = new.args, new.kwargs, new.payload
+    has_moved = (job.limit, job.key) != (new.limit, new.key)
+    waits = job.status is BLOCKED and not awaits_limit(job)
+    job.limit, job.key = new.limit, new.key
+    if conflict.how == "postpone":
+        latest = math.inf if conflict.max_wait is None else job.submitted + conflict.max_wait
+        job.due = min(now if new.due is None else new.due, latest)
+    if not waits and (has_moved or conflict.how == "postpone"):
+        status = first_status(job.due, now, job.limit)
+        if has_moved or (job.status, status) != (PENDING, BLOCKED):  # else the limit has let it run
+            _move(job, status)
+            job.place = 0
     return True
 
 
 def hold_one(job: Job, by: str) -> bool:
-    """Keep a waiting job from running. The hold is one more thing that it waits for."""
+    """Keep a waiting job from running. The hold counts as one more thing that it waits for."""
     if job.status is RUNNING or job.status in FINISHED:
         return False
     if job.worker is None:
@@ -2198,41 +3260,59 @@ def hold_one(job: Job, by: str) -> bool:
     return job.worker == by
 
 
-def release_one(job: Job, parents: Sequence[Job | None], by: str, now: float, retention: BackendConfig) -> bool:
-    """End a hold: the job looks at its parents anew."""
+def unhold_one(job: Job, parents: Sequence[Job | None], by: str, now: float, retention: BackendConfig) -> bool:
+    """End a hold: the job checks its parents again."""
     if not is_held(job, by):
         return False
-    begin(job, parents, now, retention)
+    place(job, parents, now, retention)
     return True
 
 
 def is_held(job: Job, by: str) -> bool:
-    """Whether `by` keeps the job from running."""
+    """Whether `by` holds the job."""
     return job.status is BLOCKED and job.worker == by
 
 
-def parent_succeeded(child: Job, now: float) -> bool:
-    """Let a child go on, unless it waits for more; one that is held counts anew when its hold ends."""
-    if child.status is not BLOCKED or child.worker is not None:
+def parent_ended(child: Job, now: float) -> bool:
+    """Let a child continue unless it waits for more. A held child counts its parents again when its hold ends."""
+    if child.status is not BLOCKED or child.worker is not None or awaits_limit(child):
         return False
     child.waits -= 1
     if child.waits <= 0:
-        _move(child, first_status(child.due, now))
+        child.waits = 0
+        _move(child, first_status(child.due, now, child.limit))
     return True
 
 
 def parent_failed(child: Job, parent: Job, now: float, retention: BackendConfig) -> bool:
-    """Cancel a child of a parent that ended without success; one that is held looks when its hold ends."""
-    if child.status is not BLOCKED or child.worker is not None:
+    """Cancel a child of a parent that ended without success. A held child checks this when its hold ends."""
+    if child.status is not BLOCKED or child.worker is not None or awaits_limit(child):
         return False
     finish(child, CANCELLED, now, retention.failed_ttl, orphaned(parent.id, parent.status))
+    return True
+
+
+def admit_one(job: Job) -> bool:
+    """Let a job that waits for its limit run: it takes a place of the limit."""
+    if not awaits_limit(job):
+        return False
+    _move(job, PENDING)
+    job.place = 0
+    return True
+
+
+def withdraw_one(job: Job) -> bool:
+    """Let a job that holds a place of its limit, and does not run, wait for one again."""
+    if job.status is not PENDING or job.limit is None:
+        return False
+    _make_ready(job)
     return True
 
 
 def finish(
     job: Job, status: TaskStatus, now: float, ttl: float, error: str | None, traceback: str | None = None
 ) -> None:
-    """The one place where a job comes to its end. Only a success has no error text: stores find the others by it."""
+    """End a job. Nothing else does. Only a success has no error text: stores find the other endings by it."""
     _move(job, status)
     job.finished = now
     job.purge_at = now + ttl
@@ -2255,14 +3335,14 @@ def _archive(job: Job, ending: str) -> None:
 
 
 def noted(job: Job, by: str | None, action: str, now: float) -> tuple[Attempt, ...]:
-    """The history of `job` with a line on what somebody did to it; without, if nobody says who."""
+    """Return the history of `job` with a note of an action; without a note if nobody is named."""
     if by is None:
         return job.history
     return (*job.history[1 - HISTORY_LIMIT :], Attempt(job.attempt, by, now, now, "note", action))
 
 
 def recorded(result: TaskResult[Any], retention: BackendConfig) -> Job:
-    """A finished job that stands for a result which came from elsewhere: in no queue, and without arguments."""
+    """Make a finished job for a result that came from another store: in no queue, and without arguments."""
     job = Job(result.task_id, result.task, queue="", payload=NO_ARGUMENTS, status=result.status)
     job.submitted, job.attempt, job.started = result.submitted, result.attempts, result.started
     job.finished, job.result, job.progress = result.finished, result.result, result.progress
@@ -2276,9 +3356,9 @@ def recorded(result: TaskResult[Any], retention: BackendConfig) -> Job:
 
 
 class Lease(NamedTuple):
-    """The right of a worker to what it has claimed, on the store's clock; `length` in seconds.
+    """The right of a worker to the jobs that it claimed, on the store's clock. `length` is in seconds.
 
-    `graced`: that it has not run out is a fresh start which it was given, and not a heartbeat of its own.
+    `graced`: the lease is valid because it was renewed once on the worker's behalf, not by a heartbeat of the worker.
     """
 
     until: float
@@ -2287,29 +3367,31 @@ class Lease(NamedTuple):
 
 
 def judge_leases(
-    others: Mapping[str, Lease], mine: Lease | None, clock: float, *, is_new: bool = False
+    lapsed: Mapping[str, Lease], mine: Lease | None, clock: float, *, is_new: bool = False
 ) -> tuple[list[str], list[str]]:
-    """Of workers whose leases have run out: those that are dead, and those that get a fresh lease as nobody can know.
+    """Divide the workers whose leases have ended into those that are dead and those that get one more lease.
 
-    Who was late rescues nobody: it knows of no moment at which the store would have taken the heartbeats of others.
-    Another one is dead if it had missed a heartbeat when the store last heard from the one that asks: half a lease
-    after its own (a lease is two heartbeats at least). `is_new`: who asks has only just come; it takes the lapsed
-    for dead, so that after a restart nobody waits. A fresh lease is given once until the next heartbeat: else one
-    that is late now and then keeps the dead alive.
+    `mine` is the lease of the worker that asks. If it has ended, too, or there is none, the store may have been
+    unreachable for all workers, so none is declared dead. Otherwise, another worker is dead if it had already missed a
+    heartbeat at the last heartbeat of the worker that asks: half a lease after its own (a lease is at least two
+    heartbeats). `is_new`: the worker that asks has just started; it declares all of them dead, so that jobs do not wait
+    after a restart. One more lease is given once, until the next heartbeat. Otherwise, a worker that is sometimes late
+    would keep the leases of dead workers valid.
     """
     if mine is None or mine.until <= clock:
         heard = math.inf if mine is None and is_new else -math.inf
     else:
         heard = mine.until - mine.length
-    dead = [name for name, (until, length, _) in others.items() if until > clock or until - length / 2 <= heard]
-    return dead, [name for name, lease in others.items() if not lease.graced and name not in dead]
+    # A lease that ends later than any lease can is from an earlier boot: the store has listed it among the ended ones.
+    dead = [name for name, (until, length, _) in lapsed.items() if until > clock or until - length / 2 <= heard]
+    return dead, [name for name, lease in lapsed.items() if not lease.graced and name not in dead]
 
 
 # Walks over several jobs -----------------------------------------------------------------------
 #
 # A walk is a generator: it yields what it must find, and is sent the jobs; what it wants to write it leaves in its
-# unit, which the store applies all or none when the walk has returned. So one text serves a store that is read under
-# a lock, and one that answers later.
+# unit, which the store applies all or none when the walk has returned. So the same code runs on a store that is read
+# under a lock (memory, SQLite: `drive`) and on one that is asked over a network (PostgreSQL, Redis: `drive_async`).
 
 
 class Jobs(NamedTuple):
@@ -2319,7 +3401,7 @@ class Jobs(NamedTuple):
 
 
 class Children(NamedTuple):
-    """Find the blocked jobs that name one of these as a parent."""
+    """Find the blocked jobs that have one of these as a parent."""
 
     of: Sequence[str]
 
@@ -2331,7 +3413,7 @@ class Holders(NamedTuple):
 
 
 class Running(NamedTuple):
-    """Find what these workers are running."""
+    """Find the jobs that these workers are running."""
 
     workers: Sequence[str]
 
@@ -2343,34 +3425,82 @@ class Expired(NamedTuple):
     limit: int
 
 
-Find = Jobs | Children | Holders | Running | Expired
-Walk = Generator[Find, list[Job], T]
+class LimitKeys(NamedTuple):
+    """Find the states of these limit keys, one LimitKey for each. A walk asks once, with the names in order.
+
+    `own`: those for which jobs of the unit itself wait. Of the others, a store need not count the running and pending
+    jobs if no job waits there.
+    """
+
+    names: Sequence[str]
+    own: frozenset[str] = frozenset()
+
+
+class WaitingFor(NamedTuple):
+    """Find jobs of each of these keys that await their limit (`awaits_limit`), up to its number, by (priority, seq).
+
+    A walk asks for them last, and changes only their `status` and `place`. So a store may leave out what it would not
+    use to write that, or to wake those who wait for the queue.
+    """
+
+    most: Mapping[str, int]
+
+
+class Admitted(NamedTuple):
+    """Find the PENDING jobs of these limit keys."""
+
+    names: Sequence[str]
+
+
+class DueKeys(NamedTuple):
+    """Find the names of up to `limit` limit keys whose rows are due at `now`."""
+
+    now: float
+    limit: int
+
+
+Find = Jobs | Children | Holders | Running | Expired | LimitKeys | WaitingFor | Admitted | DueKeys
+Walk = Generator[Find, list[Any], T]
 
 _job_values = operator.attrgetter(*Job.__slots__)
 
 
 def copy_of(job: Job) -> Job:
-    """Another job with the same values: 1 us, where dataclasses.replace() takes 5.6."""
+    """Return another job with the same values. Takes 1 us; dataclasses.replace() takes 5.6 us."""
     return Job(*_job_values(job))
 
 
 class Unit:
-    """What one call has read and what it wants to write. It reads its own writes.
+    """What one call has read and will write. Its reads include its own writes.
 
-    `found`: the jobs as the store has them, None for an id that it lacks. `jobs`: copies of them, and new ones, as
-    they are to be; those in `changed` are to be written. `endings`: of those, the ones of whose end no worker tells.
+    `found`: the jobs as stored, None for an unknown id. `jobs`: copies of them, and new jobs, as they will be. Those in
+    `changed` are written, those in `replaced` with new arguments and limit keys. `endings`: the changed jobs that ended
+    without a report of a worker, for `Notices.endings`.
+
+    Of limits: `touched`: limit keys of which the store has moved jobs itself, for `admit`. Written are `limits`, with
+    all limit keys of each that have waiting jobs becoming due `now`; the rows of `key_changes`; and, for the jobs in
+    `placed`, in this order, the next higher `place` of their queue. `timed`: queues whose workers are to be woken, as
+    the next moment at which something is due has changed.
     """
 
-    def __init__(self, now: float, retention: BackendConfig) -> None:
+    def __init__(self, now: float, retention: BackendConfig, touched: Iterable[str] = ()) -> None:
         self.now = now
         self.retention = retention
+        self.touched = set(touched)
+        self.limit_keys: dict[str, LimitKey] = {}
+        self.limits: list[Limit] = []
+        self.placed: list[Job] = []
+        self.timed: dict[str, None] = {}
+        self._as_read: dict[str, LimitKey] = {}
         self.found: dict[str, Job | None] = {}
         self.jobs: dict[str, Job] = {}
         self.changed: dict[str, None] = {}
+        self.replaced: set[str] = set()
         self.endings: list[Job] = []
         self.ended: list[Job] = []  # whose children have not been looked at
 
     def find(self, what: Find) -> Walk[list[Job]]:
+        """Ask the store for jobs. Return copies, which a rule may change."""
         return [self._copy(job) for job in (yield what)]
 
     def _copy(self, job: Job) -> Job:
@@ -2380,7 +3510,7 @@ class Unit:
         return self.jobs[job.id]
 
     def get(self, ids: Iterable[str]) -> Walk[list[Job | None]]:
-        """The jobs in the order of the ids; None for one that is not known."""
+        """Return the jobs in the order of the ids; None for an unknown id."""
         ids = list(ids)
         if missing := [task_id for task_id in dict.fromkeys(ids) if task_id not in self.found]:
             yield from self.find(Jobs(missing))
@@ -2389,7 +3519,7 @@ class Unit:
         return [self.jobs.get(task_id) for task_id in ids]
 
     def write(self, job: Job, moved: bool = True, *, is_reported: bool = False) -> bool:
-        """Have a job written if a move has changed it; whether one has. `is_reported`: a worker tells of its end."""
+        """Mark a job to be written if a rule changed it; return whether. `is_reported`: a worker reports its end."""
         if moved:
             self.jobs[job.id] = job
             self.changed[job.id] = None
@@ -2400,31 +3530,53 @@ class Unit:
         return moved
 
     def changes(self) -> list[tuple[Job | None, Job]]:
-        """Each job that is to be written: as it was, None if it is new, and as it is to be."""
+        """Return each job to write: as it was (None if it is new), and as it will be."""
         return [(self.found.get(task_id), self.jobs[task_id]) for task_id in self.changed]
+
+    def read_limit_keys(self, names: Iterable[str]) -> Walk[list[LimitKey]]:
+        """Return the states of limit keys, with the changes of this unit counted in."""
+        wanted = sorted(names)
+        if missing := [name for name in wanted if name not in self.limit_keys]:
+            waiting = (self.jobs[task_id] for task_id in self.changed)
+            own = frozenset(limit_key(job) for job in waiting if awaits_limit(job))
+            for state in (yield LimitKeys(missing, own)):
+                self.limit_keys[state.name], self._as_read[state.name] = state, state.copy()
+        for name, state in self.limit_keys.items() if self.changed else ():
+            before = self._as_read[name]
+            state.running, state.pending = before.running, before.pending
+        for sign, job in ((sign, job) for pair in self.changes() for sign, job in zip((-1, 1), pair, strict=True)):
+            if job is not None and job.limit is not None and (state := self.limit_keys.get(limit_key(job))):
+                state.running += sign * (job.status is RUNNING)
+                state.pending += sign * (job.status is PENDING)
+        return [self.limit_keys[name] for name in wanted]
+
+    def key_changes(self) -> list[tuple[LimitKey, LimitKey]]:
+        """Return each limit key whose row is to be written: as it was, and as it will be."""
+        pairs = [(self._as_read[name], state) for name, state in self.limit_keys.items()]
+        return [(old, new) for old, new in pairs if (old.tat, old.due, old.paused) != (new.tat, new.due, new.paused)]
 
 
 def spread(unit: Unit) -> Walk[None]:
-    """What the ends of this unit mean for children, theirs, and so on: one find a generation.
+    """Apply the ends in this unit to children, then to their children, and so on: one find per generation.
 
-    Each end is followed to the last of its line before the next is looked at, so that the first of two failed parents
-    is the reason of a child's end.
+    Each end is followed through all its descendants before the next one. So if two parents have failed, the first one
+    is the reason of the child's end.
     """
     ends, unit.ended = unit.ended, []
     children = yield from _descendants(unit, ends)
     for end in ends:
         line = [end]
-        for parent in line:  # grows as it is walked: a long line is too deep for recursion
+        for parent in line:  # grows during the loop: a long chain would be too deep for recursion
             for child in children.get(parent.id, ()):
-                if parent.status is SUCCESS:
-                    unit.write(child, parent_succeeded(child, unit.now))
+                if not _is_lost_to(child, parent):
+                    unit.write(child, parent_ended(child, unit.now))
                 elif unit.write(child, parent_failed(child, parent, unit.now, unit.retention)):
                     line.append(child)
     unit.ended = []
 
 
 def _descendants(unit: Unit, ends: Sequence[Job]) -> Walk[dict[str, list[Job]]]:
-    """The children of jobs that have ended, and all descendants of those that ended without success, by parent."""
+    """Return, by parent, the children of ended jobs, and all descendants of those that ended without success."""
     children: dict[str, list[Job]] = {}
     lost = {job.id for job in ends if job.status is not SUCCESS}
     generation = {job.id for job in ends}
@@ -2435,7 +3587,7 @@ def _descendants(unit: Unit, ends: Sequence[Job]) -> Walk[dict[str, list[Job]]]:
             parents = generation.intersection(child.parents)
             for parent in parents:
                 children[parent].append(child)
-            if not parents.isdisjoint(lost) and child.id not in children:
+            if not parents.isdisjoint(lost.difference(child.tolerates)) and child.id not in children:
                 following.add(child.id)
         generation = following
         lost |= following
@@ -2443,40 +3595,79 @@ def _descendants(unit: Unit, ends: Sequence[Job]) -> Walk[dict[str, list[Job]]]:
 
 
 def push(unit: Unit, jobs: Sequence[Job], before: Mapping[str, str] | None = None) -> Walk[list[str]]:
-    """Take in new jobs; one whose id or unique key is there already changes nothing. The ids that hold their place.
+    """Add new jobs, unless their id or unique key exists. Return the ids of the jobs or of those that exist instead.
 
-    `before`: the same of jobs that came before them in the call.
+    `before`: for jobs earlier in the same call, their ids and the ids that took their place.
     """
     ids = dict(before or {})  # of a parent whose key was taken, that of the job which stands in for it
     named = (task_id for job in jobs for task_id in (job.id, *job.parents))
     yield from unit.get(one for task_id in named for one in (task_id, ids.get(task_id, task_id)))
     holders = yield from _holders(unit, jobs)
     for job in jobs:
-        holder = job.id if job.id in unit.jobs else None if job.unique is None else holders.get(job.unique)
+        holder = job.id if job.id in unit.jobs else _holder(unit, job, holders)
         if holder is None:
+            if taken := {parent: ids[parent] for parent in job.parents if ids.get(parent, parent) != parent}:
+                rename_parents(job, taken)
             job.parents = tuple(dict.fromkeys(ids.get(parent, parent) for parent in job.parents))
+            job.tolerates = tuple(dict.fromkeys(ids.get(parent, parent) for parent in job.tolerates))
             for parent in job.parents:
                 if parent not in unit.jobs:
                     raise unknown_job(parent)
             job.submitted = unit.now
-            begin(job, [unit.jobs[parent] for parent in job.parents], unit.now, unit.retention)
+            place(job, [unit.jobs[parent] for parent in job.parents], unit.now, unit.retention)
             unit.write(job)
             if job.unique is not None and job.status in UNFINISHED:
                 holders[job.unique] = job.id
         ids[job.id] = holder or job.id
-    unit.ended.clear()  # orphans from birth have no children yet
+    unit.ended.clear()  # orphans from birth: a child of theirs in this call has seen it in place()
+    yield from admit(unit)
     return [ids[job.id] for job in jobs]
 
 
+def _holder(unit: Unit, job: Job, holders: Mapping[str, str]) -> str | None:
+    """Return the job that has the unique key of a new one and stands in for it; None if there is none.
+
+    A job that has started cannot take the new arguments of a conflict: the new job waits for its end, whatever its
+    outcome. As no two jobs have one key, it gets the other of a pair of keys, and both keys are checked.
+    """
+    if job.unique is None:
+        return None
+    pair = (job.unique, next_key(job.unique))
+    those = [unit.jobs[holders[key]] for key in pair if key in holders]
+    if job.conflict is None or not those:
+        return latest_of(those).id if those else None
+    for holder in those:
+        if unit.write(holder, replace_one(holder, job, job.conflict, unit.now)):
+            unit.replaced.add(holder.id)
+            return holder.id
+    job.unique = next(key for key in pair if key not in holders)
+    begun = [holder.id for holder in those]
+    job.parents, job.tolerates = (*job.parents, *begun), (*job.tolerates, *begun)
+    return None
+
+
+def latest_of(pair: Sequence[Job]) -> Job:
+    """Of the jobs that have a key and its next key, return the one that waits for the other."""
+    return next((job for job in pair if not job.attempt), pair[0])
+
+
+def next_key(unique: str) -> str:
+    """Return the unique key of the job that follows one that has started. The key after that is the first one again."""
+    return unique.removesuffix(_NEXT) if unique.endswith(_NEXT) else unique + _NEXT
+
+
+_NEXT = " (next)"
+
+
 def _holders(unit: Unit, jobs: Iterable[Job]) -> Walk[dict[str, str]]:
-    """The unique keys of these jobs that unfinished ones have, and the ids of those."""
-    keys = [job.unique for job in jobs if job.unique is not None]
+    """Return those unique keys of these jobs that unfinished jobs have, with the ids of those."""
+    keys = [key for job in jobs if job.unique is not None for key in (job.unique, next_key(job.unique))]
     found = (yield from unit.find(Holders(keys))) if keys else []
     return {cast("str", job.unique): job.id for job in found}
 
 
 def adopt(unit: Unit, jobs: Sequence[Job], by: str) -> Walk[list[str]]:
-    """Take in jobs of another store, each with its past and held by `by`; "" for one whose unique key is taken."""
+    """Add jobs of another store, with their history and held by `by`. Return "" for one whose unique key is taken."""
     yield from unit.get(job.id for job in jobs)
     holders = yield from _holders(unit, jobs)
     for job in jobs:
@@ -2490,40 +3681,116 @@ def adopt(unit: Unit, jobs: Sequence[Job], by: str) -> Walk[list[str]]:
     return [job.id if job.id in unit.jobs else "" for job in jobs]
 
 
+# An event is a job that never runs. Until it is emitted, it is SCHEDULED without end, and its steps are named after the
+# jobs that wait for it. Then it is a success, and its result is the payload.
+EVENT = "flowrra.event"
+EVENTS_KEPT = 30 * 86_400.0  # seconds after an event is emitted in which a job may begin to wait for it
+
+
+def event_id(name: str) -> str:
+    """Return the id of the job that stands for an event."""
+    return f"event:{name}"
+
+
+_AWAITS = "it waits for the event "
+
+
+def awaited_event(job: Job) -> str | None:
+    """Return the name of the event that a job waits for; None if it waits for none."""
+    waits = job.status in (SCHEDULED, BLOCKED) and job.error is not None and job.error.startswith(_AWAITS)
+    return cast("str", job.error).removeprefix(_AWAITS) if waits else None
+
+
+def _new_event(unit: Unit, task_id: str) -> Job:
+    event = Job(task_id, EVENT, queue="events", payload=NO_ARGUMENTS, due=LAST_MOMENT, submitted=unit.now)
+    event.status = SCHEDULED
+    return event
+
+
+def _await_event(unit: Unit, job: Job, task_id: str) -> None:
+    """Let a job that snoozes run as soon as an event is emitted, or immediately if it has been."""
+    event = unit.jobs.get(task_id) or _new_event(unit, task_id)
+    if event.status in FINISHED:
+        job.due = unit.now
+        _make_ready(job)
+    else:
+        event.steps = (*event.steps, Step(job.id, "null", unit.now, unit.now))
+        unit.write(event)
+
+
+def _emit(unit: Unit, task_ids: Sequence[str], payload: Any) -> Walk[list[bool]]:
+    """Emit events, and let the jobs that wait for them run. Return False for one that was emitted before."""
+    done = []
+    for task_id, known in zip(task_ids, (yield from unit.get(task_ids)), strict=True):
+        event = known or _new_event(unit, task_id)
+        if event.status is BLOCKED:
+            raise FlowrraError(f"{task_id} is being moved to another store: emit it again when that is done")
+        done.append(event.task == EVENT and event.status is SCHEDULED)
+        if done[-1]:
+            for job in (yield from unit.get(step.name for step in event.steps)):
+                if job is not None and job.status is SCHEDULED:
+                    job.due = unit.now
+                    unit.write(job, promote_one(job, unit.now))
+            finish(event, SUCCESS, unit.now, EVENTS_KEPT, None)
+            event.result, event.steps, event.due = payload, (), None
+            unit.write(event, is_reported=True)
+    yield from conclude(unit)
+    return done
+
+
 def settle(unit: Unit, outcomes: Sequence[Outcome]) -> Walk[list[bool]]:
-    """Write down what attempts came to, in order; whether each still held its job."""
+    """Apply outcomes of attempts, in order. Return for each whether the attempt still held its job."""
     written = []
+    yield from unit.get(outcome.event for outcome in outcomes if outcome.event is not None)
     for job, outcome in zip((yield from unit.get(o.job.id for o in outcomes)), outcomes, strict=True):
         moved = job is not None and settle_one(job, outcome, unit.now, unit.retention)
+        if moved and outcome.event is not None and job is not None and job.status is SCHEDULED:
+            _await_event(unit, job, outcome.event)
         written.append(job is not None and unit.write(job, moved, is_reported=outcome.status in FINISHED))
-    yield from spread(unit)
+    yield from conclude(unit)
     return written
 
 
 def rescue(unit: Unit, workers: Sequence[str], *, crashed: bool) -> Walk[None]:
-    """Put back what these workers were running: they have died, or have left."""
+    """Put back the jobs that these workers were running: the workers have died or left."""
     for job in (yield from unit.find(Running(workers))) if workers else ():
         unit.write(job, rescue_one(job, unit.now, unit.retention, crashed=crashed))
-    yield from spread(unit)
+    yield from conclude(unit)
 
 
 def expire(unit: Unit, limit: int) -> Walk[bool]:
-    """End up to `limit` jobs that have expired; whether there may be more of them."""
+    """End up to `limit` jobs that have expired. Return whether there may be more."""
     late = yield from unit.find(Expired(unit.now, limit))
     for job in late:
         unit.write(job, expire_one(job, unit.now, unit.retention))
-    yield from spread(unit)
+    yield from conclude(unit)
     return len(late) >= limit
 
 
-Action = Literal["cancel", "requeue", "hold", "release"]
+Action = Literal["cancel", "requeue", "hold", "unhold", "emit", "limit", "pause", "resume"]
+LIMIT_ACTIONS = frozenset(("limit", "pause", "resume"))
 
 
-def change(unit: Unit, ids: Sequence[str], action: Action, by: str | None) -> Walk[list[bool]]:
-    """The one door for what people do to jobs, and moves to another store; whether each move was allowed."""
+def emitted(action: Action, by: str | None) -> Any:
+    """Return what `change` takes from a broker whose results are values: to emit, the payload in place of its text."""
+    return by if action != "emit" or by is None else decode(by)
+
+
+def change(unit: Unit, ids: Sequence[str], action: Action, by: Any) -> Walk[list[bool]]:
+    """Apply an action of a person, or a move to another store, to jobs. Return for each whether it was allowed.
+
+    To emit, `by` is the payload, as the broker has results in jobs. For the actions on limits see `Broker.change`.
+    """
+    if action == "emit":
+        return (yield from _emit(unit, ids, by))
+    if action == "limit":
+        unit.limits = [dataclasses.replace(Limit.from_text(by), name=name) for name in ids]
+        return [True] * len(ids)
+    if action in LIMIT_ACTIONS:
+        return (yield from _pause_keys(unit, ids, action == "pause"))
     jobs = yield from unit.get(ids)
     known = [job for job in jobs if job is not None]
-    if action in ("requeue", "release"):
+    if action in ("requeue", "unhold"):
         yield from unit.get(parent for job in known for parent in job.parents)
     holders = (yield from _holders(unit, known)) if action == "requeue" else {}
     done = []
@@ -2531,18 +3798,20 @@ def change(unit: Unit, ids: Sequence[str], action: Action, by: str | None) -> Wa
         done.append(job is not None and unit.write(job, _changed(unit, job, action, by, holders)))
         if action == "cancel":
             yield from spread(unit)  # the next one may be a child of this one
-    yield from spread(unit)
+    yield from conclude(unit)
     return done
 
 
 def _changed(unit: Unit, job: Job, action: Action, by: str | None, holders: dict[str, str]) -> bool:
+    if job.task == EVENT and action not in ("hold", "unhold"):
+        return False
     if action == "cancel":
         return cancel_one(job, by, unit.now, unit.retention)
     if action == "hold":
         return hold_one(job, by or "")
     parents = [unit.jobs.get(parent) for parent in job.parents]
-    if action == "release":
-        return release_one(job, parents, by or "", unit.now, unit.retention)
+    if action == "unhold":
+        return unhold_one(job, parents, by or "", unit.now, unit.retention)
     if job.unique is not None and holders.get(job.unique, job.id) != job.id:
         return False  # an unfinished job has the key now
     if not requeue_one(job, parents, by, unit.now, unit.retention):
@@ -2551,18 +3820,161 @@ def _changed(unit: Unit, job: Job, action: Action, by: str | None, holders: dict
     return True
 
 
-def drive(walk: Walk[T], look: Callable[[Find], list[Job]]) -> T:
-    """Run a walk on a store that is read under a lock; the caller then applies its unit."""
+# Limits ----------------------------------------------------------------------------------------
+#
+# A job of a limit is PENDING only if it holds a place of its limit; until then it waits as BLOCKED. Places are counted
+# in the rows of jobs, so that a crash cannot leave a wrong number. So claims need not look at limits, and what moves a
+# job out of PENDING or RUNNING, or makes one wait, asks `admit` in the same transaction who comes next.
+#
+# A rate is one moment for each limit key (GCRA): `tat`, from which on it would allow a full burst again. A claim adds
+# an interval for each job. Since no more jobs are PENDING than the rate allows, and time only makes that more, no
+# claim needs to be refused.
+
+
+def conclude(unit: Unit) -> Walk[None]:
+    """Do what follows from the changes of a unit: for children of jobs that have ended, and for limits."""
+    yield from spread(unit)
+    yield from admit(unit)
+
+
+def admit(unit: Unit) -> Walk[None]:
+    """Let waiting jobs of the limit keys that this unit has touched run, as far as their limits allow."""
+    moved = (job for pair in unit.changes() for job in pair if job is not None and job.limit is not None)
+    if names := unit.touched.union(map(limit_key, moved)):
+        yield from _fill(unit, (yield from unit.read_limit_keys(names)))
+
+
+def admit_due(unit: Unit, limit: int) -> Walk[bool]:
+    """Admit jobs of up to `limit` limit keys that are due. Return whether there may be more.
+
+    Call it with the limit keys of the jobs that were promoted as `unit.touched`.
+    """
+    names = yield DueKeys(unit.now, limit)
+    unit.touched.update(names)
+    yield from admit(unit)
+    return len(names) >= limit
+
+
+def charge(unit: Unit, claimed: Iterable[str]) -> Walk[None]:
+    """Charge claimed jobs, which have just become RUNNING, to their rates, and admit others of fair queues.
+
+    `claimed`: the limit key of each of these jobs that has one.
+    """
+    taken = collections.Counter(claimed)
+    states = yield from unit.read_limit_keys(taken)
+    for state in states:
+        if state.limit is not None and state.limit.rate is not None:
+            state.tat = max(_tat(state, state.limit, unit.now), unit.now) + taken[state.name] * state.limit.interval
+    yield from _fill(unit, states)
+
+
+def _tat(state: LimitKey, limit: Limit, now: float) -> float:
+    """Return `tat`, but not later than any burst can move it: if a clock was put back, the limit does not wait long."""
+    return min(state.tat, now + (limit.most + 1) * limit.interval)
+
+
+def _free(state: LimitKey, limit: Limit) -> float:
+    """Return how many more jobs may be admitted, if the rate allows them."""
+    places = math.inf if limit.concurrency is None else limit.concurrency - state.running - state.pending
+    return min(places, math.inf if limit.turn is None else limit.turn - state.pending)
+
+
+def _allowed(state: LimitKey, limit: Limit, now: float) -> float:
+    """Return how many more jobs the rate allows now."""
+    if limit.rate is None:
+        return math.inf
+    left = limit.most * limit.interval - max(0.0, state.tat - now) + _RATE_SLACK
+    return min(limit.most, math.floor(left / limit.interval)) - state.pending
+
+
+def _fill(unit: Unit, states: Sequence[LimitKey]) -> Walk[None]:
+    """Admit the next jobs of these limit keys, and note when the rate allows more."""
+    own: dict[str, dict[str, Job]] = collections.defaultdict(dict)  # jobs that have begun to wait in this unit
+    stale: collections.Counter[str] = collections.Counter()  # jobs that the store may find, but that have changed
+    for before, job in unit.changes():
+        if before is not None and awaits_limit(before):
+            stale[limit_key(before)] += 1
+        if awaits_limit(job):
+            own[limit_key(job)][job.id] = job
+    budget = max(UPKEEP_STEP, len(unit.changed))
+    share = max(1, budget // max(1, len(states)))  # so that a limit key without a bound leaves room for the others
+    rooms: dict[str, int] = {}
+    wanted: dict[str, int] = {}
+    for state in states:
+        if (limit := state.limit) is not None and limit.rate is not None:
+            state.tat = _tat(state, limit, unit.now)
+        if limit is not None and not state.paused and (state.has_waiting or state.name in own):
+            most = min(budget, share if state.has_waiting else len(own[state.name]))
+            room = min(_free(state, limit), _allowed(state, limit, unit.now), most)
+            rooms[state.name] = max(0, int(room))
+            budget -= rooms[state.name]
+            # One more, to know whether one is left, and in which queue.
+            if state.has_waiting and (room > 0 or (state.due is None and _free(state, limit) > 0)):
+                wanted[state.name] = rooms[state.name] + 1 + stale[state.name]
+    for job in (yield from unit.find(WaitingFor(wanted))) if wanted else ():
+        if awaits_limit(job):
+            own[limit_key(job)][job.id] = job
+    for state in states:
+        waiting = sorted(own[state.name].values(), key=lambda job: (job.priority, job.seq or math.inf))
+        room = rooms.get(state.name, 0)
+        for job in waiting[:room]:
+            unit.write(job, admit_one(job))
+            state.pending += 1
+            if state.limit is not None and state.limit.turn is not None:
+                unit.placed.append(job)
+        is_left = len(waiting) > room or (state.has_waiting and not room)
+        _set_due(unit, state, waiting[room:], is_left=is_left)
+
+
+def _set_due(unit: Unit, state: LimitKey, waiting: Sequence[Job], *, is_left: bool) -> None:
+    """Note when the upkeep is to admit more jobs of a limit key; None if only a job that moves makes room."""
+    before, limit = state.due, state.limit
+    state.due = None
+    if not is_left or limit is None or state.paused or _free(state, limit) <= 0:
+        return
+    state.due = unit.now  # there is room, but this unit has admitted enough
+    if limit.rate is not None and _allowed(state, limit, unit.now) <= 0:
+        if state.pending >= limit.most:  # a burst is ready: a claim makes room, and time does not
+            state.due = None
+            return
+        state.due = state.tat - (limit.most - 1 - state.pending) * limit.interval
+    if waiting and (before is None or state.due < before):
+        unit.timed[waiting[0].queue] = None
+
+
+def _pause_keys(unit: Unit, names: Sequence[str], paused: bool) -> Walk[list[bool]]:
+    """Pause or resume limit keys. Return for each whether it was not yet so."""
+    states = yield from unit.read_limit_keys(dict.fromkeys(names))
+    done = {state.name: state.paused is not paused for state in states}
+    for state in states:
+        state.paused = paused
+    for job in (yield from unit.find(Admitted([state.name for state in states]))) if paused else ():
+        unit.write(job, withdraw_one(job))
+    unit.touched.update(names)
+    yield from admit(unit)
+    return [done[name] for name in names]
+
+
+def refuse_limits(kind: str, jobs: Iterable[Job] = (), action: str = "") -> None:
+    """Raise a ConfigError if a broker that has no limits is to take jobs of limits, or to store a limit."""
+    if job := next((job for job in jobs if job.limit is not None), None):
+        raise ConfigError(f"{kind} has no limits, so {job.task} cannot be submitted with the limit {job.limit!r}")
+    if action in LIMIT_ACTIONS:
+        raise ConfigError(f"{kind} has no limits: use a broker of Flowrra")
+
+
+def drive(walk: Walk[T], look: Callable[[Find], Sequence[Any]]) -> T:
+    """Run a walk on a store that is read under a lock. The caller then applies its unit."""
     try:
         find = next(walk)
         while True:
-            find = walk.send(look(find))
+            find = walk.send(list(look(find)))
     except StopIteration as end:
         return cast("T", end.value)
 
 
-async def drive_async(walk: Walk[T], look: Callable[[Find], Awaitable[list[Job]]]) -> T:
-    """Run a walk on a store that answers later; the caller then applies its unit if what it read is as it was."""
+async def drive_async(walk: Walk[T], look: Callable[[Find], Awaitable[list[Any]]]) -> T:
+    """Run a walk on a store that is read by awaits. The caller then applies its unit if nothing it read has changed."""
     try:
         find = next(walk)
         while True:
@@ -2572,53 +3984,51 @@ async def drive_async(walk: Walk[T], look: Callable[[Find], Awaitable[list[Job]]
 
 
 # ---------------------------------------------------------------------------
-# 7. Brokers
+# 8. Brokers
 #
-# What a store must do. A Backend keeps results; a Broker is a Backend that
-# also holds the jobs: it finds them, applies the rules, and wakes who waits.
-# What an attempt came to, the worker judges. Only models cross this seam.
+# The protocol of a store. A Backend stores results; a Broker is a Backend that
+# also stores jobs: it finds them, applies the rules, and wakes waiting callers.
+# The worker judges the outcomes. Only models are passed between the two.
 # ---------------------------------------------------------------------------
 
-Topic = tuple[str, str]  # what to wait for: ("queue", its name), ("job", its id), ("worker", "") for notices
+# What to wait for: ("queue", its name), "" for all; ("job", its id); ("worker", "") for notices; ("room", queue).
+Topic = tuple[str, str]
 
 
 class WaiterHub:
-    """Who waits for which topic, on one loop. A wake-up says "look again", and nothing else.
+    """The callers on one loop that wait for topics. A wake-up only means "look again".
 
-    Who looks before waiting says so by `look`: a wait returns at once if the topic was woken since.
+    Call `look`, then read the store, then `wait`. If the topic is woken after the look, the wait returns immediately,
+    so no wake-up is missed. A wait without an earlier look also returns immediately; each wait needs a new look.
     """
 
     def __init__(self) -> None:
         self.waiters: dict[Topic, list[asyncio.Future[Any]]] = {}
-        self._woken: collections.Counter[Topic] = collections.Counter()
-        self._looked: dict[Topic, int] = {}
+        self._quiet: set[Topic] = set()  # looked at, and not woken since
 
-    def look(self, topic: Topic) -> bool:
-        """Note that somebody looks now; whether it was woken since the last time."""
-        woken = self._woken[topic]
-        missed = self._looked.get(topic) != woken
-        self._looked[topic] = woken
-        return missed
+    def look(self, topic: Topic) -> None:
+        """Register a look: a later wake-up ends the next wait."""
+        self._quiet.add(topic)
 
-    def forget(self, topic: Topic) -> None:
-        """Take it that nobody has looked yet."""
-        self._looked.pop(topic, None)
-
-    async def wait(self, topics: Iterable[Topic], timeout: float | None) -> Any:
-        """Return when one of the topics is woken, with what that brings, or after `timeout` seconds."""
-        topics = tuple(topics)
-        if any(topic in self._looked and self._looked[topic] != self._woken[topic] for topic in topics):
+    async def wait(self, topics: Sequence[Topic], timeout: float | None) -> Any:
+        """Return when one of the topics is woken, with the value of the wake-up, or after `timeout` seconds."""
+        if not self._quiet.issuperset(topics):
             return None
-        loop = asyncio.get_running_loop()
-        waiter = loop.create_future()
+        with self.expect(topics) as waiter:
+            try:
+                return await resolved(waiter, timeout)
+            finally:
+                self._quiet.difference_update(topics)
+
+    @contextlib.contextmanager
+    def expect(self, topics: Sequence[Topic]) -> Iterator[asyncio.Future[Any]]:
+        """Make a waiter for `resolved`, for a store that is read by awaits while others look at the same topics."""
+        waiter = asyncio.get_running_loop().create_future()
         for topic in topics:
             self.waiters.setdefault(topic, []).append(waiter)
-        timer = None if timeout is None else loop.call_later(max(0.0, timeout), _resolve, waiter)
         try:
-            return await waiter
+            yield waiter
         finally:
-            if timer is not None:
-                timer.cancel()
             for topic in topics:
                 those = self.waiters.get(topic, [])
                 if waiter in those:  # else it was woken
@@ -2627,29 +4037,40 @@ class WaiterHub:
                     self.waiters.pop(topic, None)
 
     def wake(self, topic: Topic, brings: Any = None) -> None:
-        """Have those who wait for the topic look again, and whoever waits next without having looked."""
-        if topic in self._looked:
-            self._woken[topic] += 1
-        if topic in self.waiters:
+        """End the waits for the topic, and the next wait that has no new look."""
+        if self._quiet:
+            self._quiet.discard(topic)
+        if self.waiters and topic in self.waiters:
             for waiter in self.waiters.pop(topic):
                 _resolve(waiter, brings)
 
     def wake_all(self, kind: str) -> None:
         """Wake all topics of a kind."""
-        for topic in [topic for topic in {*self.waiters, *self._looked} if topic[0] == kind]:
+        for topic in [topic for topic in {*self.waiters, *self._quiet} if topic[0] == kind]:
             self.wake(topic)
 
     def waiting(self, kind: str) -> list[str]:
-        """The names of a kind that somebody waits for."""
+        """Return the names of a kind for which somebody waits."""
         return [name for topic, name in self.waiters if topic == kind]
 
     def close(self, error: Exception | None) -> None:
-        """End all waits, with `error`; None: they are of a loop that has ended."""
+        """End all waits with `error`. None: drop them, because their loop has ended."""
         waiters = [waiter for those in self.waiters.values() for waiter in those if not waiter.done()]
         self.waiters.clear()
         if error is not None:
             for waiter in dict.fromkeys(waiters):
                 waiter.set_exception(error)
+                waiter.exception()  # whoever still looks may not come to wait for it
+
+
+async def resolved(waiter: asyncio.Future[Any], timeout: float | None) -> Any:
+    """Wait for the waiter, for up to `timeout` seconds."""
+    timer = None if timeout is None else asyncio.get_running_loop().call_later(max(0.0, timeout), _resolve, waiter)
+    try:
+        return await waiter
+    finally:
+        if timer is not None:
+            timer.cancel()
 
 
 def _resolve(waiter: asyncio.Future[Any], result: Any = None) -> None:
@@ -2658,34 +4079,34 @@ def _resolve(waiter: asyncio.Future[Any], result: Any = None) -> None:
 
 
 class Backend:
-    """Keeps the results of finished jobs. A subclass needs `record` and `get`; the rest has defaults.
+    """Stores the results of finished jobs. A subclass must have `record` and `get`; the other methods have defaults.
 
-    `store_id` tells, once it is open, which store it is, whatever it was called; None if that cannot be told.
+    `store_id` identifies the open store, whatever URL or name it was opened with; None if this is not possible.
     """
 
     store_id: str | None = None
 
     async def open(self) -> None:
-        """Get ready to be used on the running loop. Called once before anything else."""
+        """Prepare for use on the running loop. Called once, before all other methods."""
 
     async def close(self) -> None:
-        """Give everything back. Callers that still wait get a BackendError."""
+        """Release all resources. Callers that still wait get a BackendError."""
 
     async def record(self, results: Sequence[TaskResult[Any]]) -> None:
-        """Keep finished results; one that was recorded before is replaced, a job of this store is left as it is."""
+        """Store finished results. They replace earlier results; a job of this store itself is not changed."""
         raise NotImplementedError
 
     async def get(self, task_ids: Sequence[str]) -> list[TaskResult[Any] | None]:
-        """The results, in the order of the ids; None for an id that is not known (yet)."""
+        """Return the results in the order of the ids; None for an id that is not known (yet)."""
         raise NotImplementedError
 
     async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
-        """The finished result of `task_id`.
+        """Return the result of `task_id` when the job has finished.
 
-        This default looks again and again; brokers are told. Cancelling it leaves nothing behind.
+        This default polls; brokers are notified. Cancelling it leaves nothing behind.
 
         Raises:
-            TaskTimeoutError: it is not finished after `timeout` seconds (None: wait for ever).
+            TaskTimeoutError: it is not finished after `timeout` seconds (None: wait without limit).
         """
         pauses = itertools.chain((0.01, 0.02, 0.05), itertools.repeat(0.1))
         async with result_limit(task_id, timeout) as answered:
@@ -2698,14 +4119,20 @@ class Backend:
         raise AssertionError("the pauses never end")
 
 
-_FIRST_LOOK = 0.5  # seconds that a store gets to say whether a job has ended, also if the time-out is shorter (0)
+_FIRST_LOOK = 0.5  # seconds that a store gets to answer whether a job has ended, even if the time-out is shorter (0)
 
 
 @contextlib.asynccontextmanager
-async def result_limit(task_id: str, timeout: float | None) -> AsyncIterator[Callable[[], None]]:
-    """A caller's time-out for a result, whatever the store does. The body calls what it gets when that has answered."""
-    began, is_answered = asyncio.get_running_loop().time(), False
-    limit = asyncio.timeout(None if timeout is None else max(timeout, _FIRST_LOOK))
+async def result_limit(
+    task_id: str, timeout: float | None, began: float | None = None
+) -> AsyncIterator[Callable[[], None]]:
+    """Enforce a caller's time-out for a result, whatever the store does. The body calls what it gets on each answer.
+
+    `began`: the start of the caller's time, on the loop's clock; None: now.
+    """
+    now, is_answered = asyncio.get_running_loop().time(), False
+    began = now if began is None else began
+    limit = asyncio.timeout_at(None if timeout is None else max(began + timeout, now + _FIRST_LOOK))
 
     def answered() -> None:
         nonlocal is_answered
@@ -2719,18 +4146,17 @@ async def result_limit(task_id: str, timeout: float | None) -> AsyncIterator[Cal
     except TimeoutError:
         if not limit.expired():
             raise
-        if is_answered:
-            text = f"job {task_id} has not finished within {timeout:g} s; it goes on all the same"
-            raise TaskTimeoutError(text) from None
         text = f"the store has not answered within {timeout:g} s, so that job {task_id} may have ended or not"
+        if is_answered:
+            text = f"job {task_id} has not finished within {timeout:g} s; the job continues"
         raise TaskTimeoutError(text) from None
 
 
 class Overview(NamedTuple):
-    """What an operator sees at a look: the workers whose lease holds, the queues that are paused, and what was done.
+    """What an operator sees: the workers whose leases are valid, the paused queues, and the activity.
 
-    `activity` is by minute and task, the oldest first; `totals` since the store was made, a row of the minute 0 for
-    each task. Both are empty where they were not asked for, or the broker does not keep them.
+    `activity` is by minute and task, oldest first. `totals` counts since the store was created: one row of minute 0 per
+    task. Both are empty unless they were requested.
     """
 
     workers: list[WorkerInfo]
@@ -2740,120 +4166,130 @@ class Overview(NamedTuple):
 
 
 class Broker(Backend):
-    """Holds jobs on their way. It is also the backend unless another one is configured.
+    """Stores jobs until they have finished. It is also the backend, unless another one is configured.
 
-    `now` is the caller's wall clock in seconds since the epoch; leases run on the store's own clock.
-    Every change is guarded: a late or doubled call changes nothing and is told so.
+    `now` is the caller's wall clock in seconds since the epoch. Leases use the store's own clock. Every change is
+    guarded: a late or repeated call changes nothing and returns that.
 
-    A subclass writes the methods from `open` to `record`; those under *Written once* call them.
+    A subclass implements the methods from `open` to `record`. The methods under *Written once* call them.
     """
 
     retention = BackendConfig()
     keeps_text = False  # whether arguments and results are kept as text
-    keeps_activity = False  # whether heartbeats are to bring what the worker did
+    has_limits = False  # whether it admits jobs of limits, as `Broker.change` says
 
     async def push(self, jobs: Sequence[Job], *, now: float, by: str | None = None) -> list[str]:
-        """Take in new jobs, all or none, and return their ids.
+        """Add new jobs, all or none, and return their ids.
 
-        A job whose id is there already, or whose `unique` key an unfinished job has, changes nothing and
-        gets the old id. A job with `parents` is BLOCKED until all have succeeded, CANCELLED if one ended
-        otherwise. Cancelling the call leaves it open whether the jobs are in.
+        If the id of a job exists, or an unfinished job has its `unique` key, nothing is changed and the old id is
+        returned. A job with `parents` is BLOCKED until all have succeeded, and CANCELLED if one ended without success.
+        If the call is cancelled, the jobs may or may not have been added.
 
-        With `by`, they are jobs of another store, which come with their past and are held by `by`; one whose key an
-        unfinished job has gets "", and a parent that is not known here counts as purged.
+        With `by`, the jobs come from another store, with their history, and are held by `by`. If an unfinished job has
+        the key of one, "" is returned for it. A parent that is not known here counts as purged.
 
         Raises:
             TaskNotFoundError: a parent is not known.
-            SerializationError: an argument cannot be kept.
+            SerializationError: an argument cannot be stored.
             BrokerError: the store failed; nothing was written.
         """
         raise NotImplementedError
 
     async def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = LAST_CHANCE) -> list[Job]:
-        """Take up to `limit` ready jobs of `queue` under the worker's lease, in order; each is RUNNING.
+        """Take up to `limit` ready jobs of `queue` under the worker's lease, in order, and make each of them RUNNING.
 
-        What has come due is ready, what has expired is not given out. A job that was running in a crash is a
-        suspect, given out alone: to a worker that runs nothing, before all others, and while it runs that worker
-        gets nothing else. Only those with up to `crashes` of them are given out here, the most suspect first; 0 is
-        the others' turn. Without a lease (no heartbeat yet, or lapsed) or from a paused queue: nothing.
+        Jobs that have become due are ready; expired jobs are not returned. A job that was running in a crash is a
+        suspect: a worker that runs nothing gets it alone, before all other jobs, and nothing else while it runs.
+        `crashes`: take only suspects with at most this many crashes, those with the most first; 0: only jobs without
+        crashes. Without a lease (no heartbeat yet, or it has ended) or from a paused queue, nothing is returned.
         """
         raise NotImplementedError
 
     async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
-        """Write down what attempts came to. False: that attempt no longer holds its job; nothing written.
+        """Write the outcomes or progress of attempts. False: the attempt no longer holds its job; nothing is written.
 
-        A job that someone has cancelled meanwhile does not go back: it is CANCELLED. A suspect that fails and
-        is to be retried has survived a run beside nobody: it has one crash less.
+        If a job was cancelled during the attempt, it does not run again: it becomes CANCELLED. A suspect that fails or
+        snoozes and will run again has survived a run alone: its crashes decrease by one.
         """
         raise NotImplementedError
 
     async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
-        """Register the worker or extend its lease to `lease` seconds from here; 0 takes its leave.
+        """Register the worker or extend its lease to `lease` seconds from now; 0 removes the worker.
 
-        At a leave, what it still holds is released. The rows of `worker.activity` replace what this worker has
-        handed over of the same minutes. Others whose leases have run out are judged by `judge_leases`. A repetition
-        of the call, after its answer was lost, still tells of a lapse that the first one found.
+        When a worker is removed, its running jobs are released. The rows of `worker.activity` replace the rows of the
+        same minutes that this worker has sent before. `judge_leases` judges the other workers whose leases have ended.
+        If the answer was lost and the call is repeated, it still reports that the lease had ended.
         """
         raise NotImplementedError
 
-    async def report(self, progress: Mapping[tuple[str, int], Progress]) -> None:
-        """Keep how far running jobs are, by id and attempt; of another attempt than the latest nothing is kept."""
-        raise NotImplementedError
-
     async def wait(self, topics: Sequence[Topic], timeout: float | None) -> None:
-        """Return when a look may find something new of one of the topics, or after `timeout` seconds.
+        """Return when one of the topics, all of one kind, may have something new, or after `timeout` seconds.
 
-        A hint: it may come early or late. A claim is the look at a queue, a heartbeat that at notices.
+        This is a hint and may come early or late. It reports what has happened since the last claim from the queue or
+        the last heartbeat. For a job that has finished or is not known, it returns immediately.
         """
         raise NotImplementedError
 
     async def find(
         self, which: JobFilter, *, limit: int = 100, after: int | None = None, oldest_first: bool = False
     ) -> list[Job]:
-        """Jobs, the latest submitted first or the oldest; `after`: the last `seq` of the page before."""
+        """Return jobs, the latest submitted first or the oldest first. `after`: the last `seq` of the previous page."""
         raise NotImplementedError
 
     async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
-        """How many jobs there are, by queue and state."""
+        """Return the number of jobs by queue and state."""
         raise NotImplementedError
 
     async def overview(self, since: float | None = None) -> Overview:
-        """Workers and paused queues; with `since`, also what was done from that minute on, at most a day back."""
+        """Return workers and paused queues; with `since`, also the activity from that minute on, at most a day back."""
         raise NotImplementedError
 
     async def change(self, task_ids: Sequence[str], action: Action, *, now: float, by: str | None = None) -> list[bool]:
-        """Cancel or requeue jobs, hold them or release them, as the rules have it; False: not allowed, or unknown.
+        """Cancel, requeue, hold or unhold jobs, or emit events, as the rules allow. False: not allowed, or unknown.
 
-        `by` says who did it: a note of that stays in the job's history. A hold needs it, and its release the same.
-        A broker that takes part in no move to another store refuses holds, and a push with `by`, by a ConfigError.
+        To emit, `task_ids` are those of events, and `by` is the text of their payload. False: emitted before.
+        `by` says who did it; a note is stored in the history of the job. A hold and the end of a hold need it. A broker
+        that does not support moves to another store raises a ConfigError for holds, and for a push with `by`.
+
+        "limit" stores the limits that have these names, with the numbers of `by`, the text of a Limit. "pause" and
+        "resume" stop and continue these limit keys (see `limit_key`); jobs that are running continue. A broker without
+        limits raises a ConfigError for these three, and for a push of jobs that have a limit; see `refuse_limits`.
         """
         raise NotImplementedError
 
     async def remove(
         self, task_ids: Sequence[str] = (), *, by: str | None = None, before: float | None = None, limit: int = 1000
     ) -> Collection[str]:
-        """Delete finished jobs, or with `by` those that it holds, as if they had never come; the ids that went.
+        """Delete finished jobs, or with `by` the jobs that it holds, without a trace. Return the ids that were deleted.
 
-        `before`: not these, but up to `limit` finished jobs whose retention ended before that moment. Whoever waits
-        for a job that is gone gets a TaskNotFoundError.
+        `before`: instead, delete up to `limit` finished jobs whose retention ended before that moment. Callers that
+        wait for a deleted job get a TaskNotFoundError.
         """
         raise NotImplementedError
 
     async def set_queue(self, queue: str, *, paused: bool) -> None:
-        """Stop or resume handing out the jobs of `queue`. Running ones go on."""
+        """Pause or resume the claims from `queue`. Running jobs continue."""
         raise NotImplementedError
 
-    # What a broker may have besides ------------------------------------------------------------
+    # Optional methods --------------------------------------------------------------------------
+
+    async def limits(self) -> list[LimitUse]:
+        """Return the use of each limit that is declared or has jobs. It may be slow: it counts all that waits."""
+        return []
+
+    async def limit_states(self, names: Sequence[str]) -> list[LimitKey]:
+        """Return the states of limit keys, in the order of their names."""
+        return [LimitKey(name) for name in names]
 
     def clone(self) -> Broker | None:
-        """Another handle on the same store, for another thread's loop; None if there cannot be one."""
+        """Return another connection to the same store, for another thread's loop; None if this is not possible."""
         return None
 
     def push_in(self, connection: Any, jobs: Sequence[Job], *, now: float) -> list[str] | Awaitable[list[str]]:
-        """Take in jobs through the caller's own `connection`, inside the transaction it is in; it may be async."""
+        """Push jobs through the caller's own `connection`, inside its current transaction. May be async."""
         raise ConfigError(f"{type(self).__name__} cannot enqueue inside a caller's transaction: use a SQL broker")
 
-    # Written once ------------------------------------------------------------------------------
+    # Methods that use the ones above -----------------------------------------------------------
 
     async def get(self, task_ids: Sequence[str]) -> list[TaskResult[Any] | None]:
         found = {job.id: result_from(job) for job in await self.find(JobFilter(ids=task_ids), limit=len(task_ids))}
@@ -2871,50 +4307,108 @@ class Broker(Backend):
                 await self.wait([("job", task_id)], None)
         raise AssertionError("a wait without a time-out ends in a result")
 
-    async def wait_ready(self, queues: Sequence[str], timeout: float) -> None:
-        """Return when a claim from `queues` may find something; with none, when a heartbeat may bring news."""
-        await self.wait([("queue", queue) for queue in queues] or [("worker", "")], timeout)
-
     async def cancel(self, task_id: str, *, now: float, by: str | None = None) -> bool:
-        """End a job: at once if it waits, by its worker if it runs. False: finished already, or unknown."""
+        """Cancel a job: immediately if it waits, through its worker if it runs. False: finished already, or unknown."""
         return (await self.change([task_id], "cancel", now=now, by=by))[0]
 
     async def requeue(self, task_ids: Sequence[str], *, now: float, by: str | None = None) -> list[bool]:
-        """Make FAILED and CANCELLED jobs ready again, with their failures and crashes forgotten.
+        """Make FAILED and CANCELLED jobs ready again, and reset their failures and crashes.
 
-        They wait again for parents that are not finished. False: it is in no such state, a parent has ended
-        without success (requeue that one first), or an unfinished job has its `unique` key.
+        They wait again for parents that are not finished. False: the job has another state, a parent has ended without
+        success (requeue that one first), or an unfinished job has its `unique` key.
         """
         return await self.change(task_ids, "requeue", now=now, by=by)
 
+    async def set_limit(self, limit: Limit, *, now: float) -> None:
+        """Store a limit. It holds until it is stored again."""
+        if not self.has_limits:
+            raise ConfigError(f"{type(self).__name__} has no limits, so {limit.name!r} would not hold")
+        text = dataclasses.replace(limit, declared=now).text
+        await self.change([limit.name], "limit", now=now, by=text)
+
     async def delete(self, task_ids: Sequence[str]) -> list[bool]:
-        """Delete finished jobs at once, before their retention ends. False: it is unknown, or not finished."""
+        """Delete finished jobs before their retention ends. False: it is unknown, or not finished."""
         gone = await self.remove(task_ids)
         return [task_id in gone for task_id in task_ids]
 
     async def purge(self, before: float, limit: int) -> int:
-        """Delete up to `limit` finished jobs whose retention ended before `before`; how many went."""
+        """Delete up to `limit` finished jobs whose retention ended before `before`. Return how many."""
         return len(await self.remove(before=before, limit=limit))
 
     async def workers(self) -> list[WorkerInfo]:
-        """The workers whose lease holds."""
+        """Return the workers whose leases are valid."""
         return (await self.overview()).workers
 
     async def paused(self) -> set[str]:
-        """The queues that are paused."""
+        """Return the names of the paused queues."""
         return (await self.overview()).paused
 
     async def activity(self, since: float) -> list[Activity]:
-        """What all workers did in the minutes from `since` on, by minute and task, the oldest first."""
+        """Return what all workers did from the minute `since` on, by minute and task, the oldest first."""
         return (await self.overview(since)).activity
 
     async def totals(self) -> list[Activity]:
-        """What workers did since the store was made: a row of the minute 0 for each task. They never fall."""
+        """Return what workers did since the store was created: one row of minute 0 per task. Totals never decrease."""
         return (await self.overview(math.inf)).totals
 
 
+class ActivityLog:
+    """The activity of workers, for brokers in memory: each minute of the last day as the worker reported it last."""
+
+    def __init__(self) -> None:
+        self._minutes: dict[tuple[int, str], list[Activity]] = {}  # by minute and worker
+        self._older = ActivitySums()
+
+    def add(self, worker: WorkerInfo, now: float) -> None:
+        """Add the activity from a heartbeat."""
+        oldest = now - ACTIVITY_KEPT
+        for minute, rows in itertools.groupby(worker.activity, operator.attrgetter("minute")):
+            if minute >= oldest:  # of another one it is not known whether it was counted
+                self._minutes[minute, worker.id] = list(rows)
+        for key in [key for key in self._minutes if key[0] < oldest] if worker.activity else ():
+            for row in self._minutes.pop(key):
+                self._older.add(dataclasses.replace(row, minute=0))
+
+    def since(self, begin: float) -> list[Activity]:
+        """Return the rows of the minutes from `begin` on."""
+        return self._summed(row for (minute, _), rows in self._minutes.items() if minute >= begin for row in rows)
+
+    def totals(self) -> list[Activity]:
+        """Return the totals since the start, as rows of minute 0."""
+        recent = (dataclasses.replace(row, minute=0) for rows in self._minutes.values() for row in rows)
+        return self._summed(itertools.chain(self._older.values(), recent))
+
+    def _summed(self, rows: Iterable[Activity]) -> list[Activity]:
+        sums = ActivitySums()
+        for row in rows:
+            sums.add(row)
+        return sums.in_order()
+
+
+def labels_of(job: Job) -> dict[str, Any] | None:
+    """Return overrides, tags, meta and tolerated parents of a job. Stores keep them together: most jobs have none."""
+    if not (job.overrides or job.tags or job.meta or job.tolerates):
+        return None
+    labels = {"tags": list(job.tags), "meta": job.meta and dict(job.meta), "tolerates": list(job.tolerates)}
+    return {**(job.overrides or {}), **{name: value for name, value in labels.items() if value}}
+
+
+def give_labels(job: Job, labels: Mapping[str, Any]) -> None:
+    """Set on a job what `labels_of` returned."""
+    own = dict(labels)
+    job.tags, job.meta = tuple(own.pop("tags", ())), own.pop("meta", None)
+    job.tolerates = tuple(own.pop("tolerates", ()))
+    job.overrides = own or None
+
+
+def labels_text(job: Job) -> str | None:
+    """Return the value of `labels_of` as text."""
+    labels = labels_of(job)
+    return None if labels is None else json.dumps(labels, sort_keys=True)
+
+
 def activity_texts(rows: Iterable[Activity]) -> dict[int, str]:
-    """Rows as texts to be stored, one for each minute."""
+    """Return rows as texts for a store, one per minute."""
     minutes: dict[int, list[Any]] = {}
     for row in rows:
         values = [row.minute, row.task, row.succeeded, row.failed, row.retried, row.waits, row.runs]
@@ -2924,7 +4418,7 @@ def activity_texts(rows: Iterable[Activity]) -> dict[int, str]:
 
 
 def sum_of_activity(texts: Iterable[str]) -> list[Activity]:
-    """The rows in such texts, summed by minute and task, the oldest first."""
+    """Return the rows of such texts, summed by minute and task, the oldest first."""
     sums = ActivitySums()
     for values in itertools.chain.from_iterable(map(json.loads, texts)):
         values[5:7] = ({int(bucket): number for bucket, number in part.items()} for part in values[5:7])
@@ -2933,7 +4427,7 @@ def sum_of_activity(texts: Iterable[str]) -> list[Activity]:
 
 
 def totals_of_activity(numbers: Iterable[tuple[str, str, float]]) -> list[Activity]:
-    """Rows of the minute 0 from (task, what, number): what is a place in such a text, as 2, or 6.3 in a histogram."""
+    """Make rows of minute 0 from (task, what, number). `what` is a place in such a text: 2, or 6.3 in a histogram."""
     rows: dict[str, list[Any]] = {}
     for task, what, number in sorted(numbers):
         place, _, bucket = what.partition(".")
@@ -2946,17 +4440,16 @@ def totals_of_activity(numbers: Iterable[tuple[str, str, float]]) -> list[Activi
 
 
 # ---------------------------------------------------------------------------
-# 8. Memory broker
+# 9. Memory broker
 #
 # Jobs in this process: dictionaries, and a heap for each queue. Arguments and
 # results are copied by the codec's rules, in and out, as if they were text.
-# Everything happens on one loop, so that a method without an await is a
-# transaction.
+# Everything runs on one loop, so a method without an await is a transaction.
 # ---------------------------------------------------------------------------
 
 
 def _kept_result(job: Job) -> TaskResult[Any]:
-    """The result, a copy for each who asks."""
+    """The stored result; each reader gets a copy."""
     result = result_from(job)
     if not is_plain(result.result):
         result.result = copied(result.result)
@@ -2966,19 +4459,159 @@ def _kept_result(job: Job) -> TaskResult[Any]:
 def _copied_result(outcome: Outcome) -> Any:
     if outcome.text is not None:
         return decode(outcome.text)
-    if outcome.status is not SUCCESS or is_plain(outcome.result):
+    if outcome.status is not SUCCESS:
         return outcome.result
     return copy_returned(outcome.result, outcome.job.task)
 
 
-_Heap = list[tuple[Any, int, str]]  # what orders the jobs, their seq and id; an entry may be out of date
+_Heap = list[tuple[Any, ...]]  # what orders the jobs, and their id; an entry may be out of date
+
+
+@dataclass(slots=True)
+class _KeyJobs:
+    """The jobs of a limit key by state, and its row."""
+
+    row: LimitKey
+    pending: dict[str, Job] = field(default_factory=dict)
+    running: dict[str, Job] = field(default_factory=dict)
+    waiting: _Heap = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is known of it that a new one would not say."""
+        return not (self.pending or self.running or self.waiting) and self.row.row == LimitKey("").row
+
+
+class _Limits:
+    """The limits of the memory broker, and its limit keys."""
+
+    def __init__(self, jobs: Mapping[str, Job]) -> None:
+        self._jobs = jobs
+        self.declared: dict[str, Limit] = {}
+        self.keys: dict[str, _KeyJobs] = {}
+        self._due: _Heap = []
+
+    def enter(self, job: Job) -> None:
+        """Count a job of a limit that has come into its state."""
+        name = limit_key(job)
+        key = self.keys.get(name)
+        if key is None:
+            key = self.keys[name] = _KeyJobs(LimitKey(name))
+        if job.status is PENDING:
+            key.pending[job.id] = job
+        elif job.status is RUNNING:
+            key.running[job.id] = job
+        elif awaits_limit(job):
+            heapq.heappush(key.waiting, (job.priority, job.seq, job.id))
+
+    def leave(self, job: Job) -> str | None:
+        """Remove a job from what is counted. Return its limit key if others may wait for its place."""
+        if (key := self.keys.get(limit_key(job))) is None:
+            return None
+        key.pending.pop(job.id, None)
+        key.running.pop(job.id, None)
+        return key.row.name if key.waiting else None
+
+    def is_charged(self, job: Job) -> bool:
+        """Whether the claim of a job of a limit changes the state of its limit key."""
+        return (limit := self.declared.get(job.limit or "")) is not None and limit.is_charged
+
+    def look(self, find: LimitKeys | WaitingFor | Admitted | DueKeys) -> Sequence[Any]:
+        if isinstance(find, LimitKeys):
+            return list(map(self.state, find.names))
+        if isinstance(find, WaitingFor):
+            return [job for name, most in find.most.items() for job in self._first(name, most)]
+        if isinstance(find, Admitted):
+            return [job for name in find.names if name in self.keys for job in self.keys[name].pending.values()]
+        return list(self._due_keys(find.now, find.limit))
+
+    def state(self, name: str) -> LimitKey:
+        """Return the state of a limit key, counted now."""
+        limit, key = self.declared.get(name.partition(":")[0]), self.keys.get(name)
+        if key is None:
+            return LimitKey(name, limit)
+        waits = self._has_waiting(name, key.waiting)
+        return LimitKey(name, limit, len(key.running), len(key.pending), waits, *key.row.row)
+
+    def _has_waiting(self, name: str, heap: _Heap) -> bool:
+        """Whether a job waits. Drop the outdated entries before it."""
+        while heap and not self._is_waiting(heap[0], name):
+            heapq.heappop(heap)
+        return bool(heap)
+
+    def _first(self, name: str, most: int) -> list[Job]:
+        """Return the first jobs that wait, and drop the outdated entries before them."""
+        heap, found = self.keys[name].waiting if name in self.keys else [], dict[tuple[Any, ...], Job]()
+        while heap and len(found) < most:
+            entry = heapq.heappop(heap)
+            if self._is_waiting(entry, name):
+                found[entry] = self._jobs[entry[-1]]
+        for entry in found:
+            heapq.heappush(heap, entry)
+        return list(found.values())
+
+    def _due_keys(self, now: float, limit: int) -> dict[str, float]:
+        found: dict[str, float] = {}
+        while self._due and self._due[0][0] <= now and len(found) < limit:
+            due, name = heapq.heappop(self._due)
+            if name in self.keys and self.keys[name].row.due == due:
+                found[name] = due
+        for name, due in found.items():
+            heapq.heappush(self._due, (due, name))
+        return found
+
+    @property
+    def next_due(self) -> float:
+        """When the next limit key is due, or earlier."""
+        return self._due[0][0] if self._due else math.inf
+
+    def write(self, unit: Unit) -> None:
+        """Write limits, and the rows of limit keys."""
+        for limit in unit.limits:
+            self.declared[limit.name] = limit
+            for name, key in self.keys.items():
+                if name.partition(":")[0] == limit.name and self._has_waiting(name, key.waiting):
+                    self._set_row(name, LimitKey(name, tat=key.row.tat, due=unit.now, paused=key.row.paused))
+        for _, state in unit.key_changes():
+            self._set_row(state.name, state)
+
+    def _set_row(self, name: str, state: LimitKey) -> None:
+        key = self.keys.get(name)
+        if key is None:
+            key = self.keys[name] = _KeyJobs(state)
+        if state.due is not None and (key.row is state or state.due != key.row.due):
+            heapq.heappush(self._due, (state.due, name))
+        key.row = state
+
+    def use(self) -> list[LimitUse]:
+        """Return the use of each limit."""
+        rows = [
+            (name, len(key.running), len(key.pending), len(self._first(name, len(key.waiting))), key.row.paused)
+            for name, key in self.keys.items()
+        ]
+        return uses_of(self.declared.values(), rows)
+
+    def _is_waiting(self, entry: tuple[Any, ...], name: str) -> bool:
+        job = self._jobs.get(entry[-1])
+        is_same = job is not None and (job.priority, job.seq) == entry[:2]
+        return is_same and job is not None and awaits_limit(job) and limit_key(job) == name
+
+    def forget(self, before: float) -> None:
+        """Drop limit keys without jobs whose rows say nothing any more: the rate allows a full burst."""
+        for name, key in list(self.keys.items()):
+            if key.row.tat < before:
+                key.row.tat = 0.0
+            if key.is_empty:
+                del self.keys[name]
 
 
 class MemoryBroker(Broker):
-    """Jobs in the memory of this process; gone when it ends. For one event loop.
+    """Stores jobs in the memory of this process, for one event loop. They are lost when the process ends.
 
-    Leases run on the monotonic side of `clock`, due times on its wall side.
+    Leases use the monotonic part of `clock`, due times its wall part.
     """
+
+    has_limits = True
 
     def __init__(
         self, config: BrokerConfig | None = None, retention: BackendConfig | None = None, clock: Clock | None = None
@@ -2993,8 +4626,8 @@ class MemoryBroker(Broker):
         self._waiting: _Heap = []  # SCHEDULED and RETRYING, by `due`
         self._expiring: _Heap = []
         self._running: dict[str, dict[str, Job]] = collections.defaultdict(dict)  # by worker
-        self._cancelling: set[str] = set()  # running jobs that someone wants to end
-        # In the order of their ends. A dict would walk past all those that went before to find its first one.
+        self._cancelling: set[str] = set()  # running jobs that are to be cancelled
+        # In the order of their ends. A dict would step over all removed entries to find its first one.
         self._finished: collections.OrderedDict[str, Job] = collections.OrderedDict()
         self._unique: dict[str, str] = {}
         self._children: dict[str, dict[str, None]] = {}  # of parents that have not finished
@@ -3002,12 +4635,13 @@ class MemoryBroker(Broker):
         self._workers: dict[str, WorkerInfo] = {}
         self._leases: dict[str, Lease] = {}
         self._paused: set[str] = set()
-        self._activity = ActivitySums()
-        self._forgotten = ActivitySums()  # what the minutes that are not kept any more came to
+        self._limits = _Limits(self._jobs)
+        self._activity = ActivityLog()
         self._endings: collections.deque[Job] = collections.deque(maxlen=ENDINGS_KEPT)
         self._sequence = itertools.count(1)
+        self._places = itertools.count(1)
         self._is_upkeep_left = False  # the loop is about to take another step
-        self._given = 0  # jobs given out since the loop had its turn
+        self._given = 0  # jobs returned since other tasks could run
         self._pid = os.getpid()
 
     async def open(self) -> None:
@@ -3023,22 +4657,34 @@ class MemoryBroker(Broker):
     # Jobs and their indexes --------------------------------------------------------------------
 
     def _run(self, unit: Unit, walk: Walk[T]) -> T:
-        """Run a walk of the rules, and write down what has become of the jobs."""
+        """Run a walk of the rules, and apply its changes to the jobs."""
         answer = drive(walk, self._look)
+        for job in unit.placed:
+            job.place = next(self._places)
         for before, job in unit.changes():
             self._jobs[job.id] = job
             if before is None:
                 self._add(job)
             else:
                 self._leave(before.status, before)
-            self._enter(job)
+            stays = before is not None and (before.status, before.worker, job.status) == (BLOCKED, None, BLOCKED)
+            if not stays or awaits_limit(job):
+                self._enter(job)  # else it waits for one parent less, and stands where it stood
             if job.status in FINISHED:
                 self._children.pop(job.id, None)
         for job in unit.endings:
             self._note_ending(job)
+        if unit.limits or unit.limit_keys:
+            self._limits.write(unit)
+            for queue in unit.timed:
+                self.hub.wake(("queue", queue))
+            if unit.limits:
+                self.hub.wake_all("queue")
         return answer
 
-    def _look(self, find: Find) -> list[Job]:
+    def _look(self, find: Find) -> Sequence[Any]:
+        if isinstance(find, LimitKeys | WaitingFor | Admitted | DueKeys):
+            return self._limits.look(find)
         if isinstance(find, Expired):
             return self._pop_expired(find)
         if isinstance(find, Running):
@@ -3068,11 +4714,13 @@ class MemoryBroker(Broker):
             self._compact(self._expiring)
 
     def _enter(self, job: Job) -> None:
-        """Put a job where its state belongs, and wake who waits for that."""
+        """Put a job into the indexes of its state, and wake those who wait for it."""
         if job.unique is not None and job.status not in FINISHED:
             self._unique[job.unique] = job.id
+        if job.limit is not None and job.status not in FINISHED:
+            self._limits.enter(job)
         if job.status is PENDING:
-            heapq.heappush(self._ready[job.queue, job.crashes], (job.priority, job.seq, job.id))
+            heapq.heappush(self._ready[job.queue, job.crashes], (job.priority, job.place, job.seq, job.id))
             if self._size is not None:
                 self._depth[job.queue] += 1
             self.hub.wake(("queue", job.queue))
@@ -3102,7 +4750,9 @@ class MemoryBroker(Broker):
             self.hub.wake(("job", job.id), _kept_result(job))
 
     def _leave(self, status: TaskStatus, job: Job) -> None:
-        """Take a job from where it was, so far as its entries do not prove to be out of date by themselves."""
+        """Remove a job from its indexes. Entries in heaps stay; whoever pops one sees that it is outdated."""
+        if job.limit is not None:
+            self._limits.leave(job)
         if status is RUNNING:
             self._running[cast("str", job.worker)].pop(job.id, None)
             self._cancelling.discard(job.id)
@@ -3116,23 +4766,26 @@ class MemoryBroker(Broker):
         self._endings.append(Job(job.id, job.task, attempt=job.attempt, status=job.status, error=job.error))
 
     def _compact(self, heap: _Heap) -> None:
-        """Drop the entries of jobs that have ended, if most are such. A claim looks at the top of a heap only."""
+        """Remove the entries of ended jobs if most entries are such. A claim checks only the top of a heap."""
         if len(heap) > 2 * len(self._jobs) + 1000:
-            alive = (entry for entry in heap if (job := self._jobs.get(entry[2])) and job.status not in FINISHED)
+            alive = (entry for entry in heap if (job := self._jobs.get(entry[-1])) and job.status not in FINISHED)
             heap[:] = sorted(set(alive))
 
-    # Taking in ---------------------------------------------------------------------------------
+    # Pushing -----------------------------------------------------------------------------------
 
     async def push(self, jobs: Sequence[Job], *, now: float, by: str | None = None) -> list[str]:
+        is_plain = True
         for job in jobs:
             if job.payload is None:
                 job.args, job.kwargs = copy_arguments(job)
+            if job.parents or job.conflict or job.limit is not None:
+                is_plain = False
         if by is not None:
             unit = Unit(now, self.retention)
             return self._run(unit, adopt(unit, jobs, by))
         if self._size is not None:
             await self._make_room(jobs, self._size)
-        if any(job.parents for job in jobs):
+        if not is_plain:
             unit = Unit(now, self.retention)
             return self._run(unit, push(unit, jobs))
         return [self._push_one(job, now) for job in jobs]
@@ -3140,10 +4793,12 @@ class MemoryBroker(Broker):
     def _push_one(self, job: Job, now: float) -> str:
         if job.id in self._jobs:
             return job.id
-        if job.unique is not None and job.unique in self._unique:
-            return self._unique[job.unique]
+        if job.unique is not None:
+            pair = (self._unique.get(key) for key in (job.unique, next_key(job.unique)))
+            if those := [self._jobs[task_id] for task_id in pair if task_id is not None]:
+                return latest_of(those).id
         job.submitted = now
-        begin(job, (), now, self.retention)
+        place(job, (), now, self.retention)
         self._add(job)
         self._enter(job)
         return job.id
@@ -3155,22 +4810,24 @@ class MemoryBroker(Broker):
                     f"queue {queue!r} is full (max_queue_size={size}): try again later, "
                     "raise the limit, or configure when_full='wait'"
                 )
+            self.hub.look(("room", queue))
             await self.hub.wait([("room", queue)], None)
 
     def _full_queue(self, jobs: Sequence[Job], size: int) -> str | None:
-        """A queue that has no room for these jobs; more jobs than a queue ever holds fit into an empty one."""
+        """Return a queue that has no room for these jobs. An empty queue takes more of them than its limit."""
         new = (job.queue for job in jobs if job.id not in self._jobs and job.unique not in self._unique)
         for queue, more in collections.Counter(new).items():
             if self._depth[queue] and self._depth[queue] + more > size:
                 return queue
         return None
 
-    # Handing out -------------------------------------------------------------------------------
+    # Claiming ----------------------------------------------------------------------------------
 
     async def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = LAST_CHANCE) -> list[Job]:
         if self._given >= 100:
             self._given = 0
-            await asyncio.sleep(0)  # a worker whose jobs never wait must not keep the loop from others
+            await asyncio.sleep(0)  # a worker whose jobs never wait must not block other tasks
+        self.hub.look(("queue", queue))
         may_claim = queue not in self._paused and self._has_lease(worker)
         self._upkeep(now, expires=may_claim)
         if not may_claim:
@@ -3186,42 +4843,56 @@ class MemoryBroker(Broker):
             jobs = self._take(queue, 0, limit, worker, now)
             if jobs is not None:
                 return jobs
-            await asyncio.sleep(0)  # it has met with nothing but entries out of date, and there may be more
+            await asyncio.sleep(0)  # let other tasks run in between
 
     def _has_lease(self, worker: str) -> bool:
         return worker in self._leases and self._leases[worker].until > self._clock.monotonic()
 
     def _take(self, queue: str, crashes: int, limit: int, worker: str, now: float) -> list[Job] | None:
-        """Start up to `limit` ready jobs; None if the others shall have the loop first."""
+        """Start up to `limit` ready jobs; None if a whole step has found only outdated entries."""
         heap = self._ready.get((queue, crashes))
         jobs: list[Job] = []
         passed = 0
         while heap and len(jobs) < limit and passed < UPKEEP_STEP:
-            _, seq, task_id = heapq.heappop(heap)
+            _, place, seq, task_id = heapq.heappop(heap)
             job = self._jobs.get(task_id)
-            # Cancelled on the heap, or requeued and on it twice; or expired, and for the upkeep to end.
-            if job is None or (job.seq, job.crashes) != (seq, crashes) or not start(job, worker, now):
+            # Cancelled while on the heap; requeued and on it twice; or expired, which the upkeep ends.
+            if job is None or (job.seq, job.place, job.crashes) != (seq, place, crashes) or not start(job, worker, now):
                 passed += 1
                 continue
             jobs.append(job)
             self._running[worker][task_id] = job
             if self._size is not None:
                 self._leave(PENDING, job)
+        if self._limits.keys and (limited := [job for job in jobs if job.limit is not None]):
+            self._charge(limited, now)
         self._given += len(jobs)
         return None if passed == UPKEEP_STEP and not jobs else jobs
 
+    def _charge(self, jobs: Sequence[Job], now: float) -> None:
+        """Count jobs of limits that were claimed."""
+        for job in jobs:
+            self._limits.leave(job)
+            self._limits.enter(job)
+        if charged := [limit_key(job) for job in jobs if self._limits.is_charged(job)]:
+            unit = Unit(now, self.retention)
+            self._run(unit, charge(unit, charged))
+
     def _first_suspect(self, queue: str) -> int:
-        """The fewest crashes of a job that waits for a worker that runs nothing else; 0 if there is none."""
+        """Return the fewest crashes of a suspect that waits for a worker that runs nothing else; 0 if there is none."""
         for crashes in range(1, MAX_CRASHES):
-            for _, seq, task_id in self._ready.get((queue, crashes), ()):
+            for *_, seq, task_id in self._ready.get((queue, crashes), ()):
                 job = self._jobs.get(task_id)
                 if job is not None and (job.seq, job.crashes, job.status) == (seq, crashes, PENDING):
                     return crashes
         return 0
 
     def _upkeep(self, now: float, *, expires: bool = True) -> None:
-        """Promote what is due and end what has expired, a bounded step of it; the loop goes on with what is left."""
-        left = bool(self._waiting) and self._waiting[0][0] <= now and self._promote(now)
+        """Promote due jobs and end expired ones, in bounded steps. The loop continues with the rest."""
+        unit = Unit(now, self.retention)
+        left = bool(self._waiting) and self._waiting[0][0] <= now and self._promote(now, unit.touched)
+        if unit.touched or self._limits.next_due <= now:
+            left |= self._run(unit, admit_due(unit, UPKEEP_STEP))
         if expires and self._expiring and self._expiring[0][0] <= now:
             unit = Unit(now, self.retention)
             left |= self._run(unit, expire(unit, UPKEEP_STEP))
@@ -3233,7 +4904,7 @@ class MemoryBroker(Broker):
         self._is_upkeep_left = False
         self._upkeep(now)
 
-    def _promote(self, now: float) -> bool:
+    def _promote(self, now: float, touched: set[str]) -> bool:
         for _ in range(UPKEEP_STEP):
             if not self._waiting or self._waiting[0][0] > now:
                 return False
@@ -3241,10 +4912,12 @@ class MemoryBroker(Broker):
             job = self._jobs.get(task_id)
             if job is not None and (job.due, job.seq) == (due, seq) and promote_one(job, now):
                 self._enter(job)
+                if job.limit is not None:
+                    touched.add(limit_key(job))
         return True
 
     def _rescue_lapsed(self, now: float, by: str, *, beats: bool = False, is_new: bool = False) -> list[str]:
-        """Put back the jobs of workers that `by` may take for dead. A claim leaves those in doubt to heartbeats."""
+        """Put back the jobs of workers that `by` may presume dead. A claim leaves doubtful ones to heartbeats."""
         clock = self._clock.monotonic()
         leases = self._leases.items()
         lapsed = {w: o for w, o in leases if o.until <= clock and w != by and (beats or not o.graced)}
@@ -3257,7 +4930,7 @@ class MemoryBroker(Broker):
         return dead
 
     def _remove_workers(self, names: Sequence[str], now: float, *, crashed: bool) -> None:
-        """The objects that they may still hold are left to them: a unit changes copies."""
+        """Remove workers. Job objects that they still hold are not changed: a unit changes copies."""
         unit = Unit(now, self.retention)
         self._run(unit, rescue(unit, names, crashed=crashed))
         for name in names:
@@ -3265,47 +4938,56 @@ class MemoryBroker(Broker):
             self._leases.pop(name, None)
             self._running.pop(name, None)
 
-    # Writing down ------------------------------------------------------------------------------
+    # Settling ----------------------------------------------------------------------------------
 
     async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
-        results = [_copied_result(outcome) for outcome in outcomes]  # before anything is written: it may be refused
-        ended: list[Job] = []
-        written = [self._settle_one(o, result, now, ended) for o, result in zip(outcomes, results, strict=True)]
-        if ended:
-            unit = Unit(now, self.retention)
-            unit.ended = ended
-            self._run(unit, spread(unit))
+        # Before anything is written: it may be refused.
+        results = [o.result if o.text is None and is_plain(o.result) else _copied_result(o) for o in outcomes]
+        unit = Unit(now, self.retention)
+        ended = unit.ended
+        written = [self._settle_one(o, result, now, unit) for o, result in zip(outcomes, results, strict=True)]
+        if ended or unit.touched:
+            self._run(unit, conclude(unit))
             for job in ended:
                 del self._children[job.id]
         return written
 
-    def _settle_one(self, outcome: Outcome, result: Any, now: float, ended: list[Job]) -> bool:
-        """In place, without a copy; a parent that has `ended` is for the caller to tell its children of."""
+    def _settle_one(self, outcome: Outcome, result: Any, now: float, then: Unit) -> bool:
+        """Settle in place, without a copy. The caller must run `then`, for children and limits."""
+        if outcome.event is not None:
+            unit = Unit(now, self.retention)
+            return self._run(unit, settle(unit, [outcome]))[0]
         job = self._jobs.get(outcome.job.id)
-        worker, started = (None, now) if job is None else (job.worker, job.started or now)
+        worker = None if job is None else job.worker
         if job is None or not settle_one(job, outcome, now, self.retention):
             return False
+        if job.status is RUNNING:
+            return True  # it was a report
         self._running[cast("str", worker)].pop(job.id, None)
+        if job.limit is not None and (name := self._limits.leave(job)) is not None:
+            then.touched.add(name)
         if self._cancelling:
             self._cancelling.discard(job.id)
-        job.result = result
-        if outcome.status is SUCCESS or outcome.ending == "failure":
-            self._activity.count(job, outcome.status, started, now)
+        job.result = result  # the copy, in place of the object that the task has returned
         if job.status in FINISHED:
             self._enter_finished(job)
             if outcome.status not in FINISHED:
                 self._note_ending(job)
             if self._children and job.id in self._children:
-                ended.append(job)
+                then.ended.append(job)
             return True
         if job.expires is not None:
             heapq.heappush(self._expiring, (job.expires, job.seq, job.id))
         self._enter(job)
+        if awaits_limit(job):
+            then.touched.add(limit_key(job))
         return True
 
     # Workers and waiting -----------------------------------------------------------------------
 
     async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
+        self.hub.look(("worker", ""))
+        self._activity.add(worker, now)
         if lease <= 0:
             self._remove_workers([worker.id], now, crashed=False)
             return Notices()
@@ -3328,16 +5010,16 @@ class MemoryBroker(Broker):
             endings=[self._endings.popleft() for _ in range(min(ENDINGS_TAKEN, len(self._endings)))],
         )
 
-    async def report(self, progress: Mapping[tuple[str, int], Progress]) -> None:
-        for (task_id, attempt), reported in progress.items():
-            job = self._jobs.get(task_id)
-            if job is not None and job.status is RUNNING and job.attempt == attempt:
-                job.progress = reported
-
     async def wait(self, topics: Sequence[Topic], timeout: float | None) -> None:
-        if self._waiting and topics[0][0] == "queue":
-            due = self._waiting[0][0] - self._clock.time()
-            timeout = due if timeout is None else min(timeout, due)
+        if (self._waiting or self._limits.keys) and topics[0][0] == "queue":
+            due = min(self._waiting[0][0] if self._waiting else math.inf, self._limits.next_due) - self._clock.time()
+            timeout = min(math.inf if timeout is None else timeout, due)
+            timeout = None if timeout == math.inf else timeout
+        for kind, name in topics:
+            if kind == "job":
+                if name not in self._jobs or self._jobs[name].status in FINISHED:
+                    return
+                self.hub.look((kind, name))
         await self.hub.wait(topics, timeout)
 
     async def record(self, results: Sequence[TaskResult[Any]]) -> None:
@@ -3350,11 +5032,10 @@ class MemoryBroker(Broker):
                 self._add(job)
                 self._enter(job)
 
-    # Looking -----------------------------------------------------------------------------------
+    # Reading -----------------------------------------------------------------------------------
 
     async def get(self, task_ids: Sequence[str]) -> list[TaskResult[Any] | None]:
-        jobs = map(self._jobs.get, task_ids)
-        return [None if job is None else _kept_result(job) for job in jobs]
+        return [None if job is None else _kept_result(job) for job in map(self._jobs.get, task_ids)]
 
     async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
         job = self._jobs.get(task_id)
@@ -3364,6 +5045,7 @@ class MemoryBroker(Broker):
         if job is not None:
             async with result_limit(task_id, timeout) as answered:
                 answered()
+                self.hub.look(("job", task_id))
                 result = await self.hub.wait([("job", task_id)], None)
         if result is None:
             raise unknown_job(task_id)
@@ -3393,21 +5075,21 @@ class MemoryBroker(Broker):
         return Overview(
             [info for name, info in self._workers.items() if self._leases[name].until > clock],
             set(self._paused),
-            [] if since is None else [row.copy() for row in self._activity.in_order() if row.minute >= since],
-            [] if since is None else self._totals(),
+            [] if since is None else self._activity.since(since),
+            [] if since is None else self._activity.totals(),
         )
 
-    def _totals(self) -> list[Activity]:
-        sums = ActivitySums()
-        for row in (*self._forgotten.values(), *self._activity.values()):
-            sums.add(dataclasses.replace(row, minute=0))
-        return sums.in_order()
+    async def limits(self) -> list[LimitUse]:
+        return self._limits.use()
 
-    # By hand -----------------------------------------------------------------------------------
+    async def limit_states(self, names: Sequence[str]) -> list[LimitKey]:
+        return list(map(self._limits.state, names))
+
+    # Changes by hand ---------------------------------------------------------------------------
 
     async def change(self, task_ids: Sequence[str], action: Action, *, now: float, by: str | None = None) -> list[bool]:
         unit = Unit(now, self.retention)
-        done = self._run(unit, change(unit, task_ids, action, by))
+        done = self._run(unit, change(unit, task_ids, action, emitted(action, by)))
         self._compact(self._waiting)
         for heap in self._ready.values() if action == "cancel" else ():
             self._compact(heap)
@@ -3417,10 +5099,9 @@ class MemoryBroker(Broker):
         self, task_ids: Sequence[str] = (), *, by: str | None = None, before: float | None = None, limit: int = 1000
     ) -> Collection[str]:
         if before is not None:
-            for key in [key for key in self._activity if key[0] < before - ACTIVITY_KEPT]:
-                self._forgotten.add(dataclasses.replace(self._activity.pop(key), minute=0))
             due = ((job.purge_at, job.seq, job.id) for job in self._finished.values() if (job.purge_at or 0.0) < before)
             gone = {task_id for *_, task_id in heapq.nsmallest(limit, due)}
+            self._limits.forget(before)
         else:
             jobs = [self._jobs[task_id] for task_id in task_ids if task_id in self._jobs]
             gone = {job.id for job in jobs if (job.status in FINISHED if by is None else is_held(job, by))}
@@ -3446,19 +5127,19 @@ class MemoryBroker(Broker):
 
 
 # ---------------------------------------------------------------------------
-# 9. SQLite broker
+# 10. SQLite broker
 #
-# A table of jobs in one file: what the rules read and write, and the hot moves
-# as one statement for a whole group over a JSON text, for two reasons, both
-# measured: sqlite3 gives up the GIL for a statement, not for a row; and 1,000
-# rows of executemany take 10.0 us each, as one INSERT ... FROM json_each 4.2 us.
-# Above it one writer thread that commits what waits as one group, reads that
-# never wait for a writer, and loopback datagrams that wake other processes.
+# A table of jobs in one file. The frequent moves are one statement for a whole
+# group, over a JSON text, for two measured reasons: sqlite3 releases the GIL
+# per statement, not per row; and 1,000 rows take 10.0 us each by executemany,
+# 4.2 us by one INSERT ... FROM json_each.
+# One writer thread commits all waiting calls as one group, reads never wait for
+# a writer, and loopback datagrams wake other processes.
 # ---------------------------------------------------------------------------
 
 
 def _quoted(statuses: Iterable[TaskStatus]) -> str:
-    """States as an SQL list, in their own order, so that a query's text equals its partial index's."""
+    """Return states as an SQL list, in a fixed order, so that a query's text equals that of its partial index."""
     return "(" + ", ".join(f"'{status}'" for status in TaskStatus if status in set(statuses)) + ")"
 
 
@@ -3467,20 +5148,31 @@ _NOT_BEGUN = _quoted(NOT_BEGUN)
 _FINISHED = _quoted(FINISHED)
 _UNFINISHED = _quoted(UNFINISHED)
 
-_JOB_TABLE = """
+_ADMITTED = "limit_key IS NOT NULL AND status IN ('pending', 'running')"
+_WAITING = "limit_key IS NOT NULL AND status = 'blocked' AND waits = 0"  # awaits_limit() in SQL
+
+# The version is in a separate table, because the file may be the user's application database, whose `user_version`
+# belongs to the application.
+_SCHEMA_VERSION = 9
+_SCHEMA = f"""
 CREATE TABLE flowrra_job (
-    seq INTEGER PRIMARY KEY,  -- the order of submission
+    -- The order of submission. Never used again: an attempt that outlives its job would fit the next one.
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE, task TEXT NOT NULL, queue TEXT NOT NULL, priority INTEGER NOT NULL,
     status TEXT NOT NULL, payload TEXT NOT NULL, submitted REAL NOT NULL,
-    due REAL, expires REAL, unique_key TEXT, parents TEXT, overrides TEXT,
+    due REAL, expires REAL, unique_key TEXT, parents TEXT,
+    overrides TEXT,  -- and tags, and notes: see labels_text
     attempt INTEGER NOT NULL DEFAULT 0, failures INTEGER NOT NULL DEFAULT 0, crashes INTEGER NOT NULL DEFAULT 0,
     cancel_requested INTEGER NOT NULL DEFAULT 0,
     worker TEXT, started REAL, finished REAL, purge_at REAL,
-    result TEXT, error TEXT, traceback TEXT, progress TEXT, history TEXT,
+    result TEXT, error TEXT, traceback TEXT, progress TEXT, history TEXT, steps TEXT,
+    waits INTEGER NOT NULL DEFAULT 0,
+    limit_key TEXT,  -- see limit_key()
+    place INTEGER NOT NULL DEFAULT 0,
     CHECK (CASE status  -- one CASE: the same as four CHECKs costs each write 2.5 us
         WHEN 'pending' THEN finished IS NULL
         WHEN 'running' THEN finished IS NULL AND attempt > 0 AND worker IS NOT NULL AND started IS NOT NULL
-        WHEN 'success' THEN finished IS NOT NULL AND attempt > 0
+        WHEN 'success' THEN finished IS NOT NULL
         WHEN 'scheduled' THEN finished IS NULL AND due IS NOT NULL
         WHEN 'retrying' THEN finished IS NULL AND due IS NOT NULL AND failures > 0
         WHEN 'blocked' THEN finished IS NULL
@@ -3488,119 +5180,81 @@ CREATE TABLE flowrra_job (
         WHEN 'cancelled' THEN finished IS NOT NULL
         ELSE false END)
 );
-"""
-_JOB_INDEXES = f"""
 -- Waiting jobs stay out of the line by their status: with `due` in this index every claim sorts the
 -- backlog (8,000 jobs/s instead of 60,000). Suspects have a line of their own, by their crashes.
-CREATE INDEX flowrra_ready ON flowrra_job (queue, priority, seq) WHERE status = 'pending' AND crashes = 0;
+CREATE INDEX flowrra_ready ON flowrra_job (queue, priority, place, seq) WHERE status = 'pending' AND crashes = 0;
 CREATE INDEX flowrra_suspect ON flowrra_job (queue, crashes, priority, seq) WHERE status = 'pending' AND crashes > 0;
 CREATE INDEX flowrra_due ON flowrra_job (due) WHERE status IN {_DUE_LATER};
-CREATE INDEX flowrra_expiring ON flowrra_job (expires)
-    WHERE expires IS NOT NULL AND attempt = 0 AND status IN {_NOT_BEGUN};
+CREATE INDEX flowrra_expiring ON flowrra_job (expires) WHERE expires IS NOT NULL AND status IN {_NOT_BEGUN};
 CREATE INDEX flowrra_running ON flowrra_job (worker, crashes) WHERE status = 'running';
 CREATE INDEX flowrra_cancelling ON flowrra_job (worker) WHERE status = 'running' AND cancel_requested = 1;
 CREATE INDEX flowrra_purge ON flowrra_job (purge_at) WHERE purge_at IS NOT NULL;
+CREATE INDEX flowrra_blocked ON flowrra_job (seq) WHERE waits > 0;
+-- Of jobs that have a limit: what holds its places, what waits for one, and in what order fair queues have filled.
+CREATE INDEX flowrra_admitted ON flowrra_job (limit_key, status) WHERE {_ADMITTED};
+CREATE INDEX flowrra_waiting ON flowrra_job (limit_key, priority, seq) WHERE {_WAITING};
+CREATE INDEX flowrra_place ON flowrra_job (place) WHERE place > 0 AND status = 'pending';
+-- For failed and cancelled jobs. A column or condition on `status` would cost every job's moves 2 us of 14.
+CREATE INDEX flowrra_troubled ON flowrra_job (seq) WHERE error IS NOT NULL;
 CREATE UNIQUE INDEX flowrra_unique ON flowrra_job (unique_key)
     WHERE unique_key IS NOT NULL AND status IN {_UNFINISHED};
-"""
-_OTHER_TABLES = """
-CREATE TABLE flowrra_dependency (  -- parents that a blocked job still waits for; '' if it is held
+CREATE TABLE flowrra_family (  -- all parents of all jobs
     parent TEXT NOT NULL, child INTEGER NOT NULL, PRIMARY KEY (parent, child)
 ) WITHOUT ROWID;
-CREATE INDEX flowrra_child ON flowrra_dependency (child);
+CREATE TRIGGER flowrra_child_gone AFTER DELETE ON flowrra_job WHEN old.parents IS NOT NULL BEGIN
+    DELETE FROM flowrra_family WHERE child = old.seq AND parent IN (SELECT value FROM json_each(old.parents));
+END;
+CREATE TABLE flowrra_tag (tag TEXT NOT NULL, job_seq INTEGER NOT NULL, PRIMARY KEY (tag, job_seq)) WITHOUT ROWID;
+CREATE TRIGGER flowrra_tagged AFTER INSERT ON flowrra_job WHEN new.overrides IS NOT NULL BEGIN
+    INSERT OR IGNORE INTO flowrra_tag SELECT value, new.seq FROM json_each(new.overrides, '$.tags');
+END;
+CREATE TRIGGER flowrra_tagged_gone AFTER DELETE ON flowrra_job WHEN old.overrides IS NOT NULL BEGIN
+    DELETE FROM flowrra_tag WHERE job_seq = old.seq AND tag IN (SELECT value FROM json_each(old.overrides, '$.tags'));
+END;
 CREATE TABLE flowrra_worker (
     id TEXT PRIMARY KEY, host TEXT NOT NULL,
     home TEXT NOT NULL,  -- where its pid means something: boot and pid namespace
     pid INTEGER NOT NULL,
     birth TEXT NOT NULL,  -- when the process began, since pids are used again
     queues TEXT NOT NULL, tasks TEXT NOT NULL, started REAL NOT NULL, seen REAL NOT NULL,
-    running INTEGER NOT NULL, version TEXT NOT NULL,
-    lease REAL NOT NULL  -- on the monotonic clock of this boot
+    running INTEGER NOT NULL, version TEXT NOT NULL, memory INTEGER,
+    lease REAL NOT NULL,  -- on the monotonic clock of this boot
+    length REAL,  -- seconds; a lease that ends later than this from now is of an earlier boot
+    graced INTEGER NOT NULL DEFAULT 0,  -- whether it is a fresh one that another worker gave it after an outage
+    term TEXT NOT NULL DEFAULT ''
 );
 CREATE TABLE flowrra_listener (  -- loopback ports of those who want to be told
     port INTEGER PRIMARY KEY, kinds TEXT NOT NULL, home TEXT NOT NULL, pid INTEGER NOT NULL, birth TEXT NOT NULL
 );
 CREATE TABLE flowrra_paused (queue TEXT PRIMARY KEY);
-"""
-
-_TROUBLED = """
--- For failed and cancelled jobs. A column or condition on `status` would cost every job's moves 2 us of 14.
-CREATE INDEX flowrra_troubled ON flowrra_job (seq) WHERE error IS NOT NULL;
-"""
-_CHILD_GONE = """
-CREATE TRIGGER flowrra_child_gone AFTER DELETE ON flowrra_job WHEN old.parents IS NOT NULL BEGIN
-    DELETE FROM flowrra_family WHERE child = old.seq AND parent IN (SELECT value FROM json_each(old.parents));
-END;
-"""
-_SCHEMA_2 = f"""{_TROUBLED}
-CREATE TABLE flowrra_family (  -- all parents of all jobs
-    parent TEXT NOT NULL, child INTEGER NOT NULL, PRIMARY KEY (parent, child)
+CREATE TABLE flowrra_limit (name TEXT PRIMARY KEY, text TEXT NOT NULL);  -- see Limit.text
+CREATE TABLE flowrra_limit_key (  -- see LimitKey.row
+    name TEXT PRIMARY KEY, tat REAL NOT NULL DEFAULT 0, due REAL, paused INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
-INSERT INTO flowrra_family SELECT DISTINCT value, seq FROM flowrra_job, json_each(parents) WHERE parents IS NOT NULL;
-{_CHILD_GONE}
+CREATE INDEX flowrra_limit_due ON flowrra_limit_key (due) WHERE due IS NOT NULL;
 CREATE TABLE flowrra_activity (
     minute INTEGER NOT NULL, worker TEXT NOT NULL, counts TEXT NOT NULL, PRIMARY KEY (minute, worker)
 ) WITHOUT ROWID;
-ALTER TABLE flowrra_worker ADD COLUMN memory INTEGER;
-"""
-
-_SCHEMA_3 = """
--- Seconds; NULL: of an older Flowrra. A lease that ends later than this from now is of an earlier boot.
-ALTER TABLE flowrra_worker ADD COLUMN length REAL;
--- Whether its lease is a fresh one that another worker gave it after an outage.
-ALTER TABLE flowrra_worker ADD COLUMN graced INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE flowrra_worker ADD COLUMN term TEXT NOT NULL DEFAULT '';
-"""
-
-# A `seq` is not used again when its job is deleted: an attempt that outlived its job would fit the next one. And
-# `expires` is forgotten when an attempt begins to run, so that a job which was handed back untouched still has it.
-_NEVER_AGAIN = f"""
-{
-    _JOB_TABLE.replace("flowrra_job", "flowrra_new_job")
-    .replace("PRIMARY KEY,", "PRIMARY KEY AUTOINCREMENT,")
-    .replace("'success' THEN finished IS NOT NULL AND attempt > 0", "'success' THEN finished IS NOT NULL")
-}
-INSERT INTO flowrra_new_job SELECT * FROM flowrra_job;
-UPDATE flowrra_new_job SET expires = NULL WHERE expires IS NOT NULL AND attempt > 0;
-DROP TABLE flowrra_job;
-ALTER TABLE flowrra_new_job RENAME TO flowrra_job;
-{_JOB_INDEXES.replace("expires IS NOT NULL AND attempt = 0 AND", "expires IS NOT NULL AND")}{_TROUBLED}{_CHILD_GONE}
-"""
-
-_SCHEMA_TOTALS = """
 CREATE TABLE flowrra_total (  -- what workers did since there is this table; see totals_of_activity
     task TEXT NOT NULL, what TEXT NOT NULL, number REAL NOT NULL, PRIMARY KEY (task, what)
 ) WITHOUT ROWID;
-"""
-
-_SCHEMA_ENDINGS = """
 CREATE TABLE flowrra_ending (  -- jobs that have ended without an attempt that tells of it, until a heartbeat does
     seq INTEGER PRIMARY KEY AUTOINCREMENT, job TEXT NOT NULL  -- see ended_job
 );
 """
 
-# BLOCKED is what waits for something: parents that have not finished, and a hold. It is counted in the job's row, so
-# that only the children of a parent that ends are looked at.
-_SCHEMA_WAITS = """
-ALTER TABLE flowrra_job ADD COLUMN waits INTEGER NOT NULL DEFAULT 0;
-UPDATE flowrra_job SET waits = (SELECT count(*) FROM flowrra_dependency WHERE child = seq) WHERE status = 'blocked';
-CREATE INDEX flowrra_blocked ON flowrra_job (seq) WHERE waits > 0;
-DROP TABLE flowrra_dependency;
+# Rules that older versions did not have, apart from columns: all parents are in flowrra_family (version 2),
+# `expires` is removed when an attempt starts (4), and a job's row counts what it waits for (7).
+_LATER_RULES = f"""
+UPDATE flowrra_job SET expires = NULL WHERE attempt > 0 AND :version < 4;
+INSERT OR IGNORE INTO flowrra_family SELECT value, seq FROM flowrra_job, json_each(parents) WHERE parents IS NOT NULL;
+UPDATE flowrra_job SET waits = (worker IS NOT NULL) + (SELECT count(*) FROM flowrra_family AS f
+    JOIN flowrra_job AS p ON p.id = f.parent AND p.status IN {_UNFINISHED} WHERE f.child = flowrra_job.seq)
+WHERE status = 'blocked';
 """
 
-# Entry n takes a store from schema n to n + 1. The version lives in a table of our own, since the file
-# may be the user's application database, whose `user_version` is the application's.
-_MIGRATIONS = (
-    _JOB_TABLE + _JOB_INDEXES + _OTHER_TABLES,
-    _SCHEMA_2,
-    _SCHEMA_3,
-    _NEVER_AGAIN,
-    _SCHEMA_TOTALS,
-    _SCHEMA_ENDINGS,
-    _SCHEMA_WAITS,
-)
-
-# By what a minute's rows say more than those that they replace: told twice, they count once.
+# Add to the totals by how much the new rows of a minute exceed those that they replace, so that a heartbeat that is
+# repeated counts once. json_each gives one row with the key NULL for a plain number.
 _COUNT_ACTIVITY = """
     INSERT INTO flowrra_total
     SELECT json_extract(row.value, '$[1]'), part.key || coalesce('.' || one.key, ''), sum(sign * one.value) AS number
@@ -3610,36 +5264,77 @@ _COUNT_ACTIVITY = """
     WHERE part.key > 1 GROUP BY 1, 2 HAVING number != 0
     ON CONFLICT DO UPDATE SET number = number + excluded.number"""
 
-_ALIKE = "task, queue, priority, status, submitted, due, expires, overrides"
+_ALIKE = "task, queue, priority, status, submitted, due, expires, overrides, limit_key"
 _PUSH_ONE = (
-    f"INSERT INTO flowrra_job (id, payload, {_ALIKE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+    f"INSERT INTO flowrra_job (id, payload, {_ALIKE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 )
 _PUSH_ALIKE = f"""
     INSERT INTO flowrra_job (id, payload, {_ALIKE})
-    SELECT key, value, ?, ?, ?, ?, ?, ?, ?, ? FROM json_each(?) WHERE true ON CONFLICT DO NOTHING"""
+    SELECT key, value, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM json_each(?) WHERE true ON CONFLICT DO NOTHING"""
 
-# A job's columns, in the order of its fields. `result` is large, and no rule reads it.
-_BORN = "id, task, queue, priority, payload, submitted, unique_key, parents, overrides"
+# A job's columns, in the order of its fields. Rules get NULL as `result`, which is large: no move leads away from a
+# success, so that none is written back.
+_BORN = "id, task, queue, priority, payload, submitted, unique_key, parents, overrides, limit_key"
 _CHANGING = """status, due, expires, attempt, failures, crashes, worker, started, finished, purge_at, result, error,
-    traceback, progress, history, cancel_requested, waits"""
+    traceback, progress, history, cancel_requested, waits, steps, place"""
 _COLUMNS = f"seq, {_BORN}, {_CHANGING}"
 _JOBS = f"SELECT {_COLUMNS.replace('result', 'NULL')} FROM flowrra_job WHERE"
 _LISTED = "IN (SELECT value FROM json_each(?))"
 _FINDS: Mapping[type[Find], str] = {
     Jobs: f"{_JOBS} id {_LISTED}",
-    Children: f"""{_JOBS} status = 'blocked' AND seq IN
+    Children: f"""{_JOBS} status = 'blocked' AND waits > 0 AND seq IN
         (SELECT f.child FROM json_each(?) CROSS JOIN flowrra_family AS f ON f.parent = value) ORDER BY seq""",
     Holders: f"{_JOBS} unique_key {_LISTED} AND unique_key IS NOT NULL AND status IN {_UNFINISHED}",
     Running: f"{_JOBS} worker {_LISTED} AND status = 'running'",
     Expired: f"""{_JOBS} expires IS NOT NULL AND status IN {_NOT_BEGUN} AND expires <= ?
         ORDER BY expires, seq LIMIT ?""",
+    WaitingFor: f"""SELECT n.value, j.seq, j.id, j.queue, j.priority, j.crashes
+        FROM json_each(?) AS n CROSS JOIN flowrra_job AS j WHERE j.seq IN (SELECT seq FROM flowrra_job
+            WHERE limit_key = n.value AND {_WAITING} ORDER BY priority, seq LIMIT ?)""",
+    Admitted: f"{_JOBS} limit_key {_LISTED} AND {_ADMITTED} AND +status = 'pending'",
+    DueKeys: "SELECT name FROM flowrra_limit_key WHERE due IS NOT NULL AND due <= ? LIMIT ?",
 }
+_PLACES = f"SELECT count(*) FROM flowrra_job WHERE limit_key = n.name AND {_ADMITTED} AND status"
+_LIMIT_KEYS = f"""
+    SELECT n.name, l.text,
+        CASE WHEN waits OR own THEN ({_PLACES} = 'running') ELSE 0 END,
+        CASE WHEN waits OR own THEN ({_PLACES} = 'pending') ELSE 0 END,
+        waits, coalesce(k.tat, 0.0), k.due, coalesce(k.paused, 0)
+    FROM (SELECT key AS name, value AS own,
+            EXISTS (SELECT 1 FROM flowrra_job WHERE limit_key = key AND {_WAITING}) AS waits
+        FROM json_each(?) LIMIT -1) AS n  -- the LIMIT keeps it from being asked again for each use of `waits`
+        LEFT JOIN flowrra_limit_key AS k ON k.name = n.name
+        LEFT JOIN flowrra_limit AS l ON l.name = substr(n.name, 1, instr(n.name, ':') - 1)"""
+_AWAITED = f"""
+    SELECT value FROM json_each(?)
+    WHERE EXISTS (SELECT 1 FROM flowrra_job WHERE limit_key = value AND {_WAITING})"""
+_ADMIT = """
+    UPDATE flowrra_job SET status = 'pending', place = v.value FROM json_each(?) AS v
+    WHERE seq = CAST(v.key AS INTEGER)"""
+_KEEP_KEY = "INSERT OR REPLACE INTO flowrra_limit_key (name, tat, due, paused) VALUES (?, ?, ?, ?)"
+# Each key of a limit for which jobs wait, found by one step of the index for each, however many wait for it.
+_MAKE_DUE = f"""
+    WITH RECURSIVE waiting(name) AS (
+        SELECT min(limit_key) FROM flowrra_job WHERE {_WAITING} AND limit_key >= :begin AND limit_key < :end
+        UNION ALL SELECT (SELECT min(limit_key) FROM flowrra_job
+            WHERE {_WAITING} AND limit_key > waiting.name AND limit_key < :end) FROM waiting WHERE name IS NOT NULL)
+    INSERT INTO flowrra_limit_key (name, due) SELECT name, :now FROM waiting WHERE name IS NOT NULL
+    ON CONFLICT DO UPDATE SET due = excluded.due"""
+_LIMIT_USE = f"""
+    SELECT limit_key, sum(status = 'running'), sum(status = 'pending'), 0, 0
+        FROM flowrra_job WHERE {_ADMITTED} GROUP BY 1
+    UNION ALL SELECT limit_key, 0, 0, count(*), 0 FROM flowrra_job WHERE {_WAITING} GROUP BY 1
+    UNION ALL SELECT name, 0, 0, 0, 1 FROM flowrra_limit_key WHERE paused"""
 _places = ", ".join("?" * len(f"{_BORN}, {_CHANGING}".split(",")))
 _INSERT = f"INSERT INTO flowrra_job ({_BORN}, {_CHANGING}) VALUES ({_places})"
 _UPDATE = f"UPDATE flowrra_job SET {', '.join(f'{name.strip()} = ?' for name in _CHANGING.split(','))} WHERE seq = ?"
 _PROMOTE = f"""
-    UPDATE flowrra_job SET status = 'pending' WHERE seq IN
-        (SELECT seq FROM flowrra_job WHERE status IN {_DUE_LATER} AND due <= ? ORDER BY due, seq LIMIT ?)"""
+    UPDATE flowrra_job SET status = CASE WHEN limit_key IS NULL THEN 'pending' ELSE 'blocked' END WHERE seq IN
+        (SELECT seq FROM flowrra_job WHERE status IN {_DUE_LATER} AND due <= ? ORDER BY due, seq LIMIT ?)
+    RETURNING queue, limit_key"""
+_NEXT_DUE = f"""
+    SELECT min(due) FROM (SELECT min(due) AS due FROM flowrra_job WHERE status IN {_DUE_LATER}
+        UNION ALL SELECT min(due) FROM flowrra_limit_key WHERE due IS NOT NULL)"""
 _SUCCEED = """
     UPDATE flowrra_job SET status = 'success', result = v.value, finished = ?, purge_at = ?,
         error = NULL, traceback = NULL
@@ -3657,31 +5352,35 @@ _TAKE_ENDINGS = f"""
     DELETE FROM flowrra_ending WHERE seq IN (SELECT seq FROM flowrra_ending ORDER BY seq LIMIT {ENDINGS_TAKEN})
     RETURNING seq, job"""
 
-_LAPSED = f"(lease <= :clock OR lease > :clock + coalesce(length, {MAX_LEASE}))"
-# All that a claim must know first, in one statement: each one costs an idle worker 20 us, its caches being cold.
+# Later than possible: from an earlier boot. A second more, because clocks of two cores differ (0.1 ms in a VM).
+_LAPSED = f"(lease <= :clock OR lease > :clock + coalesce(length, {MAX_LEASE}) + 1.0)"
+# All that a claim must know first. One statement, because each costs an idle worker 20 us with cold caches. The
+# last but one is NULL if the worker runs nothing, otherwise the most crashes of its running jobs.
 _BEFORE_CLAIM = f"""
     SELECT EXISTS (SELECT 1 FROM flowrra_worker WHERE id = :worker AND lease > :clock)
             AND NOT EXISTS (SELECT 1 FROM flowrra_paused WHERE queue = :queue),
         EXISTS (SELECT 1 FROM flowrra_worker WHERE {_LAPSED} AND NOT graced AND id != :worker),
-        EXISTS (SELECT 1 FROM flowrra_job WHERE status IN {_DUE_LATER} AND due <= :now),
+        EXISTS (SELECT 1 FROM flowrra_job WHERE status IN {_DUE_LATER} AND due <= :now)
+            OR EXISTS (SELECT 1 FROM flowrra_limit_key WHERE due IS NOT NULL AND due <= :now),
         EXISTS (SELECT 1 FROM flowrra_job
             WHERE expires IS NOT NULL AND status IN {_NOT_BEGUN} AND expires <= :now),
         (SELECT crashes FROM flowrra_job WHERE status = 'running' AND worker = :worker ORDER BY crashes DESC LIMIT 1),
         EXISTS (SELECT 1 FROM flowrra_job WHERE status = 'pending' AND crashes > 0 AND queue = :queue)"""
-_CLAIMED = "seq, id, task, payload, queue, priority, submitted, due, attempt, failures, crashes, overrides, parents"
+_CLAIMED = """seq, id, task, payload, queue, priority, submitted, due, attempt, failures, crashes, overrides, parents,
+    steps, limit_key"""
 _READY = f"""
     SELECT {_CLAIMED} FROM flowrra_job WHERE status = 'pending' AND crashes = 0 AND queue = :queue
-    ORDER BY priority, seq LIMIT :limit"""
-# While there may be some that have expired: these are passed by, but not without end. 100,000 take 50 ms, to be
-# cancelled a second and more.
+    ORDER BY priority, place, seq LIMIT :limit"""
+# For when there may be expired jobs: skipping 100,000 of them here takes 50 ms; to end them, as the upkeep
+# does, takes more than a second.
 _READY_STILL = f"""
     SELECT {_CLAIMED} FROM ({_READY.replace(" FROM", ", expires FROM").replace(":limit", str(100 * UPKEEP_STEP))})
     WHERE expires IS NULL OR expires > :now LIMIT :limit"""
-# BETWEEN, since `=` beside the `> 0` that the index asks for makes the planner sort.
+# BETWEEN, because with `=` next to the `> 0` of the index the planner sorts.
 _AS_SUSPECT = "crashes > 0 AND crashes BETWEEN :crashes AND :crashes"
-_SUSPECT = _READY.replace("crashes = 0", _AS_SUSPECT).replace("ORDER BY", "ORDER BY crashes,")
+_SUSPECT = _READY.replace("crashes = 0", _AS_SUSPECT).replace("priority, place", "crashes, priority")
 _START = """
-    UPDATE flowrra_job SET status = 'running', attempt = attempt + 1, worker = ?, started = ?
+    UPDATE flowrra_job SET status = 'running', attempt = attempt + 1, worker = ?, started = max(?, submitted)
     WHERE seq IN (SELECT value FROM json_each(?))"""
 
 _WORKER_COLUMNS = "id, host, pid, queues, tasks, started, seen, running, version, memory"
@@ -3695,7 +5394,7 @@ _REGISTER = f"""
 
 
 class _Home(NamedTuple):
-    """Where this process lives, so that another one can tell whether it is still alive."""
+    """The host, boot and process of a worker, so that another process can tell whether it is still alive."""
 
     name: str
     pid: int
@@ -3706,21 +5405,21 @@ class _Home(NamedTuple):
         return cls(_home_name(), os.getpid(), _birth_of(os.getpid()) or "")
 
     def lives(self, home: str, pid: int, birth: str) -> bool:
-        """Whether it is surely there, in another process of this host, and not stopped: that one is as good as gone."""
+        """Whether such a process certainly exists on this host and is not stopped (a stopped one counts as gone)."""
         found = _process(pid) if home == self.name and pid != self.pid else None
         return found is not None and found[0] not in ("", "T") and found[1] == birth
 
     def is_dead(self, home: str, pid: int, birth: str) -> bool:
-        """Whether such a process is surely gone."""
+        """Whether such a process certainly no longer exists."""
         if home == self.name:
             found = _birth_of(pid)
             return found is None or (found != birth and "" not in (found, birth))
         boot = self.name.partition(" ")[0]
-        return " " in self.name and not home.startswith(f"{boot} ")  # of an earlier boot of this machine
+        return " " in self.name and not home.startswith(f"{boot} ")  # on Linux: of an earlier boot
 
 
 def _home_name() -> str:
-    """The boot and the pid namespace; without them (no Linux) the host's name must do."""
+    """Return the boot and the pid namespace; where they do not exist (no Linux), the name of the host."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
@@ -3731,13 +5430,13 @@ def _home_name() -> str:
 
 
 def _birth_of(pid: int) -> str | None:
-    """When the process began, "" where that cannot be told, None if there is no such process."""
+    """Return when the process started: "" where this is unknown, None if there is no such process."""
     found = _process(pid)
     return found if found is None else found[1]
 
 
 def _process(pid: int) -> tuple[str, str] | None:
-    """The state of a process, as a letter of proc(5), and when it began; both "" where that cannot be told."""
+    """Return the state of a process as a letter of proc(5), and its start; both "" where they are unknown."""
     if os.name != "posix":
         return "", ""  # os.kill(pid, 0) would end the process on Windows; its lease will run out
     try:
@@ -3756,8 +5455,8 @@ def _process(pid: int) -> tuple[str, str] | None:
 class SQLiteTable:
     """The jobs in one SQLite file. One caller at a time; each method that writes runs inside a transaction.
 
-    `woken`: the topics that the transaction concerns, for whoever waits; its caller empties it, and has them told
-    once it is committed. `upkeep_left`: the moment as of which claims have left something to `upkeep`.
+    `woken`: the topics that the transaction changed; after the commit, its caller wakes those who wait, and empties it.
+    `upkeep_left`: the time as of which claims have left something for `upkeep` to do.
     """
 
     def __init__(self, connection: sqlite3.Connection, retention: BackendConfig, clock: Clock) -> None:
@@ -3771,30 +5470,52 @@ class SQLiteTable:
     # The rules at work -------------------------------------------------------------------------
 
     def run(self, unit: Unit, walk: Walk[T]) -> T:
-        """Run a walk of the rules, and write down what has become of the jobs."""
+        """Run a walk of the rules, and apply its changes to the jobs."""
         answer = drive(walk, self._look)
+        if unit.placed:
+            _give_places(self._db, unit.placed)
+        admitted: list[str] = []
         for before, job in unit.changes():
             if before is None:
                 self._insert(job)
+            elif job.status is PENDING and awaits_limit(before) and job.id not in unit.replaced:
+                admitted.append(f'"{job.seq}":{job.place}')
             else:
                 self._db.execute(_UPDATE, (*_changing_values(job), job.seq))
+                if job.id in unit.replaced:
+                    values = (job.payload, stored_limit_key(job), job.seq)
+                    self._db.execute("UPDATE flowrra_job SET payload = ?, limit_key = ? WHERE seq = ?", values)
             self._wake_for(job)
+        if admitted:
+            self._db.execute(_ADMIT, (f"{{{','.join(admitted)}}}",))
+        if unit.limits or unit.limit_keys:
+            _write_limits(self._db, unit)
+            queues = ("",) if unit.limits else unit.timed
+            self.woken.update(dict.fromkeys(("queue", queue) for queue in queues))
         if unit.endings:
             rows = ((json.dumps([j.id, j.task, j.attempt, j.status, j.error]),) for j in unit.endings)
             self._db.executemany("INSERT INTO flowrra_ending (job) VALUES (?)", rows)
         return answer
 
-    def _look(self, find: Find) -> list[Job]:
-        if isinstance(find, Expired):
-            rows = self._db.execute(_FINDS[Expired], (find.now, find.limit))
-        else:
-            rows = self._db.execute(_FINDS[type(find)], (json.dumps(list(find[0])),))
-        return [_job_of_row(row) for row in rows]
+    def _look(self, find: Find) -> Sequence[Any]:
+        query = self._db.execute
+        if isinstance(find, LimitKeys):
+            return self.limit_states(find.names, find.own)
+        if isinstance(find, DueKeys):
+            return [row[0] for row in query(_FINDS[DueKeys], find)]
+        if isinstance(find, WaitingFor):
+            alike: dict[int, list[str]] = {}
+            for name, most in find.most.items():
+                alike.setdefault(most, []).append(name)
+            groups = ((json.dumps(names), most) for most, names in alike.items())
+            return [_waiting_job(*row) for group in groups for row in query(_FINDS[WaitingFor], group)]
+        values = find if isinstance(find, Expired) else (json.dumps(list(find[0])),)
+        return [_job_of_row(row) for row in query(_FINDS[type(find)], values)]
 
     def _insert(self, job: Job) -> None:
         parents = json.dumps(job.parents) if job.parents else None
         row = (job.id, job.task, job.queue, job.priority, job.payload, job.submitted, job.unique, parents,
-               _text(job.overrides), *_changing_values(job))  # fmt: skip
+               labels_text(job), stored_limit_key(job), *_changing_values(job))  # fmt: skip
         self._db.execute(_INSERT, row)
         if parents:
             family = "INSERT OR IGNORE INTO flowrra_family SELECT value, last_insert_rowid() FROM json_each(?)"
@@ -3804,11 +5525,12 @@ class SQLiteTable:
         if job.status in FINISHED:
             self.woken["job", job.id] = None
         elif job.status is RUNNING:
-            self.woken["worker", ""] = None
+            if job.cancel_requested:
+                self.woken["worker", ""] = None
         elif job.status is not BLOCKED:
             self.woken["queue", job.queue] = None
 
-    # Taking in ---------------------------------------------------------------------------------
+    # Pushing -----------------------------------------------------------------------------------
 
     def push(self, jobs: Sequence[Job], *, now: float, by: str | None = None) -> list[str]:
         unit = Unit(now, self._retention)
@@ -3816,44 +5538,55 @@ class SQLiteTable:
             return self.run(unit, adopt(unit, jobs, by))
         ids: list[str] = []
         pushed: list[str] = []
+        limited: set[str] = set()
         for is_plain, run in itertools.groupby(jobs, _plainness):  # neighbours only, so that the order is kept
             some = list(run)
             if is_plain:
                 ids += self._push_plain(some, now)
+                if some[0].limit is not None:
+                    limited.update(map(limit_key, some))
             else:
                 unit = Unit(now, self._retention)
                 ids += self.run(unit, push(unit, some, dict(zip(pushed, ids, strict=True))))
             pushed += [job.id for job in some]
+        if limited:
+            unit = Unit(now, self._retention, limited)
+            self.run(unit, admit(unit))
         return ids
 
     def _push_plain(self, jobs: Sequence[Job], now: float) -> list[str]:
-        """Jobs that share all but their ids and arguments, in one statement; one whose id is there is passed over."""
+        """Push jobs that differ only in ids and arguments, in one statement. A job whose id exists is skipped."""
         first = jobs[0]
-        shared = (first.task, first.queue, first.priority, first_status(first.due, now), now, first.due, first.expires,
-                  _text(first.overrides))  # fmt: skip
+        status = first_status(first.due, now, first.limit)
+        alike = (first.task, first.queue, first.priority, status, now, first.due, first.expires, labels_text(first))
+        keys: list[str | None] = [stored_limit_key(job) for job in jobs] if first.limit is not None else [None]
+        shared = (*alike, keys[0])
         if len(jobs) == 1:
             done = self._db.execute(_PUSH_ONE, (first.id, first.payload, *shared))
+        elif keys.count(keys[0]) != len(keys):
+            rows = [(job.id, job.payload, *alike, key) for job, key in zip(jobs, keys, strict=True)]
+            done = self._db.executemany(_PUSH_ONE, rows)
         else:
             payloads: dict[str, str | None] = {}
             for job in jobs:
                 payloads.setdefault(job.id, job.payload)
             text = ",".join([f"{_json_key(task_id)}:{payload}" for task_id, payload in payloads.items()])
             done = self._db.execute(_PUSH_ALIKE, (*shared, f"{{{text}}}"))
-        if done.rowcount:
+        if done.rowcount and status is not BLOCKED:
             self.woken["queue", first.queue] = None
         return [job.id for job in jobs]
 
-    # Handing out -------------------------------------------------------------------------------
+    # Claiming ----------------------------------------------------------------------------------
 
     def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = LAST_CHANCE) -> list[Any]:
-        """The rows of `claimed_job`, which is called when the transaction is over: others wait for its end.
+        """Return rows for `claimed_job`. The jobs are made from them after the commit, for which others wait.
 
-        What is due, or has expired, is dealt with in a bounded step; the broker goes on with the rest.
+        Due and expired jobs are processed in a bounded step; the broker continues with the rest.
         """
         place = {"queue": queue, "worker": worker, "now": now, "limit": limit, "clock": self._clock.monotonic()}
         may_claim, lapsed, due, expired, held, suspects = self._db.execute(_BEFORE_CLAIM, place).fetchone()
         if due:
-            self._promote(now)  # in any case: a wait ends with the first of those that are left
+            self._promote(now)  # even if nothing may be claimed: otherwise a due job would end all waits at once
         if not may_claim:
             return []
         if lapsed:
@@ -3868,17 +5601,33 @@ class SQLiteTable:
         rows = rows or self._db.execute(_READY_STILL if more else _READY, place).fetchall()
         if rows:
             self._db.execute(_START, (worker, now, f"[{','.join([str(row[0]) for row in rows])}]"))
+            if limited := [row[-1] for row in rows if row[-1] is not None]:
+                self._charge(limited, now)
         return rows
 
+    def _charge(self, names: Sequence[str], now: float) -> None:
+        texts = self._db.execute(
+            f"SELECT name, text FROM flowrra_limit WHERE name {_LISTED}",
+            (json.dumps(list({name.partition(":")[0] for name in names})),),
+        ).fetchall()
+        charged = {name for name, text in texts if Limit.from_text(text).is_charged}
+        if limited := [name for name in names if name.partition(":")[0] in charged]:
+            unit = Unit(now, self._retention)
+            self.run(unit, charge(unit, limited))
+
     def upkeep(self, now: float) -> None:
-        """A step of what claims have left. Jobs behind expired ones are looked for when all of those are done with."""
+        """Do a step of what claims have left. When no expired job is left, the jobs behind them may be claimed."""
         self._promote(now)
         if not self._expire(now):
             self.woken["queue", ""] = None
 
     def _promote(self, now: float) -> None:
-        done = self._db.execute(_PROMOTE, (now, UPKEEP_STEP)).rowcount
-        self._leave_to_upkeep(done >= UPKEEP_STEP, now)
+        """Make ready what is due: jobs, and jobs of limit keys whose rates allow more."""
+        rows = self._db.execute(_PROMOTE, (now, UPKEEP_STEP)).fetchall()
+        self.woken.update(dict.fromkeys(("queue", queue) for queue, _ in rows))  # also others than the claim's own
+        unit = Unit(now, self._retention, (name for _, name in rows if name is not None))
+        is_left = self.run(unit, admit_due(unit, UPKEEP_STEP))
+        self._leave_to_upkeep(is_left or len(rows) >= UPKEEP_STEP, now)
 
     def _expire(self, now: float) -> bool:
         unit = Unit(now, self._retention)
@@ -3890,28 +5639,29 @@ class SQLiteTable:
         return is_left
 
     def next_due(self) -> float | None:
-        """The earliest moment at which a waiting job becomes ready."""
-        row = self._db.execute(f"SELECT min(due) FROM flowrra_job WHERE status IN {_DUE_LATER}").fetchone()
-        return cast("float | None", row[0])
+        """Return the earliest moment at which a waiting job becomes ready."""
+        return cast("float | None", self._db.execute(_NEXT_DUE).fetchone()[0])
 
-    # Writing down ------------------------------------------------------------------------------
+    # Settling ----------------------------------------------------------------------------------
 
     def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
-        """Write down what attempts came to; of an attempt's ends the first one counts."""
+        """Write the outcomes of attempts. If an attempt has several endings, the first one counts."""
         done = self._settle_successes(outcomes, now)
         self.woken.update(dict.fromkeys(("job", outcome.job.id) for outcome in done.values()))
-        unit = Unit(now, self._retention)
+        names = {limit_key(o.job) for o in done.values() if o.job.limit is not None}
+        awaited = self._db.execute(_AWAITED, (json.dumps(list(names)),)).fetchall() if names else ()
+        unit = Unit(now, self._retention, (row[0] for row in awaited))
         unit.ended = self._parents_among([outcome.job for outcome in done.values()])
         others = [outcome for index, outcome in enumerate(outcomes) if index not in done]
-        if not others and not unit.ended:
+        if not others and not unit.ended and not unit.touched:
             return [True] * len(outcomes)
         written = iter(self.run(unit, settle(unit, others)))
         return [index in done or next(written) for index in range(len(outcomes))]
 
     def _settle_successes(self, outcomes: Sequence[Outcome], now: float) -> dict[int, Outcome]:
-        """Write the successes, one statement for all that share attempt number, worker and retention: what was written.
+        """Write the successes, one statement per attempt number, worker and retention. Return what was written.
 
-        Left out is what comes after another end of the same attempt.
+        If there are several outcomes of one attempt, only the first is considered here.
         """
         alike: dict[tuple[int, str | None, float | None], dict[int, int]] = {}
         seen: set[tuple[int, int]] = set()
@@ -3930,7 +5680,7 @@ class SQLiteTable:
         return done
 
     def _parents_among(self, jobs: Sequence[Job]) -> list[Job]:
-        """Copies of those that have children, as the successes that they are."""
+        """Return copies of those jobs that have children, as the successes that they are."""
         if not jobs or self._db.execute("SELECT NOT EXISTS (SELECT 1 FROM flowrra_family)").fetchone()[0]:
             return []
         having = "SELECT f.parent FROM json_each(?) CROSS JOIN flowrra_family AS f ON f.parent = value"
@@ -3949,15 +5699,10 @@ class SQLiteTable:
                 self._insert(recorded(result, self._retention))
                 self.woken["job", result.task_id] = None
 
-    def report(self, progress: Mapping[tuple[str, int], Progress]) -> None:
-        update = "UPDATE flowrra_job SET progress = ? WHERE id = ? AND attempt = ? AND status = 'running'"
-        for (task_id, attempt), reported in progress.items():
-            self._db.execute(update, (json.dumps(reported), task_id, attempt))
-
     # Workers -----------------------------------------------------------------------------------
 
     def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> tuple[Notices, str]:
-        """What it brings back, and the term of the lease."""
+        """Return the notices, and the term of the lease."""
         self._count_activity(worker, now)
         if lease <= 0:
             self._remove_workers([worker.id], now, crashed=False)
@@ -3974,7 +5719,7 @@ class SQLiteTable:
     def _count_activity(self, worker: WorkerInfo, now: float) -> None:
         for minute, counts in activity_texts(worker.activity).items():
             values = {"minute": minute, "worker": worker.id, "counts": counts}
-            if minute >= now - ACTIVITY_KEPT:  # what was forgotten is not known to be counted
+            if minute >= now - ACTIVITY_KEPT:  # purged minutes cannot be compared
                 self._db.execute(_COUNT_ACTIVITY, values)
             self._db.execute("INSERT OR REPLACE INTO flowrra_activity VALUES (:minute, :worker, :counts)", values)
             self._db.execute("DELETE FROM flowrra_activity WHERE minute < ?", (now - ACTIVITY_KEPT,))
@@ -4002,10 +5747,10 @@ class SQLiteTable:
         return [ended_job(text) for _, text in sorted(self._db.execute(_TAKE_ENDINGS).fetchall())]
 
     def _rescue_lapsed(self, now: float, by: str, *, beat: float = 0.0, is_new: bool = False) -> list[str]:
-        """Put back the jobs of workers that `by` may take for dead. A claim leaves those in doubt to heartbeats.
+        """Put back the jobs of workers that `by` may presume dead. A claim leaves doubtful ones to heartbeats.
 
-        `beat`: the length of the lease that a heartbeat is about to get. A process that lives on this host is not
-        dead, however late it is; one that is stopped runs nothing meanwhile, and may be.
+        `beat`: the length of the lease that a heartbeat will get. A process that lives on this host is not dead,
+        however late it is. A stopped process runs nothing, so it may be.
         """
         clock = self._clock.monotonic()
         query = f"SELECT id, lease, length, graced, home, pid, birth FROM flowrra_worker WHERE id = :by OR {_LAPSED}"
@@ -4020,7 +5765,7 @@ class SQLiteTable:
         return self._remove_workers([worker for worker in dead if not self._home.lives(*rows[worker][3:])], now)
 
     def dead_workers(self) -> list[str]:
-        """The workers whose process is gone: seen at once on this host, without waiting for the lease."""
+        """Return the workers of this host whose process no longer exists, without waiting for the lease."""
         workers = self._db.execute("SELECT id, home, pid, birth FROM flowrra_worker")
         return [worker for worker, *process in workers if self._home.is_dead(*process)]
 
@@ -4032,17 +5777,16 @@ class SQLiteTable:
         return workers
 
     def rescue_dead(self, now: float) -> None:
-        """What whoever opens the store does first: put back the dead's jobs, drop their ports."""
+        """Put back the jobs of dead workers and remove their ports. Whoever opens the store does this first."""
         self._remove_workers(self.dead_workers(), now)
-        for port, *process in self._db.execute("SELECT port, home, pid, birth FROM flowrra_listener").fetchall():
-            if self._home.is_dead(*process):
-                self.unlisten(port)
+        for port in _dead_ports(self._db, self._home):
+            self.unlisten(port)
 
-    # By hand -----------------------------------------------------------------------------------
+    # Changes by hand ---------------------------------------------------------------------------
 
     def change(self, task_ids: Sequence[str], action: Action, *, now: float, by: str | None = None) -> list[bool]:
         unit = Unit(now, self._retention)
-        return self.run(unit, change(unit, task_ids, action, by))
+        return self.run(unit, change(unit, task_ids, action, emitted(action, by)))
 
     def remove(
         self, task_ids: Sequence[str] = (), by: str | None = None, before: float | None = None, limit: int = 1000
@@ -4050,6 +5794,7 @@ class SQLiteTable:
         ids = json.dumps(task_ids)
         if before is not None:
             rows = self._db.execute(_PURGE, (before, limit)).fetchall()
+            self._db.execute("DELETE FROM flowrra_limit_key WHERE tat < ? AND due IS NULL AND NOT paused", (before,))
         elif by is None:
             rows = self._db.execute(_DELETE_FINISHED, (ids,)).fetchall()
         else:
@@ -4062,31 +5807,32 @@ class SQLiteTable:
         self._db.execute(pause if paused else resume, (queue,))
         self.woken |= {("queue", queue): None, ("worker", ""): None}
 
-    # Looking -----------------------------------------------------------------------------------
+    # Reading -----------------------------------------------------------------------------------
 
     def find(self, which: JobFilter, *, limit: int, after: int | None, oldest_first: bool) -> list[Job]:
         states = which.status
         if states and len(states) > 1 and SUCCESS not in states and not states <= REQUEUABLE:
             apart = (dataclasses.replace(which, status=frozenset((status,))) for status in states)
             found = [self.find(one, limit=limit, after=after, oldest_first=oldest_first) for one in apart]
-            jobs = itertools.chain.from_iterable(found)  # no index has them in their order
+            jobs = itertools.chain.from_iterable(found)  # no index has several states in the order of `seq`
             return sorted(jobs, key=lambda job: job.seq, reverse=not oldest_first)[:limit]
         where, values = self._where(which)
         order, behind = ("ASC", ">") if oldest_first else ("DESC", "<")
         if after is not None:
             where, values = f"{where} AND seq {behind} ?", [*values, after]
-        query = f"SELECT {_COLUMNS} FROM flowrra_job WHERE {where} ORDER BY seq {order} LIMIT ?"
+        place = "seq" if which.tag is None else "job_seq"  # otherwise it would sort all jobs with the tag
+        query = f"SELECT {_COLUMNS} FROM {_source(which)} WHERE {where} ORDER BY {place} {order} LIMIT ?"
         return [_job_of_row(row) for row in self._db.execute(query, (*values, limit))]
 
     def finished(self, task_ids: Sequence[str]) -> list[str]:
-        """Those of the jobs that have finished, or are gone."""
+        """Return which of the jobs have finished or do not exist."""
         query = f"SELECT id FROM flowrra_job WHERE id {_LISTED} AND status IN {_UNFINISHED}"
         waiting = {row[0] for row in self._db.execute(query, (json.dumps(task_ids),))}
         return [task_id for task_id in task_ids if task_id not in waiting]
 
     def counts(self, which: JobFilter) -> dict[tuple[str, TaskStatus], int]:
         where, values = self._where(which)
-        query = f"SELECT queue, status, count(*) FROM flowrra_job WHERE {where} GROUP BY queue, status"
+        query = f"SELECT queue, status, count(*) FROM {_source(which)} WHERE {where} GROUP BY queue, status"
         return {(queue, TaskStatus(status)): count for queue, status, count in self._db.execute(query, values)}
 
     def _where(self, which: JobFilter) -> tuple[str, list[Any]]:
@@ -4106,10 +5852,21 @@ class SQLiteTable:
     def _paused(self) -> set[str]:
         return {row[0] for row in self._db.execute("SELECT queue FROM flowrra_paused")}
 
-    # Those who listen --------------------------------------------------------------------------
+    def limit_states(self, names: Sequence[str], own: Collection[str]) -> list[LimitKey]:
+        rows = self._db.execute(_LIMIT_KEYS, (json.dumps({name: name in own for name in names}),)).fetchall()
+        return [
+            LimitKey(name, text and Limit.from_text(text), running, pending, bool(waits), tat, due, bool(paused))
+            for name, text, running, pending, waits, tat, due, paused in rows
+        ]
+
+    def limits(self) -> list[LimitUse]:
+        declared = [Limit.from_text(text) for (text,) in self._db.execute("SELECT text FROM flowrra_limit")]
+        return uses_of(declared, self._db.execute(_LIMIT_USE))
+
+    # Listeners ---------------------------------------------------------------------------------
 
     def listen(self, port: int, kinds: str) -> None:
-        """Have topics of these kinds, by their first letters, sent to a loopback port."""
+        """Send topics of these kinds, given by their first letters, to a loopback port."""
         row = (port, kinds, *self._home)
         self._db.execute("INSERT OR REPLACE INTO flowrra_listener VALUES (?, ?, ?, ?, ?)", row)
 
@@ -4117,23 +5874,43 @@ class SQLiteTable:
         self._db.execute("DELETE FROM flowrra_listener WHERE port = ?", (port,))
 
     def listeners(self) -> list[tuple[int, str]]:
-        """Ports and the kinds that they want to hear of."""
+        """Return the ports, each with the kinds of topics that it listens to."""
         return self._db.execute("SELECT port, kinds FROM flowrra_listener").fetchall()
 
 
+def _give_places(db: sqlite3.Connection, jobs: Iterable[Job]) -> None:
+    """Place jobs of fair queues behind all those that are ready now."""
+    last = "SELECT coalesce(max(place), 0) FROM flowrra_job WHERE place > 0 AND status = 'pending'"
+    for place, job in enumerate(jobs, db.execute(last).fetchone()[0] + 1):
+        job.place = place
+
+
+def _write_limits(db: sqlite3.Connection, unit: Unit) -> None:
+    for limit in unit.limits:
+        db.execute("INSERT OR REPLACE INTO flowrra_limit VALUES (?, ?)", (limit.name, limit.text))
+        db.execute(_MAKE_DUE, {"begin": f"{limit.name}:", "end": f"{limit.name};", "now": unit.now})
+    for _, state in unit.key_changes():
+        if state.row == LimitKey("").row:
+            db.execute("DELETE FROM flowrra_limit_key WHERE name = ?", (state.name,))
+        else:
+            db.execute(_KEEP_KEY, (state.name, *state.row))
+
+
+def _dead_ports(db: sqlite3.Connection, home: _Home) -> list[int]:
+    """The ports on which processes listened that are gone."""
+    listeners = db.execute("SELECT port, home, pid, birth FROM flowrra_listener").fetchall()
+    return [port for port, *process in listeners if home.is_dead(*process)]
+
+
 def _plainness(job: Job) -> tuple[Any, ...]:
-    """What jobs have in common that one statement can insert together; nothing, if the rules must look at them."""
+    """Return what jobs must have in common for one INSERT; () if the rules must see them."""
     if job.unique is not None or job.parents:
         return ()
-    return (job.task, job.queue, job.priority, job.due, job.expires, job.overrides)
+    return (job.task, job.queue, job.priority, job.due, job.expires, labels_text(job), job.limit is None)
 
 
 def _json_key(text: str) -> str:
     return f'"{text}"' if text.isalnum() and text.isascii() else json.dumps(text)
-
-
-def _text(value: Mapping[str, Any] | None) -> str | None:
-    return json.dumps(value, sort_keys=True) if value else None
 
 
 def _parsed(text: str | None, default: Any) -> Any:
@@ -4141,21 +5918,27 @@ def _parsed(text: str | None, default: Any) -> Any:
 
 
 def claimed_job(row: Sequence[Any], worker: str, now: float) -> Job:
-    seq, task_id, task, payload, queue, priority, submitted, due, attempt, failures, crashes, overrides, parents = row
+    """Return the job of a row that `worker` has claimed at `now`."""
+    seq, task_id, task, payload, queue, priority, submitted, due, attempt, failures, *rest = row
+    crashes, labels, parents, steps, *limited = rest
     job = Job(task_id, task, (), _NO_KEYWORDS, queue, priority, payload)
     job.status = RUNNING  # as _START has written
     job.worker = worker
-    job.started = now
+    job.started = now if now > submitted else submitted
     job.submitted = submitted
     job.due = due
     job.seq = seq
     job.attempt = attempt + 1
     job.failures = failures
     job.crashes = crashes
-    if overrides is not None:
-        job.overrides = json.loads(overrides)
+    if labels is not None:
+        give_labels(job, json.loads(labels))
     if parents is not None:
         job.parents = tuple(json.loads(parents))
+    if steps is not None:
+        job.steps = tuple([Step(*step) for step in json.loads(steps)])
+    if limited:
+        give_limit_key(job, limited[0])
     return job
 
 
@@ -4163,18 +5946,29 @@ _NO_KEYWORDS: Mapping[str, Any] = types.MappingProxyType({})
 
 
 def _job_of_row(row: Sequence[Any]) -> Job:
-    seq, task_id, task, queue, priority, payload, submitted, unique, parents, overrides, status, due, expires, *rest = (
-        row
-    )
+    seq, task_id, task, queue, priority, payload, submitted, unique, parents, labels, limited, *rest = row
+    status, due, expires, *rest = rest
     attempt, failures, crashes, worker, started, finished, purge_at, result, error, traceback, *rest = rest
-    progress, history, cancel_requested, waits = rest
-    return Job(
+    progress, history, cancel_requested, waits, steps, place = rest
+    job = Job(
         task_id, task, (), {}, queue, priority, payload, due, expires, unique, tuple(_parsed(parents, ())),
-        _parsed(overrides, None), TaskStatus(status), submitted, seq, attempt, failures, crashes, worker, started,
+        None, TaskStatus(status), submitted, seq, attempt, failures, crashes, worker, started,
         finished, purge_at, _stored_result(result), error, traceback,
         None if progress is None else Progress(*json.loads(progress)),
         tuple([Attempt(*entry) for entry in _parsed(history, ())]), bool(cancel_requested), waits,
     )  # fmt: skip
+    give_labels(job, _parsed(labels, {}))
+    job.steps = tuple([Step(*step) for step in _parsed(steps, ())])
+    give_limit_key(job, limited)
+    job.place = place
+    return job
+
+
+def _waiting_job(name: str, seq: int, task_id: str, queue: str, priority: int, crashes: int) -> Job:
+    """Return what `admit` needs of a job."""
+    job = Job(task_id, "", queue=queue, priority=priority, status=BLOCKED, seq=seq, crashes=crashes)
+    give_limit_key(job, name)
+    return job
 
 
 def _changing_values(job: Job) -> tuple[Any, ...]:
@@ -4184,6 +5978,7 @@ def _changing_values(job: Job) -> tuple[Any, ...]:
         job.finished, job.purge_at, f"[{encode(job.result)}]" if job.status is SUCCESS else None, job.error,
         job.traceback, json.dumps(job.progress) if job.progress else None,
         json.dumps(job.history) if job.history else None, job.cancel_requested, job.waits,
+        json.dumps(job.steps) if job.steps else None, job.place,
     )  # fmt: skip
 
 
@@ -4192,27 +5987,32 @@ def _worker_of_row(worker: str, host: str, pid: int, queues: str, tasks: str, *r
 
 
 def _stored_result(text: str | None) -> Any:
-    """A result is kept as a list of one, so that json_each hands its text over as it is."""
+    """Return a result as a list of one, so that json_each returns its text unchanged."""
     return None if text is None or text == "[null]" else decode(text)[0]
 
 
 def _first_of(*parts: str) -> str:
-    """The query for the first of few jobs, which `parts` find by an index; 0 where they are many."""
+    """Return the query for the first of few jobs, which `parts` find by an index; 0 if there are many."""
     few = " UNION ALL ".join(f"SELECT +seq AS seq FROM flowrra_job WHERE {part}" for part in parts)
     return f"SELECT CASE WHEN count(*) < 1000 THEN min(seq) ELSE 0 END FROM ({few} LIMIT 1000)"
 
 
-# How far back to look: to list the few jobs that run would else walk through all that finished since (0.3 us each).
+# How far back to look: a list of the few running jobs would otherwise read all finished ones (0.3 us each).
 _FIRST_OF: Mapping[TaskStatus, str] = {
     RUNNING: _first_of("status = 'running'"),
     PENDING: _first_of("status = 'pending' AND crashes = 0", "status = 'pending' AND crashes > 0"),
     **dict.fromkeys((SCHEDULED, RETRYING), _first_of(f"status IN {_DUE_LATER}")),
-    BLOCKED: _first_of("waits > 0"),
+    BLOCKED: _first_of("waits > 0", _WAITING),
 }
 
 
+def _source(which: JobFilter) -> str:
+    """Return the table to search: jobs of a tag are found in the order of its index."""
+    return "flowrra_job" if which.tag is None else "flowrra_tag CROSS JOIN flowrra_job ON seq = job_seq"
+
+
 def _where(which: JobFilter) -> tuple[str, list[Any]]:
-    """A filter as the text of a WHERE clause and its values."""
+    """Return a filter as the text of a WHERE clause, with its values."""
     terms: list[tuple[str, list[Any]]] = []
     if which.ids is not None:
         terms.append(("id IN (SELECT value FROM json_each(?))", [json.dumps(list(which.ids))]))
@@ -4228,36 +6028,42 @@ def _where(which: JobFilter) -> tuple[str, list[Any]]:
         ("worker = ?", which.worker),
         ("error IS NOT NULL AND instr(flowrra_lower(error), flowrra_lower(?)) > 0", which.error),
         ("seq IN (SELECT child FROM flowrra_family WHERE parent = ?)", which.parent),
+        ("tag = ?", which.tag),
         ("seq >= ?", which.from_seq),
     ):
         if value is not None:
             terms.append((term, [value]))
     if which.ahead_of is not None:
         job = which.ahead_of
-        place = "status = 'pending' AND queue = ? AND (priority, seq) < (?, ?)"
-        terms.append((place, [job.queue, job.priority, job.seq]))
+        place = "status = 'pending' AND queue = ? AND (priority, place, seq) < (?, ?, ?)"
+        values = [job.queue, job.priority, job.place, job.seq]
+        if awaits_limit(job):  # by rowid, since no index has both kinds of what is ahead
+            place = f"""seq IN (SELECT seq FROM flowrra_job WHERE limit_key = ? AND {_ADMITTED} UNION ALL
+                SELECT seq FROM flowrra_job WHERE limit_key = ? AND {_WAITING} AND (priority, seq) < (?, ?))"""
+            values = [limit_key(job), limit_key(job), job.priority, job.seq]
+        terms.append((place, values))
     clause = " AND ".join(term for term, _ in terms) or "true"
     return clause, [value for _, values in terms for value in values]
 
 
-# When a commit is synced to disk: not on its own, so that a power cut may undo it (claims, leases); before its caller
-# is answered, while others may see it sooner (submits: a worker is on its way to the job meanwhile); before anybody
-# sees it.
+# When a commit is synced to disk. Lazily: by the next one that is, and a power cut may undo it (claims, leases). Before
+# the answer: its caller waits for it, others may see it sooner (submits: a worker is on its way to the job meanwhile).
+# Before the sight: nobody sees it sooner (ends of jobs: who has seen a result must not find the job running again).
 _LAZILY, _BEFORE_ANSWER, _BEFORE_SIGHT = 0, 1, 2
 
-_LISTENERS_FRESH = 0.01  # seconds for which the list of listeners is taken to be as it was
-_LOOK_EVERY = 1.0  # seconds between looks at data_version, should a datagram have been lost
-_SLOW_COMMIT = 0.002  # seconds
-_SMALL_DISK = 50_000_000  # bytes that are free; with less, the log is kept short
+_LISTENERS_FRESH = 0.01  # seconds for which the list of listeners is assumed to be unchanged
+_LOOK_EVERY = 1.0  # seconds between checks of data_version, in case a datagram was lost
+_SMALL_DISK = 50_000_000  # free bytes on the disk; with less, the log is kept short
 _SQLITE_FULL = 13
-_CHECK_EVERY = 1.0  # seconds between looks at whether the file is still the one under its path
-_LOCKED_CLOSE = 1.0  # seconds for which a close waits for the locks of other processes
-_DATAGRAM_LIMIT = 32_000  # bytes of topics in one datagram; more than that, and the listener looks itself
+_CHECK_EVERY = 1.0  # seconds between checks whether the file is still the one under its path
+_LOCKED_CLOSE = 1.0  # seconds that a close waits for the locks of other processes
+_RESCUE_WAIT = 1.0  # seconds that an open waits for these locks to rescue the jobs of dead workers
+_DATAGRAM_LIMIT = 32_000  # bytes of topics in one datagram; if there are more, the listener polls
 
 
 @dataclass(slots=True, eq=False)
 class _Operation:
-    """One call on the table. Those of one `kind` that have `items` run as a single call on all of them."""
+    """One call on the table. Operations of one `kind` that have `items` run as a single call on all items."""
 
     work: Callable[..., Any]  # of the table, and of the items
     sync: int = _LAZILY
@@ -4268,17 +6074,17 @@ class _Operation:
     error: Exception | None = None
 
     @property
-    def is_idle_claim(self) -> bool:
-        """Whether it would take jobs for somebody who has gone."""
+    def is_abandoned_claim(self) -> bool:
+        """Whether it would claim jobs for a caller that was cancelled."""
         return self.kind == "claim" and self.future is not None and self.future.cancelled()
 
 
 class _NotSyncedError(BrokerError):
-    """What was committed may not outlive a power cut."""
+    """What was committed may be lost in a power cut."""
 
 
 class _SQLiteFile:
-    """A write connection with its transactions. Used by one thread at a time, under `lock`."""
+    """A write connection with its transactions. One thread at a time uses it, under `lock`."""
 
     def __init__(self, path: str | None, synchronous: str, timeout: float) -> None:
         self.path = path
@@ -4289,12 +6095,12 @@ class _SQLiteFile:
         self._log: int | None = None  # the write-ahead log, to sync it while others may write on
         self._timeout = timeout
         self._pid = os.getpid()
-        self.give_up_at = math.inf  # when the close of the broker waits for locks no longer
+        self.give_up_at = math.inf  # when the close of the broker stops waiting for locks
         self.identity: str | None = None
-        self._check_at = 0.0  # when to look next whether the file is still there
+        self._check_at = 0.0  # when to check next whether the file still exists
 
     def check(self) -> None:
-        """Refuse, within a second, to go on with a file that was deleted or replaced: nobody else would see it."""
+        """Refuse, within a second, a file that was deleted or replaced: other processes would not see the writes."""
         if self.path is None or time.monotonic() < self._check_at:
             return
         found = self._identify()
@@ -4303,8 +6109,8 @@ class _SQLiteFile:
         elif found != self.identity:
             what = "deleted" if found is None else "replaced by another file"
             raise StoreLostError(
-                f"{self.path} was {what} while it was open: nobody else would see what is written to the old one. "
-                "Stop what uses it, put the file back together with its -wal, or leave the new one, and start again"
+                f"{self.path} was {what} while it was open: other processes would not see what is written to it. "
+                "Stop what uses it, put the old file back together with its -wal, or keep the new file, and start again"
             )
         self._check_at = time.monotonic() + _CHECK_EVERY
 
@@ -4313,16 +6119,16 @@ class _SQLiteFile:
             found = os.stat(cast("str", self.path))
         except FileNotFoundError:
             return None
-        except OSError:  # a mount that is away for a moment is no other file
+        except OSError:  # a mount may be missing for a moment: that is not another file
             return self.identity
         return f"{found.st_dev} {found.st_ino}"
 
     @property
     def is_ours(self) -> bool:
-        """Whether this process has opened it; neither a connection nor a lock of SQLite's bears a fork."""
+        """Whether this process has opened it: a connection and a lock of SQLite do not survive a fork."""
         return self._pid == os.getpid()
 
-    def open(self, retention: BackendConfig, clock: Clock, reads_apart: bool) -> None:
+    def open(self, retention: BackendConfig, clock: Clock) -> None:
         self.reader = self.connection = _connect(self.path)
         self.table = SQLiteTable(self.connection, retention, clock)
         try:
@@ -4331,13 +6137,31 @@ class _SQLiteFile:
             self._wait_for_lock("PRAGMA journal_mode=WAL", time.monotonic() + self._timeout)
             self._bound_log()
             self.connection.execute("PRAGMA synchronous=FULL")
-            self.transact(lambda: self._migrate(clock.time()), sync=_BEFORE_SIGHT, patience=self._timeout)
-            if self.path is not None and reads_apart:
+            self._prepare(clock)
+            if self.path is not None:
                 self.reader = _connect(self.path, read_only=True)
             self.check()
         except BaseException:
             self.close()
             raise
+
+    def _prepare(self, clock: Clock) -> None:
+        """Have the tables as they are now, and put back the dead's jobs.
+
+        Where there is nothing to be done no lock is waited for: it may be that of a transaction which begins to submit.
+        """
+        now, patience = clock.time(), self._timeout
+        with contextlib.suppress(Exception):  # there is no such table, or another process recovers the log
+            (version,) = self.connection.execute("SELECT schema FROM flowrra_meta").fetchone()
+            if version == _SCHEMA_VERSION:
+                if not (self.table.dead_workers() or _dead_ports(self.connection, _Home.here())):
+                    return
+                patience = min(_RESCUE_WAIT, patience)  # if it takes longer, a worker's next look finds them
+        try:
+            self.transact(lambda: self._migrate(now), sync=_BEFORE_SIGHT, patience=patience)
+        except Exception as error:
+            if patience == self._timeout or not _is_busy(error):
+                raise
 
     def close(self) -> None:
         if self._log is not None:
@@ -4349,32 +6173,53 @@ class _SQLiteFile:
         db = self.connection
         db.execute("CREATE TABLE IF NOT EXISTS flowrra_meta (schema INTEGER NOT NULL)")
         (version,) = db.execute("SELECT coalesce(max(schema), 0) FROM flowrra_meta").fetchone()
-        if version > len(_MIGRATIONS):
+        if version > _SCHEMA_VERSION:
             raise BrokerError(
-                f"{self.path} has schema {version}, newer than the {len(_MIGRATIONS)} of this flowrra: upgrade it"
+                f"{self.path} has schema {version}, newer than the {_SCHEMA_VERSION} of this flowrra: upgrade it"
             )
-        for script in _MIGRATIONS[version:]:
-            for statement in _statements(script):
-                db.execute(statement)
-        if version < len(_MIGRATIONS):
+        if version < _SCHEMA_VERSION:
+            self._rebuild(version)
             db.execute("DELETE FROM flowrra_meta")
-            db.execute("INSERT INTO flowrra_meta VALUES (?)", (len(_MIGRATIONS),))
+            db.execute("INSERT INTO flowrra_meta VALUES (?)", (_SCHEMA_VERSION,))
         self.table.rescue_dead(now)
 
+    def _rebuild(self, version: int) -> None:
+        """Create all tables in their current form, and fill them from an older version. Other tables stay."""
+        db = self.connection
+        # The last two are tables and indexes of older versions, which are dropped.
+        ours = {*re.findall(r"CREATE .*?(flowrra_\w+)", _SCHEMA), "flowrra_dependency", "flowrra_child"}
+        made = [row for row in db.execute("SELECT type, name FROM sqlite_master").fetchall() if row[1] in ours]
+        tables = [name for kind, name in made if kind == "table"]
+        for kind, name in made:
+            db.execute(f"ALTER TABLE {name} RENAME TO old_{name}" if kind == "table" else f"DROP {kind} {name}")
+        for statement in _statements(_SCHEMA):
+            db.execute(statement)
+        if tables:
+            db.execute("INSERT INTO sqlite_sequence SELECT substr(name, 5), seq FROM sqlite_sequence "
+                       "WHERE name LIKE 'old!_flowrra!_%' ESCAPE '!'")  # fmt: skip
+        for name in tables:
+            columns, old = ([row[1] for row in db.execute(f"PRAGMA table_info({t})")] for t in (name, f"old_{name}"))
+            kept = ", ".join(column for column in old if column in columns)
+            if kept:
+                db.execute(f"INSERT INTO {name} ({kept}) SELECT {kept} FROM old_{name}")
+            db.execute(f"DROP TABLE old_{name}")
+        for statement in _statements(_LATER_RULES) if tables else ():
+            db.execute(statement, {"version": version} if ":version" in statement else {})
+
     def _bound_log(self) -> None:
-        """Keep the log small where the disk is: one that has filled it leaves the file no room to take it in."""
+        """Keep the log small on a small disk: if the log fills the disk, it cannot be written back into the file."""
         is_small = False
         with contextlib.suppress(OSError, AttributeError):  # Windows has no statvfs
             disk = os.statvfs(os.path.dirname(self.path)) if self.path is not None else None
             is_small = disk is not None and disk.f_bavail * disk.f_frsize < _SMALL_DISK
-        # Pages, 4 MB: a log that still grows costs a sync 40 us more, and one of 2 MB a drain at FULL a tenth.
+        # 2,000 pages are 4 MB. A sync takes 40 us more while the log grows; with 2 MB a drain at FULL is 10 % slower.
         self.connection.execute(f"PRAGMA wal_autocheckpoint={100 if is_small else 2000}")
         self.connection.execute(f"PRAGMA journal_size_limit={200_000 if is_small else 5_000_000}")
 
     def transact(self, work: Callable[[], T], *, sync: int, patience: float) -> T:
-        """Run `work` inside one transaction, waiting up to `patience` seconds for other processes' locks.
+        """Run `work` in one transaction, waiting up to `patience` seconds for locks of other processes.
 
-        On a full disk the log is emptied into the file, and `work` done once more: there may be room again.
+        If the disk is full, the log is written back into the file and `work` is run again: there may be room now.
         """
         try:
             return self._transact(work, sync=sync, patience=patience)
@@ -4406,7 +6251,7 @@ class _SQLiteFile:
                 self.connection.execute("ROLLBACK")
             raise
         with contextlib.suppress(Exception):  # it is written all the same
-            self.publish(self.table)  # before it goes to disk: others are on their way to it meanwhile
+            self.publish(self.table)  # before it is on disk: others can start the job meanwhile
         if apart:
             self._sync_log()
         elif sync != _LAZILY and self._log is None:
@@ -4414,14 +6259,15 @@ class _SQLiteFile:
         return done
 
     def _open_log(self) -> None:
-        """From now on, sync as a commit at FULL does, but when it has given back the lock.
+        """From now on, sync as a commit at FULL does, but after the lock is released.
 
-        The first one is such a commit: that also syncs the folder in which the log was made. Where there is no
-        fdatasync (Windows, macOS) all are.
+        The first commit is one at FULL: it also syncs the folder in which the log was created. Without fdatasync
+        (Windows, macOS), all commits are.
         """
         if self.path is not None and self._synchronous == "FULL" and hasattr(os, "fdatasync"):
             (_, _, target), *_ = self.connection.execute("PRAGMA database_list")  # behind a symbolic link
-            self._log = os.open(f"{target}-wal", os.O_RDONLY)
+            with contextlib.suppress(FileNotFoundError):  # it was deleted, as the next check will find
+                self._log = os.open(f"{target}-wal", os.O_RDONLY)
 
     def _sync_log(self) -> None:
         try:
@@ -4446,12 +6292,12 @@ class _SQLiteFile:
             pause = min(pause * 1.5, 0.01)
 
     def run_group(self, group: Sequence[_Operation], patience: float) -> dict[Topic, None]:
-        """Run the operations as one transaction; the topics it concerns. If it fails, each half runs on its own."""
+        """Run the operations as one transaction. If it fails, run each half on its own. Return the changed topics."""
         sync = max(operation.sync for operation in group)
         try:
             self.transact(lambda: self._run_each(group), sync=sync, patience=patience)
             return self.table.woken
-        except _NotSyncedError as error:  # committed all the same: done again, claims would take other jobs
+        except _NotSyncedError as error:  # committed anyway: if they were repeated, claims would take other jobs
             for operation in group:
                 operation.error = error if operation.sync else None
             return self.table.woken
@@ -4468,21 +6314,21 @@ class _SQLiteFile:
         for operation in group:
             if operation.items is not None:
                 merged.setdefault(operation.kind, []).append(operation)
-        for alike in merged.values():
+        for alike in merged.values():  # first, as calls that are under way at once have no order among them
             items = [item for operation in alike for item in operation.items or ()]
-            results = iter(alike[0].work(self.table, items))  # at the first one's `now`: they are of one moment
+            results = iter(alike[0].work(self.table, items))  # at the `now` of the first: milliseconds apart
             for operation in alike:
                 operation.result = list(itertools.islice(results, len(operation.items or ())))
         for operation in group:
-            if operation.items is None and not operation.is_idle_claim:
+            if operation.items is None and not operation.is_abandoned_claim:
                 operation.result = operation.work(self.table)
 
 
 class _Signals(asyncio.DatagramProtocol):
-    """Tells other processes which topics were changed, and wakes who waits in this one when they tell.
+    """Tells other processes which topics were changed, and wakes callers in this process when others tell.
 
-    `publish` is for whichever thread commits, under the file's lock; all else is of the loop on which the broker was
-    opened. What a lost datagram does not say, a look at the file each second finds.
+    `publish` is called by the thread that commits, under the file's lock. All else runs on the loop that opened the
+    broker. A check of the file once per second finds what a lost datagram would have reported.
     """
 
     def __init__(self, broker: SQLiteBroker, file: _SQLiteFile) -> None:
@@ -4499,11 +6345,11 @@ class _Signals(asyncio.DatagramProtocol):
         self._look_timer: asyncio.TimerHandle | None = None
         self._data_version = 0
 
-    # Telling -----------------------------------------------------------------------------------
+    # Notifying ---------------------------------------------------------------------------------
 
     def publish(self, table: SQLiteTable) -> None:
-        """Say what changed to whom it concerns."""
-        if table.woken and (now := time.monotonic()) > self._fresh_until:  # a look costs 1.8 us, a lone submit 25
+        """Send the changed topics to those who listen to them."""
+        if table.woken and (now := time.monotonic()) > self._fresh_until:  # a check costs 1.8 us, a single submit 25 us
             with contextlib.suppress(Exception):  # a store that is gone has no list of listeners either
                 self._listeners = [listener for listener in table.listeners() if listener[0] != self._port]
             self._fresh_until = now + _LISTENERS_FRESH
@@ -4521,10 +6367,10 @@ class _Signals(asyncio.DatagramProtocol):
                 self._socket.setblocking(False)
             self._socket.sendto((text if len(text) < _DATAGRAM_LIMIT else "[]").encode(), ("127.0.0.1", port))
 
-    # Hearing -----------------------------------------------------------------------------------
+    # Receiving ---------------------------------------------------------------------------------
 
     async def listen(self, kind: str) -> None:
-        """Make sure that other processes tell this one of a kind of topics."""
+        """Make other processes send this one a kind of topics."""
         if kind in self._kinds or self._broker.path is None:
             return
         async with self._lock:  # two callers at once would open two sockets
@@ -4537,7 +6383,7 @@ class _Signals(asyncio.DatagramProtocol):
                     )
                 except OSError as error:
                     self._kinds += kind  # said once is enough
-                    logger.warning("%s: no socket for wake-ups (%s); looking each second", self._broker.path, error)
+                    logger.warning("%s: no socket for wake-ups (%s); polling every second", self._broker.path, error)
                     return
             port: int = self._transport.get_extra_info("sockname")[1]
             self._port, kinds = port, self._kinds + kind
@@ -4545,7 +6391,7 @@ class _Signals(asyncio.DatagramProtocol):
             self._kinds = kinds
             if self._look_timer is not None:
                 self._look_timer.cancel()
-            self._look_timer = self._loop.call_later(2 * _LISTENERS_FRESH, self._look)  # who wrote may not know us yet
+            self._look_timer = self._loop.call_later(2 * _LISTENERS_FRESH, self._look)  # the writer may not know us yet
 
     def datagram_received(self, data: bytes, addr: object) -> None:
         try:
@@ -4558,30 +6404,27 @@ class _Signals(asyncio.DatagramProtocol):
             self._look_everywhere()  # too much for one datagram
 
     def wake(self, topics: Iterable[Topic]) -> None:
-        """Wake those who wait; ("queue", "") stands for all queues."""
+        """Wake those who wait for the topic; ("queue", "") stands for all queues."""
         for topic in topics:
             if topic == ("queue", ""):
                 self._broker.hub.wake_all("queue")
             else:
                 self._broker.hub.wake(topic)
 
-    # Looking -----------------------------------------------------------------------------------
+    # Reading -----------------------------------------------------------------------------------
 
     def next_look(self) -> float:
-        """When to look next: the same moment for all timers, so that an idle process is woken once for all of them.
-
-        A broker for another thread has other moments: two threads that wake at once get in each other's way.
-        """
+        """Return the time of the next look, the same for all timers: an idle process wakes once for all of them."""
         now = self._loop.time()
-        return now + _LOOK_EVERY - (now + (_LOOK_EVERY / 2 if self._broker.in_place else 0.0)) % _LOOK_EVERY
+        return now + _LOOK_EVERY - now % _LOOK_EVERY
 
     def keep_looking(self) -> None:
-        """Have the file looked at, as long as somebody waits."""
+        """Look at the file regularly, as long as somebody waits."""
         if self._look_timer is None and self._broker.path is not None:
             self._look_timer = self._loop.call_at(self.next_look(), self._look)
 
     def _look(self) -> None:
-        """See by data_version whether anything was committed (2.6 us)."""
+        """Check by data_version whether anything was committed (2.6 us)."""
         self._look_timer = None
         if self._broker.hub.waiters:
             self.keep_looking()  # now, since this look may fail
@@ -4594,24 +6437,24 @@ class _Signals(asyncio.DatagramProtocol):
                 self._broker.hub.wake(("worker", ""))  # the next heartbeat will put their jobs back
         except StoreLostError as error:
             self._broker.hub.close(error)
-        except BrokerError as error:  # of a store that is just going, or away for a moment: the next look will tell
-            logger.warning("cannot look for what others wrote: %s", error)
+        except BrokerError as error:  # the store was just lost, or is unreachable for a moment: the next check decides
+            logger.warning("cannot check what other processes wrote: %s", error)
 
     def _look_everywhere(self) -> None:
-        """Take it that anything may have happened; of notices the next heartbeat will tell."""
+        """Wake all callers, as anything may have changed; notices come with the next heartbeat."""
         waited = self._broker.hub.waiting("job")
         done = self._broker.peek(lambda table: table.finished(waited)) if waited else []
         self.wake([("queue", ""), *(("job", task_id) for task_id in done)])
 
-    # The end -----------------------------------------------------------------------------------
+    # Closing -----------------------------------------------------------------------------------
 
     async def close(self) -> None:
-        """Hear no more."""
+        """Stop listening."""
         async with self._lock:
             self.abandon()
 
     def abandon(self) -> None:
-        """The same on a loop that has ended; one that is closed has closed nothing of it, and cannot any more."""
+        """Close after the loop has ended, without waiting. If the loop is closed, the transport cannot be closed."""
         if self._look_timer is not None:
             self._look_timer.cancel()
         if self._transport is not None:
@@ -4619,7 +6462,7 @@ class _Signals(asyncio.DatagramProtocol):
                 self._transport.close()
 
     def unlisten(self) -> None:
-        """Leave the list of listeners, from whichever thread closes the file."""
+        """Remove this process from the listeners, from the thread that closes the file."""
         if self._socket is not None:
             self._socket.close()
         if (port := self._port) is not None:
@@ -4633,13 +6476,13 @@ def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[..., Any], *a
 
 
 class SQLiteBroker(Broker):
-    """Jobs in a SQLite file that many processes of one host share; without `path`, private and in memory.
+    """Stores jobs in a SQLite file that processes of one host share. Without `path`: private, in memory.
 
-    `synchronous="normal"` lets a power cut undo the last moments before it; "full" does not. With
-    `in_place` every call runs on the calling thread, which is for a loop that does nothing else.
+    With `synchronous="normal"`, a power cut can undo the last commits before it; with "full" it cannot.
     """
 
-    keeps_text = keeps_activity = True
+    keeps_text = True
+    has_limits = True
 
     def __init__(
         self,
@@ -4649,7 +6492,6 @@ class SQLiteBroker(Broker):
         clock: Clock | None = None,
         *,
         synchronous: str = "full",
-        in_place: bool = False,
     ) -> None:
         if synchronous.lower() not in ("full", "normal"):
             raise ConfigError(f"synchronous must be 'full' or 'normal', not {synchronous!r}")
@@ -4657,7 +6499,6 @@ class SQLiteBroker(Broker):
         self.config = config or BrokerConfig()
         self.retention = retention or BackendConfig()
         self.clock = clock or Clock()
-        self.in_place = in_place
         self.hub = WaiterHub()
         self._synchronous = synchronous
         self._signals: _Signals
@@ -4667,8 +6508,7 @@ class SQLiteBroker(Broker):
     def clone(self) -> SQLiteBroker | None:
         if self.path is None:
             return None
-        options: dict[str, Any] = {"synchronous": self._synchronous, "in_place": True}
-        return SQLiteBroker(self.path, self.config, self.retention, self.clock, **options)
+        return SQLiteBroker(self.path, self.config, self.retention, self.clock, synchronous=self._synchronous)
 
     # Opening and closing -----------------------------------------------------------------------
 
@@ -4676,7 +6516,7 @@ class SQLiteBroker(Broker):
         if self._file is not None and self._file.is_ours:
             self._signals.abandon()
             await asyncio.to_thread(self._abandon, self._file)
-        elif self._file is not None:  # of the parent of a fork, which goes on to use it: neither used nor collected
+        elif self._file is not None:  # of the parent of a fork: kept, since collecting it would close the parent's
             self._inherited, self._writer = vars(self).copy(), None
         self.hub = WaiterHub()
         file = _SQLiteFile(self.path, self._synchronous, self.config.timeout)
@@ -4686,15 +6526,9 @@ class SQLiteBroker(Broker):
         self._written = asyncio.Event()  # the writer has ended
         self._upkeep: asyncio.Future[Any] = self._loop.create_future()  # the latest step, to be followed by another
         self._upkeep.set_result(None)
-        self._pending = 0  # operations handed to the writer and not answered yet
-        self._is_grouping = False  # whether the last group held more than one operation
-        self._turn_of: asyncio.Task[Any] | None = None  # who has pushed in place in this turn of the loop
-        self._turn_began = 0.0
-        self._was_slow = False  # the last commit in place
-        self._here_again = 0.0  # after slow commits: not in place before this moment
         self._signals = _Signals(self, file)
         with self._translated():
-            await asyncio.to_thread(file.open, self.retention, self.clock, not self.in_place)
+            await asyncio.to_thread(file.open, self.retention, self.clock)
         self._reader = file.reader
         self._reading = SQLiteTable(self._reader, self.retention, self.clock)
         file.publish = self._signals.publish
@@ -4709,7 +6543,7 @@ class SQLiteBroker(Broker):
             file.give_up_at = time.monotonic() + _LOCKED_CLOSE
             self._pass_on()
             self._inbox.put(None)
-            await self._written.wait()  # no thread could be had to join it at the exit of the interpreter
+            await self._written.wait()  # not joined in a thread: at the interpreter's exit none can be started
         await asyncio.sleep(0)  # the writer's last answers are on the loop by now
         await self._signals.close()
         self.hub.close(BrokerError("the broker was closed while this call was waiting"))
@@ -4717,7 +6551,7 @@ class SQLiteBroker(Broker):
         await asyncio.sleep(0)  # for the transport, which closes its socket in the next turn
 
     def _abandon(self, file: _SQLiteFile) -> None:
-        """Close all that is of no loop, also when its loop ended without closing it."""
+        """Close everything that is bound to no loop, also if the loop ended without closing it."""
         self._file = None
         if self._writer is not None:
             self._inbox.put(None)
@@ -4744,47 +6578,10 @@ class SQLiteBroker(Broker):
 
     # Writing -----------------------------------------------------------------------------------
 
-    async def run(self, operation: _Operation, *, here: bool = False) -> Any:
-        """Have an operation run in the next group; or on this thread, which saves two thread hops (60 us).
+    def run(self, operation: _Operation) -> asyncio.Future[Any]:
+        """Give the operation to the writer thread, together with all others of this turn of the loop.
 
-        `here`: the caller does nothing else meanwhile. Cancelling leaves it open whether the operation was done.
-        """
-        file = self._opened()
-        if (self.in_place or (here and not self._pending)) and self._run_here(file, operation):
-            if operation.error is not None:
-                raise _explain_sqlite(operation.error, self.path, self.config.timeout)
-            return operation.result
-        return await self._hand_over(operation)
-
-    def _run_here(self, file: _SQLiteFile, operation: _Operation) -> bool:
-        """Run it on this thread; False if somebody else holds a lock, or the disk is slow.
-
-        After two commits in a row that took over 2 ms the next ones keep off the loop for three times as long, so
-        that a slow disk blocks it for a quarter of the time at the most. One is but a checkpoint of the log.
-        """
-        began = time.monotonic()
-        if (not self.in_place and began < self._here_again) or not file.lock.acquire(blocking=self.in_place):
-            return False
-        try:
-            woken = file.run_group([operation], self.config.timeout if self.in_place else 0.0)
-            left = file.table.upkeep_left
-        finally:
-            file.lock.release()
-        took = time.monotonic() - began
-        if took > _SLOW_COMMIT and self._was_slow:
-            self._here_again = began + 4 * took
-        self._was_slow = took > _SLOW_COMMIT
-        if operation.error is not None and not self.in_place and _is_busy(operation.error):
-            operation.error = None
-            return False
-        self._go_on(left)
-        self._signals.wake(woken)
-        return True
-
-    def _hand_over(self, operation: _Operation) -> asyncio.Future[Any]:
-        """Give the operation to the writer thread, with all others of this turn of the loop.
-
-        The future brings its result.
+        The future gets its result. If it is cancelled, the operation may or may not have been done.
         """
         file = self._opened()
         if self._writer is None:
@@ -4792,7 +6589,6 @@ class SQLiteBroker(Broker):
             writer.start()
             self._writer = writer
         operation.future = self._loop.create_future()
-        self._pending += 1
         if not self._gathered:
             self._loop.call_soon(self._pass_on)
         self._gathered.append(operation)
@@ -4804,7 +6600,7 @@ class SQLiteBroker(Broker):
             self._gathered = []
 
     def _write(self, file: _SQLiteFile) -> None:
-        """The writer thread: take what has gathered, commit it as one group, answer the group."""
+        """The writer thread: take the operations that wait, commit them as one group, and answer them."""
         while (group := self._inbox.get()) is not None:
             ending = False
             while not ending and not self._inbox.empty():
@@ -4822,7 +6618,7 @@ class SQLiteBroker(Broker):
             self._loop.call_soon_threadsafe(self._written.set)
 
     def _write_group(self, file: _SQLiteFile, group: Sequence[_Operation]) -> Mapping[Topic, None]:
-        """What the thread must outlive, whatever it is, since its callers wait: then each of them is told."""
+        """Write a group. The thread must survive any error, because its callers wait: each of them gets the error."""
         try:
             with file.lock:
                 return file.run_group(group, self.config.timeout)
@@ -4833,8 +6629,6 @@ class SQLiteBroker(Broker):
             return {}
 
     def _answer(self, group: Sequence[_Operation], woken: Mapping[Topic, None], left: float | None) -> None:
-        self._pending -= len(group)
-        self._is_grouping = len(group) > 1
         for operation in group:
             if operation.future is None or operation.future.done():
                 continue  # its caller was cancelled
@@ -4846,10 +6640,10 @@ class SQLiteBroker(Broker):
         self._signals.wake(woken)
 
     def _go_on(self, now: float | None) -> None:
-        """Have the writer take another step of an upkeep that is too much for one claim, unless it is about to."""
-        if now is None or self._file is None or self.in_place or not self._upkeep.done():
+        """Let the writer take another step of an upkeep that is too much for one claim, unless one is scheduled."""
+        if now is None or self._file is None or not self._upkeep.done():
             return
-        self._upkeep = self._hand_over(_Operation(lambda table: table.upkeep(now)))
+        self._upkeep = self.run(_Operation(lambda table: table.upkeep(now)))
         self._upkeep.add_done_callback(lambda done: done.cancelled() or done.exception())  # the next claim tries again
 
     # The protocol ------------------------------------------------------------------------------
@@ -4861,25 +6655,7 @@ class SQLiteBroker(Broker):
         if by is not None:
             return cast("list[str]", await self._durably(lambda table: table.push(jobs, now=now, by=by)))
         operation = _Operation(lambda table, jobs: table.push(jobs, now=now), _BEFORE_ANSWER, "push", jobs)
-        here = len(jobs) == 1 and len(jobs[0].parents) < 100 and self._is_alone()
-        ids = cast("list[str]", await self.run(operation, here=here))
-        if here and time.monotonic() - self._turn_began > 0.001:
-            await asyncio.sleep(0)  # others shall have the loop, too
-        return ids
-
-    def _is_alone(self) -> bool:
-        """Whether the caller seems to be the only submitter: nothing is under way, and nobody else has pushed in
-        this turn of the loop."""
-        if self._is_grouping or self._pending:
-            return False
-        submitter = asyncio.current_task(self._loop)
-        if self._turn_of is None:
-            self._turn_of, self._turn_began = submitter, time.monotonic()
-            self._loop.call_soon(self._end_turn)
-        return self._turn_of is submitter
-
-    def _end_turn(self) -> None:
-        self._turn_of = None
+        return cast("list[str]", await self.run(operation))
 
     def push_in(self, connection: Any, jobs: Sequence[Job], *, now: float) -> list[str]:
         self._opened()
@@ -4900,9 +6676,11 @@ class SQLiteBroker(Broker):
         self._opened()
         kind = topics[0][0]
         await self._signals.listen(kind[0])
-        # From here to the wait nothing is awaited: else what happens in between would wake nobody.
-        if kind == "job" and self.peek(lambda table: table.finished([name for _, name in topics])):
-            return
+        if kind == "job":
+            for topic in topics:
+                self.hub.look(topic)
+            if self.peek(lambda table: table.finished([name for _, name in topics])):
+                return
         self._signals.keep_looking()
         now = self._loop.time()
         if timeout is not None and now + timeout > (look := self._signals.next_look()):
@@ -4910,18 +6688,14 @@ class SQLiteBroker(Broker):
         due = self.peek(SQLiteTable.next_due) if kind == "queue" else None
         if due is not None:
             timeout = min(math.inf if timeout is None else timeout, due - self.clock.time())
-        try:
-            await self.hub.wait(topics, timeout)
-        finally:
-            for topic in topics:  # so that the claim that follows is a lone one, made on this thread
-                self.hub.forget(topic)
+        await self.hub.wait(topics, timeout)
 
     async def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = LAST_CHANCE) -> list[Job]:
-        is_fresh = self.hub.look(("queue", queue))
+        self.hub.look(("queue", queue))
         operation = _Operation(
             lambda table: table.claim(queue, limit=limit, worker=worker, now=now, crashes=crashes), kind="claim"
         )
-        rows = await self.run(operation, here=is_fresh and limit <= 100)
+        rows = await self.run(operation)
         return [claimed_job(row, worker, now) for row in rows]
 
     async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
@@ -4934,12 +6708,9 @@ class SQLiteBroker(Broker):
     async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
         self.hub.look(("worker", ""))
         operation = _Operation(lambda table: table.heartbeat(worker, lease=lease, now=now))
-        notices, term = cast("tuple[Notices, str]", await self.run(operation, here=True))
+        notices, term = cast("tuple[Notices, str]", await self.run(operation))
         worker.seen, worker.term = now, term or worker.term
         return notices
-
-    async def report(self, progress: Mapping[tuple[str, int], Progress]) -> None:
-        await self.run(_Operation(lambda table: table.report(progress)))
 
     async def _durably(self, work: Callable[[SQLiteTable], T]) -> T:
         return cast("T", await self.run(_Operation(work, _BEFORE_SIGHT)))
@@ -4978,21 +6749,28 @@ class SQLiteBroker(Broker):
     async def overview(self, since: float | None = None) -> Overview:
         return await self._look_up(lambda table: table.overview(since))
 
+    async def limits(self) -> list[LimitUse]:
+        return await self._look_up(lambda table: table.limits())
+
+    async def limit_states(self, names: Sequence[str]) -> list[LimitKey]:
+        states = {one.name: one for one in await self._look_up(lambda table: table.limit_states(names, names))}
+        return [states[name] for name in names]
+
     def data_version(self) -> int:
-        """A number that changes with each commit to the file by another connection."""
+        """Return a number that changes with each commit to the file by another connection."""
         if self._file is not None:  # else it is just being closed
             self._file.check()
         with self._translated():
             return cast("int", self._reader.execute("PRAGMA data_version").fetchone()[0])
 
     def peek(self, look: Callable[[SQLiteTable], T]) -> T:
-        """Read what is quickly read, on this thread."""
+        """Run a fast read on this thread."""
         # A private database has but one connection.
         with self._translated(), contextlib.nullcontext() if self.path is not None else self._opened().lock:
             return look(self._reading)
 
     async def _look_up(self, look: Callable[[SQLiteTable], T]) -> T:
-        """Read what may take long, in a thread with a connection of its own."""
+        """Run a read that may be slow, in a thread with its own connection."""
         file = self._opened()
         with self._translated():
             return await asyncio.to_thread(self._look_apart, file, look)
@@ -5006,7 +6784,7 @@ class SQLiteBroker(Broker):
 
 @contextlib.contextmanager
 def _plain_rows(connection: sqlite3.Connection) -> Iterator[None]:
-    """Have a user's connection give tuples of text for a moment, whatever it gives to the user."""
+    """Make a user's connection return tuples of text in this context, whatever its row type is."""
     kept = connection.row_factory, connection.text_factory
     connection.row_factory, connection.text_factory = None, str
     try:
@@ -5072,7 +6850,7 @@ _SQLITE_REASONS: Mapping[int, str] = {
 
 
 def _explain_sqlite(error: Exception, path: str | None, timeout: float) -> Exception:
-    """What a sqlite3 error means for the user; other errors as they are."""
+    """Return a clear error for a sqlite3 error; other errors unchanged."""
     import sqlite3
 
     if not isinstance(error, sqlite3.Error):
@@ -5083,32 +6861,41 @@ def _explain_sqlite(error: Exception, path: str | None, timeout: float) -> Excep
 
 
 # ---------------------------------------------------------------------------
-# 10. Tasks
+# 11. Tasks
 #
 # What users declare and call: a function with its options, one submission of
-# it, and what a running job knows of itself. Arguments are checked against
-# the signature here, so that a wrong call fails in the caller.
+# it, and the context of a running job. Arguments are checked against the
+# signature here, so that a wrong call fails in the caller.
 # ---------------------------------------------------------------------------
 
 
 class Submitter:
-    """What a task needs of its app: a way to hand in jobs."""
+    """What a task needs from its app to submit jobs. `limits`: those that it declares, by name."""
+
+    limits: dict[str, Limit]
+
+    def check_limit(self, name: str) -> None:
+        """Raise a ConfigError if the app declares no limit of that name."""
 
     def submit_jobs(self, jobs: Sequence[Job]) -> Awaitable[list[str]]:
-        """Push the jobs; their ids."""
+        """Push the jobs and return their ids."""
         raise NotImplementedError
 
     def new_id(self) -> str:
-        """An id that no other job has."""
+        """Return a new job id."""
         raise NotImplementedError
 
     def now(self) -> float:
-        """The app's wall clock."""
+        """Return the app's wall clock."""
         raise NotImplementedError
+
+    def is_open_here(self) -> bool:
+        """Whether the app's stores are open on the running loop; False if it cannot be said immediately."""
+        return False
 
 
 class _Unawaited(Coroutine[Any, Any, T]):
-    """A call that was made where no event loop runs: if it is dropped without being awaited, that is said."""
+    """A call that was made without a running event loop. If it is dropped without `await`, an error is logged."""
 
     def __init__(self, call: Coroutine[Any, Any, T], name: str) -> None:
         self._call, self._name = call, name
@@ -5133,27 +6920,37 @@ class _Unawaited(Coroutine[Any, Any, T]):
 
 
 def _never_dropped(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """An `async def` whose call in plain code, such as a Flask view, does not get lost in silence."""
+    """Wrap an `async def` so that a call without `await` in plain code, such as a Flask view, is reported."""
 
     @functools.wraps(call)
     def made(*args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
         coroutine = call(*args, **kwargs)
-        return _Unawaited(coroutine, call.__qualname__) if asyncio._get_running_loop() is None else coroutine
+        submitter = cast("Submitter", getattr(args[0], "app", args[0]))
+        if submitter.is_open_here() or asyncio._get_running_loop() is not None:  # CPython 3.11 asks for the process id
+            return coroutine
+        return _Unawaited(coroutine, call.__qualname__)
 
     if sys.version_info >= (3, 12):
         return inspect.markcoroutinefunction(made)
-    made._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]  # what frameworks ask for
+    made._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]  # frameworks check this
     return made
 
 
 class SubmitOptions(TypedDict, total=False):
-    """What `Task.options` takes, and `Flowrra.submit` where the task has no parameter of that name.
+    """The options of one submission, for `Task.options` and for `Flowrra.submit`; None means "not given".
 
-    `priority`: a lower number runs first. `queue`: the queue to wait in. `delay`: seconds from the submission
-    before which it does not run; `run_at`: the same as a moment, a naive one is the machine's local time.
-    `expires`: seconds or moment after which a job that has not begun is cancelled. `unique`: while an unfinished
-    job has this key, submitting returns that job's id. `task_id`: the id to use; submitting it again changes
-    nothing. The others are for the task's own; None is as if it were left out.
+    `priority`: a job with a lower number runs first. `queue`: the queue in which the job waits. `delay`: the earliest
+    start, in seconds after the submission; `run_at`: the earliest start as a datetime (a naive one is in the machine's
+    local time). `expires`: seconds or a datetime; a job that has not started by then is cancelled. `unique`: a key;
+    while an unfinished job has this key, submit returns the id of that job. `on_conflict`: what happens to that job if
+    it has not started. "keep", the default, changes nothing. "replace" gives it the new arguments. "postpone" also
+    gives it the new `delay` or `run_at`, up to `max_wait` seconds after its submission. If it has started, "replace"
+    and "postpone" submit a second job, which waits for the end of the first. `task_id`: the id of the job; if a job
+    with this id exists, submit changes nothing. `tags`: up to 20 texts to find the job by. `meta`: data to store with
+    the job, a dictionary of plain values. `limit`: the name of a limit, in place of that of the task. `key`: limits
+    hold for each key, and a fair queue serves its keys in turns. `submit` takes these options if the task has no
+    parameter of the same name; `limit` and `key`, which may be arguments, also not if the task takes any keywords.
+    All other options replace those of the task for this job.
     """
 
     priority: int | None
@@ -5162,7 +6959,13 @@ class SubmitOptions(TypedDict, total=False):
     run_at: dt.datetime | None
     expires: float | dt.timedelta | dt.datetime | None
     unique: str | None
+    on_conflict: Literal["keep", "replace", "postpone"] | None
+    max_wait: float | dt.timedelta | None
     task_id: str | None
+    tags: Sequence[str] | None
+    meta: Mapping[str, str | int | float | bool | None] | None
+    limit: str | None
+    key: str | int | None
     timeout: float | None
     max_retries: int | None
     retry_delay: float | None
@@ -5186,7 +6989,7 @@ _OF_A_FUNCTION = (
 
 
 class Task(Generic[P, R]):
-    """A registered function with its options. Calling it runs the function here and now."""
+    """A registered function with its options. A call runs the function directly, without a job."""
 
     __name__: str
 
@@ -5200,11 +7003,31 @@ class Task(Generic[P, R]):
         self.is_async = inspect.iscoroutinefunction(function)
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise ConfigError(f"the task {name!r} is a generator, of which a call runs nothing: return a list instead")
-        self.signature = inspect.signature(function)
+        try:
+            self.signature = inspect.signature(function)
+        except ValueError as error:  # of some that are written in C
+            raise ConfigError(f"{function!r} has no signature to check arguments by: wrap it in a function") from error
+        if _is_method(function, self.signature):
+            raise ConfigError(
+                f"the task {name!r} is a method, whose object cannot be kept with a job: use a function, a "
+                "@staticmethod, or register the method of an object, as in app.task(mailer.send)"
+            )
+        if options.batch is not None:
+            self.signature = _signature_of_one(name, function, self.signature)
         self._least, self._most = _positional_range(self.signature)
         parameters = self.signature.parameters.values()
         named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
         self.submit_options = SUBMIT_OPTIONS - named
+        if any(one.kind is one.VAR_KEYWORD for one in parameters):
+            self.submit_options -= {"limit", "key"}
+        self.limit = options.limit or (limit_of_task(name) if options.has_own_limit else None)
+        self.key_parameters = None if options.key is None else _key_parameters(name, options.key, self.signature)
+        converters = Converters(name, function, self.signature)
+        if converters.refusal is not None:
+            raise ConfigError(converters.refusal)
+        self.converters = converters if converters.are_needed else None
+        if options.soft_timeout is not None:
+            _check_soft_timeout(self, options.soft_timeout)
         self.__wrapped__ = function
         for attribute in _OF_A_FUNCTION:
             if hasattr(function, attribute):
@@ -5218,12 +7041,12 @@ class Task(Generic[P, R]):
 
     @_never_dropped
     async def submit(self, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]:
-        """Submit one job; see `Flowrra.submit`."""
+        """Submit one job. See `Flowrra.submit`."""
         job = self.make_job(args, kwargs)
         return cast("TaskId[R]", (await self.app.submit_jobs((job,)))[0])
 
     def options(self, **options: Unpack[SubmitOptions]) -> Submission[P, R]:
-        """The task with options for what is submitted through the returned object; see `SubmitOptions`.
+        """Return the task with options for the jobs that you submit through the returned object. See `SubmitOptions`.
 
         Raises:
             ConfigError: an option is out of range.
@@ -5245,31 +7068,162 @@ class Task(Generic[P, R]):
             run_at=_timestamp("run_at", given["run_at"]) if "run_at" in given else None,
             expires=expires if expires is None or isinstance(expires, dt.datetime) else _seconds("expires", expires),
             unique=check_key("unique", given.get("unique")),
+            conflict=_conflict(given),
             task_id=check_key("task_id", given.get("task_id")),
+            tags=check_tags(given.get("tags", ())),
+            meta=check_meta(given.get("meta", {})),
+            limit=check_limit(given["limit"]) if "limit" in given else self.limit,
+            key=check_limit_key(given["key"]) if "key" in given else None,
             overrides={name: getattr(checked, name) for name in overrides} or None,
         )
 
     def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Raise the TypeError that calling the function with these arguments would raise."""
+        """Raise a TypeError if the function cannot be called with these arguments."""
         try:
             self.signature.bind(*args, **kwargs)
         except TypeError as error:
             wrong = min(kwargs.keys() - self.signature.parameters.keys(), default=None)
-            hint = f", nor has submit such an option{nearest(wrong, self.submit_options)}" if wrong else ""
+            hint = f", and submit has no such option{nearest(wrong, self.submit_options)}" if wrong else ""
             raise TypeError(f"{self.name}{self.signature}: {error}{hint}") from None
 
+    def typed(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """Convert arguments from JSON to the annotated types; a SerializationError names the part that does not fit."""
+        converters = Converters(self.name, self.function, self.signature)
+        return converters.arguments(args, kwargs, loading=True, every=True)
+
     def make_job(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Job:
-        """A job of this task, checked and ready to be pushed."""
+        """Make a job of this task: checked, and ready to be pushed."""
+        job = self.build_job(args, kwargs)
+        if self.limit is not None or self.settings.key is not None or self.app.limits:
+            self.limit_job(job, self.limit, None, args, kwargs)
+        return job
+
+    def limit_job(
+        self, job: Job, limit: str | None, key: str | None, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Give a job its limit and key. The arguments are those that the key function gets.
+
+        Raises:
+            ConfigError: the app does not declare the limit, or the key cannot be computed or has no limit.
+        """
+        job.limit, job.key = limit, self._key_of(args, kwargs) if key is None else key
+        if job.limit is None and limit_of_queue(job.queue) in self.app.limits:
+            job.limit = limit_of_queue(job.queue)
+        elif job.limit is not None:
+            if self.function is not run_elsewhere:
+                self.app.check_limit(job.limit)
+        elif job.key is not None:
+            raise ConfigError(
+                f"{self.name} has the key {job.key!r} and no limit: give the task limit=, concurrency= or rate=, or "
+                f"declare app.fair_queue({job.queue!r})"
+            )
+
+    def _key_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+        if self.settings.key is None:
+            return None
+        try:
+            if self.key_parameters is not None:
+                given = self.signature.bind(*args, **kwargs)
+                given.apply_defaults()
+                args, kwargs = [given.arguments[name] for name in self.key_parameters], {}
+            return check_limit_key(self.settings.key(*args, **kwargs))
+        except Exception as error:
+            why = f"{error}" if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+            raise ConfigError(f"the key function of {self.name} gives no key for these arguments: {why}") from error
+
+    def build_job(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Job:
+        """Make a checked job without its limit and key."""
         if kwargs or not self._least <= len(args) <= self._most:
             self.check(args, kwargs)
+        if self.converters is not None:
+            args, kwargs = self.converters.arguments(args, kwargs, loading=False)
         job = Job(self.app.new_id(), self.name, tuple(args), kwargs, self.queue, self.priority)
         if kwargs or not _SCALARS.issuperset(map(type, args)):
-            job.parents = parents_in(args, kwargs)
+            find_parents(job)
         return job
 
 
+def _signature_of_one(name: str, function: Callable[..., Any], signature: inspect.Signature) -> inspect.Signature:
+    """Return the signature of one job of a batch task, whose function takes a list and returns a list or None."""
+    parameters = [one for one in signature.parameters.values() if one.kind not in _REST]
+    if not parameters or any(one.default is one.empty for one in parameters[1:]):
+        raise ConfigError(f"the batch task {name!r} must take one argument, the list of its jobs' arguments")
+    rows, names = parameters[0], getattr(inspect.unwrap(function), "__globals__", {})
+    taken, returned = (
+        Any if hint is rows.empty else Annotations().resolve(hint, names)
+        for hint in (rows.annotation, signature.return_annotation)
+    )
+    kind: Any = typing.get_origin(taken) or taken
+    if taken is not Any and not (isinstance(kind, type) and issubclass(list, kind)):
+        raise ConfigError(f"the batch task {name!r} gets a list, but {rows.name!r} is a {rows.annotation!r}")
+    one_row = rows.replace(annotation=_item(taken), default=rows.empty)
+    return signature.replace(parameters=[one_row], return_annotation=_without_errors(_item(returned)))
+
+
+def _item(annotation: Any) -> Any:
+    return (*typing.get_args(annotation), Any)[0]
+
+
+def _without_errors(returned: Any) -> Any:
+    """Return the annotation without exception types: a batch task may put an exception in the place of a result."""
+    kinds = typing.get_args(returned) if typing.get_origin(returned) in (typing.Union, types.UnionType) else (returned,)
+    kept = [kind for kind in kinds if not (isinstance(kind, type) and issubclass(kind, BaseException))]
+    return functools.reduce(operator.or_, kept) if kept else Any
+
+
+def run_elsewhere(*args: Any, **kwargs: Any) -> Any:
+    raise TaskNotFoundError("this task is not registered here: it can be submitted, but not called")
+
+
+def limit_of_task(name: str) -> str:
+    """Return the name of the limit of a task that has a limit of its own."""
+    try:
+        return check_limit(name)
+    except ConfigError as error:
+        raise ConfigError(f"the task {name!r} cannot have numbers of its own, but limit= ({error})") from None
+
+
+def limit_of_queue(queue: str) -> str:
+    """Return the name of the limit of a fair queue."""
+    return f"queue {queue}"
+
+
+def _key_parameters(task: str, key: Callable[..., Any], signature: inspect.Signature) -> list[str] | None:
+    """Return the names of the task's parameters that its key function takes; None if it takes all arguments."""
+    try:
+        parameters = list(inspect.signature(key).parameters.values())
+    except (ValueError, TypeError):  # of some that are written in C
+        return None
+    if any(one.kind in _REST for one in parameters):
+        return None
+    for one in parameters:
+        if one.name not in signature.parameters or one.kind is one.KEYWORD_ONLY:
+            known = ", ".join(signature.parameters)
+            raise ConfigError(f"the key function of {task} takes {one.name!r}; it may take these arguments: {known}")
+    return [one.name for one in parameters]
+
+
+def _is_method(function: Callable[..., Any], signature: inspect.Signature) -> bool:
+    """Whether it is a method that needs an object, or the class itself."""
+    inside = getattr(function, "__qualname__", "").rpartition(".")[0]
+    return bool(inside) and not inside.endswith("<locals>") and next(iter(signature.parameters), "") in ("self", "cls")
+
+
+def _check_soft_timeout(task: Task[..., Any], seconds: float) -> None:
+    """Refuse a soft time limit that could not be kept."""
+    needs = {
+        "cpu_bound=True and a def (an async def has asyncio.timeout())": task.settings.cpu_bound and not task.is_async,
+        "signal.setitimer(), which this system does not have: use timeout= alone": hasattr(signal, "setitimer"),
+        "executor='process', since an interpreter gets no signals": task.settings.executor == "process",
+        "a longer timeout=, at which the process is killed": (task.settings.timeout or math.inf) > seconds,
+    }
+    for need, is_met in needs.items():
+        if not is_met:
+            raise ConfigError(f"soft_timeout={seconds:g} of the task {task.name!r} needs {need}")
+
+
 def _positional_range(signature: inspect.Signature) -> tuple[int, float]:
-    """How many arguments may be given if all are positional; (1, 0) if that never suffices."""
+    """Return the least and greatest number of positional arguments; (1, 0) if positional arguments never suffice."""
     least, most = 0, 0.0
     for parameter in signature.parameters.values():
         required = parameter.default is parameter.empty
@@ -5284,14 +7238,14 @@ def _positional_range(signature: inspect.Signature) -> tuple[int, float]:
     return least, most
 
 
-def parents_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, ...]:
-    """The ids of the jobs whose results stand in the arguments."""
-    parents: dict[str, None] = {}
+def parents_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, bool]:
+    """Return the ids of the jobs whose results are in the arguments, and whether each may end without success."""
+    parents: dict[str, bool] = {}
     seen: set[int] = set()  # a container may stand in several places, and in itself
     values = [*args, *kwargs.values()]
     for value in values:  # it grows meanwhile
         if isinstance(value, ResultOf):
-            parents[str(value.task_id)] = None
+            parents[value.task_id] = value.is_tolerant and parents.get(value.task_id, True)
         elif type(value) in _PLAIN or id(value) in seen:
             continue
         elif isinstance(value, list | tuple | dict):
@@ -5300,28 +7254,29 @@ def parents_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, ...
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             seen.add(id(value))
             values += [getattr(value, f.name) for f in dataclasses.fields(value)]
-    return tuple(parents)
+    return parents
 
 
-def put_results(value: Any, results: Mapping[str, Any]) -> Any:
-    """`value` with each placeholder in it replaced by the result it stands for; what holds none stays as it is."""
+def find_parents(job: Job) -> None:
+    """Make a job wait for the jobs that its arguments name."""
+    parents = parents_in(job.args, job.kwargs)
+    job.parents = tuple(parents)
+    job.tolerates = tuple(parent for parent, is_tolerant in parents.items() if is_tolerant)
+
+
+def put_results(value: Any, results: Mapping[str, TaskResult[Any]]) -> Any:
+    """Return `value` with each placeholder replaced by its result; without placeholders, return `value` itself.
+
+    It does not search in dataclasses: the codec has already turned them into dictionaries.
+    """
     if isinstance(value, ResultOf):
-        return results[value.task_id]
+        return results[value.task_id] if value.is_tolerant else results[value.task_id].result
     if not (isinstance(value, list | tuple | dict) and parents_in([value], {})):
         return value
     if isinstance(value, dict):
         return {key: put_results(item, results) for key, item in value.items()}
     placed = [put_results(item, results) for item in value]
     return placed if isinstance(value, list) else tuple(placed)
-
-
-def _timestamp(name: str, moment: object) -> float:
-    if not isinstance(moment, dt.datetime):
-        raise ConfigError(f"{name} must be a datetime, not {moment!r}")
-    try:
-        return min(moment.timestamp(), LAST_MOMENT)
-    except (ValueError, OverflowError, OSError):  # the last one: on Windows, before the epoch
-        raise ConfigError(f"{name} lies too far from now for this machine's local time: {moment!r}") from None
 
 
 def _from_now(name: str, now: float, seconds: float) -> float:
@@ -5331,14 +7286,90 @@ def _from_now(name: str, now: float, seconds: float) -> float:
 
 
 def check_key(name: str, key: object) -> str | None:
+    """Return `key` if it is None or a text of 1 to 255 characters; otherwise raise a ConfigError with `name`."""
     if key is None or (_is_storable(key) and 0 < len(key) <= 255):
         return key
     raise ConfigError(f"{name} must be a text of 1 to 255 characters, not {key!r}")
 
 
+def check_event(name: object) -> str:
+    """Return `name` if it can be the name of an event."""
+    if not _is_storable(name) or not 0 < len(name) <= 200:
+        raise ConfigError(f"the name of an event is a text of 1 to 200 characters, not {name!r}")
+    return name
+
+
+def _conflict(given: Mapping[str, Any]) -> Conflict | None:
+    """Return what the options `on_conflict` and `max_wait` mean."""
+    how, max_wait = given.get("on_conflict", "keep"), given.get("max_wait")
+    if how not in ("keep", "replace", "postpone"):
+        raise ConfigError(f"on_conflict must be 'keep', 'replace' or 'postpone', not {how!r}")
+    if max_wait is not None and how != "postpone":
+        raise ConfigError("max_wait= goes with on_conflict='postpone'")
+    if how == "keep":
+        return None
+    if "unique" not in given:
+        raise ConfigError(f"on_conflict={how!r} needs unique=, the key that jobs conflict by")
+    if how == "postpone" and "delay" not in given and "run_at" not in given:
+        raise ConfigError("on_conflict='postpone' needs delay= or run_at=, the moment to postpone to")
+    return Conflict(how, None if max_wait is None else _seconds("max_wait", max_wait))
+
+
+_MOST_TAGS = 20
+
+
+def check_tags(tags: object) -> tuple[str, ...]:
+    """Return `tags` as a tuple of texts that every store can hold, without duplicates."""
+    if not isinstance(tags, list | tuple | set | frozenset):
+        raise ConfigError(f"tags are a list of texts, such as ['tenant:42'], not {tags!r}")
+    for tag in tags:
+        if not (_is_storable(tag) and 0 < len(tag) <= 255):
+            raise ConfigError(f"a tag is a text of 1 to 255 characters, not {tag!r}")
+    if len(tags) > _MOST_TAGS:
+        raise ConfigError(f"a job has {_MOST_TAGS} tags at most, not {len(tags)}")
+    return tuple(dict.fromkeys(sorted(tags) if isinstance(tags, set | frozenset) else tags))
+
+
+def check_meta(meta: object) -> Mapping[str, Any] | None:
+    """Return `meta` as a dictionary of values that every store can hold; None for an empty one."""
+    if not isinstance(meta, Mapping):
+        raise ConfigError(f"meta is a dictionary of plain values, not {meta!r}")
+    for name, value in meta.items():
+        fits = _is_storable(value) if isinstance(value, str) else is_plain(value)
+        if not _is_storable(name) or not fits or (isinstance(value, float) and not math.isfinite(value)):
+            raise ConfigError(f"meta holds texts, numbers, booleans and None under names, not {name!r}: {value!r}")
+    return dict(meta) or None
+
+
+class RetryKeywords(TypedDict, total=False):
+    """When something is tried again. See `TaskOptions`."""
+
+    retry_delay: float | dt.timedelta
+    backoff: float
+    max_delay: float | dt.timedelta
+    jitter: bool
+    retry_on: type[BaseException] | tuple[type[BaseException], ...]
+    no_retry_on: type[BaseException] | tuple[type[BaseException], ...]
+
+
+class TaskKeywords(RetryKeywords, total=False):
+    """The options of `@app.task` for all kinds of tasks. See `TaskOptions`."""
+
+    max_retries: int
+    timeout: float | dt.timedelta | None
+    queue: str | None
+    priority: int
+    result_ttl: float | dt.timedelta | None
+    limit: str | None
+    concurrency: int | None
+    rate: str | None
+    burst: int | None
+    key: Callable[..., str | int] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Submission(Generic[P, R]):
-    """A task with options for submitting; made by `Task.options`."""
+    """A task with options for a submission. `Task.options` makes it."""
 
     task: Task[P, R]
     priority: int
@@ -5347,38 +7378,53 @@ class Submission(Generic[P, R]):
     run_at: float | None
     expires: float | dt.datetime | None
     unique: str | None
+    conflict: Conflict | None
     task_id: str | None
+    tags: tuple[str, ...]
+    meta: Mapping[str, Any] | None
+    limit: str | None
+    key: str | None
     overrides: Mapping[str, Any] | None
+
+    @property
+    def app(self) -> Submitter:
+        """The app that receives the jobs."""
+        return self.task.app
 
     @_never_dropped
     async def submit(self, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]:
-        """Submit one job with these options; see `Flowrra.submit`."""
+        """Submit one job with these options. See `Flowrra.submit`."""
         job = self.make_job(args, kwargs)
         return cast("TaskId[R]", (await self.task.app.submit_jobs((job,)))[0])
 
     def make_job(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Job:
-        """A job of the task with these options, ready to be pushed."""
-        job = self.task.make_job(args, kwargs)
+        """Make a job of the task with these options: checked, and ready to be pushed."""
+        job = self.task.build_job(args, kwargs)
         now = self.task.app.now()
         job.id = self.task_id or job.id
         job.priority, job.queue, job.unique, job.overrides = self.priority, self.queue, self.unique, self.overrides
+        job.tags, job.meta, job.conflict = self.tags, self.meta, self.conflict
+        if job.conflict is not None and job.parents:
+            raise ConfigError("on_conflict= cannot be given with result_of(): the waiting job has its own parents")
         job.due = self.run_at if self.delay is None else _from_now("delay", now, self.delay)
         if isinstance(self.expires, dt.datetime):
             job.expires = _timestamp("expires", self.expires)
         elif self.expires is not None:
             job.expires = _from_now("expires", now, self.expires)
+        if self.limit is not None or self.key is not None or self.task.settings.key is not None or self.app.limits:
+            self.task.limit_job(job, self.limit, self.key, args, kwargs)
         return job
 
 
 class Registry(dict[str, Task[..., Any]]):
-    """The tasks of an app by name. `on_new` is called with each task that is added."""
+    """The tasks of an app, by name. `on_new` is called with each task that is added."""
 
     def __init__(self) -> None:
         super().__init__()
         self.on_new: Callable[[Task[..., Any]], None] = lambda task: None
 
     def add(self, task: Task[..., Any]) -> None:
-        """Register a task; ConfigError if its name is taken by another function, or by this one with other options."""
+        """Register a task; ConfigError if its name belongs to another function, or to this one with other options."""
         old = self.get(task.name)
         if old is not None and not _is_reloaded(old.function, task.function):
             places = _place(old.function), _place(task.function)
@@ -5394,9 +7440,19 @@ class Registry(dict[str, Task[..., Any]]):
         self[task.name] = task
         self.on_new(task)
 
+    def as_returned(self, name: str, result: Any) -> Any:
+        """Return a stored result as the type that the task returned; unchanged if the task is not known here."""
+        task = self.get(name)
+        return result if task is None or task.converters is None else task.converters.result(result, loading=True)
+
+
+def names_like(registry: Registry, name: str) -> list[str]:
+    """Return the name if a task has it; otherwise all names that end in a dot and this name."""
+    return [name] if name in registry else sorted(full for full in registry if full.endswith(f".{name}"))
+
 
 def _is_reloaded(old: Callable[..., Any], new: Callable[..., Any]) -> bool:
-    """Whether a reload of its module has compiled the function again; two closures of one `def` share their code."""
+    """Whether a module reload has compiled the function again. Two closures of one `def` share their code."""
     codes = [getattr(inspect.unwrap(function), "__code__", None) for function in (old, new)]
     return codes[0] is not codes[1] and _place(old) == _place(new)
 
@@ -5407,7 +7463,7 @@ def _place(function: Callable[..., Any]) -> str:
 
 
 def _check_importable(task: Task[..., Any]) -> None:
-    """A process finds a task by module and name only; what it cannot find so is refused at once."""
+    """Refuse a CPU-bound task that another process cannot import by module and name."""
     function = task.function
     trouble = getattr(function, "__qualname__", "<unknown>")
     if inspect.ismethod(function) and not isinstance(function.__self__, type):
@@ -5423,7 +7479,7 @@ def _check_importable(task: Task[..., Any]) -> None:
 
 
 def task_name(function: Callable[..., Any]) -> str:
-    """The default name: module and qualified name. A script's module is called as when it is imported."""
+    """Return the default name: module and qualified name. For a script, the module name is as if it were imported."""
     name = getattr(function, "__qualname__", None)
     if not callable(function) or name is None or getattr(function, "__module__", None) is None:
         raise ConfigError(f"a task must be a function, not {function!r}")
@@ -5431,57 +7487,239 @@ def task_name(function: Callable[..., Any]) -> str:
 
 
 class JobContext:
-    """What a running job may know of itself and do; see `current_job`."""
+    """The running job: its data, its progress and its steps. See `current_job`."""
 
-    __slots__ = ("attempt", "job")
+    __slots__ = ("attempt", "job", "step_names")
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        self.step_names: list[str] = []  # of this attempt
         #: The number of this attempt, from 1 on; it also counts attempts that did not fail.
         self.attempt = job.attempt  # kept, as a broker may share the job, which then goes on to the next one
 
     @property
     def id(self) -> str:
-        """The job's id."""
+        """The id of the job."""
         return self.job.id
 
     @property
     def task(self) -> str:
-        """The task's name."""
+        """The name of the task."""
         return self.job.task
 
     @property
     def queue(self) -> str:
-        """The queue that it came from."""
+        """The queue of the job."""
         return self.job.queue
 
     @property
     def failures(self) -> int:
-        """How many attempts have failed before this one."""
+        """How many earlier attempts have failed."""
         return self.job.failures
 
     @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags of the job."""
+        return tuple(self.job.tags)
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """The `meta` of the job."""
+        return self.job.meta or {}
+
+    @property
     def state(self) -> Any:
-        """What the app's lifespan has yielded; None in a CPU-bound task."""
+        """The value that the app's lifespan yielded; None in a CPU-bound task."""
         return None
 
     def progress(self, done: float, total: float | None = None, note: str | None = None) -> None:
-        """Say how far the job is. Cheap: what came last is written twice a second at the most."""
+        """Report the progress. You can call it often: only the latest report is written, at most twice per second."""
         # Plain values: a store takes no number of numpy or decimal, and no page shows a NaN.
         total = None if total is None else _finite("total", float(total))
         self.report(Progress(_finite("done", float(done)), total, None if note is None else str(note)))
 
     def report(self, progress: Progress) -> None:
-        """Pass progress on to whoever runs the job."""
+        """Pass the progress to the worker."""
         raise NotImplementedError
 
+    @overload
+    async def step(
+        self, name: str, function: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T: ...
+    @overload
+    async def step(self, name: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+    async def step(self, name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Run a part of the job and store its return value. A later attempt gets that value and does not run it again.
+
+        If a crash interrupts a step, the step runs again: a step runs at least once, like a job. `name` must be unique
+        in the job, for example f"row {number}" in a loop. If `function` raises an exception, `step` raises it and
+        stores nothing. If the call is cancelled, the step may or may not be stored.
+
+        Raises:
+            FlowrraError: the name was already used in this attempt.
+            SerializationError: the return value cannot be stored.
+        """
+        return await _step(self, _ONE_TRY, name, function, args, kwargs)
+
+    def step_sync(self, name: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same as `step`, for tasks that are a plain `def`."""
+        return cast("T", _step_sync(self, _ONE_TRY, name, function, args, kwargs))
+
+    def with_retries(self, max_retries: int, **options: Unpack[RetryKeywords]) -> RetriedSteps:
+        """Return an object whose `step` and `step_sync` retry a step inside the attempt, which keeps its slot.
+
+        The options are those of a task: `retry_delay`, `backoff`, `max_delay`, `jitter`, `retry_on`, `no_retry_on`.
+        """
+        settings = TaskOptions(max_retries=max_retries, **cast("Any", options))
+        never = (*settings.no_retry_on, Snooze, Cancel)
+        return RetriedSteps(self, dataclasses.replace(settings, no_retry_on=never))
+
+    @property
+    def step_key(self) -> str:
+        """The id of the job and the name of the running step, the same each time that the step runs.
+
+        Give it as an idempotency key to a service that must not do the same thing twice.
+
+        Raises:
+            FlowrraError: no step is running.
+        """
+        if (name := _step_name.get()) is None:
+            raise FlowrraError("step_key was read outside of a step")
+        return f"{self.id}:{name}"
+
+    async def sleep(
+        self,
+        delay: float | dt.timedelta = 0.0,
+        *,
+        days: float = 0.0,
+        hours: float = 0.0,
+        minutes: float = 0.0,
+        name: str | None = None,
+    ) -> None:
+        """Make the job wait, without a slot and without using up a retry. Then its task starts again.
+
+        Finished steps are not run again, so a job that sleeps should do its work in steps. `delay` is in seconds, the
+        other lengths of time are added to it. `name` identifies the sleep, as that of a step does; without one, the
+        sleeps of a job are counted, so give names if not each attempt comes to all of them.
+
+        Raises:
+            Snooze: the time is not over. Do not catch it.
+        """
+        whole = _seconds("delay", delay) + _seconds("a sleep", dt.timedelta(days, hours=hours, minutes=minutes))
+        if name is None:
+            name = f"sleep {sum(step.startswith('sleep ') for step in self.step_names) + 1}"
+        kept = self._begin_step(name)
+        if kept is None:
+            now = self.now()
+            kept = Step(name, str(_from_now("delay", now, whole)), now, now)
+            await self.keep_step(kept)
+        if (due := float(kept.text)) > self.now():
+            raise Snooze(until=_EPOCH + dt.timedelta(seconds=due), reason=f"it sleeps ({name})")
+
+    async def wait_event(self, name: str, *, timeout: float | dt.timedelta | None = None) -> Any:
+        """Wait until `app.emit(name, payload)` was called, before or after this, and return the payload.
+
+        The job waits without a slot and without using up a retry; then its task starts again, as after a `sleep`. An
+        event is emitted once; any number of jobs can wait for it. `timeout` counts from the first call.
+
+        Raises:
+            TaskTimeoutError: the event was not emitted within `timeout` seconds; in later attempts again.
+            Snooze: the event has not been emitted yet. Do not catch it.
+        """
+        kept = self._begin_step(f"event {check_event(name)}")
+        if kept is None:
+            end = await _end_of_wait(self, name, timeout)
+            text = await self.find_event(name)
+            if text is None and end > self.now():
+                not_yet = _EventNotYet(until=_EPOCH + dt.timedelta(seconds=end), reason=_AWAITS + name)
+                not_yet.event = event_id(name)
+                raise not_yet
+            now = self.now()
+            kept = Step(f"event {name}", text or "", now, now)
+            await self.keep_step(kept)
+        if not kept.text:
+            raise TaskTimeoutError(f"the event {name!r} was not emitted in time")
+        return decode(kept.text)
+
+    async def find_event(self, name: str) -> str | None:
+        """Return the text of the payload of an event; None if it has not been emitted."""
+        raise NotImplementedError
+
+    async def resume(
+        self,
+        name: str,
+        rows: Iterable[T] | AsyncIterable[T] | Callable[[Any], Iterable[T] | AsyncIterable[T]],
+        *,
+        key: Callable[[T], Any] | None = None,
+    ) -> AsyncIterator[T]:
+        """Go through `rows`, in a later attempt from after the last row that was finished.
+
+        A row is finished when the next one is asked for. The place is stored twice per second at most, so a crash can
+        repeat the rows of the last half second. `key` returns what identifies a row, as plain data; without it, rows
+        are counted, and must come in the same order each time. `rows` can be a function: it gets the key of the last
+        finished row, None at first, and returns the rows after it, so that the others need not be read again.
+
+        Raises:
+            FlowrraError: the last finished row is not among `rows` any more.
+        """
+        cursor = _Cursor(name, key, self._begin_step(name), self.now())
+        async for row in _each(cursor.rows_of(rows)):
+            if cursor.passes_over(row):
+                continue
+            yield row
+            if cursor.finish_row():
+                await self.keep_step(cursor.step(self.now()))
+        if cursor.finish():
+            await self.keep_step(cursor.step(self.now()))
+
+    def resume_sync(
+        self,
+        name: str,
+        rows: Iterable[T] | Callable[[Any], Iterable[T]],
+        *,
+        key: Callable[[T], Any] | None = None,
+    ) -> Iterator[T]:
+        """The same as `resume`, for tasks that are a plain `def`."""
+        cursor = _Cursor(name, key, self._begin_step(name), self.now())
+        for row in cursor.rows_of(rows):
+            if cursor.passes_over(row):
+                continue
+            yield row
+            if cursor.finish_row():
+                self.wait_until(self.keep_step(cursor.step(self.now())))
+        if cursor.finish():
+            self.wait_until(self.keep_step(cursor.step(self.now())))
+
+    def _begin_step(self, name: str) -> Step | None:
+        """Return the step if an earlier attempt has stored it."""
+        check_key("the name of a step", name)
+        if name in self.step_names:
+            raise FlowrraError(
+                f"the step {name!r} was run in this attempt: give each its own name, as f'row {{number}}'"
+            )
+        self.step_names.append(name)
+        return next((step for step in self.job.steps if step.name == name), None)
+
+    async def keep_step(self, step: Step) -> None:
+        """Store a step before the job continues."""
+        raise NotImplementedError
+
+    def wait_until(self, call: Coroutine[Any, Any, T]) -> T:
+        """Return what a call returns on the worker's loop. Called from a thread."""
+        raise NotImplementedError
+
+    def now(self) -> float:
+        """Return the wall clock of the worker."""
+        return time.time()
+
     def count_wait(self, change: int) -> None:
-        """The job begins to wait for another one (1), or has ended a wait (-1)."""
+        """Count that the job starts to wait for another job (1) or stops waiting (-1)."""
         raise NotImplementedError
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """While the job waits for another one, its slot is free for others. On the loop's thread only."""
+        """While the job waits for another job, let other jobs use its slot. Only on the loop's thread."""
         self.count_wait(1)
         try:
             yield
@@ -5489,32 +7727,195 @@ class JobContext:
             self.count_wait(-1)
 
 
-_current: contextvars.ContextVar[JobContext | None] = contextvars.ContextVar("flowrra_job", default=None)
+class RetriedSteps:
+    """Steps of a job with retries of their own. `JobContext.with_retries` makes it."""
+
+    def __init__(self, job: JobContext, options: TaskOptions) -> None:
+        self._job, self._options = job, options
+
+    @overload
+    async def step(
+        self, name: str, function: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T: ...
+    @overload
+    async def step(self, name: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+    async def step(self, name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """See `JobContext.step`."""
+        return await _step(self._job, self._options, name, function, args, kwargs)
+
+    def step_sync(self, name: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """See `JobContext.step_sync`."""
+        return cast("T", _step_sync(self._job, self._options, name, function, args, kwargs))
+
+
+_ONE_TRY = TaskOptions(max_retries=0)
+_step_name: contextvars.ContextVar[str | None] = contextvars.ContextVar("flowrra_step", default=None)
+
+
+async def _step(
+    job: JobContext, options: TaskOptions, name: str, function: Callable[..., Any], args: Any, kwargs: Any
+) -> Any:
+    kept, converters, failures = job._begin_step(name), _converters_of(function), 0
+    while kept is None:
+        started, running = job.now(), _step_name.set(name)
+        try:
+            returned = function(*args, **kwargs)
+            if inspect.isawaitable(returned):
+                returned = await returned
+            kept = Step(name, _step_text(name, converters, returned), started, job.now())
+        except Exception as error:
+            failures += 1
+            await asyncio.sleep(_delay_of_step(options, error, failures))
+        finally:
+            _step_name.reset(running)
+        if kept is not None:
+            await job.keep_step(kept)
+    return converters.result(decode(kept.text), loading=True)
+
+
+def _step_sync(
+    job: JobContext, options: TaskOptions, name: str, function: Callable[..., Any], args: Any, kwargs: Any
+) -> Any:
+    kept, converters, failures = job._begin_step(name), _converters_of(function), 0
+    while kept is None:
+        started, running = job.now(), _step_name.set(name)
+        try:
+            returned = function(*args, **kwargs)
+            kept = Step(name, _step_text(name, converters, returned), started, job.now())
+        except Exception as error:
+            failures += 1
+            time.sleep(_delay_of_step(options, error, failures))
+        finally:
+            _step_name.reset(running)
+        if kept is not None:
+            job.wait_until(job.keep_step(kept))
+    return converters.result(decode(kept.text), loading=True)
+
+
+def _delay_of_step(options: TaskOptions, error: Exception, failures: int) -> float:
+    """Return the seconds to wait before a step is tried again; raise its error if it is not."""
+    if failures > options.max_retries or not is_retryable(options, error):
+        raise error
+    delay = asked_delay(error, 0.0)
+    return retry_delay(options, failures) if delay is None else delay
+
+
+async def _end_of_wait(job: JobContext, name: str, timeout: float | dt.timedelta | None) -> float:
+    """Return when the wait for an event is over, as the first attempt has stored it."""
+    if timeout is None:
+        return LAST_MOMENT - 1.0
+    kept = job._begin_step(f"end of wait for event {name}")
+    if kept is None:
+        now = job.now()
+        kept = Step(job.step_names[-1], str(_from_now("timeout", now, _seconds("timeout", timeout))), now, now)
+        await job.keep_step(kept)
+    return float(kept.text)
+
+
+_SAVE_EVERY = 0.5  # seconds between two stored places of a cursor
+
+
+class _Cursor:
+    """How far a job has come in its rows."""
+
+    def __init__(self, name: str, key: Callable[[Any], Any] | None, kept: Step | None, now: float) -> None:
+        self._name, self._key, self._began = name, key, now
+        self._last = None if kept is None else decode(kept.text)  # the key of the last finished row
+        self._is_there = kept is None  # whether the rows have come past that one
+        self._number = 0
+        self._current: Any = None
+        self._is_saved = True
+        self._saved_at = time.monotonic()
+
+    def rows_of(self, rows: Any) -> Any:
+        if not callable(rows):
+            return rows
+        if self._key is None:
+            raise ConfigError(f"resume({self._name!r}) needs key=: the function gets the key of the last finished row")
+        self._is_there = True
+        return rows(self._last)
+
+    def passes_over(self, row: Any) -> bool:
+        """Whether an earlier attempt has finished the row."""
+        self._number += 1
+        self._current = self._number if self._key is None else self._key(row)
+        if self._is_there:
+            return False
+        self._is_there = self._current == self._last
+        return True
+
+    def finish_row(self) -> bool:
+        """Note that the row is finished. Whether it is time to store the place."""
+        self._last, self._is_saved = self._current, False
+        return time.monotonic() - self._saved_at >= _SAVE_EVERY
+
+    def finish(self) -> bool:
+        """Note that there are no more rows. Whether the place must be stored."""
+        if not self._is_there:
+            raise FlowrraError(
+                f"resume({self._name!r}): the last finished row, {self._last!r}, is not among the rows any more: "
+                "give a function that gets this key and returns the rows after it"
+            )
+        return not self._is_saved
+
+    def step(self, now: float) -> Step:
+        """Return the place to store."""
+        self._is_saved, self._saved_at = True, time.monotonic()
+        return Step(self._name, encode(self._last), self._began, now)
+
+
+async def _each(rows: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
+    if isinstance(rows, AsyncIterable):
+        async for row in rows:
+            yield row
+    else:
+        for row in rows:
+            yield row
+
+
+@functools.lru_cache(maxsize=1_000)
+def _converters_of(function: Callable[..., Any]) -> Converters:
+    """Return the converter for the return annotation of a step."""
+    if isinstance(function, type):  # a call makes one of these
+        return Converters("a step", function, inspect.Signature(return_annotation=function))
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):  # of a function that is written in C
+        signature = inspect.Signature()
+    return Converters("a step", function, signature)
+
+
+def _step_text(name: str, converters: Converters, returned: Any) -> str:
+    return encode_returned(converters.result(returned, loading=False), f"the step {name!r}")
+
+
+current_job_var: contextvars.ContextVar[JobContext | None] = contextvars.ContextVar("flowrra_job", default=None)
 _in_child: contextvars.ContextVar[bool] = contextvars.ContextVar("flowrra_child", default=False)
 
 
 def current_job() -> JobContext:
-    """The job that is running here: its id, attempt, progress(), and state of the app's lifespan.
+    """Return the running job: its id, attempt, progress(), step(), and the state of the app's lifespan.
 
     Raises:
-        FlowrraError: the caller does not run in a job.
+        FlowrraError: the caller is not inside a job.
     """
-    context = _current.get()
+    context = current_job_var.get()
     if context is None:
         raise FlowrraError("current_job() was called outside of a job")
     return context
 
 
 # ---------------------------------------------------------------------------
-# 11. Executors
+# 12. Executors
 #
 # How a function is run: on the loop, in a thread, or in a process that can be
-# killed. Knows functions and payloads, nothing of brokers and retries.
+# killed. This section knows functions and payloads, but no brokers and retries.
 # ---------------------------------------------------------------------------
 
 
 class ThreadExecutor:
-    """Runs plain functions in threads, as many as are asked for at once. They are daemons: no thread can be ended."""
+    """Runs plain functions in as many daemon threads as there are calls. A running thread cannot be ended."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -5524,9 +7925,9 @@ class ThreadExecutor:
         self._is_closed = False
 
     async def run(self, function: Callable[[], T]) -> T:
-        """What `function` returns or raises; a coroutine that it returns is awaited here.
+        """Return or raise what `function` does. If it returns a coroutine, it is awaited here.
 
-        If cancelled, the thread is left to end its call; what that returns is dropped.
+        If cancelled, the thread continues until its call returns; the return value is dropped.
         """
         context = contextvars.copy_context()
         result, error = await self.call(lambda: context.run(function))
@@ -5535,12 +7936,12 @@ class ThreadExecutor:
         return cast("T", await result if inspect.iscoroutine(result) else result)
 
     def call(self, function: Callable[[], T]) -> asyncio.Future[tuple[T, BaseException | None]]:
-        """Run it in a thread; the future brings what it returned and what it raised."""
+        """Run it in a thread. The future gets what it returned and what it raised."""
         future: asyncio.Future[tuple[T, BaseException | None]] = self._loop.create_future()
         if self._idle:
             self._idle -= 1
             self._calls.put((function, future))
-        else:  # also after the close: a process that was given up late is still waited for
+        else:  # also after the close: it waits for processes that were killed late
             threading.Thread(target=self._work, args=((function, future),), name="flowrra-thread", daemon=True).start()
         return future
 
@@ -5556,7 +7957,7 @@ class ThreadExecutor:
             item = self._calls.get() if not self._is_closed else self._last()
 
     def _last(self) -> tuple[Callable[[], Any], asyncio.Future[Any]] | None:
-        """After the close: a call that was meant for this thread, as it was counted among the idle ones."""
+        """After the close: return a call that was meant for this thread, because it was counted as idle."""
         with contextlib.suppress(thread_queue.Empty):
             if (item := self._calls.get_nowait()) is not None:
                 return item
@@ -5571,7 +7972,7 @@ class ThreadExecutor:
             self._idle += 1
 
     def close(self) -> None:
-        """End the threads as soon as their calls return."""
+        """End the threads when their calls have returned."""
         self._is_closed = True
         while self._idle:
             self._idle -= 1
@@ -5579,17 +7980,19 @@ class ThreadExecutor:
 
 
 class CpuCall(NamedTuple):
-    """A call of a CPU-bound task, in terms that another process understands."""
+    """A call of a CPU-bound task, in a form that another process can read."""
 
     module: str
     file: str | None
     qualname: str
     payload: str
     job: Mapping[str, Any]
+    soft_timeout: float | None
+    executor: str
 
     @classmethod
     def of(cls, task: Task[..., Any], job: Job, args: Sequence[Any], kwargs: Mapping[str, Any]) -> CpuCall:
-        """The call of `task` for `job` with these arguments, encoded unless the job has them so."""
+        """Make the call of `task` for `job`. The arguments are encoded, unless the job has them encoded."""
         payload = job.payload
         if payload is None or job.parents:
             payload = encode_arguments(Job(job.id, task.name, tuple(args), kwargs))
@@ -5597,25 +8000,32 @@ class CpuCall(NamedTuple):
         if _is_in_main(task.function):
             name, file = _main_script()
             module = name or "__main__"
-        known = ("id", "task", "queue", "attempt", "failures")
-        return cls(module, file, task.function.__qualname__, payload, {name: getattr(job, name) for name in known})
+        known = ("id", "task", "queue", "attempt", "failures", "tags", "meta", "steps")
+        shown = {name: getattr(job, name) for name in known}
+        settings = task.settings
+        return cls(module, file, task.function.__qualname__, payload, shown, settings.soft_timeout, settings.executor)
 
 
 class _ProcessSlot:
-    """One process that runs one call at a time, started when needed. `run` and `reap` block."""
+    """One process that runs one call at a time. It is started when needed. `run` and `reap` block.
 
-    def __init__(self, max_jobs: int | None, max_memory: int | None) -> None:
+    The process of the executor "interpreter" is an interpreter inside this process, which looks like one.
+    """
+
+    def __init__(self, executor: str, max_jobs: int | None, max_memory: int | None) -> None:
+        self.executor = executor
         self.is_spent = False  # whether the process is to be replaced before the next call
-        self._limits = max_jobs, max_memory
-        self._in_use = threading.Lock()  # held by the thread that talks to the process
+        self._limits = max_jobs, max_memory if executor == "process" else None
+        self._in_use = threading.Lock()  # held by the thread that uses the process
         self._process: subprocess.Popen[bytes] | None = None
         self._has_begun = False
         self._killed = False
 
-    def run(self, call: CpuCall | None, notify: Callable[..., None]) -> str:
-        """The encoded result. A None call only starts the process, ahead of its next one.
+    def run(self, call: CpuCall | None, notify: Callable[..., Any]) -> str:
+        """Return the encoded result. A call of None only starts the process, before it is needed.
 
-        `notify` is called with "begin" when the task itself begins, and with "progress" and what that is.
+        `notify` is called with "begin" when the task itself starts, with "progress" and the progress, with "step" and
+        the step, and with "event" and its name. To the last two it returns an error text, or None, and an answer.
         """
         with self._in_use:
             while True:
@@ -5625,12 +8035,12 @@ class _ProcessSlot:
                     _write_frame(process.stdin, [logging.getLogger().level, call])
                     return self._read_answer(process, call, notify)
                 except (EOFError, OSError):
-                    if is_new or self._has_begun or self._killed:  # else it died while it was idle
+                    if is_new or self._has_begun or self._killed:  # otherwise it died while it was idle
                         when = "" if self._has_begun else " before the task began"
                         raise ProcessDiedError(f"the process of the task {_how_it_ended(process)}{when}") from None
 
     def _get_process(self) -> tuple[subprocess.Popen[bytes], bool]:
-        """The process, and whether it is a new one."""
+        """Return the process, and whether it is new."""
         if self._killed:
             raise ProcessDiedError("the call was given up before it began")
         process = self._process
@@ -5640,23 +8050,26 @@ class _ProcessSlot:
             process.kill()
             process.communicate()
         try:
-            self._process = process = _start_process()
+            self._process = process = _start_process() if self.executor == "process" else _start_interpreter()
         except OSError as error:
             raise ProcessDiedError(f"no process could be started for the task: {error}") from error
-        if self._killed:  # while it was being started
+        if self._killed:  # the call was cancelled while the process was starting
             process.kill()
-        with contextlib.suppress(OSError):  # it is dead already, as whoever writes next finds out
+        with contextlib.suppress(OSError):  # it is dead already; the next write raises an error
             _write_frame(process.stdin, [[str(argument) for argument in sys.argv], *self._limits])
         return process, True
 
-    def _read_answer(self, process: subprocess.Popen[bytes], call: CpuCall | None, notify: Callable[..., None]) -> str:
+    def _read_answer(self, process: subprocess.Popen[bytes], call: CpuCall | None, notify: Callable[..., Any]) -> str:
         expected = None if call is None else [call.job["id"], call.job["attempt"]]
         while True:
             kind, sender, *parts = _read_frame(process.stdout)
             if kind == "log":
                 _handle_record(*parts)
+            elif kind in ("step", "event"):
+                answer = notify(kind, *parts) if sender == expected else ("the attempt is over", None)
+                _write_frame(process.stdin, ["answer", sender, *answer])
             elif sender != expected:
-                continue  # of a thread that an earlier call has left behind
+                continue  # from a thread that an earlier call did not end
             elif kind in ("begin", "progress"):
                 self._has_begun = True
                 notify(kind, *parts)
@@ -5667,7 +8080,7 @@ class _ProcessSlot:
                 return cast("str", parts[0])
 
     def kill(self) -> None:
-        """End the process, and with it the call."""
+        """Kill the process and its call."""
         self._killed = True
         if self._process is not None:
             self._process.kill()
@@ -5683,25 +8096,30 @@ def _start_process() -> subprocess.Popen[bytes]:
     import subprocess
 
     pipe = subprocess.PIPE
-    # In a session of its own: a Ctrl-C in the terminal is for the worker, and would break a process that is starting.
+    # In a separate session: Ctrl-C in the terminal is for the worker, and would break a process that is starting.
     return subprocess.Popen(python("serve_calls()"), stdin=pipe, stdout=pipe, start_new_session=True)
 
 
+def _start_interpreter() -> subprocess.Popen[bytes]:
+    trouble = "a task with executor='interpreter' cannot run"
+    return cast("subprocess.Popen[bytes]", import_extra("flowrra_extras.interpreters", "Interpreter", trouble)())
+
+
 def _handle_record(fields: dict[str, Any]) -> None:
-    """Log what was logged in a process of the executor, as if it had been here."""
+    """Handle a log record of an executor's process as if it had been logged here."""
     record = logging.makeLogRecord(fields)
     try:
         if logging.getLogger(record.name).isEnabledFor(record.levelno):
-            logging.getLogger().handle(record)  # a logger's own handlers are in the process, too
+            logging.getLogger().handle(record)  # the logger's own handlers have handled it in the process
     except Exception:  # of a filter
         tracebacks.print_exc()
 
 
 def python(call: str) -> list[str]:
-    """A command that runs `call` on this module in another interpreter, which finds modules as this one does."""
+    """Return a command that runs `call` of this module in a new interpreter with the same module search path."""
     import subprocess
 
-    path = [entry for entry in sys.path if isinstance(entry, str)]  # import passes over others, such as a Path
+    path = [entry for entry in sys.path if isinstance(entry, str)]  # import ignores other objects, such as a Path
     start = f"import sys; sys.path[:] = {path!r}; import importlib; "
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
     return [sys.executable, *flags, "-c", f"{start}sys.exit(importlib.import_module({__name__!r}).{call})"]
@@ -5729,49 +8147,60 @@ def _read_frame(pipe: Any) -> Any:
 
 
 class ProcessExecutor:
-    """Runs CPU-bound tasks in up to `size` processes, one call in each."""
+    """Runs CPU-bound tasks in up to `size` processes, one call in each. Callers of `run` hold one of the `places`."""
 
     def __init__(self, size: int, threads: ThreadExecutor, max_jobs: int | None, max_memory: int | None) -> None:
         if max_memory is not None and resident_memory() is None:
-            raise ConfigError("max_memory cannot be kept here: this system does not tell how much a process holds")
+            raise ConfigError("max_memory has no effect: this system does not report the memory of a process")
+        self.places = asyncio.Semaphore(size)
         self._size = size
         self._threads = threads
         self._limits = max_jobs, max_memory
-        self._free = asyncio.Semaphore(size)
         self._idle: list[_ProcessSlot] = []
         self._busy: set[_ProcessSlot] = set()
 
-    def warm_up(self) -> None:
-        """Start all processes now, so that the first jobs need not wait for them."""
+    def warm_up(self, executor: str) -> None:
+        """Start all processes of a kind now, so that the first jobs need not wait for them."""
         for _ in range(self._size):
-            self._start(_ProcessSlot(*self._limits))
+            self._start(_ProcessSlot(executor, *self._limits))
 
     def _start(self, slot: _ProcessSlot) -> None:
-        self._idle.insert(0, slot)  # those whose process runs are taken before it
+        self._idle.insert(0, slot)  # slots with a running process are used first
         self._threads.call(lambda: slot.run(None, lambda *parts: None))
 
-    async def run(self, call: CpuCall, notify: Callable[..., None]) -> Any:
-        """The result of the call; `notify` as in the slot. If cancelled, its process is killed.
+    async def run(self, call: CpuCall, notify: Callable[..., None], ask: Callable[..., Awaitable[Any]]) -> Any:
+        """Return the result of the call. If it is cancelled, its process is killed.
+
+        `notify` is called with what the slot reports, `ask` with that which needs an answer, both on this loop.
 
         Raises:
             RemoteError: the task raised an exception.
             ProcessDiedError: its process ended.
         """
-        notify = functools.partial(_call_soon, asyncio.get_running_loop(), notify)
-        async with self._free:
-            slot = self._idle.pop() if self._idle else _ProcessSlot(*self._limits)
-            self._busy.add(slot)
-            try:
-                result, error = await self._threads.call(lambda: slot.run(call, notify))
-            except asyncio.CancelledError:
-                self._end(slot)
-                raise
-            finally:
-                self._busy.discard(slot)
-            if slot.is_spent:
-                self._start(slot)
-            else:
-                self._idle.append(slot)
+        loop = asyncio.get_running_loop()
+
+        def report(kind: str, *parts: Any) -> Any:
+            if kind in ("step", "event"):
+                return asyncio.run_coroutine_threadsafe(_answered(ask(kind, *parts)), loop).result()
+            return _call_soon(loop, notify, kind, *parts)
+
+        slot = next((slot for slot in reversed(self._idle) if slot.executor == call.executor), None)
+        if slot is None:
+            slot = _ProcessSlot(call.executor, *self._limits)
+        else:
+            self._idle.remove(slot)
+        self._busy.add(slot)
+        try:
+            result, error = await self._threads.call(lambda: slot.run(call, report))
+        except asyncio.CancelledError:
+            self._end(slot)
+            raise
+        finally:
+            self._busy.discard(slot)
+        if slot.is_spent:
+            self._start(slot)
+        else:
+            self._idle.append(slot)
         if error is not None:
             raise error
         return decode(result)
@@ -5787,60 +8216,78 @@ class ProcessExecutor:
         self._idle.clear()
 
 
-def serve_calls() -> None:
-    """The main function of an executor's process: run calls from stdin until it closes; first comes sys.argv.
+async def _answered(call: Awaitable[T]) -> tuple[str | None, T | None]:
+    """Return the text of the error of a call, and what it returned."""
+    try:
+        return None, await call
+    except FlowrraError as error:
+        return str(error), None
 
-    A thread reads, so that the process ends with its parent also in the middle of a call. What tasks
-    print goes to stderr and what they read is empty, as stdin and stdout carry the calls and answers.
+
+def serve_calls() -> None:
+    """The main function of an executor's process: run calls from stdin until it closes. sys.argv comes first.
+
+    A thread reads, so that the process ends with its parent even in the middle of a call. What tasks print goes to
+    stderr, and their stdin is empty, because stdin and stdout carry the calls and answers.
     """
-    pid = os.getpid()
-    _in_child.set(True)
-    for number in _SIGNALS:  # meant for the worker, which ends this process itself
+    for number in _SIGNALS:  # for the worker, which ends this process itself
         signal.signal(number, _pass_over)
     pipe, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-    sys.stdout = sys.stderr  # written line by line: what waits in a buffer is lost when the process is killed
+    sys.stdout = sys.stderr  # written line by line: a buffer is lost when the process is killed
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=lambda: _leave_worker(pipe, answers))
+    answer_calls(pipe, answers, lambda: os._exit(0))  # the parent is gone or has no more use for this process
+
+
+def answer_calls(pipe: Any, answers: Any, end: Callable[[], object], *, daemon: bool = True) -> None:
+    """Run calls from `pipe` until it closes. Then `end` is called in the thread that reads, also during a call."""
+    pid = os.getpid()
+    _in_child.set(True)
     calls: thread_queue.SimpleQueue[Any] = thread_queue.SimpleQueue()
-    threading.Thread(target=_read_calls, args=(pipe, calls), daemon=True).start()
-    sys.argv[:], max_jobs, max_memory = calls.get()
+    asking: _Asking = weakref.WeakValueDictionary()
+    threading.Thread(target=_read_calls, args=(pipe, calls, asking, end), daemon=daemon).start()
+    if (settings := calls.get()) is None:
+        return
+    sys.argv[:], max_jobs, max_memory = settings
     logging.getLogger().addHandler(_WorkerLog(answers))
     done = 0
-    while True:
-        level, call = calls.get()
+    while (item := calls.get()) is not None:
+        level, call = item
         logging.getLogger().setLevel(level)
-        answer = _perform_call(CpuCall(*call), answers) if call else ["result", None, "null", False]
+        answer = _perform_call(CpuCall(*call), answers, asking) if call else ["result", None, "null", False]
         done += bool(call)
         if os.getpid() != pid:
-            return  # a copy of this process, which the task has forked and not ended
+            return  # a process that the task has forked and that has not ended
         answer[-1] = answer[-1] or _is_spent(done, max_jobs, max_memory)
         try:
             _write_frame(answers, answer)
         except OSError:
-            os._exit(0)  # the parent is gone
+            end()
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def _pass_over(number: int, frame: FrameType | None) -> None:
-    """Handle a signal by doing nothing. To ignore it would have the programs that tasks start ignore it, too."""
+    """Handle a signal by doing nothing. If it were ignored, programs that tasks start would ignore it, too."""
 
 
 def _is_spent(done: int, max_jobs: int | None, max_memory: int | None) -> bool:
-    """Whether this process has run as many jobs, or holds as much memory, as it may."""
+    """Whether this process has reached its limit of jobs or memory."""
     if max_jobs is not None and done >= max_jobs:
         return True
     if max_memory is None or (memory := resident_memory() or 0) <= max_memory:
         return False
-    logger.warning("process %d holds %d bytes, more than max_memory: it is replaced", os.getpid(), memory)
+    logger.warning(
+        "process %d holds %d bytes, more than its limit of %d: it is replaced", os.getpid(), memory, max_memory
+    )
     return True
 
 
 def resident_memory() -> int | None:
-    """Bytes of memory that this process has; None where the system does not tell."""
+    """Return the bytes of memory that this process uses; None if the system does not report it."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -5849,7 +8296,7 @@ def resident_memory() -> int | None:
 
 
 class _WorkerLog(logging.Handler):
-    """In a process of the executor: hands log records over to the worker, to be logged as its own are."""
+    """In a process of the executor: sends log records to the worker, which logs them as its own."""
 
     def __init__(self, answers: Any) -> None:
         super().__init__()
@@ -5857,7 +8304,7 @@ class _WorkerLog(logging.Handler):
         self._pid = os.getpid()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send the record; a process that the task has forked has nobody to send it to."""
+        """Send the record. A process that the task has forked has nobody to send it to."""
         try:
             if os.getpid() != self._pid:
                 print(self.format(record), file=sys.stderr)
@@ -5872,7 +8319,7 @@ class _WorkerLog(logging.Handler):
 
 
 def _leave_worker(*pipes: Any) -> None:
-    """In a process that a task has forked: what still holds the pipes keeps the worker from seeing that it died."""
+    """In a process that a task has forked: close the pipes, otherwise the worker cannot see that its process died."""
     for pipe in pipes:
         os.dup2(os.open(os.devnull, os.O_RDWR), pipe.fileno())
     for number in _SIGNALS:
@@ -5880,85 +8327,152 @@ def _leave_worker(*pipes: Any) -> None:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
-def _read_calls(pipe: Any, calls: thread_queue.SimpleQueue[Any]) -> None:
+# Where answers go, by job and attempt, as long as anything has the context of the attempt. A thread that a task has
+# started may still ask when the next task runs.
+_Asking = weakref.WeakValueDictionary[tuple[str, int], thread_queue.SimpleQueue[Any]]
+
+
+def _read_calls(pipe: Any, calls: thread_queue.SimpleQueue[Any], asking: _Asking, end: Callable[[], object]) -> None:
     try:
         while True:
-            calls.put(_read_frame(pipe))
+            first, *rest = _read_frame(pipe)
+            if first != "answer":
+                calls.put([first, *rest])
+            elif (replies := asking.get((rest[0][0], rest[0][1]))) is not None:
+                replies.put(rest[1:])
     except (EOFError, OSError):
-        os._exit(0)  # the parent is gone or has no more use for this process
+        end()
+    calls.put(None)
+    for replies in list(asking.values()):
+        replies.put(("the attempt is over", None))
 
 
-def _perform_call(call: CpuCall, answers: Any) -> list[Any]:
-    """The frame that answers a call; the last part of it says whether the process is to be replaced."""
-    pid, context = os.getpid(), _ChildContext(Job(**call.job), answers)
+def _perform_call(call: CpuCall, answers: Any, asking: _Asking) -> list[Any]:
+    """Return the frame that answers a call. Its last part says whether the process must be replaced."""
+    pid, context = os.getpid(), _ChildContext(Job(**call.job), answers, asking)
     try:
         return ["result", context.sender, _run_call(call, context), False]
     except BaseException as error:
         if os.getpid() != pid:
             raise  # in a process that the task has forked
         kinds = [kind_name(kind) for kind in type(error).__mro__]
-        delay = asked_delay(error)
+        delay = asked_delay(error, time.time())
         traceback = format_traceback(error)
-        # Memory that is short stays so. The text also has an error inside of another, or of a group.
-        return ["error", context.sender, describe(error), kinds, traceback, delay, "MemoryError" in traceback]
+        # After a MemoryError, memory stays short. The text also contains nested errors and errors in a group.
+        parts = [reason_of(error), kinds, traceback, delay, getattr(error, "event", None)]
+        return ["error", context.sender, *parts, "MemoryError" in traceback]
 
 
 def _run_call(call: CpuCall, context: _ChildContext) -> str:
-    _current.set(None)
-    function = _find_function(call.module, call.file, call.qualname)
+    current_job_var.set(None)
+    function, converters = _find_function(call)
     args, kwargs = decode(call.payload)
-    _current.set(context)
+    if converters is not None:
+        try:
+            args, kwargs = converters.arguments(args, kwargs, loading=True)
+        except SerializationError as error:
+            raise ArgumentsError(str(error)) from error.__cause__
+    current_job_var.set(context)
     context.send("begin")
-    result: Any = function(*args, **kwargs)
-    if inspect.iscoroutine(result):
-        result = asyncio.run(result)
-    return encode_returned(result, context.task)
+    with _soft_limit(call.soft_timeout) if call.soft_timeout is not None else contextlib.nullcontext():
+        result: Any = function(*args, **kwargs)
+        if inspect.iscoroutine(result):
+            result = asyncio.run(result)
+    return encode_returned(result if converters is None else converters.result(result, loading=False), context.task)
+
+
+@contextlib.contextmanager
+def _soft_limit(seconds: float) -> Iterator[None]:
+    """Raise a SoftTimeoutError in the block after `seconds`. On the main thread only, which is the one for signals."""
+    uninterrupted = (_write_frame, _ChildContext.ask, logging.Logger.makeRecord, logging.Handler.handle)
+    busy = {call.__code__ for call in uninterrupted}
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if busy.isdisjoint(one.f_code for one, _ in tracebacks.walk_stack(frame)):
+            raise SoftTimeoutError(f"the attempt took longer than its soft_timeout of {seconds:g} s")
+        signal.setitimer(signal.ITIMER_REAL, 0.001)  # an exception raised here would break a frame
+
+    signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGALRM, _pass_over)  # also if the timer has just expired
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 class _ChildContext(JobContext):
-    """A job in a process of the executor."""
+    """The running job in a process of the executor."""
 
-    __slots__ = ("_answers", "sender")
+    __slots__ = ("_answers", "_lock", "_replies", "sender")
 
-    def __init__(self, job: Job, answers: Any) -> None:
+    def __init__(self, job: Job, answers: Any, asking: _Asking) -> None:
         super().__init__(job)
+        job.steps = tuple(Step(*step) for step in job.steps)
         self.sender = [job.id, job.attempt]
         self._answers = answers
+        self._lock = threading.Lock()
+        self._replies = asking[job.id, job.attempt] = thread_queue.SimpleQueue()
 
     def send(self, kind: str, *parts: Any) -> None:
-        """Tell the worker something of this attempt."""
+        """Send the worker a message about this attempt."""
         _write_frame(self._answers, [kind, self.sender, *parts])
 
     def report(self, progress: Progress) -> None:
         self.send("progress", *progress)
 
+    def ask(self, kind: str, *parts: Any) -> Any:
+        """Ask the worker, and wait for its answer. This blocks an event loop in this process."""
+        with self._lock:
+            self.send(kind, *parts)
+            error, answer = self._replies.get()
+        if error is not None:
+            raise FlowrraError(error)
+        return answer
+
+    async def keep_step(self, step: Step) -> None:
+        self.ask("step", *step)
+
+    async def find_event(self, name: str) -> str | None:
+        return cast("str | None", self.ask("event", name))
+
+    def wait_until(self, call: Coroutine[Any, Any, T]) -> T:
+        try:
+            call.send(None)
+        except StopIteration as end:
+            return cast("T", end.value)
+        raise AssertionError("what a process asks its worker awaits nothing")
+
     def count_wait(self, change: int) -> None:
         raise FlowrraError(
-            "a CPU-bound task cannot wait for another job: its process would stand still; use result_of()"
+            "a CPU-bound task cannot wait for another job, because its process would be idle: use result_of()"
         )
 
 
-def _find_function(module: str, file: str | None, qualname: str) -> Callable[..., Any]:
-    found: Any = _load_main(file) if module == "__main__" and file else importlib.import_module(module)
-    for name in qualname.split("."):
+def _find_function(call: CpuCall) -> tuple[Callable[..., Any], Converters | None]:
+    is_script = call.module == "__main__" and call.file
+    found: Any = _load_main(cast("str", call.file)) if is_script else importlib.import_module(call.module)
+    for name in call.qualname.split("."):
         found = getattr(found, name)
-    return cast("Callable[..., Any]", found.function if isinstance(found, Task) else found)
+    if isinstance(found, Task):
+        return found.function, found.converters
+    return found, Converters(call.job["task"], found, inspect.signature(found))
 
 
 def _load_main(file: str) -> Any:
-    """The program's main script as a module under another name, so that its main guard stays shut."""
+    """Import the program's main script under another module name, so that its main guard is not executed."""
     if getattr(sys.modules.get(MAIN_IN_CHILD), "__file__", None) != file:
         import runpy
 
         module = sys.modules["__main__"] = types.ModuleType(MAIN_IN_CHILD)
-        module.__file__ = file  # by it the tasks get the names that they have in the worker
+        module.__file__ = file  # so that the tasks have the same names as in the worker
         module.__dict__.update(runpy.run_path(file, run_name=MAIN_IN_CHILD))
         sys.modules[MAIN_IN_CHILD] = module
     return sys.modules[MAIN_IN_CHILD]
 
 
 def format_traceback(error: BaseException) -> str:
-    """The traceback as people want it: from the first frame that is not of this module on."""
+    """Return the traceback from the first frame outside this module on."""
     if isinstance(error, RemoteError):
         return error.traceback
     frame = error.__traceback__
@@ -5966,65 +8480,85 @@ def format_traceback(error: BaseException) -> str:
         frame = frame.tb_next
     try:
         return _written_out("".join(tracebacks.format_exception(type(error), error, frame or error.__traceback__)))
-    except Exception:  # of an exception with odd attributes
+    except Exception:  # the exception has unusual attributes
         return f"(no traceback can be made) {describe(error)}"
 
 
 def describe(error: BaseException) -> str:
-    """An exception in a few words: its type, and what it says."""
+    """Return an exception in a few words: its type and its message."""
     try:
         text = _written_out(str(error))
-    except Exception:  # of its own __str__; the words are those of a traceback
+    except Exception:  # from its own __str__; a traceback uses the same words
         text = "<exception str() failed>"
     if isinstance(error, RemoteError):
         return text
-    kind = SerializationError if isinstance(error, ResultError) else type(error)  # by the name that users know
+    # By the name that users know.
+    kind = SerializationError if isinstance(error, ArgumentsError | ResultError) else type(error)
     return f"{kind.__name__}: {text}" if text else kind.__name__
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the error text to store: for a Cancel or Snooze, the message without the type."""
+    text = describe(error)
+    return text.partition(": ")[2] or text if isinstance(error, Cancel | Snooze) else text
+
+
 def _written_out(text: str) -> str:
-    """`text` with halves of surrogate pairs, as odd file names bring, written out: not every store can hold them."""
+    """Return `text` with halves of surrogate pairs (from odd file names) escaped: some stores cannot hold them."""
     return text.encode(errors="backslashreplace").decode()
 
 
 # ---------------------------------------------------------------------------
-# 12. Worker
+# 13. Worker
 #
 # Claims jobs, runs them, settles them. A _ServedQueue claims; an _Attempt then
 # passes through named steps: resolve, decode, run, judge (_Steps), settle,
-# announce (_Settler). Every task and thread started here is ended by
-# Worker.stop(). Knows no store, only a Broker.
+# announce (_Settler). Worker.stop() ends every task and thread that is started
+# here. This section knows the Broker protocol, and no store.
 # ---------------------------------------------------------------------------
 
 UNKNOWN_TASK_DELAY = 15.0  # seconds for which a job of an unknown task is handed back
 _AWAY_DELAY = 1.0  # the same for a job whose parents' results could not be read, as the store was away
 _IDLE_WAIT = 5.0  # seconds after which an idle queue is looked at in any case
+# Seconds that a CPU-bound job may take if others are claimed before a process is free, and that such a job waits.
+_AT_HAND = 0.25
 _PURGE_EVERY = 60.0
 _PURGE_LIMIT = 500  # jobs deleted in one step
-# Seconds for which a worker that leaves waits for a store that does not answer: its jobs are then rescued instead.
+# Seconds that a leaving worker waits for a store that does not answer. After that, its jobs are rescued instead.
 _PATIENCE, _NO_PATIENCE = 5.0, 1.0
 _REPORT_EVERY = 0.5
-_GROUP = 1_000  # outcomes that go to the broker together, at most
-# Outcomes that may wait however few jobs run at once. With 10, a worker of 10 slots waits for each commit before it
-# claims again: 0.75 to 0.85 of the jobs a second on PostgreSQL. With 30 or 50 it does no more than with 20.
+_GROUP = 1_000  # the maximum of outcomes in one call of the broker
+# Outcomes that may wait, however few jobs run at once. With 10, a worker of 10 slots waits for each commit before it
+# claims again: 0.75 to 0.85 of the jobs per second on PostgreSQL. With 30 or 50 it is not faster than with 20.
 _LEAST_GROUP = 20
 _WELL = 10.0  # seconds after which a loop that fails had been well
 _STEADY = 3.0  # leases after which nothing seems to kill a worker again and again
 _TRACEBACK_LIMIT = 20_000  # characters
-# Said to the store too, which refuses it where another worker has the job by now: one that it still counts as running
-# here, as it was claimed a moment ago, must not stay so.
 _REFUSED = "the store refused its outcome: the worker's log says why"
+# Jobs of a lost lease are settled as released anyway: the store refuses that if another worker has
+# the job now, and releases a job that was just claimed and would otherwise stay running.
 _LEASE_LOST = "its worker had lost its lease"
 
 Middleware = Callable[[Job, Callable[[Job], Awaitable[Any]]], Awaitable[Any]]
 
 EVENTS = frozenset(
-    ("start", "success", "failure", "retry", "cancel", "release", "worker_lost", "worker_start", "worker_stop")
+    (
+        "start",
+        "success",
+        "failure",
+        "retry",
+        "cancel",
+        "release",
+        "snooze",
+        "worker_lost",
+        "worker_start",
+        "worker_stop",
+    )
 )
 
 
 class Event(NamedTuple):
-    """What a hook gets: which event, on which worker, and the job with its outcome where there is one."""
+    """What a hook receives: the event, the worker, and if there is one, the job with its outcome."""
 
     name: str
     worker: str
@@ -6034,14 +8568,14 @@ class Event(NamedTuple):
 
 
 class Hooks:
-    """The functions to call on events. A hook that raises is logged and changes nothing."""
+    """The functions to call on events. If a hook raises an exception, it is logged; nothing else changes."""
 
     def __init__(self) -> None:
         self._hooks: dict[str, list[Callable[[Event], Any]]] = {}
         self.any = False
 
     def add(self, name: str, hook: Callable[[Event], Any]) -> None:
-        """Call `hook`, a plain or an async function, on each event of that name."""
+        """Call `hook`, a plain or async function, on each event of that name."""
         if name not in EVENTS:
             raise ConfigError(f"there is no event {name!r}, only {', '.join(sorted(EVENTS))}")
         self._hooks.setdefault(name, []).append(hook)
@@ -6070,42 +8604,66 @@ _DEFAULT_OPTIONS = TaskOptions()
 
 
 class _Attempt(JobContext):
-    """One attempt on its way through the worker; what `current_job()` gives inside it."""
+    """One attempt in the worker. Inside the attempt, `current_job()` returns it."""
 
-    __slots__ = ("began", "ending", "options", "runner", "served")
+    __slots__ = ("began", "has_place", "options", "runner", "served", "stop_reason")
 
     def __init__(self, job: Job, served: _ServedQueue) -> None:
         self.job = job
         self.attempt = job.attempt
+        self.step_names = []
         self.began = job.started or 0.0  # a broker that shares the job clears it when the job is to run again
         self.served = served
         self.options = _DEFAULT_OPTIONS  # those of its task, as soon as that is known
         self.runner: asyncio.Task[Any] | None = None  # once it has begun
-        self.ending: str | None = None  # why the worker ends it: cancel, release or lapsed
+        self.stop_reason: str | None = None  # why the worker stops it: cancel, release or lapsed
+        self.has_place = False  # whether it holds one of the places for CPU-bound tasks
 
     @property
     def state(self) -> Any:
         return self.served.worker.state
 
     def report(self, progress: Progress) -> None:
-        self.served.worker.report(self.job.id, self.attempt, progress)
+        self.served.worker.report(self, progress)
 
     def count_wait(self, change: int) -> None:
         self.served.count_wait(self, change)
 
-    def end(self, why: str) -> None:
-        """Have the attempt stopped."""
-        if self.ending is None:
-            self.ending = why
+    async def keep_step(self, step: Step) -> None:
+        await self.served.worker.settler.keep_step(self, step)
+
+    async def find_event(self, name: str) -> str | None:
+        found = await self.served.worker.broker.find(JobFilter(ids=[event_id(name)]), limit=1)
+        return encode(found[0].result) if found and found[0].status is SUCCESS else None
+
+    def wait_until(self, call: Coroutine[Any, Any, T]) -> T:
+        if threading.get_ident() == self.served.worker.keeper.watched:
+            call.close()
+            raise FlowrraError("step_sync() would block the event loop here: await step() instead")
+        return asyncio.run_coroutine_threadsafe(call, self.served.worker.loop).result()
+
+    def now(self) -> float:
+        return self.served.worker.clock.time()
+
+    def stop(self, why: str) -> None:
+        """Stop the attempt."""
+        if self.stop_reason is None:
+            self.stop_reason = why
             if self.runner is not None:
                 self.runner.cancel()
 
 
 def judge(job: Job, options: TaskOptions, error: BaseException, now: float) -> Outcome:
-    """What an attempt that raised `error` comes to: another one later, or the end."""
+    """Return the outcome of an attempt that raised `error`: another attempt later, or the end of the job."""
+    if is_kind(error, Cancel):
+        return Outcome.cancel(job, reason_of(error))
+    delay = asked_delay(error, now)
+    if is_kind(error, Snooze):
+        outcome = Outcome.snooze(job, now + (options.retry_delay if delay is None else delay), reason_of(error))
+        outcome.event = error.event if isinstance(error, _EventNotYet | RemoteError) else None
+        return outcome
     if job.failures >= options.max_retries or not is_retryable(options, error):
         return _failure(job, error)
-    delay = asked_delay(error)
     if delay is None:
         delay = retry_delay(options, job.failures + 1)
     return Outcome.retry_at(job, now + delay, describe(error), _short_traceback(error))
@@ -6119,83 +8677,238 @@ def _short_traceback(error: BaseException) -> str:
     return format_traceback(error)[-_TRACEBACK_LIMIT:]
 
 
+def _warn_of_left_steps(attempt: _Attempt) -> None:
+    """Log the stored steps that this attempt did not run: the task has changed, or it took another path."""
+    if left := [step.name for step in attempt.job.steps if step.name not in attempt.step_names]:
+        logger.warning("job %s (%s) did not use its earlier steps %s: has the task changed?",
+                       attempt.id, attempt.task, ", ".join(map(repr, left)), extra=_fields(attempt.job))  # fmt: skip
+
+
+def _wrong_call(task: Task[..., Any], arguments: _Arguments | Outcome) -> TypeError | None:
+    """Return what is wrong with a call of the task, if the arguments do not fit. A submit by name cannot check that."""
+    try:
+        task.check(*cast("_Arguments", arguments))
+    except TypeError as error:
+        return error.with_traceback(None)
+    return None
+
+
+class _Batch:
+    """Attempts that are gathered for one call, each with its argument and a future for its part of the answer."""
+
+    def __init__(self) -> None:
+        self.members: dict[_Attempt, tuple[Any, asyncio.Future[Any]]] = {}
+        self.is_closed = asyncio.Event()
+        self.call: asyncio.Task[None] | None = None
+
+
+class _Batches:
+    """Gathers the jobs of batch tasks. An attempt waits here, without a slot until the call of its batch begins.
+
+    The call runs in a task of its own, so that a job which is cancelled does not end it for the others.
+    """
+
+    def __init__(self, threads: ThreadExecutor) -> None:
+        self.calls: set[asyncio.Task[None]] = set()
+        self._threads = threads
+        self._gathering: dict[str, _Batch] = {}  # by task
+
+    async def run(self, attempt: _Attempt, task: Task[..., Any], row: Any) -> Any:
+        """Return or raise what the call of the batch comes to for this job."""
+        loop = attempt.served.worker.loop
+        batch = self._gathering.get(task.name)
+        if batch is None:
+            batch = self._gathering[task.name] = _Batch()
+            batch.call = loop.create_task(self._call(task, batch), context=contextvars.Context())
+            self.calls.add(batch.call)
+            batch.call.add_done_callback(self.calls.discard)
+        batch.members[attempt] = row, loop.create_future()
+        with attempt.waiting():
+            if len(batch.members) >= cast("int", task.settings.batch):
+                self._close(task.name)
+            try:
+                result, error = await batch.members[attempt][1]
+            finally:
+                self._leave(batch, attempt)
+        if error is not None:
+            raise error
+        return result
+
+    def _leave(self, batch: _Batch, attempt: _Attempt) -> None:
+        """Take out a job that has its part, or that is cancelled."""
+        was_first = next(iter(batch.members)) is attempt
+        del batch.members[attempt]
+        if batch.call is not None and not batch.members:  # nobody wants its answer any more
+            batch.call.cancel()
+            if not batch.is_closed.is_set():
+                del self._gathering[attempt.task]
+        elif was_first and batch.is_closed.is_set():
+            next(iter(batch.members)).count_wait(-1)
+
+    def gathered(self, queue: str) -> int:
+        """Return how many jobs of a queue have begun and wait for the call of their batch."""
+        return sum(attempt.queue == queue for batch in self._gathering.values() for attempt in batch.members)
+
+    def close_all(self) -> None:
+        """Wait for no more jobs."""
+        for name in list(self._gathering):
+            self._close(name)
+
+    def _close(self, name: str) -> None:
+        """Begin the call of the batch that is being gathered. It takes the slot of its first job."""
+        batch = self._gathering.pop(name)
+        batch.is_closed.set()
+        next(iter(batch.members)).count_wait(-1)
+
+    async def _call(self, task: Task[..., Any], batch: _Batch) -> None:
+        """Wait until the batch is full or its time is up, call the function, and give each job its part."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(task.settings.linger):
+                await batch.is_closed.wait()
+        if not batch.is_closed.is_set():
+            self._close(task.name)
+        members = dict(batch.members)
+        answers: list[tuple[Any, BaseException | None]]
+        try:
+            answers = _answers(task, await self._perform(task, [row for row, _ in members.values()]), len(members))
+        except BaseException as error:
+            answers = [(None, error)] * len(members)
+        for (_, future), answer in zip(members.values(), answers, strict=True):
+            _resolve(future, answer)
+
+    def _perform(self, task: Task[..., Any], rows: list[Any]) -> Awaitable[Any]:
+        call = task.function(rows) if task.is_async else self._threads.run(lambda: task.function(rows))
+        return call if task.settings.timeout is None else _within(task.settings.timeout, call)
+
+
+def _answers(task: Task[..., Any], returned: Any, number: int) -> list[tuple[Any, BaseException | None]]:
+    """Return for each job of a batch its result or its exception."""
+    if returned is None:
+        return [(None, None)] * number
+    if not isinstance(returned, list | tuple) or len(returned) != number:
+        raise ResultError(
+            f"the batch task {task.name} must return a list of {number} results, one for each job, or None, "
+            f"not {returned!r:.60}"
+        )
+    return [(None, one) if isinstance(one, BaseException) else (one, None) for one in returned]
+
+
 class _Steps:
-    """Takes an attempt through its steps: resolve, decode, run, judge. Writes nothing down."""
+    """Takes an attempt through its steps: resolve, decode, run, judge. It writes nothing to the store."""
 
     def __init__(self, worker: Worker, middleware: Sequence[Middleware]) -> None:
         config = worker.config
         self.threads = ThreadExecutor()
         self.processes = ProcessExecutor(config.cpu_workers, self.threads, config.max_jobs, config.max_memory)
+        self.batches = _Batches(self.threads)
         self.unknown: set[str] = set()  # names of tasks that a warning has been given of
         self._worker = worker
         self._middleware = list(middleware)
 
     async def perform(self, attempt: _Attempt) -> Outcome:
-        """What the attempt came to."""
+        """Return the outcome of the attempt."""
         worker, job = self._worker, attempt.job
-        if attempt.ending is not None:  # before it has begun
+        if attempt.stop_reason is not None:  # before it has begun
             return self._end(attempt, begun=False)
         task = worker.registry.get(job.task)
         if task is None:
             return self._hand_back_unknown(job)
+        arguments: _Arguments | Outcome = (), {}
         try:
             attempt.options = task.settings
+            if task.limit is not None and job.limit is None:
+                _warn_once(
+                    f"jobs of {task.name} come without its limit {task.limit!r}, so it does not hold for them: "
+                    "they were submitted before it was declared, or by a program that does not have the task"
+                )
             if time.monotonic() >= worker.keeper.lease_end and not await worker.keeper.renewal():
-                return Outcome.release(job, _LEASE_LOST)
+                return Outcome.release(job, _LEASE_LOST, begun=False)
+            if task.settings.cpu_bound and not await self._take_place(attempt):
+                return Outcome.release(job, "it was claimed in advance, and no process became free", begun=False)
             if worker.hooks.any:
                 worker.settler.emit(Event("start", worker.info.id, job))
             if job.overrides:
                 attempt.options = dataclasses.replace(task.settings, **job.overrides)
-            arguments = await self._decode(attempt) if job.args or job.kwargs or job.payload is not None else ((), {})
+            if job.payload is None and not job.parents and task.converters is None:
+                arguments = copy_arguments(job)
+            else:
+                arguments = await self._decode(attempt, task)
             if isinstance(arguments, Outcome):
                 return arguments
             if self._middleware:
                 result = await self._run_wrapped(attempt, task, arguments)
             else:
                 result = await self._execute(attempt, task, arguments)
+            if task.converters is not None:
+                result = task.converters.result(result, loading=False)
+            if job.steps and not task.settings.cpu_bound:  # a process does not say which steps it used
+                _warn_of_left_steps(attempt)
             outcome = Outcome.succeed(job, result, attempt.options.result_ttl)
             if worker.broker.keeps_text:
                 outcome.text = encode_value(outcome)
             elif not is_plain(result):
                 outcome.result = copy_returned(result, job.task)
         except BaseException as error:
+            if is_kind(error, TypeError) and (wrong := _wrong_call(task, arguments)) is not None:
+                return self._keep_failure(attempt, _failure(job, wrong))  # another attempt would end in the same way
             return self._judge(attempt, error)
+        finally:
+            if attempt.has_place:
+                self.processes.places.release()
         return outcome
+
+    async def _take_place(self, attempt: _Attempt) -> bool:
+        """Wait for a process. False if the job was claimed in advance, and no process becomes free soon."""
+        while not attempt.has_place:
+            try:
+                async with asyncio.timeout(_AT_HAND):
+                    attempt.has_place = await self.processes.places.acquire()
+            except TimeoutError:
+                attempt.served.claim_ahead(False)
+                if attempt.served.is_beyond_capacity:
+                    return False
+        return True
 
     def _hand_back_unknown(self, job: Job) -> Outcome:
         if job.task not in self.unknown:
             self.unknown.add(job.task)
             logger.warning(
-                "worker %s does not know the task %r: its jobs are handed back for %g s at a time until a worker does",
-                self._worker.info.id, job.task, UNKNOWN_TASK_DELAY, extra=_fields(job),
+                "worker %s does not know the task %r%s; its jobs are handed back for %g s at a time",
+                self._worker.info.id, job.task, nearest(job.task, self._worker.registry), UNKNOWN_TASK_DELAY,
+                extra=_fields(job),
             )  # fmt: skip
         due = self._worker.clock.time() + UNKNOWN_TASK_DELAY
         return Outcome.release(job, f"no task {job.task!r} in this worker", due, begun=False)
 
-    async def _decode(self, attempt: _Attempt) -> _Arguments | Outcome:
-        """The arguments; the outcome of the attempt if they cannot be had."""
+    async def _decode(self, attempt: _Attempt, task: Task[..., Any]) -> _Arguments | Outcome:
+        """Return the arguments; if they cannot be read, the outcome of the attempt."""
         job = attempt.job
         try:
             args, kwargs = decode_arguments(job)
-            return await self._put_results(job, args, kwargs) if job.parents else (args, kwargs)
-        except (SerializationError, TaskNotFoundError) as error:  # another attempt would find the same
+            if job.parents:
+                args, kwargs = await self._put_results(job, args, kwargs)
+            if task.converters is not None and not task.settings.cpu_bound:  # else its process does that
+                args, kwargs = task.converters.arguments(args, kwargs, loading=True)
+            return args, kwargs
+        except (SerializationError, TaskNotFoundError) as error:  # another attempt would get the same error
             return self._keep_failure(attempt, _failure(job, error))
         except BrokerError as error:
-            return Outcome.release(job, describe(error), self._worker.clock.time() + _AWAY_DELAY)
+            return Outcome.release(job, describe(error), self._worker.clock.time() + _AWAY_DELAY, begun=False)
 
     async def _put_results(self, job: Job, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Arguments:
-        """The arguments with the results of the job's parents in their places."""
+        """Return the arguments with the results of the job's parents in place of the placeholders."""
+        named = tuple(parents_in(args, kwargs))
+        # In an older store arguments may name other jobs than those that have taken their places.
+        holders = [name if name in job.parents else parent for name, parent in zip(named, job.parents, strict=False)]
         results = {}
-        for parent, result in zip(job.parents, await self._worker.broker.get(job.parents), strict=True):
+        for name, result in zip(named, await self._worker.broker.get(holders), strict=False):
             if result is None:
-                raise TaskNotFoundError(f"the result of its parent {parent} is gone: raise result_ttl or max_results")
-            results[parent] = result.result
-        for name, parent in zip(parents_in(args, kwargs), job.parents, strict=False):
-            results.setdefault(name, results[parent])  # that parent's unique key was taken: another job stood in for it
+                raise TaskNotFoundError(f"the result of its parent {name} was removed: raise result_ttl or max_results")
+            results[name] = result
         return put_results(args, results), put_results(kwargs, results)
 
     def _run_wrapped(self, attempt: _Attempt, task: Task[..., Any], arguments: _Arguments) -> Awaitable[Any]:
-        """Run the task, and around it the middleware, of which the first one is the outermost."""
+        """Run the task inside the middleware. The first middleware is the outermost."""
 
         def call(_: Job) -> Awaitable[Any]:
             return self._execute(attempt, task, arguments)
@@ -6206,10 +8919,14 @@ class _Steps:
         return wrapped(attempt.job)
 
     def _execute(self, attempt: _Attempt, task: Task[..., Any], arguments: _Arguments) -> Awaitable[Any]:
-        """Run the function where it belongs, within the attempt's time."""
+        """Run the function on the loop, in a thread or in a process, within the time limit of the attempt."""
         (args, kwargs), options = arguments, attempt.options
         if options.cpu_bound:
             return self._in_process(attempt, CpuCall.of(task, attempt.job, args, kwargs))
+        if attempt.served.ahead:
+            attempt.served.claim_ahead(False)
+        if options.batch is not None:
+            return self.batches.run(attempt, task, *args, *kwargs.values())
         if task.is_async:
             call = task.function(*args, **kwargs)
         else:
@@ -6217,7 +8934,7 @@ class _Steps:
         return call if options.timeout is None else _within(options.timeout, call)
 
     async def _in_process(self, attempt: _Attempt, call: CpuCall) -> Any:
-        """Run a call in a process. The time counts from the task's first line, not while it waits for a process."""
+        """Run a call in a process. The time limit counts from the task's first line, without the wait for a process."""
         limit, timeout, loop = asyncio.timeout(None), attempt.options.timeout, self._worker.loop
 
         def notify(kind: str, *parts: Any) -> None:
@@ -6227,12 +8944,20 @@ class _Steps:
                 with contextlib.suppress(RuntimeError):  # the attempt is over
                     limit.reschedule(loop.time() + timeout)
 
-        return await _within(timeout, self.processes.run(call, notify), limit)
+        async def ask(kind: str, *parts: Any) -> Any:
+            return await (attempt.keep_step(Step(*parts)) if kind == "step" else attempt.find_event(*parts))
+
+        began, served = loop.time(), attempt.served
+        try:
+            result = await _within(timeout, self.processes.run(call, notify, ask), limit)
+            return self._worker.registry.as_returned(attempt.task, result)
+        finally:
+            served.claim_ahead(loop.time() - began < _AT_HAND)
 
     def _judge(self, attempt: _Attempt, error: BaseException) -> Outcome:
-        """The outcome of an attempt that did not return."""
+        """Return the outcome of an attempt that did not return."""
         if isinstance(error, asyncio.CancelledError):
-            if attempt.ending is not None:
+            if attempt.stop_reason is not None:
                 return self._end(attempt)
             if self._worker.is_torn_down and attempt.runner and attempt.runner.cancelling():
                 raise error
@@ -6241,18 +8966,18 @@ class _Steps:
         return self._keep_failure(attempt, outcome)
 
     def _keep_failure(self, attempt: _Attempt, outcome: Outcome) -> Outcome:
-        """The outcome; a failure is not forgotten sooner than a success."""
+        """Return the outcome. A failure is kept at least as long as a success."""
         if outcome.status is FAILED and (attempt.options.result_ttl or 0.0) > self._worker.broker.retention.failed_ttl:
             outcome.keep = attempt.options.result_ttl
         return outcome
 
     def _end(self, attempt: _Attempt, *, begun: bool = True) -> Outcome:
-        """The outcome of an attempt that the worker ends."""
+        """Return the outcome of an attempt that the worker ends."""
         while attempt.runner and attempt.runner.cancelling():
             attempt.runner.uncancel()
-        if attempt.ending == "cancel":
+        if attempt.stop_reason == "cancel":
             return Outcome.cancel(attempt.job, BY_HAND)
-        why = _LEASE_LOST if attempt.ending == "lapsed" else "the worker stopped"
+        why = _LEASE_LOST if attempt.stop_reason == "lapsed" else "the worker stopped"
         return Outcome.release(attempt.job, why if begun else f"{why} before it began", begun=begun)
 
 
@@ -6270,7 +8995,7 @@ async def _within(timeout: float | None, call: Awaitable[Any], limit: asyncio.Ti
 
 
 class _Settler:
-    """What became of attempts: written down in groups, through one door, and then announced."""
+    """Writes the outcomes of attempts in groups, then logs them and fires their events."""
 
     def __init__(self, worker: Worker, backend: Backend | None) -> None:
         self._worker = worker
@@ -6280,14 +9005,31 @@ class _Settler:
         self.events: asyncio.Queue[Event] = asyncio.Queue()
 
     def post(self, attempt: _Attempt, outcome: Outcome) -> None:
-        """Hand an outcome over to be settled."""
+        """Queue an outcome to be settled."""
         self._outcomes.append((attempt, outcome))
         attempt.served.unsettled += 1
         if len(self._outcomes) == 1:
             self._has_outcomes.set()
 
+    async def keep_step(self, attempt: _Attempt, step: Step) -> None:
+        """Write a step, and retry while the store is unreachable. An attempt that has ended writes none."""
+        worker, failures = self._worker, 0
+        outcome = Outcome.done(attempt.job, attempt.attempt, step)
+        while True:
+            try:
+                (is_kept,) = await worker.broker.settle([outcome], now=worker.clock.time())
+            except BrokerError as error:
+                failures += 1
+                await worker.recover(error, failures)
+                continue
+            if not is_kept:
+                raise FlowrraError(
+                    f"the step {step.name!r} is not kept: the job's lease was lost, and it runs elsewhere"
+                )
+            return
+
     async def settle_all(self) -> None:
-        """Write outcomes in groups: what gathers while one group is on its way is the next."""
+        """Write outcomes in groups: those that arrive while one group is being written are the next group."""
         while True:
             await self._has_outcomes.wait()
             group, self._outcomes = self._outcomes[:_GROUP], self._outcomes[_GROUP:]
@@ -6301,7 +9043,7 @@ class _Settler:
                 self._worker.changed.set()
 
     async def _settle(self, group: Sequence[tuple[_Attempt, Outcome]]) -> None:
-        """Have the broker take the group, again and again as long as it fails, and announce what is written."""
+        """Settle the group, retry as long as the broker fails, and announce what was written."""
         worker, failures = self._worker, 0
         while True:
             now = worker.clock.time()
@@ -6314,8 +9056,8 @@ class _Settler:
             except Exception as error:
                 await self._settle_apart(group, error)
                 return
-        if worker.broker.keeps_activity:
-            worker.tally.count(itertools.compress(group, written), now)
+        worker.tally.count(itertools.compress(group, written), now)
+        worker.note_ended(len(group))
         if self._backend is not None:
             await self._record(self._backend, [o for (_, o), ok in zip(group, written, strict=True) if ok])
         is_heard = worker.hooks.any or logger.isEnabledFor(logging.INFO)
@@ -6324,7 +9066,7 @@ class _Settler:
                 self._announce_outcome(attempt, outcome, ok)
 
     async def _settle_apart(self, group: Sequence[tuple[_Attempt, Outcome]], error: Exception) -> None:
-        """Settle a group that was refused in two halves, so that an outcome that cannot be taken fails alone."""
+        """Settle a refused group in two halves, so that an outcome that the broker refuses fails alone."""
         logger.error("worker %s: a group of outcomes was refused", self._worker.info.id, exc_info=error)
         if middle := len(group) // 2:
             await self._settle(group[:middle])
@@ -6338,7 +9080,7 @@ class _Settler:
         await self._settle([(attempt, Outcome.fail(attempt.job, why))])
 
     async def _record(self, backend: Backend, outcomes: Sequence[Outcome]) -> None:
-        """Keep results in the separate backend too. The broker has them already, so none can be lost."""
+        """Store results in the separate backend, too. The broker has them already, so none can be lost."""
         now = self._worker.clock.time()
         results = [_result_of(outcome, now) for outcome in outcomes if outcome.status in FINISHED]
         try:
@@ -6360,27 +9102,30 @@ class _Settler:
         how = f" attempt {outcome.attempt}: {outcome.ending} after {seconds:.3f} s"
         if outcome.due is not None:
             how += f", {'retry' if name == 'retry' else 'again'} in {max(0.0, outcome.due - now):.3f} s"
-        self._announce(name, job, how, outcome.result, outcome.error, duration=seconds)
+        result = outcome.result
+        if name in self._worker.hooks and outcome.status is SUCCESS:
+            result = self._worker.registry.as_returned(job.task, result)
+        self._announce(name, job, how, result, outcome.error, duration=seconds)
 
     def announce_ending(self, job: Job) -> None:
-        """Announce an end that no attempt came to: cancelled while it waited, expired, orphaned, given up."""
+        """Announce the end of a job without an attempt: cancelled as it waited, expired, orphaned, many crashes."""
         name = "failure" if job.status is FAILED else "cancel"
         self._announce(name, job, f": {name}", None, job.error)
 
     def _announce(self, name: str, job: Job, how: str, result: Any, error: str | None, **fields: float) -> None:
-        """The one door: every ending is logged and brings its event here."""
+        """Log the ending of an attempt or job, and fire its event. All endings go through here."""
         level = logging.WARNING if name in ("failure", "retry") else logging.INFO
         why = f": {error}" if error else ""
         logger.log(level, "job %s (%s)%s%s", job.id, job.task, how, why, extra={**_fields(job), **fields})
         self.emit(Event(name, self._worker.info.id, job, result, error))
 
     def emit(self, event: Event) -> None:
-        """Have the hooks of an event called, if there are any, later and in order."""
+        """Queue an event for its hooks, if there are any. They are called later, in order."""
         if self._worker.hooks.any and event.name in self._worker.hooks:
             self.events.put_nowait(event)
 
     async def fire_events(self) -> None:
-        """Call the hooks of each event as it comes."""
+        """Call the hooks of each event in turn."""
         while True:
             event = await self.events.get()
             try:
@@ -6390,7 +9135,7 @@ class _Settler:
 
 
 def _fields(job: Job) -> dict[str, Any]:
-    """What log records carry beside their text."""
+    """Return the extra fields of a log record."""
     return {"job_id": job.id, "task": job.task, "attempt": job.attempt}
 
 
@@ -6400,43 +9145,44 @@ def _result_of(outcome: Outcome, now: float) -> TaskResult[Any]:
 
 
 class _Tally:
-    """What this worker has done: counted on the loop, read by the thread that sends heartbeats."""
+    """The activity of this worker. The loop counts it; the heartbeat thread reads it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sums = ActivitySums()
-        self._changed: set[int] = set()  # minutes of which the broker does not know all
+        self._changed: set[int] = set()  # minutes that the broker does not know completely
 
     def count(self, attempts: Iterable[tuple[_Attempt, Outcome]], now: float) -> None:
-        """Add attempts whose outcomes were written."""
+        """Count attempts whose outcomes were written."""
         count = self._sums.count
         with self._lock:
             for attempt, outcome in attempts:
-                if outcome.status is SUCCESS or outcome.ending == "failure":
-                    count(attempt.job, outcome.status, attempt.began, now)
+                status = outcome.status
+                if status is SUCCESS or status is FAILED or status is RETRYING:
+                    count(attempt.job, status, attempt.began, now)
             self._changed.add(int(now) // 60 * 60)
 
     def take(self, now: float) -> list[Activity]:
-        """The rows of each minute that has changed, for a heartbeat."""
+        """Return the rows of each minute that has changed, for a heartbeat."""
         with self._lock:
             changed, self._changed = self._changed, set()
             for key in [key for key in self._sums if key[0] < now - 180 and key[0] not in changed]:
-                del self._sums[key]  # 180 s: a clock that is set back shall not begin a minute anew
+                del self._sums[key]  # 180 s: a clock that is set back must not start a minute again
             rows = [row for row in self._sums.in_order() if row.minute in changed]
             return [row.copy() for row in rows]
 
     def keep(self, rows: Iterable[Activity]) -> None:
-        """These rows did not arrive: take them again."""
+        """Keep rows that did not arrive for the next heartbeat."""
         with self._lock:
             self._changed.update(row.minute for row in rows)
 
 
 class Turns:
-    """How many crashes a job may have that a worker claims next: suspects and others take turns.
+    """Says how many crashes the next claimed job may have: suspects and other jobs take turns.
 
-    Whatever kills workers again and again, as a system without memory does, is not to be blamed on a job. One that
-    another crash would end is only for a worker that has just started, where it has all the time that there is between
-    two such kills, or for one that has lived for some leases.
+    If something else kills workers repeatedly, such as a host without memory, no job must be blamed for it. A job that
+    would fail after one more crash only goes to a worker that has just started, which has the longest time until the
+    next kill, or to one that has run for several leases.
     """
 
     def __init__(self, clock: Clock, lease: float) -> None:
@@ -6448,34 +9194,39 @@ class Turns:
 
     @property
     def most(self) -> int:
-        """The most crashes that a suspect may have to run in this worker, when that has started."""
+        """The most crashes that a suspect may have to run in this worker after its start."""
         return LAST_CHANCE - (self._clock.monotonic() < self._steady_from)
 
     def crashes(self, queue: str) -> int:
-        """What to ask for in the next claim from this queue."""
+        """Return the limit of crashes for the next claim from this queue."""
         if queue in self._others:
             return 0
         return LAST_CHANCE if self._is_new and queue not in self._asked else self.most
 
     def note(self, queue: str, jobs: Sequence[Job]) -> None:
-        """What that claim has brought: after a suspect it is the turn of others, if there are any."""
+        """Record what that claim returned: after a suspect, it is the turn of other jobs, if there are any."""
         self._asked.add(queue)
         self._is_new = self._is_new and not jobs
         (self._others.add if jobs and jobs[0].crashes else self._others.discard)(queue)
 
 
 class _ServedQueue:
-    """A queue as a worker serves it: one task claims jobs, and runs them as long as they do not wait.
+    """A queue that a worker serves: one task claims jobs, and runs them as long as they do not wait.
 
-    When one waits, another task takes over the claiming, and each job that is claimed and not begun gets a task. (A
-    task of its own for every job would cost as much as the job.)
+    If a job waits, another task continues to claim, and each claimed job that has not started gets a task. (A new task
+    for every job would cost as much as the job.) CPU-bound jobs are claimed in advance, so that a process need not wait
+    for the store: otherwise it would be idle for a fifth of the time with 10 ms jobs.
     """
 
     def __init__(self, worker: Worker, queue: str, capacity: int) -> None:
         self.worker = worker
         self.queue = queue
         self.capacity = capacity
-        self.group = max(_LEAST_GROUP, min(capacity, _GROUP))  # outcomes that may wait to be written
+        self.ahead = 0  # jobs that may be claimed beyond that
+        self.batch = 1  # jobs that may use one slot
+        # Outcomes that may wait to be written: those of one round on their way, those of the next gathering. With one
+        # round, each claim waits for the settle before it: 0.75 of the jobs a second on Redis.
+        self.group = max(_LEAST_GROUP, min(2 * capacity, _GROUP))
         self.claimed: collections.deque[_Attempt] = collections.deque()  # and not begun yet
         self.running: set[_Attempt] = set()
         self.unsettled = 0  # attempts that have ended and are not written yet
@@ -6483,31 +9234,42 @@ class _ServedQueue:
         self._waits: dict[_Attempt, int] = {}  # the jobs that wait for others, whose slots are free: how often at once
 
     def room(self) -> int:
-        """How many jobs may be claimed now.
+        """Return how many jobs may be claimed now.
 
-        A crash repeats what runs and what is not written: no more than the slots and one group.
+        A crash repeats the running jobs and those not yet written: at most the slots, and two rounds of them.
         """
         if self.worker.is_reserved and not self.worker.may_claim():
             return 0
-        free = self.capacity + len(self._waits) - len(self.running) - len(self.claimed)
+        free = self.capacity + self.ahead + len(self._waits) - len(self.running) - len(self.claimed)
+        if self.batch > 1 and free > 0:
+            free = free * self.batch - self.worker.steps.batches.gathered(self.queue)
         return free - max(0, self.unsettled - self.group)
 
+    def claim_ahead(self, are_short: bool) -> None:
+        """Claim twice as many CPU-bound jobs as run if they are short; no more if slots outnumber processes."""
+        self.ahead = self.capacity if are_short and self.capacity <= self.worker.config.cpu_workers else 0
+
+    @property
+    def is_beyond_capacity(self) -> bool:
+        """Whether the worker holds jobs that were claimed in advance."""
+        return len(self.running) + len(self.claimed) > self.capacity + len(self._waits)
+
     def count_wait(self, attempt: _Attempt, change: int) -> None:
-        """A running job begins to wait for another one (1), or has ended a wait (-1); it may do so several times."""
+        """Count that a running job starts to wait for another (1) or stops (-1). It may wait several times at once."""
         waits = self._waits.pop(attempt, 0) + change
         if waits > 0 and attempt in self.running:  # else the attempt is over, and only a part of it goes on
             self._waits[attempt] = waits
             self.worker.changed.set()
 
     def start_claimer(self) -> None:
-        """Have another task claim, and each job that is claimed by now run in one."""
+        """Let another task claim, and run each job that is claimed by now in a separate task."""
         loop = self.worker.loop
         for _ in self.claimed:  # while such a task waits, its attempt refers to it
             loop.create_task(self._run_claimed(), context=contextvars.Context())
         self.claimer = loop.create_task(self._serve(), context=contextvars.Context())
 
     async def _serve(self) -> None:
-        """Claim jobs and run them, until another task has taken over or the worker drains."""
+        """Claim jobs and run them, until another task takes over or the worker drains."""
         task, failures = cast("asyncio.Task[None]", asyncio.current_task()), 0
         while self.claimer is task and not self.worker.is_draining:
             try:
@@ -6525,7 +9287,7 @@ class _ServedQueue:
                 await self.worker.recover(error, failures)
 
     async def _claim(self) -> None:
-        """Claim jobs for the free slots; if there are none, or no jobs, wait until there may be some."""
+        """Claim jobs for the free slots. If there are no slots or no jobs, wait until there may be some."""
         worker = self.worker
         if (limit := self.room()) < 1:
             worker.changed.clear()
@@ -6540,17 +9302,17 @@ class _ServedQueue:
         if worker.is_draining:
             self.hand_back()
         elif crashes and not jobs:  # else suspects may be left
-            await worker.broker.wait_ready((self.queue,), _IDLE_WAIT)
+            await worker.broker.wait([("queue", self.queue)], _IDLE_WAIT)
 
     async def _run_claimed(self) -> bool:
-        """Run one claimed job after the other; False if one has left a context variable or a cancellation behind."""
+        """Run the claimed jobs one by one. False if a job left a context variable or a cancellation behind."""
         task, worker = cast("asyncio.Task[Any]", asyncio.current_task()), self.worker
         is_clean = True
         while self.claimed and is_clean:
             attempt = self.claimed.popleft()
             attempt.runner = task
             self.running.add(attempt)
-            _current.set(attempt)
+            current_job_var.set(attempt)
             try:
                 outcome = await worker.steps.perform(attempt)
             except Exception as error:  # one that cannot even be described: the job must not stay RUNNING
@@ -6566,13 +9328,13 @@ class _ServedQueue:
         return is_clean
 
     def hand_back(self) -> None:
-        """Have released what has been claimed and not begun."""
+        """Release the claimed jobs that have not started."""
         for attempt in self.claimed:
-            attempt.end("release")
+            attempt.stop("release")
 
 
 class Worker:
-    """A running consumer of one app's jobs. Made, started and stopped on one loop."""
+    """Runs the jobs of one app. It is created, started and stopped on one loop."""
 
     def __init__(
         self,
@@ -6606,17 +9368,19 @@ class Worker:
         self.is_draining = False
         self.is_reserved = False  # whether a suspect runs, or waits to be claimed: see `may_claim`
         self.on_store_lost: Callable[[], object] = lambda: None  # called on the loop, perhaps more than once
+        self.on_spent: Callable[[], object] = lambda: None  # called in the same way when `recycle_jobs` have ended, ...
+        self._ended = 0  # attempts
         self._backend = backend
         self._is_drain_over = False
         self._residents: list[asyncio.Task[None]] = []  # loops that run until the worker leaves
         self._queues: dict[str, _ServedQueue] = {}
-        self._progress: dict[tuple[str, int], Progress] = {}
+        self._progress: dict[_Attempt, Progress] = {}
         self._has_progress = asyncio.Event()
 
     # Starting and stopping ---------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Register with the broker and begin to claim."""
+        """Register with the broker and start to claim."""
         self.info.started = self.clock.time()
         for queue, capacity in (self.config.queues or {"default": self.config.io_workers}).items():
             self._queues[check_queue(queue)] = _ServedQueue(self, queue, capacity)
@@ -6632,12 +9396,13 @@ class Worker:
         self.keeper.start()
         for served in self._queues.values():
             served.start_claimer()
-        if any(task.settings.cpu_bound and task.queue in self._queues for task in self.registry.values()):
-            self.steps.processes.warm_up()
+        declared = [task.settings for task in self.registry.values() if task.queue in self._queues]
+        for executor in {settings.executor for settings in declared if settings.cpu_bound}:
+            self.steps.processes.warm_up(executor)
         self.settler.emit(Event("worker_start", self.info.id))
 
     def _serve_queue_of(self, task: Task[..., Any]) -> _ServedQueue | None:
-        """A task's queue if it is served from now on; not if it was before, or the user has said which to serve."""
+        """Return a task's queue if it must be served now; None if it is served, or the user chose the queues."""
         if self.config.queues is not None or task.queue in self._queues:
             return None
         capacity = self.config.cpu_workers if task.settings.cpu_bound else self.config.io_workers
@@ -6646,6 +9411,9 @@ class Worker:
 
     def _describe(self) -> None:
         self.info.queues = {served.queue: served.capacity for served in self._queues.values()}
+        for served in self._queues.values():
+            batches = [task.settings.batch or 1 for task in self.registry.values() if task.queue == served.queue]
+            served.batch = max(batches, default=1) if 1 not in batches else 1
         self.info.tasks = sorted(self.registry)
 
     def add_task(self, task: Task[..., Any]) -> None:
@@ -6656,7 +9424,7 @@ class Worker:
         self._describe()
 
     async def stop(self, drain: float) -> None:
-        """Stop claiming, let what runs finish for up to `drain` seconds, release the rest, sign off."""
+        """Stop claiming, wait up to `drain` seconds for running jobs, release the rest, and sign off."""
         self.stop_claiming()
         patience = _PATIENCE if drain else _NO_PATIENCE
         try:
@@ -6666,34 +9434,40 @@ class Worker:
             if self.attempts():
                 self._is_drain_over = False
                 for attempt in self.attempts():
-                    attempt.end("release")
+                    attempt.stop("release")
                 await self._until(lambda: self._is_drain_over or not self.attempts(), 2.0)
                 for attempt in self.attempts():  # what they still do is refused
-                    reason = "the worker stopped; the job did not let itself be cancelled"
+                    reason = "the worker stopped, and the job ignored its cancellation"
                     self.settler.post(attempt, Outcome.release(attempt.job, reason))
-            await self._until(
-                lambda: not self._unsettled, patience
-            )  # else the broker is away, and they will be rescued
+            # If the broker is unreachable for longer, they are rescued.
+            await self._until(lambda: not self._unsettled, patience)
             self.settler.emit(Event("worker_stop", self.info.id))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.settler.events.join(), patience)
         finally:
             await self._leave(patience)
 
+    def note_ended(self, attempts: int) -> None:
+        """Count attempts whose outcomes were written, and say when the process has run its share."""
+        self._ended += attempts
+        if not self.is_draining and _is_spent(self._ended, self.config.recycle_jobs, self.config.recycle_memory):
+            self.on_spent()
+
     def stop_claiming(self) -> None:
-        """Take no more jobs, and hand back those that have not begun."""
+        """Claim no more jobs, and release those that have not started."""
         self.is_draining = True
         for served in self._queues.values():
             served.hand_back()
+        self.steps.batches.close_all()
         self.changed.set()
 
     def end_drain(self) -> None:
-        """Wait no longer for running jobs."""
+        """Stop waiting for running jobs."""
         self._is_drain_over = True
         self.changed.set()
 
     async def _until(self, condition: Callable[[], bool], seconds: float) -> None:
-        """Return when the condition holds, at the latest after so many seconds."""
+        """Return when the condition is true, at the latest after that many seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None if seconds == math.inf else seconds):
                 while not condition():
@@ -6701,13 +9475,14 @@ class Worker:
                     await self.changed.wait()
 
     def owned(self) -> set[asyncio.Task[Any]]:
-        """The tasks that this worker runs."""
+        """Return the tasks that this worker runs."""
         claimers = [served.claimer for served in self._queues.values()]
         runners = [attempt.runner for attempt in self.attempts()]
-        return {task for task in (*self._residents, *claimers, *runners) if task is not None}
+        owned = (*self._residents, *claimers, *runners, *self.steps.batches.calls)
+        return {task for task in owned if task is not None}
 
     def abandon(self) -> None:
-        """End what outlives the loop, which has ended without a stop: nobody keeps the lease any longer."""
+        """End what outlives the loop, which has ended without a stop. The lease is no longer extended."""
         self.keeper.stop()
         self.steps.processes.close()
         self.steps.threads.close()
@@ -6728,20 +9503,20 @@ class Worker:
             logger.warning("worker %s could not sign off: %s", self.info.id, describe(error))
 
     def handle_notices(self, notices: Notices, earlier: Collection[_Attempt] = ()) -> None:
-        """Act on what a heartbeat brought; `earlier` are the attempts from before it. On the loop's thread."""
+        """Act on the answer to a heartbeat. `earlier` are the attempts from before it. On the loop's thread."""
         attempts = self.attempts()
         for attempt in attempts:
             if attempt.job.id in notices.cancelled:
-                attempt.end("cancel")
+                attempt.stop("cancel")
             elif notices.lapsed and attempt in earlier:  # the others are under the lease that it gave
-                attempt.end("lapsed")
+                attempt.stop("lapsed")
         if notices.lapsed:
-            logger.error("worker %s lost its lease: what it was running is dropped and runs again", self.info.id)
+            logger.error("worker %s lost its lease: its attempts are dropped, and their jobs run again", self.info.id)
         self.keeper.confirm_lease(not notices.lapsed)
         if attempts and 0 < notices.suspects <= self.turns.most:
             self.is_reserved = True
         for worker in notices.lost_workers:
-            logger.warning("worker %s is gone; its jobs are ready again", worker)
+            logger.warning("worker %s is presumed dead; its jobs are ready again", worker)
             self.settler.emit(Event("worker_lost", worker))
         for job in notices.endings:
             self.settler.announce_ending(job)
@@ -6754,28 +9529,28 @@ class Worker:
 
     @property
     def is_torn_down(self) -> bool:
-        """Whether the whole loop is being torn down, and the worker with it."""
+        """Whether the whole loop is shutting down, and the worker with it."""
         return bool(self._residents[0].cancelling())
 
     def attempts(self) -> list[_Attempt]:
-        """Those that are under way here; from any thread."""
+        """Return the current attempts; from any thread."""
         return [attempt for served in list(self._queues.values()) for attempt in (*served.running, *served.claimed)]
 
     def may_claim(self) -> bool:
-        """Whether jobs may be claimed. A suspect has the worker to itself.
+        """Whether jobs may be claimed. A suspect runs alone in the worker.
 
-        From its claim on, or from when it is seen to wait, nothing is claimed until nothing runs and all is written.
+        If a suspect waits or was claimed, nothing is claimed until all attempts have ended and are written.
         """
         if self.is_reserved and not self.attempts() and not self._unsettled:
             self.is_reserved = False
         return not self.is_reserved
 
     def keep_running(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run a loop beside the others until the worker leaves."""
+        """Run a background coroutine until the worker leaves."""
         self._residents.append(self.loop.create_task(self.supervise(work)))
 
     async def supervise(self, work: Callable[[], Coroutine[Any, Any, None]], longest: float = 10.0) -> None:
-        """Keep a loop alive: an exception is logged, and the loop begins again after `longest` at most."""
+        """Keep a coroutine running: log an exception, and restart it after at most `longest` seconds."""
         failures, task = 0, cast("asyncio.Task[None]", asyncio.current_task())
         while True:
             began = time.monotonic()
@@ -6788,21 +9563,21 @@ class Worker:
                 await self.recover(error, failures, longest)
 
     async def recover(self, error: BaseException, failures: int, longest: float = 10.0) -> None:
-        """Log the latest of so many failures in a row and sleep before the next try, longer each time."""
+        """Log the latest of several failures in a row, and sleep before the next try, longer each time."""
         if isinstance(error, StoreLostError):
             _call_soon(self.loop, self.on_store_lost)
         if isinstance(error, BackendError):
             text = str(error) or describe(error)
             logger.error("worker %s: %s (failure %d in a row; trying again)", self.info.id, text, failures)
         else:
-            logger.error("worker %s: unexpected error; going on", self.info.id, exc_info=error)
+            logger.error("worker %s: unexpected error; continuing", self.info.id, exc_info=error)
         await asyncio.sleep(min(longest, 0.1 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0))
 
     # Housekeeping ------------------------------------------------------------------------------
 
-    def report(self, task_id: str, attempt: int, progress: Progress) -> None:
-        """Note progress; from any thread."""
-        self._progress[task_id, attempt] = progress
+    def report(self, attempt: _Attempt, progress: Progress) -> None:
+        """Record progress; from any thread."""
+        self._progress[attempt] = progress
         if not self._has_progress.is_set():
             _call_soon(self.loop, self._has_progress.set)
 
@@ -6810,8 +9585,15 @@ class Worker:
         while True:
             await self._has_progress.wait()
             self._has_progress.clear()  # first, so that what comes meanwhile is written next time
-            reported = dict(self._progress.popitem() for _ in range(len(self._progress)))
-            await self.broker.report(reported)
+            reported = [self._progress.popitem() for _ in range(len(self._progress))]
+            outcomes = [Outcome.report(attempt.job, attempt.attempt, progress) for attempt, progress in reported]
+            try:
+                await self.broker.settle(outcomes, now=self.clock.time())
+            except BaseException:
+                for attempt, progress in reported:  # unless it has said more meanwhile
+                    self._progress.setdefault(attempt, progress)
+                self._has_progress.set()
+                raise
             await asyncio.sleep(_REPORT_EVERY)
 
     async def _purge(self) -> None:
@@ -6822,22 +9604,22 @@ class Worker:
 
 
 class _Keeper(threading.Thread):
-    """Keeps the lease, through a clone of the broker, and watches the loop, whatever tasks do to it."""
+    """Extends the lease in a separate thread with a clone of the broker, and detects a blocked loop."""
 
     def __init__(self, worker: Worker) -> None:
         super().__init__(name="flowrra-keeper", daemon=True)
         # On time.monotonic(), counted from before the heartbeat went out: while the store cannot be reached after that,
-        # others may run what was claimed here, and nothing of it is begun.
+        # other workers may run the jobs that were claimed here, and none of these is started.
         self.lease_end = self._granted = 0.0
         self.broker: Broker | None = None  # without one the heartbeats go out on the worker's loop
         self._worker = worker
         self._renewals: list[asyncio.Future[bool]] = []  # attempts that wait for a renewal of the lease
-        self._watched = threading.get_ident()
+        self.watched = threading.get_ident()  # the thread of the loop
         self._ended = threading.Event()
         self._main: asyncio.Task[None] | None = None
 
     async def send_heartbeat(self, broker: Broker, lease: float) -> Notices:
-        """Tell the store, through `broker`, how the worker does; on whichever loop this runs."""
+        """Send one heartbeat through `broker`, on the loop that runs this."""
         worker, info = self._worker, self._worker.info
         now, began = worker.clock.time(), time.monotonic()
         info.running, info.memory, info.activity = len(worker.attempts()), resident_memory(), worker.tally.take(now)
@@ -6847,15 +9629,15 @@ class _Keeper(threading.Thread):
             worker.tally.keep(info.activity)
             raise
         self._granted = began + lease
-        if not notices.lapsed:  # else nothing begins before the worker has dropped what is not its own any more
+        if not notices.lapsed:  # otherwise no job starts before the worker has dropped the jobs that it has lost
             self.lease_end = self._granted
         return notices
 
     async def keep_lease(self, broker: Broker) -> None:
-        """Send heartbeats again and again through `broker`, on whichever loop this runs."""
+        """Send heartbeats repeatedly through `broker`, on the loop that runs this."""
         worker = self._worker
         while True:
-            await broker.wait_ready((), worker.config.heartbeat)
+            await broker.wait([("worker", "")], worker.config.heartbeat)
             attempts = worker.attempts()
             notices = await self.send_heartbeat(broker, worker.config.lease)
             found = notices.cancelled, notices.lapsed, notices.suspects, notices.lost_workers, notices.endings
@@ -6868,7 +9650,7 @@ class _Keeper(threading.Thread):
         return await self._renewals[-1]
 
     def confirm_lease(self, was_kept: bool) -> None:
-        """Let jobs begin under the lease: if it had been lost, what was held under it is dropped by now."""
+        """Let jobs start under the lease. If it had been lost, the attempts under it have been dropped by now."""
         if not was_kept:
             self.lease_end = self._granted
         while self._renewals:
@@ -6879,7 +9661,7 @@ class _Keeper(threading.Thread):
             asyncio.run(self._keep())
 
     def stop(self) -> None:
-        """Ask the thread to end; from another thread."""
+        """Request the thread to end; from another thread."""
         self._ended.set()
         if self._main is not None:
             _call_soon(self._main.get_loop(), self._main.cancel)
@@ -6902,7 +9684,7 @@ class _Keeper(threading.Thread):
             await broker.close()
 
     async def _watch(self) -> None:
-        """Report a loop that has not turned for a second, once, with what blocks it."""
+        """Report once a loop that has been blocked for a second, with the stack that blocks it."""
         reported = False
         while True:
             turned = threading.Event()
@@ -6916,19 +9698,19 @@ class _Keeper(threading.Thread):
             reported = not turned.is_set()
 
     def _report_blocked(self) -> None:
-        frame = sys._current_frames().get(self._watched)
-        stack = "".join(tracebacks.format_stack(frame)) if frame else "(its thread is gone)"
+        frame = sys._current_frames().get(self.watched)
+        stack = "".join(tracebacks.format_stack(frame)) if frame else "(its thread has ended)"
         jobs = [attempt.job for attempt in self._worker.attempts()]
         named = ", ".join(f"{job.id} ({job.task})" for job in jobs) or "none"
         logger.warning("the event loop has been blocked for more than 1 s; jobs running: %s\n%s", named, stack)
 
 
 # ---------------------------------------------------------------------------
-# 13. Schedules
+# 14. Schedules
 #
-# Rules that submit jobs: those declared in code, and what stored ones share with
-# them. One fire is one job however many schedulers run, since the job's id is
-# made of the schedule and the moment. Knows brokers only by `push`.
+# Rules that submit jobs: schedules in code, and what stored schedules share with
+# them. One fire makes one job, even if several schedulers run, because the id of
+# the job is a digest of schedule and moment. Of a broker, only `push` is used.
 # ---------------------------------------------------------------------------
 
 
@@ -6940,11 +9722,11 @@ OVERLAPS = ("allow", "skip")
 class Schedule:
     """A stored rule that submits jobs of `task`.
 
-    `rule` is the text of a cron expression, an interval in seconds or a moment in ISO format, as `kind`
-    says; `tz` is a zone's key. Intervals count from `anchor`. `payload` is the text of the arguments.
-    `options` are those of each submission (priority, queue, max_retries, retry_delay, ...). `next_fire`
-    is None when there is nothing left to fire. `key` says what makes two schedules the same one. `turn`
-    only grows, at each taking and each change, and is the fencing token.
+    `rule` is the text of a cron expression, an interval in seconds or a moment in ISO format; `kind` says which. `tz`
+    is the key of a zone. Intervals count from `anchor`. `payload` is the text of the arguments. `options` are the
+    options of each submission (priority, queue, max_retries, retry_delay, ...). `next_fire` is None if the schedule
+    never fires again. `key` identifies the schedule: two with the same key are the same schedule. `turn` grows each
+    time a scheduler takes the schedule and each time it changes; it is the fencing token.
     """
 
     id: str
@@ -6970,17 +9752,44 @@ class Schedule:
 
     @property
     def next_fire_at(self) -> dt.datetime | None:
-        """When it fires next."""
+        """When the schedule fires next."""
         return _moment(self.next_fire)
 
     @property
     def last_fire_at(self) -> dt.datetime | None:
-        """The moment that it has fired last."""
+        """The latest moment that it fired."""
         return _moment(self.last_fire)
+
+    @property
+    def args(self) -> Sequence[Any]:
+        """The positional arguments of its jobs."""
+        return decode_arguments(Job("", self.task, payload=self.payload))[0]
+
+    @property
+    def kwargs(self) -> Mapping[str, Any]:
+        """The keyword arguments of its jobs."""
+        return decode_arguments(Job("", self.task, payload=self.payload))[1]
+
+    # As Flowrra 0.1 called them -----------------------------------------------------------------
+
+    @property
+    def task_name(self) -> str:
+        """The same as `task`."""
+        return self.task
+
+    @property
+    def next_run_at(self) -> dt.datetime | None:
+        """The same as `next_fire_at`."""
+        return self.next_fire_at
+
+    @property
+    def last_run_at(self) -> dt.datetime | None:
+        """The same as `last_fire_at`."""
+        return self.last_fire_at
 
 
 class Fired(NamedTuple):
-    """What a scheduler did with a schedule that it had taken under `turn`."""
+    """What a scheduler did with a schedule that it took under `turn`."""
 
     schedule_id: str
     turn: int
@@ -6991,24 +9800,24 @@ class Fired(NamedTuple):
 
 # When a schedule fires --------------------------------------------------------------------------
 #
-# Moments are whole microseconds since the epoch here, so that all hosts reckon alike and no interval
+# Moments are whole microseconds since the epoch here, so that all hosts compute the same and no interval
 # drifts by rounding.
 
-ON_TIME = 15.0  # seconds; later than that it is a misfire. When a scheduler dies, its lease takes 10 s to run out
-MAX_CATCH_UP = 100  # fires of one schedule that are made up for at once
+ON_TIME = 15.0  # seconds; a later fire is a misfire. The lease of a dead scheduler ends after 10 s
+MAX_CATCH_UP = 100  # the maximum of missed fires of one schedule that run at once
 _LEAST_INTERVAL = 0.001
 _MAX_INTERVAL = 36_525 * 86_400.0
 
 
 class _Rule(NamedTuple):
-    """The first moment later than one, and the last one earlier than one; None where there is none."""
+    """The next moment after one, and the last moment before one; None if there is none."""
 
     next: Callable[[int], int | None]
     previous: Callable[[int], int | None]
 
 
 def _rule_of(schedule: Schedule) -> _Rule:
-    """The schedule's rule, ready to reckon with; ConfigError if its text cannot be read."""
+    """Return the parsed rule of a schedule; ConfigError if its text cannot be read."""
     if schedule.kind == "cron":
         cron = Cron(schedule.rule, tz=schedule.tz, name=schedule.id)
         return _Rule(lambda after: _found(cron.next, after), lambda before: _found(cron.previous, before))
@@ -7035,13 +9844,13 @@ def _micro(seconds: float) -> int:
 
 
 def upcoming(schedule: Schedule, after: float) -> float | None:
-    """The first moment later than `after` at which the schedule's rule is due; None if there is none."""
+    """Return the first moment after `after` at which the schedule is due; None if there is none."""
     moment = _rule_of(schedule).next(_micro(after))
     return None if moment is None else moment / 1e6
 
 
 def _due_moments(rule: _Rule, first: int, now: int) -> list[int]:
-    """The fires from `first` to `now`, the earliest first; of many the latest MAX_CATCH_UP."""
+    """Return the fires from `first` to `now`, the earliest first; at most the latest MAX_CATCH_UP."""
     moments: list[int] = []
     moment = rule.previous(now + 1)
     while moment is not None and moment > first and len(moments) < MAX_CATCH_UP:
@@ -7051,7 +9860,7 @@ def _due_moments(rule: _Rule, first: int, now: int) -> list[int]:
 
 
 def _to_fire(misfire: str, moments: Sequence[int], now: int) -> Sequence[int]:
-    """Which of the moments that have come are to be fired."""
+    """Return which of the moments that have come must be fired."""
     if misfire == "all":
         return moments
     in_time = [moment for moment in moments if now - moment <= ON_TIME * 1e6]
@@ -7063,17 +9872,16 @@ def _stamp(moment: int) -> str:
     return (_EPOCH + dt.timedelta(microseconds=moment)).isoformat().replace("+00:00", "Z")
 
 
-# Making one -------------------------------------------------------------------------------------
+# Making a schedule ------------------------------------------------------------------------------
 
 
 class ScheduleOptions(TypedDict, total=False):
-    """The options of a schedule beside its rule and arguments.
+    """The options of a schedule, in addition to its rule and arguments.
 
-    `misfire` says what becomes of fires that are more than ON_TIME seconds late: "latest" fires the latest
-    one of them, "all" every one (the latest MAX_CATCH_UP), "skip" none, nor one that is followed by another
-    that has come. `overlap="skip"` drops a fire while
-    an unfinished job of the schedule is there. `jitter` has each job wait up to so many seconds, the same on
-    all hosts. The others are options of the jobs; what is left out is as the task has it.
+    `misfire`: which fires happen if they are more than ON_TIME seconds late: "latest" the latest one, "all" each one
+    (the latest MAX_CATCH_UP), "skip" none of them; "skip" also drops a fire if the next one has come. `overlap="skip"`
+    drops a fire while an unfinished job of the schedule exists. `jitter`: each job waits up to this many seconds, the
+    same number on all hosts. All other options are options of the jobs; if one is not given, that of the task counts.
     """
 
     enabled: bool
@@ -7097,7 +9905,7 @@ def make_schedule(
     kwargs: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Schedule:
-    """A checked schedule whose id is made of its task, rule, zone, arguments and queue. It has no next fire yet.
+    """Make a checked schedule. Its id is a digest of task, rule, zone, arguments and queue. It has no next fire yet.
 
     `options` are those of ScheduleOptions.
     """
@@ -7133,7 +9941,7 @@ _OF_JOBS = ("priority", "queue", "max_retries", "retry_delay")  # options of a s
 
 
 def _rule_text(kind: str, rule: object, tz: str | dt.tzinfo | None) -> str:
-    """The rule as it is kept."""
+    """Return the text of the rule for the store."""
     if kind == "cron":
         if not isinstance(rule, str):
             raise ConfigError(f"a cron expression is a text such as '0 9 * * mon-fri', not {rule!r}")
@@ -7152,19 +9960,21 @@ def _rule_text(kind: str, rule: object, tz: str | dt.tzinfo | None) -> str:
 
 
 def _payload(task: str | Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    """The text of the arguments, which are checked where the task is known."""
+    """Return the text of the arguments. They are checked if the task is known."""
     if not isinstance(args, list | tuple) or not isinstance(kwargs, Mapping):
         raise ConfigError(f"args is a tuple and kwargs a dictionary, not {args!r} and {kwargs!r}")
     if parents_in(args, kwargs):
         raise ConfigError("a schedule's arguments cannot hold result_of(): it fires again and again")
     if isinstance(task, Task):
         task.check(args, kwargs)
+        if task.converters is not None:
+            args, kwargs = task.converters.arguments(args, kwargs, loading=False)
         task = task.name
     return encode_arguments(Job("", task, tuple(args), kwargs))
 
 
 def schedule_key(schedule: Schedule) -> str:
-    """What two schedules that are the same have in common, as a digest."""
+    """Return a digest that is the same for two schedules that count as one."""
     parts = [schedule.task, schedule.kind, schedule.rule, schedule.tz, json.loads(schedule.payload)]
     return _digest(json.dumps(parts, sort_keys=True))
 
@@ -7177,38 +9987,38 @@ def _digest(text: str) -> str:
 
 # Firing -----------------------------------------------------------------------------------------
 
-CHECK_EVERY = 1.0  # seconds after which it checks again for what has been changed
-# A job that a schedule has fired is kept for so many seconds at least: while it is there, a scheduler whose clock is
-# slow, or that comes back from a failure, cannot fire the moment again.
+CHECK_EVERY = 1.0  # seconds between checks for changes by others
+# Seconds that the job of a fire is kept at least. While it exists, a scheduler whose clock is slow, or that continues
+# after a failure, cannot repeat the fire.
 FIRES_KEPT = 3600.0
-_NONE_YET = 5.0  # seconds after which an app without schedules is asked for some: each time wakes an idle worker
+_NONE_YET = 5.0  # seconds between checks of an app without schedules; each check wakes an idle worker
 _RETRY_AFTER = 10.0  # seconds until a fire that a full queue has refused is tried again
 
 
 class Firing:
-    """Fires schedules: which of their moments have come, and the jobs of these."""
+    """Fires schedules: it selects the moments that have come, and pushes their jobs."""
 
     def __init__(self, app: Flowrra) -> None:
         self._app = app
         self._reported: set[str] = set()  # schedules that a warning has been given of
 
     async def run(self) -> None:
-        """Fire what comes due, until it is cancelled. It may be called again after a failure: no fire is lost by it."""
+        """Fire what is due, until cancelled. It can be called again after a failure; no fire is lost."""
         while True:
             pause = await self.step()
             await asyncio.sleep(pause)
 
     async def step(self) -> float:
-        """Fire what is due; the seconds to sleep until there may be more.
+        """Fire what is due. Return the seconds to sleep until there may be more.
 
-        Cancelling it leaves open which of the jobs are in: what is not known to be fired is due again.
+        If it is cancelled, some of the jobs may have been pushed. A fire that was not recorded is due again.
         """
         raise NotImplementedError
 
     def plan(self, schedule: Schedule, now: float) -> tuple[list[Job], Fired] | None:
-        """The jobs of a taken schedule; None leaves it to others, who can take it when the lease is over."""
+        """Make the jobs of a taken schedule. None leaves it to others, which can take it when the lease ends."""
         task = self._app.registry.get(schedule.task)
-        if task is None:  # it stays due until somebody comes who knows it, as jobs of an unknown task wait
+        if task is None:  # it stays due until a program that knows the task runs, as jobs of an unknown task do
             self._report(schedule, f"no task {schedule.task!r} is registered here, so it does not fire")
             return None
         try:
@@ -7234,11 +10044,11 @@ class Firing:
             logger.warning("schedule %s: %s", schedule.id, what)
 
     async def push(self, due: Sequence[tuple[list[Job], Fired]]) -> list[Fired]:
-        """Push the jobs of several schedules at once; the schedules whose jobs are in."""
+        """Push the jobs of several schedules at once. Return the schedules whose jobs were pushed."""
         jobs = [job for its_jobs, _ in due for job in its_jobs]
         try:
             ids = iter(await self._app.submit_jobs(jobs) if jobs else ())
-        except (QueueFullError, SerializationError) as error:  # the fault of one, which the others must not share
+        except (QueueFullError, SerializationError) as error:  # must not affect other schedules
             if len(due) == 1:
                 logger.error("schedule %s cannot fire, trying again: %s", due[0][1].schedule_id, error)
                 return []
@@ -7248,7 +10058,7 @@ class Firing:
 
 
 def job_of_fire(schedule: Schedule, task: Task[..., Any], moment: int, retention: BackendConfig) -> Job:
-    """The job of a fire. Its id is made of the schedule and the moment, so that one comes of however many fires."""
+    """Make the job of a fire. Its id is a digest of schedule and moment, so all schedulers make the same job."""
     overrides = dict(schedule.options)
     job = Job(f"{schedule.id}@{_stamp(moment)}", task.name, payload=schedule.payload)
     job.queue, job.priority = overrides.pop("queue", task.queue), overrides.pop("priority", task.priority)
@@ -7260,11 +10070,14 @@ def job_of_fire(schedule: Schedule, task: Task[..., Any], moment: int, retention
     if min(kept, retention.failed_ttl) < FIRES_KEPT:
         overrides["result_ttl"] = max(kept, FIRES_KEPT)
     job.overrides = overrides or None
+    if task.limit is not None or task.settings.key is not None or task.app.limits:
+        args, kwargs = decode_arguments(job)
+        task.limit_job(job, task.limit, None, *task.typed(args, kwargs))
     return job
 
 
 class CodeSchedules(Firing):
-    """Fires the schedules that an app declares. It remembers nothing from one process to the next."""
+    """Fires the schedules that an app declares. It stores nothing from one process to the next."""
 
     def __init__(self, app: Flowrra) -> None:
         super().__init__(app)
@@ -7273,7 +10086,7 @@ class CodeSchedules(Firing):
         self._retry_at: dict[str, float] = {}  # on the monotonic clock, of those whose jobs were refused
 
     def restart(self) -> None:
-        """Have all fire from now on, as the app starts; but no moment again that has fired before a stop."""
+        """Let all schedules fire from now on, when the app starts. A moment that has fired does not fire again."""
         self._last_fires |= {schedule.id: schedule.last_fire for schedule in self._schedules.values()}
         self._schedules.clear()
 
@@ -7296,7 +10109,7 @@ class CodeSchedules(Firing):
         return min(CHECK_EVERY, max(0.0, first - now)) if self._app.schedules else _NONE_YET
 
     def _waiting(self, clock: float) -> list[tuple[float, Schedule]]:
-        """Those that have something left to fire, and may, with the moment."""
+        """Return the enabled schedules that fire again, each with its next moment."""
         return [
             (schedule.next_fire, schedule)
             for schedule in self._schedules.values()
@@ -7305,11 +10118,11 @@ class CodeSchedules(Firing):
 
 
 # ---------------------------------------------------------------------------
-# 14. App
+# 15. App
 #
-# The object that users hold: registers tasks, submits jobs, waits for results,
-# and runs a worker inside itself if it is started. Which class a URL stands
-# for is decided here and nowhere else.
+# The app object: it registers tasks, submits jobs, waits for results, and runs
+# a worker if it is started. Only this section decides which class a URL stands
+# for.
 # ---------------------------------------------------------------------------
 
 BrokerFactory = Callable[[str, Config, Clock], Broker]
@@ -7317,7 +10130,7 @@ BrokerFactory = Callable[[str, Config, Clock], Broker]
 
 def _memory_from_url(url: str, config: Config, clock: Clock) -> Broker:
     if url not in ("memory://", "memory"):
-        raise ConfigError(f"the memory broker's URL is memory:// and no more, not {url!r}")
+        raise ConfigError(f"the URL of the memory broker is memory://, not {url!r}")
     return MemoryBroker(config.broker, config.backend, clock)
 
 
@@ -7327,7 +10140,7 @@ def _sqlite_from_url(url: str, config: Config, clock: Clock) -> Broker:
     parts = urllib.parse.urlsplit(url)
     if parts.netloc or parts.fragment or parts.path == "/:memory:":
         form = "sqlite:///name.db or sqlite:////folder/name.db, with %23 for #; sqlite:// is private and in memory"
-        raise ConfigError(f"{url!r} names no file: that is {form}")
+        raise ConfigError(f"{url!r} names no file: the form is {form}")
     options = dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True))
     synchronous = options.pop("synchronous", "full")
     if options:
@@ -7337,7 +10150,7 @@ def _sqlite_from_url(url: str, config: Config, clock: Clock) -> Broker:
 
 
 _SCHEMES: Mapping[str, BrokerFactory] = {"memory": _memory_from_url, "sqlite": _sqlite_from_url}
-# Scheme: the module that serves it by `broker_from_url`, imported when it is used, and what installs its driver.
+# Scheme: the module whose `broker_from_url` serves it, imported on first use, and the package with its driver.
 _EXTRAS: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys(("redis", "rediss", "unix"), ("flowrra_extras.redis", "flowrra[redis]")),
     **dict.fromkeys(("postgresql", "postgres"), ("flowrra_extras.postgres", "flowrra[postgresql]")),
@@ -7345,24 +10158,24 @@ _EXTRAS: Mapping[str, tuple[str, str]] = {
 
 
 def broker_from_url(url: str, config: Config, clock: Clock) -> Broker:
-    """The broker that a URL stands for; third parties add schemes by the entry points `flowrra.brokers`.
+    """Return the broker for a URL. Other packages add schemes by the entry-point group `flowrra.brokers`.
 
     Raises:
-        ConfigError: no such scheme, a URL that the scheme cannot read, or a driver that is not installed.
+        ConfigError: the scheme is unknown, the URL is not valid, or a driver is not installed.
     """
     if not isinstance(url, str) or not url:
-        raise ConfigError(f"a broker is given as a URL such as sqlite:///jobs.db, not {url!r}")
+        raise ConfigError(f"a broker needs a URL such as sqlite:///jobs.db, not {url!r}")
     scheme, mark, _ = url.partition("://")
     if not mark and url != "memory":
         shown = "name.db" if "@" in url else url  # never a password
-        raise ConfigError(f"{shown!r} is no URL: a file is sqlite:///{shown}")
+        raise ConfigError(f"{shown!r} is not a URL: a file is sqlite:///{shown}")
     return _factory_for(scheme.lower())(url, config, clock)
 
 
 def _factory_for(scheme: str) -> BrokerFactory:
-    if scheme in _EXTRAS:
-        module, package = _EXTRAS[scheme]
-        found: BrokerFactory = import_extra(module, "broker_from_url", f"{scheme}:// cannot be served", package)
+    if (kind := scheme.removesuffix("+sentinel")) in _EXTRAS:
+        module, package = _EXTRAS[kind]
+        found: BrokerFactory = import_extra(module, "broker_from_url", f"{scheme}:// needs a driver", package)
         return found
     if scheme in _SCHEMES:
         return _SCHEMES[scheme]
@@ -7375,11 +10188,11 @@ def _factory_for(scheme: str) -> BrokerFactory:
             owner = point.dist.name if point.dist else point.value
             raise ConfigError(f"{scheme}:// is served by {owner}, which needs more ({error}): install that") from error
     known = ", ".join(f"{name}://" for name in (*_SCHEMES, *_EXTRAS))
-    raise ConfigError(f"nothing here serves the scheme {scheme!r} of the broker's URL; there are {known}")
+    raise ConfigError(f"no broker has the scheme {scheme!r}; the schemes are {known}")
 
 
 class _TaskMaker(Protocol):
-    """What `app.task(...)` returns: the decorator."""
+    """The decorator that `app.task(...)` returns."""
 
     @overload
     def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
@@ -7387,16 +10200,41 @@ class _TaskMaker(Protocol):
     def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
 
 
-class Declarations(Submitter):
-    """What a program declares to its app: tasks, their schedules, and what is to happen around jobs. Runs nothing."""
+class _BatchMaker(Protocol):
+    """The decorator that `app.task(batch=...)` returns: the function takes a list, each job one item of it."""
 
-    def __init__(self) -> None:
+    @overload
+    def __call__(self, function: Callable[[list[T]], Coroutine[Any, Any, None]], /) -> Task[[T], None]: ...
+    @overload
+    def __call__(
+        self, function: Callable[[list[T]], Coroutine[Any, Any, Sequence[R | BaseException]]], /
+    ) -> Task[[T], R]: ...
+    @overload
+    def __call__(self, function: Callable[[list[T]], None], /) -> Task[[T], None]: ...
+    @overload
+    def __call__(self, function: Callable[[list[T]], Sequence[R | BaseException]], /) -> Task[[T], R]: ...
+
+
+class TaskSet(Submitter):
+    """Tasks and schedules that a module declares without an app. `app.include(tasks)` registers them.
+
+    `name` replaces the module in the names of the tasks: `send` in TaskSet("mail") is "mail.send".
+    """
+
+    def __init__(self, name: str | None = None) -> None:
+        self.name = check_key("name", name)
         self.registry = Registry()
-        self._hooks = Hooks()
-        self._middleware: list[Middleware] = []
-        self._lifespan: Callable[[Any], contextlib.AbstractAsyncContextManager[Any]] | None = None
+        self.limits: dict[str, Limit] = {}  # by name
+        self.on_new_limit: Callable[[Limit], None] = lambda limit: None
         self.schedules: dict[str, Schedule] = {}  # those that are declared in code, by id
-        self._scheduled: dict[str, object] = {}  # the tasks they were declared for
+        self._scheduled: dict[str, Task[..., Any]] = {}  # the tasks they were declared for
+        self._app: Flowrra | None = None  # that has taken them in
+        self._queue: str | None = None  # as that has said, for tasks that name none
+
+    @property
+    def _home(self) -> Submitter:
+        """The app that receives the jobs of its tasks."""
+        return self if self._app is None else self._app
 
     @overload
     def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
@@ -7407,38 +10245,110 @@ class Declarations(Submitter):
         self,
         *,
         name: str | None = None,
-        max_retries: int = 3,
-        retry_delay: float = 1.0,
-        backoff: float = 2.0,
-        max_delay: float = 3600.0,
-        jitter: bool = False,
-        retry_on: type[BaseException] | tuple[type[BaseException], ...] = (Exception,),
-        no_retry_on: type[BaseException] | tuple[type[BaseException], ...] = (),
-        timeout: float | None = None,
-        queue: str | None = None,
-        priority: int = 0,
+        batch: int,
+        linger: float | dt.timedelta = 0.1,
+        **options: Unpack[TaskKeywords],
+    ) -> _BatchMaker: ...
+    @overload
+    def task(
+        self,
+        *,
+        name: str | None = None,
         cpu_bound: bool = False,
-        result_ttl: float | None = None,
+        executor: Literal["process", "interpreter"] = "process",
+        soft_timeout: float | dt.timedelta | None = None,
+        **options: Unpack[TaskKeywords],
     ) -> _TaskMaker: ...
 
     def task(self, function: Any = None, *, name: str | None = None, **options: Any) -> Any:
-        """Register a function as a task, by `@app.task` or `@app.task(...)`; see `TaskOptions`.
+        """Register a function as a task, with `@app.task` or `@app.task(...)`. See `TaskOptions`.
 
-        `async def` runs on the loop, `def` in a thread, and with `cpu_bound=True` either in a process.
+        `async def` runs on the event loop, `def` runs in a thread. With `cpu_bound=True`, both run in a separate
+        process. With `batch=100`, one call gets a list with the arguments of up to 100 jobs. It returns a list with
+        their results, in the same order, or None; an exception in the list fails that job alone.
 
         Raises:
-            ConfigError: an option is out of range, the name is taken, or a CPU-bound function is one that
-                another process cannot import (a lambda, a closure).
+            ConfigError: an option is out of range, the name is taken, another process cannot import a CPU-bound
+                function (a lambda, a closure), or the function of a batch does not take one list.
         """
-        settings = _task_options(options)
+        known = [option.name for option in dataclasses.fields(TaskOptions)]
+        for wrong in options.keys() - set(known):
+            raise ConfigError(f"@app.task has no option {wrong!r}{nearest(wrong, known)}")
+        settings = TaskOptions(**options)
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
             default = task_name(function)
-            task: Task[..., Any] = Task(self, function, check_key("name", name) or default, settings)
-            self.registry.add(task)
+            if self.name is not None:
+                default = f"{self.name}.{function.__qualname__}"
+            task: Task[..., Any] = Task(self._home, function, check_key("name", name) or default, settings)
+            self.add_task(task)
             return task
 
         return register if function is None else register(function)
+
+    def add_task(self, task: Task[..., Any]) -> None:
+        """Register a task here and in the app that includes this set."""
+        task.app, task.queue = self._home, task.settings.queue or self._queue or task.settings.effective_queue
+        self.registry.add(task)
+        if self._app is not None:
+            self._app.registry.add(task)
+        if task.settings.has_own_limit and task.limit is not None:
+            own = task.settings
+            limit = Limit(name=task.limit, concurrency=own.concurrency, rate=own.rate, burst=own.burst)
+            self.add_limit(limit, is_new=False)  # the task may have been loaded again
+
+    def limit(
+        self, name: str, *, concurrency: int | None = None, rate: str | None = None, burst: int | None = None
+    ) -> None:
+        """Declare a limit of jobs, for tasks with `@app.task(limit=name)`. It holds across all workers of the store.
+
+        If jobs have keys, the numbers hold for each key, and for all jobs without a key together. What is above the
+        limit waits, without a slot, and other jobs pass it. A worker stores its limits when it starts; the latest
+        start counts. See `Limit`.
+
+        Args:
+            concurrency: how many jobs run at once.
+            rate: how many jobs start in a time, such as "10/s", "100/m" or "3/10s".
+            burst: how many of them may start immediately after a pause; None: as many as the rate allows in 0.1 s.
+
+        Raises:
+            ConfigError: a number is wrong, or the limit is declared with other numbers.
+        """
+        if concurrency is None and rate is None:
+            raise ConfigError(f"the limit {name!r} limits nothing: give concurrency= or rate=")
+        if isinstance(name, str) and name.startswith(limit_of_queue("")):
+            raise ConfigError(f"the limit {name!r} has the name of the limit of a fair queue: choose another")
+        self.add_limit(Limit(name=name, concurrency=concurrency, rate=rate, burst=burst))
+
+    def fair_queue(self, name: str, *, turn: int = 10, concurrency: int | None = None) -> None:
+        """Make a queue serve the keys of its jobs in turns, so that many jobs of one key do not delay the others.
+
+        Give jobs their keys by `@app.task(key=...)` or `options(key=...)`. Jobs of a task that has a limit get their
+        turns by that limit's keys.
+
+        Args:
+            turn: how many jobs of a key are ready at once; its next jobs go behind those of all other keys.
+            concurrency: how many jobs of a key run at once (None: no limit).
+
+        Raises:
+            ConfigError: a number is wrong, or the queue is declared with other numbers.
+        """
+        self.add_limit(Limit(name=limit_of_queue(check_queue(name)), turn=turn, concurrency=concurrency))
+
+    def add_limit(self, limit: Limit, *, is_new: bool = True) -> None:
+        """Declare a limit here and in the app that includes this set."""
+        known = self.limits.get(limit.name)
+        if is_new and known is not None and known != limit:
+            raise ConfigError(f"the limit {limit.name!r} is declared twice, as {known} and as {limit}")
+        self.limits[limit.name] = limit
+        if known != limit:
+            self.on_new_limit(limit)
+        if self._app is not None:
+            self._app.add_limit(limit, is_new=is_new)
+
+    def check_limit(self, name: str) -> None:
+        if name not in self.limits:
+            raise ConfigError(f"no limit {name!r} is declared here by app.limit(){nearest(name, self.limits)}")
 
     def cron(
         self,
@@ -7449,13 +10359,13 @@ class Declarations(Submitter):
         kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[ScheduleOptions],
     ) -> Callable[[TaskT], TaskT]:
-        """Fire a task when a cron expression says, in the zone `tz` (None: UTC). It stands above `@app.task`.
+        """Fire a task by a cron expression in the zone `tz` (None: UTC). Write it above `@app.task`.
 
-        It fires while the app runs. Of many processes on one broker each tries to, and one job comes of it.
-        Nothing is remembered of what came due while none was running; `create_scheduler` does that.
+        It fires while the app runs. If several processes run on one broker, each fire still makes only one job. A fire
+        that is due while no process runs does not happen later; use `create_scheduler` for that.
 
         Raises:
-            ConfigError: a bad expression, zone or option, or what is decorated is no task of this app.
+            ConfigError: the expression, zone or an option is wrong, or the decorated object is not a task of this app.
             TypeError: the arguments do not fit the task.
         """
         return self._schedule("cron", expression, tz=tz, args=args, kwargs=kwargs, **options)
@@ -7468,36 +10378,115 @@ class Declarations(Submitter):
         kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[ScheduleOptions],
     ) -> Callable[[TaskT], TaskT]:
-        """Fire a task each `interval` seconds, counted from the epoch so that all processes agree; see `cron`."""
+        """Fire a task every `interval` seconds, counted from the epoch so that all processes agree. See `cron`."""
         return self._schedule("interval", interval, args=args, kwargs=kwargs, **options)
 
     def _schedule(self, kind: str, rule: object, **options: Any) -> Callable[[TaskT], TaskT]:
         def declare(task: TaskT) -> TaskT:
-            if not isinstance(task, Task) or task.app is not self:
-                raise ConfigError(f"{task!r} is no task of this app: a schedule stands above @app.task, not below it")
-            schedule = make_schedule(task, kind, rule, **options)
-            # A task that was registered again, by a reload of its module, brings its schedules again.
-            if schedule.id in self.schedules and self._scheduled[schedule.id] is task:
-                same = f"task, {kind} {schedule.rule} ({schedule.tz}), arguments and queue"
-                raise ConfigError(f"two schedules of {task.name} have the same {same}: they would fire as one")
-            self.schedules[schedule.id], self._scheduled[schedule.id] = schedule, task
+            if not isinstance(task, Task) or task.app is not self._home:
+                raise ConfigError(f"{task!r} is not a task of this app: write the schedule above @app.task, not below")
+            self.add_schedule(make_schedule(task, kind, rule, **options), task)
             return task
 
         return declare
 
-    def middleware(self, function: Middleware) -> Middleware:
-        """Wrap the running of every job: `async def mw(job, call_next): return await call_next(job)`.
+    def join(self, app: Flowrra, queue: str | None) -> None:
+        """Attach the set to `app`. Its tasks that name no queue use `queue`."""
+        if self._app not in (None, app) and self._app.is_running:
+            raise ConfigError("the tasks of this set run in another app: stop that first")
+        self._app, self._queue = app, queue
+        for limit in self.limits.values():
+            app.add_limit(limit)
+        for task in self.registry.values():
+            self.add_task(task)
+        for schedule in self.schedules.values():
+            app.add_schedule(schedule, self._scheduled[schedule.id])
 
-        The one registered first is the outermost. What it raises or returns counts as the task's.
+    def add_schedule(self, schedule: Schedule, task: Task[..., Any]) -> None:
+        """Add a schedule of a task, here and in the app that includes this set."""
+        # A task that was registered again, by a reload of its module, brings its schedules again.
+        known = self.schedules.get(schedule.id)
+        if known is not None and known is not schedule and self._scheduled[schedule.id] is task:
+            same = f"task, {schedule.kind} {schedule.rule} ({schedule.tz}), arguments and queue"
+            raise ConfigError(f"two schedules of {task.name} have the same {same}: they would fire as one")
+        self.schedules[schedule.id], self._scheduled[schedule.id] = schedule, task
+        if self._app is not None:
+            self._app.add_schedule(schedule, task)
+
+    def submit_jobs(self, jobs: Sequence[Job]) -> Awaitable[list[str]]:
+        raise self._not_included()
+
+    def new_id(self) -> str:
+        raise self._not_included()
+
+    def now(self) -> float:
+        raise self._not_included()
+
+    def _not_included(self) -> ConfigError:
+        return ConfigError("these tasks belong to no app, so nothing can be submitted: app.include() their set first")
+
+
+class Declarations(TaskSet):
+    """What a program declares to its app: tasks, schedules, middleware and hooks. It runs nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._hooks = Hooks()
+        self._middleware: list[Middleware] = []
+        self._lifespan: Callable[[Any], contextlib.AbstractAsyncContextManager[Any]] | None = None
+        self._submit_hooks: list[Callable[[Job], object]] = []
+
+    def middleware(self, function: Middleware) -> Middleware:
+        """Wrap each attempt of each job: `async def mw(job, call_next): return await call_next(job)`.
+
+        The first one registered is the outermost. What it returns or raises counts as the outcome of the task.
         """
         self._middleware.append(function)
         return function
 
+    def include(self, tasks: TaskSet, *, queue: str | None = None) -> None:
+        """Register the tasks and schedules of a set, including those that it declares later.
+
+        `queue` is the queue of its tasks that name none. A set belongs to one app. Including it in another app removes
+        it from the first, for example if each test makes an app.
+
+        Raises:
+            ConfigError: the name of a task is taken, or the tasks of the set run in another app now.
+        """
+        if not isinstance(tasks, TaskSet) or isinstance(tasks, Declarations):
+            raise ConfigError(f"include() takes a TaskSet, not {tasks!r}")
+        tasks.join(cast("Flowrra", self), None if queue is None else check_queue(queue))
+
+    def task_named(self, name: str) -> Task[..., Any]:
+        """Return the task of that name, or the only task whose name ends in a dot and that name.
+
+        If no task here has the name, the returned task stands for a task of another program. It takes any arguments;
+        the worker checks them. Its jobs go to the queue `default` or to that of `options(queue=...)`.
+        """
+        if len(found := names_like(self.registry, name)) == 1:
+            return self.registry[found[0]]
+        return Task(self, run_elsewhere, cast("str", check_key("name", name)), TaskOptions())
+
+    def on_submit(self, function: Callable[[Job], T]) -> Callable[[Job], T]:
+        """Register a plain function that receives each job before it is pushed. It may set the job's `tags` and `meta`.
+
+        It runs in the process that submits the job, also for schedules. If it raises, the submit raises the same error.
+        """
+        self._submit_hooks.append(function)
+        return function
+
+    def _stamp(self, jobs: Iterable[Job]) -> None:
+        """Call the hooks with each job."""
+        for job in jobs:
+            for hook in self._submit_hooks:
+                hook(job)
+            job.tags, job.meta = check_tags(job.tags), check_meta(job.meta or {})
+
     def on(self, name: str) -> Callable[[Callable[[Event], T]], Callable[[Event], T]]:
         """Register a plain or async function to be called with each `Event` of that name.
 
-        start, success, failure, retry, cancel, release, worker_lost, worker_start, worker_stop. They run
-        on the worker's loop after the fact is written down; one that raises is logged.
+        start, success, failure, retry, cancel, release, snooze, worker_lost, worker_start, worker_stop. Hooks run on
+        the worker's loop, after the outcome is stored. If one raises an exception, it is logged.
         """
 
         def register(hook: Callable[[Event], T]) -> Callable[[Event], T]:
@@ -7507,23 +10496,12 @@ class Declarations(Submitter):
         return register
 
     def lifespan(self, function: Callable[[Flowrra], contextlib.AbstractAsyncContextManager[T]]) -> Any:
-        """Enter `function(app)` before the worker starts and leave it after it has stopped.
+        """Enter `function(app)` before the worker starts, and leave it after the worker has stopped.
 
-        What it yields is `app.state`, and `current_job().state` inside tasks (not in CPU-bound ones).
+        The value that it yields is `app.state`, and in tasks that are not CPU-bound also `current_job().state`.
         """
         self._lifespan = function
         return function
-
-
-def _task_options(options: dict[str, Any]) -> TaskOptions:
-    """The options of a decorator; exception types may be given without a tuple."""
-    known = [option.name for option in dataclasses.fields(TaskOptions)]
-    for wrong in options.keys() - set(known):
-        raise ConfigError(f"@app.task has no option {wrong!r}{nearest(wrong, known)}")
-    for kind in ("retry_on", "no_retry_on"):
-        if isinstance(options.get(kind), type):
-            options[kind] = (options[kind],)
-    return TaskOptions(**options)
 
 
 # How far an opening of the app has come, and what may follow.
@@ -7540,10 +10518,10 @@ _MOVES: Mapping[str, tuple[str, ...]] = {
 
 
 class _Session:
-    """The app open on one loop: its stores, and while it is started its lifespan, schedules and worker.
+    """The app open on one loop: its stores and, while it is started, its lifespan, schedules and worker.
 
-    One task, `_live`, takes it from state to state. Callers say what they want and wait for a state, so that a
-    caller that is cancelled interrupts nobody else. No lock is held while a lifespan, a hook or a job has its turn.
+    One task, `_live`, changes its state. Callers state what they want and wait for a state, so a cancelled caller does
+    not interrupt the others. No lock is held while a lifespan, a hook or a job runs.
     """
 
     def __init__(self, app: Flowrra) -> None:
@@ -7552,7 +10530,7 @@ class _Session:
         self.state = "new"
         self.is_open = False  # whether the stores can be used
         self.worker: Worker | None = None  # while it is running or draining
-        self.works_off = False  # whether a stop lets what is ready run, too, before the drain is over
+        self.works_off = False  # whether a stop also runs the jobs that are ready, within the drain time
         self._app = app
         self._stack = contextlib.AsyncExitStack()  # what is closed at the end
         self._stores: list[Backend | ScheduleStore] = []  # that are open
@@ -7565,27 +10543,27 @@ class _Session:
         self._failure: BaseException | None = None  # of the latest opening, start or stop
         self._changed = asyncio.Event()
         context = contextvars.copy_context()
-        context.run(_current.set, None)  # it is not a part of the job that may have opened it
+        context.run(current_job_var.set, None)  # it is not a part of the job that may have opened it
         self._task = self.loop.create_task(self._live(), name="flowrra-session", context=context)
         # A loop may end without it, as after run_until_complete(app.submit(...)): no fault to be reported.
         self._task._log_destroy_pending = False  # type: ignore[attr-defined]
 
     @property
     def is_alive(self) -> bool:
-        """Whether it goes on. A loop that does not run is taken to have ended, closed or not."""
+        """Whether it still runs. A loop that is not running counts as ended, closed or not."""
         return self.state != "closed" and self.loop.is_running()
 
     # What callers want -------------------------------------------------------------------------
 
     async def connect(self) -> bool:
-        """Wait until the stores can be used; False if it closes before. It is given up when nobody waits any more."""
+        """Wait until the stores are open; False if it closes first. If nobody waits any more, it is given up."""
         await self._reach(lambda: self.is_open)
         if not self.is_open and self._failure is not None:
             raise self._failure
         return self.is_open
 
     async def start(self) -> None:
-        """Wait until the worker runs. The start is undone when nobody waits for it any more."""
+        """Wait until the worker runs. If nobody waits for the start any more, it is undone."""
         if self.state != "running":
             self._refuse_own_task("start")
         self._goal, self.works_off = "running", False
@@ -7598,7 +10576,7 @@ class _Session:
     async def stop(self, drain: float) -> None:
         """Wait until the worker has stopped and, unless a client needs them, the stores are closed.
 
-        Cancelling it changes nothing. A second stop with a shorter drain shortens the first.
+        Cancelling it does not interrupt the stop. A second stop with a shorter drain shortens the first.
         """
         self._refuse_own_task("stop")
         end = self.loop.time() + drain
@@ -7615,14 +10593,14 @@ class _Session:
             raise self._failure
 
     def end_drain(self) -> None:
-        """Have a stop that is under way wait no longer for jobs."""
+        """Let a stop in progress wait no longer for jobs."""
         self._drain_end = 0.0
         if self.worker is not None:
             self.worker.end_drain()
 
     @contextlib.asynccontextmanager
     async def client(self) -> AsyncIterator[None]:
-        """Need the stores meanwhile. The last client closes them, unless a worker needs them too."""
+        """Keep the stores open in this context. The last client closes them, unless a worker needs them."""
         self._clients += 1
         try:
             yield
@@ -7644,7 +10622,7 @@ class _Session:
                 self._stores.append(store)
 
     def _release(self) -> None:
-        """Want no worker any more, nor the stores unless a client needs them."""
+        """Request that the worker stops, and the stores close unless a client needs them."""
         self._goal = "closed"
         if self.state in ("opening", "starting") and not self._is_given_up:
             self._is_given_up = self._task.cancel()
@@ -7657,7 +10635,7 @@ class _Session:
             raise FlowrraError(f"{who} cannot await app.{call}(), which waits for it: use asyncio.create_task()")
 
     async def _reach(self, condition: Callable[[], bool]) -> None:
-        """Return when `condition` holds, or the session is closed. Without anybody who waits so it is released."""
+        """Return when `condition` is true, or the session is closed. If nobody waits any more, it is released."""
         self._callers += 1
         try:
             while self.state != "closed" and not condition():
@@ -7668,12 +10646,12 @@ class _Session:
                 self._release()
 
     async def _settled(self) -> None:
-        """Return when it is closed, or as far from it as a client or a new start wants."""
+        """Return when it is closed, or as far closed as a client or a new start allows."""
         while self.state != "closed" and self._goal != "running" and not (self.state == "open" and self._clients):
             await self._changed.wait()
 
     def _notify(self) -> None:
-        """Have all who wait check their conditions again."""
+        """Let all waiting callers check their conditions again."""
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -7694,9 +10672,9 @@ class _Session:
         self._move("closed")
 
     async def _attempt(self, step: Awaitable[None]) -> None:
-        """Take a step, which may be given up; what it raises is for those who wait.
+        """Take a step, which may be given up. The callers that wait get the exception that it raises.
 
-        There is no `finally` that awaits in these: a task that is collected after its loop has ended cannot.
+        No `finally` in such a step awaits: a task that is collected after its loop has ended cannot await.
         """
         try:
             await step
@@ -7712,7 +10690,7 @@ class _Session:
             self._task.uncancel()
 
     async def _serve(self) -> None:
-        """Have the stores open, and a worker as often as one is wanted, until nobody needs them any more."""
+        """Keep the stores open, and run a worker whenever one is wanted, until nobody needs them."""
         app = self._app
         await self.open_store(app.broker)
         if app.backend is not None:
@@ -7753,6 +10731,8 @@ class _Session:
         schedulers = [*app.schedulers] if app.config.executor.scheduler else []
         for scheduler in schedulers:
             await self.open_store(scheduler.store)
+        if app.limits:
+            await _declare_limits(app, list(app.limits.values()))
         worker = Worker(
             app.broker,
             app.registry,
@@ -7777,7 +10757,7 @@ class _Session:
             await self._changed.wait()
 
     async def _work_off(self, worker: Worker) -> None:
-        """Wait until nothing is left that is ready here, as long as jobs may run."""
+        """Wait until no ready job is left here, as long as jobs may run."""
         for pause in itertools.chain((0.0, 0.001, 0.005, 0.01), itertools.repeat(0.05)):
             if self.loop.time() >= self._drain_end:
                 return
@@ -7788,8 +10768,29 @@ class _Session:
             await asyncio.sleep(pause)
 
 
+async def _declare_limits(app: Flowrra, limits: Sequence[Limit]) -> None:
+    """Store limits of the app, and log which of them another app has declared with other numbers."""
+    import socket
+
+    _check_broker_of_limits(app)
+    stored = await app.broker.limit_states([f"{limit.name}:" for limit in limits])
+    for limit, old in zip(limits, (state.limit for state in stored), strict=True):
+        if old is not None and old != limit:
+            logger.warning("the limit %s was %s, as %s has declared it; from now on it is %s",
+                           limit.name, old, old.by or "someone", limit)  # fmt: skip
+        if old != limit:
+            who = f"{socket.gethostname()}:{os.getpid()}"
+            await app.broker.set_limit(dataclasses.replace(limit, by=who), now=app.now())
+
+
+def _check_broker_of_limits(app: Flowrra) -> None:
+    if not app.broker.has_limits:
+        name = next(iter(app.limits))
+        raise ConfigError(f"{type(app.broker).__name__} has no limits, so the limit {name!r} would not hold")
+
+
 async def _report_left(broker: Broker) -> None:
-    """Say which jobs go with the memory of this process, unless the app is started again."""
+    """Log which jobs are lost with the memory of this process, unless the app is started again."""
     counts = await broker.counts(JobFilter(status=UNFINISHED))
     left = ", ".join(f"{number} {status} in {queue!r}" for (queue, status), number in sorted(counts.items()))
     if left:
@@ -7797,7 +10798,7 @@ async def _report_left(broker: Broker) -> None:
 
 
 def is_private(broker: Broker) -> bool:
-    """Whether the jobs live in this process alone, and end with it."""
+    """Whether the jobs exist only in this process, and are lost when it ends."""
     return isinstance(broker, MemoryBroker) or (isinstance(broker, SQLiteBroker) and broker.path is None)
 
 
@@ -7806,7 +10807,7 @@ def _stopped() -> ExecutorNotRunningError:
 
 
 class _Sessions:
-    """Which session is the present one: a loop that ended, a fork and plain code each leave it to a new one."""
+    """Holds the current session. After a loop has ended, after a fork and for plain code, a new one is made."""
 
     def __init__(self, app: Flowrra) -> None:
         self.present: _Session | None = None
@@ -7820,8 +10821,8 @@ class _Sessions:
             os.register_at_fork(after_in_child=lambda: (renew := begin()) and renew())
 
     def _begin_in_process(self) -> None:
-        """What a forked child must not share with its parent: where the ids count on, and what is open."""
-        # Ids are short, in the order of their making, and unique without asking anybody: 64 random bits a process.
+        """Reset what a forked child must not share with its parent: the counter of the ids, and the open session."""
+        # Ids are short, in the order of creation, and unique without coordination: 64 random bits per process.
         prefix = f"{int(self._app.clock.time()):08x}{os.urandom(8).hex()}"
         numbers = itertools.count(1_000_000)  # of one length as long as may be, so that they sort
         self._app.new_id = lambda: f"{prefix}{next(numbers)}"  # type: ignore[method-assign]
@@ -7830,9 +10831,9 @@ class _Sessions:
         self._app.sync.begin_in_process()
 
     def open_here(self) -> _Session | None:
-        """The session whose stores are open on the loop that runs here, if there is one.
+        """Return the session whose stores are open on the running loop, if there is one.
 
-        On CPython 3.11 get_running_loop() asks the system for the process id: 0.25 us, twice a job.
+        On CPython 3.11 get_running_loop() asks the system for the process id: 0.25 us, twice per job.
         """
         session = self.present
         if session is None or not session.is_open or session.thread != threading.get_ident():
@@ -7840,7 +10841,7 @@ class _Sessions:
         return session if session.loop.is_running() else None
 
     async def here(self) -> _Session | None:
-        """The session on the running loop, if there is one that goes on."""
+        """Return the session on the running loop, if there is one that is alive."""
         plain = self._app.sync.thread
         if plain is not None and plain is not threading.current_thread():  # plain code has opened it
             await asyncio.to_thread(self._app.sync.close)
@@ -7856,7 +10857,7 @@ class _Sessions:
         return session
 
     async def connect(self) -> _Session:
-        """The session on the running loop with its stores open; a new one if there is none that goes on."""
+        """Return the session on the running loop with its stores open; make one if none is alive."""
         if (session := self.open_here()) is not None:
             return session
         while not self.is_stopped:
@@ -7870,19 +10871,29 @@ class _Sessions:
         raise _stopped()
 
     def worker(self) -> Worker | None:
-        """The worker that runs inside the app."""
+        """Return the worker that runs inside the app."""
         return self.present.worker if self.present is not None and self.present.is_alive else None
 
     def serve_new(self, task: Task[..., Any]) -> None:
-        """Have a worker that runs serve a task that was registered after its start."""
+        """Let a running worker serve a task that was registered after its start."""
         if (worker := self.worker()) is not None:
             _call_soon(worker.loop, worker.add_task, task)
 
+    def declare_new(self, limit: Limit) -> None:
+        """Let a running worker store a limit that was declared after its start."""
+
+        async def declare() -> None:
+            await _declare_limits(self._app, [limit])
+            await asyncio.Event().wait()  # it would be run again if it returned
+
+        if (worker := self.worker()) is not None:
+            _call_soon(worker.loop, worker.keep_running, declare)
+
 
 def _check_child(broker: Broker) -> None:
-    """In a process for CPU-bound tasks: a task may submit to a store that processes share, and no more."""
+    """In a process for CPU-bound tasks, refuse all but submits to a store that processes share."""
     # In the main thread without a task: this comes from a module that is being loaded. Other threads know neither.
-    if _in_child.get() and _current.get() is None:
+    if _in_child.get() and current_job_var.get() is None:
         raise ConfigError(
             "the app is being started by a process that was made for a CPU-bound task: "
             "put the start of your program under `if __name__ == '__main__':`"
@@ -7895,10 +10906,10 @@ def _check_child(broker: Broker) -> None:
 
 
 class Flowrra(Declarations):
-    """An app: its tasks, and the way to its jobs.
+    """An app: its tasks, and the methods to submit jobs and look at them.
 
-    `async with app:` starts a worker inside this process, and drains and stops it at the end;
-    `async with app.client():` only submits and waits, as does calling `submit` without either.
+    `async with app:` starts a worker in this process; at the end it drains and stops the worker. `async with
+    app.client():` only submits and waits, and so does a call of `submit` without either.
     """
 
     def __init__(
@@ -7923,13 +10934,14 @@ class Flowrra(Declarations):
         self.sync = SyncFace(self)
         self.sessions = _Sessions(self)
         self.registry.on_new = self.sessions.serve_new
+        self.on_new_limit = self.sessions.declare_new
 
     @classmethod
     def from_urls(cls, broker: str | None = None, backend: str | None = None) -> Self:
-        """An app on a broker and, if results are to be kept elsewhere, a backend, each given by its URL.
+        """Make an app from the URL of a broker and, if results are stored elsewhere, the URL of a backend.
 
         memory:// (in this process, the default), sqlite:///relative.db, sqlite:////absolute.db, sqlite:// (private, in
-        memory). With ?synchronous=normal a power cut may undo what a SQLite broker has acknowledged last.
+        memory). With ?synchronous=normal, a power cut can undo the last jobs that a SQLite broker has acknowledged.
         """
         url = "memory://" if broker is None else broker
         return cls(Config(broker=BrokerConfig(url=url), backend=BackendConfig(url=backend)))
@@ -7951,24 +10963,24 @@ class Flowrra(Declarations):
         return self.sessions.worker()
 
     async def start(self) -> None:
-        """Open the stores and start a worker on the running loop. A second call changes nothing.
+        """Open the stores and start a worker on the running loop. If it runs already, nothing changes.
 
-        Of a start and a stop at once the later one counts. Cancelling the call undoes it.
+        If `start` and `stop` are called at the same time, the later call wins. Cancelling `start` undoes it.
 
         Raises:
-            ExecutorNotRunningError: the app was stopped meanwhile.
+            ExecutorNotRunningError: the app was stopped during the start.
         """
         self.sessions.is_stopped = False
         await (await self.sessions.connect()).start()
 
     async def stop(self, wait: bool = True, timeout: float | None = 30.0) -> None:
-        """Drain and stop the worker and close the stores, unless a `client()` needs them.
+        """Drain and stop the worker. Close the stores, unless a `client()` uses them.
 
-        A second call waits for the first, and may shorten it. Cancelling the call changes nothing: the stop goes on.
+        A second call waits for the first and may shorten its drain. Cancelling the call does not interrupt the stop.
 
         Args:
-            wait: False stops at once; running jobs are handed back, to run again.
-            timeout: seconds that running jobs get to finish (None: as long as they take).
+            wait: if False, stop immediately; running jobs are released, to run again.
+            timeout: how many seconds running jobs get to finish (None: no limit).
         """
         drain = 0.0 if not wait else math.inf if timeout is None else _seconds("timeout", timeout)
         session = await self.sessions.here()
@@ -7982,31 +10994,31 @@ class Flowrra(Declarations):
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None and is_private(self.broker) and self.sessions.present is not None:
-            self.sessions.present.works_off = True  # what is left in memory nobody else would run
+            self.sessions.present.works_off = True  # no other process would run the jobs that are left in memory
         await self.stop(timeout=self.config.executor.drain)
 
     @contextlib.asynccontextmanager
     async def client(self) -> AsyncIterator[Self]:
-        """Open the stores to submit and wait, without a worker; close them at the end.
+        """Open the stores to submit and wait, without a worker, and close them at the end.
 
-        Inside another `client()` or a running app it opens and closes nothing.
+        Inside another `client()` or a running app, it opens and closes nothing.
         """
         self.sessions.is_stopped = False
         async with (await self.sessions.connect()).client():
             yield self
 
     async def connect(self) -> None:
-        """Open the stores on the running loop, unless they are open; each call on the app does so first."""
+        """Open the stores on the running loop, unless they are open. Each call on the app does this first."""
         await self.sessions.connect()
 
     def create_scheduler(self, backend: str | ScheduleStore | None = None) -> Scheduler:
-        """A scheduler whose schedules are kept, and fire while the app runs.
+        """Return a scheduler that stores its schedules. They fire while the app runs.
 
-        `backend` is a store or its URL: memory://, sqlite:///file.db, postgresql://, mysql://; None is the
-        SQLite file .flowrra_schedule.db. All but memory:// may be shared by many processes.
+        `backend` is a store or its URL: memory://, sqlite:///file.db, postgresql://, mysql://, redis://. None means the
+        SQLite file .flowrra_schedule.db. Several processes can share each of these, except memory://.
 
         Raises:
-            ConfigError: no such store, or its driver is not installed.
+            ConfigError: the store does not exist, or its driver is not installed.
         """
         trouble = "schedules cannot be stored here"
         make = import_extra("flowrra_extras.scheduler", "scheduler_for", trouble, "flowrra[scheduler]")
@@ -8022,29 +11034,31 @@ class Flowrra(Declarations):
     async def submit(self, task: Task[P, R] | Submission[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]: ...
     @overload
     async def submit(self, task: Task[..., R], /, *args: Any, priority: int, **kwargs: Any) -> TaskId[R]: ...
+    @overload
+    async def submit(self, task: str, /, *args: Any, **kwargs: Any) -> TaskId[Any]: ...
 
     @_never_dropped
     async def submit(self, task: Any, /, *args: Any, **kwargs: Any) -> TaskId[Any]:
-        """Submit one job and return its id; on a durable broker it is on disk by then.
+        """Submit one job and return its id. On a durable broker, the job is then on disk.
 
-        `task` may be what `task.options(...)` returns. Keywords that are options there, such as `priority=` and
-        `delay=`, are options here too, unless the task has a parameter of that name.
-        If the call is cancelled, the job may have been taken or not.
+        `task` is a task, the return value of `task.options(...)`, or a name (see `task_named`). Keywords that are
+        options of `task.options`, such as `priority=` and `delay=`, are options here, too, unless the task has a
+        parameter of the same name. If the call is cancelled, the job may or may not have been submitted.
 
         Raises:
             TaskNotFoundError: `task` is not a task of this app.
             TypeError: the arguments do not fit the task's signature.
-            SerializationError: an argument cannot be kept.
+            SerializationError: an argument cannot be stored, or does not fit its annotation.
             QueueFullError: the queue is full, and `when_full` is "raise".
             ExecutorNotRunningError: the app has been stopped.
-            BrokerError: the store failed; the job was not taken.
+            BrokerError: the store failed; the job was not submitted.
         """
         job = _job_for(self, task, args, kwargs)
         return cast("TaskId[Any]", (await self.submit_jobs((job,)))[0])
 
     @_never_dropped
     async def submit_many(self, task: Task[..., R] | Submission[..., R], rows: Iterable[Any]) -> list[TaskId[R]]:
-        """Submit a job for each row, all or none: a tuple of arguments, or a dictionary of named ones."""
+        """Submit one job per row, all or none. A row is a tuple of arguments or a dictionary of keyword arguments."""
         _check_own(self, task)
         jobs = []
         for number, row in enumerate(rows):
@@ -8059,34 +11073,63 @@ class Flowrra(Declarations):
         return cast("list[TaskId[R]]", await self.submit_jobs(jobs)) if jobs else []
 
     @_never_dropped
+    async def submit_chain(
+        self, tasks: Sequence[Task[..., Any] | Submission[..., Any]], /, *args: Any, **kwargs: Any
+    ) -> list[TaskId[Any]]:
+        """Submit jobs, all or none, where each gets the result of the one before as its argument. Return their ids.
+
+        The arguments are those of the first job.
+        """
+        jobs: list[Job] = []
+        for task in tasks:
+            _check_own(self, task)
+            jobs.append(task.make_job((ResultOf(jobs[-1].id),), {}) if jobs else task.make_job(args, kwargs))
+        if not jobs:
+            raise ConfigError("a chain has one task at least")
+        return cast("list[TaskId[Any]]", await self.submit_jobs(jobs))
+
+    @_never_dropped
     async def submit_in(
         self, connection: Any, task: Task[P, R] | Submission[P, R], /, *args: P.args, **kwargs: P.kwargs
     ) -> TaskId[R]:
         """Submit one job through the caller's own connection to the broker's database.
 
-        The job is there if the caller's transaction commits, and never was if it rolls back. A worker
-        notices it within a second of the commit.
+        The job exists if the caller's transaction commits. If it rolls back, the job was never submitted. A worker
+        finds the job within a second of the commit.
 
         Raises:
-            ConfigError: the broker has no SQL database, or the connection is to another one.
+            ConfigError: the broker has no SQL database, or the connection belongs to another database.
         """
+        job = _job_for(self, task, args, kwargs)
+        self._stamp([job])
         await self.connect()
-        pushed = self.broker.push_in(connection, [_job_for(self, task, args, kwargs)], now=self.now())
+        pushed = self.broker.push_in(connection, [job], now=self.now())
         (task_id,) = await pushed if inspect.isawaitable(pushed) else pushed
         return cast("TaskId[R]", task_id)
 
     async def submit_jobs(self, jobs: Sequence[Job]) -> list[str]:
-        """Push jobs that a task has made; a job that waits for room in a queue leaves its slot to others."""
+        """Push jobs that a task has made. While a job waits for room in a queue, other jobs may use its slot."""
+        if self._submit_hooks:
+            self._stamp(jobs)
+        if self.limits:
+            _check_broker_of_limits(self)
         if self.sessions.open_here() is None:
             await self.connect()
+        now = self.clock.time()
+        for job in jobs:
+            job.submitted = now
         if self.config.broker.max_queue_size is None or not is_private(self.broker):
-            return await self.broker.push(jobs, now=self.clock.time())
+            return await self.broker.push(jobs, now=now)
         with _slot_freed():
-            return await self.broker.push(jobs, now=self.clock.time())
+            return await self.broker.push(jobs, now=now)
 
     def now(self) -> float:
-        """The wall clock, in seconds since the epoch."""
+        """Return the wall clock, in seconds since the epoch."""
         return self.clock.time()
+
+    def is_open_here(self) -> bool:
+        """Whether the stores are open on the running loop."""
+        return self.sessions.open_here() is not None
 
     # Results and jobs --------------------------------------------------------------------------
 
@@ -8096,24 +11139,26 @@ class Flowrra(Declarations):
     async def wait_for_result(self, task_id: str, timeout: float | None = ...) -> TaskResult[Any]: ...
 
     async def wait_for_result(self, task_id: str, timeout: float | None = None) -> TaskResult[Any]:
-        """The result of a job, when it has come to its end.
+        """Wait until a job has finished, and return its result.
 
-        Inside a job, other jobs may have its slot meanwhile. Cancelling the call changes nothing.
+        Inside a job, other jobs may use its slot during the wait. Cancelling the call does not affect the job.
 
         Raises:
             TaskNotFoundError: no such job.
-            TaskTimeoutError: it has not ended within `timeout` seconds.
+            TaskTimeoutError: the job has not finished within `timeout` seconds.
         """
-        end = None if timeout is None else time.monotonic() + (timeout := _seconds("timeout", timeout))
-        if self.backend is None and self.sessions.open_here() is not None:
-            with _slot_freed():
-                return await self.broker.wait_for(task_id, timeout)
-        async with result_limit(task_id, timeout):  # of opening the stores and of asking a separate backend, too
-            await self.connect()
-            with _slot_freed():
-                left = None if end is None else max(0.0, end - time.monotonic())
-                result = await self.broker.wait_for(task_id, left)
-            return result if self.backend is None else await _kept_by(self.backend, result)
+        left = timeout = None if timeout is None else _seconds("timeout", timeout)
+        began = 0.0 if timeout is None else time.monotonic()
+        if self.sessions.open_here() is None:
+            async with result_limit(task_id, timeout):
+                await self.connect()
+            left = None if timeout is None else round(max(0.0, began + timeout - time.monotonic()), 3)
+        with _slot_freed():
+            result = await self.broker.wait_for(task_id, left)
+        if self.backend is not None:
+            async with result_limit(task_id, timeout, began):
+                result = await _kept_by(self.backend, result)
+        return _as_annotated(self.registry, result)
 
     @overload
     async def get_result(self, task_id: TaskId[R]) -> TaskResult[R] | None: ...
@@ -8121,28 +11166,56 @@ class Flowrra(Declarations):
     async def get_result(self, task_id: str) -> TaskResult[Any] | None: ...
 
     async def get_result(self, task_id: str) -> TaskResult[Any] | None:
-        """A job's result as it stands, finished or not; None for an unknown id."""
+        """Return the current result of a job, finished or not; None for an unknown id."""
         await self.connect()
         (result,) = await self.broker.get([task_id])
-        if self.backend is None:
-            return result
-        return (await self.backend.get([task_id]))[0] if result is None else await _kept_by(self.backend, result)
+        if self.backend is not None:
+            (result,) = await self.backend.get([task_id]) if result is None else [await _kept_by(self.backend, result)]
+        return None if result is None else _as_annotated(self.registry, result)
 
     async def cancel(self, task_id: str, *, by: str | None = None) -> bool:
-        """End a job: at once if it waits, by its worker if it runs. False: it is finished, or unknown.
+        """Cancel a job: immediately if it waits, through its worker if it runs. False: it has finished, or is unknown.
 
-        `by` says who did it; a note of that stays with the job's attempts.
+        `by` names the person who cancels; a note of it is stored with the attempts of the job.
         """
         await self.connect()
-        return await self.broker.cancel(task_id, now=self.now(), **_signed(by))
+        return await self.broker.cancel(task_id, now=self.now(), by=by)
 
     async def requeue(self, task_id: str, *, by: str | None = None) -> bool:
-        """Let a failed or cancelled job run again, its failures forgotten. False: it is neither. `by`: who did it."""
+        """Run a failed or cancelled job again and reset its failures. False: it is neither. `by`: who requeues it."""
         await self.connect()
-        return (await self.broker.requeue([task_id], now=self.now(), **_signed(by)))[0]
+        return (await self.broker.requeue([task_id], now=self.now(), by=by))[0]
+
+    async def cancel_all(
+        self, *, task: str | None = None, queue: str | None = None, tag: str | None = None, by: str | None = None
+    ) -> int:
+        """Cancel all unfinished jobs of a task, of a queue, with a tag, or of several of these. Return their number.
+
+        It cancels the jobs that exist now, in steps. Cancelling the call leaves the rest unchanged.
+        """
+        return await _change_all(self, "cancel", JobFilter(status=UNFINISHED, task=task, queue=queue, tag=tag), by)
+
+    async def requeue_all(
+        self, *, task: str | None = None, queue: str | None = None, tag: str | None = None, by: str | None = None
+    ) -> int:
+        """Run all failed and cancelled jobs of a task, of a queue or with a tag again. See `cancel_all`."""
+        return await _change_all(self, "requeue", JobFilter(status=REQUEUABLE, task=task, queue=queue, tag=tag), by)
+
+    async def emit(self, event: str, payload: Any = None) -> bool:
+        """Emit an event: jobs that wait for it by `current_job().wait_event(event)` get the payload, now or later.
+
+        The first emit counts. Its payload is kept for 30 days. Return False if the event was emitted before. If the
+        call is cancelled, the event may or may not have been emitted.
+
+        Raises:
+            SerializationError: the payload cannot be stored.
+        """
+        task_id, text = event_id(check_event(event)), encode_returned(payload, f"the event {event!r}")
+        await self.connect()
+        return (await self.broker.change([task_id], "emit", now=self.now(), by=text))[0]
 
     async def delete(self, task_id: str) -> bool:
-        """Delete a finished job before its retention ends. False: it is not finished, or unknown."""
+        """Delete a finished job before its retention ends. False: it has not finished, or is unknown."""
         await self.connect()
         return (await self.broker.delete([task_id]))[0]
 
@@ -8152,17 +11225,19 @@ class Flowrra(Declarations):
         status: str | Iterable[str] | None = None,
         task: str | None = None,
         queue: str | None = None,
+        tag: str | None = None,
         limit: int = 100,
         after: int | None = None,
     ) -> list[Job]:
-        """Jobs, the latest submitted first; `after` is the `seq` of the last one of the page before."""
+        """Return jobs, the latest submitted first. `after` is the `seq` of the last job of the previous page."""
         await self.connect()
         wanted = [status] if isinstance(status, str) else status
-        which = JobFilter(status=None if wanted is None else frozenset(map(_status, wanted)), task=task, queue=queue)
+        states = None if wanted is None else frozenset(map(_status, wanted))
+        which = JobFilter(status=states, task=task, queue=queue, tag=tag)
         return await self.broker.find(which, limit=_whole("limit", limit, least=1), after=after)
 
     async def get_job(self, task_id: str) -> Job:
-        """A job with its attempts; TaskNotFoundError for an unknown id."""
+        """Return a job with its attempts; TaskNotFoundError for an unknown id."""
         await self.connect()
         found = await self.broker.find(JobFilter(ids=[task_id]), limit=1)
         if not found:
@@ -8170,15 +11245,16 @@ class Flowrra(Declarations):
         return found[0]
 
     async def explain(self, task_id: str) -> str:
-        """One sentence on where a job stands and, if it does not run, why."""
+        """Return one sentence: the state of a job and, if it does not run, the reason."""
         return await _explain(self.broker, await self.get_job(task_id), self.now())
 
 
 def _job_for(
-    app: Flowrra, call: Task[..., Any] | Submission[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    app: Flowrra, call: Task[..., Any] | Submission[..., Any] | str, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Job:
-    """A job for a call of `app.submit`, where keywords may be options."""
+    """Make a job from a call of `app.submit`, where keywords may be options."""
     if type(call) is not Task or call.app is not app:
+        call = app.task_named(call) if isinstance(call, str) else call
         _check_own(app, call)
     if not kwargs or isinstance(call, Submission) or call.submit_options.isdisjoint(kwargs):
         return call.make_job(args, kwargs)
@@ -8187,29 +11263,51 @@ def _job_for(
     return call.options(**options).make_job(args, own)
 
 
+_CHANGED_AT_ONCE = 500  # jobs that are cancelled or requeued in one step
+
+
+async def _change_all(app: Flowrra, action: Action, which: JobFilter, by: str | None) -> int:
+    """Cancel or requeue all matching jobs that exist now. Return how many changed."""
+    if (which.task, which.queue, which.tag) == (None, None, None):
+        raise ConfigError(f"say which jobs to {action}: task=, queue= or tag=")
+    await app.connect()
+    newest = await app.broker.find(which, limit=1)
+    changed, after = 0, None
+    while newest and (after is None or after < newest[0].seq):
+        jobs = await app.broker.find(which, limit=_CHANGED_AT_ONCE, after=after, oldest_first=True)
+        ids = [job.id for job in jobs if job.seq <= newest[0].seq]
+        changed += sum(await app.broker.change(ids, action, now=app.now(), by=by))
+        if len(jobs) < _CHANGED_AT_ONCE:
+            break
+        after = jobs[-1].seq
+    return changed
+
+
 def _check_own(app: Flowrra, call: object) -> None:
     task = call.task if isinstance(call, Submission) else call
     if not isinstance(task, Task):
-        raise TaskNotFoundError(f"{task!r} is not a task: decorate the function with @app.task and submit that")
+        trouble = "decorate the function with @app.task and submit that, or the name of a task"
+        raise TaskNotFoundError(f"{task!r} is not a task: {trouble}")
     if task.app is not app:
         raise TaskNotFoundError(f"the task {task.name!r} belongs to another app: submit it there")
 
 
 def _slot_freed() -> contextlib.AbstractContextManager[None]:
-    """While the job that calls, if it is one, waits for others: they may have its slot."""
-    context = _current.get()
+    """If the caller is a job, let other jobs use its slot while it waits for others."""
+    context = current_job_var.get()
     return contextlib.nullcontext() if context is None else context.waiting()
 
 
+def _as_annotated(registry: Registry, result: TaskResult[Any]) -> TaskResult[Any]:
+    """Return a stored result as the type that the task returned."""
+    returned = registry.as_returned(result.task, result.result) if result.is_success else result.result
+    return result if returned is result.result else dataclasses.replace(result, result=returned)
+
+
 async def _kept_by(backend: Backend, result: TaskResult[Any]) -> TaskResult[Any]:
-    """The result as the separate backend has it; the broker's own if it does not (yet)."""
+    """Return the result from the separate backend; from the broker if the backend does not have it (yet)."""
     (kept,) = await backend.get([result.task_id])
     return kept if kept is not None and kept.attempts == result.attempts else result
-
-
-def _signed(by: str | None) -> dict[str, str]:
-    """The keyword that says who did something; brokers of third parties may not know it."""
-    return {} if by is None else {"by": by}
 
 
 def _status(name: str) -> TaskStatus:
@@ -8219,6 +11317,9 @@ def _status(name: str) -> TaskStatus:
         raise ConfigError(f"{name!r} is no state of a job: {', '.join(TaskStatus)}") from None
 
 
+_FOR_EVER = 1_000 * 365 * 86_400.0
+
+
 async def _explain(broker: Broker, job: Job, now: float) -> str:
     due, ago = (job.due or now) - now, duration(now - (job.finished or now))
     error = (job.error or "").partition("\n")[0]
@@ -8226,17 +11327,24 @@ async def _explain(broker: Broker, job: Job, now: float) -> str:
         case TaskStatus.PENDING:
             return f"It is ready, {await _why_waiting(broker, job)}."
         case TaskStatus.BLOCKED if job.worker is not None:
-            return f"It is held for {job.worker}: if that was interrupted, start it again."
+            return f"It is held by {job.worker}: if that was interrupted, start it again."
+        case TaskStatus.BLOCKED if awaits_limit(job):
+            return await _why_limited(broker, job, now)
         case TaskStatus.BLOCKED:
             return f"It is blocked by {await _blockers(broker, job)}."
         case TaskStatus.SCHEDULED | TaskStatus.RETRYING if due <= 0:
             return f"It has been due for {duration(-due)}, {await _why_waiting(broker, job)}."
+        case TaskStatus.SCHEDULED if job.task == EVENT:
+            return f"It is an event that has not been emitted; {len(job.steps)} job(s) have begun to wait for it."
+        case TaskStatus.SCHEDULED if (event := awaited_event(job)) is not None:
+            end = "" if due > _FOR_EVER else f", for at most {duration(due)} more"
+            return f"It waits for the event {event!r}{end}; `flowrra emit` or app.emit() emits it."
         case TaskStatus.SCHEDULED:
             return f"It is due in {duration(due)}{f': {error}' if error else ''}."
         case TaskStatus.RETRYING:
             return f"It failed {job.failures} time(s) and is due again in {duration(due)}: {error}."
         case TaskStatus.RUNNING if job.worker not in {worker.id for worker in await broker.workers()}:
-            return f"It was running on {job.worker}, which is gone: it runs again as soon as another worker is there."
+            return f"It was running on {job.worker}, whose lease has ended: it runs again when another worker runs."
         case TaskStatus.RUNNING:
             ending = ", and has been asked to end" if job.cancel_requested else ""
             return f"It has been running on {job.worker} for {duration(now - (job.started or now))}{ending}."
@@ -8253,6 +11361,32 @@ async def _blockers(broker: Broker, job: Job) -> str:
     return named or "parents that have just ended"
 
 
+async def _why_limited(broker: Broker, job: Job, now: float) -> str:
+    """Return the sentence about a job that waits for its limit."""
+    (state,) = await broker.limit_states([limit_key(job)])
+    limit, of_key = state.limit, f" of key {job.key}" if job.key is not None else ""
+    if limit is None:
+        return (
+            f"It waits, as the limit {job.limit} is not declared in this store: start a worker whose app declares it."
+        )
+    if state.paused:
+        return f"It waits, as the key {job.key or ''} of the limit {job.limit} is paused."
+    counts = await broker.counts(JobFilter(ahead_of=job))
+    ahead = sum(counts.values())
+    places = "" if limit.concurrency is None else f" ({limit.concurrency} at a time)"
+    text = f"It is behind {ahead} job(s){of_key} of the limit {job.limit}{places}"
+    if state.due is not None and limit.rate is not None:
+        text = f"It waits for the limit {job.limit} ({limit.rate}), which allows the next{of_key} in "
+        text += duration(max(0.0, state.due - now)) + (f"; {ahead} job(s) are ahead of it" if ahead else "")
+    if limit.turn is not None:
+        text = f"It waits for a turn in its fair queue, behind {ahead} job(s){of_key}"
+    if not state.running and state.pending:
+        which = JobFilter(ahead_of=job, status=frozenset((PENDING,)))
+        (first, *_) = await broker.find(which, limit=1, oldest_first=True) or [job]
+        text += f", of which none runs: explain {first.id}"
+    return f"{text}."
+
+
 async def _why_waiting(broker: Broker, job: Job) -> str:
     if job.queue in await broker.paused():
         return f"but its queue {job.queue} is paused"
@@ -8263,14 +11397,14 @@ async def _why_waiting(broker: Broker, job: Job) -> str:
     if not any(job.task in worker.tasks for worker in serving):
         return f"but no live worker that serves the queue {job.queue} knows the task {job.task}"
     if job.crashes:
-        last = ", and is new or has lived for a while" if job.crashes == LAST_CHANCE else ""
+        last = ", and has just started or run for a while" if job.crashes == LAST_CHANCE else ""
         return f"but it was running in {job.crashes} crash(es), so it waits for a worker that runs nothing else{last}"
     ahead = sum((await broker.counts(JobFilter(ahead_of=job))).values())
     return f"but {ahead} job(s) are ahead of it in the queue {job.queue}" if ahead else f"the next in {job.queue}"
 
 
 def duration(seconds: float) -> str:
-    """A length of time as people say it: 0.25 s, 42 s, 4 m 10 s, 3 h 5 m, 2 d 1 h."""
+    """Return a duration as text: 0.25 s, 42 s, 4 m 10 s, 3 h 5 m, 2 d 1 h."""
     if seconds < 10:
         return f"{round(max(0.0, seconds), 3):.2g} s"
     for size, unit, small, small_unit in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m"), (60, "m", 1, "s")):
@@ -8280,7 +11414,7 @@ def duration(seconds: float) -> str:
 
 
 def _blocking(call: Callable[Concatenate[Flowrra, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[SyncFace, P], T]:
-    """A call of the app as one of its synchronous face."""
+    """Make a blocking method of `SyncFace` from a method of the app."""
 
     @functools.wraps(call)
     def blocking(self: SyncFace, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -8289,13 +11423,13 @@ def _blocking(call: Callable[Concatenate[Flowrra, P], Coroutine[Any, Any, T]]) -
     return blocking
 
 
-_LOOP_LATE = 1.0  # seconds after which a call looks whether its loop still runs, or is blocked
+_LOOP_LATE = 1.0  # seconds after which a call checks whether its loop still runs, or is blocked
 
 
 class SyncFace:
-    """The app for plain code: the same calls, blocking. For web views and scripts without a loop.
+    """The app for code without async: the same methods, blocking. For web views and scripts without an event loop.
 
-    The calls run on the loop that the app is open on, or on one in a thread of its own, until `close`.
+    The calls run on the loop on which the app is open; otherwise on one in a separate thread, until `close`.
     """
 
     def __init__(self, app: Flowrra) -> None:
@@ -8303,7 +11437,7 @@ class SyncFace:
         self.begin_in_process()
 
     def begin_in_process(self) -> None:
-        """Forget what a fork has left behind: a thread that is not there, a lock that nobody will release."""
+        """Reset what a fork has copied: a thread that does not run here, and a lock that nobody will release."""
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.thread: threading.Thread | None = None  # of these calls' own, if they have one
@@ -8312,6 +11446,8 @@ class SyncFace:
     def submit(self, task: Task[P, R] | Submission[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]: ...
     @overload
     def submit(self, task: Task[..., R], /, *args: Any, priority: int, **kwargs: Any) -> TaskId[R]: ...
+    @overload
+    def submit(self, task: str, /, *args: Any, **kwargs: Any) -> TaskId[Any]: ...
 
     def submit(self, task: Any, /, *args: Any, **kwargs: Any) -> TaskId[Any]:
         """See `Flowrra.submit`; also for a task with options: `submit(task.options(delay=60), ...)`."""
@@ -8324,7 +11460,8 @@ class SyncFace:
 
     def wait_for_result(self, task_id: str, timeout: float | None = None) -> TaskResult[Any]:
         """See `Flowrra.wait_for_result`."""
-        return self.run(self._app.wait_for_result(task_id, timeout), timeout)
+        seconds = None if timeout is None else _seconds("timeout", timeout)
+        return self.run(self._app.wait_for_result(task_id, seconds), seconds)
 
     @overload
     def get_result(self, task_id: TaskId[R]) -> TaskResult[R] | None: ...
@@ -8335,26 +11472,33 @@ class SyncFace:
         """See `Flowrra.get_result`."""
         return self.run(self._app.get_result(task_id))
 
-    def submit_in(self, connection: Any, task: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]:
-        """See `Flowrra.submit_in`. The connection is used in this thread, to which a driver may bind it."""
-        self.run(self._app.connect())
+    def submit_in(
+        self, connection: Any, task: Task[P, R] | Submission[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskId[R]:
+        """See `Flowrra.submit_in`. The connection is used in this thread, because some drivers require that."""
         job = _job_for(self._app, task, args, kwargs)
+        self._app._stamp([job])
+        self.run(self._app.connect())
         pushed = self._app.broker.push_in(connection, [job], now=self._app.now())
         (task_id,) = self.run(pushed) if inspect.iscoroutine(pushed) else cast("list[str]", pushed)
         return cast("TaskId[R]", task_id)
 
     submit_many = _blocking(Flowrra.submit_many)
+    submit_chain = _blocking(Flowrra.submit_chain)
     cancel = _blocking(Flowrra.cancel)
     requeue = _blocking(Flowrra.requeue)
+    cancel_all = _blocking(Flowrra.cancel_all)
+    requeue_all = _blocking(Flowrra.requeue_all)
+    emit = _blocking(Flowrra.emit)
     delete = _blocking(Flowrra.delete)
     jobs = _blocking(Flowrra.jobs)
     get_job = _blocking(Flowrra.get_job)
     explain = _blocking(Flowrra.explain)
 
     def run(self, call: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-        """What a coroutine gives that uses the app; it runs on the loop that these calls run on.
+        """Run a coroutine that uses the app, on the same loop as the other calls, and return its result.
 
-        `timeout` is one that the call keeps by itself, unless something else blocks the loop.
+        `timeout` is the time-out that the call has itself; it is also enforced if something else blocks the loop.
         """
         if asyncio._get_running_loop() is not None:
             call.close()
@@ -8375,7 +11519,7 @@ class SyncFace:
             raise ExecutorNotRunningError("the app was closed during this call, which may be done or not") from None
 
     def _find_loop(self) -> asyncio.AbstractEventLoop:
-        """The loop to call on: the app's, or one in a thread that is started now."""
+        """Return the loop for the calls: the app's, or a new one in a thread that is started now."""
         session = self._app.sessions.present
         if session is not None and session.is_alive:
             return session.loop
@@ -8388,7 +11532,7 @@ class SyncFace:
         return self._loop
 
     def close(self) -> None:
-        """Close the stores and end the thread, if these calls have opened and started them."""
+        """Close the stores and end the thread, if these calls opened and started them."""
         with self._lock:
             thread, self.thread = self.thread, None
             if thread is None or self._loop is None:
@@ -8404,15 +11548,15 @@ class SyncFace:
 
 
 def _run_loop(runner: asyncio.Runner) -> None:
-    # It ends the loop and what is left on it. CPython before 3.12.3 starts no thread, as that does, at its own end.
+    # The runner ends the loop and its tasks in a thread, which CPython before 3.12.3 does not start at its end.
     with contextlib.suppress(RuntimeError), runner:
         while True:
-            with contextlib.suppress(SystemExit):  # of a call; its caller gets it
+            with contextlib.suppress(SystemExit):  # from a call; its caller gets it
                 return runner.get_loop().run_forever()
 
 
 # ---------------------------------------------------------------------------
-# 15. Command line
+# 16. Command line
 #
 # `python -m flowrra ...`: runs workers, shows jobs. Everything here goes
 # through the app; exit status 0 is success, 1 a failure that the output
@@ -8421,7 +11565,7 @@ def _run_loop(runner: asyncio.Runner) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         if argv[:1] and argv[0] in OPERATOR_COMMANDS:
@@ -8431,22 +11575,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments = parsed(_parser(), argv)
             arguments.argv = argv
             status = arguments.command(arguments) or 0
-        print(end="", flush=True)  # a reader that is gone is to be met here, not when Python ends
+        print(end="", flush=True)  # a closed pipe must raise here, not when Python ends
         return status
     except FlowrraError as error:
         print(f"flowrra: {str(error) or describe(error)}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # the reader of our output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
 def parsed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments; `show ID --json module:app` is more than argparse understands before CPython 3.12.7."""
+    """Parse the arguments, including `show ID --json module:app`, which argparse before CPython 3.12.7 cannot."""
     options = collections.Counter(word.partition("=")[0] for word in argv if word[:2] == "--")
-    if twice := [name for name, number in options.items() if number > 1 and name != "--arg"]:
+    if twice := [name for name, number in options.items() if number > 1 and name not in ("--arg", "--import")]:
         parser.error(f"{twice[0]} is given twice")
     arguments, left = parser.parse_known_args(argv)
     if len(left) == 1 and left[0][:1] != "-" and getattr(arguments, "where", "") is None:
@@ -8471,63 +11615,75 @@ def _parser() -> argparse.ArgumentParser:
 
     worker = add("worker", _worker_command, "run the jobs of an app")
     worker.add_argument("app", nargs="?", help="module:app (or FLOWRRA_APP)")
-    worker.add_argument("--concurrency", type=int, metavar="N", help="jobs at once of each queue but cpu")
-    worker.add_argument("--queues", metavar="default:50,cpu:2", help="serve these only, each with its capacity")
-    worker.add_argument("--processes", type=int, default=1, metavar="N", help="worker processes (1)")
-    worker.add_argument("--drain", type=float, metavar="S", help="seconds that running jobs get at a stop (30)")
-    worker.add_argument("--reload", action="store_true", help="start anew when a source file changes")
-    worker.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)  # what a supervisor starts
-    worker.add_argument("--no-scheduler", action="store_true", help="leave schedules to other workers")
+    worker.add_argument("--import", action="append", default=[], dest="modules", metavar="MODULE",
+                        help="also import this module, which declares tasks (may be repeated)")  # fmt: skip
+    worker.add_argument("--concurrency", type=int, metavar="N", help="capacity of each queue except cpu (10)")
+    worker.add_argument("--queues", metavar="default:50,cpu:2", help="the queues to serve, each with its capacity")
+    worker.add_argument("--processes", type=int, default=1, metavar="N", help="number of worker processes (1)")
+    worker.add_argument("--drain", type=float, metavar="S", help="how many seconds a stop waits for running jobs (30)")
+    worker.add_argument("--reload", action="store_true", help="restart when a source file changes")
+    worker.add_argument("--supervised", type=int, default=0, help=argparse.SUPPRESS)  # its number
+    worker.add_argument("--recycle-jobs", type=int, metavar="N", help="stop after N attempts, to be restarted")
+    worker.add_argument("--recycle-memory", metavar="512M", help="stop above this memory use, to be restarted")
+    worker.add_argument("--health", metavar="[HOST:]PORT", help="answer probes on this port: /live, /ready, /metrics")
+    worker.add_argument("--loop", default="asyncio", choices=["asyncio", "uvloop"], help="the event loop (asyncio)")
+    worker.add_argument("--no-scheduler", action="store_true", help="do not fire schedules in this worker")
     levels = ["debug", "info", "warning", "error"]
-    text = f"{', '.join(levels)} (info)"
+    text = f"log messages of this level and above: {', '.join(levels)} (info)"
     worker.add_argument("--log-level", default="info", choices=levels, metavar="LEVEL", help=text)
-    worker.add_argument("--log-format", default="text", choices=["text", "json"], help="text, or a JSON object a line")
+    worker.add_argument(
+        "--log-format", default="text", choices=["text", "json"], help="text, or one JSON object per line"
+    )
     enqueue = add("enqueue", _enqueue_command, "submit one job")
     enqueue.add_argument("app", help="module:app")
-    enqueue.add_argument("task", help="the task's name, or its last part if that is clear")
-    enqueue.add_argument("--arg", action="append", default=[], metavar="JSON", help="an argument; NAME=JSON names it")
+    enqueue.add_argument("task", help="name of the task; its last part is enough if it is unique")
+    enqueue.add_argument(
+        "--arg", action="append", default=[], metavar="JSON", help="an argument; NAME=JSON for a keyword"
+    )
     enqueue.add_argument("--wait", action="store_true", help="wait for the result and print it")
     status = add("status", _status_command, "show queues and workers")
     show = add("show", _show_command, "show one job with its attempts and traceback")
-    explain = add("explain", _explain_command, "say in a sentence why a job is not running")
+    explain = add("explain", _explain_command, "explain in one sentence why a job is not running")
     for sub in (show, explain):
-        sub.add_argument("id")
+        sub.add_argument("id", help="the id of the job")
     for sub in (status, show):
         sub.add_argument("--json", action="store_true", help="print JSON")
     for sub in (status, show, explain):
         add_store(sub)
-    demo = add("demo", _demo_command, "see it work: a worker, some hundred jobs, a crash and its rescue")
-    demo.add_argument("--keep", metavar="FILE", help="keep the jobs in this new SQLite file, to be looked at")
+    demo = add("demo", _demo_command, "run 321 jobs, kill their worker, and start another one")
+    demo.add_argument("--keep", metavar="FILE", help="keep the jobs in this new SQLite file")
     for name, text in OPERATOR_COMMANDS.items():
-        commands.add_parser(name, help=text)  # main() has handed these on before it comes to parse
+        commands.add_parser(name, help=text)  # main() passes these on before it parses
     return parser
 
 
 def add_store(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say which store a command asks; see `ask`."""
-    parser.add_argument("where", nargs="?", metavar="module:app", help="the app whose broker to ask (or FLOWRRA_APP)")
-    parser.add_argument("--broker", metavar="URL", help="the broker to ask (or FLOWRRA_BROKER)")
+    """Add the arguments that name the store for a command; see `ask`."""
+    parser.add_argument("where", nargs="?", metavar="module:app", help="the app whose broker is read (or FLOWRRA_APP)")
+    parser.add_argument("--broker", metavar="URL", help="the broker to read (or FLOWRRA_BROKER)")
 
 
 _EPILOG = """\
 examples:
-  flowrra demo                                    needs nothing else
+  flowrra demo                                    see a retry, a killed worker and a rescue
   flowrra worker shop.jobs:app                    run the jobs of `app` in shop/jobs.py
-  flowrra status --broker sqlite:///jobs.db       look at a store
-  flowrra explain ID shop.jobs:app                why does that job not run?
-FLOWRRA_APP and FLOWRRA_BROKER stand in for module:app and --broker where these may be left out."""
+  flowrra status --broker sqlite:///jobs.db       show queues and workers of a store
+  flowrra explain ID shop.jobs:app                explain why a job is not running
+If module:app and --broker are left out, FLOWRRA_APP and FLOWRRA_BROKER are used."""
 
 
 # What flowrra_extras.commands carries out, with a line of help each.
 OPERATOR_COMMANDS: Mapping[str, str] = {
-    "jobs": "list jobs, the latest first",
-    "cancel": "end a waiting or running job",
-    "requeue": "have an ended job run again",
-    "purge": "delete finished jobs past their retention",
-    "pause": "hand out no more jobs of a queue",
-    "resume": "hand out the jobs of a paused queue again",
-    "cron": "say when a cron expression fires",
-    "schedules": "show and steer schedules",
+    "jobs": "list jobs, newest first",
+    "cancel": "cancel waiting or running jobs",
+    "requeue": "run failed or cancelled jobs again",
+    "purge": "delete finished jobs whose retention is over",
+    "pause": "pause a queue or a key: its jobs wait",
+    "resume": "resume a paused queue or key",
+    "limit": "show and change limits",
+    "emit": "emit an event that jobs wait for",
+    "cron": "show when a cron expression fires",
+    "schedules": "list and change schedules",
     "dashboard": "serve the dashboard",
     "migrate": "move jobs from one broker to another",
 }
@@ -8537,14 +11693,27 @@ OPERATOR_COMMANDS: Mapping[str, str] = {
 
 
 def load_app(target: str) -> Flowrra:
-    """The app that `module:app` names; ConfigError if there is none. What the module raises comes as it is."""
+    """Return the app that `module:app` names; ConfigError if there is none. Errors of the module are not changed."""
     module_name, _, attribute = target.partition(":")
     if not all(map(str.isidentifier, module_name.split("."))) or module_name.endswith(".py") or not attribute:
-        raise ConfigError(f"an app is given as module:app, such as shop.jobs:app, not {target!r}")
+        raise ConfigError(f"an app has the form module:app, such as shop.jobs:app, not {target!r}")
+    module = _import(module_name)
+    found = functools.reduce(lambda found, name: getattr(found, name, None), attribute.split("."), module)
+    if isinstance(found, Flowrra):
+        return found
+    kind = "" if found is None else f" but of type {type(found).__name__}"
+    if inspect.isroutine(found):
+        kind = f" but a function: write app = {attribute}() there and name {module_name}:app"
+    apps = ", ".join(name for name, value in vars(module).items() if isinstance(value, Flowrra))
+    raise ConfigError(f"{attribute!r} is not an app in the module {module_name}{kind}; it has {apps or 'none'}")
+
+
+def _import(module_name: str) -> Any:
+    """Import the module. ConfigError if it does not exist or ends the program; its other exceptions are not changed."""
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        module: Any = importlib.import_module(module_name)
+        return importlib.import_module(module_name)
     except SystemExit as stop:
         at = tracebacks.extract_tb(stop.__traceback__)[-1]
         where = f"sys.exit({stop.code!r}) ({at.filename}, line {at.lineno})"
@@ -8554,45 +11723,37 @@ def load_app(target: str) -> Flowrra:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
         raise ConfigError(f"there is no module {error.name!r} in {os.getcwd()} or on the search path") from None
-    found = functools.reduce(lambda found, name: getattr(found, name, None), attribute.split("."), module)
-    if isinstance(found, Flowrra):
-        return found
-    kind = "" if found is None else f" but of type {type(found).__name__}"
-    if inspect.isroutine(found):
-        kind = f" but a function: write app = {attribute}() there and name {module_name}:app"
-    apps = ", ".join(name for name, value in vars(module).items() if isinstance(value, Flowrra))
-    raise ConfigError(f"{attribute!r} is no app in the module {module_name}{kind}; it has {apps or 'none'}")
 
 
 def check_shared(app: Flowrra) -> None:
-    """Refuse a store that no other process can see: what is submitted there would be lost without a word."""
+    """Refuse a store that no other process can open: jobs that are submitted there would be lost silently."""
     if is_private(app.broker):
         url = app.config.broker.url
-        raise ConfigError(f"{url} lives in one process, out of reach of any other: use a file, as in sqlite:///jobs.db")
+        raise ConfigError(f"{url} is private to one process: use a file, as in sqlite:///jobs.db")
 
 
 def _app_for(arguments: argparse.Namespace) -> Flowrra:
-    """The app that a command asks, or one without tasks on the broker."""
+    """Return the app for a command, or one without tasks on the broker."""
     target = arguments.where or os.environ.get("FLOWRRA_APP")
     url = arguments.broker or (None if target else os.environ.get("FLOWRRA_BROKER"))
     if url:
         return Flowrra.from_urls(url)
     if target:
         return load_app(target)
-    raise ConfigError("say which store: module:app, --broker URL, FLOWRRA_APP or FLOWRRA_BROKER")
+    raise ConfigError("no store is given: pass module:app or --broker URL, or set FLOWRRA_APP or FLOWRRA_BROKER")
 
 
 def ask(arguments: argparse.Namespace, question: Callable[[Flowrra], Awaitable[T]]) -> T:
-    """Open the store, ask, close it. A question must not make one where there is none."""
+    """Open the store, ask, and close it. A file that does not exist is not created."""
     app = _app_for(arguments)
     check_shared(app)
     if isinstance(app.broker, SQLiteBroker) and not os.path.exists(app.broker.path or ""):
-        raise ConfigError(f"there is no {app.broker.path} yet: the first worker or submit makes it")
+        raise ConfigError(f"there is no {app.broker.path} yet: the first worker or submit creates it")
     return asyncio.run(_answer(app, question))
 
 
 async def _answer(app: Flowrra, question: Callable[[Flowrra], Awaitable[T]]) -> T:
-    """The answer while the app's stores are open; one that does not answer is waited for, but not in silence."""
+    """Return the answer while the app's stores are open. If the store does not answer, wait and say so."""
     text = "flowrra: the store does not answer; waiting for it"
     notice = asyncio.get_running_loop().call_later(2.0, lambda: print(text, file=sys.stderr, flush=True))
     async with app.client():
@@ -8606,7 +11767,7 @@ async def _answer(app: Flowrra, question: Callable[[Flowrra], Awaitable[T]]) -> 
 def _worker_command(arguments: argparse.Namespace) -> int:
     target = arguments.app or os.environ.get("FLOWRRA_APP")
     if not target:
-        raise ConfigError("say which app: flowrra worker module:app (or set FLOWRRA_APP)")
+        raise ConfigError("no app is given: pass module:app, or set FLOWRRA_APP")
     _whole("--processes", arguments.processes, least=1)
     formatter = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
     if arguments.log_format == "json":
@@ -8616,10 +11777,12 @@ def _worker_command(arguments: argparse.Namespace) -> int:
     if not arguments.supervised:
         warn_of_unknown_settings("FLOWRRA_", os.environ)
         if arguments.processes > 1 or arguments.reload:
-            trouble = "--processes and --reload cannot be served here; a worker may be started as often as you like"
+            trouble = "--processes and --reload are not available here; you can start several workers instead"
             return cast("int", import_extra("flowrra_extras.commands.supervisor", "run", trouble)(arguments))
     try:
         app = load_app(target)
+        for name in arguments.modules:
+            _import(name)
     except FlowrraError:
         raise
     except Exception:
@@ -8628,11 +11791,35 @@ def _worker_command(arguments: argparse.Namespace) -> int:
     check_shared(app)
     _warn_of_unused_settings(app)
     _configure(app, arguments)
-    return _run_worker(app)
+    loop_factory = _loop_factory(arguments.loop)
+    if arguments.health is not None:
+        trouble = "--health cannot be served here"
+        import_extra("flowrra_extras.commands.health", "serve", trouble)(app, arguments.health, arguments.supervised)
+    status = _run_worker(app, loop_factory)
+    return 0 if status == RECYCLED and not arguments.supervised else status
+
+
+def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if name == "asyncio":
+        return None
+    try:
+        return cast("Callable[[], asyncio.AbstractEventLoop]", importlib.import_module(name).new_event_loop)
+    except ImportError as error:
+        raise ConfigError(
+            f"--loop {name} is not available here ({error}): pip install 'flowrra[{name}]' or {name}"
+        ) from None
+
+
+def _size(name: str, text: str) -> int:
+    """Return a number of bytes from text such as 512M. K, M and G are powers of 1024."""
+    found = re.fullmatch(r"([1-9][0-9]*)([KMG]?)", text.upper(), re.ASCII)
+    if found is None:
+        raise ConfigError(f"{name} must be a number of bytes such as 512M, not {text!r}")
+    return cast("int", int(found[1]) * 1024 ** " KMG".index(found[2] or " "))
 
 
 def _warn_of_unused_settings(app: Flowrra) -> None:
-    """Say which settings in the environment the app does not have, as it is not made by Config.from_env()."""
+    """Log the settings in the environment that have no effect because the app does not use Config.from_env()."""
     try:
         config = Config.from_env()
     except ConfigError:  # an app that reads them has refused them itself
@@ -8653,13 +11840,23 @@ def _configure(app: Flowrra, arguments: argparse.Namespace) -> None:
         changes["drain"] = _seconds("--drain", arguments.drain)
     if arguments.no_scheduler:
         changes["scheduler"] = False
+    if arguments.recycle_jobs is not None:
+        changes["recycle_jobs"] = _whole("--recycle-jobs", arguments.recycle_jobs, least=1)
+    if arguments.recycle_memory is not None:
+        changes["recycle_memory"] = _size("--recycle-memory", arguments.recycle_memory)
+        if resident_memory() is None:
+            raise ConfigError("--recycle-memory has no effect: this system does not report the memory of a process")
+    for name in ("recycle_jobs", "recycle_memory"):  # processes that start together must not end together
+        limit = changes.get(name, getattr(app.config.executor, name))
+        if limit is not None and arguments.supervised > 1:
+            changes[name] = max(1, limit - limit * (arguments.supervised - 1) // (4 * arguments.processes))
     app.config.executor = dataclasses.replace(app.config.executor, **changes)
     if arguments.concurrency is not None and app.config.executor.queues is not None:
-        raise ConfigError("--concurrency has no effect beside queues with capacities of their own: use --queues alone")
+        raise ConfigError("--concurrency has no effect if the queues have capacities: use --queues alone")
 
 
-def _run_worker(app: Flowrra) -> int:
-    """Run the app's worker until it is stopped, and end with it whatever else keeps the process; the exit status."""
+def _run_worker(app: Flowrra, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None) -> int:
+    """Run the app's worker until it is stopped, then end the threads that keep the process. Return the exit status."""
     import socket
 
     earlier = threading.enumerate()
@@ -8668,22 +11865,26 @@ def _run_worker(app: Flowrra) -> int:
     with signals, wakeup:
         before = signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
         try:
-            return asyncio.run(_work(app, signals, wakeup))
+            with asyncio.Runner(loop_factory=loop_factory) as runner:
+                return runner.run(_work(app, signals, wakeup))
         finally:
             signal.set_wakeup_fd(before)
-            for thread in threading.enumerate():  # the end of the process would wait for them
+            for thread in threading.enumerate():  # the end of the process waits for them
                 if thread not in earlier and not thread.daemon:
                     thread.join()
             wakeup.shutdown(socket.SHUT_WR)
 
 
 async def _work(app: Flowrra, signals: socket.socket, wakeup: socket.socket) -> int:
-    """Run a worker until a signal says stop; a second signal waits for no job. Without its store it stops at once."""
+    """Run a worker until a signal stops it. After a second signal, or without its store, it does not wait for jobs."""
     loop, drain = asyncio.get_running_loop(), app.config.executor.drain
+    signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)  # again: uvloop has replaced it
     stopping: asyncio.Future[str] = loop.create_future()
     starting = loop.create_task(app.start())
 
     def stop(why: str) -> None:
+        if why == "spent" and stopping.done():
+            return  # the worker repeats it until it has stopped claiming
         if not stopping.done():
             stopping.set_result(why)
             starting.cancel()
@@ -8702,16 +11903,19 @@ async def _work(app: Flowrra, signals: socket.socket, wakeup: socket.socket) -> 
             starting.result()
             worker = cast("Worker", app.sessions.worker())
             worker.on_store_lost = functools.partial(stop, "store")
+            worker.on_spent = functools.partial(stop, "spent")
             queues = ", ".join(f"{name}:{capacity}" for name, capacity in worker.info.queues.items())
             logger.info("worker ready: pid %d, %d task(s), queues %s", os.getpid(), len(app.registry), queues)
-        if await stopping == "store":
-            logger.critical("the worker stops with its jobs unsettled, as its store is lost")
+        if (why := await stopping) == "store":
+            logger.critical("the store is lost: the worker stops, and cannot settle its jobs")
             return status
+        if why == "spent":
+            logger.info("the worker has reached its limit of jobs or memory, and stops to be restarted")
         logger.info("stopping: running jobs get up to %g s", drain)
         await app.stop(timeout=drain)
         logger.info("worker stopped")
-        status = 0
-    except Exception as error:  # said now, as a thread may keep the process from coming to its end
+        status = RECYCLED if why == "spent" else 0
+    except Exception as error:  # logged now, because a thread may delay the end of the process
         status = 2 if isinstance(error, ConfigError) else 1
         logger.error("%s", describe(error), exc_info=None if isinstance(error, FlowrraError) else error)
     finally:
@@ -8721,15 +11925,16 @@ async def _work(app: Flowrra, signals: socket.socket, wakeup: socket.socket) -> 
     return status
 
 
-_LOOP_ENDED = 200  # and more by the status of the process; below are the numbers of signals
+RECYCLED = 3  # the exit status for the supervisor of a worker that has reached its limit; without a supervisor 0
+_LOOP_ENDED = 200  # plus the exit status; lower numbers are signals
 
 
 def _enforce_end(signals: socket.socket, loop: asyncio.AbstractEventLoop, drain: float) -> None:
-    """End the process when the time for its end is up, whatever keeps it.
+    """End the process when its time to stop is over, even if a job prevents a normal end.
 
-    A job may block the loop, swallow its cancellation, or sit in a thread of `asyncio.to_thread`, for which
-    `asyncio.run` waits. This thread reads the number of each signal as the interpreter writes it at once
-    (set_wakeup_fd), since a handler runs only when the main thread comes round to it.
+    A job may block the loop, suppress its cancellation, or run in a thread of `asyncio.to_thread`, for which
+    `asyncio.run` waits. This thread reads the number of each signal from the wakeup file descriptor, because a signal
+    handler runs only when the main thread executes Python code.
     """
     end, status = math.inf, 0
     limits = itertools.chain((drain + 20.0, 5.0), itertools.repeat(0.0))  # after the first signal, the second, ...
@@ -8739,14 +11944,14 @@ def _enforce_end(signals: socket.socket, loop: asyncio.AbstractEventLoop, drain:
             signals.settimeout(None if left > threading.TIMEOUT_MAX else left)
             received = signals.recv(1)
         except TimeoutError:
-            logger.warning("something keeps this process from ending: it is ended now")
+            logger.warning("the process did not end in time: ending it now")
             os._exit(status)
         except OSError:
             return
         if not received:
             return
-        _call_soon(loop, lambda: None)  # on Windows the loop does not wake up for a signal otherwise
-        seconds, code = math.inf, 1  # as for a signal of the user's own
+        _call_soon(loop, lambda: None)  # on Windows, a signal does not wake up the loop
+        seconds, code = math.inf, 1  # for other signals, such as the user's own
         if received[0] in (signal.SIGINT, signal.SIGTERM):
             seconds = next(limits)
         elif received[0] >= _LOOP_ENDED:
@@ -8762,10 +11967,10 @@ def _enqueue_command(arguments: argparse.Namespace) -> int:
     app = load_app(arguments.app)
     check_shared(app)
     task = find_task(app, arguments.task)
-    args, kwargs = read_arguments(arguments.arg)
 
     async def enqueue(app: Flowrra) -> TaskResult[Any] | None:
         try:
+            args, kwargs = task.typed(*read_arguments(arguments.arg))
             task_id = await app.submit(task, *args, **kwargs)
         except TypeError as error:
             raise ConfigError(str(error)) from None
@@ -8777,13 +11982,14 @@ def _enqueue_command(arguments: argparse.Namespace) -> int:
         print(f"flowrra: job {result.task_id} is {result.status}: {result.error}", file=sys.stderr)
         return 1
     if result is not None:
-        print(_shown(result.result))
+        found = result.result
+        print(_shown(found if task.converters is None else task.converters.result(found, loading=False)))
     return 0
 
 
 def find_task(app: Flowrra, name: str) -> Task[..., Any]:
-    """The task of that name, or else the only one whose name ends in it."""
-    found = [name] if name in app.registry else sorted(full for full in app.registry if full.endswith(f".{name}"))
+    """Return the task of that name, or the only task whose name ends in it."""
+    found = names_like(app.registry, name)
     if len(found) > 1:
         raise TaskNotFoundError(f"{name!r} may be {' or '.join(found)}: give the full name")
     if not found:
@@ -8792,7 +11998,7 @@ def find_task(app: Flowrra, name: str) -> Task[..., Any]:
 
 
 def read_arguments(texts: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
-    """Arguments, each given as JSON or as NAME=JSON."""
+    """Read arguments, each given as JSON or as NAME=JSON."""
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     for text in texts:
@@ -8803,7 +12009,7 @@ def read_arguments(texts: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
             parsed = json.loads(value)
         except ValueError:
             meant = f"{name}{equals}{json.dumps(value)}"
-            raise ConfigError(f"--arg {text!r} is not JSON; as a string it is --arg '{meant}'") from None
+            raise ConfigError(f"--arg {text!r} is not JSON; to pass a text, write --arg '{meant}'") from None
         if name:
             kwargs[name] = parsed
         else:
@@ -8844,7 +12050,7 @@ def _worker_row(worker: WorkerInfo) -> list[str]:
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], none: str = "") -> None:
-    """The rows in columns under their heads; `none` where there are no rows."""
+    """Print rows in columns under their heads, or `none` if there are no rows."""
     lines = [head, *rows]
     if len(lines) == 1:
         print(none)
@@ -8855,23 +12061,25 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], none: str = 
 
 
 def first_line(text: str | None) -> str:
-    """The beginning of a message, for a table."""
+    """Return the beginning of a message, for a table."""
     line = (text or "").partition("\n")[0]
     return line if len(line) <= 60 else f"{line[:57]}..."
 
 
 _SHOWN = (
-    *("id", "task", "arguments", "status", "queue", "priority", "unique", "parents", "submitted_at", "due_at"),
+    *("id", "task", "arguments", "status", "queue", "priority", "unique", "tags", "meta", "parents"),
+    *("limit", "key", "submitted_at", "due_at"),
     *("started_at", "finished_at", "worker", "progress", "error"),
 )
 
 
 def job_as_json(job: Job) -> dict[str, Any]:
-    """A job in plain JSON; times in ISO format, arguments and result as stored text."""
+    """Return a job as plain JSON: times in ISO format, arguments and result as stored text."""
     stored = {
         "arguments": json.loads(encode_arguments(job)),
         "result": json.loads(encode(job.result)),
         "progress": job.progress and job.progress._asdict(),
+        "steps": [step._asdict() for step in job.steps],
         "attempts": [attempt._asdict() for attempt in job.attempts],
     }
     names = (*_SHOWN, "attempt", "failures", "crashes", "traceback")
@@ -8887,7 +12095,8 @@ def _show_command(arguments: argparse.Namespace) -> None:
         return
     args, kwargs = shown["arguments"]
     shown["arguments"] = ", ".join([*map(json.dumps, args), *(f"{k}={json.dumps(v)}" for k, v in kwargs.items())])
-    shown["parents"] = ", ".join(job.parents) or None
+    shown["parents"], shown["tags"] = ", ".join(job.parents) or None, ", ".join(job.tags) or None
+    shown["meta"] = ", ".join(f"{name}={json.dumps(value)}" for name, value in (job.meta or {}).items()) or None
     if job.progress is not None:
         of = "" if job.progress.total is None else f" of {job.progress.total:g}"
         shown["progress"] = f"{job.progress.done:g}{of} {job.progress.note or ''}".rstrip()
@@ -8948,19 +12157,19 @@ def _demo_command(arguments: argparse.Namespace) -> int:
 
     kept = arguments.keep and os.path.abspath(arguments.keep)
     if kept and os.path.exists(kept):
-        raise ConfigError(f"{kept} is there already: give the demo a new file")
+        raise ConfigError(f"{kept} exists already: give the demo a new file")
     with tempfile.TemporaryDirectory(prefix="flowrra-demo-") as folder:
         with open(os.path.join(folder, "flowrra_demo.py"), "w", encoding="utf-8") as file:
             file.write(_DEMO.format(module=__name__, url=f"sqlite:///{kept or os.path.join(folder, 'demo.db')}"))
         sys.path.insert(0, folder)
         try:
-            return asyncio.run(_demonstrate(importlib.import_module("flowrra_demo")))
+            return asyncio.run(_demonstrate(importlib.import_module("flowrra_demo"), kept))
         finally:
             sys.path.remove(folder)
 
 
-async def _demonstrate(demo: Any) -> int:
-    """Some hundred jobs for a worker that is killed in the middle, and for another one that takes over."""
+async def _demonstrate(demo: Any, kept: str | None) -> int:
+    """Run some hundred jobs: one worker is killed in the middle, and a second worker finishes the work."""
     app: Flowrra = demo.app
     began = time.monotonic()
     rows = [(number,) for number in range(250)]
@@ -8972,18 +12181,32 @@ async def _demonstrate(demo: Any) -> int:
         with _demo_worker() as first:
             await _until_finished(app, total // 3, total)
             first.kill()
-        print(f"killed worker {first.pid} with kill -9; starting another", flush=True)
+        print(f"killed worker {first.pid} with kill -9 while it was running jobs; starting a second worker", flush=True)
         with _demo_worker():
             await _until_finished(app, total, total)
         jobs = await app.jobs(limit=total)
     count = collections.Counter(job.status for job in jobs)
     seconds = time.monotonic() - began
-    print(f"{total} jobs in {seconds:.1f} s: {count[SUCCESS]} succeeded, {count[FAILED]} failed")
-    print(f"  {sum(job.failures > 0 for job in jobs)} failed at first and were retried, as they were made to")
-    print(f"  {sum(job.crashes > 0 for job in jobs)} were running when the worker was killed, and ran again")
-    expected = total - 1 == count[SUCCESS] and count[FAILED] == 1
-    print("as it should be" if expected else "that is NOT as it should be: please report it")
+    retried = sum(job.failures > 0 for job in jobs if job.status is SUCCESS)
+    print(f"{total} jobs in {seconds:.1f} s: {count[SUCCESS]} succeeded, {count[FAILED]} failed (1 is written to fail)")
+    print(f"  retry:  {retried} jobs raised an exception at their first attempt, and succeeded at the next")
+    print(f"  rescue: {sum(job.crashes > 0 for job in jobs)} jobs lost their worker, and ran again in the second one")
+    if expected := total - 1 == count[SUCCESS] and count[FAILED] == 1:
+        print(_demo_ending(kept, next(job.id for job in jobs if job.status is FAILED)))
+    else:
+        print("this is NOT the expected result: please report it")
     return 0 if expected else 1
+
+
+def _demo_ending(kept: str | None, failed: str) -> str:
+    """Return the next three commands to try. They look at the jobs if the jobs were kept."""
+    program, store = f"python -m {__name__}", f"--broker sqlite:///{kept or 'demo.db'}"
+    show = (f"show {failed} {store}", "the job that failed, with its traceback")
+    steps = [("demo --keep demo.db", "run it again and keep the jobs in a file")] if kept is None else []
+    steps += [(f"status {store}", "queues and workers"), *([show] if kept else [])]
+    steps += [(f"dashboard {store}", "the web UI; needs pip install 'flowrra[dashboard]'")]
+    width = max(len(step) for step, _ in steps)
+    return "No job was lost. Next:\n" + "\n".join(f"  {program} {step:<{width}}  # {what}" for step, what in steps)
 
 
 @contextlib.contextmanager
@@ -9000,7 +12223,7 @@ def _demo_worker() -> Iterator[subprocess.Popen[bytes]]:
 
 
 async def _until_finished(app: Flowrra, goal: int, total: int) -> None:
-    """Wait for so many jobs; in a terminal, show how many have finished."""
+    """Wait for that many finished jobs. In a terminal, show the progress."""
     finished, until = 0, time.monotonic() + 60.0
     while finished < goal:
         await asyncio.sleep(0.05)

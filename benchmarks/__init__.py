@@ -1,1 +1,1 @@
-"""How fast Flowrra is, beside its peers and the limits of the machine. See README.md."""
+"""Benchmarks of Flowrra, other queues and the limits of the machine. See README.md."""

@@ -18,15 +18,15 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "--only", action="append", choices=harness.NAMES, metavar="NAME", default=[],
-        help=f"this scenario alone (may be repeated): {', '.join(harness.NAMES)}",
+        help=f"run only this scenario (may be repeated): {', '.join(harness.NAMES)}",
     )  # fmt: skip
     parser.add_argument(
         "--part", action="append", default=[], metavar="PART",
-        help="these parts of the scenarios alone (may be repeated)",
+        help="run only these parts of the scenarios (may be repeated)",
     )  # fmt: skip
-    parser.add_argument("--rounds", type=int, help="rounds for every scenario")
+    parser.add_argument("--rounds", type=int, help="the number of rounds for every scenario")
     parser.add_argument("--full", action="store_true", help="flat: a million jobs, not 200,000")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
     parser.add_argument(
         "--flowrra", type=Path, default=peers.ROOT, metavar="FOLDER",
         help="the folder with the flowrra.py to measure (this repository)",
@@ -36,7 +36,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
-    # As an exception, so that what is being measured is ended too: it has a session of its own.
+    # As an exception, so that the measured processes are ended too: they have their own session.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     peers.install_old()
     begun = time.monotonic()
@@ -68,7 +68,7 @@ def _one(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _say(line: str) -> None:
-    """Progress, in one line that the next overwrites; silent unless somebody looks."""
+    """Show progress in one line that is overwritten. Without a terminal, show nothing."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL database of a contestant's own, on the server of BENCH_POSTGRES_URL, gone afterwards."""
+"""Creates a PostgreSQL database for one contestant on the server of BENCH_POSTGRES_URL, and drops it afterwards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def connect(url: str = SERVER) -> Any:
 
 @contextmanager
 def database() -> Iterator[str]:
-    """Its URL, also in BENCH_DATABASE and BENCH_URL, where the contestants look."""
+    """Yield the URL of a new database, which contestants also find in BENCH_DATABASE and BENCH_URL."""
     name = f"flowrra_bench_{secrets.token_hex(6)}"
     asyncio.run(command(f"CREATE DATABASE {name}"))
     url = urllib.parse.urlsplit(SERVER)._replace(path=f"/{name}").geturl()

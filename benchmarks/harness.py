@@ -1,4 +1,4 @@
-"""Runs scenarios: each part in a process of its own, the parts in turn, round after round."""
+"""Runs scenarios: each part in a separate process, the parts in turn, round after round."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ NAMES = (
     "flat",
     "cpu",
     "cron",
+    "steps",
+    "limits",
     "dashboard",
     "footprint",
     "redis_drain",
@@ -53,7 +55,7 @@ def measure(
     only: tuple[str, ...] = (),
     say: Callable[[str], None] = lambda line: None,
 ) -> Measured:
-    """A B C A B C ...: a part that failed once is left out of the later rounds."""
+    """Measure the parts in turn: A B C A B C ... A part that failed once is left out of the later rounds."""
     scenario = load(name)
     measured = Measured()
     for number in range(rounds or scenario.rounds):
@@ -81,7 +83,7 @@ def run_part(scenario: str, name: str, part: Part, target: Path, settings: Setti
 
 
 def clean_environment() -> dict[str, str]:
-    """No switch of this shell may help or hurt; compiled files are kept, as they are for users."""
+    """Return an environment without variables of this shell that change results. Compiled files are kept, as usual."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return ours | {"PYTHONPYCACHEPREFIX": str(peers.CACHE / "pycache")}
 

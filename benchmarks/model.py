@@ -1,6 +1,6 @@
-"""What a scenario is made of: parts that are measured, and checks that compare their figures.
+"""The parts of a scenario: contestants that are measured, and checks that compare their figures.
 
-Nothing here measures or prints.
+This module measures and prints nothing.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the command line decides for every part."""
+    """The settings from the command line for every part."""
 
     full: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One contestant of a scenario; it is measured in a process of its own."""
+    """One contestant of a scenario, which is measured in a separate process."""
 
     run: Callable[[Settings], Figures]
-    needs: str = ""  # the distribution that must be there
-    setting: str = ""  # how it is set up, for the notes under the table
-    loses: str = ""  # the jobs that a crash costs with this setting
+    needs: str = ""  # the distribution that must be installed
+    setting: str = ""  # its settings, for the notes under the table
+    loses: str = ""  # the jobs that a crash loses with this setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One row of the table: a figure of ours, alone or as a ratio to another one.
+    """One row of the table: a figure of Flowrra, alone or as a ratio to another one.
 
-    With `against`, or `against_figure`, the goal is for the ratio, else for the figure itself.
+    With `against` or `against_figure`, the goal is for the ratio; otherwise for the figure itself.
     """
 
     label: str
@@ -53,7 +53,7 @@ class Check:
 
     @property
     def other(self) -> tuple[str, str]:
-        """The part and the figure that ours is compared with."""
+        """The part and the figure to compare with."""
         return self.against or self.ours, self.against_figure or self.figure
 
 
@@ -67,7 +67,7 @@ class Scenario:
 
 @dataclass(slots=True)
 class Measured:
-    """What the rounds of one scenario gave: figures, or the reason why there are none."""
+    """The figures of the rounds of one scenario, or the reason why there are none."""
 
     rounds: list[dict[str, Figures]] = field(default_factory=list)
     errors: dict[str, str] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Measured:
         return [r[part][figure] for r in self.rounds if figure in r.get(part, {})]
 
     def ratios(self, check: Check) -> list[float]:
-        """Ratios within each round, so that a slow minute of the machine hits both sides."""
+        """Return the ratios within each round, so that a slow minute of the machine affects both sides."""
         part, figure = check.other
         pairs = [
             (r[check.ours].get(check.figure), r[part].get(figure)) for r in self.rounds if check.ours in r and part in r

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def shortened(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures without those of each round, of which the rows have what is shown."""
+    """Return the figures without those of each round. The rows contain what is shown."""
     kept = {
         name: {key: value for key, value in scenario.items() if key != "rounds"}
         for name, scenario in found["scenarios"].items()
@@ -65,7 +65,7 @@ def shortened(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tables(found: Mapping[str, Any]) -> str:
-    """All scenarios, as a page without a title."""
+    """Return the tables of all scenarios, as a page without a title."""
     machine = ", ".join(f"{key} {value}" for key, value in found["machine"].items())
     parts = [f"Measured on: {machine}.\n", *(section(*item) for item in found["scenarios"].items())]
     return "\n".join(parts)
@@ -92,7 +92,7 @@ def cells(row: Mapping[str, Any], scenario: Mapping[str, Any]) -> tuple[str, ...
 
 
 def notes(scenario: Mapping[str, Any]) -> str:
-    """How each contestant was set up, what a crash costs it, and why one could not run."""
+    """Return notes on each contestant: its settings, the jobs that a crash loses, and why it could not run."""
     lines = []
     for name, setting in scenario["settings"].items():
         loses, why_not = scenario.get("loses", {}).get(name), scenario["errors"].get(name)
@@ -107,7 +107,7 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def with_headlines(page: str, found: Mapping[str, Any]) -> str:
-    """The page with the README's table between its marks, or as it is if it has none."""
+    """Return the page with a new table between the two marks. Without marks, return it unchanged."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     return before + begin + headlines(found) + end + after if end else page
@@ -124,13 +124,13 @@ def headlines(found: Mapping[str, Any]) -> str:
 
 
 def best_other(scenario: Mapping[str, Any], what: str) -> Mapping[str, Any] | None:
-    """Of the rows of that name, the one against the other queue that comes nearest to Flowrra."""
+    """Return the row of that name against the other queue that comes closest to Flowrra."""
     rivals = [row for row in scenario["rows"] if row["what"] == what and row["against"] in scenario["queues"]]
     return min((row for row in rivals if row["ratio"] is not None), key=_better, default=None)
 
 
 def _better(row: Mapping[str, Any]) -> float:
-    """How many times better Flowrra was, whether more or less of it is good."""
+    """Return how many times better Flowrra was, for figures where more or less is better."""
     ratio: float = row["ratio"]
     return ratio if row["unit"] in HIGHER_IS_BETTER else 1 / ratio
 
@@ -141,7 +141,7 @@ def _better(row: Mapping[str, Any]) -> float:
 
 
 def points(scenario: Mapping[str, Any]) -> list[tuple[str, list[float], bool]]:
-    """Rows with a ratio: label, how many times better Flowrra was in each round, whether than another queue."""
+    """Return rows with a ratio: label, how many times better Flowrra was in each round, whether it is another queue."""
     found = []
     for row in scenario["rows"]:
         if row["ratio"] is None or row["against"] not in scenario["settings"]:
@@ -152,7 +152,7 @@ def points(scenario: Mapping[str, Any]) -> list[tuple[str, list[float], bool]]:
 
 
 def plot(scenario: Mapping[str, Any], path: Path) -> None:
-    """The ratios as dots on a logarithmic axis, with the range of the rounds; in grey, so that it suits any page."""
+    """Plot the ratios as dots on a logarithmic axis, with the range of the rounds, in greys that suit any page."""
     matplotlib: Any = import_module("matplotlib")
     matplotlib.use("svg")
     pyplot: Any = import_module("matplotlib.pyplot")
@@ -180,7 +180,7 @@ def plot(scenario: Mapping[str, Any], path: Path) -> None:
 
 
 def _plain(value: float, place: int) -> str:
-    """A mark of the axis: whole powers and halves of them, or the text gets too dense."""
+    """Return the label of a tick: only powers and their halves, otherwise the labels overlap."""
     return f"{value:g}" if f"{value:.0e}"[0] in "125" else ""
 
 

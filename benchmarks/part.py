@@ -1,6 +1,6 @@
 """The process that measures one part: python -m benchmarks.part SCENARIO PART FULL.
 
-Its last line on stdout is JSON: the figures, or the error that kept it from having any.
+Its last line on stdout is JSON: the figures, or the error.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which functions of flowrra.py one job passes through: python -m benchmarks.passes [--list].
 
-Counted by `sys.setprofile` in all threads, each function once, for a job that does nothing and for the stop of
-an app that runs one. The smallest of some rounds counts: in the others a heartbeat or an upkeep came between.
+`sys.setprofile` counts each function once, in all threads, for a job that does nothing and for the stop of an app
+that runs a job. The round with the fewest counts, because others may include a heartbeat or upkeep.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ROUNDS = 7
 
-Passed = dict[str, int]  # the name of a function and how often it was called, in the order of the first calls
+Passed = dict[str, int]  # the names of functions and the numbers of their calls, in the order of the first calls
 
 
 class Profile:
@@ -38,7 +38,7 @@ class Profile:
             self.passed[name] = self.passed.get(name, 0) + 1
 
     def _name(self, code: CodeType) -> str | None:
-        """None for what is no function of flowrra.py; a comprehension is a part of the one around it."""
+        """Return the name of a function of flowrra.py, otherwise None. A comprehension belongs to its function."""
         if code not in self._names:
             is_own = code.co_filename == flowrra.__file__ and not code.co_name.endswith(("comp>", "expr>"))
             self._names[code] = f"{code.co_qualname}:{code.co_firstlineno}" if is_own else None
@@ -55,7 +55,7 @@ class Profile:
 
 @contextmanager
 def profiled() -> Iterator[Profile]:
-    """A profile that sees every thread that is started within."""
+    """Yield a profile that includes every thread that is started in the block."""
     profile = Profile()
     threading.setprofile(profile)
     sys.setprofile(profile)
@@ -67,7 +67,7 @@ def profiled() -> Iterator[Profile]:
 
 
 async def one_job(profile: Profile, url: str) -> Passed:
-    """From the call of submit() to the result, in an app that has run others."""
+    """Count from the call of submit() to the result, in an app that has already run jobs."""
     app = flowrra.Flowrra.from_urls(url)
 
     @app.task
@@ -85,7 +85,7 @@ async def one_job(profile: Profile, url: str) -> Passed:
 
 
 async def one_stop(profile: Profile, url: str) -> Passed:
-    """The call of stop() while a job runs, which ends within the drain."""
+    """Count a call of stop() while a job is running that ends within the drain time."""
     app = flowrra.Flowrra.from_urls(url)
     begun, may_end = asyncio.Event(), asyncio.Event()
 
@@ -113,7 +113,7 @@ def measure(story: Callable[[Profile, str], Awaitable[Passed]], url: str) -> Pas
 
 
 def counts() -> dict[str, Passed]:
-    """Everything that is counted here, by what it is called."""
+    """Return all counts by their names."""
     with tempfile.TemporaryDirectory() as folder:
         return {
             "one job in memory": measure(one_job, "memory://"),

@@ -1,8 +1,7 @@
-"""Where the peers are found.
+"""Finds and installs the other queues.
 
-huey and taskiq are ordinary installs (the `bench` extra). The published Flowrra 0.1.8 has the
-import name of the Flowrra under test, so it lives in a folder of its own, which only the parts
-that measure it put on their path.
+Most are ordinary installs (the `bench` extra). The published Flowrra 0.1.8 has the import name of the
+Flowrra under test, so it is in a separate folder, which only the parts that measure it add to their path.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ def old_folder() -> Path:
 
 
 def install_old() -> None:
-    """Fetch the published version once; without a network its rows say so."""
+    """Install the published version once. Without a network, its rows give that as the reason."""
     folder = old_folder()
     if folder.exists():
         return
@@ -38,7 +37,7 @@ def install_old() -> None:
 
 
 def missing(needs: str, target: Path) -> str:
-    """Why a part that needs this cannot run; empty if it can."""
+    """Return why a part that needs this cannot run; "" if it can."""
     if needs == OLD:
         return "" if old_folder().exists() else f"cannot install {OLD}"
     if needs == "flowrra":
@@ -50,7 +49,7 @@ def missing(needs: str, target: Path) -> str:
 
 
 def python_path(needs: str, target: Path) -> str:
-    """These benchmarks first, by a link: the measured folder may have others, and ROOT a flowrra.py."""
+    """Return the import path, with a link to these benchmarks first: the measured folder may have others."""
     lib = CACHE / "lib"
     lib.mkdir(parents=True, exist_ok=True)
     if not (lib / "benchmarks").is_symlink():

@@ -29,7 +29,7 @@ def median(values: Iterable[float]) -> float | None:
 
 
 def row(check: Check, measured: Measured) -> dict[str, Any]:
-    """One check, judged: everything the table and the JSON say about it."""
+    """Return one check with its verdict, for the table and the JSON."""
     part, figure = check.other
     mine = measured.values(check.ours, check.figure)
     judged = measured.ratios(check) if check.is_ratio else mine
@@ -62,7 +62,7 @@ def _met(check: Check, value: float) -> bool:
 
 
 def cells(entry: Mapping[str, Any], marked: set[str]) -> tuple[str, ...]:
-    """The row as text; a part that could not run says why in place of its figure."""
+    """Return the row as text. If a part could not run, the reason replaces its figure."""
     unit = entry["unit"]
     sign = "<=" if entry["at_most"] else ">="
     goal = "-" if entry["goal"] is None else f"{sign} {_goal(entry)}"
@@ -86,7 +86,7 @@ def _range(judged: list[float]) -> str:
 
 
 def _verdict(entry: Mapping[str, Any]) -> str:
-    """By the median; where the rounds disagree, how many of them met the goal."""
+    """Return the verdict by the median. If the rounds disagree, add how many met the goal."""
     if entry["met"] is None:
         return "-"
     word, met, rounds = "yes" if entry["met"] else "NO", entry["rounds_met"], len(entry["judged"])
@@ -98,7 +98,7 @@ def _goal(entry: Mapping[str, Any]) -> str:
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
-    # A reason for not running may be long and must not push the columns out of sight.
+    # A reason for not running may be long, and must not make the columns too wide.
     cut = [tuple(cell if len(cell) <= 44 else cell[:41] + "..." for cell in r) for r in rows]
     widths = [max(len(r[i]) for r in [HEAD, *cut]) for i in range(len(HEAD))]
     return "\n".join(
@@ -111,7 +111,7 @@ def table(rows: list[tuple[str, ...]]) -> str:
 
 
 def notes(scenario: Scenario, measured: Measured) -> list[str]:
-    """How each part was set up, what it gave, and what a crash costs it."""
+    """Return notes on each part: its settings, its figures, and the jobs that a crash loses."""
     lines = []
     for name, part in scenario.parts.items():
         star = f" *a crash loses {part.loses}." if part.loses else ""
@@ -146,12 +146,12 @@ def record(scenario: Scenario, measured: Measured) -> dict[str, Any]:
 
 
 def is_queue(part: Part) -> bool:
-    """Whether it is another queue or library: neither Flowrra nor a limit."""
+    """Whether the part is another queue or library, not Flowrra or a limit."""
     return part.needs not in ("", "flowrra") and not part.setting.startswith("limit")
 
 
 def machine() -> dict[str, Any]:
-    """Where it ran, and how busy the machine was: figures travel badly without it."""
+    """Return the machine and its load, without which figures cannot be compared."""
     return {
         "python": platform.python_version(),
         "sqlite": sqlite3.sqlite_version,

@@ -1,4 +1,4 @@
-"""How Sphinx builds the documentation: `make docs`. It needs no network."""
+"""The configuration of Sphinx, for `make docs`. The build needs no network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 import flowrra  # noqa: E402 (the one of this tree)
-from docs import states  # noqa: E402
+from docs import llms, states  # noqa: E402
 
 if TYPE_CHECKING:
     from sphinx.addnodes import pending_xref
@@ -28,14 +28,14 @@ copyright = f"2026 {author}"
 version = release = flowrra.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["__pycache__", "more/performance/tables.md"]  # the tables are part of another page
+exclude_patterns = ["__pycache__", "more/performance/tables.md"]  # included in another page
 nitpicky = True
-smartquotes = False  # `--concurrency` in the notes of the benchmarks is no dash
+smartquotes = False  # they would make a dash of `--concurrency` in the notes of the benchmarks
 
 myst_enable_extensions = ["deflist"]
-myst_heading_anchors = 3  # [a link](page.md#to-a-heading) is checked too
+myst_heading_anchors = 3  # so that [a link](page.md#to-a-heading) is checked too
 
-default_role = "code"  # what docstrings put in single backticks is code
+default_role = "code"  # single backticks in docstrings mark code
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_default_options = {"members": True}
@@ -50,20 +50,29 @@ html_copy_source = False
 BUILT = HERE.parent / ".cache" / "docs"
 BUILT.mkdir(parents=True, exist_ok=True)
 (BUILT / "states.svg").write_text(states.draw(flowrra.TRANSITIONS))
+(BUILT / "llms.txt").write_text(llms.outline(HERE))
+(BUILT / "llms-full.txt").write_text(llms.whole(HERE))
+html_extra_path = [str(BUILT / "llms.txt"), str(BUILT / "llms-full.txt")]
 
 PYTHON = "https://docs.python.org/3/library"
 
 
 TYPE_VARIABLES = ("P", "R", "T", "TaskT", "Item", "Answer")
-# Of web frameworks, and of what the extras keep to themselves.
+# Types of other packages, and internal types of the extras.
 FOREIGN_TYPES = (
     "APIRouter",
     "HttpResponse",
     "URLPattern",
     r"flask\.Blueprint",
     r"quart\.Blueprint",
-    "Router",
+    "Dashboard",
     "Counts",
+    "ClientMaker",
+    "MeterProvider",
+    r"flowrra\.RetryKeywords",
+    r"flowrra\.RetriedSteps",
+    "TracerProvider",
+    "Context",
 )
 nitpick_ignore_regex = [
     ("py:(class|obj)", rf"([\w.]+\.)?({'|'.join(TYPE_VARIABLES)})(\.k?w?args)?"),
@@ -75,7 +84,7 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", mark_code, priority=100)  # before napoleon
     app.connect("autodoc-process-signature", spell_signature)
     app.connect("missing-reference", link_to_python)
-    # autodoc cannot spell `*args: P.args` in an overload; api/app.md writes the first one out.
+    # autodoc cannot render `*args: P.args` in an overload; api/app.md contains the first one as text.
     analyzer = ModuleAnalyzer.for_module("flowrra")
     analyzer.analyze()
     for name in ("Flowrra.submit", "SyncFace.submit"):
@@ -83,7 +92,7 @@ def setup(app: Sphinx) -> None:
 
 
 def mark_code(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
-    """Indented paragraphs of a docstring are code. Arguments and errors follow their heading without a blank line."""
+    """Mark indented paragraphs of a docstring as code. Arguments and errors follow a heading without a blank line."""
     marked: list[str] = []
     text_before = False
     for before, line in zip(["", *lines], lines, strict=False):
@@ -98,7 +107,7 @@ def mark_code(app: Sphinx, what: str, name: str, thing: object, options: object,
 def spell_signature(
     app: Sphinx, what: str, name: str, thing: object, options: object, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
-    """Defaults that are made anew each time, and parameters of a task, as Python would write them."""
+    """Write default factories and the parameters of a task as in Python."""
     if signature is not None:
         signature = signature.replace("<factory>", "...").replace("[~P,", "[P,")
         signature = re.sub(r"\*(args|kwargs): ~typing\.~P", r"*\1: P.\1", signature)
@@ -106,7 +115,7 @@ def spell_signature(
 
 
 def link_to_python(app: Sphinx, env: object, node: pending_xref, content: nodes.TextElement) -> nodes.Node | None:
-    """What is not found here, as a link into Python's documentation if it is a name of the standard library."""
+    """Return a link into Python's documentation for a name of the standard library."""
     found = standard_name(node.get("reftarget", ""))
     if node.get("refdomain") != "py" or found is None:
         return None
@@ -116,7 +125,7 @@ def link_to_python(app: Sphinx, env: object, node: pending_xref, content: nodes.
 
 
 def page_of(name: str) -> str:
-    """The page of Python's documentation that tells of a builtin."""
+    """Return the page of Python's documentation for a builtin."""
     if isinstance(getattr(builtins, name), type) and issubclass(getattr(builtins, name), BaseException):
         return "exceptions"
     return {"None": "constants", **dict.fromkeys(("bool", "float", "int", "object", "type"), "functions")}.get(
@@ -125,7 +134,7 @@ def page_of(name: str) -> str:
 
 
 def standard_name(target: str) -> tuple[str, str] | None:
-    """Module and name of something in the standard library; None if there is no such thing."""
+    """Return the module and the name of a target in the standard library; None if there is no such name."""
     module, _, name = target.rpartition(".")
     module = module or "builtins"
     if module.partition(".")[0] not in sys.stdlib_module_names:

@@ -1,6 +1,6 @@
 """Draws the state diagram from `flowrra.TRANSITIONS`: an SVG in the colour of the text around it.
 
-Where the boxes stand is decided here. Which arrows there are is not.
+This module decides where the boxes are. `TRANSITIONS` decides which arrows there are.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 860, 360
 BOX_WIDTH, BOX_HEIGHT = 116, 36
-GAP = 5  # between the point of an arrow and the box it points at
-PAIR_BOW = 24  # two arrows between the same boxes bow away from each other
+GAP = 5  # between the tip of an arrow and its box
+PAIR_BOW = 24  # how far two arrows between the same boxes curve away from each other
 
 CENTRES: Mapping[str, tuple[float, float]] = {
     "scheduled": (90, 90),
@@ -29,7 +29,7 @@ CENTRES: Mapping[str, tuple[float, float]] = {
     "success": (770, 160),
     "cancelled": (320, 335),
 }
-# How far an arrow bows to the left of its way, where a straight one would run through something.
+# How far an arrow curves to the left, where a straight one would cross something.
 BOWS: Mapping[tuple[str, str], float] = {
     ("running", "scheduled"): -70,
     ("failed", "pending"): -105,
@@ -46,7 +46,7 @@ class Point(NamedTuple):
 
 
 def draw(transitions: Mapping[TaskStatus, frozenset[TaskStatus]]) -> str:
-    """The diagram; KeyError if a state has no place yet."""
+    """Return the diagram; KeyError if a state has no place yet."""
     arrows = "\n".join(_arrow(a, b, transitions) for a in transitions for b in sorted(transitions[a]))
     boxes = "\n".join(_box(status, is_end=status.is_finished) for status in transitions)
     return f"""<div class="wide"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" xmlns="http://www.w3.org/2000/svg"
@@ -80,14 +80,14 @@ def _arrow(a: TaskStatus, b: TaskStatus, transitions: Mapping[TaskStatus, frozen
 
 
 def _beside(start: Point, end: Point, bow: float) -> Point:
-    """The point that a curve bends to, so that its middle is `bow` beside the middle of the straight way."""
+    """Return the control point of a curve whose middle is `bow` beside the middle of the straight line."""
     length = math.dist(start, end)
     across = Point((end.y - start.y) / length, (start.x - end.x) / length)
     return Point((start.x + end.x) / 2 + 2 * bow * across.x, (start.y + end.y) / 2 + 2 * bow * across.y)
 
 
 def _leaving(centre: Point, towards: Point, gap: float) -> Point:
-    """Where the way from a box's centre leaves the box, `gap` further on."""
+    """Return the point `gap` behind the place where the line from a box's centre leaves the box."""
     dx, dy = towards.x - centre.x, towards.y - centre.y
     share = min(_share(dx, BOX_WIDTH / 2), _share(dy, BOX_HEIGHT / 2))
     share += gap / math.hypot(dx, dy)

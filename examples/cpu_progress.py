@@ -1,4 +1,4 @@
-"""CPU-bound work in a process of its own, with its progress seen from outside.
+"""CPU-bound work in a separate process. The main program shows its progress.
 
 Prints:
     ...

@@ -1,6 +1,6 @@
-"""A backend of your own: results as files in a folder, one a job.
+"""A custom backend: it keeps each result as a file in a folder.
 
-A backend needs `record` and `get`. Jobs themselves stay with the broker.
+A backend needs `record` and `get`. The jobs stay in the broker.
 
 Prints:
     42
@@ -25,7 +25,7 @@ class FolderBackend(Backend):
         self.folder.mkdir(exist_ok=True)
 
     async def record(self, results: Sequence[TaskResult[Any]]) -> None:
-        # Files are slow, and the loop must not wait for them.
+        # File access is slow, so it must not run on the event loop.
         await asyncio.to_thread(self._write, results)
 
     async def get(self, task_ids: Sequence[str]) -> list[TaskResult[Any] | None]:
@@ -35,7 +35,7 @@ class FolderBackend(Backend):
         for result in results:
             unfinished = self.folder / f"{result.task_id}.part"
             unfinished.write_text(encode_result(result))
-            unfinished.rename(self.folder / f"{result.task_id}.json")  # nobody reads half a file
+            unfinished.rename(self.folder / f"{result.task_id}.json")  # a reader never sees half a file
 
     def _read(self, task_id: str) -> TaskResult[Any] | None:
         try:

@@ -1,7 +1,7 @@
-"""Jobs and their dashboard in a Django program: python django_app.py, then http://127.0.0.1:8000/flowrra/
+"""Jobs and the web UI in a Django program: python django_app.py, then open http://127.0.0.1:8000/flowrra/
 
-Needs `pip install django 'flowrra[dashboard]'`. As it stands the dashboard is open to this host only. In production,
-protect it as any other view:
+Needs `pip install django 'flowrra[dashboard]'`. By default the web UI answers requests from this host only. In
+production, protect it like any other view:
 
     urls = get_urls(jobs, decorator=login_required, auth=lambda request: "full" if request.user.is_staff else "read")
 """

@@ -1,7 +1,7 @@
-"""Jobs and their dashboard in a FastAPI program: python fastapi_app.py, then http://127.0.0.1:8000/flowrra/
+"""Jobs and the web UI in a FastAPI program: python fastapi_app.py, then open http://127.0.0.1:8000/flowrra/
 
-Needs `pip install fastapi uvicorn 'flowrra[dashboard]'`. As it stands the dashboard is open to this host only. In
-production, protect it as any other route:
+Needs `pip install fastapi uvicorn 'flowrra[dashboard]'`. By default the web UI answers requests from this host only.
+In production, protect it like any other route:
 
     web.include_router(
         create_router(jobs, auth=lambda request: "full"), prefix="/flowrra", dependencies=[Depends(check_operator)]
@@ -33,7 +33,7 @@ async def send_report(recipient: str, pages: int = 3) -> str:
 
 @asynccontextmanager
 async def lifespan(program: FastAPI) -> AsyncIterator[None]:
-    async with jobs:  # a worker in this process; jobs.client() leaves the work to `python -m flowrra worker`
+    async with jobs:  # a worker in this process; with jobs.client(), only `python -m flowrra worker` runs jobs
         yield
 
 

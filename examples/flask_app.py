@@ -1,7 +1,7 @@
-"""Jobs and their dashboard in a Flask program: python flask_app.py, then http://127.0.0.1:8000/flowrra/
+"""Jobs and the web UI in a Flask program: python flask_app.py, then open http://127.0.0.1:8000/flowrra/
 
-Needs `pip install flask 'flowrra[dashboard]'`. As it stands the dashboard is open to this host only. In production,
-protect its blueprint as any other:
+Needs `pip install flask 'flowrra[dashboard]'`. By default the web UI answers requests from this host only. In
+production, protect its blueprint like any other:
 
     dashboard = create_blueprint(jobs, auth=lambda request: "full")
     dashboard.before_request(check_operator)

@@ -1,7 +1,7 @@
-"""Jobs and their dashboard in a Quart program: python quart_app.py, then http://127.0.0.1:8000/flowrra/
+"""Jobs and the web UI in a Quart program: python quart_app.py, then open http://127.0.0.1:8000/flowrra/
 
-Needs `pip install quart 'flowrra[dashboard]'`. As it stands the dashboard is open to this host only. In production,
-protect its blueprint as any other:
+Needs `pip install quart 'flowrra[dashboard]'`. By default the web UI answers requests from this host only. In
+production, protect its blueprint like any other:
 
     dashboard = create_blueprint(jobs, auth=lambda request: "full")
     dashboard.before_request(check_operator)
@@ -34,7 +34,7 @@ web.register_blueprint(create_blueprint(jobs), url_prefix="/flowrra")
 
 @web.while_serving
 async def work() -> AsyncGenerator[None, None]:
-    async with jobs:  # a worker in this process; jobs.client() leaves the work to `python -m flowrra worker`
+    async with jobs:  # a worker in this process; with jobs.client(), only `python -m flowrra worker` runs jobs
         yield
 
 

@@ -1,4 +1,4 @@
-"""A task, a job, its result, in one process.
+"""A task, a job and its result in one process.
 
 Prints:
     Result: {'status': 'sent', 'to': 'user@example.com'}

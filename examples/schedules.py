@@ -1,4 +1,4 @@
-"""Schedules: declared in code, and stored ones that are made while the program runs.
+"""Schedules: declared in code, and stored ones that are created while the program runs.
 
 Prints:
     in code: every 0.2 s
@@ -25,7 +25,7 @@ async def send_report(to: str) -> None: ...
 
 
 async def main() -> None:
-    # memory:// forgets them with the process; a file or a database keeps them.
+    # memory:// keeps schedules until the process ends; a file or a database keeps them permanently.
     scheduler = app.create_scheduler("memory://")
     async with app:
         rule = "0 9 * * mon-fri"

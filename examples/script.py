@@ -1,7 +1,7 @@
 """A script without `async`: it submits jobs to a SQLite file and waits for a worker to run them.
 
-The worker is usually started elsewhere, by `python -m flowrra worker script:app`. To have it all in one
-file, this script starts one itself.
+Usually you start the worker separately, with `python -m flowrra worker script:app`. This script starts one itself, so
+that the example is one file.
 
 Prints:
     640 x 480 has 307200 pixels
@@ -23,14 +23,14 @@ def pixels(width: int, height: int) -> int:
 
 def main() -> None:
     sizes = [(640, 480), (800, 600)]
-    task_ids = app.sync.submit_many(pixels, sizes)  # on disk when this returns, worker or not
+    task_ids = app.sync.submit_many(pixels, sizes)  # when this returns, the jobs are on disk
     worker = subprocess.Popen([sys.executable, "-m", "flowrra", "worker", "script:app", "--log-level", "warning"])
     try:
         for (width, height), task_id in zip(sizes, task_ids, strict=True):
             result = app.sync.wait_for_result(task_id, timeout=30)
             print(f"{width} x {height} has {result.result} pixels")
     finally:
-        worker.terminate()  # it finishes what it runs
+        worker.terminate()  # it finishes its running jobs
         worker.wait()
         app.sync.close()
 

@@ -1,7 +1,7 @@
-"""A job that is enqueued in the same transaction as the rows that it is about.
+"""A job that is submitted in the same transaction as an order.
 
-If the transaction is rolled back, there is neither the order nor the job. Here both are in one SQLite file;
-with PostgreSQL `submit_in` takes a connection of asyncpg or psycopg in the same way.
+If the transaction is rolled back, neither the order nor the job exists. Here both are in one SQLite file. With
+PostgreSQL, `submit_in` takes a connection of asyncpg or psycopg.
 
 Prints:
     no stock: rolled back
@@ -24,7 +24,7 @@ async def send_receipt(order: int, what: str) -> str:
 
 
 async def place_order(shop: sqlite3.Connection, order: int, what: str, in_stock: bool) -> TaskId[str]:
-    with shop:  # commits at the end, or rolls back if an exception comes out
+    with shop:  # commits at the end, or rolls back if an exception is raised
         shop.execute("INSERT INTO orders VALUES (?, ?)", (order, what))
         receipt = await app.submit_in(shop, send_receipt, order, what)
         if not in_stock:

@@ -1,4 +1,4 @@
-"""A workflow: results of jobs as arguments of others. A job waits for those whose results it takes.
+"""A workflow: a job takes the results of other jobs as arguments, and waits until they have succeeded.
 
 Prints:
     3 pages, 12 words
@@ -31,7 +31,7 @@ async def report(counts: list[int]) -> str:
 
 async def main() -> None:
     async with app:
-        # A chain for each page, and one job that gathers them all.
+        # A chain for each page, and one job that takes all results.
         texts = await app.submit_many(fetch, [(name,) for name in PAGES])
         counts = [await app.submit(count_words, result_of(text)) for text in texts]
         gathered = await app.submit(report, [result_of(count) for count in counts])
@@ -39,7 +39,7 @@ async def main() -> None:
         print(done.result)
         print(done.status)
 
-        # If a job fails, those that wait for it are cancelled, and say why.
+        # If a job fails, the jobs that wait for it are cancelled, and their error names the cause.
         missing = await app.submit(fetch, "no such page")
         lonely = await app.submit(report, [result_of(await app.submit(count_words, result_of(missing)))])
         ended = await app.wait_for_result(lonely, timeout=10)

@@ -1,1 +1,1 @@
-"""What is more than the one file: adapters and tools, one module a dependency."""
+"""Adapters and tools that are not part of the single file, one module or package for each dependency."""

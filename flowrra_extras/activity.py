@@ -1,4 +1,4 @@
-"""What workers did (`flowrra.Activity`) in figures, as pages show it."""
+"""Figures that pages compute from the recorded work of the workers (`flowrra.Activity`)."""
 
 from collections.abc import Mapping
 
@@ -6,9 +6,9 @@ __all__ = ["quantile"]
 
 
 def quantile(histogram: Mapping[int, int], share: float) -> float | None:
-    """The length in seconds that `share` (0 to 1) of a histogram's lengths do not exceed; None if it has none.
+    """Return the duration in seconds that `share` (0 to 1) of the durations do not exceed; None if there are none.
 
-    Inside a bucket (see `flowrra.length_bucket`) they are taken to be spread evenly on a logarithmic scale.
+    Durations inside a bucket (see `flowrra.length_bucket`) are assumed to be evenly spread on a logarithmic scale.
     """
     rank = share * sum(histogram.values())
     for bucket, number in sorted(histogram.items()):

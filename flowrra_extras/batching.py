@@ -1,10 +1,10 @@
-"""Group commit: what concurrent callers want of a store goes out together.
+"""Group commit: the calls of concurrent callers are sent to a store together.
 
     batcher = Batcher(send, limit=1_000)
     answer = await batcher.put(item)
 
-While one group is on its way, what other callers put in gathers and is the next one: one transaction,
-one script or one statement serves them all. Knows nothing of jobs and stores.
+While one group is being sent, the items of other callers are collected for the next group. One transaction, one
+script or one statement then serves the whole group. This module does not know jobs and stores.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ __all__ = ["Batcher", "closed"]
 class Batcher(Generic[Item, Answer]):
     """Sends the items of concurrent callers in groups, one group at a time, on the running loop.
 
-    `send` takes the items of a group and returns an answer for each, in their order; where that is an
-    exception it is raised for that caller alone. If `send` itself raises, all of the group get that.
-    A group weighs at most `limit`, or is one item that weighs more. A lone caller waits for nobody: its
-    group leaves in the next turn of the loop, with whatever else has come in this one. With `in_place` it
-    leaves at once, on the caller's own task, which saves 15 us: then cancelling that call cancels `send`,
-    and `close` leaves it to whatever `send` waits for.
+    Args:
+        send: takes the items of a group and returns one answer per item, in the same order. If an answer is an
+            exception, it is raised in that caller only. If `send` raises, all callers of the group get the exception.
+        limit: the maximum weight of a group. An item that weighs more is sent alone.
+        in_place: send immediately, in the caller's task, if no group is being sent. This saves 15 us, but if that call
+            is cancelled, `send` is cancelled too, and `close` does not wait for it. Otherwise a group is sent in the
+            next turn of the loop, together with all items of this turn.
     """
 
     def __init__(
@@ -51,9 +52,9 @@ class Batcher(Generic[Item, Answer]):
         self._is_closed = False
 
     async def put(self, item: Item, weight: int = 1) -> Answer:
-        """Have `item` sent with the next group, and return its answer.
+        """Send `item` with the next group, and return its answer.
 
-        Cancelling the call leaves it open whether the item goes out; its neighbours do not notice.
+        If the call is cancelled, the item may or may not be sent. Other items are not affected.
 
         Raises:
             BrokerError: the batcher has been closed, before the call or during it.
@@ -84,7 +85,7 @@ class Batcher(Generic[Item, Answer]):
             self._task = asyncio.get_running_loop().create_task(self._send_all())
 
     async def close(self) -> None:
-        """Stop sending. Callers that still wait get a BrokerError; what is on its way may arrive."""
+        """Stop sending. Waiting callers get a BrokerError; a group that was already sent may still arrive."""
         self._is_closed = True
         if self._task is not None:
             self._task.cancel()
@@ -96,13 +97,13 @@ class Batcher(Generic[Item, Answer]):
         try:
             while group := self._next_group():
                 await self._send_group(group)
-                await asyncio.sleep(0)  # who has just been answered may come again: in one group with those who waited
+                await asyncio.sleep(0)  # callers that were just answered may put their next item in the same group
         finally:
             self._is_sending = False
             self._task = None
 
     def _next_group(self) -> list[tuple[Item, asyncio.Future[Answer]]]:
-        """The items that have waited longest, without those whose callers have gone."""
+        """Return the items that have waited longest, without those whose callers were cancelled."""
         group: list[tuple[Item, asyncio.Future[Answer]]] = []
         room = self._limit
         while self._waiting and (not group or self._waiting[0][1] <= room):
@@ -135,5 +136,5 @@ def _fail(future: asyncio.Future[Answer], error: BaseException) -> None:
 
 
 def closed() -> BrokerError:
-    """What those get who wait when a broker is closed."""
+    """Return the error for calls that are waiting when a broker is closed."""
     return BrokerError("the broker was closed while this call was waiting")

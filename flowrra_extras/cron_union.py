@@ -11,9 +11,9 @@ __all__ = ["CronUnion"]
 
 
 class CronUnion:
-    """Fires when any of its parts does, once where several do: `Cron(a) | Cron(b)`.
+    """Fires when any of its parts fires, once if several fire at the same moment: `Cron(a) | Cron(b)`.
 
-    A naive moment is the wall clock of each part's own zone.
+    A naive datetime is the wall clock of each part's own zone.
     """
 
     __slots__ = ("_parts",)
@@ -38,22 +38,22 @@ class CronUnion:
         return CronUnion(other, self) if isinstance(other, Cron) else NotImplemented
 
     def iter(self, after: dt.datetime) -> Iterator[dt.datetime]:
-        """The fires later than `after`, one after the other; it ends if they do."""
+        """Iterate over the fires after `after`, in order. The iteration ends if the schedule ends."""
         with contextlib.suppress(NoFire):
             while True:
                 after = self.next(after)
                 yield after
 
     def next(self, after: dt.datetime) -> dt.datetime:
-        """The first fire of any part later than `after`; in the zone of that part."""
+        """Return the first fire of any part after `after`, in the zone of that part."""
         return min(self._answers(Cron.next, after), key=dt.datetime.timestamp)
 
     def previous(self, before: dt.datetime) -> dt.datetime:
-        """The last fire of any part earlier than `before`; in the zone of that part."""
+        """Return the last fire of any part before `before`, in the zone of that part."""
         return max(self._answers(Cron.previous, before), key=dt.datetime.timestamp)
 
     def _answers(self, ask: Callable[[Cron, dt.datetime], dt.datetime], moment: dt.datetime) -> list[dt.datetime]:
-        """The answers of the parts that have one."""
+        """Return the answers of all parts that have one; ValueError if none has one."""
         answers = []
         for part in self._parts:
             with contextlib.suppress(NoFire):
@@ -67,5 +67,5 @@ class CronUnion:
         return any(part.matches(moment) for part in self._parts)
 
     def explain(self) -> str:
-        """What its parts say of themselves."""
+        """Return the parts in words."""
         return "; ".join(part.explain() for part in self._parts)

@@ -1,6 +1,6 @@
-"""Cron in words: what an expression says, and what clock changes do to its fires.
+"""Cron expressions in words, and the effect of clock changes on their fires.
 
-It belongs to `flowrra.Cron` and reads its fields; it stands here since to fire a schedule takes none of it.
+This module reads the fields of `flowrra.Cron`. It is not in `flowrra.py`, because firing a schedule does not need it.
 """
 
 import datetime as dt
@@ -19,7 +19,7 @@ _WEEKDAYS = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "
 
 
 def explain(cron: Cron) -> str:
-    """The schedule in words: `At 09:00 on Monday through Friday, Europe/Riga`."""
+    """Return the schedule in words: `At 09:00 on Monday through Friday, Europe/Riga`."""
     second, minute, hour, day, month, weekday, year = cron.fields
     said = _said_time(second, minute, hour) + _said_days(day, weekday, both=cron.both_days)
     if month != cron_bits("month", "*"):
@@ -30,13 +30,13 @@ def explain(cron: Cron) -> str:
 
 
 def takes_either_day(cron: Cron) -> bool:
-    """Whether days are asked for in two ways, of which one is enough."""
+    """Whether both fields of days restrict the days, and a match of one of them is enough."""
     *_, day, _, weekday, _ = cron.fields
     return not cron.both_days and day != cron_bits("day-of-month", "*") and weekday != cron_bits("day-of-week", "*")
 
 
 def clock_marks(cron: Cron, begin: dt.datetime, end: dt.datetime) -> Iterator[tuple[dt.datetime, str]]:
-    """What clock changes do to the fires of `cron` later than `begin` and up to `end`, in words, and when (in UTC)."""
+    """Yield the effects of clock changes on the fires after `begin` and up to `end`: the moment in UTC, and a text."""
     years = range(begin.astimezone(dt.UTC).year, end.astimezone(dt.UTC).year + 1)
     for change in sorted({change for year in years for change in cron.zone[year]}):
         left, entered = change.left, change.entered
@@ -47,10 +47,10 @@ def clock_marks(cron: Cron, begin: dt.datetime, end: dt.datetime) -> Iterator[tu
         why = f"the clock goes from {left:%H:%M} to {entered:%H:%M}"
         if left < entered:
             moved_to = change.moved_to if cron.is_fixed else None
-            what = "not at all" if moved_to is None else "moved here"
+            what = "does not run" if moved_to is None else "moved here"
             marks = [((moved_to or entered) - after, f"{match:%Y-%m-%d %H:%M} {what}, {why}")]
         elif cron.is_fixed and change.is_repeat:
-            marks = [(match - before, f"once, though {why}")]
+            marks = [(match - before, f"runs once, although {why}")]
         else:
             marks = [(match - before, f"the first of two, {why}"), (match - after, f"the second of two, {why}")]
         known = ((moment.replace(tzinfo=dt.UTC), mark) for moment, mark in marks)
@@ -63,14 +63,14 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def _spans(bits: int, say: Callable[[int], str]) -> str:
-    """`1, 3 and 5 through 9`."""
+    """Return values in words: `1, 3 and 5 through 9`."""
     spans: list[list[int]] = []
     for value in cron_values(bits):
         if spans and spans[-1][-1] == value - 1:
             spans[-1].append(value)
         else:
             spans.append([value])
-    # Two in a row are two.
+    # Two neighbours are listed as two values, not as a range.
     words = [[f"{say(span[0])} through {say(span[-1])}"] if len(span) > 2 else map(say, span) for span in spans]
     return _listed(list(itertools.chain.from_iterable(words)))
 
@@ -81,14 +81,14 @@ def _nth(number: int) -> str:
 
 
 def _step_of(field: str, bits: int) -> int | None:
-    """The n of `*/n` (1: of `*`), if that is what the field says."""
+    """Return n if the field is `*/n`, and 1 if it is `*`; otherwise None."""
     least = CRON_FIELDS[field][0]
     step = (cron_values(bits)[1:2] or [least])[0] - least
     return step if step and bits == cron_bits(field, f"*/{step}") else None
 
 
 def _said_time(seconds: int, minutes: int, hours: int) -> str:
-    """`at 09:00 and 17:30`, or unit by unit: `every 5 minutes of hours 9 through 17`."""
+    """Return the times in words: `at 09:00 and 17:30`, or by unit: `every 5 minutes of hours 9 through 17`."""
     if seconds.bit_count() * minutes.bit_count() * hours.bit_count() <= 6:
         times = itertools.product(cron_values(hours), cron_values(minutes), cron_values(seconds))
         return f"at {_listed([f'{h:02}:{m:02}' + (f':{s:02}' if seconds != 1 else '') for h, m, s in times])}"
@@ -102,7 +102,7 @@ def _said_time(seconds: int, minutes: int, hours: int) -> str:
             words.append(f"{'of' if words else 'at'} {unit}{'s' * (bits.bit_count() > 1)} {_spans(bits, str)}")
         elif not words:
             words.append(f"every {unit}" if step == 1 else f"every {step} {unit}s")
-        elif step > 1 or last is None:  # "every 5 minutes" are those of every hour
+        elif step > 1 or last is None:  # "every 5 minutes" already means in every hour
             words.append(f"of every {unit}" if step == 1 else f"of every {_nth(step)} {unit}")
         last = step
     return " ".join(words)

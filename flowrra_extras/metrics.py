@@ -1,10 +1,10 @@
-"""What Prometheus asks for: the state of the queues, and what the workers did, as text.
+"""Metrics for Prometheus: the state of the queues, and what the workers did, as text.
 
     exporter = Exporter(app)
     text = await exporter.text()        # serve it as CONTENT_TYPE
 
-The dashboard serves it under `metrics`. All figures are the store's, and its counters only grow, whatever becomes of
-workers and exporters: so any number of exporters on one store say the same, and must not be added up.
+The dashboard serves it under `metrics`. All figures come from the store, and its counters never decrease, even if
+workers or exporters restart. So all exporters on one store show the same figures: do not add them up.
 """
 
 from __future__ import annotations
@@ -12,23 +12,27 @@ from __future__ import annotations
 import collections
 from typing import TYPE_CHECKING
 
-from flowrra import Activity, Broker, Flowrra, JobFilter, TaskStatus, WorkerInfo
+from flowrra import Activity, Broker, Flowrra, Job, JobFilter, TaskStatus, WorkerInfo
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     Counts = Mapping[tuple[str, TaskStatus], int]
 
+__all__ = ["CONTENT_TYPE", "Exporter", "oldest_ready", "ready_since"]
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_BUCKETS = range(0, 32, 2)  # of the 35 that an histogram has: 0.1 ms to 30 hours, each four times the one before
+_BUCKETS = range(0, 32, 2)  # of the 35 buckets of a histogram: 0.1 ms to 30 hours, each four times the one before
 _OLDEST_OF = 20  # ready jobs of a queue, the first submitted: one of them may have become ready just now
 
 
 class Exporter:
     """Writes the metrics of an app's store.
 
-    `look` stands in for its own look at the numbers of jobs, and since when the oldest ready one of each queue waits,
-    which on a big SQLite file takes a second.
+    Args:
+        app: the app whose store is measured.
+        look: replaces the query for the numbers of jobs, and since when the oldest ready job of each queue waits. On a
+            large SQLite file, that query takes a second.
     """
 
     def __init__(
@@ -42,7 +46,7 @@ class Exporter:
         return counts, await oldest_ready(self._app.broker, counts)
 
     async def text(self) -> str:
-        """The metrics as they are now.
+        """Return the current metrics.
 
         Raises:
             BrokerError: the store failed.
@@ -60,17 +64,22 @@ class Exporter:
 
 
 async def oldest_ready(broker: Broker, counts: Counts) -> dict[str, float]:
-    """Since when the oldest ready job of each queue waits, where one does."""
+    """Return for each queue with ready jobs the time since when the oldest one has been waiting."""
     oldest = {}
     for queue in sorted(
         {queue for (queue, status), number in counts.items() if status is TaskStatus.PENDING and number}
     ):
         ready = JobFilter(queue=queue, status=frozenset({TaskStatus.PENDING}))
         jobs = await broker.find(ready, limit=_OLDEST_OF, oldest_first=True)
-        since = [max(job.submitted, job.due or 0.0, *(one.ended or 0.0 for one in job.history[-1:])) for job in jobs]
-        if since:
-            oldest[queue] = min(since)
+        if jobs:
+            oldest[queue] = min(map(ready_since, jobs))
     return oldest
+
+
+def ready_since(job: Job) -> float:
+    """Return the time at which a job became ready for its latest attempt."""
+    ended = job.history[-1].ended if job.history else None
+    return max(job.submitted, job.due or 0.0, ended or 0.0)
 
 
 def _lags(counts: Counts, oldest: Mapping[str, float], now: float) -> Iterator[str]:
@@ -100,7 +109,7 @@ def _states(counts: Counts, paused: set[str]) -> list[str]:
             _line("flowrra_jobs", counts.get((queue, status), 0), queue=queue, state=str(status))
             for status in TaskStatus
         ]
-    lines += _head("flowrra_queue_paused", "gauge", "1 where no jobs of the queue are handed out.")
+    lines += _head("flowrra_queue_paused", "gauge", "1 if the queue is paused.")
     for queue in sorted({queue for queue, _ in counts} | paused):
         lines.append(_line("flowrra_queue_paused", int(queue in paused), queue=queue))
     return lines
@@ -117,7 +126,7 @@ def _workers(workers: Sequence[WorkerInfo]) -> list[str]:
         _line("flowrra_workers", len(workers)),
         *_head("flowrra_queue_capacity", "gauge", "Jobs of a queue that live workers can run at once."),
         *(_line("flowrra_queue_capacity", number, queue=queue) for queue, number in sorted(capacity.items())),
-        # By host: with the worker's id, each restart would begin a series of its own.
+        # By host: with the worker's id, each restart would start a new time series.
         *_head("flowrra_worker_memory_bytes", "gauge", "Resident memory of the live workers of a host, summed."),
         *(_line("flowrra_worker_memory_bytes", number, host=host) for host, number in sorted((+memory).items())),
     ]
@@ -140,7 +149,7 @@ def _escaped(text: str) -> str:
 
 
 def _histogram(name: str, task: str, histogram: Mapping[int, int], seconds: float) -> Iterator[str]:
-    """Cumulative buckets, with the sum of the lengths."""
+    """Yield the lines of cumulative buckets, with the number and the sum of the durations."""
     for bound in _BUCKETS:
         number = sum(n for bucket, n in histogram.items() if bucket <= bound)
         yield _line(f"{name}_bucket", number, task=task, le=f"{0.0001 * 2**bound:g}")

@@ -1,7 +1,7 @@
-"""The URL of a server, read in one place: by brokers, stores of schedules, the dashboard and a move.
+"""Reads the URL of a server, for brokers, stores of schedules, the dashboard and moves.
 
-A password never gets into a message: what is shown of a URL begins after its last "@" and ends at its "?", and a
-URL whose parts cannot be told apart for certain is refused. Knows nothing of what the options mean.
+A message never contains a password: it shows the part of a URL between its last "@" and its "?", and an ambiguous URL
+is refused. This module does not know what the options mean.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class ServerURL:
 
 
 def read_server_url(url: str) -> ServerURL:
-    """Take the URL of a server apart.
+    """Return the parts of the URL of a server.
 
     Raises:
-        ConfigError: a "/", "?", "#" or "@" that is not percent-encoded makes it ambiguous, a port is no number from
-            1 to 65535, or an option is given twice.
+        ConfigError: a "/", "?", "#" or "@" that is not percent-encoded makes the URL ambiguous, a port is not a number
+            from 1 to 65535, or an option is given twice.
     """
     scheme, _, rest = url.partition("://")
     login, at, address = rest.rpartition("@")
@@ -70,7 +70,7 @@ def _host_and_port(scheme: str, text: str) -> tuple[str, int | None]:
     if colon and not (port.isdecimal() and port.isascii() and 0 < int(port) < 65_536):
         # The text itself is not shown: without an "@" it may be a password.
         raise ConfigError(
-            f"the {scheme}:// URL has no number from 1 to 65535 as port after its host; "
+            f"the port in the {scheme}:// URL must be a number from 1 to 65535; "
             f"the form is {scheme}://user:password@host:port/..."
         )
     return urllib.parse.unquote(host.removeprefix("[").removesuffix("]")), int(port) if port else None
@@ -92,7 +92,7 @@ def check_options(url: ServerURL, known: Collection[str]) -> None:
 
 
 def shown_url(url: str) -> str:
-    """The URL of any store for a page, without password and options; a SQLite file's is shown as it is."""
+    """Return the URL of a store for a page, without password and options. The URL of a SQLite file is not changed."""
     scheme, mark, _ = url.partition("://")
     if not mark or scheme in ("sqlite", "memory"):
         return url

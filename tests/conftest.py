@@ -5,8 +5,12 @@ nobody fetched, a task destroyed while pending) fails the test.
 """
 
 import asyncio
+import contextlib
 import functools
 import inspect
+import os
+import signal
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +19,15 @@ import pytest
 from hypothesis import settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
-pytest_plugins = ["tests.services", "tests.browser", "tests.dashboard_shop"]
-pytest.register_assert_rewrite("flowrra_extras.testing")  # tests, but in no test file
+# Compiled modules are kept, whatever the environment says: the tests start hundreds of processes.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# A shell that runs the tests in the background lets them ignore Ctrl-C, and so all processes that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+pytest_plugins = ["tests.support.services", "tests.support.browser", "tests.support.dashboard_shop"]
+pytest.register_assert_rewrite("flowrra_extras.contracts")  # tests, but in no test file
 set_hypothesis_home_dir(Path(__file__).parent.parent / ".cache" / "hypothesis")
 # A loop in debug mode on a busy machine is slow; the time limit of the whole test is enough.
 settings.register_profile("flowrra", settings.default, deadline=None)
@@ -37,7 +48,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
-def run_in_loop(test: Callable[..., Awaitable[None]], *args: Any, **kwargs: Any) -> None:
+# Tests of what a worker does, which run on uvloop too, where there is one.
+ON_UVLOOP_TOO = frozenset(("test_cpu_limits", "test_worker", "test_worker_attempts", "test_worker_stop"))
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+with contextlib.suppress(ImportError):
+    import uvloop
+
+    LOOPS["uvloop"] = uvloop.new_event_loop
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.definition.path.stem in ON_UVLOOP_TOO and inspect.iscoroutinefunction(metafunc.function):
+        metafunc.fixturenames.append("loop")  # no fixture: the test does not see it
+        metafunc.parametrize("loop", LOOPS)
+
+
+def run_in_loop(test: Callable[..., Awaitable[None]], *args: Any, loop: str = "asyncio", **kwargs: Any) -> None:
     complaints: list[dict[str, Any]] = []
 
     async def watched() -> None:
@@ -46,7 +72,8 @@ def run_in_loop(test: Callable[..., Awaitable[None]], *args: Any, **kwargs: Any)
         loop.slow_callback_duration = 60.0  # else a busy machine gets a line into logs that tests compare
         await test(*args, **kwargs)
 
-    asyncio.run(watched(), debug=True)
+    with asyncio.Runner(debug=True, loop_factory=LOOPS[loop]) as runner:
+        runner.run(watched())
     assert not complaints, f"the event loop complained: {complaints}"
 
 
@@ -68,5 +95,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if not inspect.iscoroutinefunction(test):
         return None
     names = inspect.signature(test).parameters
-    run_in_loop(test, **{name: pyfuncitem.funcargs[name] for name in names})
+    loop: Any = pyfuncitem.funcargs.get("loop", "asyncio")
+    run_in_loop(test, loop=loop, **{name: pyfuncitem.funcargs[name] for name in names})
     return True

@@ -1,1 +1,1 @@
-"""What the worker processes load."""
+"""The programs that worker processes load."""

@@ -24,7 +24,7 @@ async def connect() -> tuple[Any, Any]:
 
 
 async def serve() -> None:
-    """What its own command does, without what that adds."""
+    """Run a worker as its own command does, without the command's additions."""
     _, driver = await connect()
     worker = import_module("pgqueuer").PgQueuer(driver)
 
@@ -41,7 +41,7 @@ async def serve() -> None:
 
 
 class Client:
-    """What the scenarios want of a queue."""
+    """The calls that the scenarios need from a queue."""
 
     def __init__(self, connection: Any, driver: Any) -> None:
         self._connection = connection

@@ -1,7 +1,7 @@
-"""The least that a worker on SQLite does: it waits, claims a job, runs it and writes it down.
+"""The minimum of a worker on SQLite: it waits, claims a job, runs it and writes the result.
 
-python -m benchmarks.apps.poller FILE SYNCHRONOUS PORT: with a port it waits for a datagram there,
-with port 0 it looks every millisecond.
+python -m benchmarks.apps.poller FILE SYNCHRONOUS PORT: with a port it waits for a datagram on it,
+with port 0 it polls every millisecond.
 """
 
 from __future__ import annotations

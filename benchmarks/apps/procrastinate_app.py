@@ -29,7 +29,7 @@ async def stamp(name: str) -> None:
 
 
 class Client:
-    """What the scenarios want of a queue."""
+    """The calls that the scenarios need from a queue."""
 
     async def submit(self, n: int) -> None:
         await noop.defer_async(n=n)

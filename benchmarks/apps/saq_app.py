@@ -34,7 +34,7 @@ settings = {"queue": queue, "functions": [noop, stamp], "concurrency": 100}
 
 
 class Client:
-    """What the scenarios want of a queue."""
+    """The calls that the scenarios need from a queue."""
 
     def __init__(self, queue: Any) -> None:
         self._queue = queue
@@ -44,7 +44,7 @@ class Client:
         await self._queue.enqueue("noop", n=n)
 
     async def submit_many(self, jobs: int) -> None:
-        """It has no call for many."""
+        """Submit jobs one by one: saq has no call for many."""
         for n in range(jobs):
             await self._queue.enqueue("noop", n=n)
 

@@ -1,1 +1,1 @@
-"""A module a scenario, each with its SCENARIO. A contestant is imported by its part alone."""
+"""One module for each scenario, with its SCENARIO. Only the part of a contestant imports it."""

@@ -1,4 +1,4 @@
-"""Cron expressions: reading them, and finding the next fire from the one before."""
+"""Cron expressions: parsing them, and finding the next fire after the previous one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GOES = 5
 
 
 def calls_a_second(calls: Callable[[], Iterable[Any]], count: int) -> float:
-    """The best of some goes: what disturbs a loop of microseconds only ever makes it slower."""
+    """Return the best of several runs: disturbances can only make a loop of microseconds slower."""
     best = 0.0
     for _ in range(GOES):
         items = calls()
@@ -39,7 +39,7 @@ def calls_a_second(calls: Callable[[], Iterable[Any]], count: int) -> float:
 
 
 def unseen() -> Iterator[str]:
-    """Expressions of which no two have a field in common, but for `*`."""
+    """Yield expressions that have no field in common except `*`."""
     for number in itertools.count():
         minutes = ",".join(str(number // size % 59) for size in (1, 59, 59 * 59))
         hours = ",".join(str(number // size % 23) for size in (1, 23, 23 * 23))

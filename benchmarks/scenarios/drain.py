@@ -1,7 +1,7 @@
-"""SQLite: a file full of jobs that do nothing, emptied by worker processes as users run them.
+"""SQLite: worker processes, started as users would, empty a file of jobs that do nothing.
 
-Counted from the first job's start inside the worker (see work.Ticker) to the moment when another
-process sees the last result; results are kept.
+The time is measured from the start of the first job in the worker (see work.Ticker) until another
+process sees the last result. Results are kept.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HUEY_TUNED = 8_000
 GROUP = 1_000
 RAW = 100_000
 
-# A line for each job costs as much as the job; huey is quiet, too.
+# A log line for each job takes as long as the job; huey is quiet too.
 WORKER = ("-m", "flowrra", "worker", "benchmarks.apps.ours:app", "--concurrency", CONCURRENCY, "--log-level", "warning")
 HUEY_WORKER = ("-m", "huey.bin.huey_consumer", "benchmarks.apps.huey_sqlite.huey", "--quiet")
 
@@ -63,7 +63,7 @@ async def fill(jobs: int) -> list[Any]:
 
 
 async def wait_for_all(ids: list[Any]) -> int:
-    """The queue is first in, first out: after the last job few others can be unfinished."""
+    """Wait for the last job. The queue is first in, first out, so few others can be unfinished then."""
     from benchmarks.apps import ours
 
     async with ours.app.client():
@@ -96,13 +96,13 @@ def huey(jobs: int, tuned: bool, *options: str) -> Callable[[Settings], Figures]
 
 
 def fill_huey(queue: Any, cursor: Any, jobs: int) -> None:
-    """One transaction; its enqueue commits each job, which another scenario measures."""
+    """Fill the queue in one transaction. Its enqueue commits each job, which another scenario measures."""
     rows = ((queue.huey.name, queue.huey.serialize_task(queue.noop.s(n)), 0) for n in range(jobs))
     cursor.executemany("insert into task (queue, data, priority) values (?, ?, ?)", rows)
 
 
 def raw(synchronous: str) -> Callable[[Settings], Figures]:
-    """What sqlite3 gives when a thousand jobs share each of two transactions: claim and settle."""
+    """Return the limit of sqlite3: a thousand jobs share each of two transactions, claim and settle."""
 
     def run(settings: Settings) -> Figures:
         db = sqlite3.connect("raw.db", isolation_level=None)

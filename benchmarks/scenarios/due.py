@@ -16,12 +16,12 @@ from benchmarks.model import Check, Figures, Part, Scenario, Settings
 from benchmarks.scenarios.drain import HUEY_WORKER, LOSES_ALL, TUNED, WORKER, url
 
 SAMPLES = 120
-LEAD = 1.5  # seconds before the first is due: the worker is up by then
+LEAD = 1.5  # seconds before the first job is due, in which the worker starts
 WITHIN = 3.0
 
 
 def due_times() -> list[float]:
-    """At odd moments, so that no contestant's own rhythm helps or hurts it."""
+    """Return random times, so that the polling interval of a contestant neither helps nor hurts it."""
     chance = random.Random(7)  # noqa: S311 - no secret
     start = time.time() + LEAD
     return sorted(start + chance.random() * WITHIN for _ in range(SAMPLES))

@@ -1,4 +1,4 @@
-"""SQLite: how many jobs a second are accepted and committed, nobody draining."""
+"""SQLite: how many jobs per second are accepted and committed, while no worker runs."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ LINE = "CREATE INDEX line ON job(queue, status, seq)"
 
 
 def raw(synchronous: str, *, line: bool = False) -> Callable[[Settings], Figures]:
-    """A row that holds what a job must have, one commit each and a thousand a commit.
+    """Insert rows with the minimum of a job, one for each commit, and a thousand for each commit.
 
-    With `line` there is an index to claim by, which a queue cannot do without. The grouped rows come first: as long
-    as a new file's log grows, each sync takes 40 us more.
+    With `line` there is an index for claims, which every queue needs. The groups come first: while the log of a new
+    file grows, each sync takes 40 us longer.
     """
 
     def run(settings: Settings) -> Figures:
@@ -105,7 +105,7 @@ def raw(synchronous: str, *, line: bool = False) -> Callable[[Settings], Figures
 
 
 def job_row(n: int) -> tuple[object, ...]:
-    """Ids in order: random ones cost an index as large as this half of its speed."""
+    """Return a row with an id in order: with random ids, such a large index would have half the speed."""
     return (f"{n:032x}", "default", "benchmarks.noop", f"[[{n}],{{}}]", "pending", time.time())
 
 

@@ -1,9 +1,9 @@
 """SQLite: whether a file full of waiting and finished jobs slows anything down.
 
-A small file (1,000 finished) and a large one take turns; both have enough waiting jobs for the
-window that is measured. The large file is made with the program's own means: submit, drain, submit.
-Results are looked up among the latest ones, as programs do, and among all that the file holds; what
-the latter costs beyond the height of a larger tree and its cold pages, bare sqlite3 tells.
+A small file (1,000 finished) and a large one take turns. Both have enough waiting jobs for the
+measured window. The program itself fills the large file: submit, drain, submit. Results are looked up
+among the latest ones, as programs do, and among all in the file. For the latter, bare sqlite3 shows the
+share of the higher tree and its cold pages.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ SMALL = 1_000
 WINDOW = 15_000
 LOOKUPS = 2_000
 SUBMITTERS = 64
-EACH = 250  # so that about as much comes in as a window takes out
+EACH = 250  # so that about as many jobs are added as a window removes
 ROUNDS = 5
-REPEATS = {"lookup": 5, "spread": 5}  # what is over in a blink needs more looks
+REPEATS = {"lookup": 5, "spread": 5}  # short calls need more samples
 
 
 async def noop(n: int) -> int:
-    """Never called: the workers have their own under this name."""
+    """Never called: the workers have their own task of this name."""
     return n
 
 
 def client(database: str) -> tuple[Any, Any]:
-    """An app on this file, and its task; one process speaks to both files in turn."""
+    """Return an app on this file, and its task. One process uses both files in turn."""
     from benchmarks.apps import ours
     from flowrra import BrokerConfig, Config, Flowrra
 
@@ -50,7 +50,7 @@ def client(database: str) -> tuple[Any, Any]:
 
 
 class File:
-    """One database with so many jobs finished and at least so many waiting."""
+    """One database with a number of finished jobs, and at least a number of waiting jobs."""
 
     def __init__(self, name: str, finished: int, waiting: int) -> None:
         self.name = name
@@ -73,7 +73,7 @@ class File:
                 await app.wait_for_result(job, timeout=600)
 
     def _work(self, until: Callable[[Path], None]) -> Path:
-        """Have a worker at it for a while."""
+        """Let a worker run on the file for a while."""
         self.marks += 1
         marks = tools.marks_folder(f"{self.name}-{self.marks}")
         os.environ["BENCH_URL"] = self.url
@@ -106,11 +106,11 @@ class File:
             return SUBMITTERS * EACH / (time.perf_counter() - begin)
 
     def lookup(self) -> float:
-        """Among the latest results."""
+        """Look up results among the latest ones."""
         return asyncio.run(self._lookup(self.done[-SMALL:]))
 
     def spread(self) -> float:
-        """Among all."""
+        """Look up results among all."""
         return asyncio.run(self._lookup(self.done))
 
     async def _lookup(self, known: list[Any]) -> float:
@@ -141,7 +141,7 @@ def flowrra(settings: Settings) -> Figures:
 
 
 def bare(settings: Settings) -> Figures:
-    """Rows as long as ours, found by a unique text."""
+    """Look up rows of the same length by a unique text."""
     small, large = (table(f"{size}.db", size) for size in (SMALL, 2 * (LARGE_FULL if settings.full else LARGE)))
     chance = random.Random(7)  # noqa: S311 - no secret
     pairs = [(selects(*small, chance), selects(*large, chance)) for _ in range(ROUNDS * REPEATS["spread"])]
@@ -169,7 +169,7 @@ def selects(db: sqlite3.Connection, ids: list[str], chance: random.Random) -> fl
 
 
 def summary(name: str, pairs: list[tuple[float, float]]) -> list[tuple[str, float]]:
-    """Medians of each file, and of what the files were to each other within a round."""
+    """Return the median of each file, and of their ratio within a round."""
     ratios = [large / small for small, large in pairs]
     return [
         (f"{name}_small", statistics.median(small for small, _ in pairs)),

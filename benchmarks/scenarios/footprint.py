@@ -1,4 +1,4 @@
-"""What it costs to have it: the import, and the memory of a worker that idles."""
+"""The footprint: the time of the import, and the memory of an idle worker."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def seconds(code: str) -> float:
 
 
 def import_ms(module: str) -> float:
-    """On top of a bare start, each against its neighbour in time."""
+    """Return the time of an import, without that of a bare start measured next to it."""
     seconds(f"import {module}")  # compiles it
     return 1000 * statistics.median(seconds(f"import {module}") - seconds("pass") for _ in range(IMPORTS))
 
@@ -40,7 +40,7 @@ def imported(module: str) -> Callable[[Settings], Figures]:
 
 
 def flowrra(settings: Settings) -> Figures:
-    """The worker has run a job, so that all it needs is loaded."""
+    """Measure a worker that has run a job, so that everything is loaded."""
     os.environ["BENCH_URL"] = url("full")
     with tools.process(*WORKER) as worker:
         asyncio.run(one_job())

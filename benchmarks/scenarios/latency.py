@@ -1,7 +1,6 @@
-"""SQLite: from submit to the start of a lone job in another process that is idle.
+"""SQLite: from submit to the start of a single job in another process that is idle.
 
-What a commit costs after a pause is part of it, and on some disks most of it: the limits are the
-same steps with nothing around them.
+This includes the commit after a pause, which on some disks is most of it. The limits are the same steps alone.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ Start = Callable[[Any], Awaitable[int]]  # of the job with this handle, in ns
 
 
 async def lone_jobs(submit: Submit, start: Start, *, gap: float, samples: int) -> list[float]:
-    """Milliseconds each. The result is asked for after the gap, so that nobody polls before."""
+    """Return the milliseconds of each job. Its result is requested after the gap, so that no polling disturbs."""
     found = []
     for _ in range(samples):
         begin = time.monotonic_ns()
@@ -54,7 +53,7 @@ async def measure(submit: Submit, start: Start, worker: int, *, watch: float, id
 
 
 def idle_share(worker: int, watch: float) -> Figures:
-    """Percent of one core that the worker and its children use while nothing happens."""
+    """Return the percentage of one core that the worker and its children use while they are idle."""
     time.sleep(1)
     pids = tools.family(worker)
     before = sum(map(tools.cpu_seconds, pids))

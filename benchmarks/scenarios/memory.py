@@ -1,4 +1,4 @@
-"""In memory: submit, run and read back jobs that do nothing, in waves, and one alone."""
+"""In memory: submit, run and read back jobs that do nothing, in waves and one by one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def jobs_a_second(
     waves: int = WAVES,
     wave: int = WAVE,
 ) -> float:
-    """The last wave of a warm-up and then the waves that count."""
+    """Run a warm-up and then the waves that count."""
     begin = 0.0
     for number in range(waves + 1):
         if number == 1:
@@ -42,7 +42,7 @@ async def jobs_a_second(
 
 
 async def lone_latency(submit: Callable[[], Awaitable[Any]], read: Callable[[Any], Awaitable[int]]) -> Figures:
-    """From just before submit to the job's own start, each job alone and the loop idle before."""
+    """Measure from just before submit to the start of the job. Each job is alone, and the loop was idle."""
     found = []
     for _ in range(LONE):
         await asyncio.sleep(0.002)
@@ -91,7 +91,7 @@ def old_flowrra(settings: Settings) -> Figures:
 
 
 def huey(settings: Settings) -> Figures:
-    """Threads, so no event loop; the shortest useful pauses on both sides."""
+    """huey uses threads and no event loop; its pauses are the shortest useful ones."""
     queue: Any = import_module("huey").MemoryHuey()
     noop, stamp = queue.task()(work.noop), queue.task()(work.stamp)
     consumer = import_module("huey.consumer").Consumer(
@@ -115,7 +115,7 @@ def huey(settings: Settings) -> Figures:
 
 
 def huey_lone(queue: Any, stamp: Any) -> Figures:
-    """A second consumer that looks every millisecond, which is bad for the rate."""
+    """Use a second consumer that polls every millisecond, which would lower the rate."""
     consumer = import_module("huey.consumer").Consumer(
         queue, workers=1, periodic=False, initial_delay=0.001, max_delay=0.001
     )
@@ -166,7 +166,7 @@ async def _stamp() -> int:
 
 
 def task_each(wave: int) -> Callable[[Settings], Figures]:
-    """The bare loop: no queue, one asyncio.Task a job, so many of them alive at once."""
+    """The limit of the loop: no queue, one asyncio.Task for each job, `wave` of them at a time."""
 
     async def submit(n: int) -> asyncio.Task[int]:
         return asyncio.create_task(_noop(n))
@@ -186,7 +186,7 @@ def task_each(wave: int) -> Callable[[Settings], Figures]:
 
 
 class Slip:
-    """The smallest thing that deserves the name of a job."""
+    """The smallest object that can be called a job."""
 
     __slots__ = ("finished", "id", "n", "result", "started", "submitted")
 
@@ -199,7 +199,7 @@ class Slip:
 
 
 def plain_deque(settings: Settings) -> Figures:
-    """No loop, no waiting: what a job object itself costs."""
+    """Measure the cost of a job object itself, without a loop and without waiting."""
     total = 0
     begin = time.perf_counter()
     for wave in range(WAVES * 3):

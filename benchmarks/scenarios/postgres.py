@@ -1,7 +1,7 @@
-"""PostgreSQL: jobs submitted, drained and started, each contestant on a database of its own.
+"""PostgreSQL: jobs are submitted, drained and started. Each contestant has its own database.
 
-Drained is counted as in `drain`: from the first job's start inside the worker to the moment when another
-process sees that none is left.
+A drain is measured as in `drain`: from the start of the first job in the worker until another process sees
+that no job is left.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RAW_LONE = 1_000
 
 
 def drained(workers: int) -> Callable[[Settings], Figures]:
-    """Flowrra, results kept, and one worker process or several."""
+    """Measure Flowrra, with results, and one worker process or several."""
 
     def run(settings: Settings) -> Figures:
         with database(), ExitStack() as stack:
@@ -44,7 +44,7 @@ def drained(workers: int) -> Callable[[Settings], Figures]:
 
 
 def analyzed(settings: Settings) -> Figures:
-    """The same drain before and after the statistics are those of a quiet hour: only finished jobs."""
+    """Measure the same drain before and after an ANALYZE that sees only finished jobs, as in a quiet hour."""
     with database() as url:
         empty(FINISHED)
         before = empty(BEHIND)
@@ -80,7 +80,7 @@ def started(settings: Settings) -> Figures:
 
 
 def peer(module: str, *, jobs: int, many: int, lone: int) -> dict[str, Callable[[Settings], Figures]]:
-    """The three for a peer, whose module in `apps` offers a worker and a client."""
+    """Return the three parts for another queue, whose module in `apps` has a worker and a client."""
 
     def load() -> Any:
         return import_module(f"benchmarks.apps.{module}")
@@ -148,7 +148,7 @@ async def start_on_peer(app: Any, worker: int) -> Figures:
                 while True:
                     try:
                         return int(await client.started(name))
-                    except (FileNotFoundError, ValueError):  # it has not begun, or is writing
+                    except (FileNotFoundError, ValueError):  # it has not started, or is writing
                         await asyncio.sleep(0.01)
 
         return await latency.measure(submit, started, worker, watch=0, idle=False)
@@ -168,7 +168,7 @@ SETTLE = """UPDATE job SET status = 'success', result = v.result
 
 
 def raw(settings: Settings) -> Figures:
-    """What asyncpg gives to a program that does the same steps and nothing else."""
+    """Measure asyncpg in a program that does the same steps and nothing else."""
     with database() as url:
         return asyncio.run(measure_raw(url))
 
@@ -195,7 +195,7 @@ async def measure_raw(url: str) -> Figures:
 
 
 async def measure_notify(url: str) -> Figures:
-    """From a commit with a NOTIFY to the moment when another connection has it."""
+    """Measure from a commit with a NOTIFY until another connection receives it."""
     here, there = await connect(url), await connect(url)
     heard: asyncio.Queue[int] = asyncio.Queue()
     await there.add_listener("bell", lambda *_: heard.put_nowait(time.monotonic_ns()))

@@ -1,6 +1,6 @@
-"""Redis: a queue full of jobs that do nothing, emptied by worker processes as users run them.
+"""Redis: worker processes, started as users would, empty a queue of jobs that do nothing.
 
-Counted as in `drain`. Every part has a Redis of its own, which keeps nothing on disk.
+The time is measured as in `drain`. Every part has its own Redis server, which writes nothing to disk.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def flowrra(workers: int) -> Callable[[Settings], Figures]:
 
 
 def drained(command: tuple[str, ...], wait: Callable[[], None]) -> Figures:
-    """Jobs a second of one worker of a peer, whose queue is full, until `wait` returns."""
+    """Return the jobs per second of one worker of another queue, until `wait` returns."""
     marks = tools.marks_folder()
     with ExitStack() as stack:
         start_workers(stack, 1, *command, marks=marks)
@@ -72,7 +72,7 @@ def dramatiq(settings: Settings) -> Figures:
                 return False
             return True
 
-        def wait() -> None:  # a blocking look would be longer than redis-py lets a socket be silent
+        def wait() -> None:  # a blocking read would be longer than redis-py's socket time-out
             for message in reversed(messages[-400:]):
                 tools.wait_until(functools.partial(is_done, message))
 
@@ -98,7 +98,7 @@ def saq(settings: Settings) -> Figures:
 
 
 def raw(settings: Settings) -> Figures:
-    """What a client gives that takes a hundred ids, writes as many results, and does nothing else."""
+    """Measure a client that takes a hundred ids, writes as many results, and does nothing else."""
     with tools.redis_server() as url:
         client: Any = import_module("redis").Redis.from_url(url)
         for start in range(0, RAW, 1000):

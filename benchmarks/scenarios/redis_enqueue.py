@@ -1,4 +1,4 @@
-"""Redis: how many jobs a second are accepted, nobody draining, and what a claim costs in a long queue."""
+"""Redis: how many jobs per second are accepted while no worker runs, and the cost of a claim in a long queue."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.scenarios.enqueue import MANY, SEQUENTIAL, WARM
 LONG = 200_000
 LONGEST = 1_000_000  # with --full
 CLAIMS = 300
-UNCOUNTED = 100  # claims while the server still collects what the scripts of large pushes have left
+UNCOUNTED = 100  # claims to skip while the server still collects garbage of large pushes
 CLAIMED = 10
 SHORT = (UNCOUNTED + CLAIMS) * CLAIMED + 1_000
 
@@ -27,7 +27,7 @@ def flowrra(settings: Settings) -> Figures:
 
 
 def backlog(settings: Settings) -> Figures:
-    """Microseconds for a claim of ten jobs and its settle, by the length of the queue."""
+    """Return the microseconds for a claim of ten jobs and its settle, by the length of the queue."""
     with tools.redis_server():
         return asyncio.run(measure_backlog(LONGEST if settings.full else LONG))
 
@@ -44,7 +44,7 @@ async def measure_backlog(most: int) -> Figures:
 
 
 async def claim_cost(broker: Any) -> float:
-    """The median, in microseconds."""
+    """Return the median, in microseconds."""
     flow = import_module("flowrra")
     now = time.time()
     await broker.heartbeat(flow.WorkerInfo("bench"), lease=600, now=now)
@@ -87,7 +87,7 @@ def rq(settings: Settings) -> Figures:
 
 
 def raw(settings: Settings) -> Figures:
-    """A hash with what a job must have and its id in a list, a thousand a pipeline, and one a pipeline."""
+    """Write a hash with the minimum of a job and its id in a list; a thousand for each pipeline, and one."""
     with tools.redis_server() as url:
         client: Any = import_module("redis").Redis.from_url(url)
         begin = time.perf_counter()

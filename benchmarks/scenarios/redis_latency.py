@@ -1,4 +1,4 @@
-"""Redis: from submit to the start of a lone job in another process that is idle."""
+"""Redis: from submit to the start of a single job in another process that is idle."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def huey(settings: Settings) -> Figures:
 
 
 def blpop(settings: Settings) -> Figures:
-    """The least: RPUSH here, BLPOP there."""
+    """Measure the minimum: RPUSH in one process, BLPOP in the other."""
     with tools.redis_server() as url, tools.process("-m", "benchmarks.scenarios.redis_latency", url) as worker:
         client: Any = import_module("redis").Redis.from_url(url)
 

@@ -1,27 +1,43 @@
-"""The operator's commands of `python -m flowrra`: look at jobs, steer queues and schedules, serve the dashboard, move.
+"""The operator's commands of `python -m flowrra`: they list and change jobs, queues and schedules, and serve pages.
 
-What a lone copied `flowrra.py` has too (worker, enqueue, status, show, explain, demo) stands there.
+The commands that a copied `flowrra.py` has too (worker, enqueue, status, show, explain, demo) are in that file.
 """
 
+import argparse
+import datetime as dt
 from collections.abc import Mapping, Sequence
 
-from flowrra import import_extra
+from flowrra import OPERATOR_COMMANDS, ConfigError, import_extra
 
-# Command: the module whose `main` takes the command's words, and what installs what that needs.
+# Command: the module whose `main` takes the command's arguments, and the package that installs its dependencies.
 _COMMANDS: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys(("jobs", "cancel", "requeue", "purge"), ("flowrra_extras.commands.jobs", "flowrra")),
     **dict.fromkeys(("pause", "resume"), ("flowrra_extras.commands.queues", "flowrra")),
+    "limit": ("flowrra_extras.commands.limits", "flowrra"),
+    "emit": ("flowrra_extras.commands.events", "flowrra"),
     "cron": ("flowrra_extras.commands.cron", "flowrra"),
     "schedules": ("flowrra_extras.commands.schedules", "flowrra"),
     "dashboard": ("flowrra_extras.dashboard.command", "flowrra[dashboard]"),
-    "migrate": ("flowrra_extras.migrate", "flowrra"),
+    "migrate": ("flowrra_extras.commands.migrate", "flowrra"),
 }
 
 
 def main(argv: Sequence[str]) -> int:
-    """Carry out a command that `flowrra.OPERATOR_COMMANDS` names, by its words from the name on; the exit status."""
+    """Run a command of `flowrra.OPERATOR_COMMANDS` and return the exit status. `argv` starts with its name."""
     module, package = _COMMANDS[argv[0]]
     command = import_extra(module, "main", f"the command {argv[0]!r} cannot be run here", package)
-    # The first word says which command it is where a module has several.
+    # A module with several commands needs the name.
     status: int = command(argv if module.startswith("flowrra_extras.commands.") else argv[1:]) or 0
     return status
+
+
+def parser_of(command: str) -> argparse.ArgumentParser:
+    """Return a parser for the arguments after `flowrra COMMAND`."""
+    return argparse.ArgumentParser(prog=f"flowrra {command}", description=OPERATOR_COMMANDS[command])
+
+
+def iso_moment(text: str) -> dt.datetime:
+    try:
+        return dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"a time has the form 2026-03-07T12:00, not {text!r}") from None

@@ -1,22 +1,22 @@
-"""`flowrra cron EXPRESSION`: what it says in words, when it fires next, and what clock changes do to that."""
+"""`flowrra cron EXPRESSION`: shows an expression in words, its next fires, and the effect of clock changes on them."""
 
 import datetime as dt
 import itertools
 from collections.abc import Sequence
 
 from flowrra import ConfigError, Cron, duration
-from flowrra_extras.commands.parsing import iso_moment, parser_of
+from flowrra_extras.commands import iso_moment, parser_of
 from flowrra_extras.cron_words import clock_marks, explain, takes_either_day
 
 
 def main(argv: Sequence[str]) -> int:
-    """Carry it out, by its words from the name on; returns the exit status."""
+    """Run the command and return the exit status. `argv` starts with the command's name."""
     parser = parser_of(argv[0])
-    parser.add_argument("expression", help="such as '30 2 * * mon-fri'")
-    parser.add_argument("--tz", default="UTC", metavar="ZONE", help="such as Europe/Riga (UTC)")
-    parser.add_argument("--name", help="the schedule's name, which H spreads by")
-    parser.add_argument("--after", metavar="TIME", help="such as 2026-03-07T12:00, by the clock of ZONE (now)")
-    parser.add_argument("-n", type=int, default=10, metavar="N", help="so many fires (10)")
+    parser.add_argument("expression", help="a cron expression such as '30 2 * * mon-fri'")
+    parser.add_argument("--tz", default="UTC", metavar="ZONE", help="the time zone, such as Europe/Riga (UTC)")
+    parser.add_argument("--name", help="the name of the schedule, from which H takes its values")
+    parser.add_argument("--after", metavar="TIME", help="show fires after this time in ZONE: 2026-03-07T12:00 (now)")
+    parser.add_argument("-n", type=int, default=10, metavar="N", help="the number of fires to show (10)")
     arguments = parser.parse_args(argv[1:])
     cron = Cron(arguments.expression, arguments.tz, name=arguments.name)
     now = cron.local(iso_moment(arguments.after)) if arguments.after else dt.datetime.now(dt.UTC)
@@ -25,14 +25,14 @@ def main(argv: Sequence[str]) -> int:
     fires = list(itertools.islice(cron.iter(now), arguments.n))
     print(explain(cron))
     if takes_either_day(cron):
-        print("note: days match if day-of-month or day-of-week does; if one begins with * both have to")
+        print("note: a day matches if day-of-month or day-of-week matches; if one begins with *, both must match")
     _print_fires(cron, now, fires)
     return 0
 
 
 def _print_fires(cron: Cron, now: dt.datetime, fires: Sequence[dt.datetime]) -> None:
     if not fires:
-        print("it does not fire any more")
+        print("it never fires again")
         return
     rows = {fire.astimezone(dt.UTC): f"{fire:%a %Y-%m-%d %H:%M:%S %z}" for fire in fires}
     rows = {fire: f"{row}  in {duration((fire - now).total_seconds())}" for fire, row in rows.items()}

@@ -1,13 +1,15 @@
-"""`flowrra jobs | cancel | requeue | purge`: list jobs, end them, have them run again, delete the finished ones."""
+"""`flowrra jobs | cancel | requeue | purge`: list jobs, cancel them, run them again, delete finished ones."""
 
 import argparse
 import json
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from flowrra import (
     RUNNING,
+    ConfigError,
     Flowrra,
     Job,
     TaskStatus,
@@ -19,36 +21,56 @@ from flowrra import (
     parsed,
     print_table,
 )
-from flowrra_extras.commands.parsing import parser_of
+from flowrra_extras.commands import parser_of
 
-# Command: what it asks of the app, and what it says when that is done.
-_CHANGES: Mapping[str, tuple[Callable[[Flowrra, str], Awaitable[bool]], str]] = {
-    "cancel": (Flowrra.cancel, "cancelled"),
-    "requeue": (Flowrra.requeue, "requeued"),
+
+class _Change(NamedTuple):
+    """The calls of a command, for one job and for many, and the word that it prints when they are done."""
+
+    one: Callable[[Flowrra, str], Awaitable[bool]]
+    many: Callable[..., Awaitable[int]]
+    done: str
+
+
+_CHANGES: Mapping[str, _Change] = {
+    "cancel": _Change(Flowrra.cancel, Flowrra.cancel_all, "cancelled"),
+    "requeue": _Change(Flowrra.requeue, Flowrra.requeue_all, "requeued"),
 }
 
 
 def main(argv: Sequence[str]) -> int:
-    """Carry out one of these commands, by its words from the name on; returns the exit status."""
+    """Run one of these commands and return the exit status. `argv` starts with the command's name."""
     command, *words = argv
     parser = parser_of(command)
     if command == "jobs":
-        parser.add_argument("--state", choices=list(map(str, TaskStatus)), metavar="STATE", help=", ".join(TaskStatus))
-        parser.add_argument("--task", metavar="NAME", help="of this task only, by its full name")
-        parser.add_argument("--queue", metavar="QUEUE", help="of this queue only")
-        parser.add_argument("--limit", type=int, default=50, metavar="N", help="so many at the most (50)")
+        states = f"only jobs in this state: {', '.join(TaskStatus)}"
+        parser.add_argument("--state", choices=list(map(str, TaskStatus)), metavar="STATE", help=states)
+        _add_filter(parser)
+        parser.add_argument("--limit", type=int, default=50, metavar="N", help="list at most N jobs (50)")
         parser.add_argument("--json", action="store_true", help="print JSON")
     elif command in _CHANGES:
-        parser.add_argument("id")
+        parser.add_argument("id", nargs="?", help="the id of a job; or select jobs by --task, --queue and --tag")
+        _add_filter(parser)
     add_store(parser)
     arguments = parsed(parser, words)
     if command in _CHANGES:
-        return _change(arguments, *_CHANGES[command])
+        change = _CHANGES[command]
+        return _change_all(arguments, change) if any(_filter(arguments).values()) else _change(arguments, change)
     return _list(arguments) if command == "jobs" else _purge(arguments)
 
 
+def _add_filter(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--task", metavar="NAME", help="only jobs of this task, by its full name")
+    parser.add_argument("--queue", metavar="QUEUE", help="only jobs in this queue")
+    parser.add_argument("--tag", metavar="TAG", help="only jobs with this tag")
+
+
+def _filter(arguments: argparse.Namespace) -> dict[str, str | None]:
+    return {name: getattr(arguments, name) for name in ("task", "queue", "tag")}
+
+
 def _list(arguments: argparse.Namespace) -> int:
-    which = {"status": arguments.state, "task": arguments.task, "queue": arguments.queue, "limit": arguments.limit}
+    which: dict[str, Any] = {"status": arguments.state, "limit": arguments.limit, **_filter(arguments)}
     jobs = ask(arguments, lambda app: app.jobs(**which))
     if arguments.json:
         for job in jobs:
@@ -64,17 +86,29 @@ def _row(job: Job) -> list[str]:
     return [job.id, job.task, job.queue, job.status, str(job.attempt), age, first_line(job.error)]
 
 
-def _change(arguments: argparse.Namespace, change: Callable[[Flowrra, str], Awaitable[bool]], done: str) -> int:
-    """Cancel or requeue one job and say what came of it; 1 if it is not in a state for that."""
+def _change(arguments: argparse.Namespace, change: _Change) -> int:
+    """Cancel or requeue one job and print the result. Return 1 if the state of the job does not allow it."""
+    if arguments.id is None:
+        raise ConfigError("no jobs are selected: give an id, or --task, --queue or --tag")
 
     async def change_and_look(app: Flowrra) -> tuple[bool, Job]:
-        return await change(app, arguments.id), await app.get_job(arguments.id)
+        return await change.one(app, arguments.id), await app.get_job(arguments.id)
 
     changed, job = ask(arguments, change_and_look)
     if not changed:
-        print(f"flowrra: job {job.id} is {job.status}, so it cannot be {done}", file=sys.stderr)
+        print(f"flowrra: job {job.id} is {job.status}, so it cannot be {change.done}", file=sys.stderr)
         return 1
-    print(f"{done}: {job.id}" + (" (its worker has been told)" if job.status is RUNNING else ""))
+    print(f"{change.done}: {job.id}" + (" (its worker was notified)" if job.status is RUNNING else ""))
+    return 0
+
+
+def _change_all(arguments: argparse.Namespace, change: _Change) -> int:
+    """Cancel or requeue the jobs that match, and print their number."""
+    if arguments.id is not None and arguments.where is not None:
+        raise ConfigError(f"give the id {arguments.id!r} or --task, --queue and --tag, not both")
+    arguments.where = arguments.where or arguments.id  # with a filter, the only positional argument is the app
+    count = ask(arguments, lambda app: change.many(app, **_filter(arguments)))
+    print(f"{change.done}: {count} job(s)")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`flowrra schedules ...`: shows and steers schedules, those in code and the stored ones."""
+"""`flowrra schedules ...`: lists and changes schedules, those in code and the stored ones."""
 
 import argparse
 import asyncio
@@ -31,14 +31,14 @@ from flowrra import (
     read_arguments,
     upcoming,
 )
-from flowrra_extras.commands.parsing import iso_moment
+from flowrra_extras.commands import iso_moment
 from flowrra_extras.scheduler import MemoryScheduleStore, Scheduler, submit_now
 
 _HERD = 5  # schedules that fire in one moment
 
 
 def main(argv: Sequence[str]) -> int:
-    """Carry out the words from `schedules` on; returns the exit status."""
+    """Run the command and return the exit status. `argv` starts with `schedules`."""
     _act(parsed(_parser(), argv[1:]))
     return 0
 
@@ -51,28 +51,32 @@ def _parser() -> argparse.ArgumentParser:
         parser = actions.add_parser(name, help=text, description=text)
         parser.set_defaults(action=action)
         for argument in names:
-            parser.add_argument(argument)
+            parser.add_argument(
+                argument, help={"task": "the name of the task", "id": "the id of the schedule"}[argument]
+            )
         parser.add_argument("where", nargs="?", metavar="WHERE", help="module:app, or the URL of a store of schedules")
         return parser
 
-    listing = add("list", _list_schedules, "list schedules, those in code too")
+    listing = add("list", _list_schedules, "list schedules, in code and stored")
     listing.add_argument("--json", action="store_true", help="print JSON")
     adding = add("add", _add_schedule, "store a schedule and print its id", "task")
     when = adding.add_mutually_exclusive_group(required=True)
-    when.add_argument("--cron", metavar="EXPRESSION", help="fire when it says, such as '0 9 * * mon-fri'")
-    when.add_argument("--every", type=float, metavar="S", help="fire each S seconds")
-    when.add_argument("--at", metavar="TIME", help="fire once, at a time such as 2026-03-07T12:00")
-    adding.add_argument("--tz", metavar="ZONE", help="the zone of --cron and --at, such as Europe/Riga")
-    adding.add_argument("--arg", action="append", default=[], metavar="JSON", help="an argument; NAME=JSON names it")
-    adding.add_argument("--id", help="the schedule's id")
-    adding.add_argument("--description", metavar="TEXT", help="what it is for")
-    adding.add_argument("--priority", type=int, metavar="N", help="of its jobs; a lower number runs first")
-    adding.add_argument("--misfire", choices=MISFIRES, default="latest", help="what to do about missed fires (latest)")
-    adding.add_argument("--overlap", choices=OVERLAPS, default="allow", help="whether jobs may overlap (allow)")
+    when.add_argument("--cron", metavar="EXPRESSION", help="fire by this cron expression, such as '0 9 * * mon-fri'")
+    when.add_argument("--every", type=float, metavar="S", help="fire every S seconds")
+    when.add_argument("--at", metavar="TIME", help="fire once at this time, such as 2026-03-07T12:00")
+    adding.add_argument("--tz", metavar="ZONE", help="the time zone of --cron and --at, such as Europe/Riga")
+    argument = "an argument; NAME=JSON for a keyword"
+    adding.add_argument("--arg", action="append", default=[], metavar="JSON", help=argument)
+    adding.add_argument("--id", help="the id of the schedule")
+    adding.add_argument("--description", metavar="TEXT", help="a text that says what the schedule is for")
+    adding.add_argument("--priority", type=int, metavar="N", help="the priority of its jobs; a lower number runs first")
+    adding.add_argument("--misfire", choices=MISFIRES, default="latest", help="which missed fires to run (latest)")
+    overlap = "whether to fire while the previous job is unfinished (allow)"
+    adding.add_argument("--overlap", choices=OVERLAPS, default="allow", help=overlap)
     for name, change, text in (
         ("remove", Scheduler.unschedule, "delete a stored schedule"),
-        ("enable", Scheduler.enable_task, "let a schedule fire again"),
-        ("disable", Scheduler.disable_task, "let a schedule not fire"),
+        ("enable", Scheduler.enable_task, "enable a schedule, so that it fires again"),
+        ("disable", Scheduler.disable_task, "disable a schedule, so that it does not fire"),
     ):
         add(name, _change_schedule, text, "id").set_defaults(change=change, done=f"{name}d")
     add("run", _run_schedule, "submit a job of a schedule now", "id")
@@ -80,26 +84,26 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _act(arguments: argparse.Namespace) -> None:
-    """Show and steer the schedules of an app, or those in a store that is given by its URL."""
+    """List and change the schedules of an app, or of a store that is given by its URL."""
     where = arguments.where or os.environ.get("FLOWRRA_APP")
     if not where:
-        raise ConfigError("say where: module:app, the URL of a store of schedules, or FLOWRRA_APP")
+        raise ConfigError("no store is given: pass module:app or the URL of a store of schedules, or set FLOWRRA_APP")
     app = Flowrra()
     if "://" not in where:
         loaded = load_app(where)
         if arguments.action is _run_schedule:
             app = loaded
-        else:  # nothing is submitted, so the app's broker is left alone: to open it might make it
+        else:  # nothing is submitted; the app's broker is not opened, because that could create it
             app.registry, app.schedules = loaded.registry, loaded.schedules
             app.schedulers = [Scheduler(app, scheduler.store) for scheduler in loaded.schedulers]
     else:
         if arguments.action is _run_schedule:
-            raise ConfigError("to run a job takes its app: give module:app")
+            raise ConfigError("a URL names no app that could submit a job: pass module:app")
         app.create_scheduler(where)
         scheme, _, path = where.partition(":///")
         if scheme.lower() == "sqlite" and arguments.action is not _add_schedule and not Path(unquote(path)).exists():
-            raise ConfigError(f"there is no {unquote(path)} yet: the first worker or `schedules add` makes it")
-    logging.basicConfig(level=logging.WARNING, format="flowrra: %(message)s")  # what a definition replaces is told
+            raise ConfigError(f"there is no {unquote(path)} yet: the first worker or `schedules add` creates it")
+    logging.basicConfig(level=logging.WARNING, format="flowrra: %(message)s")  # a changed definition is a warning
 
     async def act() -> None:
         async with app.client():
@@ -120,7 +124,7 @@ async def _list_schedules(app: Flowrra, arguments: argparse.Namespace) -> None:
     alike = [s.next_fire_at for s in (*coded, *stored) if s.enabled and s.kind == "cron" and not s.jitter]
     for moment, count in collections.Counter(filter(None, alike)).items():
         if count >= _HERD:
-            print(f"{count} schedules fire at {moment:%Y-%m-%d %H:%M} UTC: H for the minute would spread them")
+            print(f"{count} schedules fire at {moment:%Y-%m-%d %H:%M} UTC: write H for the minute to spread them")
 
 
 def _schedule_as_json(schedule: Schedule, *, in_code: bool) -> dict[str, Any]:
@@ -134,7 +138,7 @@ def _schedule_as_json(schedule: Schedule, *, in_code: bool) -> dict[str, Any]:
 
 def _schedule_row(schedule: Schedule, *, in_code: bool) -> list[str]:
     following = schedule.next_fire_at
-    with contextlib.suppress(ValueError, LookupError):  # a zone that is not known here
+    with contextlib.suppress(ValueError, LookupError):  # this host may not know the zone
         following = following and following.astimezone(zoneinfo.ZoneInfo(schedule.tz))
     at = "" if following is None else following.isoformat(" ", "seconds")
     state = "disabled" if not schedule.enabled else "done" if following is None else ""
@@ -142,18 +146,18 @@ def _schedule_row(schedule: Schedule, *, in_code: bool) -> list[str]:
 
 
 def _explained(schedule: Schedule) -> str:
-    """The rule in words."""
+    """Return the rule in words."""
     try:
         if schedule.kind == "interval":
             return f"Every {duration(float(schedule.rule))}"
         return "Once" if schedule.kind == "once" else Cron(schedule.rule, tz=schedule.tz, name=schedule.id).explain()
     except ValueError as error:
-        return f"It cannot be read: {error}"
+        return f"The rule cannot be read: {error}"
 
 
 def _one_scheduler(app: Flowrra) -> Scheduler:
     if not app.schedulers or isinstance(app.schedulers[0].store, MemoryScheduleStore):
-        raise ConfigError("this app stores no schedules where others find them: app.create_scheduler() makes a store")
+        raise ConfigError("the app has no store of schedules for other processes: call app.create_scheduler()")
     return app.schedulers[0]
 
 

@@ -1,4 +1,4 @@
-"""`flowrra worker --processes N` and `--reload`: keeps worker processes alive, and starts them anew."""
+"""`flowrra worker --processes N` and `--reload`: starts worker processes, and restarts them."""
 
 import argparse
 import contextlib
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from flowrra import main, python
+from flowrra import RECYCLED, main, python
 
 logger = logging.getLogger("flowrra")
 
@@ -21,30 +21,29 @@ _LOOK_EVERY = 0.1  # seconds
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Supervise workers until a signal says stop; returns the exit status."""
+    """Supervise workers until a signal stops them. Return the exit status."""
     return Supervisor(arguments).run()
 
 
 def supervised(argv: Sequence[str]) -> int:
-    """What a supervisor starts: the worker of a command line, which stops when its supervisor is gone."""
+    """Run the worker of a supervisor by its command line. It stops when its supervisor has ended."""
     threading.Thread(target=_stop_with_supervisor, name="flowrra-supervised", daemon=True).start()
     return main(argv)
 
 
 def _stop_with_supervisor() -> None:
-    os.read(0, 1)  # returns when the other end of the pipe is closed; sys.stdin would be locked at the exit
+    os.read(0, 1)  # returns when the supervisor's end of the pipe is closed; sys.stdin would be locked at the exit
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Supervisor:
-    """Keeps worker processes alive, and starts them anew when a source file has changed."""
+    """Restarts worker processes that have ended, and all of them when a source file has changed."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        argv = [*arguments.argv, "--supervised"]
-        self._command = python(f"import_extra({__name__!r}, 'supervised', 'no worker can be supervised')({argv!r})")
-        self._count = arguments.processes
+        self._argv: Sequence[str] = arguments.argv
+        self._count: int = arguments.processes
         self._reload = arguments.reload
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}  # by number, from 1 on
         self._signals = 0
         self._failures = 0
         self._last_death = -math.inf
@@ -55,10 +54,10 @@ class Supervisor:
             signal.signal(number, self._on_signal)
         seen = self._sources()
         while not self._signals:
-            self._take_away_dead()
+            self._remove_ended()
             if self._reload and (now := self._sources()) != seen:
                 seen = now
-                logger.info("a source file has changed: starting anew")
+                logger.info("a source file has changed: restarting")
                 self._terminate()
                 self._wait()
                 self._processes.clear()
@@ -66,7 +65,7 @@ class Supervisor:
             if time.monotonic() >= self._start_at:
                 self._start_missing()
             time.sleep(_LOOK_EVERY)
-        # One that was not ready yet is ended by our signal itself.
+        # A process that was not ready yet had no handler: our signal has ended it.
         return max((abs(code) for code in self._wait() if code != -signal.SIGTERM), default=0)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -74,16 +73,19 @@ class Supervisor:
         self._terminate()
 
     def _terminate(self) -> None:
-        for process in self._processes:
+        for process in list(self._processes.values()):
             process.terminate()
 
     def _wait(self) -> list[int]:
-        return [process.wait() for process in self._processes]
+        return [process.wait() for process in self._processes.values()]
 
-    def _take_away_dead(self) -> None:
-        """Those that ended without being told to, whatever their status. If others do soon after, wait ever longer."""
-        for process in [process for process in self._processes if process.poll() is not None]:
-            self._processes.remove(process)
+    def _remove_ended(self) -> None:
+        """Remove processes that ended by themselves, with any status. If this repeats, restart after a longer pause."""
+        for number, process in [item for item in self._processes.items() if item[1].poll() is not None]:
+            del self._processes[number]
+            if process.returncode == RECYCLED:
+                logger.info("worker process %d has reached its limit; starting another", process.pid)
+                continue
             now = time.monotonic()
             self._failures = self._failures + 1 if now - self._last_death < 30 else 0
             self._last_death = now
@@ -95,15 +97,18 @@ class Supervisor:
             )  # fmt: skip
 
     def _start_missing(self) -> None:
-        while len(self._processes) < self._count and not self._signals:
-            command = self._command  # our own, which nothing from outside has a part in
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603
-            self._processes.append(process)
-            if self._signals:  # it came while the process was being started, which the handler did not know of
+        for number in sorted(set(range(1, self._count + 1)) - self._processes.keys()):
+            if self._signals:
+                return
+            argv = [*self._argv, "--supervised", str(number)]
+            command = python(f"import_extra({__name__!r}, 'supervised', 'no worker can be supervised')({argv!r})")
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603 (our own)
+            self._processes[number] = process
+            if self._signals:  # the signal came before the handler knew this process
                 process.terminate()
 
     def _sources(self) -> dict[Path, float]:
-        """When each source file was changed; nothing if nobody asks for that."""
+        """Return when each source file was changed; nothing without --reload."""
         if not self._reload:
             return {}
         seen = {}
@@ -112,6 +117,6 @@ class Supervisor:
             for name in names:
                 if name.endswith(".py"):
                     path = Path(folder, name)
-                    with contextlib.suppress(OSError):  # an editor may have renamed it away this moment
+                    with contextlib.suppress(OSError):  # an editor may just have renamed it
                         seen[path] = path.stat().st_mtime
         return seen

@@ -13,24 +13,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Unpack
 
-from flowrra_extras.dashboard.access import Access
+from flowrra_extras.dashboard.app import Dashboard, Options
 from flowrra_extras.dashboard.asgi import AsgiApp
-from flowrra_extras.dashboard.building import Options, build
-from flowrra_extras.dashboard.command import main
-from flowrra_extras.dashboard.service import Service
+from flowrra_extras.dashboard.auth import Access
 from flowrra_extras.dashboard.wsgi import WsgiApp
 
 if TYPE_CHECKING:
     from flowrra import Flowrra
 
-__all__ = ["Access", "AsgiApp", "Options", "Service", "WsgiApp", "create_asgi_app", "create_wsgi_app", "main"]
+__all__ = ["Access", "AsgiApp", "Dashboard", "Options", "WsgiApp", "create_asgi_app", "create_wsgi_app"]
 
 
 def create_asgi_app(app: Flowrra, **options: Unpack[Options]) -> AsgiApp:
-    """The dashboard as an ASGI application, which Starlette, Litestar or any other can mount."""
-    return AsgiApp(build(app, **options))
+    """Return the dashboard as an ASGI application, to mount in Starlette, Litestar or any other."""
+    return AsgiApp(Dashboard(app, **options))
 
 
 def create_wsgi_app(app: Flowrra, **options: Unpack[Options]) -> WsgiApp:
-    """The dashboard as a WSGI application."""
-    return WsgiApp(build(app, **options))
+    """Return the dashboard as a WSGI application."""
+    return WsgiApp(Dashboard(app, **options))

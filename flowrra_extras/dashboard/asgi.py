@@ -8,15 +8,14 @@ import dataclasses
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from flowrra_extras.dashboard.access import SAFE_METHODS
-from flowrra_extras.dashboard.router import BODY_LIMIT
-from flowrra_extras.dashboard.web import Request
+from flowrra_extras.dashboard.auth import SAFE_METHODS
+from flowrra_extras.dashboard.http import BODY_LIMIT, Request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 
-    from flowrra_extras.dashboard.router import Router
-    from flowrra_extras.dashboard.web import Response
+    from flowrra_extras.dashboard.app import Dashboard
+    from flowrra_extras.dashboard.http import Response
 
     Scope = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -38,16 +37,16 @@ async def asked(auth: Callable[[Any], Any] | None, native: object) -> Any:
 
 
 class AsgiApp:
-    """An ASGI application. Mounted by a framework, it takes the prefix from the scope's `root_path`."""
+    """An ASGI application. If a framework mounts it, it takes the prefix from the scope's `root_path`."""
 
-    def __init__(self, router: Router) -> None:
-        self.router = router
+    def __init__(self, board: Dashboard) -> None:
+        self.board = board
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "http":
-            await answer(self.router, request_from(scope), receive, send, lambda: read_body(receive))
+            await answer(self.board, request_from(scope), receive, send, lambda: read_body(receive))
         else:  # a WebSocket
             await send({"type": "websocket.close", "code": 1000})
 
@@ -56,40 +55,40 @@ class AsgiApp:
         async with contextlib.AsyncExitStack() as stack:
             await receive()
             try:
-                await stack.enter_async_context(self.router.service.app.client())
+                await stack.enter_async_context(self.board.store.app.client())
             except Exception as error:
                 await send({"type": "lifespan.startup.failed", "message": str(error)})
                 return
-            stack.push_async_callback(self.router.close)
+            stack.push_async_callback(self.board.close)
             await send({"type": "lifespan.startup.complete"})
             await receive()
         await send({"type": "lifespan.shutdown.complete"})
 
 
 async def answer(
-    router: Router, request: Request, receive: Receive, send: Send, body: Callable[[], Awaitable[bytes | None]]
+    board: Dashboard, request: Request, receive: Receive, send: Send, body: Callable[[], Awaitable[bytes | None]]
 ) -> None:
     """Answer a request: by its head if that settles it, else with its `body`, unless the client goes meanwhile."""
-    granted = await asked(router.door.auth, request.native)
-    response = await response_to(router, request, granted, body)
+    granted = await asked(board.door.auth, request.native)
+    response = await response_to(board, request, granted, body)
     if response is not None:
         await respond(response, receive, send)
 
 
 async def response_to(
-    router: Router, request: Request, granted: Any, body: Callable[[], Awaitable[bytes | None]]
+    board: Dashboard, request: Request, granted: Any, body: Callable[[], Awaitable[bytes | None]]
 ) -> Response | None:
     """What a request is answered; None if the client goes before its body is here."""
-    if refused := router.turned_away(request, granted):
-        return refused
     if request.method in SAFE_METHODS:
-        return await router.handle(request, granted)
+        return await board.handle(request, granted)
+    if refused := await board.turned_away(request, granted):
+        return refused
     try:
         async with asyncio.timeout(PATIENCE):
             read = await body()
     except TimeoutError:
-        return router.too_late(request)
-    return None if read is None else await router.handle(dataclasses.replace(request, body=read), granted)
+        return board.too_late(request)
+    return None if read is None else await board.handle(dataclasses.replace(request, body=read), granted)
 
 
 async def read_body(receive: Receive) -> bytes | None:
@@ -105,7 +104,7 @@ async def read_body(receive: Receive) -> bytes | None:
 
 
 def request_from(scope: Scope, below: str | None = None, native: object = None) -> Request:
-    """The request as the router knows it. `below` is its path below the dashboard's root, if the framework knows."""
+    """The request as the dashboard knows it. `below` is its path below the dashboard's root, if the framework knows."""
     root, path = scope.get("root_path", "").rstrip("/"), scope["path"]
     if f"{path}/".startswith(f"{root}/"):  # some servers leave the prefix in, as ASGI says since 2.5
         path = path[len(root) :]

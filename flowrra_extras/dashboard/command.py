@@ -1,18 +1,22 @@
-"""`python -m flowrra dashboard`: the dashboard alone, by uvicorn if it is installed, else by the standard library."""
+"""`python -m flowrra dashboard`: the dashboard alone, served by uvicorn. Strangers cannot hold it for long."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
-import importlib.util
 import logging
 import os
+import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from flowrra import ConfigError, Flowrra, MemoryBroker, SQLiteBroker, load_app
-from flowrra_extras.dashboard.building import build
-from flowrra_extras.dashboard.serving import listening_on, serve_asgi, serve_wsgi
+import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from flowrra import ConfigError, Flowrra, FlowrraError, MemoryBroker, SQLiteBroker, load_app
+from flowrra_extras.dashboard.app import Dashboard
+from flowrra_extras.dashboard.asgi import AsgiApp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,12 +32,12 @@ def main(argv: Sequence[str]) -> int:
         app.create_scheduler(arguments.schedules)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("flowrra.dashboard").setLevel(logging.INFO)  # who was refused, and who did what
-    router = build(app, insecure=arguments.insecure, read_only=arguments.read_only)
-    serve = serve_asgi if importlib.util.find_spec("uvicorn") and not arguments.wsgi else serve_wsgi
+    limits = _limits_in(arguments.max_lag)
+    board = Dashboard(app, insecure=arguments.insecure, read_only=arguments.read_only, max_lag=limits)
     with contextlib.suppress(KeyboardInterrupt), listening_on(arguments.host, arguments.port) as listening:
         host, port = arguments.host, listening.getsockname()[1]
         print(f"Flowrra dashboard on http://{f'[{host}]' if ':' in host else host}:{port}/", flush=True)
-        return serve(router, listening)
+        return serve(board, listening)
     return 0
 
 
@@ -45,9 +49,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, default=PORT, help=f"the port to listen on ({PORT}; 0: a free one)")
     parser.add_argument("--read-only", action="store_true", help="let nobody change anything")
+    parser.add_argument(
+        "--max-lag", action="append", default=[], metavar="[QUEUE=]SECONDS",
+        help="how long the oldest ready job of a queue may wait before health says that this is bad (60)",
+    )  # fmt: skip
     parser.add_argument("--insecure", action="store_true", help="let in whoever comes, from other hosts too")
-    parser.add_argument("--wsgi", action="store_true", help="serve by the standard library although uvicorn is there")
     return parser
+
+
+def _limits_in(texts: Sequence[str]) -> dict[str, float]:
+    """Limits of the lag by queue; one without a queue is for the others."""
+    limits = {}
+    for text in texts:
+        queue, _, seconds = text.rpartition("=")
+        try:
+            limits[queue or "*"] = float(seconds)
+        except ValueError:
+            raise ConfigError(f"--max-lag takes seconds, as in 60 or mail=60, not {text!r}") from None
+    return limits
 
 
 def _app_for(arguments: argparse.Namespace) -> Flowrra:
@@ -66,3 +85,69 @@ def _app_for(arguments: argparse.Namespace) -> Flowrra:
     if isinstance(broker, SQLiteBroker) and not Path(broker.path or "").exists():
         raise ConfigError(f"there is no {broker.path} yet: the first worker or submit makes it")
     return app
+
+
+# Serving -----------------------------------------------------------------------------------------
+
+HEAD_SECONDS = 10.0  # that a client may take to send the head of a request
+CONNECTIONS = 500  # at once; a process may often open 1,024 files
+
+
+def listening_on(host: str, port: int) -> socket.socket:
+    """A socket on that address, of either family."""
+    if not 0 <= port <= 65_535:
+        raise ConfigError(f"--port is a number from 0 to 65535, not {port}")
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, *_, address = found[0]
+        plain = socket.create_server(address[:2], family=family)
+    except OSError as error:
+        raise FlowrraError(f"the dashboard cannot listen on {host}, port {port}: {error}") from None
+    # asyncio sends at once (TCP_NODELAY) only on sockets that say they are of TCP; else each answer on a connection
+    # that is kept waits 40 ms for the client's acknowledgement of its head.
+    return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=plain.detach())
+
+
+def serve(board: Dashboard, listening: socket.socket) -> int:
+    """Serve by uvicorn until it is told to end; the exit status."""
+    # The dashboard judges by itself who has come through a proxy: uvicorn must not put that client's address in.
+    config = uvicorn.Config(
+        AsgiApp(board), http=bounded_protocol(), log_level="warning", proxy_headers=False, timeout_graceful_shutdown=1
+    )
+    server = uvicorn.Server(config)
+    server.run(sockets=[listening])
+    return 0 if server.started else 1
+
+
+def bounded_protocol() -> type[asyncio.Protocol]:
+    """uvicorn's protocol, that closes what is one connection too many, or does not come to ask."""
+    base: Any = AutoHTTPProtocol
+
+    class BoundedProtocol(base):  # type: ignore[misc]
+        _limit: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            if len(self.connections) > CONNECTIONS:
+                transport.abort()
+            else:
+                self._limit = asyncio.get_running_loop().call_later(HEAD_SECONDS, transport.abort)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            is_answering = self.cycle is not None and not self.cycle.response_complete
+            if is_answering:
+                self._end_limit()
+            elif self._limit is None:  # the beginning of another head
+                self._limit = asyncio.get_running_loop().call_later(HEAD_SECONDS, self.transport.abort)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._end_limit()
+            super().connection_lost(exc)
+
+        def _end_limit(self) -> None:
+            if self._limit is not None:
+                self._limit.cancel()
+                self._limit = None
+
+    return BoundedProtocol

@@ -10,7 +10,7 @@ from django.urls import URLPattern, re_path
 from django.views.decorators.csrf import csrf_exempt
 
 from flowrra_extras.dashboard import wsgi
-from flowrra_extras.dashboard.building import Options, build
+from flowrra_extras.dashboard.app import Dashboard, Options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,19 +24,19 @@ def get_urls(
     decorator: Callable[[Callable[..., HttpResponse]], Callable[..., HttpResponse]] | None = None,
     **options: Unpack[Options],
 ) -> list[URLPattern]:
-    """The dashboard of `app`.
+    """Return the dashboard of `app` as a list of URL patterns.
 
-    `decorator=login_required`, or any other decorator of views, protects it; say `auth=lambda request: "full"`
-    then, since without `auth=` only this host is let in. `auth` is given Django's request. The dashboard has its
-    own defence against requests from other sites, so that Django's middleware for that may stay on.
+    `decorator=login_required`, or another decorator of views, protects it; then also pass `auth=lambda request:
+    "full"`, because without `auth=` only requests from this host are allowed. `auth` receives Django's request. The
+    dashboard checks for requests from other sites itself, so Django's CSRF middleware may stay on.
     """
-    router = build(app, **options)
+    board = Dashboard(app, **options)
 
     def dashboard(request: HttpRequest, path: str = "") -> HttpResponse:
         place = wsgi.place_of(request.path, f"/{path}")
         asked = wsgi.request_from(request.META, place=place, native=request)
         asked = dataclasses.replace(asked, scheme=request.scheme or "http")
-        response = wsgi.answer(router, asked, lambda: request.body)
+        response = wsgi.answer(board, asked, lambda: request.body)
         return HttpResponse(response.body, status=response.status, headers=response.headers)
 
     view = csrf_exempt(dashboard if decorator is None else decorator(dashboard))

@@ -10,26 +10,25 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from flowrra_extras.dashboard import asgi
-from flowrra_extras.dashboard.building import Options, build
-from flowrra_extras.dashboard.router import BODY_LIMIT, METHODS
+from flowrra_extras.dashboard.app import Dashboard, Options
+from flowrra_extras.dashboard.http import BODY_LIMIT, METHODS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from flowrra import Flowrra
-    from flowrra_extras.dashboard.router import Router
 
 
 class _Answer(Response):
     """Answers a request that FastAPI's dependencies have let through."""
 
-    def __init__(self, router: Router, request: Request) -> None:
+    def __init__(self, board: Dashboard, request: Request) -> None:
         super().__init__()
-        self._router, self._request = router, request
+        self._board, self._request = board, request
 
     async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
         asked = asgi.request_from(scope, f"/{self._request.path_params['path']}", self._request)
-        await asgi.answer(self._router, asked, receive, send, lambda: _body_of(self._request))
+        await asgi.answer(self._board, asked, receive, send, lambda: _body_of(self._request))
 
 
 async def _body_of(request: Request) -> bytes | None:
@@ -46,24 +45,24 @@ async def _body_of(request: Request) -> bytes | None:
 
 
 def create_router(app: Flowrra, **options: Unpack[Options]) -> APIRouter:
-    """The dashboard of `app`. It does not stand in the OpenAPI document of the program that it is mounted in.
+    """Return the dashboard of `app` as a router. It is not part of the OpenAPI document of your program.
 
-    `dependencies=` of `include_router` protect it; say `auth=lambda request: "full"` then, since without `auth=`
-    only this host is let in. `auth` is given Starlette's request.
+    `dependencies=` of `include_router` protect it; then also pass `auth=lambda request: "full"`, because without
+    `auth=` only requests from this host are allowed. `auth` receives Starlette's request.
     """
-    router = build(app, **options)
+    board = Dashboard(app, **options)
 
     @contextlib.asynccontextmanager
     async def lifespan(program: object) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            await router.close()
+            await board.close()
 
     mounted = APIRouter(lifespan=lifespan)
 
     async def dashboard(request: Request) -> Response:
-        return _Answer(router, request)
+        return _Answer(board, request)
 
     mounted.add_api_route("/{path:path}", dashboard, methods=METHODS, include_in_schema=False)
     return mounted

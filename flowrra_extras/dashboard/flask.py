@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Unpack
 import flask
 
 from flowrra_extras.dashboard import wsgi
-from flowrra_extras.dashboard.building import Options, build
-from flowrra_extras.dashboard.router import METHODS
+from flowrra_extras.dashboard.app import Dashboard, Options
+from flowrra_extras.dashboard.http import METHODS
 
 if TYPE_CHECKING:
     from flowrra import Flowrra
@@ -21,19 +21,19 @@ def _body() -> bytes:
 
 
 def create_blueprint(app: Flowrra, name: str = "flowrra", **options: Unpack[Options]) -> flask.Blueprint:
-    """The dashboard of `app`.
+    """Return the dashboard of `app` as a blueprint.
 
-    The blueprint's `before_request` protects it; say `auth=lambda request: "full"` then, since without `auth=`
-    only this host is let in. `auth` is given Flask's request.
+    The blueprint's `before_request` protects it; then also pass `auth=lambda request: "full"`, because without `auth=`
+    only requests from this host are allowed. `auth` receives Flask's request.
     """
-    router = build(app, **options)
+    board = Dashboard(app, **options)
     blueprint = flask.Blueprint(name, __name__)
 
     def dashboard(path: str = "") -> flask.Response:
         whole = flask.request.root_path.rstrip("/") + flask.request.path
         place = wsgi.place_of(whole, f"/{path}")
         request = wsgi.request_from(flask.request.environ, place=place, native=flask.request)
-        response = wsgi.answer(router, request, _body)
+        response = wsgi.answer(board, request, _body)
         # As a list, of which Flask does not take the length: a HEAD has that of what it leaves out.
         return flask.Response([response.body], response.status, response.headers)
 

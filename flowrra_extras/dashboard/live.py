@@ -10,27 +10,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import signal
 import urllib.parse
 from typing import TYPE_CHECKING
 
 from flowrra import ConfigError, FlowrraError, TaskNotFoundError
-from flowrra_extras.dashboard.pages import REST, VIEWS, View
-from flowrra_extras.dashboard.web import Response
+from flowrra_extras.dashboard.html import REST, VIEWS, View
+from flowrra_extras.dashboard.http import Response
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from flowrra_extras.dashboard.access import Access
-    from flowrra_extras.dashboard.pages import Pages
-    from flowrra_extras.dashboard.web import Request
+    from flowrra_extras.dashboard.auth import Access
+    from flowrra_extras.dashboard.html import Pages
+    from flowrra_extras.dashboard.http import Request
 
 logger = logging.getLogger("flowrra.dashboard")
 
 TICK = 0.2  # seconds between two looks: with the rendering, a change is on the screen within 0.3
-# Seconds that a stream lasts. The browser comes again by itself, and is asked again who it is. No proxy takes a
-# stream for dead meanwhile, and a server that waits for its requests before it ends has not long to wait.
-LIFETIME = 20.0
+# Seconds that a stream lasts. The browser comes again by itself, and is asked again who it is. A server that waits for
+# its requests before it ends (uvicorn does, and tells nobody) has no longer to wait.
+LIFETIME = 5.0
 TURN = 0.05  # seconds that the other tabs wait for the rendering of one view
 AGAIN = 0.1  # seconds after which the browser comes again
 TABS = 1_000
@@ -156,8 +155,6 @@ class Hub:
             began = clock()
             for view, channel in list(self._channels.items()):
                 await self._give_turn(view, channel)
-            if _is_ending():
-                self._end_streams()
             await asyncio.sleep(max(self._tick, REST * (clock() - began)))
 
     async def _give_turn(self, view: View, channel: Channel) -> None:
@@ -196,12 +193,6 @@ class Hub:
             channel.has_failed = False
             if main.digest != channel.digest:
                 channel.tell(main.digest, event_of(main.digest, self._pages.for_all(main)))
-
-
-def _is_ending() -> bool:
-    """Whether uvicorn was told to stop. It tells nobody, and waits for its streams, for ever unless told otherwise."""
-    server = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
-    return getattr(server, "should_exit", None) is True
 
 
 async def _set_before(end: float, event: asyncio.Event) -> bool:

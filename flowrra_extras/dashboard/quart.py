@@ -7,28 +7,28 @@ from typing import TYPE_CHECKING, Any, Unpack
 import quart
 
 from flowrra_extras.dashboard import asgi
-from flowrra_extras.dashboard.building import Options, build
-from flowrra_extras.dashboard.router import METHODS
+from flowrra_extras.dashboard.app import Dashboard, Options
+from flowrra_extras.dashboard.http import METHODS
 
 if TYPE_CHECKING:
     from flowrra import Flowrra
 
 
 def create_blueprint(app: Flowrra, name: str = "flowrra", **options: Unpack[Options]) -> quart.Blueprint:
-    """The dashboard of `app`.
+    """Return the dashboard of `app` as a blueprint.
 
-    The blueprint's `before_request` protects it; say `auth=lambda request: "full"` then, since without `auth=`
-    only this host is let in. `auth` is given Quart's request.
+    The blueprint's `before_request` protects it; then also pass `auth=lambda request: "full"`, because without `auth=`
+    only requests from this host are allowed. `auth` receives Quart's request.
     """
-    router = build(app, **options)
+    board = Dashboard(app, **options)
     blueprint = quart.Blueprint(name, __name__)
 
     async def dashboard(path: str = "") -> quart.Response:
         native: Any = quart.request
         request = asgi.request_from(native.scope, f"/{path}", native)
-        granted = await asgi.asked(router.door.auth, native)
+        granted = await asgi.asked(board.door.auth, native)
         response = await asgi.response_to(
-            router, request, granted, lambda: native.get_data(cache=False, parse_form_data=False)
+            board, request, granted, lambda: native.get_data(cache=False, parse_form_data=False)
         )
         if response is None:
             quart.abort(400)
@@ -40,5 +40,5 @@ def create_blueprint(app: Flowrra, name: str = "flowrra", **options: Unpack[Opti
 
     for rule in ("/", "/<path:path>"):
         blueprint.add_url_rule(rule, "dashboard", dashboard, methods=METHODS, provide_automatic_options=False)
-    blueprint.after_app_serving(router.close)
+    blueprint.after_app_serving(board.close)
     return blueprint

@@ -7,34 +7,33 @@ import http
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from flowrra_extras.dashboard.access import SAFE_METHODS
-from flowrra_extras.dashboard.router import BODY_LIMIT
-from flowrra_extras.dashboard.web import Request
+from flowrra_extras.dashboard.auth import SAFE_METHODS
+from flowrra_extras.dashboard.http import BODY_LIMIT, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from flowrra_extras.dashboard.router import Router
-    from flowrra_extras.dashboard.web import Response
+    from flowrra_extras.dashboard.app import Dashboard
+    from flowrra_extras.dashboard.http import Response
 
 
-def answer(router: Router, request: Request, body: Callable[[], bytes]) -> Response:
+def answer(board: Dashboard, request: Request, body: Callable[[], bytes]) -> Response:
     """Answer a request from plain code: by its head if that settles it, else with its `body`.
 
     `auth` is asked in this thread, where the framework's request is at home.
     """
-    run = router.service.app.sync.run
-    granted = router.door.auth(request.native) if router.door.auth is not None else None
+    run = board.store.app.sync.run
+    granted = board.door.auth(request.native) if board.door.auth is not None else None
     if inspect.isawaitable(granted):
         granted = run(_awaited(granted))
-    if refused := router.turned_away(request, granted):
-        return refused
     if request.method not in SAFE_METHODS:
+        if refused := run(board.turned_away(request, granted)):
+            return refused
         try:
             request = dataclasses.replace(request, body=body())
         except TimeoutError:
-            return router.too_late(request)
-    return run(router.handle(request, granted))
+            return board.too_late(request)
+    return run(board.handle(request, granted))
 
 
 async def _awaited(answer: Any) -> Any:
@@ -42,13 +41,13 @@ async def _awaited(answer: Any) -> Any:
 
 
 class WsgiApp:
-    """A WSGI application. Mounted by a framework, it takes the prefix from SCRIPT_NAME."""
+    """A WSGI application. If a framework mounts it, it takes the prefix from SCRIPT_NAME."""
 
-    def __init__(self, router: Router) -> None:
-        self.router = router
+    def __init__(self, board: Dashboard) -> None:
+        self.board = board
 
     def __call__(self, environ: Mapping[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        response = answer(self.router, request_from(environ), lambda: body_of(environ))
+        response = answer(self.board, request_from(environ), lambda: body_of(environ))
         status = f"{response.status} {http.HTTPStatus(response.status).phrase}"
         start_response(status, list(response.headers.items()))
         return [response.body]
@@ -60,7 +59,7 @@ def request_from(
     place: tuple[str, str] | None = None,
     native: object = None,
 ) -> Request:
-    """The request as the router knows it.
+    """The request as the dashboard knows it.
 
     A framework that has routed it tells the `place`, which is the dashboard's root and the path below it, and its own
     request.

@@ -4,17 +4,16 @@
     app = Flowrra.from_urls("postgresql:///app?host=/var/run/postgresql&schema=billing")
     app = Flowrra.from_urls("postgresql://one,two/app?target_session_attrs=read-write")  # whichever is the primary
 
-User and password are percent-encoded. Own options: `schema=` (flowrra), where the tables live, made at the first
-opening; `pool_size=` (4), connections at most, beside one that listens; a worker's heartbeat has two more, so that
-nothing holds it up; `synchronous_commit=` as in postgresql.conf,
-for what is acknowledged (the server's own setting unless told otherwise); `statement_cache_size=0` for a pooler in
-transaction mode such as pgbouncer: no prepared statements, no session state, no LISTEN, news by a look each second.
-The others are libpq's, as asyncpg takes them; what hosted databases hand out beside, such as `keepalives=`, changes
-nothing.
+User and password are percent-encoded. Flowrra's own options: `schema=` (flowrra), the schema of the tables, created
+when the broker is first opened; `pool_size=` (4), the most connections, without the one that listens and the two of a
+worker's heartbeat; `synchronous_commit=`, as in postgresql.conf (default: the setting of the server);
+`statement_cache_size=0`, for a pooler in transaction mode such as pgbouncer: no prepared statements, no session
+state, no LISTEN, and changes are polled once per second. The other options are those of libpq, as asyncpg takes them.
+Options that hosted databases add and asyncpg does not know, such as `keepalives=`, have no effect.
 
-A job is one row, and every move of it is guarded. What concurrent callers want goes out as one statement over
-arrays (`groups`). Whoever waits is told by NOTIFY, and looks each second in case a notification was lost (`waits`).
-The schema and the SQL are in `statements`, what a call does with them in `store`, the connections in `connections`.
+A job is one row, and every change of it is guarded. The calls of concurrent callers become one statement over arrays
+(`groups`). NOTIFY wakes waiting callers (`notifications`); they also poll once per second, in case one was lost.
+The SQL is in `schema.sql` and `statements`, its use in `store`, the connections in `connections`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ import asyncio
 import contextlib
 import dataclasses
 import itertools
-import json
 import math
 import os
 from typing import TYPE_CHECKING, Any, cast
@@ -43,40 +41,51 @@ from flowrra import (
     ConfigError,
     Job,
     JobFilter,
+    Limit,
+    LimitKey,
+    LimitUse,
     Notices,
     Outcome,
     Overview,
-    Progress,
     TaskResult,
     TaskStatus,
     Topic,
     WorkerInfo,
     check_queue,
     encode_value,
-    result_limit,
+    resolved,
     sum_of_activity,
     totals_of_activity,
-    unknown_job,
+    uses_of,
 )
 from flowrra_extras.postgres import statements as sql
-from flowrra_extras.postgres.connections import SILENCE, STANDBY, Address, Link, Session, callers_session
+from flowrra_extras.postgres.connections import SILENCE, Address, Link, Session, callers_session
 from flowrra_extras.postgres.groups import Claim, Groups, encode_payloads
-from flowrra_extras.postgres.rows import counting, job_of_row, recorded_columns, search, worker_of_row
-from flowrra_extras.postgres.store import Store, identify, migrate
+from flowrra_extras.postgres.notifications import LOOK_EVERY
+from flowrra_extras.postgres.statements import counting, search
+from flowrra_extras.postgres.store import (
+    Store,
+    identify,
+    job_of_row,
+    limit_keys_of_rows,
+    migrate,
+    recorded_columns,
+    worker_of_row,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Sequence
     from typing import Self
 
     from flowrra_extras.postgres.connections import CallersSession
 
 __all__ = ["PostgresBroker", "broker_from_url"]
 
-_TRIES = 3  # of a push in a caller's transaction, while others take its unique keys
+_TRIES = 3  # tries of a push in a caller's transaction, while others take its unique keys
 
 
 class _Life(Broker):
-    """How the broker is made, opened and closed."""
+    """How the broker is created, opened and closed."""
 
     def __init__(
         self,
@@ -101,14 +110,13 @@ class _Life(Broker):
     async def open(self) -> None:
         if self._link is not None and self._pid == os.getpid():
             self._link.abandon()
-            self._groups.waits.listener.abandon()
-        elif self._link is not None:  # of the parent of a fork, which goes on to use it: neither used nor collected
+            self._groups.notifications.listener.abandon()
+        elif self._link is not None:  # of the parent of a fork, which still uses them: never used or collected
             self._inherited = self._link, self._groups
         self._link, self._pid = None, os.getpid()
         link = Link(self._address, self.config.timeout)
         try:
-            if (await link.fetch("SELECT pg_is_in_recovery()"))[0][0]:
-                raise BrokerError(f"{self._address.name} is a standby, which cannot be written to: {STANDBY}")
+            await link.run(lambda session: session.refuse_standby(self._address.name))
             while (store_id := await link.run(identify)) is None:
                 await link.run(migrate, None)
         except BaseException:
@@ -122,7 +130,7 @@ class _Life(Broker):
         if link is not None:
             await self._groups.close()
             await link.close()
-            await asyncio.sleep(0)  # for the transports, which close their sockets in the next turn
+            await asyncio.sleep(0)  # transports close their sockets in the next turn of the loop
 
     def _opened(self) -> Groups:
         if self._link is None:
@@ -130,20 +138,27 @@ class _Life(Broker):
         return self._groups
 
     async def _run(self, text: str, *values: Any, patience: float = SILENCE) -> Sequence[Any]:
-        """Have one statement run, and return its rows."""
+        """Run one statement and return its rows."""
         self._opened()
         return await cast("Link", self._link).fetch(text, *values, silence=patience)
 
 
 class PostgresBroker(_Life):
-    """Jobs in PostgreSQL, for many processes on many machines; `url` as at the top of this module.
+    """Stores jobs in PostgreSQL, for many processes on many machines.
 
-    A call waits up to `config.timeout` seconds for a server that is away, restarts or fails over, and then
-    raises a BrokerError. That leaves it open whether the call was carried out: `push` again with the same
-    ids changes nothing. A connection that is silent for 5 s is given up for a new one.
+    If the server is unreachable, restarts or fails over, a call waits up to `config.timeout` seconds, then raises a
+    BrokerError. The call may or may not have been carried out: a `push` with the same ids can be repeated safely. A
+    connection that is silent for 5 s is replaced by a new one.
+
+    Args:
+        url: the address of the database; see the docstring of the module.
+        config: settings of the broker, such as `timeout`.
+        retention: how long finished jobs are kept.
+        clock: the wall clock for due times. Leases use the server's clock.
     """
 
-    keeps_text = keeps_activity = True
+    keeps_text = True
+    has_limits = True
 
     # Jobs --------------------------------------------------------------------------------------
 
@@ -170,13 +185,14 @@ class PostgresBroker(_Life):
                 )
             store = Store(session, self.retention)
             ids = await store.push(jobs, now)
+            await store.ask()
             channels = [f"{self._address.schema}_jobs"]
             await session.fetch(sql.NOTIFY.replace(sql.LAZY, "true"), store.finished, channels, [" "])
         return ids
 
     async def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = LAST_CHANCE) -> list[Job]:
         groups = self._opened()
-        groups.waits.look(queue)
+        groups.notifications.hub.look(("queue", queue))
         return await groups.claim(Claim(queue, limit, worker, now, crashes))
 
     async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
@@ -198,6 +214,7 @@ class PostgresBroker(_Life):
         groups = self._opened()
         if before is not None:
             await self._run(sql.FORGET_AWAITED, patience=self.config.timeout)
+            await self._run(sql.FORGET_KEYS, before, patience=self.config.timeout)
             return [row[0] for row in await self._run(sql.PURGE, before, limit, patience=self.config.timeout)]
         return await groups.transact(lambda store: store.remove(task_ids, by))
 
@@ -205,13 +222,13 @@ class PostgresBroker(_Life):
         latest = {result.task_id: result for result in results}
         if latest:
             await self._run(sql.RECORD, *recorded_columns([latest[i] for i in sorted(latest)], self.retention))
-            self._groups.waits.notify(finished=list(latest))
+            self._groups.notifications.notify(finished=list(latest))
 
     # Workers -----------------------------------------------------------------------------------
 
     async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
         groups = self._opened()
-        groups.waits.look("")
+        groups.notifications.hub.look(("worker", ""))
         if lease <= 0:
             await groups.transact(lambda store: store.leave(worker, now))
             return Notices()
@@ -219,13 +236,9 @@ class PostgresBroker(_Life):
         worker.seen, worker.term = now, term or worker.term
         return notices
 
-    async def report(self, progress: Mapping[tuple[str, int], Progress]) -> None:
-        texts = [json.dumps([p.done, p.total, p.note]) for p in progress.values()]
-        await self._run(sql.REPORT, [task_id for task_id, _ in progress], [attempt for _, attempt in progress], texts)
-
     async def set_queue(self, queue: str, *, paused: bool) -> None:
         await self._run(sql.PAUSE if paused else sql.RESUME_QUEUE, check_queue(queue))
-        self._groups.waits.notify(ready=[queue], notices=True)
+        self._groups.notifications.notify(ready=[queue], notices=True)
 
     async def overview(self, since: float | None = None) -> Overview:
         workers = [worker_of_row(*row) for row in await self._run(sql.WORKERS)]
@@ -237,32 +250,26 @@ class PostgresBroker(_Life):
         totals = await self._run("SELECT task, what, number FROM flowrra.total")
         return Overview(workers, paused, sum_of_activity(row[0] for row in texts), totals_of_activity(totals))
 
+    async def limits(self) -> list[LimitUse]:
+        declared = [Limit.from_text(row[0]) for row in await self._run(sql.LIMITS)]
+        rows = await self._run(sql.LIMIT_USE, patience=self.config.timeout)
+        return uses_of(declared, [(name, *numbers) for name, *numbers in rows])
+
+    async def limit_states(self, names: Sequence[str]) -> list[LimitKey]:
+        return limit_keys_of_rows(await self._run(sql.LIMIT_KEYS, names, True))
+
     # Waiting and looking -----------------------------------------------------------------------
 
     async def wait(self, topics: Sequence[Topic], timeout: float | None) -> None:
-        groups = self._opened()
-        queues = [name for kind, name in topics if kind == "queue"]
-        await groups.waits.wait_ready(queues, math.inf if timeout is None else timeout, groups.claims.next_due)
-
-    async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
-        waits = self._opened().waits
-        waiter = waits.expect(task_id)
-        try:
-            async with result_limit(task_id, timeout) as answered:
-                while not (result := await self._known(task_id)).is_finished:
-                    answered()
-                    if not await waits.announce(task_id):
-                        await waiter
-                        waiter = waits.expect(task_id)
-            return result
-        finally:
-            waits.expect_no_more(task_id, waiter)
-
-    async def _known(self, task_id: str) -> TaskResult[Any]:
-        (result,) = await self.get([task_id])
-        if result is None:
-            raise unknown_job(task_id)
-        return result
+        groups, limit = self._opened(), math.inf if timeout is None else timeout
+        if topics[0][0] != "job":
+            await groups.notifications.wait(topics, limit, groups.claims.next_due)
+            return
+        ids = [name for _, name in topics]
+        with groups.notifications.expecting_ends(topics) as waiter:
+            await groups.notifications.ask_for_ends(ids)
+            if all(result is not None and not result.is_finished for result in await self.get(ids)):
+                await resolved(waiter, min(limit, LOOK_EVERY))
 
     async def get(self, task_ids: Sequence[str]) -> list[TaskResult[Any] | None]:
         groups = self._opened()
@@ -274,7 +281,7 @@ class PostgresBroker(_Life):
         if which.status is not None and len(which.status) > 1 and SUCCESS not in which.status:
             apart = [dataclasses.replace(which, status=frozenset((status,))) for status in which.status]
             found = [await self.find(one, limit=limit, after=after, oldest_first=oldest_first) for one in apart]
-            jobs = itertools.chain.from_iterable(found)  # job_rare has one state after the other
+            jobs = itertools.chain.from_iterable(found)  # the index job_rare is sorted by state
             return sorted(jobs, key=lambda job: job.seq, reverse=not oldest_first)[:limit]
         query, values = search(which, limit=limit, after=after, oldest_first=oldest_first)
         return [job_of_row(row) for row in await self._run(query, *values, patience=self.config.timeout)]
@@ -293,5 +300,5 @@ class PostgresBroker(_Life):
 
 
 def broker_from_url(url: str, config: Config, clock: Clock) -> PostgresBroker:
-    """The broker that `postgresql://` and `postgres://` stand for."""
+    """Return the broker for `postgresql://` and `postgres://`."""
     return PostgresBroker(url, config.broker, config.backend, clock)

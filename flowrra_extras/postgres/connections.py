@@ -1,7 +1,7 @@
-"""Connections: a few that carry statements, and the one that listens.
+"""Connections to PostgreSQL: a pool for statements, and one that listens for notifications.
 
-What the server cannot do now but will be able to (it restarts, fails over, is silent) is tried again on
-another connection, for as long as a call may take.
+If the server cannot do something at the moment (it restarts, fails over or is silent), the call is tried again on
+another connection, until the time-out of the call.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger("flowrra")
 
-SILENCE = 5.0  # seconds after which a connection that does not answer is given up for a new one
+SILENCE = 5.0  # seconds without an answer after which a connection is replaced
 STANDBY = "name the primary, or all hosts and target_session_attrs=read-write, which finds it"
 _AGES = 3600.0  # seconds for an index of a large table
 _LIBPQ = frozenset(
@@ -40,20 +40,20 @@ _LIBPQ = frozenset(
      "sslcert", "sslcrl", "sslkey", "sslmode", "sslnegotiation", "sslpassword", "sslrootcert",
      "ssl_max_protocol_version", "ssl_min_protocol_version", "target_session_attrs", "user")
 )  # fmt: skip
-# Of libpq's options, which hosted databases hand out: what goes to the server as it is, and what asyncpg has no use
-# for. A connection that is silent is given up in any case, and TLS is as `sslmode` says.
+# Options of libpq in the URLs of hosted databases: _SETTINGS are passed to the server, _UNUSED are ignored, because
+# silent connections are always replaced, and `sslmode` controls TLS.
 _SETTINGS = frozenset(("options", "search_path"))
 _UNUSED = frozenset(
     ("channel_binding", "client_encoding", "fallback_application_name", "gssencmode", "keepalives", "keepalives_count",
      "keepalives_idle", "keepalives_interval", "sslcompression", "sslsni", "tcp_user_timeout")
 )  # fmt: skip
-# asyncpg looks up what an array is when it first meets one, and turns jit off for that and on again: which may be in
-# two sessions behind a pooler, unless it is in one transaction. So it meets all that the statements use in its first.
-ARRAYS = ("bigint", "float8", "integer")
+# asyncpg looks up an array type on first use, and for that turns jit off and on again. Behind a pooler this could be in
+# two sessions, except in one transaction. So the first transaction uses all array types of the statements.
+ARRAYS = ("bigint", "boolean", "float8", "integer")
 _LEARN_ARRAYS = "SELECT " + ", ".join(f"${number}::{name}[]" for number, name in enumerate(ARRAYS, 1))
 _COMMITS = ("on", "off", "local", "remote_write", "remote_apply")
-# Plans that are made while a table is empty are kept, and would read all of it when it is full: of what these forbid,
-# no statement here has need. And none is worth compiling.
+# Plans that were made for an empty table are kept, and would read the whole table when it is full. These settings
+# forbid the plan nodes that no statement here needs. JIT would cost more than it saves.
 _PLANS = {
     "enable_seqscan": "off", "enable_bitmapscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off",
     "jit": "off", "plan_cache_mode": "force_generic_plan",
@@ -67,7 +67,7 @@ _AWAY = (
     asyncpg.InsufficientResourcesError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.TransactionRollbackError,  # deadlocks
-    asyncpg.UniqueViolationError,  # of two requeues with one key: the second look tells
+    asyncpg.UniqueViolationError,  # two requeues with one key: the second read decides
     asyncpg.ObjectNotInPrerequisiteStateError,
     asyncpg.exceptions.InvalidCachedStatementError,
 )
@@ -80,18 +80,18 @@ _NOT_AWAY = (
 
 
 def _is_away(error: BaseException) -> bool:
-    """Whether another try, on another connection, may do."""
-    if isinstance(error, asyncpg.ProtocolViolationError):  # what a pooler calls all its troubles: this one stays
+    """Whether another try on another connection may succeed."""
+    if isinstance(error, asyncpg.ProtocolViolationError):  # a pooler reports every problem so: this one is permanent
         return "startup parameter" not in str(error)
     return isinstance(error, _AWAY) and not isinstance(error, _NOT_AWAY)
 
 
 class AwayError(BrokerError):
-    """The server could not be used for as long as a call may take."""
+    """The server was unreachable until the time-out of the call."""
 
 
 class Address:
-    """Where a database is, as its URL says."""
+    """The address of a database, from its URL."""
 
     def __init__(self, url: str) -> None:
         parts = read_server_url(url)
@@ -100,7 +100,7 @@ class Address:
         self.has_schema = "schema" in options
         self.schema = options.pop("schema", "flowrra")
         if not re.fullmatch(r"[a-z_][a-z0-9_]{0,39}", self.schema) or self.schema.startswith("pg_"):
-            raise ConfigError(f"schema must be up to 40 of a-z, 0-9 and _, not {self.schema!r}")
+            raise ConfigError(f"schema must be up to 40 characters of a-z, 0-9 and _, not {self.schema!r}")
         self.cache = self._number(options, "statement_cache_size", 100, 0)
         self.pool_size = self._number(options, "pool_size", 4, 1)
         commit = options.pop("synchronous_commit", None)
@@ -117,7 +117,7 @@ class Address:
             self._settings |= {} if commit is None else {"synchronous_commit": commit}
         elif commit is not None:
             raise ConfigError(
-                "synchronous_commit= is a setting of a session, of which a pooler in transaction mode has none"
+                "synchronous_commit= is a setting of a session: leave it out behind a pooler in transaction mode"
             )
         self._url = f"{_without_options(url)}?{urllib.parse.urlencode(options)}"
 
@@ -129,22 +129,22 @@ class Address:
 
     def _drop_unused(self, options: dict[str, str]) -> None:
         if options.get("gssencmode") == "require":
-            raise ConfigError(f"{self.name}: gssencmode=require cannot be had with asyncpg; use sslmode=verify-full")
+            raise ConfigError(f"{self.name}: gssencmode=require is not supported by asyncpg; use sslmode=verify-full")
         if options.get("channel_binding") == "require":
             logger.warning(
-                "%s: channel_binding=require cannot be had with asyncpg, and is left out; sslmode=verify-full makes "
-                "sure of the server", self.name,
+                "%s: channel_binding=require is not supported by asyncpg, and is left out; sslmode=verify-full "
+                "verifies the server", self.name,
             )  # fmt: skip
         for name in _UNUSED & options.keys():
             del options[name]
 
     @property
     def is_pooled(self) -> bool:
-        """Whether there is a pooler in between, so that a session is ours for one transaction only."""
+        """Whether a pooler is between, so that a session lasts for one transaction only."""
         return self.cache == 0
 
     async def plain(self, settings: Mapping[str, str], timeout: float | None = None) -> asyncpg.Connection[Any]:
-        """A connection with these settings of a session beside those of the URL."""
+        """Open a connection with these settings of the session and those of the URL."""
         patience = self._patience if timeout is None else min(timeout, self._patience)
         connection: asyncpg.Connection[Any] = await asyncpg.connect(
             self._url, timeout=patience, statement_cache_size=self.cache, server_settings={**self._settings, **settings}
@@ -164,13 +164,13 @@ class Address:
 
 
 def _without_options(url: str) -> str:
-    """The URL as asyncpg reads it: with the scheme it knows, and every mark in user and password percent-encoded."""
+    """Return the URL for asyncpg: with a scheme that it knows, and user and password fully percent-encoded."""
     login, at, place = url.partition("://")[2].partition("?")[0].rpartition("@")
     return f"postgresql://{login.replace('@', '%40')}{at}{place}"
 
 
 class Session:
-    """A connection while it does one thing. Statements name the schema `flowrra`."""
+    """A connection during one call. Its statements name the schema `flowrra`, which is replaced by that of the URL."""
 
     def __init__(self, connection: Any, schema: str) -> None:
         self.connection = connection
@@ -189,18 +189,28 @@ class Session:
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
-        """A transaction around the body. Cancelling it leaves it open: the connection is of no use any more."""
+        """A transaction around the body. If it is cancelled, it stays open, and the connection cannot be used again."""
         transaction = self.connection.transaction(isolation="read_committed")
         await transaction.start()
         try:
             yield
-        except Exception:  # not when it is cancelled: a silent server would not answer a rollback either
+        except Exception:  # no rollback after a cancellation: a silent server would not answer it
             await transaction.rollback()
             raise
         await transaction.commit()
 
+    async def refuse_standby(self, name: str) -> None:
+        """Raise a BrokerError if the server cannot be written to."""
+        if (await self.fetch("SELECT pg_is_in_recovery()"))[0][0]:
+            raise BrokerError(f"{name} is a standby, which cannot be written to: {STANDBY}")
+
+    async def make_schema(self) -> None:
+        """Create the schema if it does not exist. Check first: even IF NOT EXISTS needs the right to create one."""
+        if not await self.fetch("SELECT FROM pg_namespace WHERE nspname = $1", self.schema):
+            await self.connection.execute(f'CREATE SCHEMA "{self.schema}"')
+
     async def store(self) -> tuple[int, str | None]:
-        """The version of the schema that is found here, and what identifies the store; 0 and None if there is none."""
+        """Return the version of the existing schema and the identity of the store; 0 and None if there is none."""
         if (await self.fetch("SELECT to_regclass('flowrra.meta') IS NULL"))[0][0]:
             return 0, None
         version, store = (await self.fetch("SELECT version, store::text FROM flowrra.meta"))[0]
@@ -208,12 +218,12 @@ class Session:
 
 
 class CallersSession(Session):
-    """A connection of the user's, inside the user's transaction, which a failure of ours leaves as it was."""
+    """A connection of the user, inside the user's transaction. A failed call does not change the transaction."""
 
     @contextlib.asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:
         if not self.is_in_transaction():
-            raise ConfigError("the connection is in no transaction: begin one, which then decides over the job too")
+            raise ConfigError("the connection is not in a transaction: begin one, and the job exists if it commits")
         await self.fetch("SAVEPOINT flowrra_push")
         try:
             yield
@@ -225,7 +235,7 @@ class CallersSession(Session):
 
 
 class PsycopgSession(CallersSession):
-    """The same for psycopg 3.2 and later, whose connections may be plain ones: those block the loop meanwhile."""
+    """The same for psycopg 3.2 and later. A connection without async blocks the loop during the call."""
 
     async def fetch(self, text: str, *values: Any) -> Sequence[Any]:
         import psycopg
@@ -243,7 +253,7 @@ class PsycopgSession(CallersSession):
             raise asyncpg.UniqueViolationError(str(error)) from error
 
     def is_in_transaction(self) -> bool:
-        """Whether it is in one, or about to begin one."""
+        """Whether the connection is in a transaction, or its next statement begins one."""
         return not self.connection.autocommit or self.connection.info.transaction_status != 0
 
 
@@ -257,7 +267,7 @@ def callers_session(connection: Any, schema: str) -> CallersSession:
 
 
 class Link:
-    """A few connections, made when they are needed and given up when they fail."""
+    """A pool of connections, which are opened when needed and replaced when they fail."""
 
     def __init__(self, address: Address, timeout: float) -> None:
         self._address = address
@@ -268,18 +278,17 @@ class Link:
         self._endings: set[asyncio.Task[None]] = set()
         self._is_closed = False
         self.failed = -math.inf  # when the server last gave no answer, by the loop's clock
-        self._is_away = False  # it did not answer the latest try, of which a warning was given
+        self._is_away = False  # whether the latest try had no answer, and a warning was logged
 
     async def run(self, work: Callable[[Session], Awaitable[T]], silence: float | None = SILENCE) -> T:
-        """What `work` gives. It may be called again if a connection was lost, or silent for so many seconds.
+        """Return what `work` returns. If a connection is lost or silent for `silence` seconds, `work` is called again.
 
-        None: it may take its time.
-
-        Cancelling leaves it open whether it was done.
+        A `silence` of None sets no limit. If the call is cancelled, the work may or may not have been done.
 
         Raises:
-            BrokerError: the server was away for as long as a call may take, or refuses this; or the link was closed.
-            SerializationError: a value that the server cannot keep.
+            BrokerError: the server was unreachable until the time-out of the call, or refused the call; or the link was
+                closed.
+            SerializationError: the server cannot store a value.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout
@@ -306,7 +315,7 @@ class Link:
         raise AwayError(f"{self._address.name} has not answered for {self._timeout:g} s: {why}") from failure
 
     def _note_failure(self, error: Exception) -> None:
-        """Say so at once when the server is away, and not again with each try."""
+        """Log a warning immediately when the server becomes unreachable, and not again with each try."""
         is_silent = isinstance(error, (OSError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError))
         if is_silent and not self._is_away and not self._is_closed:
             self._is_away = True
@@ -316,14 +325,14 @@ class Link:
             )
 
     async def fetch(self, text: str, *values: Any, silence: float = SILENCE) -> Sequence[Any]:
-        """The rows of one statement."""
+        """Run one statement and return its rows."""
         return await self.run(lambda session: session.fetch(text, *values), silence)
 
     async def _try(self, work: Callable[[Session], Awaitable[T]]) -> T:
         async with self._gate:
             connection = self._idle.pop() if self._idle else await self._address.connect()
             self._busy.add(connection)
-            usable = False  # in the middle of something, or refused by its server, it is of no use to others
+            usable = False  # a connection that was interrupted or refused cannot be used again
             try:
                 result = await work(Session(connection, self._address.schema))
                 usable, self._is_away = True, False
@@ -339,7 +348,7 @@ class Link:
             return result
 
     def _give_up(self, connection: asyncpg.Connection[Any]) -> None:
-        """End a connection. What still runs on it is cancelled on the server, or it would block its next try."""
+        """Close a connection. A statement that still runs on it is cancelled, or it would block the next try."""
         if self._is_closed or connection.is_closed():
             drop(connection)
             return
@@ -350,28 +359,28 @@ class Link:
     def _explained(self, error: Exception) -> FlowrraError:
         name = self._address.name
         if isinstance(error, asyncpg.DataError):
-            return SerializationError(f"{name} cannot keep this: {error}")
+            return SerializationError(f"{name} cannot store a value: {error}")
         if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
             return BrokerError(f"{name} does not accept this user and password: {error}")
         if isinstance(error, asyncpg.DiskFullError):
-            return BrokerError(f"{name} has a full disk: nothing of this was written; make room ({error})")
+            return BrokerError(f"the disk of {name} is full, and nothing was written: free some space ({error})")
         if isinstance(error, asyncpg.InsufficientPrivilegeError):
             return BrokerError(
-                f"{name} does not allow this user that: {error}; the tables of schema {self._address.schema} are made "
-                "and changed by who may create them, and used with SELECT, INSERT, UPDATE and DELETE"
+                f"{name} refuses this to the user: {error}; a user needs SELECT, INSERT, UPDATE and DELETE on the "
+                f"tables of schema {self._address.schema}, and to create or migrate them the right to create"
             )
         if isinstance(error, asyncpg.ProtocolViolationError):
             return BrokerError(
-                f"{name}: {error}; behind a pooler in transaction mode, add statement_cache_size=0 to the URL"
+                f"{name}: {error}; if it is a pooler in transaction mode, add statement_cache_size=0 to the URL"
             )
         return BrokerError(f"{name}: {error}")
 
     async def close(self) -> None:
-        """Say good-bye to the server, within a second. Calls that are under way get a BrokerError."""
+        """Close the connections, within a second. Current calls get a BrokerError."""
         self._is_closed = True
         for connection in self._busy:
             drop(connection)
-        with contextlib.suppress(TimeoutError, *_AWAY):  # they are dropped then
+        with contextlib.suppress(TimeoutError, *_AWAY):  # then they are dropped
             async with asyncio.timeout(1.0):
                 await asyncio.gather(*(connection.close() for connection in self._idle))
         if self._endings:
@@ -379,14 +388,14 @@ class Link:
         self.abandon()
 
     def abandon(self) -> None:
-        """Drop the connections, as of a loop that has ended without closing them."""
+        """Drop the connections without closing them, because their loop has ended."""
         for connection in (*self._idle, *self._busy):
             drop(connection)
 
 
 async def _end(connection: asyncpg.Connection[Any]) -> None:
-    """Have the server cancel what still runs on the connection, and close it, within a second."""
-    with contextlib.suppress(TimeoutError, asyncpg.PostgresError, *_AWAY):  # it is dropped then
+    """Cancel the statement that still runs on the connection, and close it, within a second."""
+    with contextlib.suppress(TimeoutError, asyncpg.PostgresError, *_AWAY):  # then it is dropped
         await connection.close(timeout=1.0)
 
 
@@ -396,10 +405,10 @@ def drop(connection: asyncpg.Connection[Any]) -> None:
 
 
 class Listener:
-    """The connection that listens: to channels that are wanted, again and again.
+    """The connection that listens to channels. It reconnects by itself.
 
-    `receive(channel, text)` is called for each notification, and with None when listening begins: before that,
-    anything may have been missed. Behind a pooler nothing is received.
+    `receive(channel, text)` is called for each notification. It is called with a text of None when listening starts,
+    because earlier notifications may have been missed. Behind a pooler, no notification is received.
     """
 
     def __init__(self, address: Address, receive: Callable[[str, str | None], None]) -> None:
@@ -413,7 +422,7 @@ class Listener:
         self._is_closed = False
 
     def want(self, channel: str) -> None:
-        """Listen to `channel` from now on."""
+        """Start to listen to `channel`."""
         if channel in self._wanted or self._address.is_pooled or self._is_closed:
             return
         self._wanted.append(channel)
@@ -429,7 +438,7 @@ class Listener:
             self._task = None
 
     def abandon(self) -> None:
-        """Drop the connection of a loop that has ended without closing it."""
+        """Drop the connection without closing it, because its loop has ended."""
         if self._connection is not None:
             drop(self._connection)
 
@@ -440,11 +449,11 @@ class Listener:
             except (TimeoutError, asyncpg.PostgresError, *_AWAY) as error:
                 if failures % 20 == 1:
                     why = describe(error)
-                    logger.warning("%s: no notifications from there (%s); trying again", self._address.name, why)
+                    logger.warning("%s: cannot receive notifications (%s); trying again", self._address.name, why)
             await asyncio.sleep(random.uniform(0.1, 0.5))  # noqa: S311 (no secret)
 
     async def _follow(self) -> None:
-        """Listen until the connection is lost. One that is silent is asked whether it is still there."""
+        """Listen until the connection is lost. A silent connection is checked."""
         self._connection = connection = await self._address.connect()
         self._subscribed = set()
         connection.add_termination_listener(lambda _: self._call.set())
@@ -458,7 +467,8 @@ class Listener:
                         self._subscribed.add(channel)
                         self._receive(channel, None)
                 try:
-                    await asyncio.wait_for(self._call.wait(), SILENCE)
+                    async with asyncio.timeout(SILENCE):  # wait_for() of CPython 3.11 may suppress the cancellation
+                        await self._call.wait()
                 except TimeoutError:
                     await connection.fetch("SELECT 1", timeout=SILENCE)
                 if connection.is_closed():

@@ -1,4 +1,4 @@
-"""What concurrent callers want, as one statement: jobs to push, outcomes to settle, results to get. And claims."""
+"""Groups: concurrent pushes, settles and reads of results become one statement each. Also claims."""
 
 from __future__ import annotations
 
@@ -8,13 +8,23 @@ import itertools
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from flowrra import BackendConfig, Clock, FlowrraError, Job, Notices, Outcome, TaskResult, WorkerInfo, encode_arguments
+from flowrra import (
+    RUNNING,
+    BackendConfig,
+    Clock,
+    FlowrraError,
+    Job,
+    Notices,
+    Outcome,
+    TaskResult,
+    WorkerInfo,
+    encode_arguments,
+)
 from flowrra_extras.batching import Batcher
 from flowrra_extras.postgres import statements as sql
 from flowrra_extras.postgres.connections import SILENCE, Address, AwayError, Link, Session
-from flowrra_extras.postgres.rows import jobs_of_claim, result_of_row
-from flowrra_extras.postgres.store import Store, is_plain
-from flowrra_extras.postgres.waits import Waits
+from flowrra_extras.postgres.notifications import Notifications
+from flowrra_extras.postgres.store import Store, is_plain, jobs_of_claim, result_of_row
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -27,22 +37,22 @@ logger = logging.getLogger("flowrra")
 
 _CHUNK = 2_000  # jobs of one INSERT
 _SETTLED = 1_000  # outcomes of one statement
-_DOUBT = 60.0  # seconds for which a claim whose answer was lost is looked for
-_STEADY = 0.005  # seconds between lone pushes, and for one, that are a steady flow which nobody holds up
+_DOUBT = 60.0  # seconds during which later claims look for the jobs of a claim whose answer was lost
+_STEADY = 0.005  # seconds: single pushes that follow each other, and take no longer, are a steady flow
 
 
 class Settling:
-    """Outcomes on their way to the server: what is written stays so while the rest is tried again."""
+    """Outcomes that are being sent. What was written is remembered while the rest is tried again."""
 
     def __init__(self, outcomes: Iterable[Outcome], now: float) -> None:
         self.left = list(outcomes)
         self.now = now
-        self.size = _SETTLED  # of a group: a quarter at each try, so that some of it gets through
+        self.size = _SETTLED  # of a group: each try divides it by four, so that some groups succeed
         self.written: set[tuple[int, int]] = set()
 
 
 class Claim(NamedTuple):
-    """What a caller of `claim` wants."""
+    """The arguments of a caller of `claim`."""
 
     queue: str
     limit: int
@@ -52,13 +62,13 @@ class Claim(NamedTuple):
 
 
 class Claims:
-    """Claims, and what is remembered from one to the next.
+    """Claims, and the state that is kept between them.
 
-    Where a line's first jobs were taken, the index keeps their dead entries until a vacuum, or for as long as
-    somebody's transaction is old. Each claim from the beginning walks over all of them: 1,000,000 cost 5 ms, 50 us a
-    job. So a claim that got all it asked for leaves a mark behind the last job, and the next ones go on from there;
-    every 50 ms, or less often if it takes long, one begins at the beginning and also looks at what has come due. What
-    this handle puts before a mark takes it away; of what others put there, the next look tells.
+    When the first jobs of a queue were claimed, their dead entries stay in the index until a vacuum, which a long
+    transaction can delay. A claim from the start of the queue reads all of them: 1,000,000 cost 5 ms, 50 us per job. So
+    a claim that got as many jobs as it asked for leaves a mark behind the last one, and the next claims start there.
+    Every 50 ms, or less often if it takes long, a claim starts at the beginning and also checks for due jobs. If this
+    handle adds a job before a mark, the mark is removed. Jobs that others add there are found by the next such claim.
     """
 
     def __init__(
@@ -66,30 +76,31 @@ class Claims:
     ) -> None:
         self._retention = retention
         self._publish = publish
-        self._go_on = go_on  # with upkeep, beside the claims
-        # queue and worker > priority, seq, from and until when
-        self._marks: dict[tuple[str, str], tuple[int, int, float, float]] = {}
+        self._go_on = go_on  # continues upkeep in the background
+        # (queue, worker) -> (place of the last job, valid from, valid until)
+        self._marks: dict[tuple[str, str], tuple[_Place, float, float]] = {}
+        self._charged: set[str] = set()  # queues whose latest jobs have limits to which claims are charged
         self._doubts: list[tuple[float, Claim]] = []  # claims whose answer was lost, and until when to ask
-        self._latest = 0.0  # when the latest try began
+        self._latest = 0.0  # when the latest try started
         self.next_due: float | None = None
 
     def forget(self, queue: str | None = None, priority: int | None = None) -> None:
-        """Jobs of this priority have become ready; None: some jobs have."""
+        """Remove the marks behind new ready jobs of this queue and priority; None: of any."""
         if queue is None:
             self._marks.clear()
         for place in [place for place in self._marks if place[0] == queue]:
-            if priority is None or priority < self._marks[place][0]:
+            if priority is None or priority < self._marks[place][0][0]:
                 del self._marks[place]
 
     async def serve(self, claim: Claim, session: Session) -> list[Job]:
-        """What the caller gets. It may be a new try, of which an earlier one was carried out and its answer lost."""
+        """Return the jobs for a claim. An earlier try of it may have claimed jobs although its answer was lost."""
         loop = asyncio.get_running_loop()
         if self._doubts:
             self._doubts = [doubt for doubt in self._doubts if doubt[0] > loop.time()]
             if jobs := await self._resume(session, claim):
                 return jobs
         now = claim.now
-        if 0 <= self._latest - now < 1:  # what a try has taken is known by its start: each has its own
+        if 0 <= self._latest - now < 1:  # the jobs of a try are found by its start time, so it must be unique
             claim = claim._replace(now=self._latest + 1e-6)
         self._latest = claim.now
         try:
@@ -99,7 +110,7 @@ class Claims:
             raise
 
     async def _resume(self, session: Session, claim: Claim) -> list[Job]:
-        """What a claim has taken that never got to know of it."""
+        """Return the jobs of an earlier claim whose answer was lost."""
         for doubt in list(self._doubts):
             queue, _, worker, started, _ = doubt[1]
             if (queue, worker) == (claim.queue, claim.worker):
@@ -112,14 +123,14 @@ class Claims:
     async def _claim(self, session: Session, claim: Claim, now: float) -> list[Job]:
         place = claim.queue, claim.worker
         mark = self._marks.pop(place, None)
-        if mark is not None and mark[2] <= claim.now < mark[3]:
-            jobs = _jobs(claim, await self._look(session, claim, mark[:2]))
+        if mark is not None and mark[1] <= claim.now < mark[2]:
+            jobs = _jobs(claim, await self._look(session, claim, now, mark[0]))
             if len(jobs) == claim.limit:
-                self._marks[place] = (jobs[-1].priority, jobs[-1].seq, *mark[2:])
+                self._marks[place] = (_place_of(jobs[-1]), *mark[1:])
             if jobs:
                 return jobs
         began = asyncio.get_running_loop().time()
-        rows = await self._look(session, claim, upkeep=True, suspects=True)
+        rows = await self._look(session, claim, now, upkeep=True, suspects=True)
         if rows[0]["may"] and rows[0]["upkeep"]:
             store = Store(session, self._retention)
             async with session.transaction():
@@ -127,38 +138,67 @@ class Claims:
             self._publish(store)
             if more_is_left:
                 self._go_on(claim.worker, now)
-            rows = await self._look(session, claim, suspects=True)
+            rows = await self._look(session, claim, now, suspects=True)
         if rows[0]["may"] and rows[0]["suspects"]:
-            return await self._claim_carefully(session, claim)
+            return await self._claim_carefully(session, claim, now)
         self.next_due = rows[0]["next_due"] if rows[0]["may"] else None
         jobs = _jobs(claim, rows)
         if len(jobs) == claim.limit:
             cost = asyncio.get_running_loop().time() - began
             until = claim.now + max(0.05, 20 * cost)
-            self._marks[place] = (jobs[-1].priority, jobs[-1].seq, claim.now, until)
+            self._marks[place] = (_place_of(jobs[-1]), claim.now, until)
         return jobs
 
-    async def _claim_carefully(self, session: Session, claim: Claim) -> list[Job]:
-        """Claim while there are suspects: one alone for an idle worker, else only jobs without crashes."""
+    async def _claim_carefully(self, session: Session, claim: Claim, now: float) -> list[Job]:
+        """Claim while suspects are waiting: one suspect for an idle worker, otherwise only jobs without crashes."""
         for crashes in range(max(claim.crashes, 1), 0, -1):
-            rows = await session.fetch(sql.CLAIM_SUSPECT, claim.queue, claim.worker, claim.now, crashes, claim.crashes)
+            store = Store(session, self._retention)
+            async with session.transaction():
+                values = claim.queue, claim.worker, claim.now, crashes, claim.crashes
+                rows = await session.fetch(sql.CLAIM_SUSPECT, *values)
+                await store.charge([row["limit_key"] for row in rows if row["limit_key"] is not None], now)
+            self._publish(store)
             jobs = _jobs(claim, rows)
             if jobs or rows[0]["alone"]:
-                self.forget()  # a claim behind a mark would not notice that this worker is to get nothing else
+                self.forget()  # a claim behind a mark would not notice that this worker must get no other job
                 return jobs
-        return _jobs(claim, await self._look(session, claim))
+        return _jobs(claim, await self._look(session, claim, now))
 
     async def _look(
         self,
         session: Session,
         claim: Claim,
-        mark: tuple[int, int] = (-(2**63), 0),
+        now: float,
+        mark: _Place = (-(2**63), 0, 0),
         *,
         upkeep: bool = False,
         suspects: bool = False,
     ) -> Sequence[Any]:
-        queue, limit, worker, now, _ = claim
-        return await session.fetch(sql.CLAIM, queue, worker, now, limit, *mark, upkeep, suspects)
+        """Claim. In a transaction, if there are jobs with limits that are charged for it."""
+        queue, limit, worker, moment, _ = claim
+        values = queue, worker, moment, limit, *mark, upkeep, suspects
+        if queue not in self._charged:
+            rows = await session.fetch(sql.CLAIM, *values, False)
+            if not rows[0]["charged"]:
+                return rows
+            self._charged.add(queue)
+        store = Store(session, self._retention)
+        async with session.transaction():
+            rows = await session.fetch(sql.CLAIM, *values, True)
+            charged = set(rows[0]["charged"])
+            keys = [row["limit_key"] for row in rows if row["limit_key"] is not None]
+            await store.charge([key for key in keys if key.partition(":")[0] in charged], now)
+        self._publish(store)
+        if rows[0]["seq"] is not None and not charged:
+            self._charged.discard(queue)
+        return rows
+
+
+_Place = tuple[int, int, int]  # of a job among those that are ready
+
+
+def _place_of(job: Job) -> _Place:
+    return job.priority, job.place, job.seq
 
 
 def _jobs(claim: Claim, rows: Sequence[Any]) -> list[Job]:
@@ -166,18 +206,19 @@ def _jobs(claim: Claim, rows: Sequence[Any]) -> list[Job]:
 
 
 class Groups:
-    """What concurrent callers want, put together, and what others are to know of it."""
+    """Sends concurrent calls in groups, and notifies others of the changes."""
 
     def __init__(self, address: Address, link: Link, retention: BackendConfig, clock: Clock) -> None:
         self._link = link
         self._retention = retention
         self._loop = asyncio.get_running_loop()
         self._steady_until = 0.0
-        self._doubtful: set[tuple[int, int]] = set()  # attempts that a settle may have written whose answer was lost
-        self.waits = Waits(address, link, clock)
+        self._doubtful: set[tuple[int, int]] = set()  # attempts that a settle may have written, whose answer was lost
+        self.notifications = Notifications(address, link, clock)
         self.claims = Claims(retention, self.publish, self._go_on)
         self._upkeep: asyncio.Task[None] | None = None
         self.pushes = self._batcher(self._push_group)
+        self.limited_pushes = self._batcher(self._push_group)
         self.settles = self._batcher(self._settle_group)
         self.gets = self._batcher(self._get_group)
 
@@ -188,23 +229,23 @@ class Groups:
         if self._upkeep is not None:
             self._upkeep.cancel()
             await asyncio.wait([self._upkeep])
-        for batcher in (self.pushes, self.settles, self.gets):
+        for batcher in (self.pushes, self.limited_pushes, self.settles, self.gets):
             await batcher.close()
-        await self.waits.close()
+        await self.notifications.close()
 
     # One at a time -----------------------------------------------------------------------------
 
     def publish(self, store: Store) -> None:
-        """Tell of what has changed, after its commit."""
+        """Notify others of changes, after their commit."""
         if store.ready:
             self.claims.forget()
         if store.ready or store.notices or store.finished:
-            self.waits.notify(ready=[None] if store.ready else [], notices=store.notices, finished=store.finished)
+            self.notifications.notify(ready=store.ready, notices=store.notices, finished=store.finished)
 
     async def transact(self, work: Callable[[Store], Awaitable[T]], silence: float = SILENCE) -> T:
-        """Run `work` inside a transaction, and tell of what it has changed.
+        """Run `work` inside a transaction, and notify others of its changes.
 
-        Where the answer to a commit was lost, the server is asked what became of it: `work` is carried out once.
+        If the answer to a commit is lost, the server is asked whether it was committed, so `work` takes effect once.
         """
         tried: list[tuple[str, T, Store]] = []
 
@@ -213,6 +254,7 @@ class Groups:
                 store = Store(session, self._retention)
                 async with session.transaction():
                     result = await work(store)
+                    await store.admit()
                     ((name,),) = await session.fetch("SELECT pg_current_xact_id()::text")
                     tried.append((name, result, store))
             _, result, store = tried[-1]
@@ -222,27 +264,27 @@ class Groups:
         return await self._link.run(run, silence)
 
     def _go_on(self, worker: str, now: float) -> None:
-        """Go on with the upkeep of which a claim has done one step, beside the claims."""
+        """Continue the upkeep in the background. A claim has done its first step."""
         if self._upkeep is None:
             self._upkeep = self._loop.create_task(self._keep_up(worker, now))
 
     async def _keep_up(self, worker: str, now: float) -> None:
         try:
             while await self.transact(lambda store: store.upkeep(worker, now)):
-                self.waits.wake(None)
+                self.notifications.wake(None)
         except FlowrraError as error:
-            logger.warning("what has come due or expired is left for a later claim: %s", error)
+            logger.warning("upkeep of due and expired jobs failed, a later claim continues it: %s", error)
         finally:
             self._upkeep = None
-            self.waits.wake(None)
+            self.notifications.wake(None)
 
     async def claim(self, claim: Claim) -> list[Job]:
         return await self._link.run(functools.partial(self.claims.serve, claim))
 
     async def beat(self, worker: WorkerInfo, lease: float, now: float) -> tuple[Notices, str]:
-        """A heartbeat, and the term. It does not wait long for a silent connection: the lease would run out meanwhile.
+        """Send a heartbeat. Return the notices and the term. A silent connection is replaced before the lease ends.
 
-        A repetition rescues nobody, nor does a new worker that has found the server away a moment ago.
+        A repeated heartbeat rescues no jobs, and neither does a new worker if the server was unreachable just before.
         """
         silence = min(SILENCE, max(0.5, lease / 3))
         is_new = not worker.term and self._loop.time() - self._link.failed > lease
@@ -266,7 +308,8 @@ class Groups:
         if is_family or len(jobs) <= _CHUNK:
             encode_payloads(jobs)
         if not is_family:
-            ids: list[str] = await self.pushes.put((jobs, now), len(jobs))
+            pushes = self.limited_pushes if any(job.limit is not None for job in jobs) else self.pushes
+            ids: list[str] = await pushes.put((jobs, now), len(jobs))
             return ids
         ids = await self._push_on(jobs, now)
         self.claims.forget()
@@ -275,7 +318,7 @@ class Groups:
     async def _push_group(self, items: Sequence[tuple[Sequence[Job], float]]) -> list[list[str]]:
         jobs = list(itertools.chain.from_iterable(item[0] for item in items))
         now = items[0][1]
-        if len(jobs) == 1 and is_plain(jobs[0]):
+        if len(jobs) == 1 and is_plain(jobs[0]) and jobs[0].limit is None:
             await self._push_one(jobs[0], now)
             ids = iter([jobs[0].id])
         else:
@@ -285,37 +328,41 @@ class Groups:
         return [list(itertools.islice(ids, len(item[0]))) for item in items]
 
     async def _push_one(self, job: Job, now: float) -> None:
-        """One statement; or two, so that the job may start elsewhere while its commit goes to disk.
+        """Push with one statement, or with two, so that the job can start elsewhere before its commit is on disk.
 
-        Two, if it comes after a pause: 0.6 instead of 1.1 to 4 ms until a worker hears of it, for 0.04 ms more of the
-        caller's time. Or if the push before it was held up: a commit with a NOTIFY has all others wait for its disk.
+        Use two after a pause: a worker is notified after 0.6 instead of 1.1 to 4 ms, and the caller waits 0.04 ms
+        longer. Also if the push before was delayed: a commit with a NOTIFY makes all others wait for its disk write.
         """
         began = self._loop.time()
         early = began >= self._steady_until
-        notice = self.waits.notice(job.queue)
+        notice = self.notifications.notice(job.queue)
 
         async def run(session: Session) -> None:
             await Store(session, self._retention).push_one(job, now, *notice, early=early)
 
         await self._link.run(run)
-        self.waits.wake(job.queue)
+        self.notifications.wake(job.queue)
         ended = self._loop.time()
         self._steady_until = ended + _STEADY if ended - began < _STEADY else 0.0
 
     async def _push_on(self, jobs: Sequence[Job], now: float) -> list[str]:
         async def run(session: Session) -> tuple[list[str], list[str]]:
             store = Store(session, self._retention)
-            if len(jobs) <= _CHUNK or not all(map(is_plain, jobs)):
+            are_plain, is_limited = all(map(is_plain, jobs)), any(job.limit is not None for job in jobs)
+            if not is_limited and (len(jobs) <= _CHUNK or not are_plain):
                 return await store.push(jobs, now), store.finished
             async with session.transaction():
-                return await self._push_chunks(store, jobs, now), []
+                ids = await (self._push_chunks(store, jobs, now) if are_plain else store.push(jobs, now))
+                await store.admit()
+            self.publish(store)
+            return ids, []
 
         ids, finished = await self._link.run(run, SILENCE + len(jobs) / 1000)
-        self.waits.notify(ready={job.queue for job in jobs}, finished=finished)
+        self.notifications.notify(ready={job.queue for job in jobs}, finished=finished)
         return ids
 
     async def _push_chunks(self, store: Store, jobs: Sequence[Job], now: float) -> list[str]:
-        """While the server takes one chunk in, the next is encoded."""
+        """Push in chunks. While the server stores one chunk, the next one is encoded."""
         ids: list[str] = []
         sent: asyncio.Task[list[str]] | None = None
         try:
@@ -324,7 +371,7 @@ class Groups:
                 encode_payloads(chunk)
                 ids += await sent if sent is not None else ()
                 sent = asyncio.create_task(store.push(chunk, now))
-                await asyncio.sleep(0)  # sent it is, before the next is encoded
+                await asyncio.sleep(0)  # send it before the next one is encoded
             ids += await sent if sent is not None else ()
         except BaseException:
             if sent is not None:
@@ -334,18 +381,33 @@ class Groups:
         return ids
 
     async def _settle_group(self, items: list[tuple[Sequence[Outcome], float]]) -> list[list[bool]]:
-        """Of two outcomes of one attempt the first counts."""
-        chosen: dict[tuple[int, int], Outcome] = {}
+        """Settle outcomes. Of two ends of one attempt, the first counts. Its steps and progress are written before."""
+        now, chosen, going_on = items[0][1], dict[tuple[int, int], Outcome](), list[Outcome]()
         for outcome in itertools.chain.from_iterable(item[0] for item in items):
-            chosen.setdefault(_key(outcome), outcome)
-        settling = Settling(chosen.values(), items[0][1])
+            if outcome.status is RUNNING:
+                going_on.append(outcome)
+            else:
+                chosen.setdefault(_key(outcome), outcome)
+        told: set[tuple[int, int]] = set()
+        if going_on:
+            told = await self._link.run(functools.partial(self._tell, going_on, now), SILENCE + len(going_on) / 200)
+        settling = Settling(chosen.values(), now)
         try:
             await self._link.run(functools.partial(self._settle, settling), SILENCE + len(chosen) / 200)
         except BaseException:
-            self._doubtful.update(settling.written)  # of which the caller does not get to know
+            self._doubtful.update(settling.written)  # the caller does not see these
             raise
         written = settling.written
-        return [[chosen[_key(o)] is o and _key(o) in written for o in outcomes] for outcomes, _ in items]
+        return [
+            [_key(o) in told if o.status is RUNNING else chosen[_key(o)] is o and _key(o) in written for o in outcomes]
+            for outcomes, _ in items
+        ]
+
+    async def _tell(self, outcomes: Sequence[Outcome], now: float, session: Session) -> set[tuple[int, int]]:
+        store = Store(session, self._retention)
+        told = await store.settle(outcomes, now, careful=True)
+        self.publish(store)
+        return told
 
     async def _settle(self, settling: Settling, session: Session) -> None:
         size, settling.size = settling.size, max(1, settling.size // 4)
@@ -355,21 +417,31 @@ class Groups:
 
     async def _settle_some(self, outcomes: Sequence[Outcome], now: float, session: Session) -> set[tuple[int, int]]:
         store = Store(session, self._retention)
+        limited = [outcome for outcome in outcomes if outcome.job.limit is not None]
+        free = [outcome for outcome in outcomes if outcome.job.limit is None] if limited else outcomes
         try:
-            written = await store.settle(outcomes, now, careful=False)
-            left = [outcome for outcome in outcomes if _key(outcome) not in written]
-            doubtful = [outcome for outcome in left if _key(outcome) in self._doubtful]
-            if doubtful:
-                written |= await store.written(doubtful)
-                left = [outcome for outcome in left if _key(outcome) not in written]
-            if left:
-                written |= await store.settle(left, now, careful=True)
+            written = await self._settle_with(store, free, now) if free else set()
+            if limited:
+                async with session.transaction():
+                    written |= await self._settle_with(store, limited, now)
+                    await store.admit()
         except BaseException:
             self._doubtful.update(map(_key, outcomes))
             raise
         if self._doubtful:
             self._doubtful.difference_update(map(_key, outcomes))
         self.publish(store)
+        return written
+
+    async def _settle_with(self, store: Store, outcomes: Sequence[Outcome], now: float) -> set[tuple[int, int]]:
+        written = await store.settle(outcomes, now, careful=False)
+        left = [outcome for outcome in outcomes if _key(outcome) not in written]
+        doubtful = [outcome for outcome in left if _key(outcome) in self._doubtful]
+        if doubtful:
+            written |= await store.written(doubtful)
+            left = [outcome for outcome in left if _key(outcome) not in written]
+        if left:
+            written |= await store.settle(left, now, careful=True)
         return written
 
     async def _get_group(self, items: list[Sequence[str]]) -> list[list[TaskResult[Any] | None]]:
@@ -379,15 +451,15 @@ class Groups:
 
 
 async def _is_committed(session: Session, transaction: str) -> bool:
-    """What became of a transaction whose answer was lost."""
+    """Whether a transaction whose answer was lost was committed."""
     ((fate,),) = await session.fetch(sql.FATE, transaction)
     if fate == "in progress":
-        raise ConnectionError("an earlier try, whose connection was lost, is still under way")
+        raise ConnectionError("an earlier try, whose connection was lost, is still running")
     return bool(fate == "committed")
 
 
 async def _apart(send: Callable[[list[Any]], Awaitable[list[Any]]], items: list[Any]) -> list[Any]:
-    """Send a group; where it is refused for one item, its halves go alone, and so on, so that only that one fails."""
+    """Send a group. If the server refuses it, send each half, and so on, so that only the wrong item fails."""
     try:
         return await send(items)
     except Exception as error:

@@ -1,205 +1,98 @@
-"""The schema, and every statement. `flowrra.` stands for the schema of the URL.
+"""All SQL statements; the schema is in `schema.sql`. In both, `flowrra.` stands for the schema of the URL.
 
-Moments are seconds since the epoch by the callers' clocks; leases alone are by the server's.
+Times are seconds since the epoch by the callers' clocks. Only leases use the server's clock.
 """
 
 from __future__ import annotations
 
 import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from flowrra import ENDINGS_TAKEN, NO_ARGUMENTS
+from flowrra import ENDINGS_TAKEN, NO_ARGUMENTS, TaskStatus, awaits_limit, limit_key
 
-UPKEEP = 1_000  # jobs that one step of upkeep makes ready, and as many that it cancels as expired
+if TYPE_CHECKING:
+    from flowrra import Job, JobFilter
+
+UPKEEP = 1_000  # jobs that one step of upkeep makes ready, and the same number that it cancels as expired
+UPKEEP_KEYS = 100  # limit keys of which one step of upkeep admits jobs
+MOST_KEYS = 1_000  # limit keys of which one transaction admits jobs; the upkeep looks at the others
+_KEYS = 200  # limit keys that one transaction locks one by one: the server has 64 locks for each of its connections
 _PAYLOAD = 7_900  # bytes; PostgreSQL refuses a notification of 8,000
 
 DUE_LATER = "('scheduled', 'retrying')"
 NOT_BEGUN = "('scheduled', 'blocked', 'pending')"
 UNFINISHED = "('scheduled', 'blocked', 'pending', 'running', 'retrying')"
-RARE = "('scheduled', 'blocked', 'retrying', 'failed', 'cancelled')"  # those that few jobs come to
+RARE = "('scheduled', 'blocked', 'retrying', 'failed', 'cancelled')"  # states that few jobs have
 FINISHED = "('success', 'failed', 'cancelled')"
-
-SCHEMA = f"""
-CREATE TABLE flowrra.job (
-    seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,  -- the order of submission
-    id text COLLATE "C" NOT NULL UNIQUE,
-    task text COLLATE "C" NOT NULL,
-    queue text COLLATE "C" NOT NULL,
-    priority bigint NOT NULL,
-    status text COLLATE "C" NOT NULL,
-    payload text NOT NULL,
-    submitted float8 NOT NULL,
-    due float8,
-    expires float8,
-    unique_key text COLLATE "C",
-    parents text,
-    overrides text,
-    attempt integer NOT NULL DEFAULT 0,
-    failures integer NOT NULL DEFAULT 0,
-    crashes integer NOT NULL DEFAULT 0,
-    cancel_requested boolean NOT NULL DEFAULT false,
-    has_children boolean NOT NULL DEFAULT false,  -- then its end concerns others
-    worker text COLLATE "C",
-    started float8,
-    finished float8,
-    purge_at float8,
-    result text,
-    error text,
-    traceback text,
-    progress text,
-    history jsonb,
-    CHECK (CASE status
-        WHEN 'pending' THEN finished IS NULL
-        WHEN 'running' THEN finished IS NULL AND attempt > 0 AND worker IS NOT NULL AND started IS NOT NULL
-        WHEN 'success' THEN finished IS NOT NULL
-        WHEN 'scheduled' THEN finished IS NULL AND due IS NOT NULL
-        WHEN 'retrying' THEN finished IS NULL AND due IS NOT NULL AND failures > 0
-        WHEN 'blocked' THEN finished IS NULL
-        WHEN 'failed' THEN finished IS NOT NULL
-        WHEN 'cancelled' THEN finished IS NOT NULL
-        ELSE false END)
-) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000);
--- A claim and a settle change what partial indexes ask for, so that neither can be a HOT update: each writes an
--- entry for seq, for id, and for the one other index that the row then belongs to. Waiting jobs stay out of the
--- line by their status, and suspects have a line of their own, as in the schema of the SQLite store.
-CREATE INDEX job_ready ON flowrra.job (queue, priority, seq) WHERE status = 'pending' AND crashes = 0;
-CREATE INDEX job_suspect ON flowrra.job (queue, crashes, priority, seq) WHERE status = 'pending' AND crashes > 0;
-CREATE INDEX job_due ON flowrra.job (due) WHERE status IN {DUE_LATER};
-CREATE INDEX job_expiring ON flowrra.job (expires)
-    WHERE expires IS NOT NULL AND attempt = 0 AND status IN {NOT_BEGUN};
-CREATE INDEX job_running ON flowrra.job (worker) WHERE status = 'running';
-CREATE INDEX job_running_suspect ON flowrra.job (worker) WHERE status = 'running' AND crashes > 0;
-CREATE INDEX job_cancelling ON flowrra.job (worker) WHERE status = 'running' AND cancel_requested;
-CREATE INDEX job_purge ON flowrra.job (purge_at) WHERE purge_at IS NOT NULL;
-CREATE UNIQUE INDEX job_unique ON flowrra.job (unique_key) WHERE unique_key IS NOT NULL AND status IN {UNFINISHED};
-CREATE TABLE flowrra.dependency (  -- unfinished parents that a blocked job waits for, both by seq
-    parent bigint NOT NULL,
-    child bigint NOT NULL,
-    PRIMARY KEY (parent, child)
-);
-CREATE INDEX dependency_child ON flowrra.dependency (child);
-CREATE TABLE flowrra.worker (
-    id text COLLATE "C" PRIMARY KEY,
-    host text NOT NULL,
-    pid integer NOT NULL,
-    queues text NOT NULL,
-    tasks text NOT NULL,
-    started float8 NOT NULL,
-    seen float8 NOT NULL,
-    running integer NOT NULL,
-    version text NOT NULL,
-    lease timestamptz NOT NULL  -- by the server's clock; in no index, so that a heartbeat is a HOT update
-) WITH (fillfactor = 50);
-CREATE TABLE flowrra.paused (queue text COLLATE "C" PRIMARY KEY);
-CREATE TABLE flowrra.awaited (  -- jobs whose end somebody waits for, and the channel to tell it on
-    id text COLLATE "C" NOT NULL,
-    channel text NOT NULL,
-    PRIMARY KEY (id, channel)
-);
-"""
-
-SCHEMA_2 = f"""
--- An index over all states would cost every move of every job a write.
-CREATE INDEX job_rare ON flowrra.job (status, seq) WHERE status IN {RARE};
-CREATE INDEX job_child ON flowrra.job (seq) WHERE parents IS NOT NULL;
-CREATE TABLE flowrra.activity (  -- what a worker did in a minute, as the core's text
-    minute bigint NOT NULL,
-    worker text COLLATE "C" NOT NULL,
-    counts text NOT NULL,
-    PRIMARY KEY (minute, worker)
-);
-ALTER TABLE flowrra.worker ADD COLUMN memory bigint;
-"""
-
-SCHEMA_3 = """
--- length: of the lease, in seconds; NULL: of an older Flowrra. graced: its lease is a fresh one that another worker
--- gave it after an outage. term: since when it has held a lease without a break.
-ALTER TABLE flowrra.worker ADD COLUMN length float8, ADD COLUMN graced boolean NOT NULL DEFAULT false,
-    ADD COLUMN term bigint GENERATED ALWAYS AS IDENTITY;
-"""
-
-# `expires` is forgotten when an attempt begins to run, so that a job which was handed back untouched still has it.
-SCHEMA_4 = f"""
-UPDATE flowrra.job SET expires = NULL WHERE expires IS NOT NULL AND attempt > 0 AND status IN {UNFINISHED};
-DROP INDEX flowrra.job_expiring;
-CREATE INDEX job_expiring ON flowrra.job (expires) WHERE expires IS NOT NULL AND status IN {NOT_BEGUN};
-"""
-
-SCHEMA_TOTALS = """
-CREATE TABLE flowrra.total (  -- what workers did since there is this table; see totals_of_activity
-    task text COLLATE "C" NOT NULL,
-    what text COLLATE "C" NOT NULL,
-    number float8 NOT NULL,
-    PRIMARY KEY (task, what)
-) WITH (fillfactor = 50);
-"""
-
-SCHEMA_ENDINGS = """
-CREATE TABLE flowrra.ending (  -- jobs that have ended without an attempt that tells of it, until a heartbeat does
-    seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    job text NOT NULL  -- see the core's ended_job
-);
-"""
-
-SCHEMA_WAITS = """
-ALTER TABLE flowrra.job ADD COLUMN waits integer NOT NULL DEFAULT 0;  -- what a blocked job waits for; a hold is one
-UPDATE flowrra.job SET waits = (SELECT count(*) FROM flowrra.dependency WHERE child = seq)
-    + CASE WHEN worker IS NULL THEN 0 ELSE 1 END WHERE status = 'blocked';
-"""
+# Of jobs that have a limit: those that hold a place of it, and those that wait for one, as `awaits_limit` has it.
+ADMITTED = "limit_key IS NOT NULL AND status IN ('pending', 'running')"
+AWAITS = "limit_key IS NOT NULL AND status = 'blocked' AND waits = 0"
 
 # Entry n takes a store from schema n to n + 1.
-MIGRATIONS = (SCHEMA, SCHEMA_2, SCHEMA_3, SCHEMA_4, SCHEMA_TOTALS, SCHEMA_ENDINGS, SCHEMA_WAITS)
+MIGRATIONS = tuple(
+    Path(__file__)
+    .with_name("schema.sql")
+    .read_text(encoding="utf-8")
+    .format(
+        DUE_LATER=DUE_LATER, NOT_BEGUN=NOT_BEGUN, UNFINISHED=UNFINISHED, RARE=RARE, ADMITTED=ADMITTED, AWAITS=AWAITS
+    )
+    .split("-" * 72)[1:]
+)
 
-NAMESPACE = "CREATE SCHEMA flowrra"
 META = """
 CREATE TABLE IF NOT EXISTS flowrra.meta (version integer NOT NULL, store uuid NOT NULL);
 INSERT INTO flowrra.meta SELECT 0, gen_random_uuid() WHERE NOT EXISTS (SELECT FROM flowrra.meta)
 """
 
-# In a statement's WHERE: what it commits need not be on disk at once. A power cut may undo it; no job is lost.
+# In the WHERE of a statement: its commit does not wait for the disk. A power failure may undo it; no job is lost.
 LAZY = "set_config('synchronous_commit', 'off', true) = 'off'"
 
-# Plans are made while the tables are empty, and kept; statistics are of another hour. So no statement leaves its plan
-# to what the planner believes of the jobs. Each row is looked up by its key, in words that allow nothing else:
-# - `key = ANY (ARRAY[v.key])` where a join by `key = v.key` may be made by walking all of the key's index for each v;
-# - `key = ANY (ARRAY(SELECT ...))` in place of `key IN (SELECT ...)`, which is a join too;
-# - a state as an expression that no partial index has, where the row is known by its key: otherwise all that
-#   run may be walked, and after a quiet minute's statistics the planner takes those for none;
-# - `ORDER BY seq + 0` where the rows are known by their keys: otherwise all may be walked in the order of seq;
-# - a subquery for a value in place of NOT EXISTS, which is a join; OFFSET 0, which a join does not look into.
-# All take their row locks in the order of seq, or skip what is locked, so that no two wait for each other.
+# Plans are made while the tables are empty, and are kept; statistics are often old. So no plan may depend on the
+# planner's estimates. Each row is looked up by its key, in a form that allows no other plan:
+# - `key = ANY (ARRAY[v.key])`, because a join by `key = v.key` may scan the whole index of the key for each v;
+# - `key = ANY (ARRAY(SELECT ...))` instead of `key IN (SELECT ...)`, which is also a join;
+# - a state as an expression that no partial index has, if the row is found by its key: otherwise all running jobs may
+#   be scanned, because statistics of a quiet minute let the planner expect none;
+# - `ORDER BY seq + 0`, if the rows are found by their keys: otherwise all may be scanned in the order of seq;
+# - a subquery for a value instead of NOT EXISTS, which is a join; OFFSET 0, which keeps a subquery out of a join.
+# All lock rows in the order of seq, or skip locked rows, so that no two wait for each other. After that, a transaction
+# locks limit keys, once; and under these locks, rows that others have not locked.
 IS_RUNNING = "coalesce(job.status, '') = 'running'"
 
-# Plain jobs: they have neither parents nor a key. $1 now, then arrays: ids, payloads, tasks, queues, priorities, dues,
-# expires, overrides. Of tasks, queues and priorities one may stand for all, and an empty array for NULLs: then 1,000
-# jobs a statement go in at 150,000/s, with all arrays filled at 110,000.
+# Plain jobs, without parents and key. $1 now, then arrays: ids, payloads, tasks, queues, priorities, dues, expires,
+# overrides, limit keys. An array of tasks, queues or priorities may have one value for all jobs, and an empty array
+# means NULLs: so statements of 1,000 jobs insert 150,000/s; with all arrays filled 110,000/s. Jobs that have a limit
+# wait for it.
 INSERT = """
-    INSERT INTO flowrra.job (id, payload, task, queue, priority, status, submitted, due, expires, overrides)
+    INSERT INTO flowrra.job (id, payload, task, queue, priority, status, submitted, due, expires, overrides, limit_key)
     SELECT id, payload, coalesce(task, ($4::text[])[1]), coalesce(queue, ($5::text[])[1]),
-        coalesce(priority, ($6::bigint[])[1]), CASE WHEN due > $1::float8 THEN 'scheduled' ELSE 'pending' END,
-        $1::float8, due, expires, overrides
+        coalesce(priority, ($6::bigint[])[1]),
+        CASE WHEN due > $1::float8 THEN 'scheduled' WHEN limit_key IS NULL THEN 'pending' ELSE 'blocked' END,
+        $1::float8, due, expires, overrides, limit_key
     FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::float8[], $8::float8[],
-        $9::text[]) AS v (id, payload, task, queue, priority, due, expires, overrides)
+        $9::text[], $10::text[]) AS v (id, payload, task, queue, priority, due, expires, overrides, limit_key)
     ON CONFLICT DO NOTHING"""
-# One such job, and $11 said on channel $10, in one round trip (0.24 ms; by INSERT 0.29).
+# One such job, and a notification $11 on channel $10, in one round trip (0.24 ms; by INSERT 0.29).
 INSERT_ONE = """
     WITH new AS (
         INSERT INTO flowrra.job (submitted, status, id, payload, task, queue, priority, due, expires, overrides)
         VALUES ($1::float8, CASE WHEN $7::float8 > $1::float8 THEN 'scheduled' ELSE 'pending' END, $2, $3, $4, $5, $6,
             $7::float8, $8, $9) ON CONFLICT DO NOTHING)
     SELECT pg_notify($10, $11)"""
-# The same, said before it is on disk, which SYNC then waits for.
+# The same, but notified before it is on disk. SYNC then waits for the disk.
 INSERT_ONE_EARLY = f"{INSERT_ONE} WHERE {LAZY}"
-SYNC = "SELECT pg_logical_emit_message(true, 'flowrra', '')"  # a commit, and so all before it, goes to disk
+SYNC = "SELECT pg_logical_emit_message(true, 'flowrra', '')"  # flushes a commit, and so all commits before it, to disk
 
-# What the rules ask for. A row's `xmin`, the transaction that wrote it, is its revision: every write changes it.
+# Reads for the rules. A row's `xmin`, the transaction that wrote it, is its revision: every write changes it.
 JOB_COLUMNS = (
     "seq, id, task, payload, queue, priority, status, submitted, due, expires, unique_key, parents, overrides, "
     "attempt, failures, crashes, cancel_requested, worker, started, finished, purge_at, result, error, "
-    "traceback, progress, history::text, waits"
+    "traceback, progress, history::text, waits, steps::text, place, limit_key"
 )
 _READ = f"SELECT {JOB_COLUMNS}, has_children, xmin::text FROM flowrra.job WHERE".replace("payload", "NULL").replace(
     "result", "NULL"
-)  # both are large, and no rule reads them
+)  # both are large, and no rule needs them
 FIND_JOBS = f"{_READ} id = ANY ($1::text[])"
 FIND_CHILDREN = f"""{_READ} seq = ANY (ARRAY(SELECT child FROM flowrra.dependency WHERE parent = ANY ($1::bigint[])))
     AND coalesce(status, '') = 'blocked' ORDER BY seq + 0"""
@@ -210,24 +103,26 @@ FIND_EXPIRED = f"""{_READ} expires IS NOT NULL AND status IN {NOT_BEGUN} AND exp
 
 _CHANGING = """status text, due float8, expires float8, attempt integer, failures integer, crashes integer, worker text,
     started float8, finished float8, purge_at float8, result text, error text, traceback text, progress text,
-    history jsonb, cancel_requested boolean, waits integer"""
+    history jsonb, cancel_requested boolean, waits integer, steps jsonb, place bigint"""
 _BORN = """id text, task text, queue text, priority bigint, payload text, submitted float8, unique_key text,
-    parents text, overrides text"""
+    parents text, overrides text, limit_key text"""
 _changing = ", ".join(part.split()[0] for part in _CHANGING.split(","))
 _born = ", ".join(part.split()[0] for part in _BORN.split(","))
-# What has become of a unit of the rules, if all that it read is as it was: $1 seqs in order, and $2 the revisions of
-# that. $3 jobs to change and $4 new ones, as JSON; who waits for whom, $5 parents and $6 children by seq, or by the
-# place among the new ones, negative; $7 what has ended, and $8 what heartbeats are to tell of it.
-# The locks come first, so that in a transaction another try finds what this one read as it is now.
+# Write a unit of the rules, if nothing that it read has changed: $1 the seqs in order, $2 their revisions. $3 jobs to
+# change and $4 new jobs, as JSON. Dependencies: $5 parents and $6 children, by seq or, negative, by their place among
+# the new jobs. $7 the jobs that have ended, and $8 what heartbeats report of them.
+# The rows are locked first, so that in a transaction another try reads the current rows.
 WRITE = f"""
     WITH held AS MATERIALIZED (
         SELECT xmin::text AS revision FROM flowrra.job WHERE seq = ANY ($1::bigint[]) ORDER BY seq + 0
         FOR NO KEY UPDATE),
     same AS MATERIALIZED (SELECT ARRAY(SELECT revision FROM held) = $2::text[] AS is_so),
     changed AS (
-        UPDATE flowrra.job SET ({_changing}, has_children) = (v.{_changing.replace(", ", ", v.")},
-            job.has_children OR v.has_children)
-        FROM json_to_recordset($3::json) AS v (seq bigint, has_children boolean, {_CHANGING})
+        UPDATE flowrra.job SET ({_changing}, has_children, payload, limit_key) = (v.{_changing.replace(", ", ", v.")},
+            job.has_children OR v.has_children, coalesce(v.payload, job.payload),
+            CASE WHEN v.payload IS NULL THEN job.limit_key ELSE v.limit_key END)
+        FROM json_to_recordset($3::json)
+            AS v (seq bigint, has_children boolean, payload text, limit_key text, {_CHANGING})
         WHERE job.seq = ANY (ARRAY[v.seq]) AND (SELECT is_so FROM same)),
     new AS (
         INSERT INTO flowrra.job ({_born}, {_changing}, has_children) SELECT {_born}, {_changing}, has_children
@@ -244,50 +139,61 @@ WRITE = f"""
     noted AS (INSERT INTO flowrra.ending (job) SELECT v.* FROM unnest($8::text[]) AS v WHERE (SELECT is_so FROM same))
     SELECT is_so FROM same"""
 
-CLAIMED = "seq, id, task, payload, queue, priority, submitted, due, attempt - 1, failures, crashes, overrides, parents"
-# Of a worker beside `mine`, the row of the one that asks: whether its lease has run out, and whether it is dead, since
-# it had missed a heartbeat when that one was last heard from. As `judge_leases` of the core has it. Where a length is
-# not known, half of that of the other counts.
+CLAIMED = (
+    "seq, id, task, payload, queue, priority, submitted, due, attempt - 1, failures, crashes, overrides, parents, "
+    "steps::text, limit_key"
+)
+# For another worker than `mine`, the row of the worker that asks: whether its lease has ended, and whether it is dead,
+# because it had already missed a heartbeat at the last heartbeat of `mine`. See `judge_leases` of the core. If the
+# length of a lease is unknown, half of the other one's length counts.
 LAPSED = "other.lease <= clock_timestamp() AND other.id <> mine.id"
 MISSED = """other.lease - make_interval(secs => coalesce(other.length, mine.length, 0) / 2)
         <= mine.lease - make_interval(secs => coalesce(mine.length, 0))"""
-# Whom a claim of $2 rescues: it leaves those in doubt to heartbeats.
+# The workers whose jobs a claim of $2 rescues. Heartbeats decide on doubtful workers.
 LOST = f"""
     SELECT other.id FROM flowrra.worker AS other, flowrra.worker AS mine
     WHERE mine.id = $2 AND mine.lease > clock_timestamp() AND {LAPSED} AND {MISSED} AND NOT other.graced"""
 LOST_TO = LOST.replace("$2", "$1")
-# A claim holds its worker's row: whoever rescues that worker's jobs deletes the row first, so waits for the claim and
-# then sees all that it took. `FOR KEY SHARE` lets heartbeats pass.
+# A claim locks its worker's row. A rescue of that worker's jobs first deletes the row, so it waits for the claim and
+# then sees all its jobs. `FOR KEY SHARE` does not block heartbeats.
 ME = f"SELECT FROM flowrra.worker WHERE id = $2 AND lease > clock_timestamp() AND {LAZY} FOR KEY SHARE"
-# $1 queue, $2 worker, $3 now, $4 limit, ($5 priority, $6 seq) after which to look, $7 whether there may be something
-# to do first, $8 whether there may be suspects. One row at least: what stands in the way, and the job if there is one.
-# What has expired is passed over: a condition on it would walk past a million expired jobs for one that is not.
+# $1 queue, $2 worker, $3 now, $4 limit, ($5 priority, $6 place, $7 seq) after which to look, $8 whether to check for
+# upkeep, $9 whether to check for suspects, $10 whether limits can be charged, which needs a transaction: otherwise
+# nothing is claimed if that is needed. At least one row: the results of the checks, the names of the limits to charge,
+# and a job if there is one.
+# Expired jobs are filtered later: a condition here would read a million expired jobs to find one that is not.
 CLAIM = f"""
     WITH me AS MATERIALIZED ({ME}),
     state AS MATERIALIZED (
         SELECT EXISTS (SELECT FROM me) AND NOT EXISTS (SELECT FROM flowrra.paused WHERE queue = $1) AS may,
-            $7::boolean AND (EXISTS ({LOST})
+            $8::boolean AND (EXISTS ({LOST})
                 OR EXISTS (SELECT FROM flowrra.job WHERE status IN {DUE_LATER} AND due <= $3)
+                OR (SELECT due <= $3 FROM flowrra.limit_key WHERE due IS NOT NULL ORDER BY due LIMIT 1) IS TRUE
+                OR (SELECT seq FROM flowrra.limit_ask ORDER BY seq LIMIT 1) IS NOT NULL
                 OR EXISTS (SELECT FROM flowrra.job WHERE expires IS NOT NULL
                     AND status IN {NOT_BEGUN} AND expires <= $3)) AS upkeep,
-            $8::boolean AND (EXISTS (SELECT FROM flowrra.job WHERE status = 'pending' AND crashes > 0 AND queue = $1)
+            $9::boolean AND (EXISTS (SELECT FROM flowrra.job WHERE status = 'pending' AND crashes > 0 AND queue = $1)
                 OR EXISTS (SELECT FROM flowrra.job WHERE status = 'running' AND crashes > 0 AND worker = $2))
                 AS suspects),
     line AS MATERIALIZED (
-        SELECT seq, expires IS NOT NULL AND expires <= $3 AS has_expired
+        SELECT seq, expires IS NOT NULL AND expires <= $3 AS has_expired, CASE WHEN limit_key IS NOT NULL THEN (
+            SELECT name FROM flowrra.limits WHERE name = split_part(limit_key, ':', 1) AND is_charged) END AS charged
         FROM flowrra.job WHERE status = 'pending' AND crashes = 0 AND queue = $1
-            AND (priority, seq) > ($5::bigint, $6::bigint)
+            AND (priority, place, seq) > ($5::bigint, $6::bigint, $7::bigint)
             AND (SELECT may AND NOT upkeep AND NOT suspects FROM state)
-        ORDER BY priority, seq LIMIT $4::bigint FOR UPDATE SKIP LOCKED),
+        ORDER BY priority, place, seq LIMIT $4::bigint FOR UPDATE SKIP LOCKED),
+    charged AS MATERIALIZED (SELECT ARRAY(SELECT DISTINCT charged FROM line WHERE charged IS NOT NULL) AS names),
     started AS (
         UPDATE flowrra.job SET status = 'running', attempt = attempt + 1, worker = $2::text, started = $3::float8
         WHERE seq = ANY (ARRAY(SELECT seq FROM line WHERE NOT has_expired))
-        RETURNING {CLAIMED})
-    SELECT may, upkeep, suspects, CASE WHEN seq IS NULL THEN
-            (SELECT due FROM flowrra.job WHERE status IN {DUE_LATER} ORDER BY due LIMIT 1) END AS next_due, started.*
+            AND ($10::boolean OR (SELECT cardinality(names) = 0 FROM charged))
+        RETURNING place, {CLAIMED})
+    SELECT may, upkeep, suspects, (SELECT names FROM charged) AS charged, CASE WHEN seq IS NULL THEN least(
+            (SELECT due FROM flowrra.job WHERE status IN {DUE_LATER} ORDER BY due LIMIT 1),
+            (SELECT due FROM flowrra.limit_key WHERE due IS NOT NULL ORDER BY due LIMIT 1)) END AS next_due, started.*
     FROM state LEFT JOIN started ON true"""
-# $1 queue, $2 worker, $3 now, $4 crashes, $5 the most of them. One row at least: whether the worker runs something, and
-# whether that is a suspect.
+# $1 queue, $2 worker, $3 now, $4 crashes, $5 the maximum of crashes. At least one row: whether the worker is running a
+# job, and whether that job is a suspect.
 CLAIM_SUSPECT = f"""
     WITH me AS MATERIALIZED ({ME}),
     held AS MATERIALIZED (
@@ -300,24 +206,27 @@ CLAIM_SUSPECT = f"""
             WHERE status = 'pending' AND crashes > 0 AND crashes = $4::integer AND $4::integer <= $5::integer
                 AND queue = $1 AND EXISTS (SELECT FROM me) AND (SELECT NOT busy FROM held)
             ORDER BY priority, seq LIMIT 1 FOR UPDATE SKIP LOCKED))
-        RETURNING {CLAIMED})
+        RETURNING place, {CLAIMED})
     SELECT busy, alone, started.* FROM held LEFT JOIN started ON true"""
 RESUME = f"""
-    SELECT {CLAIMED} FROM flowrra.job WHERE status = 'running' AND worker = $2 AND queue = $1 AND started = $3"""
+    SELECT place, {CLAIMED} FROM flowrra.job WHERE status = 'running' AND worker = $2 AND queue = $1 AND started = $3"""
 
+# Jobs of a limit begin to wait for it.
 PROMOTE = f"""
-    UPDATE flowrra.job SET status = 'pending' WHERE seq = ANY (ARRAY(
+    UPDATE flowrra.job SET status = CASE WHEN limit_key IS NULL THEN 'pending' ELSE 'blocked' END, place = 0
+    WHERE seq = ANY (ARRAY(
         SELECT seq FROM flowrra.job WHERE status IN {DUE_LATER} AND due <= $1 ORDER BY due LIMIT {UPKEEP}
-        FOR UPDATE SKIP LOCKED)) RETURNING 1"""
-# Successes of jobs that nobody waits for. $1 now, then arrays: seqs, attempts, results, when to purge
+        FOR UPDATE SKIP LOCKED)) RETURNING limit_key"""
+# Successes of jobs without children. $1 now, then arrays: seqs, attempts, results, when to purge; $6 whether also those
+# of jobs that have a limit, in a transaction that then admits others.
 SUCCEED = f"""
     UPDATE flowrra.job SET status = 'success', result = v.result, error = NULL, traceback = NULL,
         finished = $1::float8, purge_at = v.purge_at
     FROM unnest($2::bigint[], $3::integer[], $4::text[], $5::float8[]) AS v (seq, attempt, result, purge_at)
     WHERE job.seq = ANY (ARRAY[v.seq]) AND job.attempt IS NOT DISTINCT FROM v.attempt AND {IS_RUNNING}
-        AND NOT has_children
-    RETURNING job.seq, job.attempt, id"""
-# Which attempts were written down by a settle whose answer was lost. Arrays: seqs, attempts, statuses, endings.
+        AND NOT has_children AND (limit_key IS NULL OR $6::boolean)
+    RETURNING job.seq, job.attempt, id, limit_key"""
+# The attempts that a settle has written whose answer was lost. Arrays: seqs, attempts, statuses, endings.
 WRITTEN = """
     SELECT v.seq, v.attempt
     FROM flowrra.job JOIN unnest($1::bigint[], $2::integer[], $3::text[], $4::text[])
@@ -326,12 +235,98 @@ WRITTEN = """
         OR EXISTS (SELECT FROM jsonb_array_elements(history) AS entry
             WHERE entry -> 0 = to_jsonb(v.attempt) AND entry ->> 4 = v.ending))"""
 
+# Limits ----------------------------------------------------------------------------------------
+
+# In a transaction, before the states of limit keys $1 are read or a limit changes: whoever has moved jobs of a key, and
+# comes after, sees what was decided. All hold one lock together, which a limit that changes needs alone, and so does
+# who has many keys.
+_ALL = "hashtextextended('flowrra.lock', 0)"
+LOCK_KEYS = f"""
+    SELECT CASE WHEN cardinality($1::text[]) > {_KEYS} THEN pg_advisory_xact_lock({_ALL})
+        ELSE pg_advisory_xact_lock_shared({_ALL}) END
+    UNION ALL SELECT pg_advisory_xact_lock(hashtextextended('flowrra.lock ' || name, 0))
+    FROM unnest($1::text[]) AS name WHERE cardinality($1::text[]) <= {_KEYS}"""
+LOCK_LIMITS = f"SELECT pg_advisory_xact_lock({_ALL})"
+# Limit keys $1 as LimitKey has them, in order; $2 whether jobs are counted that their limits do not count. No other
+# index than that of these jobs has states in words such as "after 'pending'".
+LIMIT_KEYS = f"""
+    SELECT v.name, known.text, CASE WHEN $2::boolean OR known.is_counted THEN (
+            SELECT count(*) FROM flowrra.job
+            WHERE limit_key = v.name AND {ADMITTED} AND status > 'pending') ELSE 0 END AS running,
+        (SELECT count(*) FROM flowrra.job
+            WHERE limit_key = v.name AND {ADMITTED} AND status < 'running') AS pending,
+        (SELECT true FROM flowrra.job WHERE limit_key = v.name AND {AWAITS} LIMIT 1) IS NOT NULL AS has_waiting,
+        coalesce(kept.tat, 0), kept.due, coalesce(kept.paused, false)
+    FROM unnest($1::text[]) WITH ORDINALITY AS v (name, place)
+        LEFT JOIN LATERAL (SELECT text, is_counted FROM flowrra.limits WHERE name = split_part(v.name, ':', 1) OFFSET 0)
+            AS known ON true
+        LEFT JOIN LATERAL (SELECT tat, due, paused FROM flowrra.limit_key WHERE name = v.name OFFSET 0) AS kept ON true
+    ORDER BY v.place"""
+# The first jobs that wait for limit keys $1, up to $2 of each, without those that others have locked; and the number of
+# them with those, to know whether there are any.
+WAITING_FOR = f"""
+    SELECT v.name, job.seq, job.id, job.queue, job.priority, them.number
+    FROM unnest($1::text[], $2::integer[]) AS v (name, most), LATERAL (
+            SELECT count(*) AS number FROM (
+                SELECT FROM flowrra.job WHERE limit_key = v.name AND {AWAITS} LIMIT v.most) AS one) AS them
+        LEFT JOIN LATERAL (
+            SELECT seq, id, queue, priority FROM flowrra.job WHERE limit_key = v.name AND {AWAITS}
+            ORDER BY priority, seq LIMIT v.most FOR NO KEY UPDATE SKIP LOCKED) AS job ON true"""
+FIND_ADMITTED = f"""{_READ} limit_key = ANY ($1::text[]) AND {ADMITTED} AND status < 'running'
+    FOR NO KEY UPDATE SKIP LOCKED"""
+# Up to $2 limit keys that are due at $1, and as many of those that are to be looked at.
+DUE_KEYS = """
+    WITH asked AS (
+        DELETE FROM flowrra.limit_ask WHERE seq = ANY (ARRAY(
+            SELECT seq FROM flowrra.limit_ask ORDER BY seq LIMIT $2 FOR UPDATE SKIP LOCKED))
+        RETURNING name)
+    SELECT name FROM asked UNION
+    (SELECT name FROM flowrra.limit_key WHERE due IS NOT NULL AND due <= $1 ORDER BY due LIMIT $2)"""
+# Under the locks of their keys: jobs $1 that WAITING_FOR has found become ready, at places $2. Rows of limit keys, by
+# name, tat, due, and whether they are paused; those of $7 are gone.
+ADMIT = """
+    WITH admitted AS (
+        UPDATE flowrra.job SET status = 'pending', place = coalesce(v.place, 0)
+        FROM unnest($1::bigint[], $2::bigint[]) AS v (seq, place)
+        WHERE job.seq = ANY (ARRAY[v.seq]) AND coalesce(job.status, '') = 'blocked'),
+    kept AS (
+        INSERT INTO flowrra.limit_key SELECT * FROM unnest($3::text[], $4::float8[], $5::float8[], $6::boolean[])
+        ON CONFLICT (name) DO UPDATE SET tat = excluded.tat, due = excluded.due, paused = excluded.paused)
+    DELETE FROM flowrra.limit_key WHERE name = ANY ($7::text[])"""
+PLACES = "SELECT nextval('flowrra.place') FROM generate_series(1, $1::integer)"
+ASK = "INSERT INTO flowrra.limit_ask (name) SELECT unnest($1::text[])"
+# Limit $1 is $2 from now on, with its flags; all keys of it for which jobs wait are looked at, found by one step of
+# the index for each, however many wait for it.
+SET_LIMIT = f"""
+    WITH RECURSIVE kept AS (
+        INSERT INTO flowrra.limits VALUES ($1, $2, $3, $4) ON CONFLICT (name) DO UPDATE
+        SET text = excluded.text, is_counted = excluded.is_counted, is_charged = excluded.is_charged),
+    waiting (name) AS (
+        (SELECT limit_key FROM flowrra.job
+            WHERE {AWAITS} AND limit_key >= $1::text || ':' AND limit_key < $1::text || ';' ORDER BY limit_key LIMIT 1)
+        UNION ALL SELECT (SELECT limit_key FROM flowrra.job
+            WHERE {AWAITS} AND limit_key > waiting.name AND limit_key < $1::text || ';' ORDER BY limit_key LIMIT 1)
+        FROM waiting WHERE name IS NOT NULL)
+    INSERT INTO flowrra.limit_ask (name) SELECT name FROM waiting WHERE name IS NOT NULL"""
+LIMITS = "SELECT text FROM flowrra.limits"
+# What `uses_of` takes: this counts all that waits for limits.
+LIMIT_USE = f"""
+    SELECT limit_key, count(*) FILTER (WHERE status = 'running'), count(*) FILTER (WHERE status = 'pending'), 0, false
+    FROM flowrra.job WHERE {ADMITTED} GROUP BY 1
+    UNION ALL SELECT limit_key, 0, 0, count(*), false FROM flowrra.job WHERE {AWAITS} GROUP BY 1
+    UNION ALL SELECT name, 0, 0, 0, true FROM flowrra.limit_key WHERE paused"""
+FORGET_KEYS = """
+    DELETE FROM flowrra.limit_key WHERE name = ANY (ARRAY(
+        SELECT name FROM flowrra.limit_key WHERE tat < $1 AND due IS NULL AND NOT paused FOR UPDATE SKIP LOCKED))"""
+
+# Workers, and by hand --------------------------------------------------------------------------
+
 WORKER_COLUMNS = "id, host, pid, queues, tasks, started, seen, running, version, memory"
-# A heartbeat: $1 to $10 are WORKER_COLUMNS, $11 seconds of lease, $12 its queues, $13 minutes and $14 what it did in
-# them, $15 from which minute on that is kept, $16 whether it is a new worker that found the server as it should be, $17
-# whether it may be a repetition. What it brings back, and the other workers that are dead. Those of whom nobody can
-# know get a fresh lease here, in the same statement: a repetition finds this worker on time. All that it reads is as
-# it was before.
+# A heartbeat: $1 to $10 are WORKER_COLUMNS, $11 seconds of lease, $12 its queues, $13 minutes and $14 the activity in
+# them, $15 the oldest minute to keep, $16 whether it is a new worker that had no trouble to reach the server, $17
+# whether it may be a repetition. It returns the notices, and the other workers that are dead. Doubtful workers get a
+# fresh lease in the same statement, because a repeated heartbeat would find this worker on time. All reads see the
+# state before it.
 BEAT = f"""
     WITH mine AS MATERIALIZED (SELECT id, lease, length FROM flowrra.worker WHERE id = $1),
     lapsed AS MATERIALIZED (
@@ -383,14 +378,8 @@ BEAT = f"""
                 SELECT crashes FROM flowrra.job WHERE status = 'pending' AND crashes > 0 AND queue = served.queue
                 ORDER BY crashes LIMIT 1) AS few
             WHERE served.queue NOT IN (SELECT queue FROM flowrra.paused)) AS suspects"""
-# Of the workers $1, those whose lease has still not been renewed.
+# Those of the workers $1 whose lease has still not been renewed.
 RESCUE = "DELETE FROM flowrra.worker WHERE id = ANY ($1::text[]) AND lease <= clock_timestamp() RETURNING id"
-# $1 ids, $2 attempts, $3 what is reported of them
-REPORT = f"""
-    UPDATE flowrra.job SET progress = v.progress
-    FROM (SELECT (SELECT seq FROM flowrra.job WHERE job.id = w.id) AS seq, w.attempt, w.progress
-        FROM unnest($1::text[], $2::integer[], $3::text[]) AS w (id, attempt, progress) WHERE {LAZY} ORDER BY 1) AS v
-    WHERE job.seq = ANY (ARRAY[v.seq]) AND job.attempt IS NOT DISTINCT FROM v.attempt AND {IS_RUNNING}"""
 
 DELETE = f"""
     DELETE FROM flowrra.job WHERE seq = ANY (ARRAY(
@@ -413,7 +402,7 @@ RECORD = f"""
         attempt = excluded.attempt, started = excluded.started, finished = excluded.finished,
         purge_at = excluded.purge_at, error = excluded.error, traceback = excluded.traceback,
         result = excluded.result
-    WHERE job.queue = ''"""  # else it is a job of this store
+    WHERE job.queue = ''"""  # otherwise it is a job of this store
 
 # Jobs $1 that are held by $2.
 LEAVE = """
@@ -428,8 +417,8 @@ LEAVE = """
 AWAIT = f"""
     INSERT INTO flowrra.awaited SELECT id, $2::text FROM unnest($1::text[]) AS v (id) WHERE {LAZY}
     ON CONFLICT DO NOTHING"""
-# After the commit: $1 finished ids, and channels with what to say on them, $2 and $3. NOTIFY holds a lock on which all
-# commits with a NOTIFY wait, so that it goes in a transaction of its own, which does not wait for the disk.
+# After the commit: $1 finished ids, $2 channels and $3 their payloads. NOTIFY holds a lock for which all commits with a
+# NOTIFY wait, so it runs in a separate transaction, which does not wait for the disk.
 NOTIFY = f"""
     WITH ended AS (DELETE FROM flowrra.awaited WHERE id = ANY ($1::text[]) AND {LAZY} RETURNING channel, id),
     notices AS (
@@ -438,18 +427,98 @@ NOTIFY = f"""
         UNION ALL SELECT * FROM unnest($2::text[], $3::text[]))
     SELECT pg_notify(channel, payload) FROM notices WHERE {LAZY}"""
 
-# Whether the transaction $1, whose answer was lost, was committed. One that this server does not know of was not.
+# Whether the transaction $1, whose answer was lost, was committed. A transaction that the server does not know was not.
 FATE = "SELECT CASE WHEN pg_current_xact_id() > $1::text::xid8 THEN pg_xact_status($1::text::xid8) END"
 
 RESULT_COLUMNS = "id, task, status, result, error, traceback, attempt, submitted, started, finished, progress"
 GET = f"SELECT {RESULT_COLUMNS} FROM flowrra.job WHERE id = ANY ($1::text[])"
-# Counting is the one thing that reads all jobs: 300,000 take 40 ms, by an index 110 ms.
+# Only counting reads all jobs: 300,000 take 40 ms, by an index 110 ms.
 READ_ALL = "SELECT set_config('enable_seqscan', 'on', true)"
 PAUSE = "INSERT INTO flowrra.paused VALUES ($1) ON CONFLICT DO NOTHING"
 RESUME_QUEUE = "DELETE FROM flowrra.paused WHERE queue = $1"
 WORKERS = f"SELECT {WORKER_COLUMNS} FROM flowrra.worker WHERE lease > clock_timestamp() ORDER BY started"
 
 
-@functools.lru_cache(maxsize=1_000)  # searches differ in their text
+@functools.lru_cache(maxsize=1_000)  # the texts of searches differ
 def in_schema(text: str, schema: str) -> str:
-    return text.replace("flowrra.", f'"{schema}".').replace(NAMESPACE, f'CREATE SCHEMA "{schema}"')
+    return text.replace("flowrra.", f'"{schema}".')
+
+
+# Searches as text ------------------------------------------------------------------------------
+
+
+def where_clause(which: JobFilter) -> tuple[str, list[Any]]:
+    """Return a filter as the text of a WHERE clause and its values."""
+    # With the locale C, a database knows the lower case of A to Z only. So ICU is used for other letters.
+    fold = "" if (which.error or "").isascii() else ' COLLATE "und-x-icu"'
+    terms: list[str] = []
+    values: list[Any] = []
+    for term, value in (
+        ("id = ANY (${}::text[])", None if which.ids is None else list(which.ids)),
+        ("task = ${}", which.task),
+        ("queue = ${}", which.queue),
+        ("worker = ${}", which.worker),
+        (f"strpos(lower(error{fold}), lower(${{}}{fold})) > 0", clean(which.error)),
+        ("parents IS NOT NULL AND parents::jsonb ? ${}", which.parent),
+        ("tag = ${}", clean(which.tag)),
+        ("seq >= ${}", which.from_seq),
+    ):
+        if value is not None:
+            values.append(value)
+            terms.append(term.format(len(values)))
+    if which.status is not None:  # in the text, so that partial indexes match; a single one with "=", for their order
+        states = sorted(which.status)
+        terms.append(
+            f"status = '{states[0]}'" if len(states) == 1 else f"status = ANY ('{{{','.join(states)}}}'::text[])"
+        )
+    if which.ahead_of is not None:
+        term, more = _ahead_of(which.ahead_of, len(values))
+        terms.append(term)
+        values += more
+    return " AND ".join(terms) or "true", values
+
+
+def _ahead_of(job: Job, n: int) -> tuple[str, list[Any]]:
+    """What is ahead of a job, as a condition whose values follow n others."""
+    if not awaits_limit(job):
+        place = f"(priority, place, seq) < (${n + 2}::bigint, ${n + 3}::bigint, ${n + 4}::bigint)"
+        return f"status = 'pending' AND queue = ${n + 1} AND {place}", [job.queue, job.priority, job.place, job.seq]
+    mine = f"SELECT seq FROM flowrra.job WHERE limit_key = ${n + 1} AND"  # no index has both kinds of what is ahead
+    before = f"(priority, seq) < (${n + 2}::bigint, ${n + 3}::bigint)"
+    term = f"seq = ANY (ARRAY({mine} {ADMITTED}) || ARRAY({mine} {AWAITS} AND {before}))"
+    return term, [limit_key(job), job.priority, job.seq]
+
+
+def search(
+    which: JobFilter, *, limit: int, after: int | None = None, oldest_first: bool = False
+) -> tuple[str, list[Any]]:
+    """Return the query for jobs in order, and its values."""
+    where, values = where_clause(which)
+    order, behind = ("ASC", ">") if oldest_first else ("DESC", "<")
+    is_narrow = which.ids is not None or (which.worker is not None and which.status == frozenset({TaskStatus.RUNNING}))
+    place = "seq" if which.tag is None else "job_seq"
+    key = f"{place} + 0" if is_narrow else place  # prevents a plan that scans all jobs in the order of seq
+    if after is not None:
+        where, values = f"{where} AND {place} {behind} ${len(values) + 1}", [*values, after]
+    source = _source(which)
+    return f"SELECT {JOB_COLUMNS} FROM {source} WHERE {where} ORDER BY {key} {order} LIMIT {int(limit)}", values
+
+
+def _source(which: JobFilter) -> str:
+    """Return the tables of a search. Jobs with a tag are found by its index, in order."""
+    if which.tag is None:
+        return "flowrra.job"
+    return "flowrra.tag JOIN flowrra.job ON seq = job_seq"
+
+
+def counting(which: JobFilter) -> tuple[str, list[Any]]:
+    """Return the query for numbers of jobs by queue and state, and its values."""
+    where, values = where_clause(which)
+    return f"SELECT queue, status, count(*) FROM {_source(which)} WHERE {where} GROUP BY queue, status", values
+
+
+def clean(text: str | None) -> str | None:
+    """Return text that PostgreSQL can store: a NUL or half of a surrogate pair is escaped."""
+    if text is None or (text.isascii() and "\0" not in text):
+        return text
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()

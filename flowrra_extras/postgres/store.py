@@ -1,14 +1,18 @@
-"""What a call does on one connection. Methods that say so want a transaction around them.
+"""The calls of a broker on one connection. If a method needs a transaction, its docstring says so.
 
-Knows nothing of groups, pools and those who wait. What may become of a job, the rules of the core say: a walk reads
-without locks, and what it comes to is written in one statement if all that it read is as it was; else it is walked
-anew. Plain pushes, claims, promotions and the successes of jobs without children are statements of their own.
+This module does not know groups, pools and waiting callers. The rules of the core decide on jobs: a walk reads without
+locks, and its changes are written in one statement if nothing that it read has changed; otherwise it runs again.
+Plain pushes, claims, promotions and the successes of jobs without children are separate statements.
+
+What moves jobs of limits does so in a transaction, and remembers their limit keys. At its end `admit` locks these, so
+that it sees all that others have done, and lets the next jobs run. So rows are locked before limit keys, always.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import operator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
@@ -21,40 +25,61 @@ from flowrra import (
     SUCCESS,
     UNFINISHED,
     Action,
+    Admitted,
+    Attempt,
     BackendConfig,
     BrokerError,
     Children,
     ConfigError,
+    DueKeys,
     Expired,
     Holders,
     Job,
     Jobs,
+    Limit,
+    LimitKey,
+    LimitKeys,
     Notices,
     Outcome,
+    Progress,
     Running,
+    Step,
+    TaskResult,
+    TaskStatus,
     Unit,
+    WaitingFor,
     WorkerInfo,
     activity_texts,
+    admit,
+    admit_due,
     adopt,
     change,
+    charge,
+    claimed_job,
     copy_of,
+    decode,
     drive_async,
+    emitted,
+    encode,
+    encode_arguments,
     ended_job,
     expire,
+    give_labels,
+    give_limit_key,
+    labels_text,
+    limit_key,
     push,
     rescue,
     settle,
+    stored_limit_key,
 )
 from flowrra_extras.postgres import statements as sql
-from flowrra_extras.postgres.rows import born_values, changing_values, clean, job_of_row, overrides_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from flowrra import Find, Walk
     from flowrra_extras.postgres.connections import Session
-
-__all__ = ["Store", "identify", "migrate"]
 
 T = TypeVar("T")
 
@@ -64,24 +89,38 @@ _FINDS: Mapping[type[Find], str] = {
     Holders: sql.FIND_HOLDERS,
     Running: sql.FIND_RUNNING,
     Expired: sql.FIND_EXPIRED,
+    Admitted: sql.FIND_ADMITTED,
 }
-_TRIES = 2  # of a walk outside of a transaction
+_TRIES = 2  # tries of a walk outside a transaction
 
 
 class _ChangedError(Exception):
-    """What a walk has read was changed before it could write: nothing was written."""
+    """Something that a walk has read was changed before it could write. Nothing was written."""
+
+
+class _LimitedError(Exception):
+    """A walk outside of a transaction has moved jobs of limits: nothing was written."""
 
 
 class _View:
-    """What one walk has read, each job with its seq and revision."""
+    """The jobs that one walk has read, each with its seq and revision."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, *, admits: bool) -> None:
         self._db = session
+        self._admits = admits  # whether limit keys are locked and read; else `admit` does so at the end
         self.revisions: dict[str, tuple[int, str]] = {}
-        self.guarded: set[str] = set()  # all but those that were found by their keys: these the index guards
-        self._parents: dict[str, int] = {}  # those that jobs may wait for
+        self.guarded: set[str] = set()  # without those that were found by their unique keys, which the index guards
+        self.waiting: set[str] = set()  # jobs that were found waiting for their limits, and are locked
+        self.contended: list[str] = []  # limit keys with waiting jobs that others have locked
+        self._parents: dict[str, int] = {}  # possible parents
 
-    async def look(self, find: Find) -> list[Job]:
+    async def look(self, find: Find) -> list[Any]:
+        if isinstance(find, LimitKeys):
+            return await self._limit_keys(find.names)
+        if isinstance(find, WaitingFor):
+            return await self._waiting_for(find.most)
+        if isinstance(find, DueKeys):
+            return [row[0] for row in await self._db.fetch(sql.DUE_KEYS, *find)]
         values: Sequence[Any] = find if isinstance(find, Expired) else [find[0]]
         if isinstance(find, Children):
             values = [[self._parents[task_id] for task_id in find.of if task_id in self._parents]]
@@ -99,9 +138,32 @@ class _View:
             jobs.append(job)
         return jobs
 
+    async def _limit_keys(self, names: Sequence[str]) -> list[LimitKey]:
+        if not self._admits:
+            return list(map(LimitKey, names))  # of which nothing is known, so that nothing is admitted
+        await self._db.fetch(sql.LOCK_KEYS, names)
+        return limit_keys_of_rows(await self._db.fetch(sql.LIMIT_KEYS, names, False))
+
+    async def _waiting_for(self, most: Mapping[str, int]) -> list[Job]:
+        """What the rules need of these jobs, which nobody else can change now."""
+        found: dict[str, list[Job]] = {name: [] for name in most}
+        there: dict[str, int] = {}
+        for name, seq, task_id, queue, priority, number in await self._db.fetch(
+            sql.WAITING_FOR, list(most), list(most.values())
+        ):
+            there[name] = number
+            if seq is not None:
+                job = Job(task_id, "", queue=queue, priority=priority, seq=seq, status=BLOCKED)
+                give_limit_key(job, name)
+                found[name].append(job)
+        self.contended += [name for name, jobs in found.items() if len(jobs) < there[name]]
+        jobs = [job for some in found.values() for job in some]
+        self.waiting.update(job.id for job in jobs)
+        return jobs
+
 
 async def identify(session: Session) -> str | None:
-    """What identifies the store; None if its schema is to be made, or brought up to date."""
+    """Return the identity of the store; None if its schema must be created or migrated."""
     server = session.connection.get_server_version().major
     if server < 13:
         raise ConfigError(f"PostgreSQL {server} is too old: 13 or later is needed")
@@ -115,14 +177,13 @@ async def identify(session: Session) -> str | None:
 
 
 async def migrate(session: Session) -> None:
-    """Bring the schema up to date. Of two at once, the second waits and finds it done."""
+    """Create or migrate the schema. Of two callers, the second one waits and then finds the current schema."""
     async with session.transaction():
         await session.fetch("SELECT pg_advisory_xact_lock(hashtext($1))", f"flowrra {session.schema}")
-        # Whoever comes after a lock that is waited for waits as well: workers, with their heartbeats.
+        # While this waits for a lock, all later callers wait too, also the heartbeats of workers.
         await session.fetch("SELECT set_config('lock_timeout', '3s', true)")
         if (await session.store())[1] is None:
-            if not await session.fetch("SELECT FROM pg_namespace WHERE nspname = $1", session.schema):
-                await session.script(sql.NAMESPACE)  # asked first: even IF NOT EXISTS needs the right to create one
+            await session.make_schema()
             await session.script(sql.META)
         version, _ = await session.store()
         for script in sql.MIGRATIONS[version:]:
@@ -131,61 +192,133 @@ async def migrate(session: Session) -> None:
 
 
 class Store:
-    """The jobs, through one connection. `ready`, `notices` and `finished` say what a caller should tell others."""
+    """The jobs, through one connection. `ready`, `notices` and `finished` say what to notify others of.
+
+    A caller that opens a transaction around calls ends it with `admit` or `ask`.
+    """
 
     def __init__(self, session: Session, retention: BackendConfig) -> None:
         self._db = session
         self._retention = retention
-        self.ready = False  # jobs may have become ready, other than by a plain push
-        self.notices = False  # a worker is to be told something
+        self.ready: set[str | None] = set()  # queues in which jobs may have become ready, not only by a plain push
+        self.notices = False  # a worker must be notified
         self.finished: list[str] = []
+        self._touched: set[str] = set()  # limit keys of which this transaction has moved jobs
+        self._now = 0.0  # when
 
     # The rules at work -------------------------------------------------------------------------
 
     async def run(self, now: float, walk: Callable[[Unit], Walk[T]]) -> T:
-        """Run a walk of the rules and write what it comes to; again, as long as others were faster.
+        """Run a walk of the rules and write its changes. If others changed the jobs meanwhile, run it again.
 
-        In a transaction each try keeps its locks for the next, so that it comes to an end.
+        In a transaction, each try keeps its locks for the next one, so that the tries come to an end.
         """
         if self._db.is_in_transaction():
             return await self._run_under_locks(now, walk)
-        for _ in range(_TRIES):
-            with contextlib.suppress(_ChangedError, asyncpg.UniqueViolationError):
-                return await self._try(now, walk)
+        with contextlib.suppress(_LimitedError):
+            for _ in range(_TRIES):
+                with contextlib.suppress(_ChangedError, asyncpg.UniqueViolationError):
+                    return await self._try(Unit(now, self._retention), walk)
         async with self._db.transaction():
-            return await self._run_under_locks(now, walk)
+            answer = await self._run_under_locks(now, walk)
+            await self.admit()
+            return answer
 
     async def _run_under_locks(self, now: float, walk: Callable[[Unit], Walk[T]]) -> T:
         while True:
             with contextlib.suppress(_ChangedError):
-                return await self._try(now, walk)
+                return await self._try(Unit(now, self._retention), walk)
 
-    async def _try(self, now: float, walk: Callable[[Unit], Walk[T]]) -> T:
-        unit, view = Unit(now, self._retention), _View(self._db)
+    async def _try(self, unit: Unit, walk: Callable[[Unit], Walk[T]], *, admits: bool = False) -> T:
+        view = _View(self._db, admits=admits)
         answer = await drive_async(walk(unit), view.look)
-        if unit.changed:
+        if not admits and (touched := _touched(unit)):
+            if not self._db.is_in_transaction():
+                raise _LimitedError
+            self._touch(touched, unit.now)
+        if unit.changed.keys() - view.waiting:
             await self._write(unit, view)
+        if admits:
+            await self._write_admitted(unit, view)
         return answer
+
+    # Limits ------------------------------------------------------------------------------------
+
+    def _touch(self, names: Iterable[str], now: float) -> None:
+        self._touched.update(names)
+        self._now = now
+
+    async def admit(self) -> None:
+        """Let others run of the limits of which jobs were moved. Ends a transaction."""
+        if self._touched:
+            names = sorted(self._touched)
+            await self._try(Unit(self._now, self._retention, names[: sql.MOST_KEYS]), admit, admits=True)
+            self._touched = set(names[sql.MOST_KEYS :])
+            await self.ask()
+
+    async def ask(self) -> None:
+        """Leave that to the next upkeep: a transaction that may last is not to lock limit keys."""
+        if self._touched:
+            await self._db.fetch(sql.ASK, sorted(self._touched))
+            self.ready.add(None)
+            self._touched.clear()
+
+    async def charge(self, claimed: Sequence[str], now: float) -> None:
+        """Charge claimed jobs, of which these are the limit keys. In the transaction of the claim."""
+        if claimed:
+            await self._try(Unit(now, self._retention), lambda unit: charge(unit, claimed), admits=True)
+
+    async def _set_limits(self, limits: Iterable[Limit]) -> None:
+        for one in limits:
+            await self._db.fetch(sql.LOCK_LIMITS)
+            is_charged = one.rate is not None or one.turn is not None
+            await self._db.fetch(sql.SET_LIMIT, one.name, one.text, one.concurrency is not None, is_charged)
+            self.ready.add(None)
+
+    async def _write_admitted(self, unit: Unit, view: _View) -> None:
+        """Write what a walk that has locked its limit keys has come to: jobs that are ready now, and rows of keys."""
+        jobs = [unit.jobs[task_id] for task_id in unit.changed if task_id in view.waiting]
+        places = [row[0] for row in await self._db.fetch(sql.PLACES, len(unit.placed))] if unit.placed else []
+        for job, place in zip(unit.placed, places, strict=True):
+            job.place = place
+        states = [state for _, state in unit.key_changes()]
+        kept = [state for state in states if state.row != LimitKey("").row]
+        if jobs or states:
+            await self._db.fetch(
+                sql.ADMIT,
+                [job.seq for job in jobs],
+                [job.place for job in jobs],
+                [state.name for state in kept],
+                [state.tat for state in kept],
+                [state.due for state in kept],
+                [state.paused for state in kept],
+                [state.name for state in states if state not in kept],
+            )
+        if view.contended:
+            await self._db.fetch(sql.ASK, view.contended)
+        self.ready.update(job.queue for job in jobs)
+        self.ready.update(unit.timed)
 
     async def _write(self, unit: Unit, view: _View) -> None:
         changes = unit.changes()
+        changes = [pair for pair in changes if pair[1].id not in view.waiting]
         old = {job.id: job for before, job in changes if before is not None}
         new = {job.id: job for before, job in changes if before is None}
         waits = _new_waits(unit)
         parents = {parent for parent, _ in waits}
-        old |= {parent: unit.jobs[parent] for parent in parents - new.keys()}  # so that whoever ends it notices
+        old |= {parent: unit.jobs[parent] for parent in parents - new.keys()}  # so that its end sees the child
         guards = sorted(view.revisions[task_id] for task_id in view.guarded | old.keys())
         places = {task_id: -place for place, task_id in enumerate(new, 1)} | {i: job.seq for i, job in old.items()}
         rows = await self._db.fetch(
             sql.WRITE,
             [seq for seq, _ in guards],
             [revision for _, revision in guards],
-            json.dumps([changing_values(job) | {"has_children": job.id in parents} for job in old.values()]),
+            json.dumps([_old_values(job, unit) | {"has_children": job.id in parents} for job in old.values()]),
             json.dumps([born_values(job) | {"has_children": job.id in parents} for job in new.values()]),
             [places[parent] for parent, _ in waits],
             [places[child] for _, child in waits],
             [job.seq for job in old.values() if job.status in FINISHED],
-            [json.dumps([j.id, j.task, j.attempt, j.status, clean(j.error)]) for j in unit.endings],
+            [json.dumps([j.id, j.task, j.attempt, j.status, sql.clean(j.error)]) for j in unit.endings],
         )
         if not rows[0][0]:
             raise _ChangedError
@@ -193,103 +326,116 @@ class Store:
             self._note(job)
 
     def _note(self, job: Job) -> None:
-        """Remember whom the change of a job concerns."""
+        """Note who must be notified of the change of a job."""
         if job.status in FINISHED:
             self.finished.append(job.id)
         elif job.status is RUNNING:
-            self.notices = True
+            self.notices |= job.cancel_requested
         elif job.status is not BLOCKED:
-            self.ready = True
+            self.ready.add(job.queue)
 
-    # Taking in ---------------------------------------------------------------------------------
+    # Pushing -----------------------------------------------------------------------------------
 
     async def push(self, jobs: Sequence[Job], now: float) -> list[str]:
-        """Take in jobs; repeating it changes nothing."""
+        """Add jobs. A repetition changes nothing. In a transaction if a job has a limit."""
         if not all(map(is_plain, jobs)):
             return await self.run(now, lambda unit: push(unit, [copy_of(job) for job in jobs]))
         await self._db.fetch(sql.INSERT, now, *_columns(jobs))
+        self._touch((limit_key(job) for job in jobs if job.limit is not None), now)
         return [job.id for job in jobs]
 
     async def push_one(self, job: Job, now: float, channel: str, payload: str, *, early: bool) -> None:
-        """Take in a plain job, and notify in the same transaction.
+        """Add a plain job, and notify in the same transaction.
 
-        `early`: others are told, and see the job, before it is on disk; the call waits for that all the same.
+        With `early`, others are notified and see the job before it is on disk. The call still waits for the disk.
         """
-        values = (job.id, job.payload, job.task, job.queue, job.priority, job.due, job.expires, overrides_text(job))
+        values = (job.id, job.payload, job.task, job.queue, job.priority, job.due, job.expires, labels_text(job))
         await self._db.fetch(sql.INSERT_ONE_EARLY if early else sql.INSERT_ONE, now, *values, channel, payload)
         if early:
             await self._db.fetch(sql.SYNC)
 
     async def adopt(self, jobs: Sequence[Job], by: str, now: float) -> list[str]:
-        """Take in jobs of another store, held by `by`."""
+        """Add jobs of another store, held by `by`."""
         return await self.run(now, lambda unit: adopt(unit, jobs, by))
 
-    # Writing down ------------------------------------------------------------------------------
+    # Settling ----------------------------------------------------------------------------------
 
     async def settle(self, outcomes: Sequence[Outcome], now: float, *, careful: bool) -> set[tuple[int, int]]:
-        """Write down outcomes, at most one of an attempt; the (seq, attempt) of those that were written.
+        """Write outcomes, at most one per attempt. Return the (seq, attempt) of those that were written.
 
-        Unless `careful`, only successes of jobs that nobody waits for are.
+        Without `careful`, only successes of jobs without children are written; of those with limits, in a transaction.
         """
         if careful:
             written = await self.run(now, lambda unit: settle(unit, outcomes))
             return {(o.job.seq, o.attempt) for o, is_in in zip(outcomes, written, strict=True) if is_in}
-        done = sorted((o for o in outcomes if o.status is SUCCESS), key=lambda o: o.job.seq)  # as all lock their rows
+        # All lock rows in this order.
+        done = sorted((o for o in outcomes if o.status is SUCCESS), key=lambda o: o.job.seq)
         if not done:
             return set()
         keep = [self._retention.result_ttl if o.keep is None else o.keep for o in done]
         columns = [[o.job.seq for o in done], [o.attempt for o in done], [o.text for o in done]]
-        rows = await self._db.fetch(sql.SUCCEED, now, *columns, [now + seconds for seconds in keep])
+        limited = self._db.is_in_transaction()
+        rows = await self._db.fetch(sql.SUCCEED, now, *columns, [now + seconds for seconds in keep], limited)
         self.finished += [row[2] for row in rows]
+        self._touch((row[3] for row in rows if row[3] is not None), now)
         return {(row[0], row[1]) for row in rows}
 
     async def written(self, outcomes: Sequence[Outcome]) -> set[tuple[int, int]]:
-        """Those that an earlier settle has written."""
+        """Return the (seq, attempt) of those that an earlier settle has written."""
         columns = zip(*((o.job.seq, o.attempt, o.status, o.ending) for o in outcomes), strict=True)
         return {(row[0], row[1]) for row in await self._db.fetch(sql.WRITTEN, *columns)}
 
-    # Workers, and by hand --------------------------------------------------------------------
+    # Workers, and changes by hand --------------------------------------------------------------
 
     async def beat(
         self, worker: WorkerInfo, lease: float, now: float, *, is_new: bool = False, again: bool = False
     ) -> tuple[Notices, str]:
-        """Extend a worker's lease, or register it. What that brings back, with workers that are dead; and its term."""
+        """Extend a worker's lease, or register it. Return the notices, with the dead workers, and the term."""
         names = sql.WORKER_COLUMNS.split(", ")
         texts = {"seen": now, "queues": json.dumps(dict(worker.queues)), "tasks": json.dumps(list(worker.tasks))}
         values = [texts[name] if name in texts else getattr(worker, name) for name in names]
         activity = activity_texts(worker.activity)
         rest = (lease, list(worker.queues), list(activity), list(activity.values()), int(now - ACTIVITY_KEPT))
         (row,) = await self._db.fetch(sql.BEAT, *values, *rest, is_new, again)
-        term = row["term"] or ""  # none if it was registered at the same moment by an earlier try
+        term = row["term"] or ""  # none if an earlier try has just registered it
         lapsed = worker.term not in ("", term)
         endings = [ended_job(text) for text in row["endings"]]
         paused = frozenset(row["paused"])
         return Notices(row["cancelled"], lapsed, paused, row["suspects"], row["lost"], endings), term
 
     async def upkeep(self, worker: str, now: float) -> bool:
-        """One step of what is to be done first: rescue, promote, expire. Whether more is left. In a transaction."""
+        """Do one step of upkeep: rescue, promote, expire. Return whether more is left. Needs a transaction."""
         await self.rescue([row[0] for row in await self._db.fetch(sql.LOST_TO, worker)], now)
         promoted = await self._db.fetch(sql.PROMOTE, now)
-        self.ready = bool(promoted) or self.ready
+        self.ready.update([None] if promoted else [])
         is_left = await self.run(now, lambda unit: expire(unit, sql.UPKEEP))
-        return is_left or len(promoted) >= sql.UPKEEP
+        self._touch((row[0] for row in promoted if row[0] is not None), now)
+        unit = Unit(now, self._retention, self._touched)
+        self._touched.clear()
+        are_due = await self._try(unit, lambda unit: admit_due(unit, sql.UPKEEP_KEYS), admits=True)
+        return is_left or are_due or len(promoted) >= sql.UPKEEP
 
     async def rescue(self, dead: Sequence[str], now: float) -> list[str]:
-        """Put back the jobs of workers that are dead; those that have not come back meanwhile. In a transaction."""
+        """Rescue the jobs of dead workers, except workers that renewed their lease meanwhile. Needs a transaction."""
         lost = [row[0] for row in await self._db.fetch(sql.RESCUE, dead)]
         if lost:
             await self.run(now, lambda unit: rescue(unit, lost, crashed=True))
         return lost
 
     async def leave(self, worker: WorkerInfo, now: float) -> None:
-        """Take a worker off the list and release what it holds. In a transaction."""
+        """Remove a worker and release its jobs. Needs a transaction."""
         await self.beat(worker, 0.0, now)
         await self._db.fetch("DELETE FROM flowrra.worker WHERE id = $1", worker.id)
         await self.run(now, lambda unit: rescue(unit, [worker.id], crashed=False))
 
     async def change(self, task_ids: Sequence[str], action: Action, now: float, by: str | None) -> list[bool]:
-        """What people do to jobs, and moves to another store."""
-        return await self.run(now, lambda unit: change(unit, task_ids, action, clean(by)))
+        """What people do to jobs and limits, and moves to another store. In a transaction."""
+        unit, by_whom = Unit(now, self._retention), emitted(action, sql.clean(by))
+        if action in ("limit", "pause", "resume"):
+            done = await self._try(unit, lambda unit: change(unit, task_ids, action, by_whom), admits=True)
+            await self._set_limits(unit.limits)
+            return done
+        return await self.run(now, lambda unit: change(unit, task_ids, action, by_whom))
 
     async def remove(self, task_ids: Sequence[str], by: str | None) -> list[str]:
         """Delete finished jobs, or those that `by` holds."""
@@ -301,16 +447,27 @@ class Store:
 
 
 def is_plain(job: Job) -> bool:
-    """Whether one statement can insert it; otherwise the rules must look at it."""
+    """Whether one statement can insert the job without the rules."""
     return job.unique is None and not job.parents
 
 
+def _touched(unit: Unit) -> set[str]:
+    """The limit keys of jobs that a walk moves; a report of a job that goes on to run does not."""
+    return {
+        limit_key(job)
+        for before, after in unit.changes()
+        if before is None or before.status is not RUNNING or after.status is not RUNNING
+        for job in (before, after)
+        if job is not None and job.limit is not None
+    }
+
+
 def _new_waits(unit: Unit) -> list[tuple[str, str]]:
-    """Unfinished parents, and the children that have begun to wait for them; one that is held does not."""
+    """Return pairs of unfinished parents and children that now wait for them. Held children do not wait."""
     return [
         (parent, job.id)
         for before, job in unit.changes()
-        if job.status is BLOCKED and job.worker is None
+        if job.status is BLOCKED and job.worker is None and job.waits
         if before is None or before.status is not BLOCKED or before.worker is not None
         for parent in job.parents
         if parent in unit.jobs and unit.jobs[parent].status in UNFINISHED
@@ -318,7 +475,7 @@ def _new_waits(unit: Unit) -> list[tuple[str, str]]:
 
 
 def _columns(jobs: Sequence[Job]) -> list[list[Any]]:
-    """Jobs as the arrays that sql.INSERT takes."""
+    """Return jobs as the arrays that sql.INSERT takes."""
     return [
         [job.id for job in jobs],
         [job.payload for job in jobs],
@@ -327,7 +484,8 @@ def _columns(jobs: Sequence[Job]) -> list[list[Any]]:
         _one_for_all([job.priority for job in jobs]),
         _none_if_none([job.due for job in jobs]),
         _none_if_none([job.expires for job in jobs]),
-        _none_if_none([overrides_text(job) for job in jobs]),
+        _none_if_none([labels_text(job) for job in jobs]),
+        _none_if_none([stored_limit_key(job) for job in jobs]),
     ]
 
 
@@ -337,3 +495,131 @@ def _one_for_all(values: list[T]) -> list[T]:
 
 def _none_if_none(values: list[T | None]) -> list[T | None]:
     return [] if values.count(None) == len(values) else values
+
+
+# Rows -------------------------------------------------------------------------------------------
+
+
+def jobs_of_claim(rows: Sequence[Any], worker: str, now: float) -> list[Job]:
+    """Return the jobs of a claim, in order: an UPDATE returns them in any order."""
+    jobs = []
+    for row in rows:
+        if row["seq"] is not None:
+            job = claimed_job(row[-sql.CLAIMED.count(",") - 1 :], worker, now)
+            job.place = row["place"]
+            jobs.append(job)
+    jobs.sort(key=operator.attrgetter("priority", "place", "seq"))
+    return jobs
+
+
+_FIELDS = sql.JOB_COLUMNS.replace("unique_key", "unique").replace("::text", "").split(", ")
+
+
+def job_of_row(row: Any) -> Job:
+    """Return the job of a row that begins with sql.JOB_COLUMNS."""
+    values = dict(zip(_FIELDS, row, strict=False))
+    values["status"] = TaskStatus(values["status"])
+    values["started"] = _started(values["started"], values["submitted"])
+    values["parents"] = tuple(_parsed(values["parents"], ()))
+    labels, limited = values.pop("overrides"), values.pop("limit_key")
+    values["history"] = tuple(Attempt(*entry) for entry in _parsed(values["history"], ()))
+    values["steps"] = tuple(Step(*step) for step in _parsed(values["steps"], ()))
+    values["progress"] = _progress_of(values["progress"])
+    values["result"] = _stored_result(values["result"])
+    job = Job(**values)
+    give_labels(job, _parsed(labels, {}))
+    give_limit_key(job, limited)
+    return job
+
+
+def limit_keys_of_rows(rows: Iterable[Any]) -> list[LimitKey]:
+    """States of limit keys from rows of sql.LIMIT_KEYS."""
+    limits: dict[str | None, Limit | None] = {None: None}
+    for text in {row[1] for row in rows} - {None}:
+        limits[text] = Limit.from_text(text)
+    return [LimitKey(name, limits[text], *rest) for name, text, *rest in rows]
+
+
+_CHANGING: Sequence[str] = (
+    "seq", "status", "due", "expires", "attempt", "failures", "crashes", "worker", "started", "finished", "purge_at",
+    "cancel_requested", "waits", "place",
+)  # fmt: skip
+_BORN: Sequence[str] = ("id", "task", "queue", "priority", "submitted")
+_values_changing, _values_born = operator.attrgetter(*_CHANGING), operator.attrgetter(*_BORN)
+
+
+def changing_values(job: Job) -> dict[str, Any]:
+    """Return the fields of a job that the rules may change, as sql.WRITE takes them."""
+    values: dict[str, Any] = dict(zip(_CHANGING, _values_changing(job), strict=True))
+    values["result"] = encode(job.result) if job.status is SUCCESS else None
+    values["error"] = sql.clean(job.error)
+    values["traceback"] = sql.clean(job.traceback)
+    values["progress"] = json.dumps(job.progress) if job.progress else None
+    past = [a._replace(error=sql.clean(a.error), traceback=sql.clean(a.traceback)) for a in job.history]
+    values["history"] = past or None
+    values["steps"] = job.steps or None
+    return values
+
+
+def _old_values(job: Job, unit: Unit) -> dict[str, Any]:
+    """Return an existing job as sql.WRITE takes it."""
+    return changing_values(job) | (
+        {"payload": job.payload, "limit_key": stored_limit_key(job)} if job.id in unit.replaced else {}
+    )
+
+
+def born_values(job: Job) -> dict[str, Any]:
+    """Return a new job as sql.WRITE takes it."""
+    values = changing_values(job) | dict(zip(_BORN, _values_born(job), strict=True))
+    values["payload"] = encode_arguments(job)
+    values["unique_key"] = job.unique
+    values["parents"] = json.dumps(job.parents) if job.parents else None
+    values["overrides"] = labels_text(job)
+    values["limit_key"] = stored_limit_key(job)
+    return values
+
+
+def result_of_row(row: Any) -> TaskResult[Any]:
+    task_id, task, status, result, *rest, progress = row
+    values = [TaskStatus(status), _stored_result(result), *rest, _progress_of(progress)]
+    found: TaskResult[Any] = TaskResult(task_id, task, *values)
+    found.started = _started(found.started, found.submitted)
+    return found
+
+
+def _started(claimed: float | None, submitted: float) -> float | None:
+    """Return the start as in the rules. The row has the time of the claim, by which a lost claim is found."""
+    return None if claimed is None else max(claimed, submitted)
+
+
+def worker_of_row(worker: str, host: str, pid: int, queues: str, tasks: str, *rest: Any) -> WorkerInfo:
+    return WorkerInfo(worker, host, pid, json.loads(queues), json.loads(tasks), *rest)
+
+
+def recorded_columns(results: Sequence[TaskResult[Any]], retention: BackendConfig) -> list[list[Any]]:
+    """Return results of other stores as the arrays that sql.RECORD takes."""
+    return [
+        [r.task_id for r in results],
+        [r.task for r in results],
+        [r.status for r in results],
+        [r.submitted for r in results],
+        [r.attempts for r in results],
+        [r.started for r in results],
+        [r.finished or 0.0 for r in results],
+        [(r.finished or 0.0) + retention.ttl(r.status) for r in results],
+        [sql.clean(r.error) for r in results],
+        [sql.clean(r.traceback) for r in results],
+        [encode(r.result) if r.is_success else None for r in results],
+    ]
+
+
+def _parsed(text: str | None, default: Any) -> Any:
+    return default if text is None else json.loads(text)
+
+
+def _stored_result(text: str | None) -> Any:
+    return None if text is None or text == "null" else decode(text)
+
+
+def _progress_of(text: str | None) -> Progress | None:
+    return None if text is None else Progress(*json.loads(text))

@@ -3,24 +3,27 @@
     app = Flowrra.from_urls("redis://user:password@host:6379/0")
     app = Flowrra.from_urls("rediss://host/0?prefix=billing")     # TLS; keys under {billing}:
     app = Flowrra.from_urls("unix:///run/redis.sock?db=1")
+    app = Flowrra.from_urls("redis+sentinel://host:26379,other:26379/mymaster/0")
+    app = Flowrra(broker=RedisBroker(client=lambda: redis.asyncio.Redis(credential_provider=...)))
 
-Redis keeps on disk what it is told to. For "nothing is lost" configure
+What Redis keeps on disk depends on its configuration. So that no job is lost, set
 
     appendonly yes
-    # With everysec a power cut undoes the last second, with always nothing that was acknowledged.
+    # With `everysec`, a power failure loses the last second. With `always`, it loses nothing that was acknowledged.
     appendfsync always
-    # Any other policy throws jobs away when memory is full.
+    # Any other policy deletes jobs when memory is full.
     maxmemory-policy noeviction
 
-What runs in the server is in `scripts`, with the keys; their words and answers are in `calls`, the rules at work in
-`changes`, the connections in `wire`, those who wait in `waiters`.
+`scripts` has the scripts that run in the server, and the keys; `calls` their arguments and answers; `changes` applies
+the rules; `search` finds jobs; `connection` has the connections; `notifications` has the waiting callers.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
-import itertools
+import functools
 import logging
 import math
 import os
@@ -28,21 +31,31 @@ from typing import TYPE_CHECKING, Any, cast
 
 from flowrra import (
     ACTIVITY_KEPT,
+    FAILED,
     LAST_CHANCE,
+    LIMIT_ACTIONS,
+    RETRYING,
+    RUNNING,
     SUCCESS,
     UPKEEP_STEP,
     Action,
     BackendConfig,
+    Broker,
     BrokerConfig,
     BrokerError,
     Clock,
     Config,
+    ConfigError,
     Job,
-    Lease,
+    JobFilter,
+    Limit,
+    LimitKey,
+    LimitUse,
     Notices,
     Outcome,
-    Progress,
+    Overview,
     TaskResult,
+    TaskStatus,
     Topic,
     Unit,
     Walk,
@@ -57,13 +70,10 @@ from flowrra import (
     encode_value,
     ended_job,
     expire,
-    judge_leases,
     push,
     recorded,
-    rescue,
-    result_limit,
+    resolved,
     settle,
-    unknown_job,
 )
 from flowrra_extras.redis.calls import (
     Attempts,
@@ -72,107 +82,124 @@ from flowrra_extras.redis.calls import (
     Claims,
     in_turns,
     is_plain,
+    limit_words,
     push_words,
     result_of_row,
     settle_words,
     to_json,
     worker_text,
 )
-from flowrra_extras.redis.changes import Changes
+from flowrra_extras.redis.changes import Changes, Leases
+from flowrra_extras.redis.connection import Call, Link, address_from_client, address_from_url
+from flowrra_extras.redis.notifications import Notifications
 from flowrra_extras.redis.scripts import VERSION
-from flowrra_extras.redis.searching import PAGE, SearchingBroker
-from flowrra_extras.redis.waiters import Waiters
-from flowrra_extras.redis.wire import Address, Call, Link
+from flowrra_extras.redis.search import PAGE, Search
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
+
+    from flowrra_extras.redis.connection import Address, ClientMaker
 
 __all__ = ["RedisBroker", "broker_from_url"]
 
 logger = logging.getLogger("flowrra")
 
-_LEASES = 4  # what a heartbeat answers if leases are to be judged first
-_LOOK_EVERY = 5.0  # seconds between looks for a result, should a message have been lost
-_MOST = 500_000  # jobs in one push: Redis 6.2 takes a million words, and other callers wait for 5 s
+_LEASES = 4  # the answer to a heartbeat if leases must be judged first
+_LOOK_EVERY = 5.0  # seconds between polls for a result, in case a message was lost
+_MOST = 500_000  # jobs in one push: Redis 6.2 takes a million arguments, and other callers wait for 5 s
 
 
-class RedisBroker(SearchingBroker):
-    """Jobs in Redis, for many processes on many machines; `url` as at the top of this module.
+class RedisBroker(Broker):
+    """Stores jobs in Redis, for many processes on many machines.
 
-    A call waits up to `config.timeout` seconds for a server that is away, restarts or fails over, and then
-    raises a BrokerError. That leaves it open whether the call was carried out: `push` again with the same
-    ids changes nothing. A connection that is silent for 5 s is given up for a new one.
+    If the server is unreachable, restarts or fails over, a call waits up to `config.timeout` seconds, then raises a
+    BrokerError. The call may or may not have been carried out: a `push` with the same ids can be repeated safely. A
+    connection that is silent for 5 s is replaced by a new one.
+
+    Args:
+        url: the address of the server; see the docstring of the module. Give either `url` or `client`.
+        config: settings of the broker, such as `timeout`.
+        retention: how long finished jobs are kept.
+        clock: the wall clock for due times. Leases use the server's clock.
+        client: a function that makes an asyncio client of redis-py with your configuration. It is called for each
+            connection, so it must make a new client each time. The broker uses one connection of the client, and sets
+            how text is decoded, the time-out of the socket and the retries.
+        prefix: with `client`, all keys begin with `{prefix}:`. A URL contains it as an option.
     """
 
-    keeps_text = keeps_activity = True
+    keeps_text = True
+    has_limits = True
 
     def __init__(
         self,
-        url: str,
+        url: str = "",
         config: BrokerConfig | None = None,
         retention: BackendConfig | None = None,
         clock: Clock | None = None,
+        *,
+        client: ClientMaker | None = None,
+        prefix: str = "flowrra",
     ) -> None:
-        self.url = url
+        if bool(url) == (client is not None):
+            raise ConfigError("a RedisBroker takes either a URL, which also contains the prefix, or a client")
+        self._address = address_from_url(url) if client is None else address_from_client(client, prefix)
+        self.url = url or self._address.name
         self.config = config or BrokerConfig()
         self.retention = retention or BackendConfig()
         self._clock = clock or Clock()
-        self._address = Address(url)
+        self._start_new()
+
+    def _start_new(self) -> None:
         self._claims = Claims()
         self._doubtful: Attempts = set()
-        self._calls = Calls(Link(self._address))
-        self._changes = Changes(self._calls, self.retention)
-        self._waiters = Waiters(self._address)
-        self._next_due: float | None = None
+        self._make_parts()
         self._is_open = False
         self._pid = 0
         self._inherited: object = None
 
+    def _make_parts(self) -> None:
+        """Make the parts that belong to one loop."""
+        self._link = Link(self._address)
+        self._calls = Calls(self._link)
+        self._changes = Changes(self._calls, self.retention)
+        self._leases = Leases(self._changes)
+        self._search = Search(self._calls)
+        self._notifications = Notifications(self._address)
+        self._next_due: float | None = None
+
     def clone(self) -> RedisBroker:
-        return RedisBroker(self.url, self.config, self.retention, self._clock)
+        new = copy.copy(self)
+        new._start_new()
+        return new
 
     # Opening and closing -----------------------------------------------------------------------
 
     async def open(self) -> None:
         if self._is_open and self._pid == os.getpid():
-            self._calls.abandon()
-            self._waiters.abandon()
-        elif self._is_open:  # by the parent of a fork, which goes on to use them: neither used nor collected
-            self._inherited = self._calls, self._waiters
+            await self._link.abandon()
+            await self._notifications.abandon()
+        elif self._is_open:  # of the parent of a fork, which still uses them: never used or collected
+            self._inherited = self._link, self._notifications
         self._pid = os.getpid()
-        link = Link(self._address)
-        link.open(self.config.timeout)
-        self._calls, self._waiters, self._next_due, self._is_open = Calls(link), Waiters(self._address), None, True
-        self._changes = Changes(self._calls, self.retention)
+        self._make_parts()
+        self._link.open(self.config.timeout)
+        self._is_open = True
         try:
             await self._calls.run(Call("look"))
-            settings = await link.settings()
+            settings = await self._link.settings()
             self.store_id = settings.get("store")
             _warn(self._address.name, settings)
-            await self._bring_up_to_date()
+            await _bring_up_to_date(self._calls, self._address)
         except BaseException:
             await self.close()
             raise
-
-    async def _bring_up_to_date(self) -> None:
-        """See that the keys are of this version. Of several that do it at once each does it all, so that it is done."""
-        state, _ = await self._look()
-        version = int(state.get("version", 1))
-        if version > VERSION:
-            raise BrokerError(
-                f"{self._address.name} has keys of version {version} under {self._address.prefix}, "
-                f"newer than the {VERSION} of this flowrra: upgrade it"
-            )
-        last = "0"
-        while version < VERSION and last:
-            last = await self._calls.run(Call("upgrade", f"({last}", str(PAGE)))
 
     async def close(self) -> None:
         if self._is_open:
             self._is_open = False
             await self._calls.close()
-            await self._waiters.close()
-            await asyncio.sleep(0)  # for the transports, which close their sockets in the next turn
+            await self._notifications.close()
+            await asyncio.sleep(0)  # transports close their sockets in the next turn of the loop
 
     # Jobs --------------------------------------------------------------------------------------
 
@@ -188,13 +215,13 @@ class RedisBroker(SearchingBroker):
             job.payload = encode_arguments(job)
 
         def take_in(unit: Unit) -> Walk[list[str]]:
-            new = [copy_of(job) for job in jobs]  # for each time that it runs
+            new = [copy_of(job) for job in jobs]  # for each run of the walk
             return push(unit, new) if by is None else adopt(unit, new, by)
 
         return (await self._changes.run(now, take_in, new=len(jobs)))[0]
 
     async def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = LAST_CHANCE) -> list[Job]:
-        self._waiters.look(f"jobs {queue}")
+        self._notifications.hub.look(("queue", queue))
         due, jobs = await self._claim(Claim(self._claims, queue, limit, worker, now, crashes))
         if due == "upkeep":
             is_left = await self._do_upkeep(worker, now, *jobs)
@@ -212,13 +239,13 @@ class RedisBroker(SearchingBroker):
         return first, rest if first == "upkeep" else rest[0]
 
     async def _do_upkeep(self, worker: str, now: float, expired: int, leases: Sequence[Any]) -> bool:
-        """What the rules do before a claim: a bounded step. Whether more jobs may have expired."""
+        """Run a bounded step of the upkeep that is due before a claim. Return whether more jobs may have expired."""
         if leases[3]:
-            await self._judge(leases, now, worker)
+            await self._leases.judge(leases, now, worker)
         if not expired:
             return False
         unit, plan, is_left = await self._changes.attempt(now, lambda unit: expire(unit, UPKEEP_STEP))
-        return not await self._changes.write(unit, plan) or is_left  # or another one was about the same jobs
+        return not await self._changes.write(unit, plan) or is_left  # or another worker processed the same jobs
 
     async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
         for outcome in outcomes:
@@ -236,7 +263,7 @@ class RedisBroker(SearchingBroker):
         return [next(written) if flag == "2" else flag == "1" for flag in flags]
 
     async def _settle_successes(self, outcomes: Sequence[Outcome], now: float) -> list[str]:
-        """Of each outcome 1 if it was written, 0 if not, 2 if it is left to the rules, as all but successes."""
+        """Return for each outcome 1 if written, 0 if not, 2 if it is left to the rules (all but successes)."""
         first: dict[tuple[int, int], int] = {}
         for index, outcome in enumerate(outcomes):
             first.setdefault((outcome.job.seq, outcome.attempt), index)
@@ -251,16 +278,19 @@ class RedisBroker(SearchingBroker):
 
     async def _settle_by_rules(self, outcomes: Sequence[Outcome], now: float) -> list[bool]:
         as_text = [dataclasses.replace(outcome, result=outcome.text) for outcome in outcomes]
-        written, unit = await self._changes.run(now, lambda unit: settle(unit, as_text))
+        plain = {outcome.job.id: outcome.job for outcome in outcomes if _is_plain_failure(outcome, self._doubtful)}
+        walks = functools.partial(settle, outcomes=as_text)
+        events = sum(outcome.event is not None for outcome in outcomes)
+        written, unit = await self._changes.run(now, walks, new=events, assumed=plain.values())
         for index, outcome in enumerate(outcomes):
             found = unit.found.get(outcome.job.id)
             if (outcome.job.id, outcome.attempt) in self._doubtful and found is not None:
                 is_same = (found.seq, found.attempt, found.status) == (outcome.job.seq, outcome.attempt, outcome.status)
-                written[index] |= is_same  # a call wrote it whose answer was lost
+                written[index] |= is_same  # an earlier call wrote it, whose answer was lost
         return written
 
     async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
-        self._waiters.look("notices")
+        self._notifications.hub.look(("worker", ""))
         is_new = not worker.term and not self._calls.was_away(lease)
         about = worker_text(worker, now), to_json(list(worker.queues)), repr(now - ACTIVITY_KEPT)
         activity = [str(word) for pair in activity_texts(worker.activity).items() for word in pair]
@@ -270,9 +300,11 @@ class RedisBroker(SearchingBroker):
             answer = await self._calls.run(call)
             if len(answer) != _LEASES:
                 break
-            lost = await self._judge(answer, now, worker.id, beat=lease, is_new=is_new, is_sure=not call.is_repeated)
+            lost = await self._leases.judge(
+                answer, now, worker.id, beat=lease, is_new=is_new, is_sure=not call.is_repeated
+            )
         if lease <= 0:
-            await self._rescue([worker.id], now)
+            await self._leases.rescue([worker.id], now)
         term, cancelled, paused, suspects, endings = answer
         lapsed = worker.term not in ("", term) and lease > 0
         worker.seen, worker.term = now, term or worker.term
@@ -280,54 +312,18 @@ class RedisBroker(SearchingBroker):
             cancelled, lapsed, frozenset(paused), suspects, lost or [], [ended_job(text) for text in endings]
         )
 
-    async def _judge(
-        self,
-        leases: Sequence[Any],
-        now: float,
-        by: str,
-        *,
-        beat: float = 0.0,
-        is_new: bool = False,
-        is_sure: bool = True,
-    ) -> list[str] | None:
-        """Put back what the dead held, and give others fresh leases; None if the leases have changed meanwhile.
-
-        A claim leaves those in doubt to heartbeats. Not `is_sure`: the server has kept silent, or its answer was lost.
-        """
-        clock, until, length, lapsed = leases
-        others = {w: Lease(float(end), float(size or beat), graced == "1") for w, end, size, graced in lapsed}
-        mine = Lease(float(until), float(length or beat)) if until and is_sure else None
-        dead, fresh = judge_leases(others, mine, float(clock), is_new=is_new and is_sure)
-        renewed = {worker: float(clock) + others[worker].length for worker in fresh} if beat else {}
-        ends = {worker: end for worker, end, *_ in lapsed if worker in dead or worker in renewed}
-        return dead if await self._rescue(dead, now, ends, renewed) else None
-
-    async def _rescue(
-        self,
-        workers: Sequence[str],
-        now: float,
-        ends: Mapping[str, str] | None = None,
-        renewed: Mapping[str, float] | None = None,
-    ) -> bool:
-        """Put back what workers held. `ends`: their leases as they were judged; without, they take their leave."""
-        while True:
-            unit, plan, _ = await self._changes.attempt(
-                now, lambda unit: rescue(unit, workers, crashed=ends is not None)
-            )
-            plan.leases.update(ends or {})
-            plan.end_leases(workers)
-            plan.renew_leases(renewed or {})
-            if await self._changes.write(unit, plan):
-                return True
-            if ends is not None:
-                return False
-
-    async def report(self, progress: Mapping[tuple[str, int], Progress]) -> None:
-        words = ((task_id, str(n), to_json([p.done, p.total, p.note])) for (task_id, n), p in progress.items())
-        await self._calls.run(Call("report", *itertools.chain.from_iterable(words)))
-
     async def change(self, task_ids: Sequence[str], action: Action, *, now: float, by: str | None = None) -> list[bool]:
-        return (await self._changes.run(now, lambda unit: change(unit, task_ids, action, by)))[0]
+        if action in LIMIT_ACTIONS:
+            return await _change_limits(self._calls, task_ids, action, now, by)
+        new = len(task_ids) if action == "emit" else 0
+        unit, plan, done = await self._changes.attempt(now, lambda unit: change(unit, task_ids, action, by), new=new)
+        if await self._changes.write(unit, plan):
+            return done
+        if (middle := len(task_ids) // 2) == 0:
+            return (await self._changes.run(now, lambda unit: change(unit, task_ids, action, by), new=new))[0]
+        # Workers may claim some of many jobs between the read and the write. The other jobs must not wait for those.
+        halves = task_ids[:middle], task_ids[middle:]
+        return [one for half in halves for one in await self.change(half, action, now=now, by=by)]
 
     async def remove(
         self, task_ids: Sequence[str] = (), *, by: str | None = None, before: float | None = None, limit: int = 1000
@@ -342,7 +338,7 @@ class RedisBroker(SearchingBroker):
         def keep(unit: Unit) -> Walk[None]:
             known = yield from unit.get(result.task_id for result in results)
             for result, job in zip(results, known, strict=True):
-                if job is None or not job.queue:  # a job of this store, which is in a queue, is not written over
+                if job is None or not job.queue:  # a job of this store, which is in a queue, is not overwritten
                     new = recorded(result, self.retention)
                     new.seq = 0 if job is None else job.seq
                     new.result = encode(result.result) if result.is_success else None
@@ -355,28 +351,35 @@ class RedisBroker(SearchingBroker):
     async def wait(self, topics: Sequence[Topic], timeout: float | None) -> None:
         if not self._is_open:
             raise BrokerError(f"the broker on {self._address.name} is not open")
-        timeout = math.inf if timeout is None else timeout
+        hub, limit = self._notifications.hub, math.inf if timeout is None else timeout
+        self._notifications.want(topics)
         if topics[0][0] == "queue" and self._next_due is not None:
-            timeout = min(timeout, self._next_due - self._clock.time())
-        await self._waiters.wait([f"jobs {name}" if kind == "queue" else "notices" for kind, name in topics], timeout)
+            limit = min(limit, self._next_due - self._clock.time())
+        if topics[0][0] != "job":
+            await hub.wait(topics, None if limit == math.inf else limit)
+            return
+        with hub.expect(topics) as waiter:
+            if all(result and not result.is_finished for result in await self.get([name for _, name in topics])):
+                await resolved(waiter, min(limit, _LOOK_EVERY))
 
-    async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
-        topic = f"results {task_id}"
-        try:
-            async with result_limit(task_id, timeout) as answered:
-                while True:
-                    self._waiters.look(topic)  # first, so that no end falls between looking and waiting
-                    (result,) = await self.get([task_id])
-                    if result is None:
-                        raise unknown_job(task_id)
-                    if result.is_finished:
-                        return result
-                    answered()
-                    await self._waiters.wait([topic], _LOOK_EVERY)
-        finally:
-            self._waiters.forget(topic)
+    # Reading -----------------------------------------------------------------------------------
 
-    # Looking -----------------------------------------------------------------------------------
+    async def find(
+        self, which: JobFilter, *, limit: int = 100, after: int | None = None, oldest_first: bool = False
+    ) -> list[Job]:
+        return await self._search.find(which, limit=limit, after=after, oldest_first=oldest_first)
+
+    async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
+        return await self._search.counts(which)
+
+    async def overview(self, since: float | None = None) -> Overview:
+        return await self._search.overview(since)
+
+    async def limits(self) -> list[LimitUse]:
+        return await self._search.limits()
+
+    async def limit_states(self, names: Sequence[str]) -> list[LimitKey]:
+        return await self._search.limit_states(names)
 
     async def get(self, task_ids: Sequence[str]) -> list[TaskResult[Any] | None]:
         if not task_ids:
@@ -385,17 +388,46 @@ class RedisBroker(SearchingBroker):
         return [result_of_row(task_id, row) if row else None for task_id, row in zip(task_ids, rows, strict=True)]
 
 
+async def _change_limits(calls: Calls, names: Sequence[str], action: Action, now: float, by: str | None) -> list[bool]:
+    words = list(dict.fromkeys(names))
+    if action == "limit":
+        limit = Limit.from_text(by or "")
+        words = [word for name in words for word in limit_words(dataclasses.replace(limit, name=name))]
+    changed = await calls.run(Call("limit", action, repr(now), os.urandom(8).hex(), *words))
+    done = dict(zip(words, changed, strict=False))
+    return [bool(done.get(name, True)) for name in names]
+
+
+async def _bring_up_to_date(calls: Calls, address: Address) -> None:
+    """Migrate the keys to this version. Several processes may do it at once: each does all of it."""
+    state, _ = await Search(calls).look()
+    version = int(state.get("version", 1))
+    if version > VERSION:
+        raise BrokerError(
+            f"{address.name} has keys of version {version} under {address.prefix}, "
+            f"newer than the {VERSION} of this flowrra: upgrade it"
+        )
+    last = "inf" if version >= 4 else "0"  # version 5 added tags and 6 limits, which no older job has
+    while version < VERSION and last:
+        last = await calls.run(Call("upgrade", f"({last}", str(PAGE)))
+
+
+def _is_plain_failure(outcome: Outcome, doubtful: Attempts) -> bool:
+    """Whether the job is probably unchanged since its claim, so that it need not be read before it is written."""
+    job = outcome.job
+    is_first = job.attempt == 1 and job.status is RUNNING and not (job.crashes or job.parents)
+    return is_first and outcome.status in (FAILED, RETRYING) and outcome.begun and (job.id, 1) not in doubtful
+
+
 def _warn(name: str, settings: Mapping[str, str]) -> None:
-    """Say so if the server is set up to lose jobs."""
+    """Log a warning if the configuration of the server can lose jobs."""
     if settings.get("appendonly") == "no":
         logger.warning("%s keeps no append-only file: a restart loses jobs (set appendonly yes)", name)
     policy = settings.get("maxmemory-policy", "noeviction")
     if policy != "noeviction":
-        logger.warning(
-            "%s throws keys away when its memory is full: set maxmemory-policy noeviction, not %s", name, policy
-        )
+        logger.warning("%s deletes keys when its memory is full: set maxmemory-policy noeviction, not %s", name, policy)
 
 
 def broker_from_url(url: str, config: Config, clock: Clock) -> RedisBroker:
-    """The broker that `redis://`, `rediss://` and `unix://` stand for."""
+    """Return the broker for `redis://`, `rediss://`, `redis+sentinel://` and `unix://`."""
     return RedisBroker(url, config.broker, config.backend, clock)

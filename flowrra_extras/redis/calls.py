@@ -1,9 +1,8 @@
-"""Calls of scripts: jobs and outcomes as their words, what they answer as jobs and results."""
+"""Calls of scripts: converts jobs and outcomes to arguments of scripts, and their answers to jobs and results."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import itertools
 import json
@@ -18,42 +17,51 @@ from flowrra import (
     BrokerError,
     Job,
     JobFilter,
+    Limit,
+    LimitKey,
     Outcome,
     Progress,
+    Step,
     TaskResult,
     TaskStatus,
     WorkerInfo,
+    awaits_limit,
     decode,
     encode_arguments,
     first_status,
+    give_labels,
+    give_limit_key,
+    labels_of,
+    limit_key,
+    stored_limit_key,
 )
 from flowrra_extras.batching import Batcher
+from flowrra_extras.redis.connection import Call
 from flowrra_extras.redis.scripts import CLAIMED_FIELDS, RESULT_FIELDS
-from flowrra_extras.redis.wire import Call
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 
-    from flowrra_extras.redis.wire import Link
+    from flowrra_extras.redis.connection import Link
 
 T = TypeVar("T")
 
 
 class Calls:
-    """Carries calls out over a link, at once or in groups."""
+    """Sends calls over a link, alone or in groups."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self._batcher: Batcher[Call, Any] = Batcher(lambda calls: send_group(link, calls))
-        self._is_joined = False  # a call is under way, and who comes now goes with the next group
+        self._is_joined = False  # whether a call is being sent; later calls wait for the next group
 
     async def run(self, call: Call) -> Any:
-        """The answer of a call that goes out at once. Cancelling leaves it open whether it is carried out."""
+        """Send a call immediately, and return its answer. If cancelled, it may or may not be carried out."""
         await self._link.send([call])
         return _checked(call.answer)
 
     async def join(self, call: Call, weight: int) -> Any:
-        """The same; with those that come while it is under way, it goes out in one write."""
+        """Send a call and return its answer. Calls during another one are sent together in one write."""
         if self._is_joined:
             return await self._batcher.put(call, weight)
         self._is_joined = True
@@ -64,17 +72,12 @@ class Calls:
         return _checked(answer)
 
     def was_away(self, seconds: float) -> bool:
-        """Whether the server has left a call without an answer in the last so many seconds."""
+        """Whether a call had no answer from the server within the last `seconds` seconds."""
         return asyncio.get_running_loop().time() - self._link.failed < seconds
 
-    def abandon(self) -> None:
-        """Give up the connection of a loop that has ended without closing it."""
-        with contextlib.suppress(RuntimeError):  # the loop was closed
-            self._link.close()
-
     async def close(self) -> None:
-        """Close the link. Those who wait get a BrokerError."""
-        self._link.close()
+        """Close the link. Waiting callers get a BrokerError."""
+        await self._link.close()
         await self._batcher.close()
 
 
@@ -85,22 +88,22 @@ def _checked(answer: Any) -> Any:
 
 
 class Claims:
-    """The claims of a process, numbered in the order in which they go out."""
+    """The claims of a process, numbered in the order in which they are sent."""
 
     def __init__(self) -> None:
         self._latest = 0
-        self.lost: dict[tuple[str, str], list[str]] = {}  # queue and worker > numbers of claims without answer
+        self.lost: dict[tuple[str, str], list[str]] = {}  # (queue, worker) -> numbers of claims without an answer
 
     def number(self) -> str:
-        """The next one. A clock, so that another broker on the same store, made later, goes on above it."""
+        """Return the next number. It is from a clock, so that a later broker on the same store has higher numbers."""
         self._latest = max(self._latest + 1, time.monotonic_ns() // 1000)
         return str(self._latest)
 
 
 class Claim(Call):
-    """`goes_on`: upkeep has been done, and what is left of it is passed by.
+    """A claim. With `goes_on`, upkeep was done, and the claim skips the rest of it.
 
-    The answer is when the next job is due, and the jobs; or `upkeep` and what is to be done before.
+    The answer contains the time when the next job is due, and the jobs; or "upkeep", and the upkeep to do first.
     """
 
     def __init__(
@@ -123,18 +126,18 @@ class Claim(Call):
             super().take((float(due) if due else None, jobs))
 
     def lose(self) -> None:
-        """Have the next claim ask for what this one may have taken."""
+        """Let the next claim ask for the jobs that this one may have taken."""
         self._claims.lost[self._place] = self._numbers
 
 
-Attempts = set[tuple[str, int]]  # ids and numbers
+Attempts = set[tuple[str, int]]  # (job id, attempt number)
 
 
-_JOINED = frozenset({"push", "settle", "get"})  # scripts that take the words of several calls
+_JOINED = frozenset({"push", "settle", "get"})  # scripts that take the arguments of several calls
 
 
 async def send_group(link: Link, calls: Sequence[Call]) -> list[Any]:
-    """Send calls in one write, some of one script as one call that has an answer for each; return the answers."""
+    """Send calls in one write, and return their answers. Calls of a joined script become one call."""
     kinds: dict[str, list[Call]] = {}
     alone: list[Call] = []
     for call in calls:
@@ -151,8 +154,8 @@ async def send_group(link: Link, calls: Sequence[Call]) -> list[Any]:
 to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # raw: cjson refuses lone surrogates
 
 
-async def in_turns(items: Sequence[T]) -> AsyncIterator[T]:
-    """The items, while others have the loop now and then."""
+async def in_turns(items: Iterable[T]) -> AsyncIterator[T]:
+    """Yield the items, and let other tasks run after each thousand."""
     for number, item in enumerate(items, 1):
         yield item
         if number % 1000 == 0:
@@ -164,28 +167,29 @@ def _text(value: object) -> str:
 
 
 def is_plain(job: Job) -> bool:
-    """Whether it concerns no other job, so that a script takes it in as it is."""
+    """Whether the job concerns no other job, so that a script can add it without the rules."""
     return job.unique is None and not job.parents
 
 
 def _kind_of(job: Job) -> tuple[Any, ...]:
-    """What jobs that can go in together have in common."""
-    return job.task, job.queue, job.priority, job.due, job.expires, job.overrides
+    """Return what jobs must have in common to be pushed together."""
+    return job.task, job.queue, job.priority, job.due, job.expires, labels_of(job), stored_limit_key(job)
 
 
 async def push_words(jobs: Sequence[Job], now: float) -> list[str]:
-    """Plain jobs as the words of a push."""
+    """Return plain jobs as the arguments of a push."""
     words = [repr(now), ""]
     runs = 0
-    for (_, queue, priority, due, expires, _), run in itertools.groupby(jobs, _kind_of):
+    for (_, queue, priority, due, expires, _, limit), run in itertools.groupby(jobs, _kind_of):
         some = list(run)
         words += (
             queue,
             f"{priority + _LOWEST:016x}",
             head_of(some[0]),
-            first_status(due, now),
+            first_status(due, now, limit),
             _text(due),
             _text(expires),
+            _text(limit),
         )
         words.append(str(len(some)))
         async for job in in_turns(some):
@@ -196,8 +200,14 @@ async def push_words(jobs: Sequence[Job], now: float) -> list[str]:
 
 
 def head_of(job: Job) -> str:
-    """The task and the options that this job has of its own."""
-    return to_json([job.task, dict(job.overrides)]) if job.overrides else _plain_head(job.task)
+    """Return the name of the task and the labels of the job, as stored."""
+    labels = labels_of(job)
+    return _plain_head(job.task) if labels is None else to_json([job.task, labels])
+
+
+def task_key(job: Job) -> str:
+    """Return the key of the index of the job's task, as scripts name it."""
+    return "task:" + _plain_head(job.task).partition('",')[0][2:]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -205,16 +215,37 @@ def _plain_head(task: str) -> str:
     return to_json([task, None])
 
 
-_LOWEST = 2**63  # added to a priority, so that the lowest one is 0
+_LOWEST = 2**63  # added to a priority, so that the lowest priority is 0
 
 
 def member_of(job: Job) -> str:
-    """The job as it stands in its queue: PLACE ID."""
+    """Return the job's member in sorted sets: PLACE ID."""
     return f"{job.priority + _LOWEST:016x}{job.seq:013x}{job.id}"
 
 
+def ready_place(job: Job) -> str:
+    """Return the place of the job in its queue, if it is ready: its PLACE, with the turn if it has one."""
+    turn = f"g{job.place:013x}" if job.place else ""
+    return f"{job.priority + _LOWEST:016x}{turn}{job.seq:013x}"
+
+
+def limit_words(limit: Limit) -> list[str]:
+    """Return a limit as arguments of a script: its name, its text and its numbers."""
+    burst = None if limit.rate is None else limit.most
+    numbers = (limit.interval, burst, limit.concurrency, limit.turn)
+    return [limit.name, limit.text, " ".join("-" if number is None else repr(number) for number in numbers)]
+
+
+def limit_state(name: str, row: Sequence[Any]) -> LimitKey:
+    """Return the state of a limit key from an answer of the script `limit_states`."""
+    text, running, pending, waiting, tat, due, paused = row
+    limit = None if text is None else Limit.from_text(text)
+    due = None if due is None else float(due)
+    return LimitKey(name, limit, running, pending, waiting > 0, float(tat or 0.0), due, bool(paused))
+
+
 def settle_words(successes: Sequence[Outcome], now: float, retention: BackendConfig, doubtful: Attempts) -> list[str]:
-    """Successes as the words of a settle. `doubtful`: attempts that a call may have settled whose answer was lost."""
+    """Return successes as the arguments of a settle. `doubtful`: attempts that a lost call may have settled."""
 
     def kind_of(outcome: Outcome) -> tuple[str, str, str]:
         kept = retention.result_ttl if outcome.keep is None else outcome.keep
@@ -234,23 +265,28 @@ def settle_words(successes: Sequence[Outcome], now: float, retention: BackendCon
 
 
 def filter_text(which: JobFilter) -> str:
-    """As much of a filter as the server can judge; lower case is more than ASCII only here."""
+    """Return the part of a filter that the server checks, as JSON. The server knows lower case of ASCII only."""
     ahead, error = which.ahead_of, which.error
+    limit = None
+    if ahead is not None and awaits_limit(ahead):
+        limit, ahead = limit_key(ahead), None
     parts = {
         "ids": None if which.ids is None else list(dict.fromkeys(which.ids)),
         "status": None if which.status is None else sorted(which.status),
         "queue": ahead.queue if which.queue is None and ahead else which.queue,
         "worker": which.worker,
         "head": None if which.task is None else f"[{to_json(which.task)},",
-        "ahead": None if ahead is None else member_of(ahead)[:29],
+        "ahead": None if ahead is None else ready_place(ahead),
+        "limit": limit,
         "error": error.lower() if error and error.isascii() else None,
         "parent": which.parent,
+        "tag": which.tag,
     }
     return to_json({name: part for name, part in parts.items() if part is not None})
 
 
 def counted(state: Mapping[str, str]) -> Iterator[tuple[TaskStatus, str, int]]:
-    """The status, the queue and the number in each count of the state; a suspect is pending."""
+    """Yield the status, the queue and the number of each count in the state. Suspects count as pending."""
     for name, number in state.items():
         word, _, queue = name.partition(" ")
         status = "pending" if word == "suspect" else word
@@ -268,23 +304,24 @@ def worker_text(worker: WorkerInfo, now: float) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _head(text: str) -> tuple[str, Mapping[str, Any] | None]:
-    """The name of the task and the overridden options; few differ, so that reading them once is enough."""
-    task, overrides = json.loads(text)
-    return task, overrides
+    """Return the name of the task and the labels. Few texts differ, so the answers are cached."""
+    task, labels = json.loads(text)
+    return task, labels
 
 
 _ROW = 1 + len(CLAIMED_FIELDS)
 
 
 def _claimed_job(row: Sequence[Any], queue: str, worker: str, now: float) -> Job:
-    member, attempt, head, payload, submitted, due, failures, crashes, parents = row
-    task, overrides = _head(head)
+    member, attempt, head, payload, submitted, due, failures, crashes, parents, steps, limit = row
+    task, labels = _head(head)
     job = Job(member[29:], task, (), _NO_KEYWORDS, queue, int(member[:16], 16) - _LOWEST, payload)
-    job.overrides = overrides
+    if labels is not None:
+        give_labels(job, labels)
     job.status = RUNNING
     job.worker = worker
-    job.started = now
     job.submitted = float(submitted)
+    job.started = max(now, job.submitted)
     job.seq = int(member[16:29], 16)
     job.attempt = int(attempt)
     if due is not None:
@@ -295,6 +332,10 @@ def _claimed_job(row: Sequence[Any], queue: str, worker: str, now: float) -> Job
         job.crashes = int(crashes)
     if parents is not None:
         job.parents = tuple(json.loads(parents))
+    if steps is not None:
+        job.steps = _read("steps", steps)
+    if limit is not None:
+        give_limit_key(job, limit)
     return job
 
 
@@ -303,10 +344,11 @@ _NO_KEYWORDS: Mapping[str, Any] = types.MappingProxyType({})
 
 _READ: Mapping[str, Callable[[str], Any]] = {
     **dict.fromkeys(("due", "expires", "submitted", "started", "finished", "purge_at"), float),
-    **dict.fromkeys(("attempt", "failures", "crashes", "waits"), int),
+    **dict.fromkeys(("attempt", "failures", "crashes", "waits", "turn"), int),
     "status": TaskStatus,
     "parents": lambda text: tuple(json.loads(text)),
     "progress": lambda text: Progress(*json.loads(text)),
+    "steps": lambda text: tuple([Step(*step) for step in json.loads(text)]),
     "result": decode,
     "head": _head,
 }
@@ -317,21 +359,26 @@ def _read(name: str, text: str | None) -> Any:
 
 
 def job_of(task_id: str, pairs: Sequence[str], history: Sequence[str]) -> Job:
-    """A job from its hash. Its fields are those of `Job`, but for a few."""
+    """Return the job of a hash. Most fields have the names of `Job`."""
     values = {name: _read(name, text) for name, text in zip(pairs[::2], pairs[1::2], strict=True)}
-    task, overrides = values.pop("head")
+    task, labels = values.pop("head")
     place = values.pop("place")
     is_to_end = values.pop("cancel", None) is not None
+    limit, turn = values.pop("limit", None), values.pop("turn", 0)
     for name in ("children", "claim", "rev", "requeued"):
         values.pop(name, None)
     attempts = tuple(Attempt(*json.loads(entry)) for entry in history)
-    return Job(
-        task_id, task, priority=int(place[:16], 16) - _LOWEST, seq=int(place[16:], 16), overrides=overrides,
-        history=attempts, cancel_requested=is_to_end, **values,
+    job = Job(
+        task_id, task, priority=int(place[:16], 16) - _LOWEST, seq=int(place[16:], 16), history=attempts,
+        cancel_requested=is_to_end, **values,
     )  # fmt: skip
+    job.place = turn
+    give_limit_key(job, limit)
+    give_labels(job, labels or {})
+    return job
 
 
 def result_of_row(task_id: str, row: Sequence[Any]) -> TaskResult[Any]:
-    """A result from the values of RESULT_FIELDS, which are in the order of its own."""
+    """Return the result of a row of RESULT_FIELDS, which are in the order of TaskResult's fields."""
     (task, _), status, result, error, traceback, attempts, *rest = map(_read, RESULT_FIELDS, row)
     return TaskResult(task_id, task, status, result, error, traceback, attempts or 0, *rest)

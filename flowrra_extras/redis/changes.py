@@ -1,10 +1,11 @@
-"""The rules at work: jobs are read, a walk decides, and one script writes, if what was read still holds."""
+"""Applies the rules: jobs are read, a walk decides, and one script writes if nothing that was read has changed."""
 
 from __future__ import annotations
 
 import collections
+import itertools
 import os
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from flowrra import (
     BLOCKED,
@@ -21,13 +22,22 @@ from flowrra import (
     Expired,
     Holders,
     Jobs,
+    Lease,
+    LimitKey,
+    LimitKeys,
     Running,
     Unit,
+    awaits_limit,
+    copy_of,
     drive_async,
+    judge_leases,
+    limit_key,
+    rescue,
+    stored_limit_key,
 )
-from flowrra_extras.redis.calls import head_of, in_turns, job_of, member_of, to_json
-from flowrra_extras.redis.scripts import READ_FIELDS
-from flowrra_extras.redis.wire import Call
+from flowrra_extras.redis.calls import head_of, in_turns, job_of, member_of, ready_place, task_key, to_json
+from flowrra_extras.redis.connection import Call
+from flowrra_extras.redis.scripts import READ_AT_ONCE, READ_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,47 +45,63 @@ if TYPE_CHECKING:
     from flowrra import BackendConfig, Find, Job, Walk
     from flowrra_extras.redis.calls import Calls
 
-__all__ = ["Changes", "Plan"]
+__all__ = ["Changes", "Leases", "Plan"]
 
 T = TypeVar("T")
-_REVISION = READ_FIELDS.index("rev") + 1  # its fields come first
+_REVISION = READ_FIELDS.index("rev") + 1  # the fields of the revision come first
 _CHILDREN = READ_FIELDS.index("children")
 _UNDO = {"ZADD": "ZREM", "SADD": "SREM", "HSET": "HDEL"}
 
 
 class Changes:
-    """Runs walks on the jobs in Redis. In a unit here, `result` is its text and `history` what is added to it."""
+    """Runs walks on the jobs in Redis. In its units, `result` is text and `history` contains only new attempts.
+
+    A walk finds limit keys for which no job waits, so it admits none. The script admits them after it has written.
+    """
 
     def __init__(self, calls: Calls, retention: BackendConfig) -> None:
         self._calls = calls
         self._retention = retention
 
-    async def run(self, now: float, start: Callable[[Unit], Walk[T]], *, new: int = 0) -> tuple[T, Unit]:
-        """Run a walk until nothing that it has read changes before it is written. `new`: jobs that may come in."""
+    async def run(
+        self, now: float, start: Callable[[Unit], Walk[T]], *, new: int = 0, assumed: Iterable[Job] = ()
+    ) -> tuple[T, Unit]:
+        """Run a walk and write its changes. If what it has read was changed meanwhile, run it again.
+
+        Args:
+            new: the maximum number of jobs that the walk may add.
+            assumed: running jobs that are not read in the first run, because most have not changed since their claim.
+        """
         while True:
-            unit, plan, answer = await self.attempt(now, start, new=new)
+            unit, plan, answer = await self.attempt(now, start, new=new, assumed=assumed)
             if await self.write(unit, plan):
                 return answer, unit
+            assumed = ()
 
-    async def attempt(self, now: float, start: Callable[[Unit], Walk[T]], *, new: int = 0) -> tuple[Unit, Plan, T]:
-        """What a walk would write, and its answer."""
-        unit, plan = Unit(now, self._retention), Plan(self._calls, new)
+    async def attempt(
+        self, now: float, start: Callable[[Unit], Walk[T]], *, new: int = 0, assumed: Iterable[Job] = ()
+    ) -> tuple[Unit, Plan, T]:
+        """Run a walk once. Return its unit, the plan of what to write, and its answer."""
+        unit, plan = Unit(now, self._retention), Plan(self._calls, new, assumed)
         answer = await drive_async(start(unit), plan.look)
         return unit, plan, answer
 
     async def write(self, unit: Unit, plan: Plan) -> bool:
-        """Write a plan; False: something that it rests on has changed."""
+        """Write a plan. False: something that the walk has read has changed."""
         await plan.add(unit)
-        return plan.is_empty or bool(await self._calls.join(Call("apply", plan.text(unit)), 1 + len(unit.changed)))
+        return plan.is_empty or bool(
+            await self._calls.join(Call("apply", await plan.text(unit)), 1 + len(unit.changed))
+        )
 
 
 class Plan:
-    """What one call has read, as guards, and what it writes by command and key: removals first."""
+    """What one call has read, as guards, and what it writes, by command and key. Removals come first."""
 
-    def __init__(self, calls: Calls, new: int) -> None:
+    def __init__(self, calls: Calls, new: int, assumed: Iterable[Job] = ()) -> None:
         self._calls = calls
+        self._assumed = {job.id: job for job in assumed}
         self._reserve = new
-        self._seq = 0  # before the first that is reserved
+        self._seq = -1  # the number before the first reserved seq; -1: none is reserved
         self.token = os.urandom(8).hex()
         self.revisions: dict[str, list[str]] = {}
         self.holders: dict[str, str] = {}
@@ -84,20 +110,31 @@ class Plan:
         self.removed: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
         self.added: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
         self.counts: collections.Counter[str] = collections.Counter()
+        self.asking: set[str] = set()  # limit keys from or to which jobs move
         self._childless: set[str] = set()
         self._with_children: set[str] = set()
 
     # Reading -----------------------------------------------------------------------------------
 
-    async def look(self, find: Find) -> list[Job]:
+    async def look(self, find: Find) -> list[Any]:
+        taken: list[Job] = []
+        if isinstance(find, LimitKeys):
+            return list(map(LimitKey, find.names))
+        if isinstance(find, Jobs):
+            taken = [self._assume(self._assumed[task_id]) for task_id in find.ids if task_id in self._assumed]
+            find = Jobs([task_id for task_id in find.ids if task_id not in self._assumed])
+            if not find.ids:
+                return taken
         if isinstance(find, Children):
             find = Children([parent for parent in find.of if parent not in self._childless])
             if not find.of:
                 return []
-        words = (repr(find.now), str(find.limit)) if isinstance(find, Expired) else find[0]
+        words = (repr(find.now), str(find.limit)) if isinstance(find, Expired) else cast("Sequence[str]", find[0])
         last, found, *rows = await self._calls.join(
             Call("read", str(self._reserve), type(find).__name__, *words), len(words)
         )
+        if len(rows) >= 2 * READ_AT_ONCE:
+            rows += await self._read_rest(list(dict.fromkeys(itertools.chain(*found)))[READ_AT_ONCE:])
         if self._reserve:
             self._seq, self._reserve = last - self._reserve, 0
         if isinstance(find, Holders):
@@ -107,33 +144,52 @@ class Plan:
         jobs = [self._read(*rows[i : i + 2]) async for i in in_turns(range(0, len(rows), 2))]
         known = [job for job in jobs if job is not None]
         if isinstance(find, Jobs | Holders):
-            return known
+            return taken + known
         if isinstance(find, Expired):
             return sorted(known, key=lambda job: (job.expires, job.seq))
         if isinstance(find, Running):
             return sorted(known, key=lambda job: job.seq)
-        return sorted((job for job in known if _is_waiting(job)), key=lambda job: job.seq)
+        # Held jobs too: this unit may have ended their holds.
+        return sorted((job for job in known if job.status is BLOCKED), key=lambda job: job.seq)
+
+    async def _read_rest(self, ids: Sequence[str]) -> list[Any]:
+        """Read the jobs that were too many for one call. If one changes meanwhile, nothing is written."""
+        rows: list[Any] = []
+        for first in range(0, len(ids), READ_AT_ONCE):
+            some = ids[first : first + READ_AT_ONCE]
+            rows += (await self._calls.join(Call("read", "0", "Jobs", *some), len(some)))[2:]
+        return rows
+
+    def _assume(self, job: Job) -> Job:
+        """Return a job in its first attempt as its claim has left it: since its push, only the claim wrote it."""
+        self.revisions[job.id] = [member_of(job)[:29], job.status, str(job.attempt), ""]
+        self._childless.add(job.id)
+        found = copy_of(job)
+        found.expires = 0.0  # unknown, so it is deleted if it must be absent
+        return found
 
     def _note_running(self, workers: Sequence[str], found: Sequence[list[str]]) -> None:
         for worker, ids in zip(workers, found, strict=True):
             self.running[worker] = len(ids)
-            self.removed["SREM", f"running:{worker}"] += ids  # also those of jobs that were thrown away
+            self.removed["SREM", f"running:{worker}"] += ids  # also those of jobs that were deleted
 
     def _read(self, task_id: str, values: Sequence[str | None]) -> Job | None:
         self.revisions.setdefault(task_id, [value or "" for value in values[:_REVISION]])
         if values[0] is None:
             return None
         if values[_CHILDREN] is None:
-            self._childless.add(task_id)  # and it has none when it is written, or its revision is another one
+            self._childless.add(task_id)  # and it has none when it is written, or its revision differs
         present = ((name, value) for name, value in zip(READ_FIELDS, values, strict=True) if value is not None)
         return job_of(task_id, [word for pair in present for word in pair], ())
 
     # Writing -----------------------------------------------------------------------------------
 
     async def add(self, unit: Unit) -> None:
-        """Note what has become of the jobs of a unit, and of their places in the indexes."""
+        """Add the changes of a unit's jobs, and of their entries in the indexes."""
         async for before, job in in_turns(unit.changes()):
             if before is None:
+                if self._seq < 0:
+                    raise AssertionError("the call did not say how many new jobs may come in")
                 self._seq += 1
                 job.seq = self._seq
             self._move(before, job)
@@ -141,7 +197,7 @@ class Plan:
             if _is_waiting(job) and not (before is not None and _is_waiting(before)):
                 self._with_children.update(job.parents)
         for parent in self._with_children & unit.jobs.keys():
-            if unit.jobs[parent].status in UNFINISHED:  # its end, if it has missed this child, must fail
+            if unit.jobs[parent].status in UNFINISHED:  # if its end has missed this child, that write must fail
                 self.added["HSET", f"job:{parent}"] += ("children", "1", "rev", self.token)
 
     def _move(self, before: Job | None, job: Job) -> None:
@@ -158,11 +214,12 @@ class Plan:
         self.counts[_kind(job)] += 1
 
     def _change_fields(self, before: Job | None, job: Job) -> None:
+        self.asking.update(limit_key(one) for one in (before, job) if one is not None and one.limit is not None)
         key = f"job:{job.id}"
         old, new = {} if before is None else _fields(before), _fields(job)
         gone = [name for name in old if name not in new]
         if "started" in gone or (before is not None and before.status in FINISHED):
-            gone += "progress", "result"  # which are not read
+            gone += "progress", "result"  # they were not read
         if gone:
             self.removed["HDEL", key] += gone
         changed = (pair for pair in new.items() if old.get(pair[0]) != pair[1])
@@ -176,27 +233,29 @@ class Plan:
         """Whether there is nothing to write."""
         return not any(self.removed.values()) and not self.added
 
-    def text(self, unit: Unit) -> str:
-        """The plan as the script takes it. A job that is only read may be written, so long as it keeps its state."""
-        jobs = [
-            [task_id, *(seen if task_id in unit.changed else seen[:-1])] for task_id, seen in self.revisions.items()
-        ]
+    async def text(self, unit: Unit) -> str:
+        """Return the plan for the script. A job that was only read may be changed if it keeps its state."""
+        jobs = (
+            (task_id, *(seen if task_id in unit.changed else seen[:-1])) for task_id, seen in self.revisions.items()
+        )
+        writes = ((*place, items) for part in (self.removed, self.added) for place, items in part.items())
         changed = [unit.jobs[task_id] for task_id in unit.changed]
-        return to_json(
-            {
-                "token": self.token, "jobs": jobs, "holders": self.holders, "running": self.running,
-                "leases": self.leases, "changed": list(unit.changed),
-                "writes": [[*place, items] for part in (self.removed, self.added) for place, items in part.items()],
-                "counts": {name: step for name, step in self.counts.items() if step},
-                "endings": [to_json([job.id, job.task, job.attempt, job.status, job.error]) for job in unit.endings],
-                "ended": [job.id for job in changed if job.status in FINISHED],
-                "woken": _unique(job.queue for job in changed if _wakes(job)),
-                "notices": _unique(job.worker for job in changed if job.status is RUNNING),
-            }
-        )  # fmt: skip
+        others = {
+            "token": self.token, "plain": list(self._assumed), "holders": self.holders, "running": self.running,
+            "leases": self.leases, "changed": list(unit.changed),
+            "counts": {name: step for name, step in self.counts.items() if step},
+            "endings": [to_json([job.id, job.task, job.attempt, job.status, job.error]) for job in unit.endings],
+            "ended": [job.id for job in changed if job.status in FINISHED],
+            "woken": _unique(job.queue for job in changed if _wakes(job)),
+            "notices": _unique(job.worker for job in changed if job.status is RUNNING and job.cancel_requested),
+        }  # fmt: skip
+        if self.asking:
+            others |= {"asking": list(self.asking), "now": repr(unit.now)}
+        pieces = [f'"{name}":[{await _joined(items)}]' for name, items in (("jobs", jobs), ("writes", writes))]
+        return f"{{{','.join(pieces)},{to_json(others)[1:]}"
 
     def end_leases(self, workers: Iterable[str]) -> None:
-        """Forget workers that are gone."""
+        """Remove workers that have left or died."""
         for worker in workers:
             self.removed["ZREM", "leases"].append(worker)
             self.removed["HDEL", "workers"].append(worker)
@@ -205,10 +264,14 @@ class Plan:
             )
 
     def renew_leases(self, leases: Mapping[str, float]) -> None:
-        """Give workers fresh leases, until those moments."""
+        """Give workers new leases, with these end times."""
         for worker, until in leases.items():
             self.added["ZADD", "leases"] += (f"{until:.6f}", worker)
             self.added["HSET", "state"] += (f"graced {worker}", "1")
+
+
+async def _joined(items: Iterable[Any]) -> str:
+    return ",".join([to_json(item) async for item in in_turns(items)])
 
 
 def _unique(items: Iterable[Any]) -> list[Any]:
@@ -216,12 +279,12 @@ def _unique(items: Iterable[Any]) -> list[Any]:
 
 
 def _is_waiting(job: Job) -> bool:
-    """Whether it waits for parents. One that is held looks at them when its hold ends."""
-    return job.status is BLOCKED and job.worker is None
+    """Whether the job waits for parents. A held job checks them when its hold ends."""
+    return job.status is BLOCKED and job.worker is None and job.waits > 0
 
 
 def _wakes(job: Job) -> bool:
-    """Whether who waits for jobs is woken; of one that enters an empty queue, the script sees to that."""
+    """Whether workers that wait for jobs must be woken. For a job in an empty queue, the script does it."""
     return job.status in (SCHEDULED, RETRYING) or (job.status is PENDING and job.crashes > 0)
 
 
@@ -230,17 +293,22 @@ def _kind(job: Job) -> str:
 
 
 def _entries(job: Job) -> dict[tuple[str, str, str], str]:
-    """Where a job stands in the indexes: its score or value, by the command that enters it, the key and the member.
+    """Return a job's entries in the indexes: (command, key, member) -> score or value.
 
-    Ready jobs are found in their queue, running ones by their worker, and each move of a job costs: so that one which
-    comes in, runs and succeeds enters one index only.
+    Each entry costs time, so a job that is pushed, runs and succeeds is in few indexes. Ready jobs are found through
+    their queue, and running jobs through their worker.
     """
     seq = str(job.seq)
-    found = {("ZADD", "all", job.id): seq}
+    found = {("ZADD", "all", job.id): seq, ("ZADD", task_key(job), job.id): seq}
     found |= {("ZADD", f"family:{parent}", job.id): seq for parent in job.parents}
+    found |= {("ZADD", f"tag:{tag}", job.id): seq for tag in job.tags}
     if job.status is PENDING:
-        queue = f"{'suspects' if job.crashes else 'ready'}:{job.queue}"
-        found["ZADD", queue, member_of(job)] = str(job.crashes)
+        if job.crashes:
+            found["ZADD", f"suspects:{job.queue}", member_of(job)] = str(job.crashes)
+        else:
+            found["ZADD", f"ready:{job.queue}", ready_place(job) + job.id] = "0"
+        if job.place:
+            found["ZADD", "placed", job.id] = seq
     elif job.status is RUNNING:
         found["SADD", f"running:{job.worker}", job.id] = ""
         if job.cancel_requested:
@@ -249,6 +317,10 @@ def _entries(job: Job) -> dict[tuple[str, str, str], str]:
             found["HSET", "state", f"alone {job.worker}"] = job.id
     else:
         found["ZADD", f"by:{job.status}", job.id] = seq
+    if job.limit is not None and job.status in (PENDING, RUNNING):
+        found["SADD", f"key-{job.status}:{limit_key(job)}", job.id] = ""
+    elif awaits_limit(job):
+        found["ZADD", f"key-waiting:{limit_key(job)}", member_of(job)] = "0"
     if job.error is not None:
         found["ZADD", "by:error", job.id] = seq
     if job.status in FINISHED:
@@ -263,22 +335,78 @@ def _entries(job: Job) -> dict[tuple[str, str, str], str]:
 
 
 _MOMENTS = ("submitted", "due", "expires", "started", "finished", "purge_at")
-_NUMBERS = ("attempt", "failures", "crashes", "waits")  # one of 0 is not there
+_NUMBERS = ("attempt", "failures", "crashes", "waits")  # a count of 0 has no entry
 _TEXTS = ("queue", "payload", "unique", "worker", "error", "traceback")
 
 
 def _fields(job: Job) -> dict[str, str]:
-    """A job as its hash, but for what is the script's own."""
+    """Return a job as its hash, without the fields that the script maintains."""
     values = {"place": member_of(job)[:29], "status": str(job.status), "head": head_of(job)}
     values |= {name: text for name in _TEXTS if (text := getattr(job, name)) is not None}
     values |= {name: repr(moment) for name in _MOMENTS if (moment := getattr(job, name)) is not None}
     values |= {name: str(number) for name in _NUMBERS if (number := getattr(job, name))}
     if job.parents:
         values["parents"] = to_json(job.parents)
+    if job.steps:
+        values["steps"] = to_json(job.steps)
     if job.progress is not None:
         values["progress"] = to_json(job.progress)
+    if (limit := stored_limit_key(job)) is not None:
+        values["limit"] = limit
+    if job.status is PENDING and job.place:
+        values["turn"] = str(job.place)
     if job.cancel_requested:
         values["cancel"] = "1"
     if job.status is SUCCESS and job.result is not None:
         values["result"] = job.result
     return values
+
+
+class Leases:
+    """Releases the jobs of workers that have died or left."""
+
+    def __init__(self, changes: Changes) -> None:
+        self._changes = changes
+
+    async def judge(
+        self,
+        leases: Sequence[Any],
+        now: float,
+        by: str,
+        *,
+        beat: float = 0.0,
+        is_new: bool = False,
+        is_sure: bool = True,
+    ) -> list[str] | None:
+        """Rescue the jobs of dead workers, and give others fresh leases. None: the leases have changed meanwhile.
+
+        A claim does not decide on doubtful workers, only a heartbeat does. Without `is_sure`, the server was silent, or
+        its answer was lost.
+        """
+        clock, until, length, lapsed = leases
+        others = {w: Lease(float(end), float(size or beat), graced == "1") for w, end, size, graced in lapsed}
+        mine = Lease(float(until), float(length or beat)) if until and is_sure else None
+        dead, fresh = judge_leases(others, mine, float(clock), is_new=is_new and is_sure)
+        renewed = {worker: float(clock) + others[worker].length for worker in fresh} if beat else {}
+        ends = {worker: end for worker, end, *_ in lapsed if worker in dead or worker in renewed}
+        return dead if await self.rescue(dead, now, ends, renewed) else None
+
+    async def rescue(
+        self,
+        workers: Sequence[str],
+        now: float,
+        ends: Mapping[str, str] | None = None,
+        renewed: Mapping[str, float] | None = None,
+    ) -> bool:
+        """Release the jobs of workers. `ends`: the ends of their leases as judged; without it, the workers leave."""
+        while True:
+            unit, plan, _ = await self._changes.attempt(
+                now, lambda unit: rescue(unit, workers, crashed=ends is not None)
+            )
+            plan.leases.update(ends or {})
+            plan.end_leases(workers)
+            plan.renew_leases(renewed or {})
+            if await self._changes.write(unit, plan):
+                return True
+            if ends is not None:
+                return False

@@ -1,52 +1,70 @@
-"""What runs in the server.
+"""The scripts that run in the server.
 
-Each script is atomic. What many jobs do all day is a script of its own: push, claim, settle. All else is decided
-by the rules in `flowrra`, from jobs that `read` gives, and written by `apply` if what was read still holds: see
-`changes`. All keys begin with the prefix in braces, so that a cluster keeps them in one slot. Below, P is `{flowrra}`:
+Each script is atomic. The frequent moves are scripts: push, claim, settle. For all others, the script `read` returns
+jobs, the rules in `flowrra` decide, and the script `apply` writes, if nothing that was read has changed: see `changes`.
 
-    P:state           hash: what scripts ask first       P:job:ID        hash: the job, see `job_of`
+Limits are different: each script that moves a job of a limit calls `admit`, which does what the rules `admit`,
+`admit_due` and `charge` do. Many callers use one limit key at the same time, so what one of them has read of it would
+seldom be unchanged when it writes.
+
+All keys begin with the prefix in braces, so that a cluster keeps them in one slot. Below, P is `{flowrra}`:
+
+    P:state           hash: what scripts read first      P:job:ID        hash: the job, see `job_of`
     P:all             zset seq > id: every job           P:history:ID    list: its earlier attempts, as JSON
-    P:by:STATUS       zset seq > id: for `find`, those   P:family:ID     zset seq > id: the jobs of which ID is a
-                      neither ready nor running                          parent, finished ones too
+    P:by:STATUS       zset seq > id: for `find`, except  P:family:ID     zset seq > id: the jobs of which ID is a
+                      ready and running jobs                             parent, finished ones too
     P:by:error        zset seq > id: a superset of those with an error
+    P:task:NAME       zset seq > id: every job of a task, NAME as JSON without its quotes
+    P:tag:TAG         zset seq > id: every job with a tag
     P:ready:QUEUE     zset: PLACE ID, in lexical order   P:suspects:QUEUE  zset crashes > PLACE ID
-    P:due             zset due > id: waiting jobs        P:unique        hash key > id, of unfinished jobs
-    P:expiring        zset expires > id: not begun       P:running:W     set: what worker W holds
-    P:purge           zset purge_at > id: finished jobs  P:cancelling    set: running jobs that are to end
+    P:due             zset due > id: waiting jobs; and   P:unique        hash key > id, of unfinished jobs
+                      NUL K: limit keys; NUL : K: all limit keys of a changed limit, from K on
+    P:expiring        zset expires > id: not started     P:running:W     set: the running jobs of worker W
+    P:purge           zset purge_at > id: finished jobs  P:cancelling    set: running jobs to be cancelled
     P:leases          zset end > worker, by Redis's TIME P:workers       hash worker > JSON
-    P:minutes         zset of those with activity        P:minute:M      hash worker > what it did in it, JSON
-    P:totals          hash WHAT TASK > number: what was ever done, WHAT being a place in the rows of that JSON
+    P:minutes         zset: minutes with activity        P:minute:M      hash worker > its activity in it, JSON
+    P:limits          hash name > text of a Limit        P:limit-numbers hash name > its numbers, see `limit_words`
+    P:limit-keys      zset in lexical order: each limit key K that has running, ready or waiting jobs
+    P:key-pending:K   set: its ready jobs                P:key-waiting:K zset: PLACE ID, jobs that wait for the limit
+    P:key-running:K   set: its running jobs              P:key-paused    set of K
+    P:key-tat         zset tat > K, see LimitKey         P:placed        zset seq > id: ready jobs with a `turn`
+    P:totals          hash WHAT TASK > total number; WHAT is a place in the rows of that JSON
     P:endings         list of jobs for heartbeats, JSON  channels P:jobs, P:results, P:notices
 The fields of P:state:
-    seq               the order of submission            STATUS QUEUE    how many; `suspect` is pending, apart
-    paused QUEUE      it is paused                       alone W         worker W runs a suspect
-    claims W          the latest claim of W, which is there while W has a lease
-    length W          of W's lease, in seconds           term W          when W got a lease that it did not have
+    seq               the order of submission            STATUS QUEUE    number of jobs; suspects count apart
+    paused QUEUE      the queue is paused                alone W         worker W runs a suspect
+    claims W          the latest claim of W; exists while W has a lease
+    length W          of W's lease, in seconds           term W          when W got its lease for the first time
     graced W          W's lease is a fresh one that another worker gave it
-    version           which of these keys there are: VERSION, if absent 1, which had no P:by and P:family; 2 had sets
-                      of parents and children in place of the field `waits`
+    version           the version of these keys: VERSION, if absent 1, which had no P:by and P:family; 2 had sets of
+                      parents and children instead of the field `waits`; 3 had no P:task, 4 no P:tag, 5 no limits
+    place             the last `turn`
 
-PLACE is the priority (16 hex digits, so biased that the lowest is 0) and the seq (13 digits): a score,
-being a double, could not hold both. Moments are text as the caller wrote it: Lua prints 14 digits.
+PLACE is the priority (16 hex digits, with a bias that makes the lowest 0) and the seq (13 digits). A score, which is a
+double, could not contain both. A ready job of a fair queue has a field `turn`, its `place`. In P:ready it is behind the
+jobs without one: priority, `g`, turn (13 digits), seq, ID. Times are stored as the caller's text, because Lua prints
+14 digits.
 
-The revision of a job is its PLACE, `status`, `attempt` and `rev`, the token of the latest `apply` that wrote it: each
-script changes one of these, and none comes back.
+The revision of a job is its PLACE, `status`, `attempt` and `rev`, the token of the latest `apply` or pause that wrote
+it. Each script changes one of these, and no combination occurs twice.
 
-An idle server is slow, its caches being cold: the first use of a command took 10 to 28 us there, each further
-one 1 us. So push and claim keep to a handful of commands.
+An idle server is slow, because its caches are cold: the first use of a command took 10 to 28 us, each further use 1 us.
+So push and claim use few different commands.
 
-Each script has a header: ARGV, the answer. KEYS[1] is always the prefix with its colon, ARGV[1] always 1 if
-this may be a repetition of a call whose answer was lost, else 0: it is left out below. '' stands for "none".
+Each script has a header with its ARGV and its answer. KEYS[1] is always the prefix with its colon. ARGV[1] is always 1
+if this may be a repetition of a call whose answer was lost, otherwise 0; the headers omit it. '' means "none".
 """
 
 import hashlib
 
 from flowrra import ENDINGS_KEPT, ENDINGS_TAKEN, UPKEEP_STEP
 
-__all__ = ["CLAIMED_FIELDS", "READ_FIELDS", "RESULT_FIELDS", "SCRIPTS", "VERSION", "Script"]
+__all__ = ["CLAIMED_FIELDS", "READ_AT_ONCE", "READ_FIELDS", "RESULT_FIELDS", "SCRIPTS", "VERSION", "Script"]
 
-VERSION = 3  # of the keys
-MOST_LOOKS = 500  # that a step takes at queues and their priorities
+VERSION = 6  # of the keys
+READ_AT_ONCE = 2000  # jobs
+MOST_LOOKS = 500  # entries of queues and priorities in one step
+RATE_SLACK = 2e-6  # seconds, as in the rules
 
 _COMMON = """
 local p, again = KEYS[1], ARGV[1] == '1'  -- p with its colon, so that an ACL of ~{flowrra}:* allows it
@@ -63,14 +81,26 @@ local function count(name, step)
     counts[name] = (counts[name] or 0) + step
 end
 
--- A command over many items in large pieces, since what unpack() can hold is limited.
+-- Run a command on many items in chunks, because unpack() has a limit.
 local function each(command, key, items)
     for i = 1, #items, 4000 do call(command, key, unpack(items, i, math.min(i + 3999, #items))) end
 end
 
--- As text: a number goes to Redis by way of its 17 digits, which costs as much as some commands.
+-- As text: Lua would pass a number to Redis with 17 digits, which takes as long as a command.
 local function seq_of(place)
     return string.format('%d', tonumber(string.sub(place, 17, 29), 16))
+end
+
+-- The index of a task. If the name contains `",`, it is a superset of its jobs.
+local function task_key(head)
+    return p .. 'task:' .. string.match(head, '^%["(.-)",')
+end
+
+-- The tags of a job: its head is [task, labels].
+local function tags_of(head)
+    if not string.find(head or '', '"tags":', 1, true) then return {} end
+    local labels = cjson.decode(head)[2]
+    return type(labels) == 'table' and labels.tags or {}
 end
 
 local function is_finished(status)
@@ -86,7 +116,7 @@ local function clock()
     return time[1] + time[2] / 1000000
 end
 
--- What `judge_leases` is to decide on: the clock, the lease of the worker that asks, and those that have run out.
+-- The input for `judge_leases`: the clock, the lease of the worker that asks, and the leases that have ended.
 local function lapsed_leases(by, graced_too)
     local time, found = clock(), {}
     local lapsed = call('ZRANGEBYSCORE', p .. 'leases', '-inf', time, 'WITHSCORES')
@@ -100,11 +130,14 @@ local function lapsed_leases(by, graced_too)
     return found, {string.format('%.6f', time), mine or '', length or '', found}
 end
 
--- Delete a job that waits nowhere but to be purged, or to be released.
+-- Delete a job that is finished or held, and in no queue.
 local function erase(id)
     local key = p .. 'job:' .. id
-    local status, queue, parents, unique = unpack(call('HMGET', key, 'status', 'queue', 'parents', 'unique'), 1, 4)
+    local status, queue, parents, unique, head =
+        unpack(call('HMGET', key, 'status', 'queue', 'parents', 'unique', 'head'), 1, 5)
     if status then
+        call('ZREM', task_key(head), id)
+        for _, tag in ipairs(tags_of(head)) do call('ZREM', p .. 'tag:' .. tag, id) end
         count(status .. ' ' .. queue, -1)
         call('ZREM', p .. 'by:' .. status, id)
         if status ~= 'success' then call('ZREM', p .. 'by:error', id) end
@@ -115,8 +148,8 @@ local function erase(id)
     for _, index in ipairs({'purge', 'expiring', 'all'}) do call('ZREM', p .. index, id) end
 end
 
--- What comes last in every script that writes. Who waits for jobs found the queue empty: only the first to
--- enter an empty one is published.
+-- The last call of every script that writes. A worker waits only if its queue was empty, so only the first job
+-- in an empty queue is published.
 local function publish()
     for name, step in pairs(counts) do
         local number = step ~= 0 and call('HINCRBY', state, name, step)
@@ -128,9 +161,163 @@ local function publish()
 end
 """
 
+# Part of each script that moves jobs of limits. The script notes in `asking` the limit keys of these jobs.
+_LIMITS = """
+local asking = {}  -- limit keys > true
+
+-- Let waiting jobs of the limit keys in `asking` run, as far as their limits allow, and note when the rate allows more.
+-- `most`: the maximum number of jobs. `taken`: limit keys > the number of their jobs that were claimed.
+local function admit(now, most, taken)
+    local time, names, limits, any_paused = tonumber(now), {}, {}, call('EXISTS', p .. 'key-paused') == 1
+    local freed, ready, placed, undue, unused, share = {}, {}, {}, {}, {}, 0
+
+    local function read_limits()
+        local wanted = {}
+        for name in pairs(asking) do
+            names[#names + 1] = name
+            local limit = string.match(name, '^[^:]*')
+            if not limits[limit] then
+                limits[limit] = {}
+                wanted[#wanted + 1] = limit
+            end
+        end
+        table.sort(names)
+        share = math.max(1, math.floor(most / #names))
+        for i = 1, #wanted, 4000 do
+            local last = math.min(i + 3999, #wanted)
+            for n, numbers in ipairs(call('HMGET', p .. 'limit-numbers', unpack(wanted, i, last))) do
+                local limit = limits[wanted[i + n - 1]]
+                limit.is_known = numbers and true
+                local interval, burst, concurrency, turn = string.match(numbers or '', '(%S+) (%S+) (%S+) (%S+)')
+                limit.interval, limit.burst, limit.turn = tonumber(interval) or 0, tonumber(burst), tonumber(turn)
+                limit.concurrency = tonumber(concurrency) or math.huge
+            end
+        end
+    end
+
+    -- If a clock was put back, the limit does not wait long.
+    local function clamped(tat, limit)
+        return math.min(tat, time + (limit.burst + 1) * limit.interval)
+    end
+
+    local function tat_of(name, limit)
+        local stored = tonumber(call('ZSCORE', p .. 'key-tat', name)) or 0
+        local tat = clamped(stored, limit)
+        if taken then tat = clamped(math.max(tat, time) + taken[name] * limit.interval, limit) end
+        if tat ~= stored then call('ZADD', p .. 'key-tat', string.format('%.17g', tat), name) end
+        return tat
+    end
+
+    -- Return the number of jobs that the rate allows, if none is ready.
+    local function tokens(limit, tat)
+        if not tat then return math.huge end
+        local left = limit.burst * limit.interval - math.max(0, tat - time) + RATE_SLACK
+        return math.min(limit.burst, math.floor(left / limit.interval))
+    end
+
+    -- Make a job that waits ready, unless the server has evicted it (maxmemory-policy).
+    local function let_in(member, turn, ids)
+        local id = string.sub(member, 30)
+        local key = p .. 'job:' .. id
+        local queue, crashes = unpack(call('HMGET', key, 'queue', 'crashes'), 1, 2)
+        if not queue then return end
+        ids[#ids + 1], freed[#freed + 1] = id, id
+        count('blocked ' .. queue, -1)
+        count((crashes and 'suspect ' or 'pending ') .. queue, 1)
+        if turn and not crashes then
+            local place = call('HINCRBY', state, 'place', 1)
+            call('HSET', key, 'status', 'pending', 'turn', string.format('%d', place))
+            placed[#placed + 1] = seq_of(member)
+            placed[#placed + 1] = id
+            member = string.sub(member, 1, 16) .. 'g' .. string.format('%013x', place) .. string.sub(member, 17)
+        else
+            call('HSET', key, 'status', 'pending')
+        end
+        local index = (crashes and 'suspects:' or 'ready:') .. queue
+        if crashes then woken[queue] = true end
+        local entries = ready[index] or {}
+        entries[#entries + 1] = crashes or '0'
+        entries[#entries + 1] = member
+        ready[index] = entries
+    end
+
+    -- Admit up to `room` jobs. Return how many were admitted, and whether more wait.
+    local function admit_some(name, room, turn)
+        local waiting, ids, gone, is_left = p .. 'key-waiting:' .. name, {}, {}, false
+        repeat
+            local wanted = room - #ids + 1  -- one more, to know whether one is left
+            local members = call('ZRANGE', waiting, #gone, #gone + wanted - 1)
+            for _, member in ipairs(members) do
+                is_left = #ids == room
+                if is_left then break end
+                gone[#gone + 1] = member
+                let_in(member, turn, ids)
+            end
+        until is_left or #members < wanted
+        each('ZREM', waiting, gone)
+        each('SADD', p .. 'key-pending:' .. name, ids)
+        return #ids, is_left
+    end
+
+    -- `tells`: whether to wake workers. A claim returns the time to its caller.
+    local function set_due(name, due, tells)
+        local member = '\\0' .. name
+        local before = tonumber(call('ZSCORE', p .. 'due', member))
+        if due ~= before then call('ZADD', p .. 'due', string.format('%.17g', due), member) end
+        if tells and (not before or due < before) then
+            local first = call('ZRANGE', p .. 'key-waiting:' .. name, 0, 0)[1]
+            local queue = call('HGET', p .. 'job:' .. string.sub(first, 30), 'queue')
+            if queue then woken[queue] = true end
+        end
+    end
+
+    local function fill(name, limit)
+        local running, pending = call('SCARD', p .. 'key-running:' .. name), call('SCARD', p .. 'key-pending:' .. name)
+        local tat = limit.interval > 0 and tat_of(name, limit)
+        local due, number, is_left = nil, 0, nil
+        if limit.is_known and not (any_paused and call('SISMEMBER', p .. 'key-paused', name) == 1) then
+            local free = math.min(limit.concurrency - running, limit.turn or math.huge) - pending
+            local allowed = tokens(limit, tat) - pending
+            local room = math.min(free, allowed, most, share)
+            if room > 0 then
+                number, is_left = admit_some(name, room, limit.turn)
+                most, pending = most - number, pending + number
+            elseif free > 0 then
+                is_left = call('EXISTS', p .. 'key-waiting:' .. name) == 1
+            end
+            if is_left and free > number then
+                if allowed > number then
+                    due = time
+                elseif pending < limit.burst then  -- else only a claim makes room
+                    due = tat - (limit.burst - 1 - pending) * limit.interval
+                end
+            end
+        end
+        if due then set_due(name, due, number > 0 or not taken) else undue[#undue + 1] = '\\0' .. name end
+        if running + pending == 0 and not is_left and call('EXISTS', p .. 'key-waiting:' .. name) == 0 then
+            unused[#unused + 1] = name
+        end
+    end
+
+    read_limits()
+    for _, name in ipairs(names) do
+        local limit = limits[string.match(name, '^[^:]*')]
+        -- A claim leaves the concurrency as it is: the job was counted before.
+        if not taken or limit.turn or limit.interval > 0 then fill(name, limit) end
+    end
+    each('ZREM', p .. 'by:blocked', freed)
+    each('ZADD', p .. 'placed', placed)
+    for index, entries in pairs(ready) do each('ZADD', p .. index, entries) end
+    each('ZREM', p .. 'due', undue)
+    each('ZREM', p .. 'limit-keys', unused)
+    asking = {}
+end
+"""
+
 # Read jobs for the rules.
-# ARGV: how many seqs to reserve, what to find (the name of a Find), then its words.
-# Answer: the last of those seqs, of each word the ids that were found, then of each job its id and its READ_FIELDS.
+# ARGV: the number of seqs to reserve, what to find (the name of a Find), then its arguments.
+# Answer: the last of those seqs, for each argument the found ids, then for the first READ_AT_ONCE jobs the id and its
+#   READ_FIELDS. The limit keeps a call from blocking the server, or its reader, for long.
 _READ = """
 local kind, found, seen = ARGV[3], {}, {}
 local finds = {
@@ -147,12 +334,13 @@ end
 local answer = {ARGV[2] ~= '0' and call('HINCRBY', state, 'seq', ARGV[2]) or 0, found}
 for _, ids in ipairs(found) do
     for _, id in ipairs(ids) do
-        local values = not seen[id] and call('HMGET', p .. 'job:' .. id, READ_FIELDS)
+        local is_wanted = not seen[id] and #answer < 2 + 2 * READ_AT_ONCE
+        local values = is_wanted and call('HMGET', p .. 'job:' .. id, READ_FIELDS)
         seen[id] = true
         if values then
             answer[#answer + 1] = id
             answer[#answer + 1] = values
-            -- It was thrown away (maxmemory-policy), which must hold up no other.
+            -- The server has evicted it (maxmemory-policy). Other jobs must not wait for it.
             if kind == 'Expired' and not values[1] then call('ZREM', p .. 'expiring', id) end
         end
     end
@@ -160,17 +348,23 @@ end
 return answer
 """
 
-# Write what the rules have decided, if what they have read still holds.  ARGV: a plan (JSON, see `Plan`).
+# Write what the rules have decided, if nothing that they have read has changed.  ARGV: a plan (JSON, see `Plan`).
 # Answer: 1, or 0 if something has changed meanwhile.
 _APPLY = """
 local plan = cjson.decode(ARGV[2])
 
--- A job that is only read may be written, as long as it keeps its state: many may get children at once.
+-- A job that was only read may have been written, if its state is the same: many calls may add children at once.
 local function holds()
     for _, guard in ipairs(plan.jobs) do
         local values = call('HMGET', p .. 'job:' .. guard[1], 'place', 'status', 'attempt', 'rev')
         for i = 2, #guard do
             if (values[i - 1] or '') ~= guard[i] then return false end
+        end
+    end
+    for _, id in ipairs(plan.plain) do
+        local key = p .. 'job:' .. id
+        for _, value in ipairs(call('HMGET', key, 'unique', 'parents', 'children', 'crashes', 'error', 'cancel')) do
+            if value then return false end
         end
     end
     for key, id in pairs(plan.holders) do
@@ -201,17 +395,24 @@ end
 for _, queue in ipairs(plan.woken) do woken[queue] = true end
 for _, worker in ipairs(plan.notices) do call('PUBLISH', p .. 'notices', worker) end
 counts, ended = plan.counts, plan.ended
+if plan.asking then
+    for _, name in ipairs(plan.asking) do
+        asking[name] = true
+        call('ZADD', p .. 'limit-keys', 0, name)
+    end
+    admit(plan.now, math.max(UPKEEP, #plan.changed))
+end
 publish()
 return 1
 """
 
-# Take in new jobs without parents and unique keys; one whose id is there changes nothing.
-# ARGV: of each call: now, how many runs, then so many runs of jobs that are alike: queue, priority, head, status, due,
-#   expires, how many jobs, then of each its id and payload.
+# Add new jobs without parents and unique keys. A job whose id exists changes nothing.
+# ARGV: for each call: now, the number of runs, then these runs of similar jobs: queue, priority, head, status, due,
+#   expires, limit key, the number of jobs, then for each job its id and payload.
 # Answer: 0 for each call.
 _PUSH = """
-local function take_in(now, queue, priority, head, status, due, expires, number)
-    local entries, waiting, expiring, indexed, taken = {}, {}, {}, {}, 0
+local function take_in(now, queue, priority, head, status, due, expires, limit, number)
+    local entries, waiting, expiring, new, taken = {}, {}, {}, {}, 0
     local seq = call('HINCRBY', state, 'seq', number) - number
     for i = at + 1, at + 2 * number, 2 do
         local id = ARGV[i]
@@ -222,24 +423,33 @@ local function take_in(now, queue, priority, head, status, due, expires, number)
             call('HSET', key, 'place', place, 'queue', queue, 'head', head, 'payload', ARGV[i + 1], 'submitted', now,
                 'status', status)
             taken = taken + 1
+            new[n + 1], new[n + 2] = text, id
             if due ~= '' then call('HSET', key, 'due', due) end
+            if limit ~= '' then call('HSET', key, 'limit', limit) end
             if expires ~= '' then
                 call('HSET', key, 'expires', expires)
                 expiring[n + 1], expiring[n + 2] = expires, id
             end
-            if status == 'pending' then
-                entries[n + 1], entries[n + 2] = '0', place .. id
-            else
+            if status == 'scheduled' then
                 waiting[n + 1], waiting[n + 2] = due, id
-                indexed[n + 1], indexed[n + 2] = text, id
+            else
+                entries[n + 1], entries[n + 2] = '0', place .. id
             end
         end
     end
     at = at + 2 * number
     count(status .. ' ' .. queue, taken)
-    each('ZADD', p .. 'ready:' .. queue, entries)
+    if status == 'blocked' and taken > 0 then
+        each('ZADD', p .. 'key-waiting:' .. limit, entries)
+        call('ZADD', p .. 'limit-keys', 0, limit)
+        asking[limit] = true
+    else
+        each('ZADD', p .. 'ready:' .. queue, entries)
+    end
     each('ZADD', p .. 'due', waiting)
-    each('ZADD', p .. 'by:scheduled', indexed)
+    each('ZADD', task_key(head), new)
+    for _, tag in ipairs(tags_of(head)) do each('ZADD', p .. 'tag:' .. tag, new) end
+    if status ~= 'pending' then each('ZADD', p .. 'by:' .. status, new) end
     each('ZADD', p .. 'expiring', expiring)
     if #waiting > 0 then woken[queue] = true end
 end
@@ -247,43 +457,74 @@ end
 local answers = {}
 while ARGV[at + 1] do
     local now, runs = words(2)
-    for _ = 1, runs do take_in(now, words(7)) end
+    for _ = 1, runs do take_in(now, words(8)) end
     answers[#answers + 1] = 0
+    if next(asking) then admit(now, math.max(UPKEEP, #ARGV)) end
 end
 publish()
 return answers
 """
 
-# Hand out ready jobs.
-# ARGV: queue, limit, worker, now, the most crashes of a suspect, 1 if upkeep has been done, number of the claim, then
-#   the numbers of earlier ones whose answers were lost: what those took is handed out again. One that is carried out
-#   late, after a later one, takes nothing.
-# Answer: when the next waiting job is due ('' if none), then of each job PLACE ID and its CLAIMED_FIELDS; or `upkeep`,
-#   1 if jobs have expired, and what `lapsed_leases` gives.
+# Claim ready jobs.
+# ARGV: queue, limit, worker, now, the maximum of crashes of a suspect, 1 if upkeep was done, the number of the claim,
+#   then the numbers of earlier claims whose answers were lost: their jobs are returned again. A claim that arrives
+#   after a later one takes nothing.
+# Answer: when the next waiting job is due ('' if none), then for each job PLACE ID and its CLAIMED_FIELDS; or `upkeep`,
+#   1 if jobs have expired, and the answer of `lapsed_leases`.
 _CLAIM = """
 local queue, limit, worker, now, number = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5], tonumber(ARGV[8])
 local answer, taken, running = {''}, {}, p .. 'running:' .. worker
-local aside = {}  -- what has expired, and is left to the rules
+local aside = {}  -- expired jobs, which are left to the rules
+local charged = {}  -- limit keys > how many of their jobs were taken
 local may_be_repeated = again or ARGV[9]
 
 local function has_come(moment)
     return moment and tonumber(moment) <= tonumber(now)
 end
 
+-- All limit keys of a limit that was declared, from `first` on, in steps.
+local function ask(member, room)
+    local first = string.sub(member, 3)
+    local found = call('ZRANGEBYLEX', p .. 'limit-keys', '[' .. first, '(' .. string.match(first, '^[^:]*') .. ';',
+        'LIMIT', 0, room)
+    for _, name in ipairs(found) do asking[name] = true end
+    call('ZREM', p .. 'due', member)
+    if #found == room then call('ZADD', p .. 'due', now, '\\0:' .. found[room]) end
+    return room - #found
+end
+
 local function promote()
+    local room = UPKEEP
     for _, id in ipairs(call('ZRANGEBYSCORE', p .. 'due', '-inf', now, 'LIMIT', 0, UPKEEP)) do
         local key = p .. 'job:' .. id
-        local status, name, place, crashes = unpack(call('HMGET', key, 'status', 'queue', 'place', 'crashes'), 1, 4)
-        call('ZREM', p .. 'due', id)
-        if status then  -- or it was thrown away (maxmemory-policy), which must hold up no other
+        local status, name, place, crashes, limit =
+            unpack(call('HMGET', key, 'status', 'queue', 'place', 'crashes', 'limit'), 1, 5)
+        if status then
+            call('ZREM', p .. 'due', id)
             call('ZREM', p .. 'by:' .. status, id)
             count(status .. ' ' .. name, -1)
-            count((crashes and 'suspect ' or 'pending ') .. name, 1)
-            call('HSET', key, 'status', 'pending')
-            call('ZADD', p .. (crashes and 'suspects:' or 'ready:') .. name, crashes or 0, place .. id)
-            if crashes then woken[name] = true end
+            if limit then
+                count('blocked ' .. name, 1)
+                call('HSET', key, 'status', 'blocked')
+                call('ZADD', p .. 'by:blocked', seq_of(place), id)
+                call('ZADD', p .. 'key-waiting:' .. limit, 0, place .. id)
+                call('ZADD', p .. 'limit-keys', 0, limit)
+                asking[limit] = true
+            else
+                count((crashes and 'suspect ' or 'pending ') .. name, 1)
+                call('HSET', key, 'status', 'pending')
+                call('ZADD', p .. (crashes and 'suspects:' or 'ready:') .. name, crashes or 0, place .. id)
+                if crashes then woken[name] = true end
+            end
+        elseif string.sub(id, 1, 2) == '\\0:' then
+            room = room > 1 and ask(id, room) or 0
+        elseif string.byte(id) == 0 then
+            asking[string.sub(id, 2)] = true
+        else
+            call('ZREM', p .. 'due', id)  -- the server has evicted it (maxmemory-policy); others must not wait for it
         end
     end
+    if next(asking) then admit(now, UPKEEP) end
 end
 
 local function hand_out(member, fields)
@@ -305,26 +546,39 @@ local function hand_out_again()
     end
 end
 
-local function take(member, kind, score)
+local function take(entry, kind, score)
+    local member, has_turn = entry, string.byte(entry, 17) == 103  -- g
+    if has_turn then member = string.sub(entry, 1, 16) .. string.sub(entry, 31) end
     local id = string.sub(member, 30)
     local key = p .. 'job:' .. id
     local fields = call('HMGET', key, CLAIMED_FIELDS, 'expires')
-    if not fields[2] then return count(kind .. queue, -1) end  -- it was thrown away
+    if not fields[2] then return count(kind .. queue, -1) end  -- the server has evicted it
     local expires = fields[CLAIMED_NUMBER + 1]
     if has_come(expires) then
         aside[#aside + 1] = score
-        aside[#aside + 1] = member
+        aside[#aside + 1] = entry
         return
+    end
+    local limit = fields[CLAIMED_NUMBER]
+    if limit then
+        call('SMOVE', p .. 'key-pending:' .. limit, p .. 'key-running:' .. limit, id)
+        charged[limit] = (charged[limit] or 0) + 1
+        asking[limit] = true
+    end
+    if has_turn then
+        call('HDEL', key, 'turn')
+        call('ZREM', p .. 'placed', id)
     end
     fields[1] = fields[1] and string.format('%d', fields[1] + 1) or '1'
     if expires then call('ZREM', p .. 'expiring', id) end
-    call('HSET', key, 'status', 'running', 'attempt', fields[1], 'worker', worker, 'started', now,
+    local started = tonumber(fields[4]) > tonumber(now) and fields[4] or now  -- as in the rules
+    call('HSET', key, 'status', 'running', 'attempt', fields[1], 'worker', worker, 'started', started,
         'claim', ARGV[8])
     taken[#taken + 1] = id
     hand_out(member, fields)
 end
 
--- The kind of jobs that were taken: a suspect for a worker that runs nothing, and while it runs one, nothing.
+-- Take a suspect if the worker runs nothing, otherwise ready jobs. While it runs a suspect, take nothing.
 local function choose(suspects, alone)
     if alone then return end
     if (suspects or 0) + (counts['suspect ' .. queue] or 0) > 0 and call('SCARD', running) == 0 then
@@ -347,9 +601,11 @@ local function choose(suspects, alone)
         for i = 1, #members, 2 do take(members[i], 'pending ', '0') end
     until #taken >= limit or #members < 2 * wanted or #aside >= 2 * UPKEEP
     each('ZADD', p .. 'ready:' .. queue, aside)
-    if #aside >= 2 * UPKEEP then answer[1] = now end  -- the next claim goes on
+    if #aside >= 2 * UPKEEP then answer[1] = now end  -- the next claim continues
     return 'pending '
 end
+
+local due = first('due')
 
 local function claim(suspects, alone)
     local kind = choose(suspects, alone)
@@ -358,11 +614,14 @@ local function claim(suspects, alone)
         count('running ' .. queue, #taken)
         each('SADD', running, taken)
     end
+    if next(charged) then
+        admit(now, UPKEEP, charged)
+        due = first('due')
+    end
     if #taken > 0 or may_be_repeated then call('HSET', state, 'claims ' .. worker, number) end
 end
 
-local due = first('due')
-if has_come(due) then  -- in any case: who waits, waits for the first of those that are left
+if has_come(due) then  -- always: workers wait for the first of the remaining jobs
     promote()
     due = first('due')
 end
@@ -386,12 +645,12 @@ if answer[1] == '' then answer[1] = due or '' end
 return answer
 """
 
-# Write down successes.
-# ARGV: of each call: now, how many runs of successes that are alike, then of each run: worker, purge_at, whether they
-#   may be written already, how many, then of each its id, seq (13 digits), attempt, result. The id may belong to
-#   another job by now, submitted when the first one was deleted: seq tells.
-# Answer: of each call a text with a 1 for each that was written, a 0 for each that was not, and a 2 for one that is
-#   left to the rules: it has children, has crashed, or is to be cancelled.
+# Settle successes.
+# ARGV: for each call: now, the number of runs of similar successes, then for each run: worker, purge_at, whether they
+#   may be written already, their number, then for each its id, seq (13 digits), attempt, result. If the job was deleted
+#   and another one has its id now, seq differs.
+# Answer: for each call a text with a 1 for each success that was written, a 0 for each that was not, and a 2 for each
+#   that is left to the rules: the job has children, has crashed, or is to be cancelled.
 _SETTLE = """
 local purges, successes, flags = {}, {}, ''
 
@@ -401,7 +660,7 @@ local function settle(now, worker, purge_at, doubtful, number)
         local id, seq, attempt, result = unpack(ARGV, i, i + 3)
         local key, flag = p .. 'job:' .. id, '0'
         local v = call('HMGET', key, 'status', 'queue', 'place', 'attempt', 'worker', 'unique', 'crashes', 'children',
-            'cancel')
+            'cancel', 'limit')
         if v[3] and string.sub(v[3], 17) == seq and v[4] == attempt then
             if v[1] == 'running' and v[5] == worker then
                 flag = (v[7] or v[8] or v[9]) and '2' or '1'
@@ -414,12 +673,16 @@ local function settle(now, worker, purge_at, doubtful, number)
             settled[#settled + 1] = id
             count('running ' .. v[2], -1)
             count('success ' .. v[2], 1)
-            if attempt ~= '1' then  -- of an earlier attempt
+            if attempt ~= '1' then  -- remove the error of an earlier attempt
                 call('HDEL', key, 'error', 'traceback')
                 call('ZREM', p .. 'by:error', id)
             end
             call('HSET', key, 'status', 'success', 'finished', now, 'purge_at', purge_at, 'result', result)
             if v[6] then call('HDEL', p .. 'unique', v[6]) end
+            if v[10] then
+                call('SREM', p .. 'key-running:' .. v[10], id)
+                asking[v[10]] = true
+            end
             local n = #purges
             purges[n + 1], purges[n + 2] = purge_at, id
             successes[n + 1], successes[n + 2] = seq_of(v[3]), id
@@ -437,6 +700,7 @@ while ARGV[at + 1] do
     flags = ''
     for _ = 1, runs do settle(now, words(4)) end
     answers[#answers + 1] = flags
+    if next(asking) then admit(now, UPKEEP) end
 end
 each('ZADD', p .. 'purge', purges)
 each('ZADD', p .. 'by:success', successes)
@@ -444,15 +708,15 @@ publish()
 return answers
 """
 
-# Register a worker or extend its lease; with a lease of 0 only its activity is kept.
+# Register a worker or extend its lease. With a lease of 0, only its activity is stored.
 # ARGV: worker, lease, 1 if lapsed leases have been judged, info (JSON), queues (JSON), the oldest minute to keep, then
-#   of each minute of activity that has changed: its beginning, what was done (JSON).
-# Answer: the term of the lease, its jobs that are to end, paused queues, the fewest crashes of a suspect that waits
-#   (0: none does), ended jobs that no attempt tells of; or what `lapsed_leases` gives, and nothing was done.
+#   for each minute whose activity has changed: its start, and the activity (JSON).
+# Answer: the term of the lease, its jobs that are to be cancelled, paused queues, the fewest crashes of a waiting
+#   suspect (0: none waits), jobs that ended without an attempt; or the answer of `lapsed_leases`, and nothing was done.
 _HEARTBEAT = """
 local worker, lease, info, queues = ARGV[2], tonumber(ARGV[3]), ARGV[5], cjson.decode(ARGV[6])
 
--- Add what the rows say to the changes, or take it off: texts of `activity_texts`, WHAT being `number.bucket`.
+-- Add the numbers of the rows to the changes, or subtract them: texts of `activity_texts`; WHAT is `number.bucket`.
 local function add_rows(changes, text, sign)
     for _, row in ipairs(text and cjson.decode(text) or {}) do
         for i = 3, #row do
@@ -465,12 +729,12 @@ local function add_rows(changes, text, sign)
     end
 end
 
--- The totals grow by what a row says more than the one that it replaces: told twice, it counts once.
+-- The totals grow by the difference to the replaced row, so a row that is reported twice counts once.
 local function keep_activity()
     local changes = {}
     for i = 8, #ARGV, 2 do
         local minute = p .. 'minute:' .. ARGV[i]
-        if tonumber(ARGV[i]) >= tonumber(ARGV[7]) then  -- what was forgotten is not known to be counted
+        if tonumber(ARGV[i]) >= tonumber(ARGV[7]) then  -- purged minutes cannot be compared
             add_rows(changes, call('HGET', minute, worker), -1)
             add_rows(changes, ARGV[i + 1], 1)
             call('ZADD', p .. 'minutes', ARGV[i], ARGV[i])
@@ -505,7 +769,7 @@ for _, id in ipairs(call('SMEMBERS', p .. 'cancelling')) do
     if call('SISMEMBER', p .. 'running:' .. worker, id) == 1 then to_end[#to_end + 1] = id end
 end
 for _, queue in ipairs(queues) do
-    if not known or known <= time then woken[queue] = true end  -- it may claim again
+    if not known or known <= time then woken[queue] = true end  -- the worker may claim again
     if call('HEXISTS', state, 'paused ' .. queue) == 1 then paused[#paused + 1] = queue
     else
         local fewest = tonumber(call('ZRANGE', p .. 'suspects:' .. queue, 0, 0, 'WITHSCORES')[2] or 0)
@@ -517,7 +781,7 @@ return {term, to_end, paused, suspects, call('LPOP', p .. 'endings', ENDINGS_TAK
 """
 
 # Delete finished jobs, or held ones.  ARGV: who holds them or '', then ids.
-# Answer: the ids of those that went; of a repetition, of those that are not there.
+# Answer: the ids of the deleted jobs; for a repetition, the ids that do not exist.
 _REMOVE = """
 local by, gone = ARGV[2], {}
 for i = 3, #ARGV do
@@ -535,22 +799,24 @@ publish()
 return gone
 """
 
-# Delete finished jobs past their retention.  ARGV: before, limit.  Answer: their ids.
+# Delete finished jobs past their retention. Some limit keys lose the jobs that the server has evicted.
+# ARGV: before, limit.  Answer: the ids of the deleted jobs.
 _PURGE = """
 local ids = call('ZRANGEBYSCORE', p .. 'purge', '-inf', '(' .. ARGV[2], 'LIMIT', 0, ARGV[3])
 for _, id in ipairs(ids) do erase(id) end
+call('ZREMRANGEBYSCORE', p .. 'key-tat', '-inf', '(' .. ARGV[2])  -- from then on the rate allows a full burst anyway
+for _, name in ipairs(call('ZRANDMEMBER', p .. 'limit-keys', 50)) do
+    for _, index in ipairs({p .. 'key-running:' .. name, p .. 'key-pending:' .. name}) do
+        for _, id in ipairs(call('SRANDMEMBER', index, 10)) do
+            if call('EXISTS', p .. 'job:' .. id) == 0 then  -- maxmemory-policy
+                call('SREM', index, id)
+                call('ZADD', p .. 'due', 0, '\\0' .. name)
+            end
+        end
+    end
+end
 publish()
 return ids
-"""
-
-# Keep how far running jobs are.  ARGV: id, attempt, progress (JSON) ..  Answer: 0.
-_REPORT = """
-for i = 2, #ARGV, 3 do
-    local key = p .. 'job:' .. ARGV[i]
-    local status, attempt = unpack(call('HMGET', key, 'status', 'attempt'), 1, 2)
-    if status == 'running' and attempt == ARGV[i + 1] then call('HSET', key, 'progress', ARGV[i + 2]) end
-end
-return 0
 """
 
 # Pause or resume a queue.  ARGV: queue, 1 or 0.  Answer: 0.
@@ -565,8 +831,119 @@ call('PUBLISH', p .. 'notices', '')
 return 0
 """
 
-# Look results up.  ARGV: of each call how many ids, then those.
-# Answer: of each call a list with the values of RESULT_FIELDS, or 0, for each id.
+# Store limits, or pause or resume limit keys.
+# ARGV: limit, pause or resume; now; a token; then for each limit its name, text and numbers, or the limit keys.
+# Answer: for each limit key 1, or 0 if nothing has changed.
+_LIMIT = """
+local action, now, token = ARGV[2], ARGV[3], ARGV[4]
+local changed = {}
+
+-- The upkeep goes through the limit keys, in steps.
+local function declare(name, text, numbers)
+    call('HSET', p .. 'limits', name, text)
+    call('HSET', p .. 'limit-numbers', name, numbers)
+    local first = '[' .. name .. ':'
+    if #call('ZRANGEBYLEX', p .. 'limit-keys', first, '(' .. name .. ';', 'LIMIT', 0, 1) > 0 then
+        call('ZADD', p .. 'due', now, '\\0:' .. name .. ':')
+        call('PUBLISH', p .. 'jobs', '')  -- to all queues
+    end
+end
+
+local function withdraw(name)
+    for _, id in ipairs(call('SMEMBERS', p .. 'key-pending:' .. name)) do
+        local key = p .. 'job:' .. id
+        local queue, place, crashes, turn = unpack(call('HMGET', key, 'queue', 'place', 'crashes', 'turn'), 1, 4)
+        if queue then
+            local entry = place .. id
+            if turn then
+                entry = string.sub(place, 1, 16) .. 'g' .. string.format('%013x', turn) .. string.sub(place, 17) .. id
+                call('ZREM', p .. 'placed', id)
+                call('HDEL', key, 'turn')
+            end
+            call('ZREM', p .. (crashes and 'suspects:' or 'ready:') .. queue, entry)
+            count((crashes and 'suspect ' or 'pending ') .. queue, -1)
+            count('blocked ' .. queue, 1)
+            call('HSET', key, 'status', 'blocked', 'rev', token)
+            call('ZADD', p .. 'by:blocked', seq_of(place), id)
+            call('ZADD', p .. 'key-waiting:' .. name, 0, place .. id)
+        end
+    end
+    call('DEL', p .. 'key-pending:' .. name)
+end
+
+at = 4
+while ARGV[at + 1] do
+    if action == 'limit' then
+        declare(words(3))
+    else
+        local name = words(1)
+        local number = call(action == 'pause' and 'SADD' or 'SREM', p .. 'key-paused', name)
+        if action == 'pause' then withdraw(name) end
+        changed[#changed + 1] = again and 1 or number
+        asking[name] = true
+    end
+end
+if next(asking) then admit(now, UPKEEP) end
+publish()
+return changed
+"""
+
+# Read the states of limit keys.  ARGV: limit keys.
+# Answer: for each the text of its limit, the numbers of running, ready and waiting jobs, tat, due, 1 if it is paused.
+_LIMIT_STATES = """
+local answer = {}
+for i = 2, #ARGV do
+    local name = ARGV[i]
+    answer[i - 1] = {
+        call('HGET', p .. 'limits', string.match(name, '^[^:]*')),
+        call('SCARD', p .. 'key-running:' .. name), call('SCARD', p .. 'key-pending:' .. name),
+        call('ZCARD', p .. 'key-waiting:' .. name), call('ZSCORE', p .. 'key-tat', name),
+        call('ZSCORE', p .. 'due', '\\0' .. name), call('SISMEMBER', p .. 'key-paused', name),
+    }
+end
+return answer
+"""
+
+# Read the limit keys that have jobs, in steps.  ARGV: the last one of the step before ('' at first), how many.
+# Answer: in the first step the texts of all limits and the paused limit keys; then these limit keys.
+_LIMIT_KEYS = """
+local first = ARGV[2] == ''
+local texts = first and call('HVALS', p .. 'limits') or {}
+local keys = call('ZRANGEBYLEX', p .. 'limit-keys', first and '-' or '(' .. ARGV[2], '+', 'LIMIT', 0, ARGV[3])
+return {texts, first and call('SMEMBERS', p .. 'key-paused') or {}, keys}
+"""
+
+# Count the jobs ahead of one that waits for its limit, in steps.
+# ARGV: limit key, PLACE ID of that job, the last PLACE ID of the step before ('' at first), the maximum number.
+# Answer: the last PLACE ID of this step ('' at the end), then STATUS QUEUE, a number ..
+_BEFORE = """
+local name, answer = ARGV[2], {''}
+
+local function add(status, ids)
+    for _, id in ipairs(ids) do
+        local queue = call('HGET', p .. 'job:' .. id, 'queue')
+        if queue then count(status .. ' ' .. queue, 1) end
+    end
+end
+
+local waiting, after, ids = p .. 'key-waiting:' .. name, ARGV[4] == '' and '-' or '(' .. ARGV[4], {}
+local members = call('ZRANGEBYLEX', waiting, after, '(' .. ARGV[3], 'LIMIT', 0, ARGV[5])
+for i, member in ipairs(members) do ids[i] = string.sub(member, 30) end
+add('blocked', ids)
+if ARGV[4] == '' then
+    add('pending', call('SMEMBERS', p .. 'key-pending:' .. name))
+    add('running', call('SMEMBERS', p .. 'key-running:' .. name))
+end
+if #members == tonumber(ARGV[5]) then answer[1] = members[#members] end
+for kind, number in pairs(counts) do
+    answer[#answer + 1] = kind
+    answer[#answer + 1] = number
+end
+return answer
+"""
+
+# Read results.  ARGV: for each call the number of ids, then the ids.
+# Answer: for each call a list with the values of RESULT_FIELDS, or 0, for each id.
 _GET = """
 local answers, at = {}, 2
 while ARGV[at] do
@@ -581,11 +958,11 @@ end
 return answers
 """
 
-# Look for jobs in steps. The jobs looked at come from the smallest index that has all that are wanted.
-# ARGV: filter (JSON: what does not matter is not there), how many to find (0: count them), how many to look at, 1 for
+# Find jobs in steps. Each step reads jobs from the smallest index that contains all matches.
+# ARGV: filter (JSON, without conditions that are not set), how many to find (0: count them), how many to read, 1 for
 #   the oldest first, the lowest seq and the highest.
-# Answer: the seq of the last one looked at ('' at the end), then of each job its id, its hash and its history; of a
-#   count, of each STATUS QUEUE how many.
+# Answer: the seq of the last job that was read ('' at the end), then for each match its id, hash and history; for a
+#   count, the number for each STATUS QUEUE.
 _FIND = """
 local which, limit, page, oldest = cjson.decode(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5] == '1'
 local low, high = ARGV[6], ARGV[7]
@@ -601,18 +978,28 @@ local function test(asked, field, passes)
 end
 
 local function is_in(item, list)
-    for _, one in ipairs(list and cjson.decode(list) or {}) do
+    for _, one in ipairs(list or {}) do
         if one == item then return true end
     end
 end
 
 test(which.worker, 'worker', function(worker) return worker == which.worker end)
 test(which.head, 'head', function(head) return string.sub(head or '', 1, #which.head) == which.head end)
-test(which.ahead, 'place', function(place) return place < which.ahead end)
+local place  -- of the job that is looked at
+test(which.ahead, 'place', function(value)
+    place = value
+    return true
+end)
+test(which.ahead, 'turn', function(turn)
+    if turn then place = string.sub(place, 1, 16) .. 'g' .. string.format('%013x', turn) .. string.sub(place, 17) end
+    return place < which.ahead
+end)
+test(which.limit, 'limit', function(limit) return limit == which.limit end)
 test(which.error, 'error', function(error) return string.find(string.lower(error or ''), which.error, 1, true) end)
-test(which.parent, 'parents', function(parents) return is_in(which.parent, parents) end)
+test(which.parent, 'parents', function(parents) return is_in(which.parent, parents and cjson.decode(parents)) end)
+test(which.tag, 'head', function(head) return is_in(which.tag, tags_of(head)) end)
 
--- STATUS QUEUE of a job that is wanted.
+-- Return STATUS QUEUE if the job matches.
 local function matched(id)
     local values = call('HMGET', p .. 'job:' .. id, unpack(fields))
     local status, queue = values[1], values[2]
@@ -630,13 +1017,13 @@ local function add(id, kind)
     answer[#answer + 1] = call('LRANGE', p .. 'history:' .. id, 0, -1)
 end
 
--- A page of an index: ids and seqs in turn.
+-- Read a page of an index: alternating ids and seqs.
 local function indexed(name)
     if oldest then return call('ZRANGEBYSCORE', p .. name, low, high, 'WITHSCORES', 'LIMIT', 0, page) end
     return call('ZREVRANGEBYSCORE', p .. name, high, low, 'WITHSCORES', 'LIMIT', 0, page)
 end
 
--- The same of jobs that were found as PLACE ID in any order.
+-- The same for jobs that were found as PLACE ID in any order.
 local function in_order(members)
     local seqs, ids, flat = {}, {}, {}
     for _, member in ipairs(members) do
@@ -677,10 +1064,11 @@ local function queues()
     return names
 end
 
--- A queue has its jobs by priority first: a page of each. Nothing if they have too many priorities.
+-- A queue is sorted by priority first: read a page for each priority. Return nothing if there are too many. Jobs with a
+-- turn have a separate index.
 local function ready()
     local found, looks = {}, 0
-    local from, to = string.format('%013x', low), string.format('%013x', high) .. '\255'
+    local from, to = string.format('%013x', low), string.format('%013x', high) .. '\\255'
     for _, queue in ipairs(queues()) do
         local key, begin = p .. 'ready:' .. queue, '-'
         local first = call('ZRANGEBYLEX', key, begin, '+', 'LIMIT', 0, 1)[1]
@@ -691,19 +1079,47 @@ local function ready()
             local least, most, command = '[' .. priority .. from, '[' .. priority .. to, 'ZRANGEBYLEX'
             if not oldest then least, most, command = most, least, 'ZREVRANGEBYLEX' end
             for _, member in ipairs(call(command, key, least, most, 'LIMIT', 0, page)) do found[#found + 1] = member end
-            first = call('ZRANGEBYLEX', key, '(' .. priority .. 'g', '+', 'LIMIT', 0, 1)[1]
+            first = call('ZRANGEBYLEX', key, '(' .. priority .. 'h', '+', 'LIMIT', 0, 1)[1]
         end
         for _, member in ipairs(call('ZRANGE', p .. 'suspects:' .. queue, 0, -1)) do found[#found + 1] = member end
+    end
+    local placed = indexed('placed')
+    for i = 1, #placed, 2 do
+        found[#found + 1] = string.rep('0', 16) .. string.format('%013x', placed[i + 1]) .. placed[i]
     end
     return in_order(found)
 end
 
+local function number_of(status)
+    local number = 0
+    for _, queue in ipairs(queues()) do
+        number = number + (call('HGET', state, status .. ' ' .. queue) or 0)
+        if status == 'pending' then number = number + (call('HGET', state, 'suspect ' .. queue) or 0) end
+    end
+    return number
+end
+
+-- Return the smallest index by seq that contains all matches, and its size.
+local function smallest()
+    local names, best, least = {'all'}, nil, math.huge
+    if which.parent then names[#names + 1] = 'family:' .. which.parent end
+    if which.tag then names[#names + 1] = 'tag:' .. which.tag end
+    if which.head then names[#names + 1] = string.sub(task_key(which.head), #p + 1) end
+    if which.error then names[#names + 1] = 'by:error' end
+    if only and only ~= 'pending' and only ~= 'running' then names[#names + 1] = 'by:' .. only end
+    for _, name in ipairs(names) do
+        local number = call('ZCARD', p .. name)
+        if number < least then best, least = name, number end
+    end
+    return best, least
+end
+
 local function candidates()
-    if which.parent then return indexed('family:' .. which.parent) end
+    if only and which.queue and number_of(only) == 0 then return {} end
     if only == 'running' then return running() end
-    if which.error and (not only or only == 'pending') then return indexed('by:error') end
-    if only == 'pending' then return ready() or indexed('all') end
-    return indexed(only and 'by:' .. only or 'all')
+    local best, least = smallest()
+    if only == 'pending' and (best == 'all' or number_of(only) < least) then return ready() or indexed(best) end
+    return indexed(best)
 end
 
 if which.ids then
@@ -733,12 +1149,13 @@ end
 return answer
 """
 
-# Bring the jobs of an older version up to date, in steps.  ARGV: the lowest seq, how many to look at.
-# Answer: the seq of the last one ('' at the end, when the store has its version).
+# Migrate the jobs of an older version, in steps.  ARGV: the lowest seq, how many to read.
+# Answer: the seq of the last one ('' at the end, when the new version is written).
 _UPGRADE = """
 local page = call('ZRANGEBYSCORE', p .. 'all', ARGV[2], '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[3])
 
-local function index(id, seq, status, error, parents)
+local function index(id, seq, status, error, parents, head)
+    call('ZADD', task_key(head), seq, id)
     if status ~= 'pending' and status ~= 'running' then call('ZADD', p .. 'by:' .. status, seq, id) end
     if error then call('ZADD', p .. 'by:error', seq, id) end
     for _, parent in ipairs(parents and cjson.decode(parents) or {}) do
@@ -746,7 +1163,7 @@ local function index(id, seq, status, error, parents)
     end
 end
 
--- A hold is one more thing to wait for. Of several who do this at once the first counts.
+-- A hold counts as one more parent. If several processes do this at once, the first one counts.
 local function count_parents(id, key, worker)
     local parents = call('SMEMBERS', p .. 'parents:' .. id)
     call('HSETNX', key, 'waits', #parents + (worker and 1 or 0))
@@ -756,11 +1173,11 @@ end
 
 for i = 1, #page, 2 do
     local id, key = page[i], p .. 'job:' .. page[i]
-    local v = call('HMGET', key, 'status', 'error', 'parents', 'worker', 'failures', 'crashes')
+    local v = call('HMGET', key, 'status', 'error', 'parents', 'worker', 'failures', 'crashes', 'head')
     if v[1] then
-        index(id, page[i + 1], v[1], v[2], v[3])
+        index(id, page[i + 1], v[1], v[2], v[3], v[7])
         if v[1] == 'blocked' then count_parents(id, key, v[4]) end
-        if v[5] or v[6] then call('HDEL', key, 'expires') end  -- it is forgotten once an attempt has begun to run
+        if v[5] or v[6] then call('HDEL', key, 'expires') end  -- removed when an attempt has started
     end
 end
 if #page > 0 then return page[#page] end
@@ -768,7 +1185,7 @@ call('HSET', state, 'version', VERSION)
 return ''
 """
 
-# How many ready jobs are ahead of one.  ARGV: queue, its PLACE ID.  Answer: the number.
+# Count the ready jobs ahead of a job.  ARGV: queue, its PLACE ID.  Answer: the number.
 _AHEAD = """
 local ahead = call('ZLEXCOUNT', p .. 'ready:' .. ARGV[2], '-', '(' .. ARGV[3])
 for _, member in ipairs(call('ZRANGE', p .. 'suspects:' .. ARGV[2], 0, -1)) do
@@ -777,7 +1194,7 @@ end
 return ahead
 """
 
-# What there is at all.  Answer: the state, the workers whose lease holds (JSON).
+# Read the overview.  Answer: the state, the workers with a valid lease (JSON).
 _LOOK = """
 local workers = {}
 for _, worker in ipairs(call('ZRANGEBYSCORE', p .. 'leases', '(' .. clock(), '+inf')) do
@@ -786,8 +1203,8 @@ end
 return {call('HGETALL', state), workers}
 """
 
-# What workers did.  ARGV: the first minute, how many to look at.
-# Answer: the last minute looked at ('' at the end), then what each worker did in each (JSON).
+# Read the activity of workers.  ARGV: the first minute, how many minutes to read.
+# Answer: the last minute that was read ('' at the end), then the activity of each worker in each minute (JSON).
 _ACTIVITY = """
 local answer = {''}
 for _, minute in ipairs(call('ZRANGEBYSCORE', p .. 'minutes', ARGV[2], '+inf', 'LIMIT', 0, ARGV[3])) do
@@ -797,20 +1214,21 @@ end
 return answer
 """
 
-# What workers did since the store was made.  Answer: WHAT TASK, a number ..
+# Read the total activity since the store was created.  Answer: WHAT TASK, a number ..
 _TOTALS = "return call('HGETALL', p .. 'totals')"
 
 RESULT_FIELDS = (
     "head", "status", "result", "error", "traceback", "attempt", "submitted", "started", "finished", "progress",
 )  # fmt: skip
-CLAIMED_FIELDS = ("attempt", "head", "payload", "submitted", "due", "failures", "crashes", "parents")
+CLAIMED_FIELDS = ("attempt", "head", "payload", "submitted", "due", "failures", "crashes", "parents", "steps", "limit")
 READ_FIELDS = (
     "place", "status", "attempt", "rev", "queue", "head", "submitted", "due", "expires", "unique", "parents",
     "failures", "crashes", "worker", "started", "finished", "purge_at", "error", "traceback", "cancel", "waits",
-    "children",
+    "children", "steps", "limit", "turn",
 )  # fmt: skip
-_PREAMBLE = f"local VERSION, MOST_LOOKS, UPKEEP = {VERSION}, {MOST_LOOKS}, {UPKEEP_STEP}\n"
-_PREAMBLE += f"local ENDINGS_KEPT, ENDINGS_TAKEN = {ENDINGS_KEPT}, {ENDINGS_TAKEN}\n"
+_PREAMBLE = f"local VERSION, MOST_LOOKS, READ_AT_ONCE = {VERSION}, {MOST_LOOKS}, {READ_AT_ONCE}\n"
+_PREAMBLE += f"local UPKEEP, ENDINGS_KEPT, ENDINGS_TAKEN = {UPKEEP_STEP}, {ENDINGS_KEPT}, {ENDINGS_TAKEN}\n"
+_PREAMBLE += f"local RATE_SLACK = {RATE_SLACK}\n"
 _FIELDS = {"CLAIMED": CLAIMED_FIELDS, "READ": READ_FIELDS, "RESULT": RESULT_FIELDS}
 _LISTS = {name: str(fields)[1:-1] for name, fields in _FIELDS.items()}
 
@@ -828,15 +1246,18 @@ class Script:
 
 SCRIPTS = {
     "read": Script(_READ),
-    "apply": Script(_APPLY),
-    "push": Script(_PUSH),
-    "claim": Script(_CLAIM),
-    "settle": Script(_SETTLE),
+    "apply": Script(_LIMITS + _APPLY),
+    "push": Script(_LIMITS + _PUSH),
+    "claim": Script(_LIMITS + _CLAIM),
+    "settle": Script(_LIMITS + _SETTLE),
     "heartbeat": Script(_HEARTBEAT),
     "remove": Script(_REMOVE),
     "purge": Script(_PURGE),
-    "report": Script(_REPORT),
     "set_queue": Script(_SET_QUEUE),
+    "limit": Script(_LIMITS + _LIMIT),
+    "limit_states": Script(_LIMIT_STATES),
+    "limit_keys": Script(_LIMIT_KEYS),
+    "before": Script(_BEFORE),
     "get": Script(_GET),
     "find": Script(_FIND),
     "upgrade": Script(_UPGRADE),

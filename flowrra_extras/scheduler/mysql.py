@@ -9,9 +9,10 @@ from typing import Any, Protocol, cast
 import asyncmy
 
 from flowrra import ConfigError
-from flowrra_extras.scheduler.database import Address, Dialect, server_address
+from flowrra_extras.scheduler.sql import Database, Dialect, Link
+from flowrra_extras.urls import check_options, read_server_url
 
-_DIALECT = Dialect(
+DIALECT = Dialect(
     mark=lambda number: "%s",
     serial="BIGINT AUTO_INCREMENT PRIMARY KEY",
     name="VARCHAR(255)",
@@ -68,32 +69,28 @@ class _Connection(Protocol):
     def close(self) -> None: ...
 
 
-class MySQL:
-    """The database that a URL names."""
+def database_from_url(url: str) -> Database:
+    """The database that a URL names.
 
-    dialect = _DIALECT
+    Raises:
+        ConfigError: it names no database, several hosts, or an unknown option.
+    """
+    parts = read_server_url(url)
+    check_options(parts, ("ssl", "ssl_ca"))
+    form = f"the form is {parts.scheme}://user:password@host:3306/database"
+    if not parts.path or "/" in parts.path:
+        raise ConfigError(f"a {parts.scheme}:// URL names one database, not {parts.path!r}: {form}")
+    (host, port), *others = parts.hosts
+    if others:
+        raise ConfigError(f"{parts.shown} names several hosts, where one is expected: {form}")
+    host, port = host or "localhost", port or 3306
+    options = {
+        "host": host, "port": port, "user": parts.user, "password": parts.password or "", "database": parts.path,
+        "charset": "utf8mb4", "autocommit": True, "ssl": _ssl(**parts.options),
+    }  # fmt: skip
 
-    def __init__(self, address: Address) -> None:
-        self._address = address
-        self._ssl = _ssl(**address.options)
-
-    @property
-    def place(self) -> str:
-        return f"MySQL at {self._address.place}"
-
-    async def connect(self, timeout: float) -> "_Link":
-        to = self._address
-        connection = await asyncmy.connect(
-            host=to.host or "localhost",
-            port=to.port,
-            user=to.user,
-            password=to.password or "",
-            database=to.database,
-            charset="utf8mb4",
-            autocommit=True,
-            connect_timeout=math.ceil(timeout),
-            ssl=self._ssl,
-        )
+    async def connect(timeout: float) -> Link:
+        connection = await asyncmy.connect(connect_timeout=math.ceil(timeout), **options)
         link = _Link(cast("_Connection", connection))
         try:
             for setting in _SETTINGS:
@@ -102,6 +99,8 @@ class MySQL:
             await link.drop()
             raise
         return link
+
+    return Database(DIALECT, f"MySQL at {host}:{port}/{parts.path}", connect)
 
 
 class _Link:
@@ -140,11 +139,7 @@ class _Link:
 def _ssl(ssl: str = "false", ssl_ca: str | None = None) -> dict[str, str] | bool | None:
     """The driver's idea of an encrypted connection; only with `ssl_ca` is the server's certificate checked."""
     if ssl not in ("true", "false"):
-        raise ConfigError(f"the option ssl is true or false, not {ssl!r}")
+        raise ConfigError(f"the option ssl must be true or false, not {ssl!r}")
     if ssl_ca is not None:
         return {"ca": ssl_ca}
     return True if ssl == "true" else None
-
-
-def database_from_url(url: str) -> MySQL:
-    return MySQL(server_address(url, port=3306, options=("ssl", "ssl_ca")))

@@ -1,23 +1,22 @@
-"""Schedules in PostgreSQL, through asyncpg."""
+"""Schedules in PostgreSQL: its dialect, and a link over a connection such as the broker's."""
 
 import asyncio
 import contextlib
-import urllib.parse
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import asyncpg
 
-from flowrra import BackendError, ConfigError
-from flowrra_extras.postgres.connections import STANDBY, Address
-from flowrra_extras.scheduler.database import Dialect
+from flowrra_extras.postgres.connections import Address, Session, drop
+from flowrra_extras.scheduler.sql import Database, Dialect
 
-_DIALECT = Dialect(
+DIALECT = Dialect(
     mark=lambda number: f"${number}",
     serial="BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
     moment="TIMESTAMPTZ",
     lease="TIMESTAMPTZ",
-    index="""CREATE INDEX flowrra_schedule_due ON flowrra_schedule (enabled, next_fire, seq)
+    index="""CREATE INDEX flowrra_schedule_due ON {table} (enabled, next_fire, seq)
         WHERE enabled = TRUE AND next_fire IS NOT NULL""",
     lock="SELECT pg_advisory_xact_lock(7305461987402391)",  # ends with the transaction; the number means nothing
     # Not to_regclass(), which after the wait for the lock still says what it saw before.
@@ -34,37 +33,31 @@ _DIALECT = Dialect(
 )
 
 
-class PostgreSQL:
-    """The database that a URL names."""
+def in_schema(schema: str) -> Dialect:
+    """The dialect that names the schema in each statement: behind a pooler no search_path stays ours."""
+    existing = f"""SELECT 1 FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace
+        WHERE relname = 'flowrra_schedule_meta' AND nspname = '{schema}'"""
+    return dataclasses.replace(DIALECT, table=f'"{schema}".flowrra_schedule', existing=existing)
 
-    dialect = _DIALECT
 
-    def __init__(self, address: Address) -> None:
-        self._address = address
+def database_from_url(url: str) -> Database:
+    """The database that a URL names, which is read as for the broker on the same server."""
+    address = Address(url)
 
-    @property
-    def place(self) -> str:
-        return f"PostgreSQL at {self._address.name.partition('://')[2]}"
-
-    async def connect(self, timeout: float) -> "_Link":
-        schema = self._address.schema if self._address.has_schema else None
-        connection = await self._address.plain({"search_path": schema} if schema else {}, timeout)
+    async def connect(timeout: float) -> _Link:
+        connection = await address.plain({}, timeout)
         try:
-            if await connection.fetchval("SELECT pg_is_in_recovery()"):
-                raise BackendError(f"{self.place} is a standby, which cannot be written to: {STANDBY}")
-            if schema:
-                await _make(schema, connection)
+            session = Session(connection, address.schema)
+            await session.refuse_standby(address.name)
+            if address.has_schema:
+                with contextlib.suppress(asyncpg.DuplicateSchemaError, asyncpg.UniqueViolationError):  # made meanwhile
+                    await session.make_schema()
         except BaseException:
-            connection.terminate()
+            drop(connection)
             raise
         return _Link(connection)
 
-
-async def _make(schema: str, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-    """Make the schema unless it is there. Asked first: even IF NOT EXISTS needs the right to make one."""
-    if not await connection.fetch("SELECT FROM pg_namespace WHERE nspname = $1", schema):
-        with contextlib.suppress(asyncpg.DuplicateSchemaError, asyncpg.UniqueViolationError):  # somebody else did
-            await connection.execute(f'CREATE SCHEMA "{schema}"')
+    return Database(in_schema(address.schema) if address.has_schema else DIALECT, address.name, connect)
 
 
 class _Link:
@@ -76,8 +69,7 @@ class _Link:
         return self._loop is asyncio.get_running_loop() and not self._connection.is_closed()
 
     async def fetch(self, statement: str, values: Sequence[Any] = ()) -> Sequence[Sequence[Any]]:
-        rows = await self._connection.fetch(statement, *values)
-        return [tuple(row) for row in rows]
+        return [tuple(row) for row in await self._connection.fetch(statement, *values)]
 
     async def execute(self, statement: str, values: Sequence[Any] = ()) -> int:
         status = await self._connection.execute(statement, *values)
@@ -88,18 +80,8 @@ class _Link:
         await self._connection.executemany(statement, rows)
 
     async def drop(self) -> bool:
-        with contextlib.suppress(RuntimeError):  # its loop has ended, and the connection with it
-            self._connection.terminate()
+        drop(self._connection)
         return True
 
     async def close(self) -> None:
         await self._connection.close()
-
-
-def database_from_url(url: str) -> PostgreSQL:
-    """As for the broker on the same server. One database is to be named: which is the default may change."""
-    parts = urllib.parse.urlsplit(url)
-    options = urllib.parse.parse_qs(parts.query)
-    if not parts.path.strip("/") and not {"dbname", "database"} & options.keys():
-        raise ConfigError(f"a {parts.scheme}:// URL names one database: postgresql://user:password@host:5432/database")
-    return PostgreSQL(Address(url))

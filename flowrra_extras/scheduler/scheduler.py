@@ -1,9 +1,10 @@
-"""Stored schedules: made, changed, removed, and fired by whichever scheduler on the same store is first."""
+"""Stored schedules: make, change, remove and fire them. Of several schedulers on one store, the first one fires."""
 
 import datetime as dt
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Unpack
 
 from flowrra import (
@@ -25,7 +26,7 @@ from flowrra import (
     schedule_key,
     upcoming,
 )
-from flowrra_extras.scheduler.protocol import ScheduleStore
+from flowrra_extras.scheduler.store import ScheduleStore
 
 TAKE_LEASE = 10.0  # seconds that a scheduler has to push and advance what it has taken
 _TAKE_LIMIT = 100
@@ -34,18 +35,57 @@ _PURGE_DONE_EVERY = 3600.0
 
 
 class StoredOptions(ScheduleOptions, total=False):
-    """What a stored schedule may be told besides: its zone (None: UTC), and its id."""
+    """Additional options of a stored schedule: `tz`, the key of its zone (None: UTC), and `task_id`, its id."""
 
     tz: str | dt.tzinfo | None
     task_id: str | None
 
 
-class Scheduler(Firing):
-    """Schedules that are kept in a store; made by `app.create_scheduler`.
+class ScheduleDefinition:
+    """A schedule that a program declares for `Scheduler.sync`: by a cron expression or by an interval in seconds.
 
-    They fire while the app runs, in whichever process has a scheduler on the same store, and each fire is
-    one job. What is changed here reaches the others within two seconds. A task may be given by its name,
-    also one that is registered elsewhere only; its arguments are checked if it is registered here.
+    `schedule_id` identifies the schedule from one deploy to the next. Options that are not given have their defaults.
+    The exception is `enabled`: if it is not given, a schedule that somebody has disabled stays disabled.
+    """
+
+    def __init__(
+        self,
+        schedule_id: str,
+        task: str | Task[..., Any],
+        *,
+        cron: str | None = None,
+        every: float | dt.timedelta | None = None,
+        tz: str | dt.tzinfo | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> None:
+        if (cron is None) == (every is None):
+            raise ConfigError(f"the schedule {schedule_id!r} needs either cron= or every=")
+        check_key("schedule_id", schedule_id or "")
+        self.id = schedule_id
+        self.task = task
+        self.kind = "interval" if cron is None else "cron"
+        self.rule: object = every if cron is None else cron
+        self.options: dict[str, Any] = {"tz": tz, "args": args, "kwargs": kwargs, **options}
+
+
+@dataclass(frozen=True, slots=True)
+class SyncReport:
+    """What `Scheduler.sync` changed, as ids of schedules."""
+
+    added: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+
+
+class Scheduler(Firing):
+    """Stored schedules. `app.create_scheduler` makes it.
+
+    They fire while the app runs, in any process that has a scheduler on the same store, and each fire makes one job.
+    The other processes see a change within two seconds. A task can be given by name, even if only another program
+    registers it; its arguments are checked if it is registered here.
     """
 
     def __init__(self, app: Flowrra, store: ScheduleStore) -> None:
@@ -61,16 +101,24 @@ class Scheduler(Firing):
         kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[StoredOptions],
     ) -> str:
-        """Fire when `cron` says, in the zone `tz` (None: UTC); the schedule's id.
+        """Fire by a cron expression, and return the id of the schedule.
 
-        Without a `task_id`, one of the same task, rule, zone and arguments is the same. What is given here
-        and is otherwise in one that is there already is changed, and a warning says so; what is left out
-        stays. So a program may make its schedules at each start.
+        Without a `task_id`, two schedules with the same task, rule, zone and arguments are the same schedule. If the
+        schedule exists, the options that are given here and differ are changed, with a warning in the log; the others
+        stay. So a program can call this at each start.
+
+        Args:
+            task_name: the task, or its name.
+            cron: the expression, such as "0 9 * * mon-fri".
+            args: positional arguments of the jobs.
+            kwargs: keyword arguments of the jobs.
+            options: `tz`, the key of the time zone (None: UTC); `task_id`, the id of the schedule; and the options of
+                `ScheduleOptions`.
 
         Raises:
-            ConfigError: a bad expression, zone or option, or the `task_id` is that of another task.
-            TaskNotFoundError: a worker runs in this app, and neither it nor another live one knows the name.
-                An app that only submits stores the schedule, with a warning.
+            ConfigError: the expression, the zone or an option is wrong, or the `task_id` belongs to another task.
+            TaskNotFoundError: a worker runs in this app, and neither it nor another live one knows the name. An app
+                that only submits stores the schedule, with a warning.
             TypeError: the arguments do not fit the task.
             BackendError: the store failed.
         """
@@ -84,7 +132,10 @@ class Scheduler(Firing):
         kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[StoredOptions],
     ) -> str:
-        """Fire each `interval` seconds from now on; see `schedule_cron`. `tz` matters for showing it only."""
+        """Fire every `interval`, in seconds or as a timedelta, from now on. `tz` is only for display.
+
+        The other arguments and the errors are those of `schedule_cron`.
+        """
         return await self._add(task_name, "interval", interval, args=args, kwargs=kwargs, **options)
 
     async def schedule_once(
@@ -95,45 +146,52 @@ class Scheduler(Firing):
         kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[StoredOptions],
     ) -> str:
-        """Fire once at `run_at`; see `schedule_cron`. It is forgotten a week after that.
+        """Fire once at `run_at`. The schedule is deleted a week after that.
 
-        A naive moment is one of the zone `tz`, or else the machine's local time. One in the past is a
-        misfire: it fires at once, unless `misfire` is "skip".
+        A naive datetime is in the zone `tz` or, without `tz`, in the machine's local time. A time in the past is a
+        misfire: it fires immediately, unless `misfire` is "skip". The other arguments and the errors are those of
+        `schedule_cron`.
         """
         return await self._add(task_name, "once", run_at, args=args, kwargs=kwargs, **options)
 
     async def _add(
         self, task: str | Task[..., Any], kind: str, rule: object, *, task_id: str | None = None, **options: Any
     ) -> str:
-        schedule = make_schedule(self._task_or_name(task), kind, rule, **options)
+        new_id = check_key("task_id", task_id) or self._app.new_id()
+        schedule = self._make(new_id, task, kind, rule, options)
         await self._ready()
         await self._check_name(schedule.task)
-        schedule.created = schedule.updated = now = self._app.clock.time()
-        schedule.id = new_id = check_key("task_id", task_id) or self._app.new_id()
         schedule.key = schedule.key if task_id is None else f"id:{task_id}"
-        self._start_from(schedule, now)
         kept = await self.store.add(schedule)
         if task_id is not None or kept != new_id:
             for old in await self.store.find([kept]):
                 await self._redefine(old, schedule, rule, options)
         return kept
 
+    def _make(
+        self, schedule_id: str, task: str | Task[..., Any], kind: str, rule: object, options: Mapping[str, Any]
+    ) -> Schedule:
+        """Make a new schedule that counts from now."""
+        schedule = make_schedule(self._task_or_name(task), kind, rule, **options)
+        schedule.id = schedule_id
+        schedule.created = schedule.updated = now = self._app.clock.time()
+        self._start_from(schedule, now)
+        return schedule
+
     async def _redefine(self, old: Schedule, new: Schedule, rule: object, options: Mapping[str, Any]) -> None:
-        """Change what is given otherwise in a new definition of the schedule, and say so."""
+        """Change what a new definition of the schedule gives differently, and log it."""
         if old.task != new.task:
             raise ConfigError(f"{old.id!r} is a schedule of {old.task}: give another task_id, or unschedule() it")
         changes = self._changes(old, new.kind, rule, **options)
-        if not changes or not await self.store.change(old.id, changes | {"updated": new.updated}):
-            return
-        said = [f"{name} {getattr(old, name)!r} -> {changes[name]!r}" for name in _DEFINING if name in changes]
-        said += ["other arguments"] if "payload" in changes else []
-        said += ["enabled" if changes["enabled"] else "disabled"] if "enabled" in changes else []
-        logger.warning("schedule %s (%s) has a new definition: %s", old.id, old.task, ", ".join(said))
+        if changes and await self.store.change(old.id, changes | {"updated": new.updated}):
+            logger.warning("schedule %s (%s) has a new definition: %s", old.id, old.task, _described(old, changes))
 
     def _changes(self, old: Schedule, kind: str, rule: object, **options: Any) -> dict[str, Any]:
-        """The changes that make `old` what is given here; what is not given stays."""
+        """Return the changes that give `old` the options given here. Options that are not given stay."""
         given = {name: getattr(old, name) for name in _EDITED} | {**old.options, **options}
-        new = make_schedule(self._task_or_name(old.task), kind, rule, **given)
+        return self._difference(old, make_schedule(self._task_or_name(old.task), kind, rule, **given), options)
+
+    def _difference(self, old: Schedule, new: Schedule, options: Mapping[str, Any]) -> dict[str, Any]:
         changes = {name: getattr(new, name) for name in _DEFINING if getattr(new, name) != getattr(old, name)}
         if json.loads(new.payload) != json.loads(old.payload):
             changes["payload"] = new.payload
@@ -152,11 +210,11 @@ class Scheduler(Firing):
         if isinstance(task, Task) and task.app is not self._app:
             raise TaskNotFoundError(f"the task {task.name!r} belongs to another app: schedule it there")
         if not isinstance(task, Task | str) or not task:
-            raise ConfigError(f"a schedule is given a task or its name, not {task!r}")
+            raise ConfigError(f"a schedule takes a task or its name, not {task!r}")
         return self._app.registry.get(task, task) if isinstance(task, str) else task
 
     async def _check_name(self, name: str) -> None:
-        """Refuse the name of a task that nobody knows, or say so where the app only submits."""
+        """Refuse the name of a task that nobody knows; if the app only submits, log a warning."""
         if name in self._app.registry:
             return
         known = {*self._app.registry, *(task for worker in await self._app.broker.workers() for task in worker.tasks)}
@@ -168,12 +226,74 @@ class Scheduler(Firing):
         logger.warning("%s; its schedule is stored, and fires when a program that knows the task runs", trouble)
 
     def _start_from(self, schedule: Schedule, now: float) -> None:
-        """Set when it fires first, counted from now; ConfigError if that is never."""
+        """Set the first fire, counted from now; ConfigError if there is none."""
         schedule.anchor = round(now * 1e6) / 1e6
         once = schedule.kind == "once"
         schedule.next_fire = dt.datetime.fromisoformat(schedule.rule).timestamp() if once else upcoming(schedule, now)
         if schedule.next_fire is None:
-            raise ConfigError(f"{schedule.rule!r} has no moment to come: it would never fire")
+            raise ConfigError(f"{schedule.rule!r} has no time in the future: it would never fire")
+
+    async def sync(
+        self, definitions: Iterable[ScheduleDefinition], *, prune: bool = False, owner: str = "app"
+    ) -> SyncReport:
+        """Make the stored schedules equal to the definitions, for a deploy. Each change is one line in the log.
+
+        New schedules are added, and schedules that differ are changed. An unchanged schedule keeps its next fire. All
+        definitions are checked before anything is written. If the store fails in the middle, call sync again.
+
+        Args:
+            definitions: all schedules of the owner.
+            prune: remove schedules that belong to `owner` and are no longer defined. Schedules that were made by hand
+                or belong to another owner are not removed.
+            owner: the owner of the schedules that this call adds or changes, even if they were made by hand.
+
+        Raises:
+            ConfigError: a definition is wrong, an id is used twice, or it belongs to another owner.
+            TaskNotFoundError, TypeError, BackendError: as `schedule_cron`.
+        """
+        if ":" in owner:
+            raise ConfigError(f"the name of an owner must not contain a colon: {owner!r}")
+        mark = f"sync:{owner}:"
+        wanted: dict[str, tuple[Schedule, ScheduleDefinition]] = {}
+        for one in definitions:
+            if one.id in wanted:
+                raise ConfigError(f"the schedule {one.id!r} is defined twice")
+            schedule = self._make(one.id, one.task, one.kind, one.rule, one.options)
+            schedule.key = mark + one.id
+            check_key("an owner and a schedule_id, taken together,", schedule.key)
+            wanted[one.id] = schedule, one
+        await self._ready()
+        for name in {schedule.task for schedule, _ in wanted.values()}:
+            await self._check_name(name)
+        stored = {schedule.id: schedule for schedule in await self.store.find()}
+        for old in stored.values():
+            if old.id in wanted and old.key.startswith("sync:") and not old.key.startswith(mark):
+                raise ConfigError(f"the schedule {old.id!r} belongs to the owner {old.key.split(':')[1]!r}")
+        report = SyncReport()
+        for schedule, definition in wanted.values():
+            await self._sync_one(stored.get(schedule.id), schedule, definition, report)
+        for old in stored.values():
+            if prune and old.key.startswith(mark) and old.id not in wanted and await self.store.remove(old.id):
+                logger.info("schedule %s (%s) was removed: it is no longer defined", old.id, old.task)
+                report.removed.append(old.id)
+        return report
+
+    async def _sync_one(
+        self, old: Schedule | None, new: Schedule, definition: ScheduleDefinition, report: SyncReport
+    ) -> None:
+        if old is None:
+            await self.store.add(new)
+            logger.info("schedule %s (%s) was added: %s", new.id, new.task, new.rule)
+            report.added.append(new.id)
+            return
+        changes = self._difference(old, new, definition.options)
+        changes |= {name: getattr(new, name) for name in ("task", "key") if getattr(new, name) != getattr(old, name)}
+        if not changes:
+            report.unchanged.append(old.id)
+            return
+        await self.store.change(old.id, changes | {"updated": new.updated})
+        logger.info("schedule %s (%s) was changed: %s", old.id, new.task, _described(old, changes))
+        report.changed.append(old.id)
 
     async def update(
         self,
@@ -185,13 +305,19 @@ class Scheduler(Firing):
         kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[ScheduleOptions],
     ) -> Schedule:
-        """Change what is given and return the schedule as it is then. `rule` is of the kind that it has.
+        """Change a schedule and return it. Arguments and options that are not given stay.
 
-        With another rule or zone it counts from now.
+        Args:
+            schedule_id: the id of the schedule.
+            rule: a new rule of the same kind. With a new rule or zone, the schedule counts from now.
+            tz: the key of a new time zone.
+            args: new positional arguments of the jobs.
+            kwargs: new keyword arguments of the jobs.
+            options: the options of `ScheduleOptions` to change.
 
         Raises:
             TaskNotFoundError: there is no such schedule.
-            ConfigError: a value cannot work, or another schedule is that already.
+            ConfigError: a value is wrong, or another schedule would be the same.
         """
         old = await self._known(schedule_id)
         old_args, old_kwargs = decode(old.payload)
@@ -209,13 +335,13 @@ class Scheduler(Firing):
         return await self._known(schedule_id)
 
     async def unschedule(self, schedule_id: str) -> None:
-        """Delete a schedule; what it has fired runs all the same. TaskNotFoundError: there is none."""
+        """Delete a schedule. Jobs that it has already submitted still run. TaskNotFoundError: there is none."""
         await self._ready()
         if not await self.store.remove(schedule_id):
             raise unknown_schedule(schedule_id)
 
     async def enable_task(self, schedule_id: str) -> None:
-        """Let a schedule fire again, from now on; what it has left out is no misfire.
+        """Let a schedule fire again, from now on. What was due while it was disabled is not a misfire.
 
         Raises:
             TaskNotFoundError: there is no such schedule.
@@ -223,7 +349,7 @@ class Scheduler(Firing):
         await self._enable(schedule_id, enabled=True)
 
     async def disable_task(self, schedule_id: str) -> None:
-        """Let a schedule not fire until it is enabled again. TaskNotFoundError: there is none."""
+        """Disable a schedule: it does not fire until it is enabled. TaskNotFoundError: there is none."""
         await self._enable(schedule_id, enabled=False)
 
     async def _enable(self, schedule_id: str, *, enabled: bool) -> None:
@@ -233,20 +359,20 @@ class Scheduler(Firing):
             raise unknown_schedule(schedule_id)
 
     async def get_scheduled_task(self, schedule_id: str) -> Schedule | None:
-        """A schedule as it stands; None if there is none."""
+        """Return a schedule; None if there is none with this id."""
         await self._ready()
         found = await self.store.find([schedule_id])
         return found[0] if found else None
 
     async def list_scheduled_tasks(self) -> list[Schedule]:
-        """All schedules that are kept here, in order of creation."""
+        """Return all schedules of the store, in order of creation."""
         await self._ready()
         return await self.store.find()
 
     async def run_now(self, schedule_id: str) -> TaskId[Any]:
-        """Submit a job of the schedule here and now, beside its fires; the job's id.
+        """Submit a job of the schedule now, in addition to its fires. Return the id of the job.
 
-        With `overlap="skip"` that is the id of the job that is unfinished, if there is one.
+        With `overlap="skip"`, if a job of the schedule is unfinished, return the id of that job.
 
         Raises:
             TaskNotFoundError: there is no such schedule, or its task is not registered here.
@@ -262,10 +388,10 @@ class Scheduler(Firing):
     # Firing ------------------------------------------------------------------------------------
 
     async def step(self) -> float:
-        """Fire what is due: take it, push its jobs, advance it. The seconds to sleep until there may be more.
+        """Fire what is due: take it, push its jobs, advance it. Return the seconds to sleep until there may be more.
 
-        A crash or a cancellation between any two of these leaves the schedule due again, as soon as its lease
-        has run out, and the ids of its jobs keep them single.
+        If a crash or a cancellation interrupts this, the schedule is due again when its lease has ended. The ids of its
+        jobs prevent duplicates.
         """
         await self._ready()
         now = self._app.clock.time()
@@ -281,7 +407,7 @@ class Scheduler(Firing):
         return 0.0 if taken else 0.05
 
     async def _ready(self) -> None:
-        """Make sure that the app's stores and this one are open here."""
+        """Open the stores of the app and this one on this loop, unless they are open."""
         await (await self._app.sessions.connect()).open_store(self.store)
 
 
@@ -290,8 +416,16 @@ _DEFINING = ("kind", "rule", "tz", "options", *_EDITED)
 _READERS: Mapping[str, Callable[[str], Any]] = {"cron": str, "interval": float, "once": dt.datetime.fromisoformat}
 
 
+def _described(old: Schedule, changes: Mapping[str, Any]) -> str:
+    """Return the changes of a schedule in words."""
+    said = [f"{name} {getattr(old, name)!r} -> {changes[name]!r}" for name in ("task", *_DEFINING) if name in changes]
+    said += ["other arguments"] if "payload" in changes else []
+    said += ["enabled" if changes["enabled"] else "disabled"] if "enabled" in changes else []
+    return ", ".join(said) or "another owner"
+
+
 def _switched(schedule: Schedule, now: float, *, enabled: bool) -> dict[str, Any]:
-    """The changes that let a schedule fire or not; what came due while it did not is left out."""
+    """Return the changes that enable or disable a schedule. Fires that came due while it was disabled are dropped."""
     changes: dict[str, Any] = {"enabled": enabled, "updated": now}
     if enabled and not schedule.enabled and schedule.kind != "once":
         changes["next_fire"] = upcoming(schedule, now)
@@ -299,10 +433,10 @@ def _switched(schedule: Schedule, now: float, *, enabled: bool) -> dict[str, Any
 
 
 async def submit_now(app: Flowrra, schedule: Schedule) -> TaskId[Any]:
-    """Submit a job of a schedule here and now, beside its fires; TaskNotFoundError if its task is not known."""
+    """Submit a job of a schedule now, in addition to its fires; TaskNotFoundError if its task is not known."""
     task = app.registry.get(schedule.task)
     if task is None:
-        raise TaskNotFoundError(f"no task {schedule.task!r} is registered here: run it where it is")
+        raise TaskNotFoundError(f"no task {schedule.task!r} is registered here: run it in a program that has the task")
     job = job_of_fire(schedule, task, round(app.now() * 1e6), app.broker.retention)
     job.id, job.due = app.new_id(), None
     (job_id,) = await app.submit_jobs([job])
@@ -310,4 +444,7 @@ async def submit_now(app: Flowrra, schedule: Schedule) -> TaskId[Any]:
 
 
 def unknown_schedule(schedule_id: str) -> TaskNotFoundError:
-    return TaskNotFoundError(f"no schedule {schedule_id!r} is kept here: never made, removed, or done a week ago")
+    """Return the error for an id that is not in the store."""
+    return TaskNotFoundError(
+        f"no schedule {schedule_id!r} is stored here: it was never created, was removed, or ended a week ago"
+    )

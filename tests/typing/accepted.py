@@ -1,9 +1,24 @@
 """What a user may write. `mypy --strict` and pyright must accept every line."""
 
+import dataclasses
 import datetime as dt
-from typing import assert_type
+import enum
+from typing import Literal, NamedTuple, TypedDict, assert_type
 
-from flowrra import Flowrra, Schedule, Task, TaskId, TaskResult, current_job, result_of
+from flowrra import (
+    Cancel,
+    Flowrra,
+    Job,
+    Schedule,
+    Snooze,
+    Task,
+    TaskId,
+    TaskResult,
+    TaskSet,
+    current_job,
+    result_of,
+    results_of,
+)
 
 app = Flowrra.from_urls()
 
@@ -23,15 +38,86 @@ async def fetch(url: str) -> bytes:
     return url.encode()
 
 
-@app.task(max_retries=0, cpu_bound=True)
+@app.task(max_retries=0, cpu_bound=True, executor="interpreter")
 def total(numbers: list[int]) -> int:
     return sum(numbers)
+
+
+@app.task(batch=100, linger=dt.timedelta(seconds=0.2), max_retries=5)
+async def import_rows(rows: list[tuple[int, str]]) -> list[int | ValueError]:
+    return [number if text else ValueError("no text") for number, text in rows]
+
+
+app.limit("smtp", concurrency=5, rate="100/m", burst=20)
+app.fair_queue("imports", turn=5)
+
+
+def domain_of(address: str) -> str:
+    return address.partition("@")[2]
+
+
+def customer_of(customer_id: int) -> int:
+    return customer_id
+
+
+@app.task(limit="smtp", key=domain_of)
+async def send_mail(address: str) -> None:
+    await forget.options(key=42, limit="smtp").submit(address)
+
+
+@app.task(concurrency=1, key=customer_of)
+def import_orders(customer_id: int) -> int:
+    return customer_id
+
+
+@app.task(rate="10/s", burst=5, batch=10)
+def call_all(numbers: list[int]) -> list[int]:
+    return numbers
+
+
+@app.task(batch=10)
+def log_rows(rows: list[str]) -> None:
+    print(*rows, sep="\n")
 
 
 @app.task
 async def forget(key: str) -> None:
     job = current_job()
     job.progress(job.attempt, 3, f"{job.id}: {key}")
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+class Point(NamedTuple):
+    x: int
+    colour: Colour
+
+
+class Address(TypedDict):
+    street: str
+
+
+@dataclasses.dataclass
+class Order:
+    points: list[Point]
+    address: Address | None = None
+
+
+@app.task
+async def charge(order: Order, mode: Literal["fast", "slow"] = "fast", **more: Order) -> dict[Colour, Order]:
+    return {Colour.RED: order}
+
+
+async def values_of_own_types_pass() -> None:
+    order = Order([Point(1, Colour.RED)], {"street": "Elm"})
+    task_id = await charge.submit(order, "slow", other=order)
+    assert_type(task_id, TaskId[dict[Colour, Order]])
+    result = await app.wait_for_result(await app.submit(charge, order, mode="fast"), timeout=5)
+    assert_type(result, TaskResult[dict[Colour, Order]])
+    assert_type(result.result[Colour.RED].points[0].colour, Colour)
+    assert_type(app.sync.wait_for_result(task_id).result, dict[Colour, Order])
 
 
 async def the_decorator_keeps_the_signature() -> None:
@@ -74,6 +160,52 @@ async def results_are_arguments() -> None:
     assert_type(result_of(parent), int)
     assert_type(await add.submit(result_of(parent), 1), TaskId[int])
     assert_type(await app.submit(add, result_of(parent), result_of(parent)), TaskId[int])
+
+
+@app.task
+async def report(results: list[TaskResult[int]]) -> str:
+    if not results:
+        raise Cancel("nothing to report")
+    if current_job().meta.get("late"):
+        raise Snooze(dt.timedelta(minutes=5))
+    raise Snooze(until=dt.datetime.now(dt.UTC), reason=", ".join(current_job().tags))
+
+
+async def results_of_many_are_arguments() -> None:
+    parents = await app.submit_many(add, [(1, 2), (3, 4)])
+    assert_type(results_of(parents), list[int])
+    assert_type(await total.submit(results_of(parents)), TaskId[int])
+    assert_type(result_of(parents[0], failed="pass"), TaskResult[int])
+    assert_type(await app.submit(report, results_of(parents, failed="pass")), TaskId[str])
+    ids: list[str] = [*await app.submit_chain([fetch, describe.options(queue="cpu")], "https://example.org")]
+    print(ids)
+
+
+mail = TaskSet("mail")
+
+
+@mail.cron("0 9 * * *", args=("all",))
+@mail.task(max_retries=1)
+async def send(to: str) -> int:
+    return len(to)
+
+
+@app.on_submit
+def stamp(job: Job) -> None:
+    job.tags, job.meta = (*job.tags, "tenant:42"), {"late": True}
+
+
+async def tasks_of_a_set_keep_their_signature() -> None:
+    app.include(mail, queue="mail")
+    assert_type(await send.submit("Ada"), TaskId[int])
+    assert_type(await app.submit(send, "Ada"), TaskId[int])
+    await app.submit("shop.send", "Ada", queue="mail", delay=5)
+    later = send.options(
+        unique="k", on_conflict="postpone", delay=60, max_wait=dt.timedelta(hours=1), tags=["t"], meta={"n": 1}
+    )
+    assert_type(await later.submit("Ada"), TaskId[int])
+    assert_type(await app.cancel_all(tag="t", by="ops"), int)
+    assert_type(app.sync.requeue_all(task="mail.send"), int)
 
 
 async def passes_a_task_on(task: Task[[int, int], int]) -> str:

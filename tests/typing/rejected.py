@@ -1,6 +1,10 @@
 """What a user must not write. Every line marked `# E:` is an error, and no other is."""
 
-from flowrra import Flowrra, Task, TaskId, result_of
+import dataclasses
+import enum
+from typing import Literal
+
+from flowrra import Flowrra, Snooze, Task, TaskId, TaskSet, result_of, results_of
 
 app = Flowrra.from_urls()
 
@@ -13,6 +17,30 @@ async def add(left: int, right: int) -> int:
 @app.task(max_retries=5)
 def describe(name: str, *, loud: bool = False) -> str:
     return name.upper() if loud else name
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+@dataclasses.dataclass
+class Order:
+    colour: Colour
+
+
+@app.task
+async def charge(order: Order, mode: Literal["fast", "slow"] = "fast") -> Order:
+    return order
+
+
+async def values_of_own_types_are_checked() -> None:
+    await charge.submit({"colour": 1})  # E: a dictionary is no Order
+    await app.submit(charge, Order(Colour.RED), "medium")  # E: no such literal
+    await charge.submit(Order(1))  # E: a number is no Colour
+    task_id = await charge.submit(Order(Colour.RED))
+    wrong: int = (await app.wait_for_result(task_id)).result  # E: it is an Order
+    print(wrong)
+    await charge.submit(result_of(await add.submit(1, 2)))  # E: an int is no Order
 
 
 async def the_app_submits() -> None:
@@ -44,6 +72,26 @@ def plain_code_is_checked_too() -> None:
     app.sync.cancel("an id", byy="Ada")  # E: unknown keyword
 
 
+tasks = TaskSet()
+
+
+@tasks.task
+async def send(to: str, numbers: list[int]) -> None: ...
+
+
+async def tasks_of_a_set_are_checked() -> None:
+    await send.submit(7, [])  # E: wrong type
+    await app.submit(send, "Ada")  # E: missing argument
+    await send.submit("Ada", results_of([await describe.submit("a")]))  # E: texts are no numbers
+    await send.submit("Ada", results_of([await add.submit(1, 2)], failed="pass"))  # E: nor are whole results
+    result_of(await add.submit(1, 2), failed="ignore")  # E: no such choice
+    add.options(unique="k", on_conflict="merge")  # E: no such choice
+    add.options(tags=7)  # E: no list
+    app.include(app.registry)  # E: no set
+    Snooze("5")  # E: no seconds
+    await app.cancel_all(state="failed")  # E: unknown keyword
+
+
 async def results_have_the_type_of_the_task() -> None:
     wrong: str = (await app.wait_for_result(await app.submit(add, 1, 2))).result  # E: it is an int
     task_id: TaskId[str] = await app.submit(add, 1, 2)  # E: it is a TaskId[int]
@@ -55,6 +103,29 @@ async def results_are_arguments() -> None:
     await add.submit(result_of(name), 1)  # E: a str is no int
     await app.submit(add, 1, result_of(name))  # E: a str is no int
     result_of("an id")  # E: a plain str does not remember its type
+
+
+@app.task(batch=10)
+async def store_rows(rows: list[int]) -> list[int]:
+    return rows
+
+
+@app.task(batch=10)  # E: the function must take a list
+async def store_row(row: int) -> None: ...
+
+
+@app.task(batch=10, cpu_bound=True)  # E: not both
+async def store_elsewhere(rows: list[int]) -> None: ...
+
+
+@app.task(cpu_bound=True, executor="thread")  # E: a process or an interpreter
+def compute() -> None: ...
+
+
+async def submits_to_batches() -> None:
+    await store_rows.submit(1)
+    await app.submit(store_rows, [1])  # E: one item of the list
+    await app.submit(store_rows, 1, 2)  # E: one argument only
 
 
 async def passes_a_task_on(task: Task[[int, int], int]) -> None:
@@ -93,3 +164,20 @@ async def schedules_are_stored() -> None:
     await scheduler.schedule_interval(add, 30, priority="high")  # E: wrong type of an option
     await scheduler.schedule_interval(add, 30, colour="red")  # E: unknown option
     await scheduler.update("an id", task_id="other")  # E: an id stays
+
+
+app.limit("smtp", rate=100)  # E: a rate is a text
+app.limit("smtp", concurrency="5")  # E: no number
+
+
+@app.task(concurrency="1")  # E: no number
+async def once() -> None: ...
+
+
+@app.task(concurrency=1, key="customer")  # E: the key of a task is a function
+async def one_each() -> None: ...
+
+
+async def keys_are_texts_or_numbers() -> None:
+    await add.options(key=1.5).submit(1, 2)  # E: neither
+    await add.options(limit=1).submit(1, 2)  # E: no name

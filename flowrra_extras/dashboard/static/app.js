@@ -1,4 +1,5 @@
-// What the pages gain where scripts run: news as they come, times as one says them, keys, completion.
+// What the pages gain where scripts run: news as they come, lists that hold still under one's hands, times as one says
+// them, keys, completion, searches that go on.
 // Everything can be read and done without it. A page says in its body's data how it gets news.
 "use strict";
 
@@ -48,7 +49,7 @@ function times(within) {
   for (const time of within.querySelectorAll("time")) {
     const said = say(time, now);
     if (time.textContent !== said) time.textContent = said;
-    if (!time.title) time.title = clock(new Date(time.dateTime));
+    if (!time.title) time.title = `${time.dateTime.slice(0, 19).replace("T", " ")} UTC`;
   }
 }
 
@@ -56,6 +57,8 @@ function times(within) {
 
 const key = (node) => node.dataset?.key || node.id || node.getAttribute?.("aria-labelledby") || null;
 const alike = (one, other) => one.nodeName === other.nodeName && !key(one) === !key(other);
+// A question says what will be done as long as it is open: neither its number nor its jobs change under the pointer.
+const isAsking = (node) => node.matches?.("details.sure[open]") || (node.matches?.("[type=hidden]:is([name=search], [name=counted])") && node.form?.querySelector(".sure[open]"));
 const isBlank = (node) => node.nodeType === Node.TEXT_NODE && !node.data.trim();
 
 function drop(node) {
@@ -72,7 +75,7 @@ function match(at, want) {
 }
 
 function lay(old, next) {
-  if (old.isEqualNode(next)) return;
+  if (old.isEqualNode(next) || isAsking(old)) return;
   if (old.nodeType !== Node.ELEMENT_NODE) {
     if (old.data !== next.data) old.data = next.data;
     return;
@@ -115,10 +118,16 @@ function parsed(text) {
   return fresh;
 }
 
-function show(text) {
-  const held = document.activeElement;
-  layChildren(main, parsed(text));
-  if (held !== document.activeElement && held.isConnected) held.focus({ preventScroll: true });
+function show(text, isAsked = false) {
+  const focused = document.activeElement;
+  const fresh = parsed(text);
+  latest = text;
+  keepPicked(fresh);
+  if (isAsked || hold(fresh)) layChildren(main, fresh);
+  else lay(byId("verdict"), fresh.querySelector("#verdict"));
+  if (isAsked) forgetArrived();
+  if (focused !== document.activeElement && focused.isConnected) focused.focus({ preventScroll: true });
+  judge();
   count();
 }
 
@@ -126,15 +135,87 @@ function prepare(within) {
   times(within);
   for (const row of within.querySelectorAll("tr[data-key]")) row.tabIndex = -1;
   for (const part of within.querySelectorAll(".script")) part.hidden = false;
+  listSaved(within);
 }
 
-// --- Where news come from: events, or a look each second. None for a hidden tab or while paused ---
+// The title and the icon say what the verdict says.
+function judge(verdict = byId("verdict")) {
+  const { word, icon } = verdict?.dataset || {};
+  if (!word) return;
+  document.title = `${word} · ${document.body.dataset.title}`;
+  if (byId("icon").getAttribute("href") !== icon) byId("icon").href = icon;
+}
+
+function nothingIsKnown() {
+  document.title = `no answer · ${document.body.dataset.title}`;
+  byId("icon").href = byId("icon").href.replace(/%23[0-9a-f]{6}/, "%23b8282b");
+}
+
+// --- Lists that hold still: while a row is ticked, pointed at, focused or asks, none comes, goes or moves ---
+
+const PAGE = 50; // jobs
+const arrived = new Set(); // keys of the rows that are not shown yet
+let isMissing = false; // more have come than a page holds, so that some were never here
+let latest = "";
+let isHolding = false;
+
+const label = (table) => table.getAttribute("aria-label") || table.getAttribute("aria-labelledby");
+const isHeld = (table) => table.matches(":hover, :focus-within, .longer") || table.querySelector("[name=ids]:checked, [open]");
+const rowsOf = (table) => [...table.tBodies[0].rows];
+
+// Put the rows that are there into the new lists, as they are by now; false if such a list is in there no more.
+function hold(fresh) {
+  const next = new Map([...fresh.querySelectorAll("table.holds")].map((table) => [label(table), table]));
+  const held = [...main.querySelectorAll("table.holds")].filter(isHeld);
+  isHolding = held.length > 0;
+  if (!isHolding) forgetArrived();
+  for (const old of held) {
+    const table = next.get(label(old));
+    if (!table) return false;
+    const rows = new Map(rowsOf(table).map((row) => [row.dataset.key, row]));
+    const shown = new Set(rowsOf(old).map((row) => row.dataset.key));
+    isMissing ||= rows.size >= PAGE && ![...rows.keys()].some((name) => shown.has(name) || arrived.has(name));
+    for (const name of rows.keys()) if (!shown.has(name)) arrived.add(name);
+    table.tBodies[0].replaceChildren(...rowsOf(old).map((row) => rows.get(row.dataset.key) ?? row.cloneNode(true)));
+  }
+  if (isLonger) fresh.querySelector("#more")?.replaceWith(byId("more").cloneNode(true));
+  return true;
+}
+
+function forgetArrived() {
+  arrived.clear();
+  isMissing = false;
+}
+
+function release() {
+  if (isHolding && ![...main.querySelectorAll("table.holds")].some(isHeld)) show(latest);
+}
+
+byId("new").addEventListener("click", () => (isLonger ? location.reload() : show(latest, true)));
+for (const kind of ["pointerout", "focusout", "change"]) document.addEventListener(kind, () => setTimeout(release));
+document.addEventListener("toggle", ({ target }) => latest && target.matches(".sure:not([open])") && show(latest), true);
+
+// --- Where news come from: events, or a look each second. None for a hidden tab or a frozen view ---
 
 const LOOK = 1000;
-let paused = sessionStorage.getItem("flowrra-paused") === "1";
+let frozen = sessionStorage.getItem("flowrra-frozen") === "1";
+let current = new Date(); // when what is shown was so, if nothing comes any more
 let source = null;
 let timer = 0;
 let looking = null;
+
+const asOf = (text) => `${text}, as of ${clock(current).slice(11)}`;
+
+function lost(how) {
+  word(asOf(how), true);
+  nothingIsKnown();
+}
+
+function connected() {
+  current = new Date();
+  word("connected", false);
+  judge();
+}
 
 function word(text, isOff) {
   if (byId("live-word").textContent !== text) byId("live-word").textContent = text;
@@ -150,7 +231,7 @@ function stop() {
 
 function start(wait = 0) {
   stop();
-  if (!live || paused || document.hidden) return;
+  if (!live || frozen || document.hidden) return;
   if (live === "events") listen();
   else timer = setTimeout(look, wait);
 }
@@ -159,21 +240,22 @@ function listen() {
   source = new EventSource(`${root}/events?view=${encodeURIComponent(view)}&digest=${digest}`);
   source.onopen = () => {
     clearTimeout(timer);
-    word("live", false);
+    connected();
   };
   source.addEventListener("main", (event) => {
     digest = event.lastEventId;
     show(event.data);
-    word("live", false);
+    connected();
   });
-  source.addEventListener("trouble", () => word("no news", true));
+  source.addEventListener("trouble", () => lost("the store does not answer"));
   source.addEventListener("gone", () => location.reload());
   source.onerror = () => {
     // A stream ends now and then, and the browser goes on with the next one, unless it was turned away.
     clearTimeout(timer);
     const isRefused = source?.readyState === EventSource.CLOSED;
-    if (isRefused) word("no news", true);
-    timer = setTimeout(isRefused ? start : () => word("reconnecting", true), (isRefused ? 5 : 2) * LOOK);
+    if (!byId("live").classList.contains("off")) current = new Date();
+    if (isRefused) lost("no news");
+    timer = setTimeout(isRefused ? start : () => lost("reconnecting"), (isRefused ? 5 : 2) * LOOK);
   };
 }
 
@@ -188,42 +270,166 @@ async function look() {
       digest = (answer.headers.get("etag") || "").replace(/^W\/|"/g, "");
       show(text);
     } else if (answer.status !== 304) throw new Error(answer.status);
-    word("live", false);
-  } catch {
+    connected();
+  } catch (error) {
     if (mine.signal.aborted) return;
-    word("reconnecting", true);
+    lost(error.message === "503" ? "the store does not answer" : "reconnecting");
     wait = 5 * LOOK;
   }
   if (!mine.signal.aborted) timer = setTimeout(look, wait);
 }
 
-function pause(value, wait = 0) {
-  paused = value;
-  sessionStorage.setItem("flowrra-paused", paused ? "1" : "0");
-  byId("pause").textContent = paused ? "Go on" : "Pause";
-  byId("pause").setAttribute("aria-pressed", paused);
-  word(paused ? "paused" : "live", paused);
+function freeze(value, wait = 0) {
+  frozen = value;
+  sessionStorage.setItem("flowrra-frozen", frozen ? "1" : "0");
+  byId("freeze").textContent = frozen ? "Go on" : "Freeze view";
+  byId("freeze").setAttribute("aria-pressed", frozen);
+  current = new Date();
+  word(frozen ? asOf("frozen") : "connected", frozen);
+  judge();
+  if (frozen) document.title = `frozen · ${document.body.dataset.title}`;
   start(wait);
+}
+
+// A hidden tab gets no news, but its title and its icon are what one sees of it.
+async function glance() {
+  if (!live || frozen || !document.hidden) return;
+  const answer = await fetch(root + view, { headers: { "x-flowrra-fragment": "1" } }).catch(() => null);
+  if (answer?.ok) judge(parsed(await answer.text()).querySelector("#verdict"));
+  else nothingIsKnown();
 }
 
 // --- Choosing jobs ---
 
+const picked = new Map(); // from ids to tasks, of jobs that may have left the list meanwhile
+const boxes = (within = main) => [...within.querySelectorAll("[name=ids][type=checkbox]")];
+
+function keepPicked(fresh) {
+  for (const box of boxes(fresh)) box.checked = picked.has(box.value);
+  const listed = new Set(boxes(fresh).map((box) => box.value));
+  for (const id of picked.keys()) {
+    if (listed.has(id)) continue;
+    const kept = Object.assign(document.createElement("input"), { type: "hidden", name: "ids", value: id });
+    kept.dataset.key = `kept ${id}`;
+    fresh.querySelector("#bulk")?.append(kept);
+  }
+}
+
 function count() {
+  byId("new").hidden = !arrived.size;
+  byId("new").textContent = `${arrived.size}${isMissing ? "+" : ""} new`;
   const form = byId("bulk");
   if (!form) return;
-  const boxes = [...document.querySelectorAll("[name=ids]")];
-  const picked = boxes.filter((box) => box.checked).length;
-  byId("picked").textContent = picked || "";
-  for (const button of form.querySelectorAll("button")) button.disabled = !picked;
-  const all = byId("all");
-  all.checked = picked === boxes.length;
-  all.indeterminate = picked > 0 && picked < boxes.length;
+  for (const kept of form.querySelectorAll("[type=hidden][name=ids]")) kept.disabled = boxes().some((box) => box.value === kept.value);
+  const away = form.querySelectorAll("[type=hidden][name=ids]:enabled").length;
+  byId("counted").value = picked.size;
+  const tasks = new Set(picked.values());
+  for (const place of form.querySelectorAll(".picked")) place.textContent = picked.size + (away ? ` (${away} not in view)` : "");
+  for (const place of form.querySelectorAll(".task")) place.textContent = tasks.size === 1 ? [...tasks][0] : picked.size === 1 ? "job" : "jobs";
+  for (const ask of form.querySelectorAll(".sure")) ask.hidden = !picked.size;
+  byId("unpick").hidden = form.querySelector(".bulk-word").hidden = !picked.size;
+  byId("unpicked").hidden = picked.size > 0;
+  const ticked = boxes().filter((box) => box.checked).length;
+  byId("all").checked = ticked > 0 && ticked === boxes().length;
+  byId("all").indeterminate = ticked > 0 && ticked < boxes().length;
+}
+
+function pick(box) {
+  if (box.checked) picked.set(box.value, box.dataset.task);
+  else picked.delete(box.value);
+}
+
+// A selection goes along to the other pages of its search, until something is done to it.
+const PICKED = "flowrra-picked-jobs";
+const searched = () => byId("saved")?.dataset.line;
+const storePicked = () => sessionStorage.setItem(PICKED, JSON.stringify([searched(), ...picked]));
+
+function recallPicked() {
+  const [line, ...ids] = JSON.parse(sessionStorage.getItem(PICKED) || "[]");
+  if (byId("bulk") && line === searched()) for (const [id, task] of ids) picked.set(id, task);
+  boxes().forEach((box) => box.checked && pick(box)); // the browser may have kept some
+  keepPicked(main);
 }
 
 document.addEventListener("change", (event) => {
-  if (event.target.id === "all") for (const box of document.querySelectorAll("[name=ids]")) box.checked = event.target.checked;
+  if (event.target.id === "all") for (const box of boxes()) box.checked = event.target.checked;
+  boxes().forEach(pick);
+  if (event.target.name === "ids" || event.target.id === "all") storePicked();
   count();
 });
+
+document.addEventListener("click", (event) => {
+  if (event.target.id === "unpick") {
+    picked.clear();
+    storePicked();
+    for (const box of boxes()) box.checked = false;
+    for (const kept of byId("bulk").querySelectorAll("[type=hidden][name=ids]")) kept.remove();
+    count();
+    release();
+  }
+  if (event.target.id === "save") save();
+  if (event.target.id === "stop") isStopped = event.target.parentElement.hidden = true;
+  if (event.target.matches(".copy")) copy(event.target);
+});
+
+async function copy(button) {
+  const { previousElementSibling: from } = button;
+  getSelection().selectAllChildren(from);
+  // Where a page did not come by HTTPS, browsers have no clipboard for it but this one.
+  await (navigator.clipboard?.writeText(from.textContent) ?? document.execCommand("copy"));
+  button.textContent = "Copied";
+  setTimeout(() => (button.textContent = "Copy"), 2000);
+}
+
+// --- A search that has not looked at everything goes on from there, as long as a page is not full ---
+
+let isLonger = false; // than what the page has shown at first
+let isStopped = false;
+
+async function goOn() {
+  const from = byId("more")?.dataset.goesOn;
+  const list = main.querySelector("#list table");
+  if (!from || isStopped || (list && rowsOf(list).length >= PAGE)) return;
+  const began = Date.now();
+  const answer = await fetch(root + from, { headers: { "x-flowrra-fragment": "1" } }).catch(() => null);
+  const fresh = answer?.ok && parsed(await answer.text());
+  if (fresh && !isStopped) {
+    const found = fresh.querySelector("#list table");
+    isLonger = true;
+    if (list && found) list.tBodies[0].append(...rowsOf(found));
+    else if (found) byId("list").replaceWith(fresh.querySelector("#list"));
+    main.querySelector("#list table")?.classList.add("longer");
+    byId("more").replaceWith(fresh.querySelector("#more"));
+    count();
+  }
+  setTimeout(goOn, fresh ? Date.now() - began : 5 * LOOK);
+}
+
+// --- Searches that are kept on this browser ---
+
+const SAVED = "flowrra-saved";
+const saved = () => JSON.parse(localStorage.getItem(SAVED) || "[]");
+
+function listSaved(within) {
+  const place = within.querySelector("#saved");
+  if (!place) return;
+  const { line } = place.dataset;
+  for (const one of saved()) {
+    const link = document.createElement("a");
+    link.href = `${root}/jobs?search=${encodeURIComponent(one)}`;
+    link.textContent = one;
+    place.querySelector("#save").before(link);
+  }
+  place.querySelector("#save").textContent = saved().includes(line) ? "Forget this search" : line && "Save this search";
+}
+
+function save() {
+  const { line } = byId("saved").dataset;
+  const kept = saved().filter((one) => one !== line);
+  localStorage.setItem(SAVED, JSON.stringify(kept.length < saved().length ? kept : [...kept, line]));
+  for (const link of byId("saved").querySelectorAll("a:not([data-key])")) link.remove();
+  listSaved(main);
+}
 
 // What asks "sure?" closes when one turns elsewhere.
 function dismiss(but = null) {
@@ -254,7 +460,8 @@ const ACTIONS = {
   j: () => step(1),
   k: () => step(-1),
   x: choose,
-  p: () => live && pause(!paused),
+  n: () => byId("new").hidden || byId("new").click(),
+  f: () => live && freeze(!frozen),
   "?": () => byId("help").showModal(),
 };
 
@@ -373,19 +580,25 @@ if (schedule) {
 
 prepare(document);
 // What was done has been said; it need not be said again when the page is loaded anew.
-if (location.search.includes("notice=")) history.replaceState(null, "", root + view);
+if (location.search.includes("notice=")) {
+  history.replaceState(null, "", root + view);
+  sessionStorage.removeItem(PICKED);
+}
 setInterval(() => document.hidden || times(document), 1000);
-byId("zone").textContent = `Times are ${zone}.`;
+setInterval(glance, 30 * LOOK);
+byId("zone").textContent = `Times are ${zone}${zone === "UTC" ? "." : "; point at one for UTC."}`;
 byId("live").hidden = false;
 byId("keys").addEventListener("click", () => byId("help").showModal());
 byId("keys-on").checked = localStorage.getItem(KEYS) !== "off";
 byId("keys-on").addEventListener("change", (event) => localStorage.setItem(KEYS, event.target.checked ? "on" : "off"));
-byId("pause").addEventListener("click", () => pause(!paused));
+byId("freeze").addEventListener("click", () => freeze(!frozen));
 document.addEventListener("visibilitychange", () => start());
 addEventListener("pagehide", stop);
 // News that what a page shows is gone would load it anew, in place of the answer to the form that deletes it.
 document.addEventListener("submit", (event) => event.target.method === "post" && stop());
 addEventListener("pageshow", (event) => event.persisted && start());
+recallPicked();
 count();
-if (live) pause(paused, LOOK); // a page that has just been loaded is no news
-else for (const part of ["pause", "live-word"]) byId(part).hidden = true;
+goOn();
+if (live) freeze(frozen, LOOK); // a page that has just been loaded is no news
+else for (const part of ["freeze", "live-word"]) byId(part).hidden = true;

@@ -1,0 +1,236 @@
+"""Who may see and who may act, and what every answer says to the browser about safety.
+
+Everything that keeps strangers out is decided here, from the request alone; the router asks.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import re
+import secrets
+import urllib.parse
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from flowrra import ConfigError
+from flowrra_extras.dashboard.http import media_type
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from flowrra_extras.dashboard.http import Request
+
+Level = Literal["none", "read", "full"]
+LEVELS: tuple[Level, ...] = ("none", "read", "full")
+SAFE_METHODS = frozenset(("GET", "HEAD"))
+TOKEN_COOKIE = "flowrra_token"  # noqa: S105 (its name)
+
+CONTENT_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS: Mapping[str, str] = {
+    "content-security-policy": CONTENT_POLICY,
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    # Not "no-referrer": browsers would then hide the origin of our own forms ("null") from ourselves too.
+    "referrer-policy": "same-origin",
+    "cache-control": "no-store",
+    "cross-origin-resource-policy": "same-origin",
+}
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{32}")  # as token_urlsafe(24) makes them
+# What a proxy, a load balancer or a content network puts in for the client that it asks for.
+_FORWARDING = re.compile(
+    r"x-forwarded(-.+)?|forwarded(-.+)?|x-original-(forwarded-for|host)|x-real-ip|via|(x-)?(cluster-)?client-ip|"
+    r"cf-connecting-ip(v6)?|true-client-ip|fastly-client-ip|fly-client-ip|x-envoy-external-address|x-azure-clientip|"
+    r"x-appengine-user-ip|x-remote-(ip|addr)|x-host"
+)
+
+
+@dataclass(slots=True, frozen=True)
+class Access:
+    """What a visitor may do. `who` is noted on the jobs that the visitor changes; `token` is a field of the forms.
+
+    Raises:
+        ConfigError: the level does not exist, or `who` is not a text.
+    """
+
+    level: Level = "none"
+    who: str = "dashboard"
+    token: str = ""
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise ConfigError(f"auth= must answer 'none', 'read', 'full' or an Access of these, not {self.level!r}")
+        if not isinstance(self.who, str):
+            raise ConfigError(f"who= of an Access is a text, such as a user's name, not {self.who!r}")
+
+    def allows(self, level: Level) -> bool:
+        """Whether that much is allowed."""
+        return LEVELS.index(self.level) >= LEVELS.index(level)
+
+
+class Door:
+    """Lets visitors in.
+
+    Args:
+        auth: is asked with the framework's own request, and answers "none", "read", "full" or an Access
+            (False and None mean none, True full). It may be async. Without it, only this host is let in.
+        insecure: lets everybody do everything, without `auth`.
+        read_only: nobody may change anything, whatever `auth` answers.
+
+    Raises:
+        ConfigError: `auth` and `insecure` are both given, or `auth` cannot be called.
+    """
+
+    def __init__(
+        self, auth: Callable[[Any], Any] | None = None, *, insecure: bool = False, read_only: bool = False
+    ) -> None:
+        if auth is not None and not callable(auth):
+            raise ConfigError(f"auth= is a function that is given the request, not {auth!r}")
+        if auth is not None and insecure:
+            raise ConfigError("give auth= or insecure=True, not both: insecure lets everybody in")
+        self.auth = auth
+        self._insecure = insecure
+        self._read_only = read_only
+
+    def access(self, request: Request, answer: Any) -> Access:
+        """What the visitor may do. `answer` is what `auth` said of the request; without `auth` it is ignored."""
+        if self.auth is not None:
+            granted = _granted(answer)
+        else:
+            granted = Access("full" if self._insecure or stranger(request) is None else "none")
+        level: Level = "read" if self._read_only and granted.level == "full" else granted.level
+        who = f"dashboard ({request.client})" if granted.who == "dashboard" and request.client else granted.who
+        return Access(level, who[:100], token_of(request) or secrets.token_urlsafe(24))
+
+    def why_closed(self, request: Request) -> str:
+        """What someone who is not let in is told."""
+        if self.auth is not None:
+            return "You may not see this."
+        return (
+            f"This dashboard is open to its own host only, and {stranger(request)}. "
+            "To open it to others, mount it with auth=, a function that says who may come in; "
+            "insecure=True (--insecure where it is served alone) lets everybody in."
+        )
+
+
+def _granted(answer: Any) -> Access:
+    """What `auth` has answered; ConfigError if it is no answer."""
+    if isinstance(answer, Access):
+        return answer
+    if answer is None or isinstance(answer, bool):
+        return Access("full" if answer else "none")
+    return Access(answer)
+
+
+# Strangers -------------------------------------------------------------------------------------
+
+
+def stranger(request: Request) -> str | None:
+    """Why the visitor cannot be taken for someone on this host; None if it is one.
+
+    A proxy on this host hands on requests from anywhere, so what went through one does not count. Nor does a
+    request for another name than this host's: a web page may have its own name resolved to 127.0.0.1.
+    """
+    if not is_loopback(request.client or ""):
+        return f"you come from {request.client or 'an address that is not known'}"
+    if name := next(filter(_FORWARDING.fullmatch, request.headers), None):
+        return f"your request came through a proxy (it has the header {name})"
+    host = host_name(request.headers.get("host", ""))
+    if host != "localhost" and not is_loopback(host):
+        return f"you asked for the host {host[:100]!r}, which is no name of this host's loopback"
+    return None
+
+
+def is_loopback(address: str) -> bool:
+    """Whether it is an address of the loopback."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    mapped = getattr(found, "ipv4_mapped", None)
+    return (mapped or found).is_loopback
+
+
+def host_name(host: str) -> str:
+    """The name in a Host header, without port and brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.rpartition(":")[0].lower() if host.count(":") == 1 else host.lower()
+
+
+# Requests from elsewhere -----------------------------------------------------------------------
+
+
+def prying(request: Request) -> str | None:
+    """Why a request that only looks comes from a page of another site, which may not look; None if it does not.
+
+    A link on another site may lead here. Its scripts, pictures and frames may not ask: they learn nothing, but would
+    keep the dashboard busy and use up the places of those who look on.
+    """
+    site = request.headers.get("sec-fetch-site")
+    if site is None:
+        return crossing(request)
+    mode, place = request.headers.get("sec-fetch-mode"), request.headers.get("sec-fetch-dest")
+    if site in ("same-origin", "none") or (mode, place) == ("navigate", "document"):
+        return None
+    return f"its Sec-Fetch-Site is {site[:40]!r}, and it follows no link"
+
+
+def crossing(request: Request) -> str | None:
+    """Why a request may have been sent by another site; None if it was not.
+
+    By HTTPS and on the loopback browsers say where a request comes from; else its origin is compared with the host.
+    """
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return None if site == "same-origin" else f"its Sec-Fetch-Site is {site[:40]!r}, not 'same-origin'"
+    origin, host = request.headers.get("origin"), request.headers.get("host", "")
+    if origin is None or (host and origin.partition("://")[2] == host):
+        return None
+    return (
+        f"its Origin is {origin[:200]!r}, but its Host {host[:200]!r}. "
+        "A proxy in between has to pass the Host header on (nginx: proxy_set_header Host $http_host)"
+    )
+
+
+def unproven(request: Request, field: str | None) -> str | None:
+    """Why a request may have come from a form on another site; None if it proves that it did not.
+
+    A form elsewhere cannot send JSON, and does not know the token. `field` is the token in the form.
+    """
+    if media_type(request) == "application/json":
+        return None
+    expected = token_of(request)
+    if expected and field and hmac.compare_digest(expected.encode(), field.encode()):
+        return None
+    return (
+        "it is no JSON (Content-Type: application/json) and does not bring the token of its page. "
+        f"Load the page again and try once more; the browser has to take the cookie {TOKEN_COOKIE}"
+    )
+
+
+def token_of(request: Request) -> str | None:
+    """The token in the visitor's cookie, if it is one of ours."""
+    for cookie in request.headers.get("cookie", "").split(";"):
+        name, _, value = cookie.strip().partition("=")
+        if name == TOKEN_COOKIE and _TOKEN.fullmatch(value):
+            return value
+    return None
+
+
+def sealed(text: str, token: str) -> str:
+    """The text with a seal at its end that takes the visitor's token to make."""
+    return f"{text}.{hmac.digest(token.encode(), text.encode(), 'sha256').hex()[:32]}"
+
+
+def token_cookie(request: Request, token: str) -> str:
+    """The header that hands the visitor the token.
+
+    Lax, not Strict: a link from elsewhere would come without it, and a new token would undo the pages in other tabs.
+    """
+    secure = "; Secure" if request.scheme == "https" else ""
+    path = urllib.parse.quote(request.root or "/")
+    return f"{TOKEN_COOKIE}={token}; Path={path}; HttpOnly; SameSite=Lax{secure}"
