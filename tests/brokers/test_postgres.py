@@ -35,7 +35,7 @@ from flowrra_extras.postgres import statements as sql
 from flowrra_extras.testing import ManualClock
 from tests.brokers.test_state_machine import BrokerMachine
 from tests.support.apps import eventually
-from tests.support.postgres_server import age_leases, clean_schema, drop
+from tests.support.postgres_server import Connection, age_leases, clean_schema, empty
 from tests.support.redis_server import free_port
 from tests.support.services import POSTGRES_URL
 
@@ -44,15 +44,20 @@ NOW = 1_700_000_000.0
 pytestmark = pytest.mark.usefixtures("postgres_url")
 
 
+@pytest.fixture(scope="module")
+def schema_of_module() -> Iterator[tuple[Connection, str]]:
+    with clean_schema(POSTGRES_URL) as connection_and_schema:
+        yield connection_and_schema
+
+
 class TestPostgres(BrokerContract):
     @pytest.fixture(autouse=True)
-    def use_schema(self) -> Iterator[None]:
-        with clean_schema(POSTGRES_URL) as (self.connection, self.schema):
-            yield
+    def use_schema(self, schema_of_module: tuple[Connection, str]) -> None:
+        self.connection, self.schema = schema_of_module
 
     async def make_broker(self, clock: ManualClock) -> Broker:
         """Some tests ask for several, each on an empty store."""
-        drop(self.connection, self.schema)
+        empty(self.connection, self.schema)
         return PostgresBroker(f"{POSTGRES_URL}?schema={self.schema}", clock=clock)
 
     async def let_pass(self, broker: Broker, clock: ManualClock, seconds: float) -> None:
@@ -61,14 +66,13 @@ class TestPostgres(BrokerContract):
 
 
 class PostgresMachine(BrokerMachine):
-    @staticmethod
-    def make_broker(folder: Path, clock: ManualClock) -> Broker:
-        return PostgresBroker(f"{POSTGRES_URL}?schema=test_{folder.name.lower()}", clock=clock)
+    always_promotes = False
+    connection: Connection
+    schema: str
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.schema = f"test_{Path(self.folder.name).name.lower()}"
-        self.connection = psycopg.connect(POSTGRES_URL, autocommit=True)
+    @classmethod
+    def make_broker(cls, folder: Path, clock: ManualClock) -> Broker:
+        return PostgresBroker(f"{POSTGRES_URL}?schema={cls.schema}", clock=clock)
 
     def let_pass(self, seconds: float) -> None:
         super().let_pass(seconds)
@@ -76,12 +80,13 @@ class PostgresMachine(BrokerMachine):
 
     def teardown(self) -> None:
         super().teardown()
-        drop(self.connection, self.schema)
-        self.connection.close()
+        empty(self.connection, self.schema)
 
 
 @pytest.mark.timeout(600)  # a failure is made small first, which takes its time
-def test_the_broker_agrees_with_the_model() -> None:
+def test_the_broker_agrees_with_the_model(schema_of_module: tuple[Connection, str]) -> None:
+    PostgresMachine.connection, PostgresMachine.schema = schema_of_module
+    empty(*schema_of_module)
     chosen = settings(
         max_examples=40, stateful_step_count=30, suppress_health_check=[HealthCheck.too_slow], deadline=None
     )

@@ -254,6 +254,7 @@ class BrokerMachine(RuleBasedStateMachine):
     """Does the same to a broker and to the model, and compares. It owns the loop that the broker lives on."""
 
     make_broker: Callable[[Path, ManualClock], Broker]
+    always_promotes = True  # also in a claim that may take nothing
 
     def __init__(self) -> None:
         super().__init__()
@@ -316,8 +317,10 @@ class BrokerMachine(RuleBasedStateMachine):
             self.beat(worker)
         jobs = self.run(self.broker.claim(queue, limit=limit, worker=worker, now=self.now, crashes=crashes))
         expected: list[str] = []
-        self.model.promote(self.now)
-        if self.has_lease(worker) and queue not in self.model.paused:
+        may = self.has_lease(worker) and queue not in self.model.paused
+        if may or self.always_promotes:
+            self.model.promote(self.now)
+        if may:
             self.model.rescue(self.now, self.clock.monotonic(), worker, beats=False)
             self.model.expire(self.now)
             self.model.admit()

@@ -41,7 +41,7 @@ from flowrra_extras.migrate import Moved, adopt_jobs, hold_jobs, migrate, shared
 from flowrra_extras.postgres import PostgresBroker
 from flowrra_extras.redis import RedisBroker
 from tests.support.apps import eventually, explains, make_app, within
-from tests.support.postgres_server import clean_schema
+from tests.support.postgres_server import Connection, clean_schema, empty
 from tests.support.redis_server import clean
 from tests.support.services import POSTGRES_URL, REDIS_URL, require
 
@@ -55,9 +55,10 @@ Maker = Callable[[str], Broker]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Maker]:
-    """Makes a broker of a kind on an empty store."""
+    """Makes a broker of a kind on an empty store. PostgreSQL has two, which are emptied and used in turns."""
     with contextlib.ExitStack() as stack:
         numbers = itertools.count()
+        schemas: list[tuple[Connection, str]] = []
 
         def make(kind: str) -> Broker:
             if kind == "memory":
@@ -67,8 +68,11 @@ def make(tmp_path: Path) -> Iterator[Maker]:
             if kind == "redis":
                 _, prefix = stack.enter_context(clean(require(REDIS_URL)))
                 return RedisBroker(f"{REDIS_URL}?prefix={prefix}")
-            _, schema = stack.enter_context(clean_schema(require(POSTGRES_URL)))
-            return PostgresBroker(f"{POSTGRES_URL}?schema={schema}")
+            if len(schemas) < 2:
+                schemas.append(stack.enter_context(clean_schema(require(POSTGRES_URL))))
+            schemas.reverse()
+            empty(*schemas[0])
+            return PostgresBroker(f"{POSTGRES_URL}?schema={schemas[0][1]}")
 
         yield make
 

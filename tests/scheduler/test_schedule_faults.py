@@ -93,7 +93,11 @@ async def test_a_server_that_says_nothing_is_not_waited_for(server_url: str) -> 
 
 
 async def test_a_server_that_is_cut_off_in_a_transaction_undoes_it(server_url: str) -> None:
-    async with proxy_to(server_url) as proxy, opened(server_url) as other, opened(through(proxy, server_url)) as store:
+    async with (
+        proxy_to(server_url) as proxy,
+        opened(server_url) as other,
+        opened(through(proxy, server_url), timeout=1.0) as store,  # for which a call looks for the server again
+    ):
         await other.add(schedule("a", next_fire=NOW))
         for pause in (0.0, 0.0005, 0.001, 0.002, 0.004):
             taking = asyncio.ensure_future(store.take(now=NOW, lease=60, limit=1))

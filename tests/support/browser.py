@@ -85,7 +85,7 @@ class Browser:
         return self.until(lambda: next((e for e in self.all(css) if text in e.text), None), f"{css} with {text!r}")
 
     def text(self, css: str = "main") -> str:
-        return self.one(css).text
+        return self.until(lambda: [found.text for found in self.all(css)[:1]], css)[0]
 
     def says(self, text: str, css: str = "main") -> None:
         """Wait until an element holds the text."""
@@ -110,7 +110,11 @@ class Browser:
     # Acting -------------------------------------------------------------------------------------
 
     def click(self, css: str, text: str = "") -> None:
-        self.one(css, text).click()
+        def clicked() -> bool:
+            self.one(css, text).click()
+            return True
+
+        self.until(clicked, f"a click on {css}")
 
     def press(self, *keys: str) -> None:
         """Press keys where the focus is."""

@@ -37,6 +37,14 @@ def drop(connection: Connection, schema: str) -> None:
     connection.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE".encode())
 
 
+def empty(connection: Connection, schema: str) -> None:
+    """Delete all rows of a broker, if it has made the schema: to make it again takes ten times as long."""
+    tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", [schema]).fetchall()
+    rows = "".join(f"DELETE FROM {schema}.{table};" for (table,) in tables if table != "meta")  # noqa: S608 (our own name)
+    if rows:
+        connection.execute(rows.encode())
+
+
 def age_leases(connection: Connection, schema: str, seconds: float) -> None:
     """Let time pass for leases, without waiting: all end so much earlier."""
     earlier = f"UPDATE {schema}.worker SET lease = lease - make_interval(secs => %s)"  # noqa: S608 (our own name)
