@@ -177,7 +177,7 @@ __all__ += [
     "admit_due",
 ]
 __all__ += ["awaits_limit", "charge", "conclude", "give_limit_key", "limit_key", "refuse_limits"]
-__all__ += ["stored_limit_key", "uses_of"]
+__all__ += ["StoreStatus", "stored_limit_key", "uses_of"]
 # For brokers and extras, and not for others:
 __all__ += ["ACTIVITY_KEPT", "BLOCKED", "BY_HAND", "CHECK_EVERY", "CRON_FIELDS", "ENDINGS_KEPT", "ENDINGS_TAKEN"]
 __all__ += ["EXPIRED", "FAILED", "FINISHED", "HISTORY_LIMIT", "KILLED", "LAST_CHANCE", "LAST_DAY", "LAST_WORKDAY"]
@@ -4165,6 +4165,13 @@ class Overview(NamedTuple):
     totals: list[Activity]
 
 
+@dataclass(slots=True)
+class StoreStatus:
+    """Whether the server of a store answers: `problem` is the reason why it does not; empty if it does."""
+
+    problem: str = ""
+
+
 class Broker(Backend):
     """Stores jobs until they have finished. It is also the backend, unless another one is configured.
 
@@ -4177,6 +4184,7 @@ class Broker(Backend):
     retention = BackendConfig()
     keeps_text = False  # whether arguments and results are kept as text
     has_limits = False  # whether it admits jobs of limits, as `Broker.change` says
+    store_status = StoreStatus()  # a broker that has a server sets its own
 
     async def push(self, jobs: Sequence[Job], *, now: float, by: str | None = None) -> list[str]:
         """Add new jobs, all or none, and return their ids.

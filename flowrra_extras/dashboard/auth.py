@@ -62,9 +62,9 @@ class Access:
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
-            raise ConfigError(f"auth= must answer 'none', 'read', 'full' or an Access of these, not {self.level!r}")
+            raise ConfigError(f"auth= must return 'none', 'read', 'full' or an Access, not {self.level!r}")
         if not isinstance(self.who, str):
-            raise ConfigError(f"who= of an Access is a text, such as a user's name, not {self.who!r}")
+            raise ConfigError(f"who= of an Access must be a text, such as the name of a user, not {self.who!r}")
 
     def allows(self, level: Level) -> bool:
         """Whether that much is allowed."""
@@ -88,9 +88,9 @@ class Door:
         self, auth: Callable[[Any], Any] | None = None, *, insecure: bool = False, read_only: bool = False
     ) -> None:
         if auth is not None and not callable(auth):
-            raise ConfigError(f"auth= is a function that is given the request, not {auth!r}")
+            raise ConfigError(f"auth= must be a function that takes the request, not {auth!r}")
         if auth is not None and insecure:
-            raise ConfigError("give auth= or insecure=True, not both: insecure lets everybody in")
+            raise ConfigError("give auth= or insecure=True, not both: insecure=True allows every request")
         self.auth = auth
         self._insecure = insecure
         self._read_only = read_only
@@ -106,13 +106,13 @@ class Door:
         return Access(level, who[:100], token_of(request) or secrets.token_urlsafe(24))
 
     def why_closed(self, request: Request) -> str:
-        """What someone who is not let in is told."""
+        """The message for a visitor without access."""
         if self.auth is not None:
-            return "You may not see this."
+            return "You have no access to this dashboard."
         return (
-            f"This dashboard is open to its own host only, and {stranger(request)}. "
-            "To open it to others, mount it with auth=, a function that says who may come in; "
-            "insecure=True (--insecure where it is served alone) lets everybody in."
+            f"This dashboard answers only requests from its own host, and {stranger(request)}. "
+            "To allow other requests, mount it with auth=, a function that decides who has access. "
+            "insecure=True (on the command line: --insecure) allows every request."
         )
 
 
@@ -135,12 +135,12 @@ def stranger(request: Request) -> str | None:
     request for another name than this host's: a web page may have its own name resolved to 127.0.0.1.
     """
     if not is_loopback(request.client or ""):
-        return f"you come from {request.client or 'an address that is not known'}"
+        return f"this request comes from {request.client or 'an unknown address'}"
     if name := next(filter(_FORWARDING.fullmatch, request.headers), None):
-        return f"your request came through a proxy (it has the header {name})"
+        return f"this request came through a proxy (it has the header {name})"
     host = host_name(request.headers.get("host", ""))
     if host != "localhost" and not is_loopback(host):
-        return f"you asked for the host {host[:100]!r}, which is no name of this host's loopback"
+        return f"this request is for the host {host[:100]!r}, which is not a loopback name of this host"
     return None
 
 
@@ -176,7 +176,7 @@ def prying(request: Request) -> str | None:
     mode, place = request.headers.get("sec-fetch-mode"), request.headers.get("sec-fetch-dest")
     if site in ("same-origin", "none") or (mode, place) == ("navigate", "document"):
         return None
-    return f"its Sec-Fetch-Site is {site[:40]!r}, and it follows no link"
+    return f"its Sec-Fetch-Site is {site[:40]!r}, and it does not follow a link"
 
 
 def crossing(request: Request) -> str | None:
@@ -191,8 +191,8 @@ def crossing(request: Request) -> str | None:
     if origin is None or (host and origin.partition("://")[2] == host):
         return None
     return (
-        f"its Origin is {origin[:200]!r}, but its Host {host[:200]!r}. "
-        "A proxy in between has to pass the Host header on (nginx: proxy_set_header Host $http_host)"
+        f"its Origin is {origin[:200]!r}, but its Host is {host[:200]!r}. "
+        "If there is a proxy, it must pass the Host header on (nginx: proxy_set_header Host $http_host)"
     )
 
 
@@ -207,8 +207,8 @@ def unproven(request: Request, field: str | None) -> str | None:
     if expected and field and hmac.compare_digest(expected.encode(), field.encode()):
         return None
     return (
-        "it is no JSON (Content-Type: application/json) and does not bring the token of its page. "
-        f"Load the page again and try once more; the browser has to take the cookie {TOKEN_COOKIE}"
+        "it is not JSON (Content-Type: application/json), and the token of its page is missing or out of date. "
+        f"Reload the page and try again; the browser must accept the cookie {TOKEN_COOKIE}"
     )
 
 

@@ -1,4 +1,4 @@
-"""How pages are rendered: the frame and its main part, notices, words for numbers and moments, small charts.
+"""How pages are rendered: the frame and its main part, notices, numbers and times as text, small charts.
 
 The main part of a view is the same for all who may do the same, so that one rendering serves every tab that looks at
 it; a visitor's token is put into it at the very end. What a page shows stands in the file of the page.
@@ -55,14 +55,15 @@ FRAGMENT = "x-flowrra-fragment"
 SHARED = 0.2
 REST = 3
 VIEWS = 100  # whose main parts are kept for that
-AGAIN = 5  # seconds after which the page of a store that is away is asked for again
-PATIENCE = 2.5  # seconds that a page may wait for the store: a broker that is away may take 10 to say so
+AGAIN = 5  # seconds after which a page is loaded again if the store did not answer
+PATIENCE = 2.5  # seconds that a page may wait for the store: a broker waits longer before it raises an error
+NO_ANSWER = f"No answer within {PATIENCE:g} s"
 _NOTICE = re.compile(r"([a-z]+)(?:\.(\d{1,12})\.(\d{1,12})(?:\.more\.(\d{1,18}))?)?(\.[0-9a-f]{32})?")
 _SHORT_LINE = 50  # characters
 _HEADLINES: Mapping[int, str] = {
-    403: "You may not do that",
+    403: "Not allowed",
     404: "Not found",
-    422: "That cannot be done",
+    422: "The request is not valid",
     503: "The store does not answer",
 }
 
@@ -86,7 +87,7 @@ class View(NamedTuple):
 
 
 class Entered(NamedTuple):
-    """What came with a form that was refused, and why: shown again to be put right.
+    """What came with a form that was refused, and why: the form is shown again, to be corrected.
 
     Without a `problem`, to be confirmed. `many` holds every value of a field that came more than once.
     """
@@ -166,7 +167,7 @@ class Pages:
             async with asyncio.timeout(PATIENCE):
                 title, template, context = await page(view, entered, **parts)
         except TimeoutError:
-            raise flowrra.BrokerError(f"No answer from it within {PATIENCE:g} s") from None
+            raise flowrra.BrokerError(NO_ANSWER) from None
         return self._rendered(view, title, template, context, await self._judge())
 
     async def _shared(self, view: View) -> Main:
@@ -189,12 +190,13 @@ class Pages:
     def error(self, request: Request, status: int, message: str, verdict: Verdict | None = None) -> Response:
         """A page that says what went wrong, or could not be done, and what to do."""
         view = View(request.root, request.path)
-        headline = _HEADLINES.get(status, "That did not work")
+        headline = _HEADLINES.get(status, "The request failed")
+        is_repeated = status == 503 and request.method == "GET"
+        if is_repeated and verdict is not None:  # which has the message
+            message = f"This page is loaded again every {AGAIN} s. Workers reconnect automatically."
         main = self._rendered(view, headline, "error.html", {"headline": headline, "message": message}, verdict)
         text = self._framed(request, None, main, is_still=True)
-        headers = {"content-type": "text/html; charset=utf-8"}
-        if status == 503 and request.method == "GET":
-            headers["refresh"] = f"{AGAIN}"  # it shows by itself that the store is back
+        headers = {"content-type": "text/html; charset=utf-8"} | ({"refresh": f"{AGAIN}"} if is_repeated else {})
         return Response(status, text.encode(), headers)
 
     def _rendered(
@@ -334,9 +336,9 @@ def icon(level: str) -> str:
 
 
 class Notice(NamedTuple):
-    """What an action came to, in words; `at` is where it can be seen, and a form to `undo` takes it back.
+    """The result of an action as text. `at` is the page that shows it, and `undo` the action that reverts it.
 
-    If there was too much for one go, `after` is where the `action` goes on with the search `line`.
+    If one request could not change all jobs, `action` continues at `after` with the search `line`.
     """
 
     words: str
@@ -349,12 +351,12 @@ class Notice(NamedTuple):
 
     @property
     def seen(self) -> str:
-        """What is seen there: the search line, if it is short, as in `queue:mail`."""
+        """The name of the link: the search line, if it is short, such as `queue:mail`."""
         return self.touched if 0 < len(self.touched) <= _SHORT_LINE else "what was changed"
 
     @property
     def touched(self) -> str:
-        """The search line for the jobs that were changed, as far as it is about jobs."""
+        """The search line for the changed jobs; empty if something else was changed."""
         return dict(urllib.parse.parse_qsl(self.at.partition("?")[2])).get("search", "")
 
 
@@ -402,8 +404,8 @@ def _said(found: re.Match[str], said: str) -> str:
     done, refused = int(found[2]), int(found[3])
     said = f"{said} {_jobs(done)}." if done else f"No job was {said.lower()}."
     if refused:
-        said += f" {number(refused)} left alone: gone, or in no state for that."
-    return said + (" There are more." if found[4] else "")
+        said += f" {number(refused)} not changed: deleted, or in a state that does not allow it."
+    return said + (" More jobs are left." if found[4] else "")
 
 
 # Numbers, lengths of time, sizes and moments in words --------------------------------------------
@@ -468,13 +470,13 @@ def trend(queue: QueueRow) -> str:
     """How the ready jobs of a queue have become more or fewer, and when none is left; rounded, so that it is calm."""
     change = queue["change"] or 0.0
     if abs(change) < 1:
-        return "neither grows nor shrinks"
+        return "stable"
     rate = number(float(f"{abs(change):.2g}"))
     if change > 0:
-        return f"grows by {rate} a minute"
+        return f"grows by {rate} per minute"
     minutes = math.ceil((queue["drained_in"] or 0.0) / 60)
     left = f"{minutes} m" if minutes < 100 else f"{number(round(minutes / 60))} h"
-    return f"shrinks by {rate} a minute: empty in {left}"
+    return f"shrinks by {rate} per minute, empty in {left}"
 
 
 def iso(moment: dt.datetime) -> str:
@@ -532,9 +534,9 @@ def finished(minutes: Sequence[Minute]) -> Chart:
         good.append(_bar(left, width, foot, HEIGHT))
         bad.append(_bar(left, width, max(0.0, foot - _height(minute["failed"], most)), foot))
     succeeded, failed = (sum(minute[kind] for minute in minutes) for kind in ("succeeded", "failed"))
-    words = f"Each minute of the last hour: {number(succeeded)} succeeded, {number(failed)} failed"
+    words = f"Minute by minute in the last hour: {number(succeeded)} succeeded, {number(failed)} failed"
     if most:
-        words += f", at most {number(most)} in a minute"
+        words += f", at most {number(most)} per minute"
     return Chart({"ok": "".join(good), "bad": "".join(bad)}, "0", f"{number(most)}/min", words + ".")
 
 
@@ -542,7 +544,7 @@ def spark(minutes: Sequence[int]) -> Chart:
     """A small bar for each minute of an hour: 60 wide and 16 high."""
     most = max(minutes, default=0)
     bars = (_bar(at, 0.8, 16 - max(_LEAST, 16 * value / most), 16) for at, value in enumerate(minutes) if value)
-    words = f"{number(sum(minutes))} in the last hour" + (f", at most {number(most)} in a minute" if most else "")
+    words = f"{number(sum(minutes))} in the last hour" + (f", at most {number(most)} per minute" if most else "")
     return Chart({"bad": "".join(bars)}, "", "", words)
 
 
@@ -551,7 +553,7 @@ def spans(minutes: Sequence[Minute], what: str) -> Chart:
     pairs = [_quantiles(minute, what) for minute in minutes]
     known = [value for pair in pairs if pair for value in pair]
     if not known:
-        return Chart({}, "", "", "Nothing ran in the last hour.")
+        return Chart({}, "", "", "No job ran in the last hour.")
     low, high = math.floor(math.log10(min(known))), math.ceil(math.log10(max(known)))
     high = max(high, low + 1)
 
@@ -567,7 +569,7 @@ def spans(minutes: Sequence[Minute], what: str) -> Chart:
     paths = {"grid": grid, "span": "".join(span), "mid": "".join(middle)}
     low_text, high_text = length(10.0**low), length(10.0**high)
     worst = length(max(known))
-    words = f"Each minute of the last hour, from the 50th to the 95th percentile; the highest is {worst}."
+    words = f"Minute by minute in the last hour, from the 50th to the 95th percentile; the highest is {worst}."
     return Chart(paths, low_text, high_text, words)
 
 

@@ -89,10 +89,10 @@ def parse(line: str, around: Surroundings) -> Search:
     """The search that `line` stands for."""
     search = Search()
     if len(line) > LINE_LIMIT:
-        search.problems.append(f"the line has {len(line)} characters, {LINE_LIMIT} are allowed")
+        search.problems.append(f"the search has {len(line)} characters; at most {LINE_LIMIT} are allowed")
         return search
     if "\0" in line:
-        search.problems.append("the line has a character that no text has")
+        search.problems.append("the search contains a NUL character")
         return search
     if line.count('"') % 2:
         search.problems.append("a quotation mark is not closed")
@@ -103,7 +103,7 @@ def parse(line: str, around: Surroundings) -> Search:
         if read is None:
             search.tests.append(_holds(word))
         elif not value:
-            search.problems.append(f"{word!r} wants a value behind the colon")
+            search.problems.append(f"{word!r} has no value after the colon")
         elif problem := read(search, key, value, around):
             search.problems.append(problem)
     return search
@@ -127,7 +127,7 @@ def _read_state(search: Search, key: str, value: str, around: Surroundings) -> s
     try:
         search.which.status = frozenset(TaskStatus(name) for name in value.lower().split(","))
     except ValueError:
-        return f"{value!r} is no state: {', '.join(TaskStatus)}"
+        return f"{value!r} is not a state; use one of {', '.join(TaskStatus)}"
     return None
 
 
@@ -163,7 +163,7 @@ def _read_id(search: Search, key: str, value: str, around: Surroundings) -> str 
 def _read_moment(search: Search, key: str, value: str, around: Surroundings) -> str | None:
     moment = _moment(value, around.now)
     if moment is None:
-        return f"{value!r} is no moment: give 2026-03-07, 2026-03-07T12:00 (UTC), or how long ago, as in 90m, 2h or 3d"
+        return f"{value!r} is not a time; use 2026-03-07, 2026-03-07T12:00 (UTC), or an age such as 90m, 2h or 3d"
     # All words must hold: of two for one key, the narrower.
     narrower, known = max if key in ("after", "since") else min, getattr(search, key)
     setattr(search, key, moment if known is None else narrower(known, moment))
@@ -189,7 +189,7 @@ def _read_equal(search: Search, key: str, value: str, around: Surroundings) -> s
 def _read_argument(search: Search, key: str, value: str, around: Surroundings) -> str | None:
     path = key.split(".")[1:]
     if not path or not all(path):
-        return f"{key!r} names no argument: as in args.user:42, args.0:42 or args.order.id:42"
+        return f"{key!r} names no argument; use args.user:42, args.0:42 or args.order.id:42"
     named = around.named
     search.tests.append(lambda job: _says(_inside(_arguments(job, named), path), value))
     return None

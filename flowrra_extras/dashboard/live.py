@@ -34,7 +34,7 @@ TURN = 0.05  # seconds that the other tabs wait for the rendering of one view
 AGAIN = 0.1  # seconds after which the browser comes again
 TABS = 1_000
 SHARE = 2  # one visitor may have every second place: so that there are others for others
-_FULL = "Too many tabs look at this dashboard. This one looks again by itself."
+_FULL = "Too many tabs show this dashboard. This tab tries again automatically."
 # Without an id: whoever comes again while it lasts is told again, and afterwards gets the text if it has changed.
 _TROUBLE = b"event: trouble\ndata:\n\n"
 _LINE_END = re.compile(r"\r\n|\r|\n")  # what ends a line of an event: a text must not bring lines of its own
@@ -85,7 +85,7 @@ class Hub:
             TaskNotFoundError: the server cannot send a stream.
         """
         if not request.streams:
-            raise TaskNotFoundError("this server sends no events: look at the pages themselves")
+            raise TaskNotFoundError("this server cannot send events: load the pages instead")
         given = request.parameters
         path, _, query = given.get("view", "/").partition("?")
         view = View(request.root, urllib.parse.unquote(path), query, access.allows("full"))
@@ -185,7 +185,7 @@ class Hub:
         except Exception as error:
             if not channel.has_failed:
                 logger.warning(
-                    "no news of %s: %s", view.path[:200], error, exc_info=not isinstance(error, FlowrraError)
+                    "no updates for %s: %s", view.path[:200], error, exc_info=not isinstance(error, FlowrraError)
                 )
                 channel.tell("trouble", _TROUBLE)
             channel.has_failed = True

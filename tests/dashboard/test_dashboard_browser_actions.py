@@ -49,7 +49,7 @@ def test_a_waiting_job_is_cancelled_and_deleted(script: bool, tab: Browser, shop
     tab.says("Cancelled 1 job.", ".notice")
     assert shop.job(job).status is TaskStatus.CANCELLED
     tab.click(".acts summary", "Delete")
-    tab.says("Delete this job for good?", ".pop")
+    tab.says("Delete this job permanently?", ".pop")
     tab.click(".pop button")
     tab.says("Deleted 1 job.", ".notice")
     assert job not in [other.id for other in shop.jobs()]
@@ -99,7 +99,7 @@ def test_all_jobs_that_match_are_deleted(script: bool, tab: Browser, shop: Shop)
     tab.click(".every > summary")
     tab.says("3 jobs: this page and all others", ".every")
     tab.click(".every .sure summary", "Delete all")
-    tab.says("Delete 3 jobs for good?", ".every")
+    tab.says("Delete 3 jobs permanently?", ".every")
     tab.click(".every .sure button", "Delete")
     tab.says("Deleted 3 jobs.", ".notice")
     tab.says("No job matches.")
@@ -284,7 +284,7 @@ def test_a_selection_goes_along_to_the_other_pages(tab: Browser, shop: Shop) -> 
     tab.click("#bulk .pop button", "Cancel")
     tab.says("Cancelled 3 jobs.", ".notice")
     assert {job.id for job in shop.jobs(TaskStatus.CANCELLED)} >= {jobs[0], *jobs[-2:]}
-    tab.says("Tick jobs to act on them.", "#unpicked")
+    tab.says("Select jobs to change them.", "#unpicked")
 
 
 # From where -------------------------------------------------------------------------------------

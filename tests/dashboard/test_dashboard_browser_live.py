@@ -156,7 +156,7 @@ def rows(tab: Browser) -> list[str]:
 def test_a_selection_is_counted_and_cleared(tab: Browser, shop: Shop) -> None:
     jobs = [submit(shop, f"chosen {number}", "chosen") for number in range(3)]
     tab.open("/jobs?search=queue:chosen")
-    assert tab.text("#unpicked") == "Tick jobs to act on them."
+    assert tab.text("#unpicked") == "Select jobs to change them."
     tab.click("#all")
     tab.says("With the 3 selected", ".bulk-word")
     shop.app.sync.cancel(jobs[0])
@@ -227,7 +227,7 @@ def test_the_title_of_a_hidden_tab_says_the_verdict(tab: Browser, shop: Shop) ->
     try:
         tab.until(lambda: tab.js("return glance()") or "1 problem" in tab.driver.title, "the problem in the title")
         assert "%23b8282b" in (tab.one("#icon").get_attribute("href") or "")
-        assert tab.text("#verdict").startswith("All is well")  # what is shown waits until it is seen
+        assert tab.text("#verdict").startswith("No problems")  # what is shown waits until it is seen
     finally:
         for job in shop.jobs(TaskStatus.PENDING):
             shop.app.sync.cancel(job.id)
@@ -294,7 +294,7 @@ def test_a_search_goes_on_by_itself(tab: Browser, shop: Shop) -> None:
     tab.base = shop.program(["-c", IMPATIENT + WSGI, str(port)], port)
     tab.open('/jobs?search=args.name:"the+needle"', script=False)
     tab.says("Looked back to", "#more")  # one can go on by hand
-    assert tab.one(".pager a", "Look further back")
+    assert tab.one(".pager a", "Continue the search")
     tab.open('/jobs?search=args.name:"the+needle"')
     tab.one(f"tr[data-key='{wanted}']")
     tab.until(lambda: "Looked back" not in tab.text("#more") if tab.all("#more") else True, "the end of the search")

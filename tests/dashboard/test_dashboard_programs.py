@@ -119,10 +119,10 @@ async def _do(number: int) -> None: ...
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ([], "say which store"),
+        ([], "no store is given"),
         (["nowhere:app"], "no module 'nowhere'"),
-        (["--broker", "sqlite:///gone.db"], "gone.db yet: the first worker"),
-        (["--broker", "memory://"], "lives in one process"),
+        (["--broker", "sqlite:///gone.db"], "gone.db does not exist: the first worker"),
+        (["--broker", "memory://"], "is in the memory of one process"),
     ],
 )
 def test_what_cannot_be_shown_is_said(

@@ -340,7 +340,7 @@ class SampleService:
 
     async def verdict(self) -> Verdict:
         return (
-            Verdict("ok", "OK", "All is well.")
+            Verdict("ok", "OK", "No problems.")
             if self._is_empty
             else Verdict("bad", "1 problem", "1 problem and 1 warning", PROBLEMS)
         )
@@ -362,7 +362,7 @@ class SampleService:
             "count": {"number": 0 if self._is_empty else 49_815, "is_exact": True},
             "complete": True,
             "searched_to": None,
-            "problems": ["'purple' is no state"] if "purple" in line else [],
+            "problems": ["'purple' is not a state"] if "purple" in line else [],
         }
 
     async def job(self, job_id: str) -> JobView:

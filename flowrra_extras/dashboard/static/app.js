@@ -254,7 +254,7 @@ function listen() {
     clearTimeout(timer);
     const isRefused = source?.readyState === EventSource.CLOSED;
     if (!byId("live").classList.contains("off")) current = new Date();
-    if (isRefused) lost("no news");
+    if (isRefused) lost("no updates");
     timer = setTimeout(isRefused ? start : () => lost("reconnecting"), (isRefused ? 5 : 2) * LOOK);
   };
 }
@@ -282,7 +282,7 @@ async function look() {
 function freeze(value, wait = 0) {
   frozen = value;
   sessionStorage.setItem("flowrra-frozen", frozen ? "1" : "0");
-  byId("freeze").textContent = frozen ? "Go on" : "Freeze view";
+  byId("freeze").textContent = frozen ? "Unfreeze view" : "Freeze view";
   byId("freeze").setAttribute("aria-pressed", frozen);
   current = new Date();
   word(frozen ? asOf("frozen") : "connected", frozen);
@@ -420,7 +420,7 @@ function listSaved(within) {
     link.textContent = one;
     place.querySelector("#save").before(link);
   }
-  place.querySelector("#save").textContent = saved().includes(line) ? "Forget this search" : line && "Save this search";
+  place.querySelector("#save").textContent = saved().includes(line) ? "Remove this search" : line && "Save this search";
 }
 
 function save() {
@@ -586,7 +586,7 @@ if (location.search.includes("notice=")) {
 }
 setInterval(() => document.hidden || times(document), 1000);
 setInterval(glance, 30 * LOOK);
-byId("zone").textContent = `Times are ${zone}${zone === "UTC" ? "." : "; point at one for UTC."}`;
+byId("zone").textContent = `Times are ${zone}${zone === "UTC" ? "." : ". Point at a time to see UTC."}`;
 byId("live").hidden = false;
 byId("keys").addEventListener("click", () => byId("help").showModal());
 byId("keys-on").checked = localStorage.getItem(KEYS) !== "off";
