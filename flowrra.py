@@ -11322,7 +11322,7 @@ def _status(name: str) -> TaskStatus:
     try:
         return TaskStatus(name)
     except ValueError:
-        raise ConfigError(f"{name!r} is no state of a job: {', '.join(TaskStatus)}") from None
+        raise ConfigError(f"{name!r} is not a state of a job: {', '.join(TaskStatus)}") from None
 
 
 _FOR_EVER = 1_000 * 365 * 86_400.0

@@ -1,4 +1,4 @@
-"""The dashboard: its options, the one table of what can be seen and done, and what every request has to pass.
+"""The dashboard: its options, the table of all pages and actions, and the checks of every request.
 
 An entry of the table makes the page, the route of the API, its place in the OpenAPI document, the form and the notice.
 Knows of no web framework: asgi.py, wsgi.py and the four frameworks make a Request of what they are asked, and send the
@@ -246,7 +246,7 @@ def _routes_of(entry: Look | Act) -> list[Route]:
 
 
 class Dashboard:
-    """The dashboard of an app. `handle` answers requests, and raises nothing but what is to stop the program."""
+    """The dashboard of an app. `handle` answers requests, and raises no `Exception`."""
 
     def __init__(self, app: Flowrra, **options: Unpack[Options]) -> None:
         self.store = Store(app, schedulers=options.get("schedulers"), redact=options.get("redact", False))
@@ -459,7 +459,7 @@ _STATUSES: tuple[tuple[tuple[type[Exception], ...], int], ...] = (
 
 
 def _query_in(request: Request, expected: Iterable[Schema]) -> dict[str, Any]:
-    """The expected parameters that came with a request; ConfigError for what is no number where one belongs."""
+    """The expected parameters that came with a request; ConfigError if a number is expected and not given."""
     given = request.parameters
     found: dict[str, Any] = {one["name"]: given[one["name"]] for one in expected if one["name"] in given}
     for one in expected:

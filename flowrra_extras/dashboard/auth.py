@@ -1,6 +1,6 @@
-"""Who may see and who may act, and what every answer says to the browser about safety.
+"""Who has which access, and the security headers of every answer.
 
-Everything that keeps strangers out is decided here, from the request alone; the router asks.
+All access decisions are made here, from the request alone.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ HEADERS: Mapping[str, str] = {
     "cross-origin-resource-policy": "same-origin",
 }
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{32}")  # as token_urlsafe(24) makes them
-# What a proxy, a load balancer or a content network puts in for the client that it asks for.
+# Headers in which proxies, load balancers and content networks pass on the address of the client.
 _FORWARDING = re.compile(
     r"x-forwarded(-.+)?|forwarded(-.+)?|x-original-(forwarded-for|host)|x-real-ip|via|(x-)?(cluster-)?client-ip|"
     r"cf-connecting-ip(v6)?|true-client-ip|fastly-client-ip|fly-client-ip|x-envoy-external-address|x-azure-clientip|"
@@ -72,13 +72,13 @@ class Access:
 
 
 class Door:
-    """Lets visitors in.
+    """Decides the access of visitors.
 
     Args:
-        auth: is asked with the framework's own request, and answers "none", "read", "full" or an Access
-            (False and None mean none, True full). It may be async. Without it, only this host is let in.
-        insecure: lets everybody do everything, without `auth`.
-        read_only: nobody may change anything, whatever `auth` answers.
+        auth: receives the framework's own request, and returns "none", "read", "full" or an Access
+            (False and None mean none, True full). It may be async. Without it, only this host has access.
+        insecure: allow every request, without `auth`.
+        read_only: allow no changes, whatever `auth` returns.
 
     Raises:
         ConfigError: `auth` and `insecure` are both given, or `auth` cannot be called.
@@ -96,7 +96,7 @@ class Door:
         self._read_only = read_only
 
     def access(self, request: Request, answer: Any) -> Access:
-        """What the visitor may do. `answer` is what `auth` said of the request; without `auth` it is ignored."""
+        """The access of a visitor. `answer` is what `auth` returned for the request; without `auth` it is ignored."""
         if self.auth is not None:
             granted = _granted(answer)
         else:
@@ -125,14 +125,14 @@ def _granted(answer: Any) -> Access:
     return Access(answer)
 
 
-# Strangers -------------------------------------------------------------------------------------
+# Requests that are not from this host ----------------------------------------------------------
 
 
 def stranger(request: Request) -> str | None:
-    """Why the visitor cannot be taken for someone on this host; None if it is one.
+    """Why the request cannot count as one from this host; None if it can.
 
-    A proxy on this host hands on requests from anywhere, so what went through one does not count. Nor does a
-    request for another name than this host's: a web page may have its own name resolved to 127.0.0.1.
+    A proxy on this host passes on requests from anywhere, so a request through a proxy does not count. Neither does a
+    request for the name of another host: a web page can make its own name resolve to 127.0.0.1.
     """
     if not is_loopback(request.client or ""):
         return f"this request comes from {request.client or 'an unknown address'}"
@@ -161,14 +161,14 @@ def host_name(host: str) -> str:
     return host.rpartition(":")[0].lower() if host.count(":") == 1 else host.lower()
 
 
-# Requests from elsewhere -----------------------------------------------------------------------
+# Requests from other sites ---------------------------------------------------------------------
 
 
 def prying(request: Request) -> str | None:
-    """Why a request that only looks comes from a page of another site, which may not look; None if it does not.
+    """Why a request that changes nothing is refused because another site sent it; None if it is not.
 
-    A link on another site may lead here. Its scripts, pictures and frames may not ask: they learn nothing, but would
-    keep the dashboard busy and use up the places of those who look on.
+    A link on another site may lead here. Its scripts, images and frames are refused: they cannot read the answer, but
+    they would cause load and use up the places for streams.
     """
     site = request.headers.get("sec-fetch-site")
     if site is None:

@@ -94,7 +94,7 @@ CONNECTIONS = 500  # at once; a process may often open 1,024 files
 
 
 def listening_on(host: str, port: int) -> socket.socket:
-    """A socket on that address, of either family."""
+    """A socket on that address, IPv4 or IPv6."""
     if not 0 <= port <= 65_535:
         raise ConfigError(f"--port must be a number from 0 to 65535, not {port}")
     try:
@@ -120,7 +120,7 @@ def serve(board: Dashboard, listening: socket.socket) -> int:
 
 
 def bounded_protocol() -> type[asyncio.Protocol]:
-    """uvicorn's protocol, that closes what is one connection too many, or does not come to ask."""
+    """uvicorn's protocol, which closes connections above the limit and connections without a request."""
     base: Any = AutoHTTPProtocol
 
     class BoundedProtocol(base):  # type: ignore[misc]

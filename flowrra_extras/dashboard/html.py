@@ -51,7 +51,7 @@ NAVIGATION = (
     ("/workers", "Workers"),
 )
 FRAGMENT = "x-flowrra-fragment"
-# Tabs that look for news share a main part for so many seconds, and for so many times as long as its rendering took.
+# Tabs that ask for updates share a main part for SHARED seconds, and for REST times as long as its rendering took.
 SHARED = 0.2
 REST = 3
 VIEWS = 100  # whose main parts are kept for that
@@ -72,7 +72,7 @@ PageHandler = Callable[..., Awaitable[Shown]]  # is given the view, what was ent
 
 
 class View(NamedTuple):
-    """What is looked at, and with which rights: two with equal views see the same main part."""
+    """A page with its query, and the rights of its visitor. Two visitors with equal views see the same main part."""
 
     root: str
     path: str
@@ -81,7 +81,7 @@ class View(NamedTuple):
 
     @property
     def parameters(self) -> dict[str, str]:
-        """The query's parameters, but for those that only say what happened before."""
+        """The query's parameters, without those of a notice."""
         given = urllib.parse.parse_qsl(self.query, keep_blank_values=True)
         return {name: value for name, value in given if not name.startswith("notice")}
 
@@ -112,7 +112,7 @@ class Main:
 
 
 class Latest:
-    """The latest main part of a view, and until when it will do, on the monotonic clock."""
+    """The latest main part of a view, and until when it can be used, on the monotonic clock."""
 
     __slots__ = ("lock", "main", "until")
 
@@ -134,8 +134,8 @@ class Pages:
         self._find = find
         self.notices = notices
         self._judge = judge
-        # Stand for the visitor's token and for the moment of the main part, which are no news. Nobody can know them, so
-        # that no text from a store contains them.
+        # Placeholders for the visitor's token and for the time of the main part, which do not count as changes. They
+        # are random, so no text from a store contains them.
         self._token_mark, self._moment_mark = secrets.token_hex(16), secrets.token_hex(16)
         self._latest: dict[View, Latest] = {}
 
@@ -171,7 +171,7 @@ class Pages:
         return self._rendered(view, title, template, context, await self._judge())
 
     async def _shared(self, view: View) -> Main:
-        """The main part, or one of a moment ago, so that any number of tabs that look for news cost little."""
+        """The main part, or a recent one, so that many tabs that ask for updates cost little."""
         if len(self._latest) >= VIEWS and view not in self._latest:
             self._latest.clear()
         latest = self._latest.setdefault(view, Latest())
@@ -220,7 +220,7 @@ class Pages:
         return dataclasses.replace(main, digest=digest, at=moment.isoformat() if moment else "")
 
     def _framed(self, request: Request, access: Access | None, main: Main, *, is_still: bool) -> str:
-        """The whole page around a main part. One that `is_still` gets no news, which would undo what was typed."""
+        """The page around a main part. A page that `is_still` gets no updates, which would overwrite typed text."""
         here = "/" + request.path.split("/")[1]
         live = "" if is_still else "events" if request.streams else "poll"
         shell = _environment().get_template("shell.html")
@@ -251,7 +251,7 @@ class Pages:
 
 
 def _answer(request: Request, text: str, digest: str, status: int = 200) -> Response:
-    """The text; or that it is still the one which the browser has."""
+    """The text; status 304 if the browser has it already."""
     headers = {"content-type": "text/html; charset=utf-8", "etag": f'"{digest}"'}
     if status == 200 and digest in request.headers.get("if-none-match", ""):
         return Response(304, b"", headers)
@@ -305,17 +305,17 @@ def query_of(**parameters: str | None) -> str:
 
 
 def filled(entered: Entered | None, fields: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
-    """What stands in a form's fields, and what is wrong with it."""
+    """The values of a form's fields, and the problem with them."""
     given = entered.fields if entered else fields
     return {"filled": collections.defaultdict(str, given), "problem": entered.problem if entered else None}
 
 
 def _is_form(path: str) -> bool:
-    """Whether the page is there to be filled in: it does not change under the visitor's hands."""
+    """Whether the page is a form, which must not change while it is filled in."""
     return path.endswith(("/clone", "/emit", "/schedules/new"))
 
 
-# The icon of a tab: by its colour and its shape, it says how things stand.
+# The icon of a tab: its colour and its shape show the level of the verdict.
 _ICONS: Mapping[str, tuple[str, str]] = {
     "ok": ("4a3fd0", "M3 7h2v2H3zm3-.5h3v3H6zm4-.7h4.4v4.4H10z"),
     "warning": ("8a5a00", "M7 2.5h2l-.3 7H7.3zM7 11h2v2H7z"),
@@ -371,16 +371,16 @@ def notice_query(key: str, token: str, **parts: str) -> str:
 
 
 def _seal(key: str, token: str, parts: Mapping[str, str]) -> str:
-    """What only this dashboard can put under a notice, for this visitor."""
+    """The signature of a notice, which only this dashboard can make for this visitor."""
     lines = [key, *(f"{name} {part}" for name, part in sorted(parts.items()) if part)]
     return sealed("\n".join(lines), token).rpartition(".")[2]
 
 
 def notice_of(given: Mapping[str, str], token: str, notices: Mapping[str, str]) -> Notice | None:
-    """What the parameters of a URL say of an action; None if that is none of ours.
+    """The notice in the parameters of a URL; None if there is none, or its seal is wrong.
 
-    One with a link or a button has to bear the seal of the visitor's token, or else a link on another site could
-    put a button before them that deletes what the link asks for.
+    A notice with a link or a button needs a seal made with the visitor's token. Otherwise a link on another site could
+    show the visitor a button that deletes jobs.
     """
     found = _NOTICE.fullmatch(given.get("notice", ""))
     if found is None or found[1] not in notices:
@@ -419,7 +419,7 @@ def number(value: float) -> str:
 
 
 def count(value: Count) -> str:
-    """A count as it is known: 1,234, or 10k+ where the store could not count them all."""
+    """A count: 1,234, or 10k+ if the store could not count all jobs."""
     if value["is_exact"]:
         return number(value["number"])
     thousands = value["number"] // 1000
@@ -446,7 +446,7 @@ def _long(seconds: int) -> str:
 
 
 def share(value: float | None) -> str:
-    """A part of the whole in per cent; what is there is never said to be 0 %."""
+    """A share in per cent; a share above zero is never shown as 0 %."""
     if value is None:
         return NOTHING
     if 0 < value < 0.001:
@@ -455,7 +455,7 @@ def share(value: float | None) -> str:
 
 
 def size(value: int | None) -> str:
-    """Bytes as people say them: 812 B, 4.2 kB, 118 MB."""
+    """A size: 812 B, 4.2 kB, 118 MB."""
     if value is None:
         return NOTHING
     scaled = float(value)
@@ -467,7 +467,7 @@ def size(value: int | None) -> str:
 
 
 def trend(queue: QueueRow) -> str:
-    """How the ready jobs of a queue have become more or fewer, and when none is left; rounded, so that it is calm."""
+    """How the number of ready jobs changes, and when none is left; rounded, so that the text changes rarely."""
     change = queue["change"] or 0.0
     if abs(change) < 1:
         return "stable"
@@ -500,24 +500,24 @@ def weekday(moment: dt.datetime, zone: str = "UTC") -> str:
 
 
 def _zone(name: str) -> dt.tzinfo:
-    """The zone; UTC where this machine does not know it, since a page has to be shown all the same."""
+    """The zone; UTC where this machine does not know it, so that the page can be shown."""
     try:
         return dt.UTC if name == "UTC" else zoneinfo.ZoneInfo(name)
     except (ValueError, OSError, zoneinfo.ZoneInfoNotFoundError):
         return dt.UTC
 
 
-# Charts: paths of an SVG, stretched to its place, and a sentence that says the same --------------
+# Charts: paths of an SVG, stretched to its place, and a sentence with the same content -----------
 
 WIDTH = 240
 HEIGHT = 48
 TIMELINE_WIDTH = 1000
 _GAP = 1.0  # between two bars
-_LEAST = 1.5  # a bar's least height: one failed job among thousands has to be seen
+_LEAST = 1.5  # the minimum height of a bar, so that one failed job among thousands is visible
 
 
 class Chart(NamedTuple):
-    """What is drawn: `paths` by the class that colours each, the scale's two ends, and all of it in words."""
+    """A chart: `paths` by their CSS class, the two ends of the scale, and the content in words."""
 
     paths: dict[str, str]
     low: str
@@ -574,7 +574,7 @@ def spans(minutes: Sequence[Minute], what: str) -> Chart:
 
 
 def _quantiles(minute: Minute, what: str) -> tuple[float, float] | None:
-    """The two, kept off zero, which a scale of decades has not."""
+    """The two quantiles, above zero, because the scale is logarithmic."""
     low, high = (minute["wait_p50"], minute["wait_p95"]) if what == "wait" else (minute["run_p50"], minute["run_p95"])
     return None if low is None or high is None else (max(low, 0.0001), max(high, 0.0001))
 
@@ -606,7 +606,7 @@ def timeline(job: JobView) -> Chart | None:
         return None
     begin = min(job["submitted"], tries[0]["started"])
     last = max(attempt["ended"] or attempt["started"] for attempt in tries)
-    # A running attempt goes on to the edge, a tenth beyond: drawn to scale, it would change at every look.
+    # A running attempt extends to the edge, a tenth more: drawn to scale, it would change at each rendering.
     whole = max((last - begin).total_seconds(), 0.001) * (1.1 if tries[-1]["ended"] is None else 1.0)
 
     def x(moment: dt.datetime) -> float:

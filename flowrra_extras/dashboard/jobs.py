@@ -238,7 +238,7 @@ class Jobs:
     ) -> JobPage:
         """The jobs that a search line asks for, the latest first; `after` is from the page before.
 
-        A search that has found nothing goes on for so many seconds of `patience` (None: as long as a page can wait).
+        If a search has found nothing, it ends after `patience` seconds (None: as long as a page can wait).
         """
         if not 1 <= limit <= PAGE_LIMIT:
             raise ConfigError(f"limit must be between 1 and {PAGE_LIMIT}, not {limit}")
@@ -365,7 +365,7 @@ class Jobs:
         broker, now = self._store.app.broker, self._store.app.now()
         if action == "cancel":
             done = []
-            for first in range(0, len(ids), AT_ONCE):  # brokers write what comes at once as one group
+            for first in range(0, len(ids), AT_ONCE):  # brokers write simultaneous calls as one group
                 some = ids[first : first + AT_ONCE]
                 done += await asyncio.gather(*(broker.cancel(task_id, now=now, by=by) for task_id in some))
         else:
@@ -562,7 +562,7 @@ REDACTED = "redacted"
 
 
 def moment(seconds: float) -> dt.datetime:
-    """Seconds since the epoch as people write them; what no calendar reaches is its end."""
+    """Seconds since the epoch as a datetime; the latest possible one if they are too large."""
     try:
         return dt.datetime.fromtimestamp(seconds, dt.UTC)
     except (OverflowError, ValueError, OSError):
@@ -579,7 +579,7 @@ def moment_or_none(seconds: float | None) -> dt.datetime | None:
 
 
 def text(whole: str, limit: int = TEXT_LIMIT) -> Text:
-    """A text, cut to so many characters."""
+    """A text, cut to `limit` characters."""
     return {"text": whole[:limit], "size": len(whole), "is_cut": len(whole) > limit}
 
 
@@ -588,7 +588,7 @@ def text_or_none(whole: str | None) -> Text | None:
 
 
 def line(whole: str, limit: int = LINE_LIMIT) -> str:
-    """The first line of a text, cut to so many characters."""
+    """The first line of a text, cut to `limit` characters."""
     first = whole[: limit + 1].partition("\n")[0]
     return first if len(first) <= limit else f"{first[: limit - 1]}…"
 
@@ -597,7 +597,7 @@ def line(whole: str, limit: int = LINE_LIMIT) -> str:
 
 
 def _short() -> reprlib.Repr:
-    """Writes a value in a few words, whatever it is: an object of a user's own may fail to say what it is."""
+    """Writes any value in a few characters, even an object whose `repr` raises an exception."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = 60
     short.maxlevel, short.maxdict, short.maxlist, short.maxtuple, short.maxset = 3, 6, 6, 6, 6
@@ -636,7 +636,7 @@ def result_json(job: Job) -> str | None:
 
 
 def actions(job: Job) -> list[str]:
-    """What may be done to the job now."""
+    """The actions that the job's state allows now."""
     if job.task == EVENT:
         return ["delete"] if job.status in FINISHED else []
     allowed = []

@@ -167,7 +167,7 @@ class Schedules:
         return schedule_id
 
     async def run_schedule(self, schedule_id: str, *, by: str) -> str:
-        """Submit a job of a schedule now, beside its fires; the job's id."""
+        """Submit a job of a schedule now, in addition to its fires; the job's id."""
         await self._store.app.connect()
         if schedule_id in self._store.app.schedules:
             job_id: str = await submit_now(self._store.app, self._store.app.schedules[schedule_id])

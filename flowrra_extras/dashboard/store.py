@@ -1,4 +1,4 @@
-"""The app and its store as all pages share them: what is hidden of a job, and counts that take long to find."""
+"""The app and its store as all pages share them: hidden arguments, and counts that take long to find."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ logger = logging.getLogger("flowrra.dashboard")
 
 T = TypeVar("T")
 
-REST = 20  # a search rests for so many times its own length, which bounds its load to a twentieth of a core
+REST = 20  # a search rests for REST times its own length, which limits its load to a twentieth of a core
 LEAST_REST = 0.05  # seconds: a small store is counted again at each look
-GLANCE = 0.005  # seconds that one waits for a value that may be left out
+GLANCE = 0.005  # seconds to wait for an optional value
 PATIENCE = 0.02  # seconds that a page waits for a newer value when it has an older one
 
 
@@ -51,7 +51,7 @@ class Fresh(Generic[T]):
         self._error: BaseException | None = None  # why the latest search has failed
 
     async def get(self) -> T:
-        """The value. A search that fails is the asker's trouble only if there is no older value.
+        """The value. A search that fails raises its error only if there is no older value.
 
         Cancelling it leaves the search to those who come next.
         """
@@ -65,7 +65,7 @@ class Fresh(Generic[T]):
     async def recent(self, most_age: float) -> T:
         """The value of the last `most_age` seconds, or of as long as a search rests; else it waits for a newer one.
 
-        A search that fails is the asker's trouble.
+        A search that fails raises its error.
         """
         search, found = self._current(), self._found
         if found is not None and found.at == _FORGOTTEN and search is not None:
