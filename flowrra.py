@@ -10214,7 +10214,7 @@ def broker_from_url(url: str, config: Config, clock: Clock) -> Broker:
     scheme, mark, _ = url.partition("://")
     if not mark and url != "memory":
         shown = "name.db" if "@" in url else url  # never a password
-        raise ConfigError(f"{shown!r} is not a URL: a file is sqlite:///{shown}")
+        raise ConfigError(f"{shown!r} is not a URL: a file is sqlite:///{shown.removeprefix('sqlite:')}")
     return _factory_for(scheme.lower())(url, config, clock)
 
 
@@ -11692,7 +11692,7 @@ def parsed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Nam
     if len(left) == 1 and left[0][:1] != "-" and getattr(arguments, "where", "") is None:
         arguments.where = left.pop()
     if left:
-        parser.error(f"unrecognized arguments: {' '.join(left)}")
+        parser.error(f"unrecognized arguments: {' '.join(left)}; see {parser.prog} {argv[0]} --help")
     return arguments
 
 

@@ -102,7 +102,8 @@ def listening_on(host: str, port: int) -> socket.socket:
         family, *_, address = found[0]
         plain = socket.create_server(address[:2], family=family)
     except OSError as error:
-        raise FlowrraError(f"the dashboard cannot listen on {host}, port {port}: {error}") from None
+        hint = "give another --host or --port"
+        raise FlowrraError(f"the dashboard cannot listen on {host}, port {port}: {error}; {hint}") from None
     # asyncio sends at once (TCP_NODELAY) only on sockets that say they are of TCP; else each answer on a connection
     # that is kept waits 40 ms for the client's acknowledgement of its head.
     return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=plain.detach())

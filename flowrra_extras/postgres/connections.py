@@ -364,6 +364,8 @@ class Link:
             return SerializationError(f"{name} cannot store a value: {error}")
         if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
             return BrokerError(f"{name} does not accept this user and password: {error}")
+        if isinstance(error, asyncpg.InvalidCatalogNameError):
+            return BrokerError(f"{name}: {error}; create it, for example with createdb")
         if isinstance(error, asyncpg.DiskFullError):
             return BrokerError(f"the disk of {name} is full, and nothing was written: free some space ({error})")
         if isinstance(error, asyncpg.InsufficientPrivilegeError):
