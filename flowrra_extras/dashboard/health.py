@@ -348,7 +348,7 @@ class LostWorkers:
         self._lost = {name: one for name, one in lost.items() if now - one[1] < RECENT and name not in alive}
         self._alive, self._looked = alive, now
         for worker, _ in self._lost.values():
-            text = f"it was lost while it ran {_several(worker.running, 'job')}, which will run again on another worker"
+            text = f"it was lost while it ran {_several(worker.running, 'job')}; a lost job runs again elsewhere"
             yield _problem(f"worker {worker.host} {worker.pid}", text, "/workers", moment(worker.seen))
 
 
