@@ -6,6 +6,7 @@ Answers are described by the types that handlers return, options by the types th
 from __future__ import annotations
 
 import datetime as dt
+import inspect
 import re
 import types
 import typing
@@ -62,7 +63,7 @@ def _component(kind: Any) -> Schema:
     hints = typing.get_type_hints(kind, localns={"dt": dt})
     return {
         "type": "object",
-        "description": (kind.__doc__ or "").strip(),
+        "description": inspect.cleandoc(kind.__doc__ or ""),
         "properties": {name: schema_of(hint) for name, hint in hints.items()},
         "required": sorted(hints),
     }
@@ -95,7 +96,8 @@ _KNOWN: dict[str, Schema] = {
     "meta": {"type": "object", "description": 'plain values, such as {"user": 7}'},
     "timeout": {"type": "number", "minimum": 0.001, "maximum": 1e6, "title": "Time-out", "description": "seconds"},
     "max_retries": {**WHOLE, "title": "Retries"},
-    "tz": {**NO_NUL, "description": "such as Europe/Riga"},
+    "result_ttl": {**SECONDS, "title": "Result TTL", "description": "seconds"},
+    "tz": {**NO_NUL, "title": "Zone", "description": "such as Europe/Riga"},
     "description": NO_NUL,
     "misfire": {"enum": list(flowrra.MISFIRES)},
     "overlap": {"enum": list(flowrra.OVERLAPS)},
@@ -332,7 +334,12 @@ _TROUBLES = {
 
 def document(root: str, routes: Iterable[Route]) -> Schema:
     """The document of an API of these routes that is served under `root`."""
-    trouble = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
+    trouble = {
+        "type": "object",
+        "description": "Why a request was refused or failed.",
+        "properties": {"error": {"type": "string"}},
+        "required": ["error"],
+    }
     paths: dict[str, Schema] = {}
     for route in routes:
         path = route.path.removeprefix("/api")

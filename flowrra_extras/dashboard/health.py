@@ -292,8 +292,10 @@ def _of_queue(queue: QueueRow) -> tuple[str, str] | None:
     if (queue["lag"] or 0.0) <= queue["max_lag"]:
         return None
     if free > 0:
-        return f"although {free} of {queue['capacity']} slots are free", "pending"
-    return f"all {_several(queue['capacity'], 'slot')} are taken by running jobs", "running"
+        return f"although workers have free slots ({free} of {queue['capacity']})", "pending"
+    if queue["capacity"] == 1:
+        return "the only slot is taken by a running job", "running"
+    return f"all {queue['capacity']:,} slots are taken by running jobs", "running"
 
 
 def _of_pauses(queues: Iterable[QueueRow]) -> Iterator[Problem]:

@@ -404,7 +404,7 @@ def _said(found: re.Match[str], said: str) -> str:
     done, refused = int(found[2]), int(found[3])
     said = f"{said} {_jobs(done)}." if done else f"No job was {said.lower()}."
     if refused:
-        said += f" {number(refused)} not changed: deleted, or in a state that does not allow it."
+        said += f" {_jobs(refused)} not changed: deleted, or in a state that does not allow it."
     return said + (" More jobs are left." if found[4] else "")
 
 

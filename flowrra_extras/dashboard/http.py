@@ -139,7 +139,7 @@ class Fields:
         """A text; ConfigError if there is none, or it is something else."""
         value = self.values.get(name, default)
         if not isinstance(value, str):
-            raise ConfigError(f"{name} must be a text, not {value!r:.80}")
+            raise ConfigError(f"{name} must be a string, not {value!r:.80}")
         return value
 
     def texts(self, name: str) -> list[str]:
@@ -148,7 +148,7 @@ class Fields:
         if not isinstance(values, list) or not all(
             isinstance(value, str) and not _UNWRITABLE.search(value) for value in values
         ):
-            raise ConfigError(f"{name} must be a list of texts, not {values!r:.80}")
+            raise ConfigError(f"{name} must be a list of strings, not {values!r:.80}")
         return values
 
     def json_text(self, name: str, default: str | None = None) -> str | None:

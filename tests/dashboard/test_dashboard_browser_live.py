@@ -123,7 +123,7 @@ def test_a_list_holds_still_while_a_row_is_ticked(live: Browser, shop: Shop) -> 
     live.click("#bulk .sure > summary", "Cancel")
     live.says("Cancel the 2 (2 not in view) selected shop.greet?", "#bulk .pop")
     live.click("#bulk .pop button", "Cancel")
-    live.says("Cancelled 1 job. 1 not changed", ".notice")
+    live.says("Cancelled 1 job. 1 job not changed", ".notice")
     assert shop.job(jobs[0]).status is TaskStatus.CANCELLED
 
 

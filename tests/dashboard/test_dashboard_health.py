@@ -11,7 +11,16 @@ import pytest
 from flowrra import KILLED, Activity, ConfigError, Flowrra, Job, TaskStatus, WorkerInfo, job_of_fire
 from flowrra_extras.dashboard import failures, health, html
 from flowrra_extras.dashboard.failures import grouped
-from flowrra_extras.dashboard.health import LostWorkers, Trend, _of_activity, _of_crashes, about, lag_limits
+from flowrra_extras.dashboard.health import (
+    LostWorkers,
+    Trend,
+    _of_activity,
+    _of_crashes,
+    _of_queue,
+    _of_queues,
+    about,
+    lag_limits,
+)
 from flowrra_extras.dashboard.job_search import search_path
 from flowrra_extras.dashboard.overview import still_waiting
 from flowrra_extras.dashboard.store import Tally
@@ -200,6 +209,21 @@ async def test_a_store_that_is_silent_is_unhealthy_before_a_probe_gives_up(monke
 
 
 # Pure ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("running", "capacity", "said"),
+    [
+        (0, 0, "1 job waits, and no live worker serves the queue"),
+        (1, 1, "1 job waits, the only slot is taken by a running job"),
+        (4, 4, "1 job waits, all 4 slots are taken by running jobs"),
+        (3, 4, "1 job waits, although workers have free slots (1 of 4)"),
+    ],
+)
+def test_a_problem_of_a_queue_says_why_its_jobs_wait(running: int, capacity: int, said: str) -> None:
+    row = samples.queue("mail", 1, running, capacity, 90.0, change=None)
+    assert [one["text"] for one in _of_queues([row], [WorkerInfo("a")])] == [said]
+    assert _of_queue({**row, "lag": 59.0}) is None or capacity == 0
 
 
 def test_many_failures_of_a_task_are_a_warning_with_their_base() -> None:

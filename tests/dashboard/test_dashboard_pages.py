@@ -331,8 +331,8 @@ async def test_the_page_shows_the_line_in_its_controls() -> None:
     ("key", "said"),
     [
         ("requeue.1.0", "Requeued 1 job."),
-        ("cancel.1200.3", "Cancelled 1,200 jobs. 3 not changed: deleted, or in a state that does not allow it."),
-        ("requeue.0.1", "No job was requeued. 1 not changed: deleted, or in a state that does not allow it."),
+        ("cancel.1200.3", "Cancelled 1,200 jobs. 3 jobs not changed: deleted, or in a state that does not allow it."),
+        ("requeue.0.1", "No job was requeued. 1 job not changed: deleted, or in a state that does not allow it."),
         (sealed("delete.5000.0.more.77", "token"), "Deleted 5,000 jobs. More jobs are left."),
         ("enable", "The schedule is enabled."),
     ],

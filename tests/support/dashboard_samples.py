@@ -125,7 +125,7 @@ QUEUES = [
 PROBLEMS: list[Problem] = [
     {"what": "queue reports", "text": "4 jobs wait, and no live worker serves the queue", "since": ago(200.0),
      "path": "/jobs?search=queue%3Areports+state%3Apending"},
-    {"what": "queue mail", "text": "it is paused, and 1,200+ of its jobs wait", "since": ago(3720.0),
+    {"what": "queue mail", "text": "it is paused, and 1,200+ jobs wait", "since": ago(3720.0),
      "path": "/jobs?search=queue%3Amail+state%3Apending"},
 ]  # fmt: skip
 
