@@ -146,9 +146,9 @@ def test_where_it_cannot_listen_is_said(capsys: pytest.CaptureFixture[str], tmp_
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main([*command, "--port", str(port)]) == 1
-        said = capsys.readouterr().err
-        assert f"cannot listen on 127.0.0.1, port {port}" in said
-        assert "give another --host or --port" in said
+        complaint = capsys.readouterr().err
+        assert f"cannot listen on 127.0.0.1, port {port}" in complaint
+        assert "give another --host or --port" in complaint
     assert main([*command, "--port", "70000"]) == 2
     said = capsys.readouterr()
     assert "from 0 to 65535, not 70000" in said.err
