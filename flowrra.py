@@ -177,7 +177,7 @@ __all__ += [
     "admit_due",
 ]
 __all__ += ["awaits_limit", "charge", "conclude", "give_limit_key", "limit_key", "refuse_limits"]
-__all__ += ["stored_limit_key", "uses_of"]
+__all__ += ["StoreStatus", "stored_limit_key", "uses_of"]
 # For brokers and extras, and not for others:
 __all__ += ["ACTIVITY_KEPT", "BLOCKED", "BY_HAND", "CHECK_EVERY", "CRON_FIELDS", "ENDINGS_KEPT", "ENDINGS_TAKEN"]
 __all__ += ["EXPIRED", "FAILED", "FINISHED", "HISTORY_LIMIT", "KILLED", "LAST_CHANCE", "LAST_DAY", "LAST_WORKDAY"]
@@ -4165,6 +4165,13 @@ class Overview(NamedTuple):
     totals: list[Activity]
 
 
+@dataclass(slots=True)
+class StoreStatus:
+    """Whether the server of a store answers: `problem` is the reason why it does not; empty if it does."""
+
+    problem: str = ""
+
+
 class Broker(Backend):
     """Stores jobs until they have finished. It is also the backend, unless another one is configured.
 
@@ -4177,6 +4184,7 @@ class Broker(Backend):
     retention = BackendConfig()
     keeps_text = False  # whether arguments and results are kept as text
     has_limits = False  # whether it admits jobs of limits, as `Broker.change` says
+    store_status = StoreStatus()  # a broker that has a server sets its own
 
     async def push(self, jobs: Sequence[Job], *, now: float, by: str | None = None) -> list[str]:
         """Add new jobs, all or none, and return their ids.
@@ -7533,7 +7541,13 @@ class JobContext:
         return None
 
     def progress(self, done: float, total: float | None = None, note: str | None = None) -> None:
-        """Report the progress. You can call it often: only the latest report is written, at most twice per second."""
+        """Report the progress. You can call it often: only the latest report is written, at most twice per second.
+
+        Args:
+            done: how much is done.
+            total: how much there is to do, if it is known.
+            note: a text for the people who look at the job.
+        """
         # Plain values: a store takes no number of numpy or decimal, and no page shows a NaN.
         total = None if total is None else _finite("total", float(total))
         self.report(Progress(_finite("done", float(done)), total, None if note is None else str(note)))
@@ -7552,9 +7566,14 @@ class JobContext:
     async def step(self, name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run a part of the job and store its return value. A later attempt gets that value and does not run it again.
 
-        If a crash interrupts a step, the step runs again: a step runs at least once, like a job. `name` must be unique
-        in the job, for example f"row {number}" in a loop. If `function` raises an exception, `step` raises it and
-        stores nothing. If the call is cancelled, the step may or may not be stored.
+        If a crash interrupts a step, the step runs again: a step runs at least once, like a job. If the call is
+        cancelled, the step may or may not be stored.
+
+        Args:
+            name: a name that is unique in the job, for example f"row {number}" in a loop.
+            function: a function or a coroutine function. If it raises an exception, nothing is stored.
+            *args: its arguments.
+            **kwargs: its keyword arguments.
 
         Raises:
             FlowrraError: the name was already used in this attempt.
@@ -7563,13 +7582,21 @@ class JobContext:
         return await _step(self, _ONE_TRY, name, function, args, kwargs)
 
     def step_sync(self, name: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """The same as `step`, for tasks that are a plain `def`."""
+        """The same as `step`, for tasks that are a plain `def`.
+
+        Args:
+            name, function: see `step`.
+            *args: the arguments of the function.
+            **kwargs: its keyword arguments.
+        """
         return cast("T", _step_sync(self, _ONE_TRY, name, function, args, kwargs))
 
     def with_retries(self, max_retries: int, **options: Unpack[RetryKeywords]) -> RetriedSteps:
         """Return an object whose `step` and `step_sync` retry a step inside the attempt, which keeps its slot.
 
-        The options are those of a task: `retry_delay`, `backoff`, `max_delay`, `jitter`, `retry_on`, `no_retry_on`.
+        Args:
+            max_retries: how many times a step is retried.
+            **options: as for a task: `retry_delay`, `backoff`, `max_delay`, `jitter`, `retry_on`, `no_retry_on`.
         """
         settings = TaskOptions(max_retries=max_retries, **cast("Any", options))
         never = (*settings.no_retry_on, Snooze, Cancel)
@@ -7599,9 +7626,15 @@ class JobContext:
     ) -> None:
         """Make the job wait, without a slot and without using up a retry. Then its task starts again.
 
-        Finished steps are not run again, so a job that sleeps should do its work in steps. `delay` is in seconds, the
-        other lengths of time are added to it. `name` identifies the sleep, as that of a step does; without one, the
-        sleeps of a job are counted, so give names if not each attempt comes to all of them.
+        Finished steps are not run again, so a job that sleeps should do its work in steps.
+
+        Args:
+            delay: seconds or a timedelta, to which the other lengths of time are added.
+            days: days to add.
+            hours: hours to add.
+            minutes: minutes to add.
+            name: a name that is unique in the job. By default the sleeps of an attempt are numbered, so give names if
+                an attempt can skip one.
 
         Raises:
             Snooze: the time is not over. Do not catch it.
@@ -7621,7 +7654,11 @@ class JobContext:
         """Wait until `app.emit(name, payload)` was called, before or after this, and return the payload.
 
         The job waits without a slot and without using up a retry; then its task starts again, as after a `sleep`. An
-        event is emitted once; any number of jobs can wait for it. `timeout` counts from the first call.
+        event is emitted once; any number of jobs can wait for it.
+
+        Args:
+            name: the name of the event.
+            timeout: seconds or a timedelta, counted from the first call (None: no limit).
 
         Raises:
             TaskTimeoutError: the event was not emitted within `timeout` seconds; in later attempts again.
@@ -7655,10 +7692,15 @@ class JobContext:
     ) -> AsyncIterator[T]:
         """Go through `rows`, in a later attempt from after the last row that was finished.
 
-        A row is finished when the next one is asked for. The place is stored twice per second at most, so a crash can
-        repeat the rows of the last half second. `key` returns what identifies a row, as plain data; without it, rows
-        are counted, and must come in the same order each time. `rows` can be a function: it gets the key of the last
-        finished row, None at first, and returns the rows after it, so that the others need not be read again.
+        A row is finished when the next one is requested. The position is stored at most twice per second, so a crash
+        can repeat the rows of the last half second.
+
+        Args:
+            name: a name that is unique in the job, as of a step.
+            rows: the rows, or a function that receives the key of the last finished row (at first None) and returns the
+                rows after it, so that earlier rows need not be read again.
+            key: a function that returns what identifies a row, as plain data. Without it, rows are counted, and must
+                have the same order each time.
 
         Raises:
             FlowrraError: the last finished row is not among `rows` any more.
@@ -7680,7 +7722,11 @@ class JobContext:
         *,
         key: Callable[[T], Any] | None = None,
     ) -> Iterator[T]:
-        """The same as `resume`, for tasks that are a plain `def`."""
+        """The same as `resume`, for tasks that are a plain `def`.
+
+        Args:
+            name, rows, key: see `resume`.
+        """
         cursor = _Cursor(name, key, self._begin_step(name), self.now())
         for row in cursor.rows_of(rows):
             if cursor.passes_over(row):
@@ -10168,7 +10214,7 @@ def broker_from_url(url: str, config: Config, clock: Clock) -> Broker:
     scheme, mark, _ = url.partition("://")
     if not mark and url != "memory":
         shown = "name.db" if "@" in url else url  # never a password
-        raise ConfigError(f"{shown!r} is not a URL: a file is sqlite:///{shown}")
+        raise ConfigError(f"{shown!r} is not a URL: a file is sqlite:///{shown.removeprefix('sqlite:')}")
     return _factory_for(scheme.lower())(url, config, clock)
 
 
@@ -10938,10 +10984,13 @@ class Flowrra(Declarations):
 
     @classmethod
     def from_urls(cls, broker: str | None = None, backend: str | None = None) -> Self:
-        """Make an app from the URL of a broker and, if results are stored elsewhere, the URL of a backend.
+        """Make an app from URLs.
 
-        memory:// (in this process, the default), sqlite:///relative.db, sqlite:////absolute.db, sqlite:// (private, in
-        memory). With ?synchronous=normal, a power cut can undo the last jobs that a SQLite broker has acknowledged.
+        Args:
+            broker: memory:// (in this process, the default), sqlite:///relative.db, sqlite:////absolute.db, sqlite://
+                (private, in memory), redis:// or postgresql://. With ?synchronous=normal, a power cut can undo the last
+                jobs that a SQLite broker has acknowledged.
+            backend: where results are stored, if not in the broker.
         """
         url = "memory://" if broker is None else broker
         return cls(Config(broker=BrokerConfig(url=url), backend=BackendConfig(url=backend)))
@@ -11041,9 +11090,13 @@ class Flowrra(Declarations):
     async def submit(self, task: Any, /, *args: Any, **kwargs: Any) -> TaskId[Any]:
         """Submit one job and return its id. On a durable broker, the job is then on disk.
 
-        `task` is a task, the return value of `task.options(...)`, or a name (see `task_named`). Keywords that are
-        options of `task.options`, such as `priority=` and `delay=`, are options here, too, unless the task has a
-        parameter of the same name. If the call is cancelled, the job may or may not have been submitted.
+        If the call is cancelled, the job may or may not have been submitted.
+
+        Args:
+            task: a task, the return value of `task.options(...)`, or a name (see `task_named`).
+            *args: the arguments of the task.
+            **kwargs: its keyword arguments. Options of `task.options`, such as `priority=` and `delay=`, are options
+                here, too, unless the task has a parameter of the same name.
 
         Raises:
             TaskNotFoundError: `task` is not a task of this app.
@@ -11058,7 +11111,12 @@ class Flowrra(Declarations):
 
     @_never_dropped
     async def submit_many(self, task: Task[..., R] | Submission[..., R], rows: Iterable[Any]) -> list[TaskId[R]]:
-        """Submit one job per row, all or none. A row is a tuple of arguments or a dictionary of keyword arguments."""
+        """Submit one job per row, all or none, and return their ids in order. Cancelled or failed as `submit`.
+
+        Args:
+            task: a task, or the return value of `task.options(...)`.
+            rows: a tuple of arguments or a dictionary of keyword arguments for each job.
+        """
         _check_own(self, task)
         jobs = []
         for number, row in enumerate(rows):
@@ -11078,7 +11136,10 @@ class Flowrra(Declarations):
     ) -> list[TaskId[Any]]:
         """Submit jobs, all or none, where each gets the result of the one before as its argument. Return their ids.
 
-        The arguments are those of the first job.
+        Args:
+            tasks: the tasks in order, at least one.
+            *args: the arguments of the first job.
+            **kwargs: its keyword arguments.
         """
         jobs: list[Job] = []
         for task in tasks:
@@ -11096,6 +11157,12 @@ class Flowrra(Declarations):
 
         The job exists if the caller's transaction commits. If it rolls back, the job was never submitted. A worker
         finds the job within a second of the commit.
+
+        Args:
+            connection: the caller's connection, inside a transaction.
+            task: a task, or the return value of `task.options(...)`.
+            *args: the arguments of the task.
+            **kwargs: its keyword arguments.
 
         Raises:
             ConfigError: the broker has no SQL database, or the connection belongs to another database.
@@ -11143,6 +11210,10 @@ class Flowrra(Declarations):
 
         Inside a job, other jobs may use its slot during the wait. Cancelling the call does not affect the job.
 
+        Args:
+            task_id: the id of the job.
+            timeout: how many seconds to wait at most (None: no limit).
+
         Raises:
             TaskNotFoundError: no such job.
             TaskTimeoutError: the job has not finished within `timeout` seconds.
@@ -11176,36 +11247,54 @@ class Flowrra(Declarations):
     async def cancel(self, task_id: str, *, by: str | None = None) -> bool:
         """Cancel a job: immediately if it waits, through its worker if it runs. False: it has finished, or is unknown.
 
-        `by` names the person who cancels; a note of it is stored with the attempts of the job.
+        Args:
+            task_id: the id of the job.
+            by: who cancels it. A note of it is stored with the attempts of the job.
         """
         await self.connect()
         return await self.broker.cancel(task_id, now=self.now(), by=by)
 
     async def requeue(self, task_id: str, *, by: str | None = None) -> bool:
-        """Run a failed or cancelled job again and reset its failures. False: it is neither. `by`: who requeues it."""
+        """Run a failed or cancelled job again, and reset its failures. Return False if it has another state.
+
+        Args:
+            task_id: the id of the job.
+            by: who requeues it.
+        """
         await self.connect()
         return (await self.broker.requeue([task_id], now=self.now(), by=by))[0]
 
     async def cancel_all(
         self, *, task: str | None = None, queue: str | None = None, tag: str | None = None, by: str | None = None
     ) -> int:
-        """Cancel all unfinished jobs of a task, of a queue, with a tag, or of several of these. Return their number.
+        """Cancel all unfinished jobs that match all arguments, and return their number.
 
         It cancels the jobs that exist now, in steps. Cancelling the call leaves the rest unchanged.
+
+        Args:
+            task, queue, tag: the name of a task, the name of a queue, a tag.
+            by: who cancels them.
         """
         return await _change_all(self, "cancel", JobFilter(status=UNFINISHED, task=task, queue=queue, tag=tag), by)
 
     async def requeue_all(
         self, *, task: str | None = None, queue: str | None = None, tag: str | None = None, by: str | None = None
     ) -> int:
-        """Run all failed and cancelled jobs of a task, of a queue or with a tag again. See `cancel_all`."""
+        """Run all failed and cancelled jobs that match all arguments again, and return their number.
+
+        Args:
+            task, queue, tag, by: see `cancel_all`.
+        """
         return await _change_all(self, "requeue", JobFilter(status=REQUEUABLE, task=task, queue=queue, tag=tag), by)
 
     async def emit(self, event: str, payload: Any = None) -> bool:
         """Emit an event: jobs that wait for it by `current_job().wait_event(event)` get the payload, now or later.
 
-        The first emit counts. Its payload is kept for 30 days. Return False if the event was emitted before. If the
-        call is cancelled, the event may or may not have been emitted.
+        Return False if it was emitted before. If the call is cancelled, it may or may not have been emitted.
+
+        Args:
+            event: the name of the event.
+            payload: what `wait_event` returns. The payload of the first emit counts, and is kept for 30 days.
 
         Raises:
             SerializationError: the payload cannot be stored.
@@ -11229,7 +11318,14 @@ class Flowrra(Declarations):
         limit: int = 100,
         after: int | None = None,
     ) -> list[Job]:
-        """Return jobs, the latest submitted first. `after` is the `seq` of the last job of the previous page."""
+        """Return the jobs that match all arguments, the latest submitted first.
+
+        Args:
+            status: a state, or several.
+            task, queue, tag: the name of a task, the name of a queue, a tag.
+            limit: the maximum number of jobs.
+            after: the `seq` of the last job of the previous page.
+        """
         await self.connect()
         wanted = [status] if isinstance(status, str) else status
         states = None if wanted is None else frozenset(map(_status, wanted))
@@ -11314,7 +11410,7 @@ def _status(name: str) -> TaskStatus:
     try:
         return TaskStatus(name)
     except ValueError:
-        raise ConfigError(f"{name!r} is no state of a job: {', '.join(TaskStatus)}") from None
+        raise ConfigError(f"{name!r} is not a state of a job: {', '.join(TaskStatus)}") from None
 
 
 _FOR_EVER = 1_000 * 365 * 86_400.0
@@ -11596,7 +11692,7 @@ def parsed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Nam
     if len(left) == 1 and left[0][:1] != "-" and getattr(arguments, "where", "") is None:
         arguments.where = left.pop()
     if left:
-        parser.error(f"unrecognized arguments: {' '.join(left)}")
+        parser.error(f"unrecognized arguments: {' '.join(left)}; see {parser.prog} {argv[0]} --help")
     return arguments
 
 

@@ -1,4 +1,4 @@
-"""Schemas of what the API is sent and answers: checks, the options that the engine knows, and the OpenAPI document.
+"""Schemas of the requests and answers of the API: checks, options, and the OpenAPI document.
 
 Answers are described by the types that handlers return, options by the types that the engine has for them.
 """
@@ -6,6 +6,7 @@ Answers are described by the types that handlers return, options by the types th
 from __future__ import annotations
 
 import datetime as dt
+import inspect
 import re
 import types
 import typing
@@ -62,7 +63,7 @@ def _component(kind: Any) -> Schema:
     hints = typing.get_type_hints(kind, localns={"dt": dt})
     return {
         "type": "object",
-        "description": (kind.__doc__ or "").strip(),
+        "description": inspect.cleandoc(kind.__doc__ or ""),
         "properties": {name: schema_of(hint) for name, hint in hints.items()},
         "required": sorted(hints),
     }
@@ -81,21 +82,22 @@ NO_NUL: Schema = {"type": "string", "pattern": _NO_NUL}
 _KNOWN: dict[str, Schema] = {
     "priority": {
         "type": "integer", "minimum": -(2**53), "maximum": 2**53, "title": "Priority",
-        "description": "a lower number runs first",
+        "description": "a job with a lower number runs first",
     },
     "queue": {"type": "string", "pattern": r"^[^\s,:\x00]([^,:\x00]*[^\s,:\x00])?$", "maxLength": 200},
-    "delay": {**SECONDS, "title": "Not before", "description": "seconds from now"},
-    "run_at": {**MOMENT, "title": "Or not before", "description": "a moment, such as 2026-12-24T18:00Z"},
-    "expires": {"anyOf": [SECONDS, MOMENT], "title": "Expires", "description": "seconds from now, or a moment"},
+    "delay": {**SECONDS, "title": "Delay", "description": "seconds from now"},
+    "run_at": {**MOMENT, "title": "Or run at", "description": "a time, such as 2026-12-24T18:00Z"},
+    "expires": {"anyOf": [SECONDS, MOMENT], "title": "Expires", "description": "seconds from now, or a time"},
     "unique": {**TEXT, "title": "Unique key"},
-    "key": {**TEXT, "title": "Key of its limit"},
-    "on_conflict": {"enum": ["keep", "replace", "postpone"], "title": "If the key is taken"},
+    "key": {**TEXT, "title": "Limit key"},
+    "on_conflict": {"enum": ["keep", "replace", "postpone"], "title": "If the unique key is in use"},
     "task_id": {**TEXT, "title": "Id"},
     "tags": {"type": "array", "items": TEXT, "maxItems": 20, "description": "such as tenant:42, urgent"},
     "meta": {"type": "object", "description": 'plain values, such as {"user": 7}'},
     "timeout": {"type": "number", "minimum": 0.001, "maximum": 1e6, "title": "Time-out", "description": "seconds"},
     "max_retries": {**WHOLE, "title": "Retries"},
-    "tz": {**NO_NUL, "description": "such as Europe/Riga"},
+    "result_ttl": {**SECONDS, "title": "Result TTL", "description": "seconds"},
+    "tz": {**NO_NUL, "title": "Zone", "description": "such as Europe/Riga"},
     "description": NO_NUL,
     "misfire": {"enum": list(flowrra.MISFIRES)},
     "overlap": {"enum": list(flowrra.OVERLAPS)},
@@ -143,7 +145,7 @@ def given_options(fields: Fields, options: Mapping[str, Schema], prefix: str = "
         return {name: value for name, value in fields.values.items() if name in options}
     texts = fields.named(prefix)
     if prefix and (unknown := texts.keys() - options.keys()):
-        raise ConfigError(f"there is no option {min(unknown)!r}: {', '.join(options)}")
+        raise ConfigError(f"there is no option {min(unknown)!r}; the options are {', '.join(options)}")
     return {name: _value_of(text, options[name]) for name, text in texts.items() if name in options}
 
 
@@ -174,17 +176,20 @@ MANY: Schema = {
         body("ids", ids={"type": "array", "items": NO_NUL, "minItems": 1, "maxItems": 1_000}),
         body(
             "search",
-            search={"type": "string", "maxLength": LINE_LIMIT, "description": "a search line: all jobs that it finds"},
+            search={
+                "type": "string", "maxLength": LINE_LIMIT,
+                "description": "a search; the action applies to all jobs that match it",
+            },
             after={
                 "type": "string", "pattern": "^[0-9]{1,18}$",
-                "description": "what an earlier report gave, to go on from there",
+                "description": "the `after` of the previous report, to continue from there",
             },
         ),
     ]
 }  # fmt: skip
 CLONE = body(**_ARGUMENTS)
 LIMIT_KEY = body(key={**NO_NUL, "maxLength": 200, "description": 'the key; "" for jobs without one'})
-EMIT = body(payload={"description": "what wait_event() returns"})
+EMIT = body(payload={"description": "the value that wait_event() returns"})
 RUN_IT = body(**_ARGUMENTS, **JOB_OPTIONS)
 RUN = body("task_name", task_name=TEXT, **_ARGUMENTS, **JOB_OPTIONS)
 _RULES: dict[str, Schema] = {
@@ -215,21 +220,21 @@ def query(name: str, text: str, **schema: Any) -> Schema:
 
 
 JOBS_QUERY = (
-    query("search", "a search line, such as state:failed args.user:42 after:2h", maxLength=LINE_LIMIT),
-    query("state", "states, with commas between them", pattern=f"^({_STATES})(,({_STATES}))*$"),
-    query("task", "a task's name, or its last part", minLength=1, pattern=_NO_NUL),
-    query("queue", "a queue's name", minLength=1, pattern=_NO_NUL),
-    query("after", "what the page before gave", pattern="^[0-9]{1,18}$"),
-    query("limit", "jobs on the page", type="integer", minimum=1, maximum=500, default=50),
+    query("search", "a search, such as state:failed args.user:42 after:2h", maxLength=LINE_LIMIT),
+    query("state", "states, separated by commas", pattern=f"^({_STATES})(,({_STATES}))*$"),
+    query("task", "the name of a task, or the last part of the name", minLength=1, pattern=_NO_NUL),
+    query("queue", "the name of a queue", minLength=1, pattern=_NO_NUL),
+    query("after", "the `after` of the previous page", pattern="^[0-9]{1,18}$"),
+    query("limit", "the number of jobs on the page", type="integer", minimum=1, maximum=500, default=50),
 )
 PREVIEW_QUERY = (
-    query("kind", "what kind of rule it is: cron, interval or once", default="cron"),
+    query("kind", "the kind of the rule: cron, interval or once", default="cron"),
     query("rule", "the rule"),
-    query("tz", "such as Europe/Riga", default="UTC"),
+    query("tz", "a time zone, such as Europe/Riga", default="UTC"),
 )
 EVENTS_QUERY = (
     query("view", "the path of the page, with its query", default="/"),
-    query("digest", "what of it is known: the id of an event"),
+    query("digest", "the id of the last event that was received"),
 )
 
 
@@ -259,7 +264,7 @@ def fault(value: Any, schema: Schema, name: str = "the body") -> str | None:
     if kind == "integer" and isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
-        return f"{name} must be of the type {kind}, not {value!r:.80}"
+        return f"{name} must be of type {kind}, not {value!r:.80}"
     check = _CHECKS.get(kind)
     return check(value, schema, name) if check else None
 
@@ -271,7 +276,7 @@ def _object_fault(value: dict[str, Any], schema: Schema, name: str) -> str | Non
         return f"{name} lacks {', '.join(missing)}"
     unknown = value.keys() - properties
     if unknown and schema.get("additionalProperties") is False:
-        return f"{name} has no field {min(unknown)!r}{': ' if properties else ''}{', '.join(properties)}"
+        return f"{name} has no field {min(unknown)!r}{'; its fields are ' if properties else ''}{', '.join(properties)}"
     faults = (fault(one, properties[key], key) for key, one in value.items() if key in properties)
     return next(filter(None, faults), None)
 
@@ -287,12 +292,12 @@ def _string_fault(value: str, schema: Schema, name: str) -> str | None:
     if not schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value)):
         return f"{name} must have {schema.get('minLength', 0)} to {schema.get('maxLength')} characters"
     if "pattern" in schema and not re.search(schema["pattern"], value):
-        return f"{name} must match {schema['pattern']}, which {value!r:.80} does not"
+        return f"{name} must match {schema['pattern']}, not {value!r:.80}"
     if schema.get("format") == "date-time":
         try:
             dt.datetime.fromisoformat(value)
         except ValueError:
-            return f"{name} must be a moment, such as 2026-12-24T18:00:00Z, not {value!r:.80}"
+            return f"{name} must be a time, such as 2026-12-24T18:00:00Z, not {value!r:.80}"
     return None
 
 
@@ -313,23 +318,28 @@ _CHECKS: Mapping[str, Any] = {
 # The document ----------------------------------------------------------------------------------
 
 _TROUBLES = {
-    "400": "The body cannot be read, or not in one way only",
-    "401": "Who you are is not known",
-    "403": "You may not do that, or the request was sent by another site",
-    "404": "There is no such thing",
-    "405": "That cannot be done here",
-    "409": "It is in no state for that",
-    "408": "The body did not come in time",
+    "400": "The body cannot be read, or is ambiguous",
+    "401": "You are not authenticated",
+    "403": "You are not allowed to do this, or the request was sent by another site",
+    "404": "Not found",
+    "405": "The method is not allowed here",
+    "409": "The current state does not allow this",
+    "408": "The body was not received in time",
     "413": "The request is too long",
     "415": "The body is compressed",
-    "422": "Something in the request cannot be understood",
+    "422": "The request is not valid",
     "503": "The store does not answer",
 }
 
 
 def document(root: str, routes: Iterable[Route]) -> Schema:
     """The document of an API of these routes that is served under `root`."""
-    trouble = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
+    trouble = {
+        "type": "object",
+        "description": "Why a request was refused or failed.",
+        "properties": {"error": {"type": "string"}},
+        "required": ["error"],
+    }
     paths: dict[str, Schema] = {}
     for route in routes:
         path = route.path.removeprefix("/api")

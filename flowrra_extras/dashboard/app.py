@@ -1,4 +1,4 @@
-"""The dashboard: its options, the one table of what can be seen and done, and what every request has to pass.
+"""The dashboard: its options, the table of all pages and actions, and the checks of every request.
 
 An entry of the table makes the page, the route of the API, its place in the OpenAPI document, the form and the notice.
 Knows of no web framework: asgi.py, wsgi.py and the four frameworks make a Request of what they are asked, and send the
@@ -40,7 +40,6 @@ from flowrra_extras.dashboard.overview import Overview, Stats, WorkerRow
 from flowrra_extras.dashboard.schedules import Preview, ScheduleRow, Schedules
 from flowrra_extras.dashboard.store import Store
 from flowrra_extras.dashboard.tasks import TaskRow, Tasks, TaskView
-from flowrra_extras.urls import shown_url
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -140,10 +139,11 @@ def looks(board: Dashboard) -> list[Look]:
     text, events = "text/plain", "text/event-stream"
     field = "/jobs/{task_id}/text/{field}"
     return [
-        Look("/", "The state of things", schema_of(Stats), overview.overview_page, overview.stats, api="/stats"),
-        Look("/failures", "Failed jobs in groups", schema_of(Failures), board.failures.page,
+        Look("/", "The overview: counts, queues, workers, failures and schedules", schema_of(Stats),
+             overview.overview_page, overview.stats, api="/stats"),
+        Look("/failures", "Failed jobs, grouped by error", schema_of(Failures), board.failures.page,
              board.failures.failures),
-        Look("/health", "Whether someone is at work, and nothing waits too long: 503 if not", schema_of(Health),
+        Look("/health", "The health: status 503 if there is a problem", schema_of(Health),
              raw=board.health.health_answer),
         Look("/queues", "The queues", schema_of(list[QueueRow]), data=board.health.queues, listed="queues"),
         Look("/workers", "The live workers", schema_of(list[WorkerRow]), overview.workers_page, overview.workers,
@@ -155,7 +155,7 @@ def looks(board: Dashboard) -> list[Look]:
         Look("/jobs/{task_id}", "A job", schema_of(JobView), jobs.job_page, jobs.job),
         Look("/jobs/{task_id}/clone", page=jobs.clone_page, api=""),
         Look("/jobs/{task_id}/emit", page=jobs.emit_page, api=""),
-        Look(field, "The whole of a long text of a job", STRING, raw=jobs.whole_text, media=text),
+        Look(field, "The full text of a long value of a job", STRING, raw=jobs.whole_text, media=text),
         Look("/tasks", "The tasks", schema_of(list[TaskRow]), tasks.list_page, tasks.tasks, listed="tasks"),
         Look("/tasks/{name}", "A task", schema_of(TaskView), tasks.task_page, tasks.task),
         Look("/schedules", "The schedules", schema_of(list[ScheduleRow]), schedules.list_page, schedules.schedules,
@@ -165,11 +165,11 @@ def looks(board: Dashboard) -> list[Look]:
              schedules.schedule),
         Look("/preview", "What the rule of a schedule means", schema_of(Preview), data=schedules.preview,
              query=api_schema.PREVIEW_QUERY),
-        Look("/complete", "How a word of a search line may go on", schema_of(list[str]), data=jobs.complete,
-             listed="words", query=(query("word", "what is typed so far"),)),
+        Look("/complete", "Completions of a word in a search", schema_of(list[str]), data=jobs.complete,
+             listed="words", query=(query("word", "the text that was typed so far"),)),
         Look("/metrics", "The metrics for Prometheus", STRING, raw=overview.metrics, media=text),
-        Look("/events", "News of a page, as server-sent events, for as long as it is looked at",
-             {"description": "an event `main` with the HTML of the page, whenever it has changed"},
+        Look("/events", "Updates of a page, as server-sent events",
+             {"description": "an event `main` with the HTML of the page, each time that it changes"},
              raw=board.hub.answer, query=api_schema.EVENTS_QUERY, media=events),
         Look("/openapi.json", "This document", raw=board.openapi),
     ]  # fmt: skip
@@ -178,7 +178,7 @@ def looks(board: Dashboard) -> list[Look]:
 # Action on jobs: what it does to several, to one, and what is said of it.
 _ON_JOBS = (
     ("cancel", "Cancel jobs", "Cancel a job", "Cancelled"),
-    ("requeue", "Let failed and cancelled jobs run again", "Let a job run again", "Requeued"),
+    ("requeue", "Requeue failed and cancelled jobs", "Requeue a job", "Requeued"),
     ("delete", "Delete finished jobs", "Delete a finished job", "Deleted"),
 )
 
@@ -190,44 +190,44 @@ def acts(board: Dashboard) -> list[Act]:
     pause, resume = "/queues/{name}/pause", "/queues/{name}/resume"
     pause_key, resume_key = "/limits/{name}/pause", "/limits/{name}/resume"
     enable, disable = f"{schedule}/enable", f"{schedule}/disable"
-    submitted, stored = "Submitted: this is the job.", "The schedule is stored."
+    submitted, stored = "The job was submitted.", "The schedule was stored."
     kept: dict[str, Any] = {"answer": api_schema.SCHEDULE_ID, "status": 201}
     run_it: dict[str, Any] = {"answer": JOB_ID, "status": 201}
     return [
         *(Act(name, f"/jobs/{name}", many, jobs.on_many(name), said, api_schema.MANY, report, form="/jobs")
           for name, many, _, said in _ON_JOBS),
         *(Act(name, f"{job}/{name}", one, jobs.on_one(name), said, answer=report) for name, _, one, said in _ON_JOBS),
-        Act("clone", f"{job}/clone", "Submit a job like it", jobs.clone_it, "Cloned: this is the new job.",
-            api_schema.CLONE, form=f"{job}/clone", **run_it),
-        Act("emit", f"{job}/emit", "Emit the event that a job waits for", jobs.emit_it, "Emitted.", api_schema.EMIT,
-            api_schema.EMITTED, form=f"{job}/emit"),
+        Act("clone", f"{job}/clone", "Submit a copy of a job", jobs.clone_it,
+            "The clone was submitted. This is the new job.", api_schema.CLONE, form=f"{job}/clone", **run_it),
+        Act("emit", f"{job}/emit", "Emit the event that a job waits for", jobs.emit_it, "The event was emitted.",
+            api_schema.EMIT, api_schema.EMITTED, form=f"{job}/emit"),
         Act("run", "/tasks/{name}/run", "Submit a job of a task", tasks.run_it, submitted, api_schema.RUN_IT,
             form="/tasks/{name}", **run_it),
         Act("run", "", "Submit a job of a task", tasks.run_named, submitted, api_schema.RUN, api="/run", **run_it),
-        Act("pause", pause, "Hand out no more jobs of a queue", overview.sets_queue(paused=True),
-            "Paused: no more jobs of the queue are handed out.", undo=resume),
-        Act("resume", resume, "Hand out its jobs again", overview.sets_queue(paused=False),
-            "Resumed: jobs of the queue are handed out again.", undo=pause),
-        Act("hold", pause_key, "Let no more jobs of a key of a limit start", board.limits.sets_key(paused=True),
-            "Paused: no more jobs of the key start.", api_schema.LIMIT_KEY),
-        Act("unhold", resume_key, "Let jobs of the key start again", board.limits.sets_key(paused=False),
-            "Resumed: jobs of the key start again.", api_schema.LIMIT_KEY),
+        Act("pause", pause, "Pause a queue", overview.sets_queue(paused=True),
+            "The queue is paused. Its jobs do not start until it is resumed.", undo=resume),
+        Act("resume", resume, "Resume a queue", overview.sets_queue(paused=False),
+            "The queue is resumed. Its jobs can start.", undo=pause),
+        Act("hold", pause_key, "Pause a key of a limit", board.limits.sets_key(paused=True),
+            "The key is paused. Its jobs do not start until it is resumed.", api_schema.LIMIT_KEY),
+        Act("unhold", resume_key, "Resume a key of a limit", board.limits.sets_key(paused=False),
+            "The key is resumed. Its jobs can start.", api_schema.LIMIT_KEY),
         Act("add", "/schedules", "Store a schedule", schedules.adds(), stored, form="/schedules/new", api="", **kept),
-        Act("add", "", "Store a schedule by a cron expression", schedules.adds("cron"), stored, SCHEDULE["cron"],
+        Act("add", "", "Store a schedule with a cron expression", schedules.adds("cron"), stored, SCHEDULE["cron"],
             api="/schedules/cron", **kept),
-        Act("add", "", "Store a schedule that fires each so many seconds", schedules.adds("interval"), stored,
+        Act("add", "", "Store a schedule that fires at an interval", schedules.adds("interval"), stored,
             SCHEDULE["interval"], api="/schedules/interval", **kept),
         Act("add", "", "Store a schedule that fires once", schedules.adds("once"), stored, SCHEDULE["run_at"],
             api="/schedules/once", **kept),
-        Act("update", schedule, "Change what is given of a stored schedule", schedules.update,
-            "The schedule is changed.", api_schema.CHANGE, method="PATCH", form=schedule),
-        Act("remove", f"{schedule}/delete", "Delete a schedule", schedules.remove, "The schedule is deleted.",
+        Act("update", schedule, "Change a stored schedule; fields that are not given stay unchanged", schedules.update,
+            "The schedule was changed.", api_schema.CHANGE, method="PATCH", form=schedule),
+        Act("remove", f"{schedule}/delete", "Delete a schedule", schedules.remove, "The schedule was deleted.",
             method="DELETE", api=schedule),
-        Act("enable", enable, "Let a schedule fire", schedules.switches("enable"), "Enabled.", undo=disable,
-            method="PUT"),
-        Act("disable", disable, "Let a schedule not fire", schedules.switches("disable"), "Disabled.", undo=enable,
-            method="PUT"),
-        Act("fire", f"{schedule}/run", "Submit its job now, beside its fires", schedules.run_now, submitted, **run_it),
+        Act("enable", enable, "Enable a schedule", schedules.switches("enable"), "The schedule is enabled.",
+            undo=disable, method="PUT"),
+        Act("disable", disable, "Disable a schedule", schedules.switches("disable"),
+            "The schedule is disabled. It does not fire.", undo=enable, method="PUT"),
+        Act("fire", f"{schedule}/run", "Submit the job of a schedule now", schedules.run_now, submitted, **run_it),
     ]  # fmt: skip
 
 
@@ -246,7 +246,7 @@ def _routes_of(entry: Look | Act) -> list[Route]:
 
 
 class Dashboard:
-    """The dashboard of an app. `handle` answers requests, and raises nothing but what is to stop the program."""
+    """The dashboard of an app. `handle` answers requests, and raises no `Exception`."""
 
     def __init__(self, app: Flowrra, **options: Unpack[Options]) -> None:
         self.store = Store(app, schedulers=options.get("schedulers"), redact=options.get("redact", False))
@@ -313,11 +313,13 @@ class Dashboard:
         if request.method in auth.SAFE_METHODS and (reason := auth.prying(request)):
             raise _Refused(403, f"This request was sent by another site: {reason}.")
         if _length(request) > BODY_LIMIT:
-            raise _Refused(413, f"A request may have {BODY_LIMIT:,} bytes.")
+            raise _Refused(413, f"A request can have at most {BODY_LIMIT:,} bytes.")
         if (encoding := request.headers.get("content-encoding", "identity").lower()) != "identity":
-            raise _Refused(415, f"A body is read as it is, not as {encoding[:40]!r}.")
+            raise _Refused(
+                415, f"The content encoding {encoding[:40]!r} is not supported: send the body without compression."
+            )
         if request.query.count("&") >= FIELDS:
-            raise _Refused(422, f"A query may have {FIELDS} parameters.")
+            raise _Refused(422, f"A query can have at most {FIELDS} parameters.")
         if "\0" in request.path:
             raise TaskNotFoundError("There is no such page.")
         method = "GET" if request.method == "HEAD" else request.method
@@ -329,10 +331,10 @@ class Dashboard:
             return Response(204, b"", {"allow": _methods(routes)})
         if method not in routes:
             methods = _methods(routes)
-            raise _Refused(405, f"{request.method[:20]} cannot be done here, but {methods}.", methods)
+            raise _Refused(405, f"The method {request.method[:20]} is not allowed here. Allowed: {methods}.", methods)
         route = routes[method]
         if route.method != "GET" and not access.allows("full"):
-            raise _Refused(403, "You may look at everything here, but change nothing.")
+            raise _Refused(403, "You have read-only access: you cannot change anything.")
         if route.method != "GET" and (reason := auth.crossing(request)):
             raise _Refused(403, f"This request may have been sent by another site: {reason}.")
         return route, parts
@@ -399,7 +401,7 @@ class Dashboard:
 
     def too_late(self, request: Request) -> Response:
         """What a request is answered whose body does not come."""
-        return _finished(request, auth.Access(), self.error(request, 408, "The body did not come in time."))
+        return _finished(request, auth.Access(), self.error(request, 408, "The body was not received in time."))
 
     async def _failed(self, request: Request, access: Access, error: Exception) -> Response:
         """What a request is answered that is refused or has failed; with the verdict, for those who may see it."""
@@ -423,11 +425,9 @@ class Dashboard:
             return error.status, str(error)
         for kinds, status in _STATUSES:
             if isinstance(error, kinds):
-                url = shown_url(self.store.app.config.broker.url)
-                where = f" ({url})" if status == 503 and url not in str(error) else ""
-                return status, f"{error}{where}"
+                return status, self.store.explained(error) if status == 503 else str(error)
         logger.error("%r %r failed", request.method[:20], request.path[:200], exc_info=error)
-        return 500, "This has failed. What has happened is in the log of the web program."
+        return 500, "The request failed. The error is in the log of the web program."
 
     def error(self, request: Request, status: int, message: str, verdict: Verdict | None = None) -> Response:
         """What is wrong, as JSON or as a page."""
@@ -459,7 +459,7 @@ _STATUSES: tuple[tuple[tuple[type[Exception], ...], int], ...] = (
 
 
 def _query_in(request: Request, expected: Iterable[Schema]) -> dict[str, Any]:
-    """The expected parameters that came with a request; ConfigError for what is no number where one belongs."""
+    """The expected parameters that came with a request; ConfigError if a number is expected and not given."""
     given = request.parameters
     found: dict[str, Any] = {one["name"]: given[one["name"]] for one in expected if one["name"] in given}
     for one in expected:

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
-# Seconds that a client may take for a body, and for a piece of a stream: one that takes nothing is not kept as a tab.
+# How many seconds a client may take for a body, and for a piece of a stream.
 PATIENCE = 20.0
 
 
 async def asked(auth: Callable[[Any], Any] | None, native: object) -> Any:
-    """What `auth` says of the framework's request. A plain function has a thread, since it may ask a database."""
+    """What `auth` returns for the framework's request. A plain function runs in a thread, because it may block."""
     if auth is None:
         return None
     if inspect.iscoroutinefunction(auth) or inspect.iscoroutinefunction(getattr(auth, "__call__", None)):  # noqa: B004
@@ -68,7 +68,7 @@ class AsgiApp:
 async def answer(
     board: Dashboard, request: Request, receive: Receive, send: Send, body: Callable[[], Awaitable[bytes | None]]
 ) -> None:
-    """Answer a request: by its head if that settles it, else with its `body`, unless the client goes meanwhile."""
+    """Answer a request: by its head if that settles it, else with its `body`, unless the client disconnects."""
     granted = await asked(board.door.auth, request.native)
     response = await response_to(board, request, granted, body)
     if response is not None:
@@ -78,7 +78,7 @@ async def answer(
 async def response_to(
     board: Dashboard, request: Request, granted: Any, body: Callable[[], Awaitable[bytes | None]]
 ) -> Response | None:
-    """What a request is answered; None if the client goes before its body is here."""
+    """What a request is answered; None if the client disconnects before its body was received."""
     if request.method in SAFE_METHODS:
         return await board.handle(request, granted)
     if refused := await board.turned_away(request, granted):
@@ -92,7 +92,7 @@ async def response_to(
 
 
 async def read_body(receive: Receive) -> bytes | None:
-    """The request's body, no more of it than is needed to see that it is too long; None if the client has gone."""
+    """The request's body, up to the limit; None if the client has disconnected."""
     body = bytearray()
     while True:
         message = await receive()
@@ -129,7 +129,7 @@ def request_from(scope: Scope, below: str | None = None, native: object = None) 
 
 
 async def respond(response: Response, receive: Receive, send: Send) -> None:
-    """Send the response; a stream, until it ends or the client goes."""
+    """Send the response; a stream, until it ends or the client disconnects."""
     headers = [(name.encode(), value.encode("latin-1", "replace")) for name, value in response.headers.items()]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     if response.stream is None:
@@ -147,7 +147,7 @@ async def respond(response: Response, receive: Receive, send: Send) -> None:
 
 
 async def _send_pieces(pieces: AsyncIterator[bytes], send: Send) -> None:
-    """Send a stream piece by piece. However it ends, the stream is closed: nobody stays subscribed."""
+    """Send a stream piece by piece. The stream is closed in any case."""
     try:
         async for piece in pieces:
             async with asyncio.timeout(PATIENCE):

@@ -1,6 +1,6 @@
-"""Who may see and who may act, and what every answer says to the browser about safety.
+"""Who has which access, and the security headers of every answer.
 
-Everything that keeps strangers out is decided here, from the request alone; the router asks.
+All access decisions are made here, from the request alone.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ HEADERS: Mapping[str, str] = {
     "cross-origin-resource-policy": "same-origin",
 }
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{32}")  # as token_urlsafe(24) makes them
-# What a proxy, a load balancer or a content network puts in for the client that it asks for.
+# Headers in which proxies, load balancers and content networks pass on the address of the client.
 _FORWARDING = re.compile(
     r"x-forwarded(-.+)?|forwarded(-.+)?|x-original-(forwarded-for|host)|x-real-ip|via|(x-)?(cluster-)?client-ip|"
     r"cf-connecting-ip(v6)?|true-client-ip|fastly-client-ip|fly-client-ip|x-envoy-external-address|x-azure-clientip|"
@@ -62,9 +62,9 @@ class Access:
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
-            raise ConfigError(f"auth= must answer 'none', 'read', 'full' or an Access of these, not {self.level!r}")
+            raise ConfigError(f"auth= must return 'none', 'read', 'full' or an Access, not {self.level!r}")
         if not isinstance(self.who, str):
-            raise ConfigError(f"who= of an Access is a text, such as a user's name, not {self.who!r}")
+            raise ConfigError(f"who= of an Access must be a text, such as the name of a user, not {self.who!r}")
 
     def allows(self, level: Level) -> bool:
         """Whether that much is allowed."""
@@ -72,13 +72,13 @@ class Access:
 
 
 class Door:
-    """Lets visitors in.
+    """Decides the access of visitors.
 
     Args:
-        auth: is asked with the framework's own request, and answers "none", "read", "full" or an Access
-            (False and None mean none, True full). It may be async. Without it, only this host is let in.
-        insecure: lets everybody do everything, without `auth`.
-        read_only: nobody may change anything, whatever `auth` answers.
+        auth: receives the framework's own request, and returns "none", "read", "full" or an Access
+            (False and None mean none, True full). It may be async. Without it, only this host has access.
+        insecure: allow every request, without `auth`.
+        read_only: allow no changes, whatever `auth` returns.
 
     Raises:
         ConfigError: `auth` and `insecure` are both given, or `auth` cannot be called.
@@ -88,15 +88,15 @@ class Door:
         self, auth: Callable[[Any], Any] | None = None, *, insecure: bool = False, read_only: bool = False
     ) -> None:
         if auth is not None and not callable(auth):
-            raise ConfigError(f"auth= is a function that is given the request, not {auth!r}")
+            raise ConfigError(f"auth= must be a function that takes the request, not {auth!r}")
         if auth is not None and insecure:
-            raise ConfigError("give auth= or insecure=True, not both: insecure lets everybody in")
+            raise ConfigError("give auth= or insecure=True, not both: insecure=True allows every request")
         self.auth = auth
         self._insecure = insecure
         self._read_only = read_only
 
     def access(self, request: Request, answer: Any) -> Access:
-        """What the visitor may do. `answer` is what `auth` said of the request; without `auth` it is ignored."""
+        """The access of a visitor. `answer` is what `auth` returned for the request; without `auth` it is ignored."""
         if self.auth is not None:
             granted = _granted(answer)
         else:
@@ -106,13 +106,13 @@ class Door:
         return Access(level, who[:100], token_of(request) or secrets.token_urlsafe(24))
 
     def why_closed(self, request: Request) -> str:
-        """What someone who is not let in is told."""
+        """The message for a visitor without access."""
         if self.auth is not None:
-            return "You may not see this."
+            return "You have no access to this dashboard."
         return (
-            f"This dashboard is open to its own host only, and {stranger(request)}. "
-            "To open it to others, mount it with auth=, a function that says who may come in; "
-            "insecure=True (--insecure where it is served alone) lets everybody in."
+            f"This dashboard answers only requests from its own host, and {stranger(request)}. "
+            "To allow other requests, mount it with auth=, a function that decides who has access. "
+            "insecure=True (on the command line: --insecure) allows every request."
         )
 
 
@@ -125,22 +125,22 @@ def _granted(answer: Any) -> Access:
     return Access(answer)
 
 
-# Strangers -------------------------------------------------------------------------------------
+# Requests that are not from this host ----------------------------------------------------------
 
 
 def stranger(request: Request) -> str | None:
-    """Why the visitor cannot be taken for someone on this host; None if it is one.
+    """Why the request cannot count as one from this host; None if it can.
 
-    A proxy on this host hands on requests from anywhere, so what went through one does not count. Nor does a
-    request for another name than this host's: a web page may have its own name resolved to 127.0.0.1.
+    A proxy on this host passes on requests from anywhere, so a request through a proxy does not count. Neither does a
+    request for the name of another host: a web page can make its own name resolve to 127.0.0.1.
     """
     if not is_loopback(request.client or ""):
-        return f"you come from {request.client or 'an address that is not known'}"
+        return f"this request comes from {request.client or 'an unknown address'}"
     if name := next(filter(_FORWARDING.fullmatch, request.headers), None):
-        return f"your request came through a proxy (it has the header {name})"
+        return f"this request came through a proxy (it has the header {name})"
     host = host_name(request.headers.get("host", ""))
     if host != "localhost" and not is_loopback(host):
-        return f"you asked for the host {host[:100]!r}, which is no name of this host's loopback"
+        return f"this request is for the host {host[:100]!r}, which is not a loopback name of this host"
     return None
 
 
@@ -161,14 +161,14 @@ def host_name(host: str) -> str:
     return host.rpartition(":")[0].lower() if host.count(":") == 1 else host.lower()
 
 
-# Requests from elsewhere -----------------------------------------------------------------------
+# Requests from other sites ---------------------------------------------------------------------
 
 
 def prying(request: Request) -> str | None:
-    """Why a request that only looks comes from a page of another site, which may not look; None if it does not.
+    """Why a request that changes nothing is refused because another site sent it; None if it is not.
 
-    A link on another site may lead here. Its scripts, pictures and frames may not ask: they learn nothing, but would
-    keep the dashboard busy and use up the places of those who look on.
+    A link on another site may lead here. Its scripts, images and frames are refused: they cannot read the answer, but
+    they would cause load and use up the places for streams.
     """
     site = request.headers.get("sec-fetch-site")
     if site is None:
@@ -176,7 +176,7 @@ def prying(request: Request) -> str | None:
     mode, place = request.headers.get("sec-fetch-mode"), request.headers.get("sec-fetch-dest")
     if site in ("same-origin", "none") or (mode, place) == ("navigate", "document"):
         return None
-    return f"its Sec-Fetch-Site is {site[:40]!r}, and it follows no link"
+    return f"its Sec-Fetch-Site is {site[:40]!r}, and it does not follow a link"
 
 
 def crossing(request: Request) -> str | None:
@@ -191,8 +191,8 @@ def crossing(request: Request) -> str | None:
     if origin is None or (host and origin.partition("://")[2] == host):
         return None
     return (
-        f"its Origin is {origin[:200]!r}, but its Host {host[:200]!r}. "
-        "A proxy in between has to pass the Host header on (nginx: proxy_set_header Host $http_host)"
+        f"its Origin is {origin[:200]!r}, but its Host is {host[:200]!r}. "
+        "If there is a proxy, it must pass the Host header on (nginx: proxy_set_header Host $http_host)"
     )
 
 
@@ -207,8 +207,8 @@ def unproven(request: Request, field: str | None) -> str | None:
     if expected and field and hmac.compare_digest(expected.encode(), field.encode()):
         return None
     return (
-        "it is no JSON (Content-Type: application/json) and does not bring the token of its page. "
-        f"Load the page again and try once more; the browser has to take the cookie {TOKEN_COOKIE}"
+        "it is not JSON (Content-Type: application/json), and the token of its page is missing or out of date. "
+        f"Reload the page and try again; the browser must accept the cookie {TOKEN_COOKIE}"
     )
 
 

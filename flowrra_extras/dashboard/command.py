@@ -1,4 +1,4 @@
-"""`python -m flowrra dashboard`: the dashboard alone, served by uvicorn. Strangers cannot hold it for long."""
+"""`python -m flowrra dashboard`: the dashboard alone, served by uvicorn, with bounded connections."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.schedules:
         app.create_scheduler(arguments.schedules)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("flowrra.dashboard").setLevel(logging.INFO)  # who was refused, and who did what
+    logging.getLogger("flowrra.dashboard").setLevel(logging.INFO)  # refused requests, and all actions
     limits = _limits_in(arguments.max_lag)
     board = Dashboard(app, insecure=arguments.insecure, read_only=arguments.read_only, max_lag=limits)
     with contextlib.suppress(KeyboardInterrupt), listening_on(arguments.host, arguments.port) as listening:
@@ -45,15 +45,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="flowrra dashboard", description="Serve the dashboard on this host.")
     parser.add_argument("where", nargs="?", metavar="module:app", help="the app to show (or FLOWRRA_APP)")
     parser.add_argument("--broker", metavar="URL", help="the store to show, without an app (or FLOWRRA_BROKER)")
-    parser.add_argument("--schedules", metavar="URL", help="a store of schedules to show as well")
+    parser.add_argument("--schedules", metavar="URL", help="also show the schedules of this store")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, default=PORT, help=f"the port to listen on ({PORT}; 0: a free one)")
-    parser.add_argument("--read-only", action="store_true", help="let nobody change anything")
+    parser.add_argument("--read-only", action="store_true", help="allow no changes")
     parser.add_argument(
         "--max-lag", action="append", default=[], metavar="[QUEUE=]SECONDS",
-        help="how long the oldest ready job of a queue may wait before health says that this is bad (60)",
+        help="how long the oldest ready job of a queue may wait before health reports a problem (60)",
     )  # fmt: skip
-    parser.add_argument("--insecure", action="store_true", help="let in whoever comes, from other hosts too")
+    parser.add_argument("--insecure", action="store_true", help="allow every request, also from other hosts")
     return parser
 
 
@@ -65,12 +65,12 @@ def _limits_in(texts: Sequence[str]) -> dict[str, float]:
         try:
             limits[queue or "*"] = float(seconds)
         except ValueError:
-            raise ConfigError(f"--max-lag takes seconds, as in 60 or mail=60, not {text!r}") from None
+            raise ConfigError(f"--max-lag must be seconds, such as 60 or mail=60, not {text!r}") from None
     return limits
 
 
 def _app_for(arguments: argparse.Namespace) -> Flowrra:
-    """The app, or one without tasks on the broker. To look must not make a store where there is none."""
+    """The app, or an app without tasks on the broker. The command never creates a store."""
     target = arguments.where or (None if arguments.broker else os.environ.get("FLOWRRA_APP"))
     url = arguments.broker or os.environ.get("FLOWRRA_BROKER")
     if target:
@@ -78,12 +78,12 @@ def _app_for(arguments: argparse.Namespace) -> Flowrra:
     elif url:
         app = Flowrra.from_urls(url)
     else:
-        raise ConfigError("say which store: module:app, --broker URL, FLOWRRA_APP or FLOWRRA_BROKER")
+        raise ConfigError("no store is given: give module:app or --broker URL, or set FLOWRRA_APP or FLOWRRA_BROKER")
     broker = app.broker
     if isinstance(broker, MemoryBroker) or (isinstance(broker, SQLiteBroker) and broker.path is None):
-        raise ConfigError(f"{app.config.broker.url} lives in one process, out of reach of any other: use a file")
+        raise ConfigError(f"{app.config.broker.url} is in the memory of one process: use a file or a server")
     if isinstance(broker, SQLiteBroker) and not Path(broker.path or "").exists():
-        raise ConfigError(f"there is no {broker.path} yet: the first worker or submit makes it")
+        raise ConfigError(f"the file {broker.path} does not exist: the first worker or submit creates it")
     return app
 
 
@@ -94,15 +94,16 @@ CONNECTIONS = 500  # at once; a process may often open 1,024 files
 
 
 def listening_on(host: str, port: int) -> socket.socket:
-    """A socket on that address, of either family."""
+    """A socket on that address, IPv4 or IPv6."""
     if not 0 <= port <= 65_535:
-        raise ConfigError(f"--port is a number from 0 to 65535, not {port}")
+        raise ConfigError(f"--port must be a number from 0 to 65535, not {port}")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, *_, address = found[0]
         plain = socket.create_server(address[:2], family=family)
     except OSError as error:
-        raise FlowrraError(f"the dashboard cannot listen on {host}, port {port}: {error}") from None
+        hint = "give another --host or --port"
+        raise FlowrraError(f"the dashboard cannot listen on {host}, port {port}: {error}; {hint}") from None
     # asyncio sends at once (TCP_NODELAY) only on sockets that say they are of TCP; else each answer on a connection
     # that is kept waits 40 ms for the client's acknowledgement of its head.
     return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=plain.detach())
@@ -120,7 +121,7 @@ def serve(board: Dashboard, listening: socket.socket) -> int:
 
 
 def bounded_protocol() -> type[asyncio.Protocol]:
-    """uvicorn's protocol, that closes what is one connection too many, or does not come to ask."""
+    """uvicorn's protocol, which closes connections above the limit and connections without a request."""
     base: Any = AutoHTTPProtocol
 
     class BoundedProtocol(base):  # type: ignore[misc]

@@ -24,9 +24,9 @@ FAILED_JOBS = JobFilter(status=frozenset({TaskStatus.FAILED}))
 
 
 class FailureGroup(TypedDict):
-    """Failed jobs with the same task and error; `key` finds them. Numbers in the text count as equal.
+    """Failed jobs with the same task and the same error, apart from numbers in it. `key` identifies the group.
 
-    There may be more than `number` where `is_cut`: there are too many failed jobs to read them all.
+    If `is_cut`, the group may have more jobs than `number`, because not all failed jobs were read.
     """
 
     key: str
@@ -37,18 +37,18 @@ class FailureGroup(TypedDict):
     first: dt.datetime
     latest: dt.datetime
     minutes: list[int]  # how many in each minute of the last hour, the oldest first
-    killed: bool  # they were given up since they killed their workers
+    killed: bool  # they failed because they killed their workers
     sample: str  # the id of the latest one
     search: str  # the search line that lists them
 
 
 class Failures(TypedDict):
-    """The groups, most jobs first. `looked_at` of the failed jobs were read, the latest."""
+    """The groups, those with the most jobs first. Only the `looked_at` latest failed jobs were read."""
 
     groups: list[FailureGroup]
     looked_at: int
     total: Count
-    at: dt.datetime  # what came or changed later is not in it
+    at: dt.datetime  # later changes are not included
 
 
 class Grouped(NamedTuple):

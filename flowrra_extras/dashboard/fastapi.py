@@ -32,7 +32,7 @@ class _Answer(Response):
 
 
 async def _body_of(request: Request) -> bytes | None:
-    """The body, which a dependency may have read before; None if the client has gone."""
+    """The body, which a dependency may have read before; None if the client has disconnected."""
     body = bytearray()
     try:
         async for piece in request.stream():

@@ -1,6 +1,6 @@
-"""Whether it is bad, and why: the verdict that each page begins with, and `api/health` tells.
+"""The verdict at the top of each page, which `api/health` returns too: problems and warnings.
 
-A problem wants somebody now, a warning a look. Each leads to the page where its cause is seen.
+A problem needs action now, a warning needs attention. Each links to the page that shows its cause.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from flowrra import ConfigError, FlowrraError, JobFilter, TaskStatus, duration
-from flowrra_extras.dashboard.html import PATIENCE, trend
+from flowrra_extras.dashboard.html import NO_ANSWER, PATIENCE, trend
 from flowrra_extras.dashboard.http import json_answer, path_of
 from flowrra_extras.dashboard.job_search import search_path
 from flowrra_extras.dashboard.jobs import moment
@@ -26,20 +26,19 @@ if TYPE_CHECKING:
     from flowrra_extras.dashboard.http import Request, Response
     from flowrra_extras.dashboard.store import Fresh, Store, Tally
 
-MAX_LAG = 60.0  # seconds that the oldest ready job of a queue may wait, unless told otherwise
-RECENT = 600.0  # seconds for which failures, killed workers and workers that are gone are warned of
+MAX_LAG = 60.0  # seconds that the oldest ready job of a queue may wait, by default
+RECENT = 600.0  # seconds for which failures, crashes and lost workers are reported
 _RECENTLY = f"{RECENT / 60:.0f}m"  # in a search line
-FAILING_LEAST = 5  # failed jobs of a task that are warned of, if they are
+FAILING_LEAST = 5  # failed jobs of a task that lead to a warning, if they are
 FAILING_SHARE = 0.1  # of its jobs that have finished
 OVERDUE = 60.0  # seconds that a schedule may be late: a scheduler that takes over needs 10
 RUNNING_READ = 200  # running jobs, the first submitted
 VERDICT_REST = 1.0  # seconds between two verdicts of the pages
 MOST_AGE = 5.0  # seconds that one is good for
-_NO_ANSWER = f"No answer from it within {PATIENCE:g} s"
 
 
 class Problem(TypedDict):
-    """What is wrong: of `what`, which leads to `path` below the dashboard's root; `since` when."""
+    """A problem or a warning: `what` is affected, and links to `path` below the dashboard's root."""
 
     what: str
     text: str
@@ -48,7 +47,7 @@ class Problem(TypedDict):
 
 
 class Health(TypedDict):
-    """Whether someone is at work, and nothing waits too long: `problems` is empty if so. `warnings` want a look."""
+    """The health of queues, workers and schedules. `healthy` is true if there are no `problems`."""
 
     healthy: bool
     problems: list[str]
@@ -59,10 +58,11 @@ class Health(TypedDict):
 
 
 class QueueRow(TypedDict):
-    """A queue. `capacity` is what its live workers can run at once; `lag` how long its oldest ready job waits.
+    """A queue. `capacity` is how many jobs its live workers can run at once.
 
-    `change` is by how many the ready jobs have grown or shrunk (below 0) a minute, lately; None while that is not
-    known. `drained_in` is when none is left, in seconds, if it goes on so.
+    `lag` is how many seconds its oldest ready job has waited. `change` is by how many jobs per minute the number of
+    ready jobs grows (below 0: shrinks); null if that is not known yet. `drained_in` is in how many seconds no ready job
+    is left, if the trend continues.
     """
 
     name: str
@@ -80,7 +80,7 @@ class QueueRow(TypedDict):
 
 
 class Verdict(NamedTuple):
-    """What a page begins with. `level` is ok, warning or bad; `word` says it in the title."""
+    """The verdict of a page. `level` is ok, warning or bad; `word` is part of the title."""
 
     level: str
     word: str
@@ -92,17 +92,17 @@ def lag_limits(max_lag: float | Mapping[str, float] | None) -> Mapping[str, floa
     """Seconds that the oldest ready job may wait, by queue.
 
     Raises:
-        ConfigError: a limit is no positive number.
+        ConfigError: a limit is not a positive number.
     """
     given = max_lag if isinstance(max_lag, Mapping) else {} if max_lag is None else {"*": max_lag}
     for queue, seconds in given.items():
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
-            raise ConfigError(f"max_lag= takes seconds, or seconds by queue, above 0: not {seconds!r} for {queue!r}")
+            raise ConfigError(f"max_lag= must be seconds above 0, or seconds by queue, not {seconds!r} for {queue!r}")
     return collections.defaultdict(lambda: given.get("*", MAX_LAG), given)
 
 
 class HealthCheck:
-    """Looks at queues, workers, schedules and failures, and judges them."""
+    """Finds the problems and warnings of queues, workers, schedules and failures."""
 
     def __init__(self, store: Store, failures: FailureGroups, max_lag: float | Mapping[str, float] | None) -> None:
         self._store = store
@@ -146,7 +146,7 @@ class HealthCheck:
         }
 
     async def health(self) -> Health:
-        """Whether someone is at work, and nothing waits too long."""
+        """The health of queues, workers and schedules."""
         problems, warnings, queues, workers = await self._look()
         lags = [queue["lag"] for queue in queues if queue["lag"] is not None]
         now = self._store.app.now()
@@ -160,7 +160,7 @@ class HealthCheck:
         }
 
     async def _look(self) -> tuple[list[Problem], list[Problem], list[QueueRow], list[WorkerInfo]]:
-        """Problems and warnings, and the queues and workers that they are found by."""
+        """Problems and warnings, with the queues and workers."""
         await self._store.app.connect()
         now = self._store.app.now()
         tally, seen = await self._store.counting.tally(), await self._store.app.broker.overview(now - RECENT)
@@ -186,34 +186,32 @@ class HealthCheck:
         except FlowrraError as error:
             return [_problem("the store of schedules does not answer", f"{error}", "/schedules")]
         return [
-            _problem(f"schedule of {one.task}", "it is overdue: no scheduler that knows its task fires it",
+            _problem(f"schedule of {one.task}", "it is overdue, and no running scheduler fires it",
                      path_of("schedules", one.id), one.next_fire_at)
             for one in stored if is_overdue(one.next_fire if one.enabled else None, now)
         ]  # fmt: skip
 
     async def health_answer(self, request: Request, access: Access) -> Response:
-        """With `healthy` also where the store is away or the app has stopped: whoever probes reads no other word."""
+        """The answer has `healthy` also if the store is unreachable or the app has stopped."""
         try:
             async with asyncio.timeout(PATIENCE):
                 health = await self.health()
         except (FlowrraError, TimeoutError) as error:
-            problem = str(error) or _NO_ANSWER
             health = {
-                "healthy": False, "problems": [problem], "warnings": [], "workers": 0, "ready": 0, "lag": None,
+                "healthy": False, "problems": [self._store.explained(str(error) or NO_ANSWER)], "warnings": [],
+                "workers": 0, "ready": 0, "lag": None,
             }  # fmt: skip
         return json_answer(health, 200 if health["healthy"] else 503)
 
     # The verdict of the pages --------------------------------------------------------------------
 
     async def verdict(self) -> Verdict:
-        """What the pages begin with, of a moment ago: a page waits for it only where nobody has looked lately."""
+        """The verdict of the last seconds. A page waits for it only if there is no recent one."""
         try:
             async with asyncio.timeout(PATIENCE):
                 return await self._verdict.recent(MOST_AGE)
-        except TimeoutError:
-            return store_is_away(_NO_ANSWER)
-        except FlowrraError as error:
-            return store_is_away(str(error))
+        except (FlowrraError, TimeoutError) as error:
+            return store_is_away(self._store.explained(str(error) or NO_ANSWER))
 
     async def _judge(self) -> Verdict:
         problems, warnings, queues, workers = await self._look()
@@ -226,11 +224,11 @@ class HealthCheck:
             return Verdict("warning", word, word, warnings)
         limit = _span(max((queue["max_lag"] for queue in queues), default=MAX_LAG))
         alive = f"{_several(len(workers), 'worker')} alive"
-        return Verdict("ok", "OK", f"All is well: {alive}, and nothing waits longer than {limit}.")
+        return Verdict("ok", "OK", f"No problems: {alive}, and no ready job has waited longer than {limit}.")
 
 
 def store_is_away(reason: str) -> Verdict:
-    """The verdict where nothing can be looked at."""
+    """The verdict if the store is unreachable."""
     return Verdict("bad", "no answer", "The store does not answer", [_problem(reason, "", "/")])
 
 
@@ -260,7 +258,7 @@ def _several(number: int, what: str) -> str:
 
 
 def about(number: int) -> str:
-    """A number that is good for a look: to two digits, so that it is not another one at each look."""
+    """A number with two significant digits, so that the page does not change at each look."""
     size = 10 ** max(0, len(str(number)) - 2)
     return f"{number // size * size:,}" + ("+" if number % size else "")
 
@@ -275,7 +273,8 @@ def _waiting(number: int) -> str:
 def _of_queues(queues: Sequence[QueueRow], workers: Sequence[WorkerInfo]) -> Iterator[Problem]:
     if not workers:
         number = sum(queue["ready"] for queue in queues)
-        yield _problem("no worker is alive", _waiting(number) if number else "", "/workers")
+        since = min((queue["since"] for queue in queues if queue["since"] is not None), default=None)
+        yield _problem("no worker is alive", _waiting(number) if number else "", "/workers", since)
         return
     for queue in queues:
         if queue["ready"] and not queue["paused"] and (found := _of_queue(queue)):
@@ -293,15 +292,17 @@ def _of_queue(queue: QueueRow) -> tuple[str, str] | None:
     if (queue["lag"] or 0.0) <= queue["max_lag"]:
         return None
     if free > 0:
-        return f"although {free} of {queue['capacity']} places are free", "pending"
-    return f"all {_several(queue['capacity'], 'place')} are taken by running jobs", "running"
+        return f"although workers have free slots ({free} of {queue['capacity']})", "pending"
+    if queue["capacity"] == 1:
+        return "the only slot is taken by a running job", "running"
+    return f"all {queue['capacity']:,} slots are taken by running jobs", "running"
 
 
 def _of_pauses(queues: Iterable[QueueRow]) -> Iterator[Problem]:
     for queue in queues:
         if queue["paused"] and queue["ready"]:
             path = search_path(queue=queue["name"], state="pending")
-            yield _problem(f"queue {queue['name']}", f"it is paused, and {about(queue['ready'])} of its jobs wait",
+            yield _problem(f"queue {queue['name']}", f"it is paused, and {_waiting(queue['ready'])}",
                            path, queue["since"])  # fmt: skip
 
 
@@ -322,7 +323,7 @@ def _of_crashes(groups: Iterable[FailureGroup], running: Iterable[Job], now: flo
     """Jobs that kill their workers."""
     for group in groups:
         if group["killed"] and now - group["latest"].timestamp() < RECENT:
-            text = f"{_several(group['number'], 'job')} given up: {group['error']}"
+            text = f"{_several(group['number'], 'job')} failed: {group['error']}"
             yield _problem(f"task {group['task']}", text, search_path(group["search"]))
     for job in running:
         if job.crashes:
@@ -332,7 +333,7 @@ def _of_crashes(groups: Iterable[FailureGroup], running: Iterable[Job], now: flo
 
 
 class LostWorkers:
-    """Workers that have died: they had missed a heartbeat when they went. One that is stopped goes before it does."""
+    """Workers that died: they had missed a heartbeat. A worker that is stopped misses none before it is removed."""
 
     def __init__(self, heartbeat: float) -> None:
         self._heartbeat = heartbeat
@@ -341,7 +342,7 @@ class LostWorkers:
         self._lost: dict[str, tuple[WorkerInfo, float]] = {}
 
     def warnings(self, workers: Sequence[WorkerInfo], now: float) -> Iterator[Problem]:
-        """What is to be said of those that were there at an earlier look, and are not among these."""
+        """Warnings of the workers that were alive at an earlier call and are not among `workers`."""
         alive = {worker.id: worker for worker in workers}
         gone = [worker for name, worker in self._alive.items() if name not in alive]
         least = self._heartbeat + (now - self._looked) + 1.0
@@ -349,26 +350,26 @@ class LostWorkers:
         self._lost = {name: one for name, one in lost.items() if now - one[1] < RECENT and name not in alive}
         self._alive, self._looked = alive, now
         for worker, _ in self._lost.values():
-            text = f"it has died or was cut off, and ran {_several(worker.running, 'job')}: those begin anew elsewhere"
+            text = f"it was lost while it ran {_several(worker.running, 'job')}; a lost job runs again elsewhere"
             yield _problem(f"worker {worker.host} {worker.pid}", text, "/workers", moment(worker.seen))
 
 
 # The trend of a backlog ----------------------------------------------------------------------------
 
-_SPAN = 60.0  # seconds over which a change is measured, where there was somebody to look
+_SPAN = 60.0  # seconds over which a change is measured, if there were counts
 _LEAST_SPAN = 10.0
 _STEP = 5.0  # seconds between two counts that are kept
 
 
 class Trend:
-    """How many jobs were ready in each queue within the last minute, by the counts that somebody asked for."""
+    """How many jobs were ready in each queue within the last minute, at each count."""
 
     def __init__(self) -> None:
         self._counts: collections.deque[tuple[float, Mapping[str, int]]] = collections.deque()
         self._latest: tuple[float, Mapping[str, int]] = 0.0, {}
 
     def note(self, tally: Tally) -> None:
-        """Take in a count."""
+        """Store a count."""
         ready = {queue: number for (queue, status), number in tally.counts.items() if status is TaskStatus.PENDING}
         self._latest = tally.at, ready
         if not self._counts or tally.at - self._counts[-1][0] >= _STEP:
@@ -377,7 +378,7 @@ class Trend:
             self._counts.popleft()
 
     def change(self, queue: str) -> float | None:
-        """By how many jobs it has grown a second; None where nobody has looked for long enough."""
+        """By how many jobs per second it has grown; None if there were too few counts."""
         (then, before), (now, after) = (self._counts[0] if self._counts else self._latest), self._latest
         if now - then < _LEAST_SPAN:
             return None

@@ -1,4 +1,4 @@
-"""How pages are rendered: the frame and its main part, notices, words for numbers and moments, small charts.
+"""How pages are rendered: the frame and its main part, notices, numbers and times as text, small charts.
 
 The main part of a view is the same for all who may do the same, so that one rendering serves every tab that looks at
 it; a visitor's token is put into it at the very end. What a page shows stands in the file of the page.
@@ -51,18 +51,19 @@ NAVIGATION = (
     ("/workers", "Workers"),
 )
 FRAGMENT = "x-flowrra-fragment"
-# Tabs that look for news share a main part for so many seconds, and for so many times as long as its rendering took.
+# Tabs that ask for updates share a main part for SHARED seconds, and for REST times as long as its rendering took.
 SHARED = 0.2
 REST = 3
 VIEWS = 100  # whose main parts are kept for that
-AGAIN = 5  # seconds after which the page of a store that is away is asked for again
-PATIENCE = 2.5  # seconds that a page may wait for the store: a broker that is away may take 10 to say so
+AGAIN = 5  # seconds after which a page is loaded again if the store did not answer
+PATIENCE = 2.5  # seconds that a page may wait for the store: a broker waits longer before it raises an error
+NO_ANSWER = f"No answer within {PATIENCE:g} s"
 _NOTICE = re.compile(r"([a-z]+)(?:\.(\d{1,12})\.(\d{1,12})(?:\.more\.(\d{1,18}))?)?(\.[0-9a-f]{32})?")
 _SHORT_LINE = 50  # characters
 _HEADLINES: Mapping[int, str] = {
-    403: "You may not do that",
+    403: "Not allowed",
     404: "Not found",
-    422: "That cannot be done",
+    422: "The request is not valid",
     503: "The store does not answer",
 }
 
@@ -71,7 +72,7 @@ PageHandler = Callable[..., Awaitable[Shown]]  # is given the view, what was ent
 
 
 class View(NamedTuple):
-    """What is looked at, and with which rights: two with equal views see the same main part."""
+    """A page with its query, and the rights of its visitor. Two visitors with equal views see the same main part."""
 
     root: str
     path: str
@@ -80,13 +81,13 @@ class View(NamedTuple):
 
     @property
     def parameters(self) -> dict[str, str]:
-        """The query's parameters, but for those that only say what happened before."""
+        """The query's parameters, without those of a notice."""
         given = urllib.parse.parse_qsl(self.query, keep_blank_values=True)
         return {name: value for name, value in given if not name.startswith("notice")}
 
 
 class Entered(NamedTuple):
-    """What came with a form that was refused, and why: shown again to be put right.
+    """What came with a form that was refused, and why: the form is shown again, to be corrected.
 
     Without a `problem`, to be confirmed. `many` holds every value of a field that came more than once.
     """
@@ -111,7 +112,7 @@ class Main:
 
 
 class Latest:
-    """The latest main part of a view, and until when it will do, on the monotonic clock."""
+    """The latest main part of a view, and until when it can be used, on the monotonic clock."""
 
     __slots__ = ("lock", "main", "until")
 
@@ -133,8 +134,8 @@ class Pages:
         self._find = find
         self.notices = notices
         self._judge = judge
-        # Stand for the visitor's token and for the moment of the main part, which are no news. Nobody can know them, so
-        # that no text from a store contains them.
+        # Placeholders for the visitor's token and for the time of the main part, which do not count as changes. They
+        # are random, so no text from a store contains them.
         self._token_mark, self._moment_mark = secrets.token_hex(16), secrets.token_hex(16)
         self._latest: dict[View, Latest] = {}
 
@@ -166,11 +167,11 @@ class Pages:
             async with asyncio.timeout(PATIENCE):
                 title, template, context = await page(view, entered, **parts)
         except TimeoutError:
-            raise flowrra.BrokerError(f"No answer from it within {PATIENCE:g} s") from None
+            raise flowrra.BrokerError(NO_ANSWER) from None
         return self._rendered(view, title, template, context, await self._judge())
 
     async def _shared(self, view: View) -> Main:
-        """The main part, or one of a moment ago, so that any number of tabs that look for news cost little."""
+        """The main part, or a recent one, so that many tabs that ask for updates cost little."""
         if len(self._latest) >= VIEWS and view not in self._latest:
             self._latest.clear()
         latest = self._latest.setdefault(view, Latest())
@@ -189,12 +190,13 @@ class Pages:
     def error(self, request: Request, status: int, message: str, verdict: Verdict | None = None) -> Response:
         """A page that says what went wrong, or could not be done, and what to do."""
         view = View(request.root, request.path)
-        headline = _HEADLINES.get(status, "That did not work")
+        headline = _HEADLINES.get(status, "The request failed")
+        is_repeated = status == 503 and request.method == "GET"
+        if is_repeated and verdict is not None:  # which has the message
+            message = f"This page is loaded again every {AGAIN} s. Workers reconnect automatically."
         main = self._rendered(view, headline, "error.html", {"headline": headline, "message": message}, verdict)
         text = self._framed(request, None, main, is_still=True)
-        headers = {"content-type": "text/html; charset=utf-8"}
-        if status == 503 and request.method == "GET":
-            headers["refresh"] = f"{AGAIN}"  # it shows by itself that the store is back
+        headers = {"content-type": "text/html; charset=utf-8"} | ({"refresh": f"{AGAIN}"} if is_repeated else {})
         return Response(status, text.encode(), headers)
 
     def _rendered(
@@ -218,7 +220,7 @@ class Pages:
         return dataclasses.replace(main, digest=digest, at=moment.isoformat() if moment else "")
 
     def _framed(self, request: Request, access: Access | None, main: Main, *, is_still: bool) -> str:
-        """The whole page around a main part. One that `is_still` gets no news, which would undo what was typed."""
+        """The page around a main part. A page that `is_still` gets no updates, which would overwrite typed text."""
         here = "/" + request.path.split("/")[1]
         live = "" if is_still else "events" if request.streams else "poll"
         shell = _environment().get_template("shell.html")
@@ -249,7 +251,7 @@ class Pages:
 
 
 def _answer(request: Request, text: str, digest: str, status: int = 200) -> Response:
-    """The text; or that it is still the one which the browser has."""
+    """The text; status 304 if the browser has it already."""
     headers = {"content-type": "text/html; charset=utf-8", "etag": f'"{digest}"'}
     if status == 200 and digest in request.headers.get("if-none-match", ""):
         return Response(304, b"", headers)
@@ -303,17 +305,17 @@ def query_of(**parameters: str | None) -> str:
 
 
 def filled(entered: Entered | None, fields: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
-    """What stands in a form's fields, and what is wrong with it."""
+    """The values of a form's fields, and the problem with them."""
     given = entered.fields if entered else fields
     return {"filled": collections.defaultdict(str, given), "problem": entered.problem if entered else None}
 
 
 def _is_form(path: str) -> bool:
-    """Whether the page is there to be filled in: it does not change under the visitor's hands."""
+    """Whether the page is a form, which must not change while it is filled in."""
     return path.endswith(("/clone", "/emit", "/schedules/new"))
 
 
-# The icon of a tab: by its colour and its shape, it says how things stand.
+# The icon of a tab: its colour and its shape show the level of the verdict.
 _ICONS: Mapping[str, tuple[str, str]] = {
     "ok": ("4a3fd0", "M3 7h2v2H3zm3-.5h3v3H6zm4-.7h4.4v4.4H10z"),
     "warning": ("8a5a00", "M7 2.5h2l-.3 7H7.3zM7 11h2v2H7z"),
@@ -334,9 +336,9 @@ def icon(level: str) -> str:
 
 
 class Notice(NamedTuple):
-    """What an action came to, in words; `at` is where it can be seen, and a form to `undo` takes it back.
+    """The result of an action as text. `at` is the page that shows it, and `undo` the action that reverts it.
 
-    If there was too much for one go, `after` is where the `action` goes on with the search `line`.
+    If one request could not change all jobs, `action` continues at `after` with the search `line`.
     """
 
     words: str
@@ -349,12 +351,12 @@ class Notice(NamedTuple):
 
     @property
     def seen(self) -> str:
-        """What is seen there: the search line, if it is short, as in `queue:mail`."""
+        """The name of the link: the search line, if it is short, such as `queue:mail`."""
         return self.touched if 0 < len(self.touched) <= _SHORT_LINE else "what was changed"
 
     @property
     def touched(self) -> str:
-        """The search line for the jobs that were changed, as far as it is about jobs."""
+        """The search line for the changed jobs; empty if something else was changed."""
         return dict(urllib.parse.parse_qsl(self.at.partition("?")[2])).get("search", "")
 
 
@@ -369,16 +371,16 @@ def notice_query(key: str, token: str, **parts: str) -> str:
 
 
 def _seal(key: str, token: str, parts: Mapping[str, str]) -> str:
-    """What only this dashboard can put under a notice, for this visitor."""
+    """The signature of a notice, which only this dashboard can make for this visitor."""
     lines = [key, *(f"{name} {part}" for name, part in sorted(parts.items()) if part)]
     return sealed("\n".join(lines), token).rpartition(".")[2]
 
 
 def notice_of(given: Mapping[str, str], token: str, notices: Mapping[str, str]) -> Notice | None:
-    """What the parameters of a URL say of an action; None if that is none of ours.
+    """The notice in the parameters of a URL; None if there is none, or its seal is wrong.
 
-    One with a link or a button has to bear the seal of the visitor's token, or else a link on another site could
-    put a button before them that deletes what the link asks for.
+    A notice with a link or a button needs a seal made with the visitor's token. Otherwise a link on another site could
+    show the visitor a button that deletes jobs.
     """
     found = _NOTICE.fullmatch(given.get("notice", ""))
     if found is None or found[1] not in notices:
@@ -402,8 +404,8 @@ def _said(found: re.Match[str], said: str) -> str:
     done, refused = int(found[2]), int(found[3])
     said = f"{said} {_jobs(done)}." if done else f"No job was {said.lower()}."
     if refused:
-        said += f" {number(refused)} left alone: gone, or in no state for that."
-    return said + (" There are more." if found[4] else "")
+        said += f" {_jobs(refused)} not changed: deleted, or in a state that does not allow it."
+    return said + (" More jobs are left." if found[4] else "")
 
 
 # Numbers, lengths of time, sizes and moments in words --------------------------------------------
@@ -417,7 +419,7 @@ def number(value: float) -> str:
 
 
 def count(value: Count) -> str:
-    """A count as it is known: 1,234, or 10k+ where the store could not count them all."""
+    """A count: 1,234, or 10k+ if the store could not count all jobs."""
     if value["is_exact"]:
         return number(value["number"])
     thousands = value["number"] // 1000
@@ -444,7 +446,7 @@ def _long(seconds: int) -> str:
 
 
 def share(value: float | None) -> str:
-    """A part of the whole in per cent; what is there is never said to be 0 %."""
+    """A share in per cent; a share above zero is never shown as 0 %."""
     if value is None:
         return NOTHING
     if 0 < value < 0.001:
@@ -453,7 +455,7 @@ def share(value: float | None) -> str:
 
 
 def size(value: int | None) -> str:
-    """Bytes as people say them: 812 B, 4.2 kB, 118 MB."""
+    """A size: 812 B, 4.2 kB, 118 MB."""
     if value is None:
         return NOTHING
     scaled = float(value)
@@ -465,16 +467,16 @@ def size(value: int | None) -> str:
 
 
 def trend(queue: QueueRow) -> str:
-    """How the ready jobs of a queue have become more or fewer, and when none is left; rounded, so that it is calm."""
+    """How the number of ready jobs changes, and when none is left; rounded, so that the text changes rarely."""
     change = queue["change"] or 0.0
     if abs(change) < 1:
-        return "neither grows nor shrinks"
+        return "stable"
     rate = number(float(f"{abs(change):.2g}"))
     if change > 0:
-        return f"grows by {rate} a minute"
+        return f"grows by {rate} per minute"
     minutes = math.ceil((queue["drained_in"] or 0.0) / 60)
     left = f"{minutes} m" if minutes < 100 else f"{number(round(minutes / 60))} h"
-    return f"shrinks by {rate} a minute: empty in {left}"
+    return f"shrinks by {rate} per minute, empty in {left}"
 
 
 def iso(moment: dt.datetime) -> str:
@@ -498,24 +500,24 @@ def weekday(moment: dt.datetime, zone: str = "UTC") -> str:
 
 
 def _zone(name: str) -> dt.tzinfo:
-    """The zone; UTC where this machine does not know it, since a page has to be shown all the same."""
+    """The zone; UTC where this machine does not know it, so that the page can be shown."""
     try:
         return dt.UTC if name == "UTC" else zoneinfo.ZoneInfo(name)
     except (ValueError, OSError, zoneinfo.ZoneInfoNotFoundError):
         return dt.UTC
 
 
-# Charts: paths of an SVG, stretched to its place, and a sentence that says the same --------------
+# Charts: paths of an SVG, stretched to its place, and a sentence with the same content -----------
 
 WIDTH = 240
 HEIGHT = 48
 TIMELINE_WIDTH = 1000
 _GAP = 1.0  # between two bars
-_LEAST = 1.5  # a bar's least height: one failed job among thousands has to be seen
+_LEAST = 1.5  # the minimum height of a bar, so that one failed job among thousands is visible
 
 
 class Chart(NamedTuple):
-    """What is drawn: `paths` by the class that colours each, the scale's two ends, and all of it in words."""
+    """A chart: `paths` by their CSS class, the two ends of the scale, and the content in words."""
 
     paths: dict[str, str]
     low: str
@@ -532,9 +534,9 @@ def finished(minutes: Sequence[Minute]) -> Chart:
         good.append(_bar(left, width, foot, HEIGHT))
         bad.append(_bar(left, width, max(0.0, foot - _height(minute["failed"], most)), foot))
     succeeded, failed = (sum(minute[kind] for minute in minutes) for kind in ("succeeded", "failed"))
-    words = f"Each minute of the last hour: {number(succeeded)} succeeded, {number(failed)} failed"
+    words = f"Minute by minute in the last hour: {number(succeeded)} succeeded, {number(failed)} failed"
     if most:
-        words += f", at most {number(most)} in a minute"
+        words += f", at most {number(most)} per minute"
     return Chart({"ok": "".join(good), "bad": "".join(bad)}, "0", f"{number(most)}/min", words + ".")
 
 
@@ -542,7 +544,7 @@ def spark(minutes: Sequence[int]) -> Chart:
     """A small bar for each minute of an hour: 60 wide and 16 high."""
     most = max(minutes, default=0)
     bars = (_bar(at, 0.8, 16 - max(_LEAST, 16 * value / most), 16) for at, value in enumerate(minutes) if value)
-    words = f"{number(sum(minutes))} in the last hour" + (f", at most {number(most)} in a minute" if most else "")
+    words = f"{number(sum(minutes))} in the last hour" + (f", at most {number(most)} per minute" if most else "")
     return Chart({"bad": "".join(bars)}, "", "", words)
 
 
@@ -551,7 +553,7 @@ def spans(minutes: Sequence[Minute], what: str) -> Chart:
     pairs = [_quantiles(minute, what) for minute in minutes]
     known = [value for pair in pairs if pair for value in pair]
     if not known:
-        return Chart({}, "", "", "Nothing ran in the last hour.")
+        return Chart({}, "", "", "No job ran in the last hour.")
     low, high = math.floor(math.log10(min(known))), math.ceil(math.log10(max(known)))
     high = max(high, low + 1)
 
@@ -567,12 +569,12 @@ def spans(minutes: Sequence[Minute], what: str) -> Chart:
     paths = {"grid": grid, "span": "".join(span), "mid": "".join(middle)}
     low_text, high_text = length(10.0**low), length(10.0**high)
     worst = length(max(known))
-    words = f"Each minute of the last hour, from the 50th to the 95th percentile; the highest is {worst}."
+    words = f"Minute by minute in the last hour, from the 50th to the 95th percentile; the highest is {worst}."
     return Chart(paths, low_text, high_text, words)
 
 
 def _quantiles(minute: Minute, what: str) -> tuple[float, float] | None:
-    """The two, kept off zero, which a scale of decades has not."""
+    """The two quantiles, above zero, because the scale is logarithmic."""
     low, high = (minute["wait_p50"], minute["wait_p95"]) if what == "wait" else (minute["run_p50"], minute["run_p95"])
     return None if low is None or high is None else (max(low, 0.0001), max(high, 0.0001))
 
@@ -604,7 +606,7 @@ def timeline(job: JobView) -> Chart | None:
         return None
     begin = min(job["submitted"], tries[0]["started"])
     last = max(attempt["ended"] or attempt["started"] for attempt in tries)
-    # A running attempt goes on to the edge, a tenth beyond: drawn to scale, it would change at every look.
+    # A running attempt extends to the edge, a tenth more: drawn to scale, it would change at each rendering.
     whole = max((last - begin).total_seconds(), 0.001) * (1.1 if tries[-1]["ended"] is None else 1.0)
 
     def x(moment: dt.datetime) -> float:

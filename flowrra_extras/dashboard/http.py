@@ -139,7 +139,7 @@ class Fields:
         """A text; ConfigError if there is none, or it is something else."""
         value = self.values.get(name, default)
         if not isinstance(value, str):
-            raise ConfigError(f"{name} must be a text, not {value!r:.80}")
+            raise ConfigError(f"{name} must be a string, not {value!r:.80}")
         return value
 
     def texts(self, name: str) -> list[str]:
@@ -148,7 +148,7 @@ class Fields:
         if not isinstance(values, list) or not all(
             isinstance(value, str) and not _UNWRITABLE.search(value) for value in values
         ):
-            raise ConfigError(f"{name} must be a list of texts, not {values!r:.80}")
+            raise ConfigError(f"{name} must be a list of strings, not {values!r:.80}")
         return values
 
     def json_text(self, name: str, default: str | None = None) -> str | None:
@@ -172,7 +172,7 @@ def read_fields(request: Request) -> Fields:
     found = _read_form(request.body) if media_type(request) == FORM else _read_object(request.body)
     for name, value in found.values.items():
         if isinstance(value, str) and _UNWRITABLE.search(value):
-            raise ConfigError(f"{name} holds a NUL or half of a surrogate pair: {value!r:.80}")
+            raise ConfigError(f"{name} contains a NUL character or half of a surrogate pair: {value!r:.80}")
     return found
 
 
@@ -200,7 +200,7 @@ def strictly(text: str | bytes) -> Any:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _finite(text: str) -> float:
@@ -215,7 +215,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         seen: set[str] = set()
         double = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {double[:80]!r} stands twice in an object")
+        raise ValueError(f"the key {double[:80]!r} occurs twice in an object")
     return found
 
 
@@ -244,7 +244,7 @@ def read_object(text: str) -> dict[str, Any]:
 
 def read_value(text: str) -> Any:
     """Any value from a JSON text; ConfigError if it is none."""
-    return _read_json(text, object, "JSON, in which a text has quotes")
+    return _read_json(text, object, "JSON (a text needs quotes)")
 
 
 def _read_json(text: str, kind: type, wanted: str) -> Any:

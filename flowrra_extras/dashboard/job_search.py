@@ -36,7 +36,7 @@ _AGO = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhdw])")
 
 @dataclass(slots=True)
 class Search:
-    """What a line asks for. `after` and `before` bound the submission, `since` and `until` the latest change of state.
+    """The parsed search. `after` and `before` bound the submission, `since` and `until` the latest change of state.
 
     These are seconds since the epoch. `tests` must all hold of a job.
     `problems` are the words that cannot be understood, each with the reason.
@@ -75,7 +75,7 @@ def changed(job: Job) -> float:
 
 @dataclass(slots=True, frozen=True)
 class Surroundings:
-    """What the meaning of a line depends on.
+    """The context in which a line is parsed.
 
     `named` gives the arguments of a job by name and position, and nothing for a job whose arguments are hidden.
     """
@@ -89,10 +89,10 @@ def parse(line: str, around: Surroundings) -> Search:
     """The search that `line` stands for."""
     search = Search()
     if len(line) > LINE_LIMIT:
-        search.problems.append(f"the line has {len(line)} characters, {LINE_LIMIT} are allowed")
+        search.problems.append(f"the search has {len(line)} characters; at most {LINE_LIMIT} are allowed")
         return search
     if "\0" in line:
-        search.problems.append("the line has a character that no text has")
+        search.problems.append("the search contains a NUL character")
         return search
     if line.count('"') % 2:
         search.problems.append("a quotation mark is not closed")
@@ -103,7 +103,7 @@ def parse(line: str, around: Surroundings) -> Search:
         if read is None:
             search.tests.append(_holds(word))
         elif not value:
-            search.problems.append(f"{word!r} wants a value behind the colon")
+            search.problems.append(f"{word!r} has no value after the colon")
         elif problem := read(search, key, value, around):
             search.problems.append(problem)
     return search
@@ -127,7 +127,7 @@ def _read_state(search: Search, key: str, value: str, around: Surroundings) -> s
     try:
         search.which.status = frozenset(TaskStatus(name) for name in value.lower().split(","))
     except ValueError:
-        return f"{value!r} is no state: {', '.join(TaskStatus)}"
+        return f"{value!r} is not a state; use one of {', '.join(TaskStatus)}"
     return None
 
 
@@ -163,7 +163,7 @@ def _read_id(search: Search, key: str, value: str, around: Surroundings) -> str 
 def _read_moment(search: Search, key: str, value: str, around: Surroundings) -> str | None:
     moment = _moment(value, around.now)
     if moment is None:
-        return f"{value!r} is no moment: give 2026-03-07, 2026-03-07T12:00 (UTC), or how long ago, as in 90m, 2h or 3d"
+        return f"{value!r} is not a time; use 2026-03-07, 2026-03-07T12:00 (UTC), or an age such as 90m, 2h or 3d"
     # All words must hold: of two for one key, the narrower.
     narrower, known = max if key in ("after", "since") else min, getattr(search, key)
     setattr(search, key, moment if known is None else narrower(known, moment))
@@ -189,7 +189,7 @@ def _read_equal(search: Search, key: str, value: str, around: Surroundings) -> s
 def _read_argument(search: Search, key: str, value: str, around: Surroundings) -> str | None:
     path = key.split(".")[1:]
     if not path or not all(path):
-        return f"{key!r} names no argument: as in args.user:42, args.0:42 or args.order.id:42"
+        return f"{key!r} names no argument; use args.user:42, args.0:42 or args.order.id:42"
     named = around.named
     search.tests.append(lambda job: _says(_inside(_arguments(job, named), path), value))
     return None
@@ -215,7 +215,7 @@ def _inside(value: Any, path: Sequence[str]) -> Any:
 
 
 def _says(value: Any, text: str) -> bool:
-    """Whether a value is written so, in Python or in JSON."""
+    """Whether the text is the value, as Python or as JSON."""
     if value is None or isinstance(value, bool):
         return text.lower() in ({None: ("none", "null"), True: ("true",), False: ("false",)}[value])
     return isinstance(value, str | int | float | dt.date) and str(value) == text
@@ -248,7 +248,7 @@ def written(line: str = "", /, **words: str | None) -> str:
     return " ".join([*words_in(line), *(f"{key}:{quoted(value)}" for key, value in words.items() if value is not None)])
 
 
-# Words that hold of a job for as long as it exists, and so for as long as it takes to act on what they find.
+# Words whose match never changes for a job, so it stays the same during an action.
 _LASTING = frozenset(("task", "queue", "tag", "parent", "id", "unique", "limit", "key", "args", "after", "before"))
 
 
@@ -258,7 +258,7 @@ def lasting(line: str) -> str:
 
 
 def as_of(line: str, moment: str) -> str:
-    """The line for the jobs that it finds at `moment` alone, not for those that come or change later."""
+    """The line that matches only the jobs of `moment`, not jobs that are submitted or change later."""
     is_lasting = words_in(lasting(line)) == words_in(line)
     return written(line, **{"before" if is_lasting else "until": moment})
 
@@ -378,7 +378,7 @@ async def find_jobs(
 ) -> Found:
     """Up to `limit` of the jobs that are wanted, behind the position `after`.
 
-    It looks for so many `seconds`, and as long as it has found nothing for those of its `patience` (None: as a page).
+    The search ends after `seconds`, or, if it has found nothing, after `patience` (None: the values for a page).
     """
     begin = time.monotonic()
     found, nothing = SECONDS if seconds is None else seconds, PATIENCE if patience is None else patience

@@ -1,4 +1,4 @@
-"""Jobs: the list and the page of one job, what may be done to them (cancel, requeue, delete, clone), and how they show.
+"""Jobs: the list, the page of one job, the actions (cancel, requeue, delete, clone), and how jobs are shown.
 
 Moments are aware UTC datetimes and lengths are seconds. Values of a job (arguments, results, tracebacks) are texts, cut
 to a length, since a page shows nothing else.
@@ -68,7 +68,9 @@ PAGE_LIMIT = 500  # jobs on a page at the most
 FAMILY = 50  # parents and children of a job that are shown
 IDS_LIMIT = 1_000  # jobs that are named in one request
 IDS_SHOWN = 100  # changed jobs that a report names
-API_PATIENCE = 2.0  # seconds for which a search that has found nothing goes on: an empty answer is taken for "none"
+API_PATIENCE = (
+    2.0  # seconds for which a search that has found nothing goes on: a caller reads an empty answer as "none"
+)
 AT_ONCE = 50
 ACTION_BATCH = 200  # jobs of a filter that are changed at once
 ACTION_SECONDS = 2.0  # that a request may spend on a filter; the rest is for another one
@@ -77,7 +79,7 @@ AGES = (("10m", "10 minutes"), ("1h", "hour"), ("24h", "day"), ("7d", "week"))
 
 
 class Text(TypedDict):
-    """A long text as it is shown: cut after some thousand characters. `size` is its whole length."""
+    """A text, cut after 4,000 characters. `size` is its full length."""
 
     text: str
     size: int
@@ -85,14 +87,14 @@ class Text(TypedDict):
 
 
 class Count(TypedDict):
-    """A number of jobs. Where the store could not count all of them in time, there are at least `number`."""
+    """A number of jobs. If `is_exact` is false, there are at least `number` jobs."""
 
     number: int
     is_exact: bool
 
 
 class Progress(TypedDict):
-    """How far a job says it is. `share` is from 0 to 1 where the total is known."""
+    """The progress that a job has reported. `share` is from 0 to 1; null if the total is not known."""
 
     done: float
     total: float | None
@@ -125,7 +127,7 @@ class JobRow(TypedDict):
 
 
 class AttemptRow(TypedDict):
-    """One try at a job, or a line that an action left on it (`outcome` is "note", `worker` who did it)."""
+    """An attempt at a job, or a note of an action (`outcome` is "note", `worker` is who acted)."""
 
     number: int
     worker: str
@@ -138,7 +140,7 @@ class AttemptRow(TypedDict):
 
 
 class StepRow(TypedDict):
-    """A step of a job that is done, with what it returned."""
+    """A finished step of a job, with its return value."""
 
     name: str
     ended: dt.datetime
@@ -155,7 +157,7 @@ class Relative(TypedDict):
 
 
 class JobView(JobRow):
-    """A job with all that is known of it."""
+    """A job with all its data."""
 
     args: Text  # JSON
     kwargs: Text  # JSON
@@ -182,12 +184,11 @@ class JobView(JobRow):
 
 
 class JobPage(TypedDict):
-    """A page of jobs, the latest submitted first. `after` goes on from it; None where nothing is left.
+    """A page of jobs, the latest submitted first. Pass `after` to get the next page; null: there is none.
 
-    `complete` is False where the search ran out of time before the page was full or all jobs were looked at:
-    `searched_to` is the moment back to which it has looked, and `after` goes on from there. `problems` are the words
-    of the search that cannot be understood, each with the reason. Jobs that have come or changed since `at` may be
-    neither in `jobs` nor in `count`.
+    `complete` is false if the time of the search ended before the page was full and all jobs were searched. Then
+    `searched_to` says how far back it has searched, and `after` continues from there. `problems` are the words of the
+    search that were not understood, each with the reason. Changes since `at` may be missing in `jobs` and `count`.
     """
 
     jobs: list[JobRow]
@@ -200,9 +201,9 @@ class JobPage(TypedDict):
 
 
 class Report(TypedDict):
-    """What came of an action on several jobs. `after` goes on where there were too many for one call.
+    """The result of an action on several jobs. If one call did not change all of them, pass `after` to continue.
 
-    `jobs` are the ids of those that were changed, the first hundred.
+    `jobs` are the ids of the changed jobs, at most 100.
     """
 
     action: str
@@ -237,7 +238,7 @@ class Jobs:
     ) -> JobPage:
         """The jobs that a search line asks for, the latest first; `after` is from the page before.
 
-        A search that has found nothing goes on for so many seconds of `patience` (None: as long as a page can wait).
+        If a search has found nothing, it ends after `patience` seconds (None: as long as a page can wait).
         """
         if not 1 <= limit <= PAGE_LIMIT:
             raise ConfigError(f"limit must be between 1 and {PAGE_LIMIT}, not {limit}")
@@ -273,7 +274,7 @@ class Jobs:
         return parse(line, Surroundings(self._store.app.now(), tasks, self._store.named_arguments))
 
     async def job(self, task_id: str) -> JobView:
-        """A job with all that is known of it."""
+        """A job with all its data."""
         await self._store.app.connect()
         job = await self._store.app.get_job(task_id)
         children = await self._store.app.broker.find(JobFilter(parent=task_id), limit=FAMILY)
@@ -329,9 +330,9 @@ class Jobs:
         return job_search.complete(word[:200], choices)
 
     async def act(self, action: str, line: str, *, after: str | None = None, by: str) -> Report:
-        """Cancel, requeue or delete all jobs that a search line asks for, those that it does not fit left alone.
+        """Cancel, requeue or delete all jobs that match a search line, if their state allows it.
 
-        If there are too many for one go, the report says `after` which to go on.
+        If there are too many for one call, the report has the `after` from which to continue.
 
         Raises:
             ConfigError: a word of the line cannot be understood. Nothing was changed.
@@ -355,14 +356,16 @@ class Jobs:
 
     async def change(self, action: str, ids: Sequence[str], *, by: str) -> Report:
         if action not in ACTIONS:
-            raise ConfigError(f"{action!r} is not one of {', '.join(ACTIONS)}")
+            raise ConfigError(f"unknown action {action!r}: use one of {', '.join(ACTIONS)}")
         if len(ids) > IDS_LIMIT:
-            raise ConfigError(f"{len(ids)} jobs are too many for one request: {IDS_LIMIT}, or a search for all of them")
+            raise ConfigError(
+                f"a request can name at most {IDS_LIMIT} jobs, not {len(ids)}; to change more, give a search"
+            )
         await self._store.app.connect()
         broker, now = self._store.app.broker, self._store.app.now()
         if action == "cancel":
             done = []
-            for first in range(0, len(ids), AT_ONCE):  # brokers write what comes at once as one group
+            for first in range(0, len(ids), AT_ONCE):  # brokers write simultaneous calls as one group
                 some = ids[first : first + AT_ONCE]
                 done += await asyncio.gather(*(broker.cancel(task_id, now=now, by=by) for task_id in some))
         else:
@@ -407,9 +410,9 @@ class Jobs:
         job = await self._store.app.get_job(task_id)
         event = event_of(job)
         if event is None:
-            raise ConfigError(f"the job {task_id} is {job.status} and waits for no event")
+            raise ConfigError(f"the job {task_id} is {job.status} and does not wait for an event")
         if not await self._store.app.emit(event, read_value(payload)):
-            raise ConfigError(f"the event {event!r} was emitted before; its first payload stays")
+            raise ConfigError(f"the event {event!r} was already emitted; its payload does not change")
         logger.info("%s has emitted the event %s", by, event)
         self._store.forget()
         return event
@@ -436,7 +439,7 @@ class Jobs:
                     # Of those that were counted, some were gone, or in another state, before they were looked at.
                     report["refused"] = max(report["refused"], int(counted[:9]) - report["done"])
             else:
-                raise ConfigError("say which jobs: ids, or search for all that it finds")
+                raise ConfigError("no jobs are given: give ids, or a search for all jobs that match it")
             more = f".more.{report['after']}" if report["after"] is not None else ""
             figures, (touched, is_exact) = (
                 f".{report['done']}.{report['refused']}{more}",
@@ -458,7 +461,7 @@ class Jobs:
             if report["done"]:
                 return Done(report, path, said)
             status = (await self.job(task_id))["status"]
-            return Done({"error": f"the job is {status}: {action} does not fit"}, path, said, 409)
+            return Done({"error": f"the job is {status}, so {action} is not possible"}, path, said, 409)
 
         return change
 
@@ -545,7 +548,7 @@ def position(after: str | None) -> int | None:
     if after is None:
         return None
     if not (after.isdecimal() and len(after) <= 18):
-        raise ConfigError(f"after={after!r:.80} is no cursor that a page gave")
+        raise ConfigError(f"after={after!r:.80} is not a cursor: use the `after` of the previous page")
     return int(after)
 
 
@@ -559,7 +562,7 @@ REDACTED = "redacted"
 
 
 def moment(seconds: float) -> dt.datetime:
-    """Seconds since the epoch as people write them; what no calendar reaches is its end."""
+    """Seconds since the epoch as a datetime; the latest possible one if they are too large."""
     try:
         return dt.datetime.fromtimestamp(seconds, dt.UTC)
     except (OverflowError, ValueError, OSError):
@@ -576,7 +579,7 @@ def moment_or_none(seconds: float | None) -> dt.datetime | None:
 
 
 def text(whole: str, limit: int = TEXT_LIMIT) -> Text:
-    """A text, cut to so many characters."""
+    """A text, cut to `limit` characters."""
     return {"text": whole[:limit], "size": len(whole), "is_cut": len(whole) > limit}
 
 
@@ -585,7 +588,7 @@ def text_or_none(whole: str | None) -> Text | None:
 
 
 def line(whole: str, limit: int = LINE_LIMIT) -> str:
-    """The first line of a text, cut to so many characters."""
+    """The first line of a text, cut to `limit` characters."""
     first = whole[: limit + 1].partition("\n")[0]
     return first if len(first) <= limit else f"{first[: limit - 1]}…"
 
@@ -594,7 +597,7 @@ def line(whole: str, limit: int = LINE_LIMIT) -> str:
 
 
 def _short() -> reprlib.Repr:
-    """Writes a value in a few words, whatever it is: an object of a user's own may fail to say what it is."""
+    """Writes any value in a few characters, even an object whose `repr` raises an exception."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = 60
     short.maxlevel, short.maxdict, short.maxlist, short.maxtuple, short.maxset = 3, 6, 6, 6, 6
@@ -633,7 +636,7 @@ def result_json(job: Job) -> str | None:
 
 
 def actions(job: Job) -> list[str]:
-    """What may be done to the job now."""
+    """The actions that the job's state allows now."""
     if job.task == EVENT:
         return ["delete"] if job.status in FINISHED else []
     allowed = []
@@ -748,7 +751,7 @@ def job_view(
     max_attempts: int | None,
     explanation: str,
 ) -> JobView:
-    """A job with all that is known of it."""
+    """A job with all its data."""
     args, kwargs = (REDACTED, REDACTED) if redacted else arguments_json(job)
     result = REDACTED if redacted and job.status is TaskStatus.SUCCESS else result_json(job)
     return {

@@ -26,7 +26,7 @@ REST = 1.0  # seconds between two counts: they read all jobs that wait for a lim
 
 
 class LimitRow(TypedDict):
-    """A limit and its use. Its numbers hold for each key; the key "" is that of jobs without one."""
+    """A limit and its use. Its numbers apply to each key. Jobs without a key have the key ""."""
 
     name: str
     concurrency: int | None
@@ -45,7 +45,7 @@ class LimitRow(TypedDict):
 
 
 class Limits:
-    """The page of limits, and what can be done to a key."""
+    """The page of limits, and the actions on a key."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

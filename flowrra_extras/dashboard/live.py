@@ -1,8 +1,7 @@
-"""News for open tabs: what is looked at is rendered again and again, and what has changed is sent.
+"""Updates for open tabs: each page that is open somewhere is rendered repeatedly, and sent if it has changed.
 
 One rendering serves all tabs with the same view. The hub rests for REST times as long as its last round took, so that
-its load is at most a quarter of a core whatever the number of tabs. Knows of jobs and stores no more than that pages
-show them.
+its load is at most a quarter of a core, whatever the number of tabs.
 """
 
 from __future__ import annotations
@@ -27,21 +26,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger("flowrra.dashboard")
 
 TICK = 0.2  # seconds between two looks: with the rendering, a change is on the screen within 0.3
-# Seconds that a stream lasts. The browser comes again by itself, and is asked again who it is. A server that waits for
-# its requests before it ends (uvicorn does, and tells nobody) has no longer to wait.
+# How many seconds a stream lasts. Then the browser connects again, and its access is checked again. A server that waits
+# for its requests at its end, as uvicorn does, waits no longer than this.
 LIFETIME = 5.0
 TURN = 0.05  # seconds that the other tabs wait for the rendering of one view
 AGAIN = 0.1  # seconds after which the browser comes again
 TABS = 1_000
-SHARE = 2  # one visitor may have every second place: so that there are others for others
-_FULL = "Too many tabs look at this dashboard. This one looks again by itself."
-# Without an id: whoever comes again while it lasts is told again, and afterwards gets the text if it has changed.
+SHARE = 2  # one visitor may use half of the places
+_FULL = "Too many tabs show this dashboard. This tab tries again automatically."
+# Without an id: a browser that reconnects during the trouble gets it again, and afterwards the text if it has changed.
 _TROUBLE = b"event: trouble\ndata:\n\n"
 _LINE_END = re.compile(r"\r\n|\r|\n")  # what ends a line of an event: a text must not bring lines of its own
 
 
 class Channel:
-    """A view, the latest event for it, and who waits for the next one."""
+    """A view, its latest event, and the streams that wait for the next one."""
 
     __slots__ = ("digest", "event", "has_failed", "is_over", "look", "rests_until", "waiters")
 
@@ -55,14 +54,14 @@ class Channel:
         self.rests_until = 0.0  # on the loop's clock
 
     def tell(self, digest: str, event: bytes) -> None:
-        """Hand the event to all who look; one who is slow gets the latest only."""
+        """Pass the event to all streams. A slow one gets only the latest event."""
         self.digest, self.event = digest, event
         for waiter in self.waiters:
             waiter.set()
 
 
 class Hub:
-    """Sends the news of views to their tabs. It works while somebody looks, and ends with the last one."""
+    """Sends updates of views to their tabs. It works while there is an open tab."""
 
     def __init__(self, pages: Pages, *, tick: float = TICK, lifetime: float = LIFETIME) -> None:
         self._pages = pages
@@ -85,20 +84,20 @@ class Hub:
             TaskNotFoundError: the server cannot send a stream.
         """
         if not request.streams:
-            raise TaskNotFoundError("this server sends no events: look at the pages themselves")
+            raise TaskNotFoundError("this server cannot send events: load the pages instead")
         given = request.parameters
         path, _, query = given.get("view", "/").partition("?")
         view = View(request.root, urllib.parse.unquote(path), query, access.allows("full"))
         if self._is_full(view, access.who):
             return Response(503, _FULL.encode(), {"content-type": "text/plain; charset=utf-8", "retry-after": "5"})
-        # A browser that comes again says what it has seen last.
+        # A browser that reconnects sends the id of the last event that it received.
         seen = request.headers.get("last-event-id") or given.get("digest", "")
         headers = {"content-type": "text/event-stream", "x-accel-buffering": "no"}
         stream = None if request.method == "HEAD" else self.follow(view, seen, access.who)
         return Response(200, f"retry: {AGAIN * 1000:.0f}\n\n".encode(), headers, stream)
 
     def _is_full(self, view: View, who: str) -> bool:
-        """Whether there is no place for one more to look at the view, or none for this visitor."""
+        """Whether there is no place for another stream, or none for this visitor."""
         own = [place for holder, place in self._places.values() if holder == who]
         if self.tabs >= TABS or len(own) >= max(1, TABS // SHARE):
             return True
@@ -106,8 +105,8 @@ class Hub:
         return is_full or (view not in own and len(set(own)) >= max(1, VIEWS // SHARE))
 
     async def follow(self, view: View, seen: str = "", who: str = "") -> AsyncGenerator[bytes, None]:
-        """The events of a view, but for the one that was `seen`. Closing it, however it ends, leaves nothing behind."""
-        # Joined here and not before: a stream of which nobody takes a first piece is never closed either.
+        """The events of a view, but for the one that was `seen`. Closing it removes it from its channel."""
+        # Only here, because a stream whose first piece is never requested is never closed.
         channel = self._channels.setdefault(view, Channel())
         news = asyncio.Event()
         channel.waiters.add(news)
@@ -158,7 +157,7 @@ class Hub:
             await asyncio.sleep(max(self._tick, REST * (clock() - began)))
 
     async def _give_turn(self, view: View, channel: Channel) -> None:
-        """Look at a view. One that takes long goes on by itself, and rests afterwards: it keeps no other waiting."""
+        """Look at a view. If it takes long, it continues in the background, so that other views do not wait."""
         clock = asyncio.get_running_loop().time
         if channel.look is not None or clock() < channel.rests_until:
             return
@@ -175,7 +174,7 @@ class Hub:
         await asyncio.wait({channel.look}, timeout=TURN)
 
     async def _look(self, view: View, channel: Channel) -> None:
-        """Render the view, and tell of it if it has changed. One that fails is told of once, and tried again."""
+        """Render the view, and send it if it has changed. A failure is sent once, and the rendering is tried again."""
         try:
             main = await self._pages.main(view)
         except (TaskNotFoundError, ConfigError):
@@ -185,7 +184,7 @@ class Hub:
         except Exception as error:
             if not channel.has_failed:
                 logger.warning(
-                    "no news of %s: %s", view.path[:200], error, exc_info=not isinstance(error, FlowrraError)
+                    "no updates for %s: %s", view.path[:200], error, exc_info=not isinstance(error, FlowrraError)
                 )
                 channel.tell("trouble", _TROUBLE)
             channel.has_failed = True

@@ -66,7 +66,7 @@ class RunningRow(Relative):
 
 
 class WorkerRow(TypedDict):
-    """A live worker. `busy` is how many jobs it runs, by its latest heartbeat; `running` are those that are shown."""
+    """A live worker. `busy` is how many jobs it ran at its latest heartbeat; `running` lists jobs, up to a limit."""
 
     id: str
     host: str
@@ -82,9 +82,9 @@ class WorkerRow(TypedDict):
 
 
 class Minute(TypedDict):
-    """What the workers did in a minute. Quantiles are None where nothing ran.
+    """What the workers did in one minute. Quantiles are null if no job ran.
 
-    Those of the waiting of the latest one, and of an hour, include the jobs that still wait, as long as they have.
+    The waiting times of the latest minute and of the hour include jobs that still wait.
     """
 
     at: dt.datetime
@@ -98,7 +98,7 @@ class Minute(TypedDict):
 
 
 class Stats(TypedDict):
-    """The state of things at `at`; `counted_at` is when the counts were taken."""
+    """The overview at the time `at`. `counted_at` is when the jobs were counted."""
 
     at: dt.datetime
     counted_at: dt.datetime
@@ -127,7 +127,7 @@ class Overview:
         self._exporter = metrics.Exporter(store.app, self._tally)
 
     async def stats(self) -> Stats:
-        """The state of things."""
+        """The overview."""
         await self._store.app.connect()
         now, tally = self._store.app.now(), await self._store.counting.tally()
         seen = await self._store.app.broker.overview(begin(now))
@@ -158,7 +158,9 @@ class Overview:
     async def _few_schedules(self) -> list[ScheduleRow]:
         try:
             return (await self._schedules.by_trouble())[:SCHEDULES]
-        except BackendError:  # their store may be another one than that of the jobs; the verdict says that it is away
+        except (
+            BackendError
+        ):  # their store may be another one than that of the jobs; the verdict says that it is unreachable
             return []
 
     async def _longest(self, now: float) -> list[JobRow]:
@@ -202,7 +204,7 @@ class Overview:
         return set_queue
 
     async def set_queue(self, queue: str, *, paused: bool, by: str) -> None:
-        """Hand out no more jobs of a queue, or hand them out again."""
+        """Pause or resume a queue."""
         await self._store.app.connect()
         await self._store.app.broker.set_queue(check_queue(queue), paused=paused)
         self._store.forget()
@@ -249,7 +251,7 @@ def worker_row(worker: WorkerInfo, running: Iterable[RunningRow]) -> WorkerRow:
 
 
 def still_waiting(tally: Tally, now: float) -> Activity:
-    """The waiting so far of all ready jobs, as if they had started now: taken to be spread evenly in each queue."""
+    """The waiting so far of all ready jobs, as if they had started now: assumed to be spread evenly in each queue."""
     waits: collections.Counter[int] = collections.Counter()
     for queue, oldest in tally.oldest.items():
         number, newest = tally.total(TaskStatus.PENDING, queue=queue), tally.newest.get(queue, oldest)

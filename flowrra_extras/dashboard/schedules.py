@@ -51,7 +51,7 @@ MORE_OPTIONS = {name: one for name, one in STORED_OPTIONS.items() if name not in
 
 
 class ScheduleRow(TypedDict):
-    """A schedule; one in code (`in_code`) can be looked at and run, not changed."""
+    """A schedule. If it is defined in code (`in_code`), it can be run, but not changed."""
 
     id: str
     task: str
@@ -74,11 +74,11 @@ class ScheduleRow(TypedDict):
     last_fire: dt.datetime | None
     last_job: str | None
     last_status: str | None  # the state of that job; None where there is none, or it was purged
-    overdue: bool  # it should have fired, and nobody has fired it
+    overdue: bool  # its next fire is more than a minute late
 
 
 class Preview(TypedDict):
-    """What a rule that is being typed means. `problem` is set where it cannot be read."""
+    """The meaning of a rule. `problem` is set if the rule cannot be read."""
 
     explanation: str | None
     fires: list[dt.datetime]
@@ -110,7 +110,7 @@ class Schedules:
         return sorted(rows, key=lambda row: (not is_in_trouble(row), row["next_fire"] or never))
 
     async def _find_outcomes(self, rows: Sequence[ScheduleRow]) -> None:
-        """Fill in what became of the last job of each."""
+        """Fill in the state of the last job of each."""
         ids = [row["last_job"] for row in rows if row["last_job"]]
         jobs = await self._store.app.broker.find(JobFilter(ids=ids), limit=len(ids)) if ids else []
         found = {job.id: job for job in jobs}
@@ -130,7 +130,7 @@ class Schedules:
         return row
 
     async def preview(self, kind: str = "cron", rule: str = "", tz: str = "UTC") -> Preview:
-        """What a rule that is being typed means."""
+        """The meaning of a rule."""
         now = self._store.app.now()
         try:
             schedule = make_schedule("preview", kind, read_rule(kind, rule), tz=tz or "UTC")
@@ -138,7 +138,7 @@ class Schedules:
             fires = list(fires_of(schedule, now, FIRES))
         except (FlowrraError, ValueError, OverflowError) as error:
             return {"explanation": None, "fires": [], "problem": str(error)}
-        problem = None if fires else "It has no moment to come: it would never fire."
+        problem = None if fires else "The rule has no time in the future: the schedule would never fire."
         return {"explanation": explained(schedule), "fires": fires, "problem": problem}
 
     async def add(self, kind: str, task: str, rule: object, options: Mapping[str, Any], *, by: str) -> str:
@@ -148,7 +148,7 @@ class Schedules:
         """
         await self._store.app.connect()
         if not self._store.schedulers:
-            raise FlowrraError("this program stores no schedules: app.create_scheduler() makes a store for them")
+            raise FlowrraError("this program has no store of schedules: call app.create_scheduler() in it")
         scheduler = self._store.schedulers[0]
         ways: Mapping[str, Any] = {
             "cron": scheduler.schedule_cron,
@@ -157,7 +157,7 @@ class Schedules:
         }
         moment = read_rule(kind, rule)
         if not task:
-            raise ConfigError(f"a schedule is given a task's name, not {task!r}")
+            raise ConfigError(f"a schedule needs the name of a task, not {task!r}")
         known = await self._store.task_names()
         if known and task not in known:
             raise ConfigError(f"no task {task!r} is registered here or known to a live worker{nearest(task, known)}")
@@ -167,7 +167,7 @@ class Schedules:
         return schedule_id
 
     async def run_schedule(self, schedule_id: str, *, by: str) -> str:
-        """Submit a job of a schedule now, beside its fires; the job's id."""
+        """Submit a job of a schedule now, in addition to its fires; the job's id."""
         await self._store.app.connect()
         if schedule_id in self._store.app.schedules:
             job_id: str = await submit_now(self._store.app, self._store.app.schedules[schedule_id])
@@ -186,7 +186,9 @@ class Schedules:
                 return scheduler, schedule
         if schedule_id in self._store.app.schedules:
             raise ConfigError(f"the schedule {schedule_id!r} is declared in code: change it there")
-        raise TaskNotFoundError(f"no schedule {schedule_id!r} is kept here: never made, removed, or done a week ago")
+        raise TaskNotFoundError(
+            f"there is no schedule {schedule_id!r}: it was never created, was deleted, or ended a week ago"
+        )
 
     def _schedule_row(self, schedule: Schedule, *, in_code: bool, fires: int = 1) -> ScheduleRow:
         now = self._store.app.now()
@@ -242,7 +244,7 @@ class Schedules:
             its_kind = kind or fields.text("kind")
             rule = _rule_in(fields, its_kind)
             if rule is None:
-                raise ConfigError("the rule is missing: say when the schedule is to fire")
+                raise ConfigError("the rule is missing: it says when the schedule fires")
             task = fields.text("task" if fields.is_form else "task_name")
             schedule_id = await self.add(its_kind, task, rule, _options_in(fields), by=access.who)
             value = {"id": schedule_id, "schedule_id": schedule_id}
@@ -341,9 +343,9 @@ def _rule_in(fields: Fields, kind: str) -> object:
         return fields.values.get("rule")
     rules = [name for name in RULES.values() if name in fields.values]
     if len(rules) > 1:
-        raise ConfigError(f"a schedule has one rule: give one of {', '.join(RULES.values())}")
+        raise ConfigError(f"a schedule has only one rule: give one of {', '.join(RULES.values())}")
     if rules and RULES.get(kind) != rules[0]:
-        raise ConfigError(f"this schedule is of the kind {kind}: its rule is given as {RULES.get(kind)}")
+        raise ConfigError(f"the kind of this schedule is {kind}, so give its rule as {RULES.get(kind)}")
     return fields.values[rules[0]] if rules else None
 
 
@@ -361,16 +363,16 @@ def _options_in(fields: Fields) -> dict[str, Any]:
 def read_rule(kind: str, rule: object) -> Any:
     """A rule as it was typed or sent, as `make_schedule` takes it."""
     if kind not in KINDS:
-        raise ConfigError(f"a schedule is of the kind {', '.join(KINDS)}, not {kind!r:.80}")
+        raise ConfigError(f"the kind of a schedule must be one of {', '.join(KINDS)}, not {kind!r:.80}")
     if isinstance(rule, str) and len(rule) > RULE_LIMIT:
-        raise ConfigError(f"a rule has {RULE_LIMIT} characters at the most, not {len(rule)}")
+        raise ConfigError(f"a rule can have at most {RULE_LIMIT} characters, not {len(rule)}")
     try:
         if kind == "interval" and isinstance(rule, str):
             return float(rule)
         if kind == "once" and isinstance(rule, str):
             return dt.datetime.fromisoformat(rule.strip())
     except ValueError:
-        wanted = "seconds, such as 300" if kind == "interval" else "a moment, such as 2026-12-24T18:00"
+        wanted = "a number of seconds, such as 300" if kind == "interval" else "a time, such as 2026-12-24T18:00"
         raise ConfigError(f"the rule must be {wanted}, not {rule!r}") from None
     return rule
 
@@ -406,7 +408,7 @@ def explained(schedule: Schedule) -> str:
             return f"Every {duration(float(schedule.rule))}"
         return "Once" if schedule.kind == "once" else Cron(schedule.rule, tz=schedule.tz, name=schedule.id).explain()
     except ValueError as error:
-        return f"It cannot be read: {error}"
+        return f"The rule cannot be read: {error}"
 
 
 def job_of(schedule: Schedule) -> Job:

@@ -1,4 +1,4 @@
-"""The app and its store as all pages share them: what is hidden of a job, and counts that take long to find."""
+"""The app and its store as all pages share them: hidden arguments, and counts that take long to find."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 from flowrra import JobFilter, TaskStatus
 from flowrra_extras.dashboard import job_search
 from flowrra_extras.metrics import oldest_ready, ready_since
+from flowrra_extras.urls import shown_url
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -21,9 +22,9 @@ logger = logging.getLogger("flowrra.dashboard")
 
 T = TypeVar("T")
 
-REST = 20  # a search rests for so many times its own length, which bounds its load to a twentieth of a core
-LEAST_REST = 0.05  # seconds: a small store is counted anew at each look
-GLANCE = 0.005  # seconds that one waits for a value that may be left out
+REST = 20  # a search rests for REST times its own length, which limits its load to a twentieth of a core
+LEAST_REST = 0.05  # seconds: a small store is counted again at each look
+GLANCE = 0.005  # seconds to wait for an optional value
 PATIENCE = 0.02  # seconds that a page waits for a newer value when it has an older one
 
 
@@ -50,7 +51,7 @@ class Fresh(Generic[T]):
         self._error: BaseException | None = None  # why the latest search has failed
 
     async def get(self) -> T:
-        """The value. A search that fails is the asker's trouble only if there is no older value.
+        """The value. A search that fails raises its error only if there is no older value.
 
         Cancelling it leaves the search to those who come next.
         """
@@ -64,7 +65,7 @@ class Fresh(Generic[T]):
     async def recent(self, most_age: float) -> T:
         """The value of the last `most_age` seconds, or of as long as a search rests; else it waits for a newer one.
 
-        A search that fails is the asker's trouble.
+        A search that fails raises its error.
         """
         search, found = self._current(), self._found
         if found is not None and found.at == _FORGOTTEN and search is not None:
@@ -113,7 +114,7 @@ class Fresh(Generic[T]):
         if error is None:
             self._found = search.result()
         elif self._error is None:  # once: it is tried again at each look
-            logger.warning("the dashboard shows older figures: %s", error)
+            logger.warning("a query failed, so the dashboard shows older figures: %s", error)
         self._error = error
 
     def forget(self) -> None:
@@ -184,7 +185,7 @@ class Counting:
         return await fresh.glance()
 
     def forget(self) -> None:
-        """Count anew: something was changed from here."""
+        """Count again, because this program has changed something."""
         self._all.forget()
         for fresh in self._some.values():
             fresh.forget()
@@ -244,6 +245,12 @@ class Store:
         for fresh in self._shared:
             await fresh.close()
 
+    def explained(self, error: object) -> str:
+        """The message of an error of the store, with its URL and the reason why it does not answer."""
+        url, problem, text = shown_url(self.app.config.broker.url), self.app.broker.store_status.problem, str(error)
+        said = text if url in text else f"{text} ({url})"
+        return f"{said}: {problem}" if problem and problem not in text else said
+
     def hides(self, job: Job) -> bool:
         """Whether the arguments and the result of the job are not to be shown. A function that fails hides them."""
         if isinstance(self._redact, bool):
@@ -251,7 +258,7 @@ class Store:
         try:
             return bool(self._redact(job))
         except Exception:
-            logger.exception("redact= failed on a job of %s, which hides what is in it", job.task)
+            logger.exception("redact= failed for a job of %s, so its data is hidden", job.task)
             return True
 
     def named_arguments(self, job: Job) -> Mapping[str, Any]:
@@ -277,13 +284,13 @@ class Store:
         return sorted({queue for queue, _ in tally.counts} | {queue for worker in workers for queue in worker.queues})
 
     def forget(self) -> None:
-        """Show what is there now: something was changed from here."""
+        """Find everything again, because this program has changed something."""
         self.counting.forget()
         for fresh in self._shared:
             fresh.forget()
 
     def share(self, find: Callable[[], Awaitable[T]], *, rest: float | None = None) -> Fresh[T]:
-        """What `find` gives, shared by all who ask, found anew after a change from here, and ended with the store."""
+        """What `find` gives, shared by all who ask, found again after a change from here, and ended with the store."""
         fresh = Fresh(find, rest=rest)
         self._shared.append(fresh)
         return fresh

@@ -37,10 +37,10 @@ LATEST = 10  # jobs of a task's page
 
 
 class Parameter(TypedDict):
-    """A parameter of a task, or a field of one that is a dataclass.
+    """A parameter of a task, or a field of a parameter that is a dataclass.
 
-    `annotation` and `default` are texts as in the source; None where there is none. `input` is what is typed into its
-    field of a form: json, text, integer, number, date, time, datetime, or else one of the `choices` or the `fields`.
+    `annotation` and `default` are source text, or null. `input` is the type of its form field: json, text, integer,
+    number, date, time or datetime. If there are `choices` or `fields`, these are used instead.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Parameter(TypedDict):
 
 
 class TaskRow(TypedDict):
-    """A task, registered here or known from the store and its workers only, and what it did in the last hour."""
+    """A task and its activity in the last hour. It is registered here, or only known from the store and the workers."""
 
     name: str
     is_registered: bool  # here, so that it may be run through a form
@@ -102,7 +102,7 @@ class Tasks:
         task = self._store.app.registry.get(name)
         latest = await self._latest_of(name)
         if task is None and not activity and not latest and name not in await self._store.known_tasks(workers):
-            raise TaskNotFoundError(f"no task {name!r} is registered here, known to a live worker, or that of a job")
+            raise TaskNotFoundError(f"there is no task {name!r}: no program, worker or job here has it")
         return {
             **self._task_row(name, workers, activity),
             "summary": None if task is None else inspect.getdoc(task.function),
@@ -232,20 +232,20 @@ def unknown_task(name: str, known: Iterable[str]) -> TaskNotFoundError:
     """The error that says which task may have been meant."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5) or [one for one in known if one.endswith(f".{name}")]
     hint = f": did you mean {near[0]!r}?" if near else ""
-    return TaskNotFoundError(f"no task {name!r} is registered in this program, so that it cannot be run here{hint}")
+    return TaskNotFoundError(f"no task {name!r} is registered in this program, so it cannot be run here{hint}")
 
 
 def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a job as JSON brings them; ConfigError for one that there is not."""
     if unknown := given.keys() - SUBMIT_OPTIONS:
-        raise ConfigError(f"a job has no option {min(unknown)!r}: {', '.join(sorted(SUBMIT_OPTIONS))}")
+        raise ConfigError(f"a job has no option {min(unknown)!r}; its options are {', '.join(sorted(SUBMIT_OPTIONS))}")
     options = whole({name: value for name, value in given.items() if value is not None})
     for name in _MOMENTS:
         if isinstance(options.get(name), str):
             try:
                 options[name] = dt.datetime.fromisoformat(options[name])
             except ValueError:
-                raise ConfigError(f"{name} must be a moment, such as 2026-12-24T18:00Z, not {given[name]!r}") from None
+                raise ConfigError(f"{name} must be a time, such as 2026-12-24T18:00Z, not {given[name]!r}") from None
     return options
 
 
@@ -287,14 +287,16 @@ def _argument(name: str, fields: Mapping[str, str], hint: Any) -> Any:
         return {part: _argument(f"{name}.{part}", fields, hints[part]) for part in parts}
     text, choices = fields[name], _choices(kind)
     if choices and text not in choices:
-        raise ConfigError(f"{name} is one of {', '.join(choices)}, not {text[:80]!r}")
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {text[:80]!r}")
     if choices:
         return choices[text]
     if kind in (dt.date, dt.time, dt.datetime):
         try:
             return {"$": kind.__name__, "v": kind.fromisoformat(text.strip()).isoformat()}
         except ValueError:
-            raise ConfigError(f"{name} is a {kind.__name__} such as {_EXAMPLES[kind]}, not {text[:80]!r}") from None
+            raise ConfigError(
+                f"{name} must be a {kind.__name__} such as {_EXAMPLES[kind]}, not {text[:80]!r}"
+            ) from None
     value = value_of(text)
     return text if kind in (str, "str") and not isinstance(value, str) else value
 
@@ -353,5 +355,5 @@ def _fields_of(kind: Any) -> list[inspect.Parameter]:
 
 def _expect(name: str, value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
-        raise ConfigError(f"{name} takes a JSON {'list' if kind is list else 'object'}, not {value!r:.80}")
+        raise ConfigError(f"{name} must be a JSON {'list' if kind is list else 'object'}, not {value!r:.80}")
     return value

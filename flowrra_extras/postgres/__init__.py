@@ -47,6 +47,7 @@ from flowrra import (
     Notices,
     Outcome,
     Overview,
+    StoreStatus,
     TaskResult,
     TaskStatus,
     Topic,
@@ -99,6 +100,7 @@ class _Life(Broker):
         self.retention = retention or BackendConfig()
         self._clock = clock or Clock()
         self._address = Address(url)
+        self.store_status = StoreStatus()
         self._link: Link | None = None
         self._groups: Groups
         self._pid = 0
@@ -114,7 +116,7 @@ class _Life(Broker):
         elif self._link is not None:  # of the parent of a fork, which still uses them: never used or collected
             self._inherited = self._link, self._groups
         self._link, self._pid = None, os.getpid()
-        link = Link(self._address, self.config.timeout)
+        link = Link(self._address, self.config.timeout, self.store_status)
         try:
             await link.run(lambda session: session.refuse_standby(self._address.name))
             while (store_id := await link.run(identify)) is None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
-from flowrra import BrokerError, ConfigError, FlowrraError, SerializationError, describe
+from flowrra import BrokerError, ConfigError, FlowrraError, SerializationError, StoreStatus, describe
 from flowrra_extras.batching import closed
 from flowrra_extras.postgres.statements import in_schema
 from flowrra_extras.urls import read_server_url
@@ -269,8 +269,9 @@ def callers_session(connection: Any, schema: str) -> CallersSession:
 class Link:
     """A pool of connections, which are opened when needed and replaced when they fail."""
 
-    def __init__(self, address: Address, timeout: float) -> None:
+    def __init__(self, address: Address, timeout: float, status: StoreStatus | None = None) -> None:
         self._address = address
+        self._status = status or StoreStatus()
         self._timeout = timeout
         self._gate = asyncio.Semaphore(address.pool_size)
         self._idle: list[asyncpg.Connection[Any]] = []
@@ -278,7 +279,6 @@ class Link:
         self._endings: set[asyncio.Task[None]] = set()
         self._is_closed = False
         self.failed = -math.inf  # when the server last gave no answer, by the loop's clock
-        self._is_away = False  # whether the latest try had no answer, and a warning was logged
 
     async def run(self, work: Callable[[Session], Awaitable[T]], silence: float | None = SILENCE) -> T:
         """Return what `work` returns. If a connection is lost or silent for `silence` seconds, `work` is called again.
@@ -317,12 +317,14 @@ class Link:
     def _note_failure(self, error: Exception) -> None:
         """Log a warning immediately when the server becomes unreachable, and not again with each try."""
         is_silent = isinstance(error, (OSError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError))
-        if is_silent and not self._is_away and not self._is_closed:
-            self._is_away = True
-            why = str(error) or "it is silent"
+        if not is_silent or self._is_closed:
+            return
+        why = str(error) or "it is silent"
+        if not self._status.problem:
             logger.warning(
                 "%s does not answer (%s); trying again for up to %g s", self._address.name, why, self._timeout
             )
+        self._status.problem = why
 
     async def fetch(self, text: str, *values: Any, silence: float = SILENCE) -> Sequence[Any]:
         """Run one statement and return its rows."""
@@ -335,7 +337,7 @@ class Link:
             usable = False  # a connection that was interrupted or refused cannot be used again
             try:
                 result = await work(Session(connection, self._address.schema))
-                usable, self._is_away = True, False
+                usable, self._status.problem = True, ""
             except Exception as error:
                 usable = not _is_away(error)
                 raise
@@ -362,6 +364,8 @@ class Link:
             return SerializationError(f"{name} cannot store a value: {error}")
         if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
             return BrokerError(f"{name} does not accept this user and password: {error}")
+        if isinstance(error, asyncpg.InvalidCatalogNameError):
+            return BrokerError(f"{name}: {error}; create it, for example with createdb")
         if isinstance(error, asyncpg.DiskFullError):
             return BrokerError(f"the disk of {name} is full, and nothing was written: free some space ({error})")
         if isinstance(error, asyncpg.InsufficientPrivilegeError):

@@ -54,6 +54,7 @@ from flowrra import (
     Notices,
     Outcome,
     Overview,
+    StoreStatus,
     TaskResult,
     TaskStatus,
     Topic,
@@ -152,6 +153,7 @@ class RedisBroker(Broker):
     def _start_new(self) -> None:
         self._claims = Claims()
         self._doubtful: Attempts = set()
+        self.store_status = StoreStatus()
         self._make_parts()
         self._is_open = False
         self._pid = 0
@@ -159,7 +161,7 @@ class RedisBroker(Broker):
 
     def _make_parts(self) -> None:
         """Make the parts that belong to one loop."""
-        self._link = Link(self._address)
+        self._link = Link(self._address, self.store_status)
         self._calls = Calls(self._link)
         self._changes = Changes(self._calls, self.retention)
         self._leases = Leases(self._changes)

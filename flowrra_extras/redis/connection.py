@@ -39,7 +39,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from flowrra import BrokerError, ConfigError, describe
+from flowrra import BrokerError, ConfigError, StoreStatus, describe
 from flowrra_extras.backoff import pauses
 from flowrra_extras.batching import closed
 from flowrra_extras.redis.scripts import SCRIPTS
@@ -391,15 +391,15 @@ class Call:
 class Link:
     """The connection for scripts. Concurrent calls share it."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, status: StoreStatus | None = None) -> None:
         self._address = address
+        self._status = status or StoreStatus()
         self._timeout = 0.0
         self.failed = -math.inf  # when a call last had no answer, by the loop's clock
         self._prefix = f"{address.prefix}:"
         self._connection: Connection | None = None
         self._connecting = asyncio.Lock()
         self._is_open = False
-        self._is_away = False  # whether the latest try had no answer, and a warning was logged
 
     def open(self, timeout: float) -> None:
         """Allow calls. Each may take `timeout` seconds. The first call connects."""
@@ -443,7 +443,7 @@ class Link:
         packed = b"".join([call.pack(self._prefix) for call in calls])
         patience = min(PATIENCE + len(packed) / 1e6, deadline - asyncio.get_running_loop().time())
         answers = await connection.ask(packed, len(calls), patience)
-        self._is_away = False
+        self._status.problem = ""
         for call, answer in zip(calls, answers, strict=True):
             if isinstance(answer, _ANSWERED):
                 self._judge(call, answer)
@@ -452,14 +452,14 @@ class Link:
 
     def _note_failure(self, error: OSError) -> None:
         """Log a warning immediately when the server becomes unreachable, and not again with each try."""
-        if self._is_open and not self._is_away:
-            self._is_away = True
+        if not self._is_open:
+            return
+        why = str(error) or "it is silent"
+        if not self._status.problem:
             logger.warning(
-                "%s does not answer (%s); trying again for up to %g s",
-                self._address.name,
-                str(error) or "it is silent",
-                self._timeout,
+                "%s does not answer (%s); trying again for up to %g s", self._address.name, why, self._timeout
             )
+        self._status.problem = why
 
     async def _reconnect(self, deadline: float) -> Connection:
         """Return the current connection, or open one for all callers that have lost the last one."""

@@ -101,6 +101,12 @@ async def test_no_message_of_either_has_the_password(schema: str) -> None:
         assert "secret" not in f"{caught.value!r} {caught.value.__cause__!r}"
 
 
+async def test_a_database_that_does_not_exist_is_told_what_to_do() -> None:
+    host, port = address(POSTGRES_URL)
+    with pytest.raises(BrokerError, match='database "nothing" does not exist; create it, for example with createdb'):
+        await PostgresBroker(f"postgresql://postgres@{host}:{port}/nothing").open()
+
+
 async def test_a_wrong_sslmode_is_told_by_both(schema: str) -> None:
     url = f"{POSTGRES_URL}?sslmode=require&schema={schema}"
     for store in (PostgresBroker(url, BrokerConfig(timeout=0.5)), store_from_url(url)):

@@ -214,7 +214,7 @@ def test_a_wrong_call_ends_with_2_and_one_line(say: Say, folder: Path, argv: lis
         (["show"], "the following arguments are required: id"),
         (["start"], "invalid choice: 'start'"),
         (["jobs", "shop:app", "--json", "shop:app"], "unrecognized arguments: shop:app"),
-        (["status", "shop:app", "--all"], "unrecognized arguments: --all"),
+        (["status", "shop:app", "--all"], "unrecognized arguments: --all; see flowrra status --help"),
     ],
 )
 def test_argparse_refuses_with_2_as_well(say: Say, argv: list[str], complaint: str) -> None:

@@ -432,7 +432,7 @@ async def test_a_state_may_be_given_by_its_name(app: Flowrra) -> None:
         task_id = await app.submit(app.registry["add"], 1)
         assert [job.id for job in await app.jobs(status="pending")] == [task_id]
         assert [job.id for job in await app.jobs(status=["pending", "failed"])] == [task_id]
-        with pytest.raises(ConfigError, match="'waiting' is no state of a job: scheduled, blocked, pending"):
+        with pytest.raises(ConfigError, match="'waiting' is not a state of a job: scheduled, blocked, pending"):
             await app.jobs(status="waiting")
 
 

@@ -65,7 +65,7 @@ def blocked_queue(folder: Path) -> Iterator[Incident]:
         submit(site, "mail.send", "mail", [f"guest{n}@example.com" for n in range(150)])
         with sqlite3.connect(site.store, timeout=10) as store:  # as if it had begun so long ago
             store.execute("UPDATE flowrra_job SET submitted = submitted - ?, started = started - ?", (WAITED, WAITED))
-        yield Incident(serve(site), "queue mail: 150 jobs wait, all 4 places are taken", "hangs0@example.com")
+        yield Incident(serve(site), "queue mail: 150 jobs wait, all 4 slots are taken", "hangs0@example.com")
 
 
 @contextlib.contextmanager
@@ -80,7 +80,7 @@ def poison_job(folder: Path) -> Iterator[Incident]:
         submit(site, "oc.charge", "pay", list(range(25)))
         submit(site, "stock.sync", "stock", list(range(1200)))
         until(lambda: count(site, TaskStatus.FAILED) == 1226)
-        yield Incident(serve(site), "task images.resize: 1 job given up: killed its worker 3 times", "bomb.png")
+        yield Incident(serve(site), "task images.resize: 1 job failed: killed its worker 3 times", "bomb.png")
 
 
 @contextlib.contextmanager
@@ -127,7 +127,7 @@ def store_away(folder: Path) -> Iterator[Incident]:
         url = serve(site)
         httpx.get(f"{url}/api/queues", timeout=20).raise_for_status()  # it has begun
         server.kill()
-        yield Incident(url, "The store does not answer", "No answer from it within 2.5 s")
+        yield Incident(url, "The store does not answer", "Connection refused")
 
 
 INCIDENTS: Mapping[str, Callable[[Path], contextlib.AbstractContextManager[Incident]]] = {

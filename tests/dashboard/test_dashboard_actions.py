@@ -55,7 +55,7 @@ async def test_what_is_too_much_for_one_go_goes_on(app: Flowrra, monkeypatch: py
         form = {**fields, "search": "state:pending", "back": "/jobs?search=state:pending"}
         answer = await client.post("/jobs/cancel", data=form)
         page = (await client.get(answer.headers["location"])).text
-        assert "Cancelled 2 jobs. There are more." in page
+        assert "Cancelled 2 jobs. More jobs are left." in page
         (after,) = re.findall(r'name="after" value="(\d+)"', page)
         answer = await client.post("/jobs/cancel", data={**form, "after": after})
         assert led_to(answer).endswith("notice=cancel.1.0")
@@ -164,7 +164,7 @@ async def test_an_event_is_emitted_from_the_page_of_a_job_that_waits_for_it(app:
             assert "/emit" in (await client.get(path)).text
             form = (await client.get(f"{path}/emit")).text
             assert "Emit &lt;b&gt;paid&lt;/b&gt;" in form
-            assert "1 job began to wait" in form
+            assert "1 job started to wait" in form
         answer = await client.post(f"/jobs/{job}/emit", data={**fields, "payload": "Ada"})
         assert answer.status_code == 422
         assert "&#39;Ada&#39; cannot be read as JSON" in answer.text
@@ -173,7 +173,7 @@ async def test_an_event_is_emitted_from_the_page_of_a_job_that_waits_for_it(app:
         assert (await within(app.wait_for_result(job))).result == {"by": "Ada"}
         assert "/emit" not in (await client.get(f"/jobs/{job}")).text
         answer = await client.post(f"/jobs/{job}/emit", data=fields)
-        assert "waits for no event" in answer.text
+        assert "does not wait for an event" in answer.text
         assert (await client.post("/jobs/none/emit", data=fields)).status_code == 404
 
 
@@ -184,7 +184,7 @@ async def test_an_event_is_emitted_once(app: Flowrra, monkeypatch: pytest.Monkey
         monkeypatch.setattr(jobs, "event_of", lambda job: "paid")  # emitted between the look and the emit
         answer = await client.post(f"/api/jobs/{job}/emit", json={"payload": 2})
         assert (answer.status_code, answer.json()["error"]) == (
-            422, "the event 'paid' was emitted before; its first payload stays",
+            422, "the event 'paid' was already emitted; its payload does not change",
         )  # fmt: skip
         assert (await app.get_result("event:paid")).result == 1  # type: ignore[union-attr]
 
@@ -216,10 +216,10 @@ async def test_a_task_is_run_by_its_form(app: Flowrra) -> None:
         assert (job.args, job.kwargs, job.priority) == (("42",), {"loud": True}, 3)
         for wrong, reason in (
             ({"param.name": ""}, "missing a required argument"),
-            ({**form, "param.loud": "maybe"}, "loud is one of true, false, not"),
+            ({**form, "param.loud": "maybe"}, "loud must be one of true, false, not"),
             ({**form, "option.priority": "high"}, "priority"),
             ({**form, "option.colour": "red"}, "no option"),
-            ({**form, "option.queue": "a\0b"}, "holds a NUL"),
+            ({**form, "option.queue": "a\0b"}, "contains a NUL"),
         ):
             answer = await client.post("/tasks/shop.greet/run", data={**fields, **wrong})
             assert answer.status_code == 422
@@ -399,5 +399,5 @@ def test_arguments_come_by_position_as_far_as_none_is_left_out() -> None:
 def test_what_does_not_fit_a_variable_parameter_is_refused(fields: dict[str, str]) -> None:
     def task(*rest: int, **more: Any) -> None: ...
 
-    with pytest.raises(ConfigError, match="takes a JSON"):
+    with pytest.raises(ConfigError, match="must be a JSON"):
         call(task, **fields)

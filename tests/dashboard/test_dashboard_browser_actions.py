@@ -49,7 +49,7 @@ def test_a_waiting_job_is_cancelled_and_deleted(script: bool, tab: Browser, shop
     tab.says("Cancelled 1 job.", ".notice")
     assert shop.job(job).status is TaskStatus.CANCELLED
     tab.click(".acts summary", "Delete")
-    tab.says("Delete this job for good?", ".pop")
+    tab.says("Delete this job permanently?", ".pop")
     tab.click(".pop button")
     tab.says("Deleted 1 job.", ".notice")
     assert job not in [other.id for other in shop.jobs()]
@@ -66,7 +66,7 @@ def test_a_job_is_cloned_with_other_arguments(script: bool, tab: Browser, shop: 
     assert tab.one("#args").get_attribute("value") == "[1, 2, 3, 4, 5]"
     tab.fill("#args", json.dumps(["Liskov", 2]))
     tab.click("button.main")
-    tab.says("this is the new job", ".notice")
+    tab.says("The clone was submitted.", ".notice")
     clone = tab.path.removeprefix("/jobs/").partition("?")[0]
     assert clone != job
     assert shop.finished(clone).result == "Hello, Liskov! Hello, Liskov! "
@@ -97,12 +97,12 @@ def test_all_jobs_that_match_are_deleted(script: bool, tab: Browser, shop: Shop)
     jobs = {failed(shop, f"thunder {number}") for number in range(3)}
     tab.open("/jobs?search=state:failed+error:thunder", script=script)
     tab.click(".every > summary")
-    tab.says("3 jobs: this page and all others", ".every")
+    tab.says("3 jobs, on this page and on all other pages", ".every")
     tab.click(".every .sure summary", "Delete all")
-    tab.says("Delete 3 jobs for good?", ".every")
+    tab.says("Delete 3 jobs permanently?", ".every")
     tab.click(".every .sure button", "Delete")
     tab.says("Deleted 3 jobs.", ".notice")
-    tab.says("No job matches.")
+    tab.says("No job matches the search.")
     assert jobs.isdisjoint(job.id for job in shop.jobs())
 
 
@@ -130,7 +130,7 @@ def test_what_was_cancelled_by_mistake_is_requeued(script: bool, tab: Browser, s
     tab.click(".every .sure button", "Cancel")
     tab.says("Cancelled 2 jobs.", ".notice")
     tab.click(".notice summary", "Requeue")
-    tab.says("as soon as they can", ".notice .pop")
+    tab.says("as soon as possible", ".notice .pop")
     box = tab.js("const b = arguments[0].getBoundingClientRect(); return [b.left, b.right]", tab.one(".notice .pop"))
     assert 0 <= box[0] < box[1] <= 390
     assert not script or tab.axe() == []
@@ -169,7 +169,7 @@ def test_a_task_is_run_through_its_form(script: bool, tab: Browser, shop: Shop) 
     assert "soon" in refused(tab)
     tab.fill("[name='option.priority']", "-1")
     tab.click("button.main")
-    tab.says("Submitted: this is the job.", ".notice")
+    tab.says("The job was submitted.", ".notice")
     job = shop.finished(tab.path.removeprefix("/jobs/").partition("?")[0])
     assert (job.result, job.priority) == ("Hello, 42! Hello, 42! ", -1)
 
@@ -178,15 +178,15 @@ def test_a_task_is_run_through_its_form(script: bool, tab: Browser, shop: Shop) 
 def test_a_queue_is_paused_and_resumed(script: bool, tab: Browser, shop: Shop) -> None:
     tab.open("/", script=script)
     tab.click("[aria-label='Pause the queue mail']")
-    tab.says("Paused", ".notice")
+    tab.says("The queue is paused.", ".notice")
     tab.one(".s-paused")
     tab.click("[aria-label='Resume the queue mail']")
-    tab.says("Resumed: jobs of the queue are handed out again.", ".notice")
+    tab.says("The queue is resumed. Its jobs can start.", ".notice")
     assert tab.all(".s-paused") == []
     tab.click(".notice button", "Undo")
     tab.one(".s-paused")
     tab.click(".notice button", "Undo")
-    tab.says("Resumed", ".notice")
+    tab.says("The queue is resumed.", ".notice")
     assert tab.all(".s-paused") == []
 
 
@@ -202,25 +202,25 @@ def test_a_schedule_lives_its_life(script: bool, tab: Browser, shop: Shop) -> No
     tab.fill("#tz", "Europe/Riga")
     tab.click("#task option", "shop.greet")
     tab.click("button.main", "Create")
-    tab.says("The schedule is stored.", ".notice")
+    tab.says("The schedule was stored.", ".notice")
     tab.says("At 09:30 on Monday, Europe/Riga")
     tab.fill("#rule", "45 9 * * mon")
     tab.click("button.main", "Save")
-    tab.says("The schedule is changed.", ".notice")
+    tab.says("The schedule was changed.", ".notice")
     tab.says("At 09:45 on Monday")
     tab.click(".acts button", "Disable")
-    tab.says("Disabled: it fires no more")
+    tab.says("The schedule is disabled.")
     tab.click(".acts button", "Enable")
     tab.says("Next fires")
     place = tab.path.partition("?")[0]
     tab.click(".acts button", "Run now")
-    tab.says("Submitted: this is the job.", ".notice")
+    tab.says("The job was submitted.", ".notice")
     job = tab.path.removeprefix("/jobs/").partition("?")[0]
     assert shop.finished(job).result == "Hello, scheduled! "
     tab.open(place, script=script)
     tab.click(".acts summary", "Delete")
     tab.click(".pop button")
-    tab.says("The schedule is deleted.", ".notice")
+    tab.says("The schedule was deleted.", ".notice")
     assert tab.path.partition("?")[0] == "/schedules"
 
 
@@ -245,12 +245,12 @@ def test_jobs_are_found_by_the_line_and_by_the_controls(script: bool, tab: Brows
     tab.open("/jobs", script=script)
     tab.fill("#search", "state:scheduled args.name:nowhere")
     tab.one("#search").submit()
-    tab.says("No job matches.")
+    tab.says("No job matches the search.")
     tab.fill("#search", 'args.name:"somebody to find"')
     tab.one("#search").submit()
     tab.says("somebody to find", "td.wide")
     tab.click(".chips a", "failed")
-    tab.says("No job matches.")
+    tab.says("No job matches the search.")
     tab.click(".chips a", "all")
     tab.click("[name=queue] option", "default")
     tab.click(".controls button", "Filter")
@@ -277,14 +277,14 @@ def test_a_selection_goes_along_to_the_other_pages(tab: Browser, shop: Shop) -> 
     for job in jobs[-2:]:
         tab.click(f"[value='{job}']")
     tab.click(".pager a", "Older")
-    tab.says("With the 2 (2 not in view) selected", ".bulk-word")
+    tab.says("2 (2 not in view) selected:", ".bulk-word")
     tab.click(f"[value='{jobs[0]}']")
     tab.click("#bulk summary", "Cancel")
     tab.says("Cancel the 3 (2 not in view) selected shop.greet?", "#bulk .pop")
     tab.click("#bulk .pop button", "Cancel")
     tab.says("Cancelled 3 jobs.", ".notice")
     assert {job.id for job in shop.jobs(TaskStatus.CANCELLED)} >= {jobs[0], *jobs[-2:]}
-    tab.says("Tick jobs to act on them.", "#unpicked")
+    tab.says("Select jobs to change them.", "#unpicked")
 
 
 # From where -------------------------------------------------------------------------------------

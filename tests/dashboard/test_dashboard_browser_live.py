@@ -116,14 +116,14 @@ def test_a_list_holds_still_while_a_row_is_ticked(live: Browser, shop: Shop) -> 
     assert live.js("return window.blurs") == 0
     assert live.js("return document.activeElement.closest('tr').dataset.key") == jobs[1]
     assert live.one(".every").get_attribute("open")
-    assert live.text(".bulk-word") == "With the 2 selected"
+    assert live.text(".bulk-word") == "2 selected:"
     live.press("n")
     live.until(lambda: rows(live) == newcomers[:9:-1], "the list as it is now")
     live.says("2 (2 not in view)", ".bulk-word")
     live.click("#bulk .sure > summary", "Cancel")
     live.says("Cancel the 2 (2 not in view) selected shop.greet?", "#bulk .pop")
     live.click("#bulk .pop button", "Cancel")
-    live.says("Cancelled 1 job. 1 left alone", ".notice")
+    live.says("Cancelled 1 job. 1 job not changed", ".notice")
     assert shop.job(jobs[0]).status is TaskStatus.CANCELLED
 
 
@@ -156,9 +156,9 @@ def rows(tab: Browser) -> list[str]:
 def test_a_selection_is_counted_and_cleared(tab: Browser, shop: Shop) -> None:
     jobs = [submit(shop, f"chosen {number}", "chosen") for number in range(3)]
     tab.open("/jobs?search=queue:chosen")
-    assert tab.text("#unpicked") == "Tick jobs to act on them."
+    assert tab.text("#unpicked") == "Select jobs to change them."
     tab.click("#all")
-    tab.says("With the 3 selected", ".bulk-word")
+    tab.says("3 selected:", ".bulk-word")
     shop.app.sync.cancel(jobs[0])
     shop.app.sync.delete(jobs[0])
     submit(shop, "later", "chosen")
@@ -227,7 +227,7 @@ def test_the_title_of_a_hidden_tab_says_the_verdict(tab: Browser, shop: Shop) ->
     try:
         tab.until(lambda: tab.js("return glance()") or "1 problem" in tab.driver.title, "the problem in the title")
         assert "%23b8282b" in (tab.one("#icon").get_attribute("href") or "")
-        assert tab.text("#verdict").startswith("All is well")  # what is shown waits until it is seen
+        assert tab.text("#verdict").startswith("No problems")  # what is shown waits until it is seen
     finally:
         for job in shop.jobs(TaskStatus.PENDING):
             shop.app.sync.cancel(job.id)
@@ -265,7 +265,7 @@ def test_a_moment_says_its_utc_where_one_points(tab: Browser, shop: Shop) -> Non
         shown, utc = time.text.partition(" · ")[0], time.get_attribute("title") or ""
         assert utc.endswith(" UTC")
         assert dt.datetime.fromisoformat(shown) - dt.datetime.fromisoformat(utc[:-4]) == dt.timedelta(hours=9)
-        assert tab.text("#zone") == "Times are Asia/Tokyo; point at one for UTC."
+        assert tab.text("#zone") == "Times are Asia/Tokyo. Point at a time to see UTC."
     finally:
         tab.driver.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": ""})
 
@@ -293,8 +293,8 @@ def test_a_search_goes_on_by_itself(tab: Browser, shop: Shop) -> None:
     shop.app.sync.submit_many(shop.tasks.greet.options(delay=3600, queue="hay"), [(f"n{n}", 1) for n in range(200)])
     tab.base = shop.program(["-c", IMPATIENT + WSGI, str(port)], port)
     tab.open('/jobs?search=args.name:"the+needle"', script=False)
-    tab.says("Looked back to", "#more")  # one can go on by hand
-    assert tab.one(".pager a", "Look further back")
+    tab.says("Searched back to", "#more")  # one can go on by hand
+    assert tab.one(".pager a", "Continue the search")
     tab.open('/jobs?search=args.name:"the+needle"')
     tab.one(f"tr[data-key='{wanted}']")
     tab.until(lambda: "Looked back" not in tab.text("#more") if tab.all("#more") else True, "the end of the search")
@@ -312,7 +312,7 @@ def test_a_search_is_kept_on_this_browser(tab: Browser) -> None:
     tab.open("/jobs")
     tab.click("#saved a", "state:failed task:greet")
     tab.until(lambda: tab.one("#search").get_attribute("value") == "state:failed task:greet", "the search")
-    tab.click("#save", "Forget this search")
+    tab.click("#save", "Remove this search")
     assert tab.all("#saved a") == []
 
 

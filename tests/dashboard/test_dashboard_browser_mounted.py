@@ -30,7 +30,7 @@ def program(request: pytest.FixtureRequest, browser: Browser, tmp_path: Path) ->
 @pytest.mark.parametrize("program", EXAMPLES, ids=lambda path: path.stem, indirect=True)
 def test_an_example_is_clicked_through(program: Process, browser: Browser) -> None:
     browser.open("/")
-    browser.says("No queue yet." if browser.all("#queues + .empty") else "default")
+    browser.says("There are no queues." if browser.all("#queues + .empty") else "default")
     for name in ("Failures", "Jobs", "Schedules", "Workers", "Tasks"):
         browser.click(".top nav a", name)
         browser.one("h1", name)
@@ -38,7 +38,7 @@ def test_an_example_is_clicked_through(program: Process, browser: Browser) -> No
     browser.fill("[name='param.recipient']", "ann@example.com")
     browser.fill("[name='param.pages']", "8")
     browser.click("button.main", "Run")
-    browser.says("Submitted: this is the job.", ".notice")
+    browser.says("The job was submitted.", ".notice")
     browser.js("window.sameDocument = true")
     browser.says("page", ".note")
     browser.says('"sent 8 pages to ann@example.com"', "pre")
@@ -46,7 +46,7 @@ def test_an_example_is_clicked_through(program: Process, browser: Browser) -> No
     browser.click(".acts summary", "Delete")
     browser.click(".pop button")
     browser.says("Deleted 1 job.", ".notice")
-    browser.says("No job yet.")
+    browser.says("There are no jobs.")
     program.send(signal.SIGINT)  # while a tab looks on
     assert program.popen.wait(timeout=10) in (0, 130, -signal.SIGINT)
     browser.driver.get("about:blank")

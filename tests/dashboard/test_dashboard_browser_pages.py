@@ -46,6 +46,7 @@ def test_a_page_is_without_fault(name: str, tab: Browser, shop: Shop) -> None:
     assert tab.axe() == []
     assert tab.js("return document.documentElement.scrollWidth") <= 390
     assert tab.js(TOO_SMALL) == []
+    assert all(link.size["height"] < 2 * 20 for link in tab.all("nav[aria-label=Pages] a"))  # a name stands in one line
     tab.look(width=1600)
     assert tab.axe("color-contrast") == []
     assert tab.js("return document.documentElement.scrollWidth") <= 1600

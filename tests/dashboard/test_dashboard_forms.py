@@ -74,10 +74,10 @@ def test_what_is_typed_becomes_a_value_of_the_type() -> None:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"paper": "A5"}, "paper is one of A4, 2, not 'A5'"),
-        ({"day": "tomorrow"}, "day is a date such as 2026-12-24, not 'tomorrow'"),
-        ({"at": "6 pm"}, "at is a datetime such as"),
-        ({"address.since": "x"}, "address.since is a date"),
+        ({"paper": "A5"}, "paper must be one of A4, 2, not 'A5'"),
+        ({"day": "tomorrow"}, "day must be a date such as 2026-12-24, not 'tomorrow'"),
+        ({"at": "6 pm"}, "at must be a datetime such as"),
+        ({"address.since": "x"}, "address.since must be a date"),
     ],
 )
 def test_what_is_no_value_of_the_type_is_refused(fields: dict[str, str], reason: str) -> None:

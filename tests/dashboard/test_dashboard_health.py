@@ -11,7 +11,16 @@ import pytest
 from flowrra import KILLED, Activity, ConfigError, Flowrra, Job, TaskStatus, WorkerInfo, job_of_fire
 from flowrra_extras.dashboard import failures, health, html
 from flowrra_extras.dashboard.failures import grouped
-from flowrra_extras.dashboard.health import LostWorkers, Trend, _of_activity, _of_crashes, about, lag_limits
+from flowrra_extras.dashboard.health import (
+    LostWorkers,
+    Trend,
+    _of_activity,
+    _of_crashes,
+    _of_queue,
+    _of_queues,
+    about,
+    lag_limits,
+)
 from flowrra_extras.dashboard.job_search import search_path
 from flowrra_extras.dashboard.overview import still_waiting
 from flowrra_extras.dashboard.store import Tally
@@ -63,7 +72,7 @@ async def test_a_queue_full_of_hung_jobs_is_a_problem(broker: str, tmp_path: Pat
                 await submitted(app, "shop.greet", str(number))
             assert (await service.health())["healthy"]
             clock.wall_offset += WAITED
-            await says(service, "queue default: 5 jobs wait, all 2 places are taken by running jobs, for 2 m ")
+            await says(service, "queue default: 5 jobs wait, all 2 slots are taken by running jobs, for 2 m ")
             assert not (await service.health())["healthy"]
             verdict = await service.verdict()
             assert (verdict.level, verdict.word) == ("bad", "1 problem")
@@ -74,7 +83,7 @@ async def test_a_queue_full_of_hung_jobs_is_a_problem(broker: str, tmp_path: Pat
             assert WAITED - 1 < (hour["wait_p95"] or 0.0) < WAITED + 10
             assert (stats["minutes"][-1]["wait_p95"], stats["waiting"]) == (hour["wait_p95"], 5)
             clock.wall_offset += 30.0
-            await says(service, "; neither grows nor shrinks, for 2 m ")
+            await says(service, "; stable, for 2 m ")
             await service.cancel(ids, **BY)
             await finished(app, *ids)
 
@@ -96,7 +105,7 @@ async def test_the_limit_of_the_lag_can_be_set_by_queue(max_lag: Any) -> None:
 
 @pytest.mark.parametrize("max_lag", [0, -1.0, True, "60", {"mail": None}, float("nan")])
 def test_a_limit_that_is_none_is_refused(max_lag: Any) -> None:
-    with pytest.raises(ConfigError, match="max_lag= takes seconds"):
+    with pytest.raises(ConfigError, match="max_lag= must be seconds"):
         lag_limits(max_lag)
 
 
@@ -107,7 +116,7 @@ async def test_a_paused_queue_is_a_warning() -> None:
         await submitted(app, "shop.greet", "Ann")
         health = await service.health()
         assert health["healthy"]
-        assert health["warnings"][0].startswith("queue default: it is paused, and 1 of its jobs wait")
+        assert health["warnings"][0].startswith("queue default: it is paused, and 1 job waits")
         assert (await service.verdict()).level == "warning"
         await service.resume("default", **BY)
 
@@ -116,7 +125,7 @@ async def test_all_is_well_is_said_too() -> None:
     app = shop()
     async with app, service_of(app) as service:
         verdict = await service.verdict()
-        assert verdict == ("ok", "OK", "All is well: 1 worker alive, and nothing waits longer than 1 m.", ())
+        assert verdict == ("ok", "OK", "No problems: 1 worker alive, and no ready job has waited longer than 1 m.", ())
 
 
 async def test_an_overdue_schedule_is_a_problem() -> None:
@@ -129,10 +138,12 @@ async def test_an_overdue_schedule_is_a_problem() -> None:
         clock.wall_offset += 600
         assert (await service.schedule("often"))["overdue"]
         problems = (await service.health())["problems"]
-        assert problems[-1].startswith(
-            "schedule of shop.greet: it is overdue: no scheduler that knows its task fires it"
-        )
+        assert problems[-1].startswith("schedule of shop.greet: it is overdue, and no running scheduler fires it")
         assert [row["id"] for row in (await service.overview())["schedules"]] == ["often"]
+        async with dashboard(app) as client:
+            page = (await client.get("/schedules/often")).text
+            assert "This schedule was due at" in page
+            assert '<dt>State</dt><dd><span class="state s-failed">overdue</span></dd>' in page
         await scheduler.disable_task("often")
         assert len((await service.health())["problems"]) == 1
 
@@ -166,9 +177,24 @@ async def test_a_store_that_is_away_is_bad_on_every_page() -> None:
             assert "<title>no answer · " in answer.text
             assert 'class="v-bad"' in answer.text
             assert "redis://127.0.0.1:1/0" in answer.text
+            assert ("This page is loaded again every 5 s." in answer.text) == (status == 503)
             assert answer.headers.get("refresh") == ("5" if status == 503 else None)
         health = (await client.get("/api/health")).json()
         assert (health["healthy"], health["warnings"]) == (False, [])
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "postgresql://127.0.0.1:1/none"])
+async def test_the_reason_is_said_before_the_broker_gives_up(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    for module in (health, html):
+        monkeypatch.setattr(module, "PATIENCE", 0.5)
+    app = Flowrra.from_urls(url)  # whose calls may take 30 s
+    async with dashboard(app) as client, asyncio.timeout(10):
+        problem = (await client.get("/api/health")).json()["problems"][0]
+        page = (await client.get("/")).text
+    assert problem.startswith(f"No answer within 2.5 s ({url}): ")
+    assert "Connect call failed" in problem or "Connection refused" in problem
+    assert page.count("No answer within") == 1
+    assert app.broker.store_status.problem in problem
 
 
 async def test_a_store_that_is_silent_is_unhealthy_before_a_probe_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,10 +204,26 @@ async def test_a_store_that_is_silent_is_unhealthy_before_a_probe_gives_up(monke
         async with dashboard(app) as client, asyncio.timeout(5):
             answer = await client.get("/api/health")
     assert (answer.status_code, answer.json()["healthy"]) == (503, False)
-    assert answer.json()["problems"] == ["No answer from it within 2.5 s"]
+    (problem,) = answer.json()["problems"]
+    assert problem.startswith("No answer within 2.5 s (redis://127.0.0.1:")
 
 
 # Pure ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("running", "capacity", "said"),
+    [
+        (0, 0, "1 job waits, and no live worker serves the queue"),
+        (1, 1, "1 job waits, the only slot is taken by a running job"),
+        (4, 4, "1 job waits, all 4 slots are taken by running jobs"),
+        (3, 4, "1 job waits, although workers have free slots (1 of 4)"),
+    ],
+)
+def test_a_problem_of_a_queue_says_why_its_jobs_wait(running: int, capacity: int, said: str) -> None:
+    row = samples.queue("mail", 1, running, capacity, 90.0, change=None)
+    assert [one["text"] for one in _of_queues([row], [WorkerInfo("a")])] == [said]
+    assert _of_queue({**row, "lag": 59.0}) is None or capacity == 0
 
 
 def test_many_failures_of_a_task_are_a_warning_with_their_base() -> None:
@@ -196,7 +238,7 @@ def test_jobs_that_kill_their_workers_are_a_warning() -> None:
     gone = Job("1", "resize", error=KILLED, finished=1000.0, status=TaskStatus.FAILED)
     again = Job("2", "resize", crashes=2, status=TaskStatus.RUNNING)
     given_up, running = _of_crashes(grouped([gone], 1001.0), [again, Job("3", "resize")], 1001.0)
-    assert given_up["text"] == f"1 job given up: {KILLED}"
+    assert given_up["text"] == f"1 job failed: {KILLED}"
     assert (running["text"], running["path"]) == (
         "a job that has killed its worker 2 times is running again",
         "/jobs/2",
@@ -241,10 +283,10 @@ def test_a_trend_is_that_of_the_last_minute() -> None:
 @pytest.mark.parametrize(
     ("change", "drained_in", "said"),
     [
-        (0.4, None, "neither grows nor shrinks"),
-        (123.4, None, "grows by 120 a minute"),
-        (-31.0, 2340.0, "shrinks by 31 a minute: empty in 39 m"),
-        (-1.0, 360_000.0, "shrinks by 1 a minute: empty in 100 h"),
+        (0.4, None, "stable"),
+        (123.4, None, "grows by 120 per minute"),
+        (-31.0, 2340.0, "shrinks by 31 per minute, empty in 39 m"),
+        (-1.0, 360_000.0, "shrinks by 1 per minute, empty in 100 h"),
     ],
 )
 def test_a_trend_is_said_calmly(change: float, drained_in: float | None, said: str) -> None:

@@ -38,7 +38,7 @@ async def test_limits_show_their_use_and_the_key_for_which_the_most_jobs_wait(ap
         assert (other["declared"], other["waiting"]) == (None, 1)
         page = (await client.get("/limits")).text
         assert "&lt;b&gt;customer&lt;/b&gt;:42" in page
-        assert "not declared: its jobs wait" in page
+        assert "not declared, so its jobs wait" in page
         page = (await client.get(f"/jobs/{job}")).text
         assert "&lt;b&gt;customer&lt;/b&gt;:42" in page
         found = (await client.get("/api/jobs", params={"search": f'limit:smtp key:"{KEY}"'})).json()["jobs"]
@@ -53,7 +53,7 @@ async def test_a_key_is_paused_and_resumed(app: Flowrra) -> None:
         answer = await client.post("/limits/smtp/pause", data={**fields, "key": KEY})
         assert led_to(answer) == "/limits?notice=hold"
         page = (await client.get(answer.headers["location"])).text
-        assert "no more jobs of the key start" in page
+        assert "The key is paused." in page
         assert 'action="/limits/smtp/resume"' in page
         assert (await client.get("/api/limits")).json()["limits"][0]["paused"] == [KEY]
         await client.post("/api/limits/smtp/pause", json={})

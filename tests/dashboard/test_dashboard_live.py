@@ -189,7 +189,7 @@ async def test_a_view_that_fails_is_told_and_logged_once_and_tried_again(
         assert not news.done()
         board.error = None
         assert await news == event_of("first", "first")  # it is as before: that the store is back is news
-        assert [record.getMessage() for record in caplog.records] == [f"no news of /jobs: {error}"]
+        assert [record.getMessage() for record in caplog.records] == [f"no updates for /jobs: {error}"]
 
 
 async def test_the_load_is_bounded() -> None:

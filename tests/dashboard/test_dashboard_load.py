@@ -254,13 +254,13 @@ async def test_gaps_are_passed_in_few_looks() -> None:
 
 async def test_a_search_with_problems_finds_nothing() -> None:
     store = Sparse(3)
-    assert await find_jobs(store, Search(problems=["'odd' is no state"]), limit=5) == job_search.Found([])
+    assert await find_jobs(store, Search(problems=["'odd' is not a state"]), limit=5) == job_search.Found([])
 
 
 async def test_a_count_says_how_old_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     app = shop()
     async with app.client(), dashboard(app) as client:
         await filled(app, 60)
-        assert "<b>60</b> in all\n" in (await client.get("/jobs")).text
+        assert "<b>60</b> in total\n" in (await client.get("/jobs")).text
         monkeypatch.setattr(jobs, "STALE", dt.timedelta(seconds=-1))
-        assert "<b>60</b> in all, counted <time" in (await client.get("/jobs")).text
+        assert "<b>60</b> in total, counted <time" in (await client.get("/jobs")).text

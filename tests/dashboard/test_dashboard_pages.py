@@ -331,10 +331,10 @@ async def test_the_page_shows_the_line_in_its_controls() -> None:
     ("key", "said"),
     [
         ("requeue.1.0", "Requeued 1 job."),
-        ("cancel.1200.3", "Cancelled 1,200 jobs. 3 left alone: gone, or in no state for that."),
-        ("requeue.0.1", "No job was requeued. 1 left alone: gone, or in no state for that."),
-        (sealed("delete.5000.0.more.77", "token"), "Deleted 5,000 jobs. There are more."),
-        ("enable", "Enabled."),
+        ("cancel.1200.3", "Cancelled 1,200 jobs. 3 jobs not changed: deleted, or in a state that does not allow it."),
+        ("requeue.0.1", "No job was requeued. 1 job not changed: deleted, or in a state that does not allow it."),
+        (sealed("delete.5000.0.more.77", "token"), "Deleted 5,000 jobs. More jobs are left."),
+        ("enable", "The schedule is enabled."),
     ],
 )
 def test_what_was_done_is_said(key: str, said: str) -> None:
@@ -403,7 +403,7 @@ async def test_a_page_waits_so_long_for_a_store_that_is_away(monkeypatch: pytest
             raise AssertionError
 
     monkeypatch.setattr(pages, "PATIENCE", 0.01)
-    with pytest.raises(BrokerError, match="No answer from it within"):
+    with pytest.raises(BrokerError, match="No answer within"):
         await get("/tasks", made=samples.pages_of(Away()))
 
 
@@ -479,12 +479,12 @@ def test_a_moment_is_said_by_the_clock_of_a_zone() -> None:
 def test_a_single_failure_among_thousands_is_drawn() -> None:
     drawn = pages.finished([{**samples.minute(40), "succeeded": 5000, "failed": 1}])
     assert drawn.paths["bad"]
-    assert "5,000 succeeded, 1 failed, at most 5,001 in a minute" in drawn.words
+    assert "5,000 succeeded, 1 failed, at most 5,001 per minute" in drawn.words
 
 
 def test_charts_of_nothing_are_empty() -> None:
     assert pages.finished([]).paths == {"ok": "", "bad": ""}
-    assert pages.spans([samples.minute(1)], "wait").words == "Nothing ran in the last hour."
+    assert pages.spans([samples.minute(1)], "wait").words == "No job ran in the last hour."
     unstarted: Any = {**samples.FAILED_JOB, "attempts": []}
     assert pages.timeline(unstarted) is None
 

@@ -119,10 +119,10 @@ async def _do(number: int) -> None: ...
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ([], "say which store"),
+        ([], "no store is given"),
         (["nowhere:app"], "no module 'nowhere'"),
-        (["--broker", "sqlite:///gone.db"], "gone.db yet: the first worker"),
-        (["--broker", "memory://"], "lives in one process"),
+        (["--broker", "sqlite:///gone.db"], "gone.db does not exist: the first worker"),
+        (["--broker", "memory://"], "is in the memory of one process"),
     ],
 )
 def test_what_cannot_be_shown_is_said(
@@ -146,7 +146,9 @@ def test_where_it_cannot_listen_is_said(capsys: pytest.CaptureFixture[str], tmp_
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main([*command, "--port", str(port)]) == 1
-        assert f"cannot listen on 127.0.0.1, port {port}" in capsys.readouterr().err
+        complaint = capsys.readouterr().err
+        assert f"cannot listen on 127.0.0.1, port {port}" in complaint
+        assert "give another --host or --port" in complaint
     assert main([*command, "--port", "70000"]) == 2
     said = capsys.readouterr()
     assert "from 0 to 65535, not 70000" in said.err

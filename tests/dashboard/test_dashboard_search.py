@@ -156,15 +156,15 @@ def test_jobs_of_one_kind_of_failure_are_found_by_its_key() -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("state:broken", "'broken' is no state"),
-        ("after:yesterday", "'yesterday' is no moment"),
-        ("before:99999999999-01-01", "is no moment"),
-        ("queue:", "wants a value"),
+        ("state:broken", "'broken' is not a state"),
+        ("after:yesterday", "'yesterday' is not a time"),
+        ("before:99999999999-01-01", "is not a time"),
+        ("queue:", "has no value after the colon"),
         ("args:7", "names no argument"),
         ("args..a:7", "names no argument"),
         ('error:"open', "quotation mark"),
         ("x" * 4001, "4001 characters"),
-        ("id:\0", "no text has"),
+        ("id:\0", "a NUL character"),
     ],
 )
 def test_what_cannot_be_understood_is_said(line: str, reason: str) -> None:

@@ -135,9 +135,9 @@ async def test_an_action_over_a_search_takes_all_that_it_finds(app: Flowrra) -> 
             done += report["done"]
         assert (done, report["refused"]) == (450, 0)
         assert (await app.get_job(spared)).status is TaskStatus.PENDING
-        with pytest.raises(ConfigError, match=r"nothing was changed: .*'odd' is no state"):
+        with pytest.raises(ConfigError, match=r"nothing was changed: .*'odd' is not a state"):
             await service.act("delete", "state:odd", **BY)
-        with pytest.raises(ConfigError, match="'burn' is not one of"):
+        with pytest.raises(ConfigError, match="unknown action 'burn'"):
             await service.act("burn", "", **BY)
 
 
@@ -289,7 +289,8 @@ async def test_health_says_what_is_wrong() -> None:
     app = shop()
     async with service_of(app) as service:
         await submitted(app, "shop.greet", "Ann")
-        assert (await service.health())["problems"] == ["no worker is alive: 1 job waits"]
+        (problem,) = (await service.health())["problems"]
+        assert problem.startswith("no worker is alive: 1 job waits, for ")
         async with app:
             assert (await service.health())["healthy"]
             await app.registry["shop.greet"].options(queue="elsewhere").submit("Ann")
@@ -309,7 +310,7 @@ async def test_a_page_has_a_bounded_length(limit: int) -> None:
     async with service_of(app) as service:
         with pytest.raises(ConfigError, match="between 1 and 500"):
             await service.jobs(limit=limit)
-        with pytest.raises(ConfigError, match="no cursor"):
+        with pytest.raises(ConfigError, match="is not a cursor"):
             await service.jobs(after="1; DROP TABLE")
 
 

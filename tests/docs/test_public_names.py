@@ -120,6 +120,22 @@ def test_a_public_name_has_a_docstring_in_google_style(thing: Any) -> None:
         assert issubclass(getattr(flowrra, error, None) or getattr(builtins, error), BaseException)
 
 
+def with_arguments() -> Iterator[Any]:
+    """The public methods of an app and of a running job that take more than one argument."""
+    for kind in (flowrra.Flowrra, flowrra.JobContext):
+        for name in vars(kind):
+            member = getattr(kind, name)
+            if not name.startswith("_") and inspect.isroutine(member):
+                names = [one for one in inspect.signature(member).parameters if one != "self"]
+                if len(names) > 1:
+                    yield pytest.param(member, names, id=f"{kind.__name__}.{name}")
+
+
+@pytest.mark.parametrize(("method", "names"), list(with_arguments()))
+def test_a_method_of_users_lists_all_of_its_arguments(method: Any, names: list[str]) -> None:
+    assert parts_of(inspect.getdoc(method) or "").get("Args") == names
+
+
 def test_the_parts_of_a_docstring_are_found() -> None:
     text = "Do it.\n\nArgs:\n    a: one\n        or: two.\n    **b: three.\n\nRaises:\n    KeyError, OSError: no.\n"
     assert parts_of(text) == {"Args": ["a", "b"], "Raises": ["KeyError", "OSError"]}

@@ -41,17 +41,27 @@ PHRASES = {
     "unless told": "by default",
     "is away": "the store is unreachable",
     "came of it": "the result",
+    "may look, not act": "read-only access",
+    "is no moment": "is not a time",
+    "is no state": "is not a state",
+    "handed out": "start; its jobs do not start",
+    "left alone": "not changed",
+    "in no state for": "in a state that does not allow it",
+    "beside its fires": "now",
+    "be put right": "be corrected",
+    "look further back": "continue the search",
+    "what is no": "a value that is not",
+    "all is well": "no problems",
+    "lets everybody in": "allows every request",
 }
-# Without the dashboard, whose texts are revised page by page.
-CODE = [
-    ROOT / "flowrra.py",
-    *sorted(path for path in (ROOT / "flowrra_extras").rglob("*.py") if "dashboard" not in path.parts),
-]
+CODE = [ROOT / "flowrra.py", *sorted((ROOT / "flowrra_extras").rglob("*.py"))]
 WRITTEN = [
     ROOT / "README.md",
     ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "examples").rglob("*.py")),
+    *sorted((ROOT / "flowrra_extras/dashboard/templates").glob("*.html")),
+    *sorted((ROOT / "flowrra_extras/dashboard/static").glob("*.js")),
 ]
 
 

@@ -125,7 +125,7 @@ QUEUES = [
 PROBLEMS: list[Problem] = [
     {"what": "queue reports", "text": "4 jobs wait, and no live worker serves the queue", "since": ago(200.0),
      "path": "/jobs?search=queue%3Areports+state%3Apending"},
-    {"what": "queue mail", "text": "it is paused, and 1,200+ of its jobs wait", "since": ago(3720.0),
+    {"what": "queue mail", "text": "it is paused, and 1,200+ jobs wait", "since": ago(3720.0),
      "path": "/jobs?search=queue%3Amail+state%3Apending"},
 ]  # fmt: skip
 
@@ -340,7 +340,7 @@ class SampleService:
 
     async def verdict(self) -> Verdict:
         return (
-            Verdict("ok", "OK", "All is well.")
+            Verdict("ok", "OK", "No problems.")
             if self._is_empty
             else Verdict("bad", "1 problem", "1 problem and 1 warning", PROBLEMS)
         )
@@ -362,7 +362,7 @@ class SampleService:
             "count": {"number": 0 if self._is_empty else 49_815, "is_exact": True},
             "complete": True,
             "searched_to": None,
-            "problems": ["'purple' is no state"] if "purple" in line else [],
+            "problems": ["'purple' is not a state"] if "purple" in line else [],
         }
 
     async def job(self, job_id: str) -> JobView:

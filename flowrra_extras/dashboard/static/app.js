@@ -1,6 +1,6 @@
-// What the pages gain where scripts run: news as they come, lists that hold still under one's hands, times as one says
-// them, keys, completion, searches that go on.
-// Everything can be read and done without it. A page says in its body's data how it gets news.
+// What JavaScript adds to the pages: live updates, lists that do not move while they are used, times in the reader's
+// zone, keys, completion, searches that continue.
+// The pages work without it. The data attributes of a page's body say how it gets updates.
 "use strict";
 
 const { root, token, view, live } = document.body.dataset;
@@ -8,7 +8,7 @@ let { digest } = document.body.dataset;
 const main = document.getElementById("main");
 const byId = (id) => document.getElementById(id);
 
-// --- Times: the server writes UTC, the reader's clock and "3 m ago" come from here ---
+// --- Times: the server writes UTC; the script adds the reader's zone and "3 m ago" ---
 
 const skew = Date.parse(document.body.dataset.now) - Date.now();
 const zone = Intl.DateTimeFormat().resolvedOptions().timeZone || "UTC";
@@ -53,11 +53,11 @@ function times(within) {
   }
 }
 
-// --- News: the new main part is laid over the old one, so that focus, choices and scroll stay ---
+// --- Updates: the new main part is merged into the old one, so that focus, choices and scroll position stay ---
 
 const key = (node) => node.dataset?.key || node.id || node.getAttribute?.("aria-labelledby") || null;
 const alike = (one, other) => one.nodeName === other.nodeName && !key(one) === !key(other);
-// A question says what will be done as long as it is open: neither its number nor its jobs change under the pointer.
+// While a question is open, neither its number nor its jobs change.
 const isAsking = (node) => node.matches?.("details.sure[open]") || (node.matches?.("[type=hidden]:is([name=search], [name=counted])") && node.form?.querySelector(".sure[open]"));
 const isBlank = (node) => node.nodeType === Node.TEXT_NODE && !node.data.trim();
 
@@ -67,7 +67,7 @@ function drop(node) {
   return after;
 }
 
-// The old node for a new one without a key: where we are, or further on if it looks the same.
+// The old node for a new one without a key: the current one, or a later one that looks the same.
 function match(at, want) {
   if (at && alike(at, want)) return at;
   while (at && want.className && !(alike(at, want) && at.className === want.className)) at = at.nextSibling;
@@ -99,7 +99,7 @@ function layChildren(old, next) {
   }
   let at = old.firstChild;
   for (const want of [...next.childNodes]) {
-    while (at && isBlank(at) && !isBlank(want)) at = drop(at); // or all rows behind a removed one would move
+    while (at && isBlank(at) && !isBlank(want)) at = drop(at); // otherwise all rows after a removed one would move
     const have = key(want) ? keyed.get(key(want)) : match(at, want);
     if (have?.nodeName !== want.nodeName) old.insertBefore(want, at);
     else {
@@ -138,7 +138,7 @@ function prepare(within) {
   listSaved(within);
 }
 
-// The title and the icon say what the verdict says.
+// The title and the icon show the verdict.
 function judge(verdict = byId("verdict")) {
   const { word, icon } = verdict?.dataset || {};
   if (!word) return;
@@ -151,11 +151,11 @@ function nothingIsKnown() {
   byId("icon").href = byId("icon").href.replace(/%23[0-9a-f]{6}/, "%23b8282b");
 }
 
-// --- Lists that hold still: while a row is ticked, pointed at, focused or asks, none comes, goes or moves ---
+// --- Held lists: while a row is selected, pointed at, focused or has an open question, no row is added or moved ---
 
 const PAGE = 50; // jobs
 const arrived = new Set(); // keys of the rows that are not shown yet
-let isMissing = false; // more have come than a page holds, so that some were never here
+let isMissing = false; // more jobs are new than a page holds, so some were never in the list
 let latest = "";
 let isHolding = false;
 
@@ -163,7 +163,7 @@ const label = (table) => table.getAttribute("aria-label") || table.getAttribute(
 const isHeld = (table) => table.matches(":hover, :focus-within, .longer") || table.querySelector("[name=ids]:checked, [open]");
 const rowsOf = (table) => [...table.tBodies[0].rows];
 
-// Put the rows that are there into the new lists, as they are by now; false if such a list is in there no more.
+// Put the shown rows into the new lists, with their current content; false if a held list no longer exists.
 function hold(fresh) {
   const next = new Map([...fresh.querySelectorAll("table.holds")].map((table) => [label(table), table]));
   const held = [...main.querySelectorAll("table.holds")].filter(isHeld);
@@ -195,11 +195,11 @@ byId("new").addEventListener("click", () => (isLonger ? location.reload() : show
 for (const kind of ["pointerout", "focusout", "change"]) document.addEventListener(kind, () => setTimeout(release));
 document.addEventListener("toggle", ({ target }) => latest && target.matches(".sure:not([open])") && show(latest), true);
 
-// --- Where news come from: events, or a look each second. None for a hidden tab or a frozen view ---
+// --- The source of updates: events, or a request each second. A hidden tab or a frozen view gets none ---
 
 const LOOK = 1000;
 let frozen = sessionStorage.getItem("flowrra-frozen") === "1";
-let current = new Date(); // when what is shown was so, if nothing comes any more
+let current = new Date(); // when the shown content was current
 let source = null;
 let timer = 0;
 let looking = null;
@@ -250,11 +250,11 @@ function listen() {
   source.addEventListener("trouble", () => lost("the store does not answer"));
   source.addEventListener("gone", () => location.reload());
   source.onerror = () => {
-    // A stream ends now and then, and the browser goes on with the next one, unless it was turned away.
+    // A stream ends after some seconds, and the browser opens the next one, unless it was refused.
     clearTimeout(timer);
     const isRefused = source?.readyState === EventSource.CLOSED;
     if (!byId("live").classList.contains("off")) current = new Date();
-    if (isRefused) lost("no news");
+    if (isRefused) lost("no updates");
     timer = setTimeout(isRefused ? start : () => lost("reconnecting"), (isRefused ? 5 : 2) * LOOK);
   };
 }
@@ -282,7 +282,7 @@ async function look() {
 function freeze(value, wait = 0) {
   frozen = value;
   sessionStorage.setItem("flowrra-frozen", frozen ? "1" : "0");
-  byId("freeze").textContent = frozen ? "Go on" : "Freeze view";
+  byId("freeze").textContent = frozen ? "Unfreeze view" : "Freeze view";
   byId("freeze").setAttribute("aria-pressed", frozen);
   current = new Date();
   word(frozen ? asOf("frozen") : "connected", frozen);
@@ -291,7 +291,7 @@ function freeze(value, wait = 0) {
   start(wait);
 }
 
-// A hidden tab gets no news, but its title and its icon are what one sees of it.
+// A hidden tab gets no updates, except for its title and its icon, which stay visible.
 async function glance() {
   if (!live || frozen || !document.hidden) return;
   const answer = await fetch(root + view, { headers: { "x-flowrra-fragment": "1" } }).catch(() => null);
@@ -299,9 +299,9 @@ async function glance() {
   else nothingIsKnown();
 }
 
-// --- Choosing jobs ---
+// --- Selecting jobs ---
 
-const picked = new Map(); // from ids to tasks, of jobs that may have left the list meanwhile
+const picked = new Map(); // from ids to tasks; the jobs may no longer be in the list
 const boxes = (within = main) => [...within.querySelectorAll("[name=ids][type=checkbox]")];
 
 function keepPicked(fresh) {
@@ -339,7 +339,7 @@ function pick(box) {
   else picked.delete(box.value);
 }
 
-// A selection goes along to the other pages of its search, until something is done to it.
+// A selection is kept on the other pages of its search, until an action uses it.
 const PICKED = "flowrra-picked-jobs";
 const searched = () => byId("saved")?.dataset.line;
 const storePicked = () => sessionStorage.setItem(PICKED, JSON.stringify([searched(), ...picked]));
@@ -375,15 +375,15 @@ document.addEventListener("click", (event) => {
 async function copy(button) {
   const { previousElementSibling: from } = button;
   getSelection().selectAllChildren(from);
-  // Where a page did not come by HTTPS, browsers have no clipboard for it but this one.
+  // Without HTTPS, browsers offer only this clipboard.
   await (navigator.clipboard?.writeText(from.textContent) ?? document.execCommand("copy"));
   button.textContent = "Copied";
   setTimeout(() => (button.textContent = "Copy"), 2000);
 }
 
-// --- A search that has not looked at everything goes on from there, as long as a page is not full ---
+// --- An incomplete search continues until the page is full ---
 
-let isLonger = false; // than what the page has shown at first
+let isLonger = false; // than the first page of the search
 let isStopped = false;
 
 async function goOn() {
@@ -405,7 +405,7 @@ async function goOn() {
   setTimeout(goOn, fresh ? Date.now() - began : 5 * LOOK);
 }
 
-// --- Searches that are kept on this browser ---
+// --- Searches that are saved in this browser ---
 
 const SAVED = "flowrra-saved";
 const saved = () => JSON.parse(localStorage.getItem(SAVED) || "[]");
@@ -420,7 +420,7 @@ function listSaved(within) {
     link.textContent = one;
     place.querySelector("#save").before(link);
   }
-  place.querySelector("#save").textContent = saved().includes(line) ? "Forget this search" : line && "Save this search";
+  place.querySelector("#save").textContent = saved().includes(line) ? "Remove this search" : line && "Save this search";
 }
 
 function save() {
@@ -431,7 +431,7 @@ function save() {
   listSaved(main);
 }
 
-// What asks "sure?" closes when one turns elsewhere.
+// An open question closes when the focus leaves it.
 function dismiss(but = null) {
   for (const box of document.querySelectorAll(".sure[open]")) if (!box.contains(but)) box.open = false;
 }
@@ -551,7 +551,7 @@ search.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
-// --- What a schedule means, while it is being typed ---
+// --- The preview of a schedule, while its rule is typed ---
 
 const schedule = byId("schedule");
 let typing = 0;
@@ -579,14 +579,14 @@ if (schedule) {
 // --- Begin ---
 
 prepare(document);
-// What was done has been said; it need not be said again when the page is loaded anew.
+// A notice was shown; it must not be shown again if the page is loaded again.
 if (location.search.includes("notice=")) {
   history.replaceState(null, "", root + view);
   sessionStorage.removeItem(PICKED);
 }
 setInterval(() => document.hidden || times(document), 1000);
 setInterval(glance, 30 * LOOK);
-byId("zone").textContent = `Times are ${zone}${zone === "UTC" ? "." : "; point at one for UTC."}`;
+byId("zone").textContent = `Times are ${zone}${zone === "UTC" ? "." : ". Point at a time to see UTC."}`;
 byId("live").hidden = false;
 byId("keys").addEventListener("click", () => byId("help").showModal());
 byId("keys-on").checked = localStorage.getItem(KEYS) !== "off";
@@ -594,11 +594,11 @@ byId("keys-on").addEventListener("change", (event) => localStorage.setItem(KEYS,
 byId("freeze").addEventListener("click", () => freeze(!frozen));
 document.addEventListener("visibilitychange", () => start());
 addEventListener("pagehide", stop);
-// News that what a page shows is gone would load it anew, in place of the answer to the form that deletes it.
+// Otherwise the update of a deleted job would load the page again, instead of the answer to the form that deletes it.
 document.addEventListener("submit", (event) => event.target.method === "post" && stop());
 addEventListener("pageshow", (event) => event.persisted && start());
 recallPicked();
 count();
 goOn();
-if (live) freeze(frozen, LOOK); // a page that has just been loaded is no news
+if (live) freeze(frozen, LOOK); // a page that has just been loaded needs no update
 else for (const part of ["freeze", "live-word"]) byId(part).hidden = true;
