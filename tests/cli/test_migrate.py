@@ -56,9 +56,8 @@ Maker = Callable[[str], Broker]
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Maker]:
     """Makes a broker of a kind on an empty store. PostgreSQL has two, which are emptied and used in turns."""
+    numbers, schemas = itertools.count(), list[tuple[Connection, str]]()
     with contextlib.ExitStack() as stack:
-        numbers = itertools.count()
-        schemas: list[tuple[Connection, str]] = []
 
         def make(kind: str) -> Broker:
             if kind == "memory":
@@ -66,8 +65,7 @@ def make(tmp_path: Path) -> Iterator[Maker]:
             if kind == "sqlite":
                 return SQLiteBroker(str(tmp_path / f"jobs{next(numbers)}.db"))
             if kind == "redis":
-                _, prefix = stack.enter_context(clean(require(REDIS_URL)))
-                return RedisBroker(f"{REDIS_URL}?prefix={prefix}")
+                return RedisBroker(f"{REDIS_URL}?prefix={stack.enter_context(clean(require(REDIS_URL)))[1]}")
             if len(schemas) < 2:
                 schemas.append(stack.enter_context(clean_schema(require(POSTGRES_URL))))
             schemas.reverse()
