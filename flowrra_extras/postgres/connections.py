@@ -434,6 +434,10 @@ class Listener:
         if self._task is None:
             self._task = asyncio.create_task(self._listen())
 
+    def receives(self, channel: str) -> bool:
+        """Whether notifications arrive at present, or `receive` will be called after those that were missed."""
+        return self._connection is not None and channel in self._subscribed
+
     async def close(self) -> None:
         self._is_closed = True
         if self._task is not None:

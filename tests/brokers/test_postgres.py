@@ -30,7 +30,7 @@ from flowrra import (
     result_of,
 )
 from flowrra_extras.contracts import BrokerContract
-from flowrra_extras.postgres import PostgresBroker
+from flowrra_extras.postgres import PostgresBroker, notifications
 from flowrra_extras.postgres import statements as sql
 from flowrra_extras.testing import ManualClock
 from tests.brokers.test_state_machine import BrokerMachine
@@ -414,16 +414,31 @@ async def test_connections_are_bounded_and_given_back(url: str, schema: str) -> 
 async def test_who_waits_while_the_broker_is_closed_leaves_nothing(url: str) -> None:
     async with opened(url) as broker:
         await broker.push([Job("a", "task")], now=NOW)
-        notifications = broker._groups.notifications
+        listening = broker._groups.notifications
         wait = asyncio.create_task(broker.wait_for("a", None))
-        await eventually(lambda: bool(notifications._awaited))
+        await eventually(lambda: bool(listening._awaited))
         assert await broker.get(["a"]), "it has looked by now, and waits"
     with pytest.raises(BrokerError):
         await wait
-    notifications.listener.want("more")
+    listening.listener.want("more")
     assert len(asyncio.all_tasks()) == 1, "nobody listens"
     del wait
     gc.collect()  # an exception that nobody fetched is complained of
+
+
+@pytest.mark.parametrize(("option", "polls"), [("", False), ("&statement_cache_size=0", True)])
+async def test_an_idle_queue_is_polled_only_if_no_notification_arrives(
+    url: str, option: str, polls: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notifications, "LOOK_EVERY", 0.02)
+    async with opened(f"{url}{option}") as broker:
+        listener, channel = broker._groups.notifications.listener, broker._groups.notifications._jobs
+        listener.want(channel)
+        await eventually(lambda: polls or listener.receives(channel))
+        assert await broker.claim("default", limit=1, worker="w", now=NOW) == []
+        began = asyncio.get_running_loop().time()
+        await broker.wait([("queue", "default")], 0.2)
+        assert (asyncio.get_running_loop().time() - began < 0.2) is polls
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2])
