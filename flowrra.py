@@ -585,9 +585,8 @@ class Job(_Moments):
     once that attempt is in the history. `waits` is the number of parents and holds that a BLOCKED job waits for; it is
     0 in other states. `tags` are for searching. `meta` is data that the submitter stored with the job. `tolerates`: the
     parents that may end without success. `conflict` is used by the push and is not stored. `steps`: the finished steps,
-    in the order in which they ended, if a claim or a search returned the job; a broker stores them apart, see `Unit`.
-    `limit` and `key`: what limits it, see `Limit`. `place`: if its queue is fair, its
-    place among the ready jobs of its priority; else 0.
+    in the order in which they ended, if a claim or a search returned the job; see `Unit`. `limit` and `key`: what
+    limits it, see `Limit`. `place`: if its queue is fair, its place among the ready jobs of its priority; else 0.
     """
 
     id: str
@@ -3453,7 +3452,7 @@ class Admitted(NamedTuple):
 
 
 class Waiters(NamedTuple):
-    """Find the jobs after which steps of these events are named."""
+    """Find the jobs after which the steps of these events are named."""
 
     events: Sequence[str]
 
@@ -4763,7 +4762,7 @@ class MemoryBroker(Broker):
     def _enter_finished(self, job: Job) -> None:
         self._finished[job.id] = job
         if len(self._finished) > self.retention.max_results:
-            self._forget(self._finished.popitem(last=False)[0])
+            self._drop([next(iter(self._finished))])
         if job.unique is not None:
             self._unique.pop(job.unique, None)
         # With the result as it is now: the job may be requeued, or be gone, before they look.
@@ -4782,13 +4781,6 @@ class MemoryBroker(Broker):
         elif status is PENDING and self._size is not None:
             self._depth[job.queue] -= 1
             self.hub.wake(("room", job.queue))
-
-    def _forget(self, task_id: str) -> Job | None:
-        self._steps.pop(task_id, None)
-        return self._jobs.pop(task_id, None)
-
-    def _steps_of(self, job: Job) -> tuple[Step, ...]:
-        return tuple(self._steps[job.id].values()) if job.id in self._steps else ()
 
     def _note_ending(self, job: Job) -> None:
         self._endings.append(Job(job.id, job.task, attempt=job.attempt, status=job.status, error=job.error))
@@ -4889,8 +4881,8 @@ class MemoryBroker(Broker):
                 passed += 1
                 continue
             jobs.append(job)
-            if self._steps:
-                job.steps = self._steps_of(job)
+            if task_id in self._steps:
+                job.steps = tuple(self._steps[task_id].values())
             self._running[worker][task_id] = job
             if self._size is not None:
                 self._leave(PENDING, job)
@@ -4991,10 +4983,10 @@ class MemoryBroker(Broker):
         worker = None if job is None else job.worker
         if job is None or not settle_one(job, outcome, now, self.retention):
             return False
-        if job.status is RUNNING:  # it was a report
-            if outcome.step is not None:
-                self._steps[job.id][outcome.step.name] = outcome.step
-            return True
+        if outcome.step is not None:
+            self._steps[job.id][outcome.step.name] = outcome.step
+        if job.status is RUNNING:
+            return True  # it was a report
         self._running[cast("str", worker)].pop(job.id, None)
         if job.limit is not None and (name := self._limits.leave(job)) is not None:
             then.touched.add(name)
@@ -5093,8 +5085,8 @@ class MemoryBroker(Broker):
         is_behind = operator.gt if oldest_first else operator.lt
         found = (job for job in jobs if which.matches(job) and (after is None or is_behind(job.seq, after)))
         return [
-            dataclasses.replace(job, args=args, kwargs=kwargs, result=copied(job.result), steps=self._steps_of(job))
-            for job in itertools.islice(found, limit)
+            dataclasses.replace(job, args=args, kwargs=kwargs, result=copied(job.result), steps=tuple(steps.values()))
+            for job, steps in ((job, self._steps.get(job.id, {})) for job in itertools.islice(found, limit))
             for args, kwargs in [(job.args, job.kwargs) if job.payload is not None else copy_arguments(job)]
         ]
 
@@ -5142,7 +5134,8 @@ class MemoryBroker(Broker):
 
     def _drop(self, ids: Iterable[str]) -> None:
         for task_id in ids:
-            job = self._forget(task_id)
+            job = self._jobs.pop(task_id, None)
+            self._steps.pop(task_id, None)
             self._finished.pop(task_id, None)
             if job is not None and job.unique is not None and self._unique.get(job.unique) == task_id:
                 del self._unique[job.unique]
@@ -5237,11 +5230,10 @@ CREATE TRIGGER flowrra_child_gone AFTER DELETE ON flowrra_job WHEN old.parents I
     DELETE FROM flowrra_family WHERE child = old.seq AND parent IN (SELECT value FROM json_each(old.parents));
 END;
 CREATE TABLE flowrra_step (  -- a row each: in one text for all, a step would cost as much as all before it
-    number INTEGER PRIMARY KEY, job INTEGER NOT NULL, name TEXT NOT NULL, step TEXT NOT NULL, UNIQUE (job, name)
-);
-CREATE TRIGGER flowrra_steps_gone AFTER DELETE ON flowrra_job BEGIN
-    DELETE FROM flowrra_step WHERE job = old.seq;
-END;
+    job INTEGER NOT NULL, number INTEGER NOT NULL, name TEXT NOT NULL, step TEXT NOT NULL,
+    PRIMARY KEY (job, number), UNIQUE (job, name)
+) WITHOUT ROWID;
+CREATE TRIGGER flowrra_steps_gone AFTER DELETE ON flowrra_job BEGIN DELETE FROM flowrra_step WHERE job = old.seq; END;
 CREATE TABLE flowrra_tag (tag TEXT NOT NULL, job_seq INTEGER NOT NULL, PRIMARY KEY (tag, job_seq)) WITHOUT ROWID;
 CREATE TRIGGER flowrra_tagged AFTER INSERT ON flowrra_job WHEN new.overrides IS NOT NULL BEGIN
     INSERT OR IGNORE INTO flowrra_tag SELECT value, new.seq FROM json_each(new.overrides, '$.tags');
@@ -5315,10 +5307,11 @@ _PUSH_ALIKE = f"""
 _BORN = "id, task, queue, priority, payload, submitted, unique_key, parents, overrides, limit_key"
 _CHANGING = """status, due, expires, attempt, failures, crashes, worker, started, finished, purge_at, result, error,
     traceback, progress, history, cancel_requested, waits, place"""
-_COLUMNS = f"seq, {_BORN}, {_CHANGING}"
-_JOBS = f"SELECT {_COLUMNS.replace('result', 'NULL')} FROM flowrra_job WHERE"
-_STEPS = "(SELECT group_concat(step) FROM (SELECT step FROM flowrra_step WHERE job = seq ORDER BY number))"
-_STEPS_OF = f"SELECT seq, {_STEPS} FROM flowrra_job WHERE seq IN (SELECT value FROM json_each(?))"
+_STEPS = (
+    "(SELECT '[' || group_concat(step) || ']' FROM (SELECT step FROM flowrra_step WHERE job = seq ORDER BY number))"
+)
+_COLUMNS = f"seq, {_BORN}, {_CHANGING}, {_STEPS}"
+_JOBS = f"SELECT {_COLUMNS.replace('result', 'NULL').replace(_STEPS, 'NULL')} FROM flowrra_job WHERE"
 _LISTED = "IN (SELECT value FROM json_each(?))"
 _FINDS: Mapping[type[Find], str] = {
     Jobs: f"{_JOBS} id {_LISTED}",
@@ -5354,8 +5347,10 @@ _ADMIT = """
     UPDATE flowrra_job SET status = 'pending', place = v.value FROM json_each(?) AS v
     WHERE seq = CAST(v.key AS INTEGER)"""
 _KEEP_STEP = """
-    INSERT INTO flowrra_step (job, name, step) SELECT seq, ?, ? FROM flowrra_job WHERE id = ?
-    ON CONFLICT DO UPDATE SET step = excluded.step"""
+    INSERT INTO flowrra_step
+    SELECT seq, coalesce((SELECT max(number) FROM flowrra_step WHERE job = seq), 0) + 1, ?, ?
+    FROM flowrra_job WHERE id = ?
+    ON CONFLICT (job, name) DO UPDATE SET step = excluded.step"""
 _KEEP_KEY = "INSERT OR REPLACE INTO flowrra_limit_key (name, tat, due, paused) VALUES (?, ?, ?, ?)"
 # Each key of a limit for which jobs wait, found by one step of the index for each, however many wait for it.
 _MAKE_DUE = f"""
@@ -5412,15 +5407,16 @@ _BEFORE_CLAIM = f"""
         (SELECT crashes FROM flowrra_job WHERE status = 'running' AND worker = :worker ORDER BY crashes DESC LIMIT 1),
         EXISTS (SELECT 1 FROM flowrra_job WHERE status = 'pending' AND crashes > 0 AND queue = :queue)"""
 _CLAIMED = """seq, id, task, payload, queue, priority, submitted, due, attempt, failures, crashes, overrides, parents,
-    limit_key"""
-_ATTEMPT = [name.strip() for name in _CLAIMED.split(",")].index("attempt")
+    steps, limit_key"""
 _READY = f"""
-    SELECT {_CLAIMED} FROM flowrra_job WHERE status = 'pending' AND crashes = 0 AND queue = :queue
+    SELECT {_CLAIMED.replace("steps", f"CASE WHEN attempt > 0 THEN {_STEPS} END AS steps")}
+    FROM flowrra_job WHERE status = 'pending' AND crashes = 0 AND queue = :queue
     ORDER BY priority, place, seq LIMIT :limit"""
 # For when there may be expired jobs: skipping 100,000 of them here takes 50 ms; to end them, as the upkeep
 # does, takes more than a second.
+_EXPIRING = _READY.replace("limit_key", "limit_key, expires").replace(":limit", str(100 * UPKEEP_STEP))
 _READY_STILL = f"""
-    SELECT {_CLAIMED} FROM ({_READY.replace(" FROM", ", expires FROM").replace(":limit", str(100 * UPKEEP_STEP))})
+    SELECT {_CLAIMED} FROM ({_EXPIRING})
     WHERE expires IS NULL OR expires > :now LIMIT :limit"""
 # BETWEEN, because with `=` next to the `> 0` of the index the planner sorts.
 _AS_SUSPECT = "crashes > 0 AND crashes BETWEEN :crashes AND :crashes"
@@ -5572,10 +5568,9 @@ class SQLiteTable:
     def _wake_for(self, job: Job) -> None:
         if job.status in FINISHED:
             self.woken["job", job.id] = None
-        elif job.status is RUNNING:
-            if job.cancel_requested:
-                self.woken["worker", ""] = None
-        elif job.status is not BLOCKED:
+        elif job.status is RUNNING and job.cancel_requested:
+            self.woken["worker", ""] = None
+        elif job.status not in (RUNNING, BLOCKED):
             self.woken["queue", job.queue] = None
 
     # Pushing -----------------------------------------------------------------------------------
@@ -5651,9 +5646,6 @@ class SQLiteTable:
             self._db.execute(_START, (worker, now, f"[{','.join([str(row[0]) for row in rows])}]"))
             if limited := [row[-1] for row in rows if row[-1] is not None]:
                 self._charge(limited, now)
-            if any(row[_ATTEMPT] for row in rows):
-                steps = dict(self._db.execute(_STEPS_OF, (json.dumps([row[0] for row in rows if row[_ATTEMPT]]),)))
-                rows = [(*row, steps.get(row[0])) for row in rows]
         return rows
 
     def _charge(self, names: Sequence[str], now: float) -> None:
@@ -5872,7 +5864,7 @@ class SQLiteTable:
         if after is not None:
             where, values = f"{where} AND seq {behind} ?", [*values, after]
         place = "seq" if which.tag is None else "job_seq"  # otherwise it would sort all jobs with the tag
-        query = f"SELECT {_COLUMNS}, {_STEPS} FROM {_source(which)} WHERE {where} ORDER BY {place} {order} LIMIT ?"
+        query = f"SELECT {_COLUMNS} FROM {_source(which)} WHERE {where} ORDER BY {place} {order} LIMIT ?"
         return [_job_of_row(row) for row in self._db.execute(query, (*values, limit))]
 
     def finished(self, task_ids: Sequence[str]) -> list[str]:
@@ -5971,7 +5963,7 @@ def _parsed(text: str | None, default: Any) -> Any:
 def claimed_job(row: Sequence[Any], worker: str, now: float) -> Job:
     """Return the job of a row that `worker` has claimed at `now`."""
     seq, task_id, task, payload, queue, priority, submitted, due, attempt, failures, *rest = row
-    crashes, labels, parents, limited, *steps = rest
+    crashes, labels, parents, steps, limited = rest
     job = Job(task_id, task, (), _NO_KEYWORDS, queue, priority, payload)
     job.status = RUNNING  # as _START has written
     job.worker = worker
@@ -5986,16 +5978,15 @@ def claimed_job(row: Sequence[Any], worker: str, now: float) -> Job:
         give_labels(job, json.loads(labels))
     if parents is not None:
         job.parents = tuple(json.loads(parents))
+    if steps is not None:
+        job.steps = steps_of(steps)
     if limited is not None:
         give_limit_key(job, limited)
-    if steps and steps[0] is not None:
-        job.steps = steps_of(steps)
     return job
 
 
-def steps_of(texts: Iterable[str]) -> tuple[Step, ...]:
-    """Return steps that are stored as JSON."""
-    return tuple([Step(*step) for step in json.loads(f"[{','.join(texts)}]")])
+def steps_of(text: str | None) -> tuple[Step, ...]:
+    return tuple([Step(*step) for step in _parsed(text, ())])
 
 
 _NO_KEYWORDS: Mapping[str, Any] = types.MappingProxyType({})
@@ -6005,7 +5996,7 @@ def _job_of_row(row: Sequence[Any]) -> Job:
     seq, task_id, task, queue, priority, payload, submitted, unique, parents, labels, limited, *rest = row
     status, due, expires, *rest = rest
     attempt, failures, crashes, worker, started, finished, purge_at, result, error, traceback, *rest = rest
-    progress, history, cancel_requested, waits, place, *steps = rest
+    progress, history, cancel_requested, waits, place, steps = rest
     job = Job(
         task_id, task, (), {}, queue, priority, payload, due, expires, unique, tuple(_parsed(parents, ())),
         None, TaskStatus(status), submitted, seq, attempt, failures, crashes, worker, started,
@@ -6014,10 +6005,9 @@ def _job_of_row(row: Sequence[Any]) -> Job:
         tuple([Attempt(*entry) for entry in _parsed(history, ())]), bool(cancel_requested), waits,
     )  # fmt: skip
     give_labels(job, _parsed(labels, {}))
+    job.steps = steps_of(steps)
     give_limit_key(job, limited)
     job.place = place
-    if steps and steps[0] is not None:
-        job.steps = steps_of(steps)
     return job
 
 

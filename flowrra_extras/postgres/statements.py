@@ -90,7 +90,7 @@ JOB_COLUMNS = (
     "attempt, failures, crashes, cancel_requested, worker, started, finished, purge_at, result, error, "
     "traceback, progress, history::text, waits, steps, place, limit_key"
 )
-_STEPS = "(SELECT string_agg(step, ',' ORDER BY number) FROM flowrra.step WHERE job_seq = job.seq)"
+_STEPS = "(SELECT '[' || string_agg(step, ',' ORDER BY number) || ']' FROM flowrra.step WHERE job_seq = job.seq)"
 _READ = (  # without what is large, and no rule needs
     f"SELECT {JOB_COLUMNS}, has_children, xmin::text FROM flowrra.job WHERE".replace("payload", "NULL")
     .replace("result", "NULL")
@@ -153,7 +153,7 @@ WRITE = f"""
 
 CLAIMED = (
     "seq, id, task, payload, queue, priority, submitted, due, attempt - 1, failures, crashes, overrides, parents, "
-    "limit_key"
+    "NULL, limit_key"
 )
 # Of claimed jobs. Not in the statement of the claim, which may not see what an attempt before has just stored.
 STEPS_OF = f"SELECT seq, {_STEPS} FROM flowrra.job WHERE seq = ANY ($1::bigint[])"

@@ -79,7 +79,7 @@ from flowrra_extras.postgres import statements as sql
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from flowrra import Find, Step, Walk
+    from flowrra import Find, Walk
     from flowrra_extras.postgres.connections import Session
 
 T = TypeVar("T")
@@ -522,7 +522,7 @@ async def jobs_of_claim(session: Session, rows: Sequence[Any], worker: str, now:
     jobs.sort(key=operator.attrgetter("priority", "place", "seq"))
     if again := {job.seq: job for job in jobs if job.attempt > 1}:
         for seq, steps in await session.fetch(sql.STEPS_OF, list(again)):
-            again[seq].steps = _steps_of(steps)
+            again[seq].steps = steps_of(steps)
     return jobs
 
 
@@ -537,7 +537,7 @@ def job_of_row(row: Any) -> Job:
     values["parents"] = tuple(_parsed(values["parents"], ()))
     labels, limited = values.pop("overrides"), values.pop("limit_key")
     values["history"] = tuple(Attempt(*entry) for entry in _parsed(values["history"], ()))
-    values["steps"] = _steps_of(values["steps"])
+    values["steps"] = steps_of(values["steps"])
     values["progress"] = _progress_of(values["progress"])
     values["result"] = _stored_result(values["result"])
     job = Job(**values)
@@ -632,10 +632,6 @@ def _parsed(text: str | None, default: Any) -> Any:
 
 def _stored_result(text: str | None) -> Any:
     return None if text is None or text == "null" else decode(text)
-
-
-def _steps_of(text: str | None) -> tuple[Step, ...]:
-    return () if text is None else steps_of([text])
 
 
 def _progress_of(text: str | None) -> Progress | None:

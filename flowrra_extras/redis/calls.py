@@ -277,7 +277,7 @@ def step_words(outcomes: Sequence[Outcome]) -> list[str]:
 def _steps_of(values: Iterable[str]) -> tuple[Step, ...]:
     """Return the steps of a job from the values of its hash, which come in any order."""
     placed = sorted((int(place), step) for place, _, step in (value.partition(" ") for value in values))
-    return steps_of(step for _, step in placed)
+    return steps_of(f"[{','.join(step for _, step in placed)}]")
 
 
 def filter_text(which: JobFilter) -> str:

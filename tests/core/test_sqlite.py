@@ -459,7 +459,7 @@ def live_a_life(desk: Desk) -> None:
     a, b, c, d, e, *_ = desk.claim()
     store.settle([succeeded(a), Outcome.fail(b, "boom")], now=NOW)
     store.settle([Outcome.retry_at(c, NOW + 1, "boom"), Outcome.cancel(d, "why")], now=NOW)
-    store.settle([Outcome.report(e, 1, flowrra.Progress(1))], now=NOW)
+    store.settle([Outcome.report(e, 1, flowrra.Progress(1)), Outcome.done(e, 1, flowrra.Step("s", "1", 1, 2))], now=NOW)
     store.change(["child"], "cancel", now=NOW, by="Ada")
     store.change(["e"], "cancel", now=NOW)
     store.change(["b", "child", "unknown"], "requeue", now=NOW, by="Ada")
@@ -523,7 +523,7 @@ INTENDED = {
     "children of what ended": ("SELECT f.parent FROM", "f USING PRIMARY KEY (parent=?)"),
     "a change": ("cancel_requested = 0, waits =", "INTEGER PRIMARY KEY (rowid=?)"),
     "jobs by id": (
-        "NULL, error, traceback, progress, history, cancel_requested, waits, steps, place FROM flowrra_job WHERE id IN",
+        "NULL, error, traceback, progress, history, cancel_requested, waits, place, NULL FROM flowrra_job WHERE id IN",
         "sqlite_autoindex_flowrra_job_1 (id=?)",
     ),
     "all children": ("SELECT child FROM flowrra_family WHERE parent =", "flowrra_family USING PRIMARY KEY (parent=?)"),
