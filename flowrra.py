@@ -4976,15 +4976,13 @@ class MemoryBroker(Broker):
 
     def _settle_one(self, outcome: Outcome, result: Any, now: float, then: Unit) -> bool:
         """Settle in place, without a copy. The caller must run `then`, for children and limits."""
-        if outcome.event is not None:
+        if outcome.event is not None or outcome.step is not None:
             unit = Unit(now, self.retention)
             return self._run(unit, settle(unit, [outcome]))[0]
         job = self._jobs.get(outcome.job.id)
         worker = None if job is None else job.worker
         if job is None or not settle_one(job, outcome, now, self.retention):
             return False
-        if outcome.step is not None:
-            self._steps[job.id][outcome.step.name] = outcome.step
         if job.status is RUNNING:
             return True  # it was a report
         self._running[cast("str", worker)].pop(job.id, None)

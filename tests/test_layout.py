@@ -25,12 +25,12 @@ MAKE = shutil.which("make")
 # The limit was 8,345, then 9,125: what was wrong took 1,400 lines. Now the rules of a job's life are written once (600
 # lines), all four brokers obey them, and three copies have left: 8,997. Verdicts, task sets, submits by name, tags,
 # hooks at the submit, jobs that replace others, chains and parents that may fail took 580, what annotations say the
-# rest, and soft time limits 40. The way down goes through the stores' wake-ups and connections, and the activity that
-# extras could sum.
-CORE_LINES = 12_235
+# rest, and soft time limits 40. Steps that are stored one by one took 50. The way down goes through the stores' wake-ups
+# and connections, and the activity that extras could sum.
+CORE_LINES = 12_282
 # On the way to 45 modules and 10,000 lines.
 EXTRAS_MODULES = 95
-EXTRAS_LINES = 21_905
+EXTRAS_LINES = 22_051
 FUNCTION_LINES = 60
 CLASS_LINES = 400
 CLASS_METHODS = 25
@@ -40,7 +40,7 @@ TEST_FILE_LINES = 600
 # may grow.
 LARGE_CLASSES: Mapping[str, tuple[int, int]] = {
     "Broker": (250, 26),  # what a broker must have, and what is written once above it
-    "MemoryBroker": (519, 42),
+    "MemoryBroker": (527, 42),
     "SQLiteTable": (425, 40),
     "Flowrra": (394, 30),  # each verb that users have
     "SQLiteBroker": (371, 38),
