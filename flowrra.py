@@ -5984,6 +5984,7 @@ def claimed_job(row: Sequence[Any], worker: str, now: float) -> Job:
 
 
 def steps_of(text: str | None) -> tuple[Step, ...]:
+    """Return steps that are stored as a list in JSON."""
     return tuple([Step(*step) for step in _parsed(text, ())])
 
 

@@ -25,9 +25,9 @@ MAKE = shutil.which("make")
 # The limit was 8,345, then 9,125: what was wrong took 1,400 lines. Now the rules of a job's life are written once (600
 # lines), all four brokers obey them, and three copies have left: 8,997. Verdicts, task sets, submits by name, tags,
 # hooks at the submit, jobs that replace others, chains and parents that may fail took 580, what annotations say the
-# rest, and soft time limits 40. Steps that are stored one by one took 50. The way down goes through the stores' wake-ups
-# and connections, and the activity that extras could sum.
-CORE_LINES = 12_282
+# rest, soft time limits 40, and steps that are stored one by one 50. The way down goes through the stores' wake-ups and
+# connections, and the activity that extras could sum.
+CORE_LINES = 12_283
 # On the way to 45 modules and 10,000 lines.
 EXTRAS_MODULES = 95
 EXTRAS_LINES = 22_051
