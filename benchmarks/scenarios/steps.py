@@ -126,6 +126,7 @@ def checks(store: str) -> tuple[Check, ...]:
         Check(label=f"{store}: empty steps of a job of {STEPS}", ours=ours, figure="step", against=peer),
         Check(label="  against submits", ours=ours, figure="step", against=ours, against_figure="submit", goal=1 / 1.5),
         Check(label=f"{store}: empty steps of a job of {MANY_STEPS:,}", ours=ours, figure="many", against=peer),
+        Check(label="  against submits", ours=ours, figure="many", against=ours, against_figure="submit", goal=1 / 1.5),
         Check(label=f"{store}: single jobs, submitted and run", ours=ours, figure="single", against=peer),
         Check(label=f"{store}: jobs in batches of {BATCH}", ours=ours, figure="batch"),
         Check(label="  against single jobs", ours=ours, figure="batch", against=ours, against_figure="single"),
