@@ -172,6 +172,7 @@ __all__ += [
     "LimitKey",
     "LimitKeys",
     "LimitUse",
+    "Waiters",
     "WaitingFor",
     "admit",
     "admit_due",
@@ -188,7 +189,7 @@ __all__ += ["Turns", "activity_texts", "add_store", "ask", "check_key", "check_q
 __all__ += ["cron_bits", "cron_values", "describe", "duration", "ended_job", "find_task", "first_line"]
 __all__ += ["import_extra", "job_as_json", "job_of_fire", "kind_name", "length_bucket", "load_app", "make_schedule"]
 __all__ += ["Conflict", "find_parents", "nearest", "next_key", "orphaned", "parents_in", "parsed", "print_table"]
-__all__ += ["answer_calls", "python", "read_arguments", "result_from"]
+__all__ += ["answer_calls", "python", "read_arguments", "result_from", "steps_of"]
 __all__ += ["NOT_BEGUN", "SUBMIT_OPTIONS", "current_job_var", "first_status", "totals_of_activity", "unknown_job"]
 __all__ += ["resolved", "result_limit", "schedule_key", "sum_of_activity", "upcoming"]
 
@@ -584,8 +585,8 @@ class Job(_Moments):
     once that attempt is in the history. `waits` is the number of parents and holds that a BLOCKED job waits for; it is
     0 in other states. `tags` are for searching. `meta` is data that the submitter stored with the job. `tolerates`: the
     parents that may end without success. `conflict` is used by the push and is not stored. `steps`: the finished steps,
-    in the order in which they ended. `limit` and `key`: what limits it, see `Limit`. `place`: if its queue is fair, its
-    place among the ready jobs of its priority; else 0.
+    in the order in which they ended, if a claim or a search returned the job; see `Unit`. `limit` and `key`: what
+    limits it, see `Limit`. `place`: if its queue is fair, its place among the ready jobs of its priority; else 0.
     """
 
     id: str
@@ -3148,10 +3149,8 @@ def settle_one(job: Job, outcome: Outcome, now: float, retention: BackendConfig)
         job.purge_at = now + (retention.result_ttl if outcome.keep is None else outcome.keep)
         return True
     if outcome.status is RUNNING:
-        if outcome.step is None:
+        if outcome.step is None:  # steps are stored apart
             job.progress = outcome.progress
-        else:  # one of that name is an earlier place of a cursor, or the same step, whose answer was lost
-            job.steps = tuple({step.name: step for step in (*job.steps, outcome.step)}.values())
         return True
     failed = outcome.status is FAILED or outcome.status is RETRYING
     job.failures += failed
@@ -3452,6 +3451,12 @@ class Admitted(NamedTuple):
     names: Sequence[str]
 
 
+class Waiters(NamedTuple):
+    """Find the jobs after which the steps of these events are named."""
+
+    events: Sequence[str]
+
+
 class DueKeys(NamedTuple):
     """Find the names of up to `limit` limit keys whose rows are due at `now`."""
 
@@ -3459,7 +3464,7 @@ class DueKeys(NamedTuple):
     limit: int
 
 
-Find = Jobs | Children | Holders | Running | Expired | LimitKeys | WaitingFor | Admitted | DueKeys
+Find = Jobs | Children | Holders | Running | Expired | Waiters | LimitKeys | WaitingFor | Admitted | DueKeys
 Walk = Generator[Find, list[Any], T]
 
 _job_values = operator.attrgetter(*Job.__slots__)
@@ -3476,6 +3481,9 @@ class Unit:
     `found`: the jobs as stored, None for an unknown id. `jobs`: copies of them, and new jobs, as they will be. Those in
     `changed` are written, those in `replaced` with new arguments and limit keys. `endings`: the changed jobs that ended
     without a report of a worker, for `Notices.endings`.
+
+    `steps`: finished steps to store, each with its job, whose row need not change. A step replaces the one of the same
+    name and takes its place. No rule reads steps, so the cost of a step does not grow with their number.
 
     Of limits: `touched`: limit keys of which the store has moved jobs itself, for `admit`. Written are `limits`, with
     all limit keys of each that have waiting jobs becoming due `now`; the rows of `key_changes`; and, for the jobs in
@@ -3496,6 +3504,7 @@ class Unit:
         self.jobs: dict[str, Job] = {}
         self.changed: dict[str, None] = {}
         self.replaced: set[str] = set()
+        self.steps: list[tuple[Job, Step]] = []
         self.endings: list[Job] = []
         self.ended: list[Job] = []  # whose children have not been looked at
 
@@ -3678,6 +3687,7 @@ def adopt(unit: Unit, jobs: Sequence[Job], by: str) -> Walk[list[str]]:
             new.cancel_requested = False
             new.status, new.worker, new.waits = BLOCKED, by, 1
             unit.write(new)
+            unit.steps += ((new, step) for step in job.steps)
     return [job.id if job.id in unit.jobs else "" for job in jobs]
 
 
@@ -3714,8 +3724,8 @@ def _await_event(unit: Unit, job: Job, task_id: str) -> None:
         job.due = unit.now
         _make_ready(job)
     else:
-        event.steps = (*event.steps, Step(job.id, "null", unit.now, unit.now))
-        unit.write(event)
+        unit.steps.append((event, Step(job.id, "null", unit.now, unit.now)))
+        unit.write(event)  # so that an emit that has just read its steps reads them again
 
 
 def _emit(unit: Unit, task_ids: Sequence[str], payload: Any) -> Walk[list[bool]]:
@@ -3727,12 +3737,12 @@ def _emit(unit: Unit, task_ids: Sequence[str], payload: Any) -> Walk[list[bool]]
             raise FlowrraError(f"{task_id} is being moved to another store: emit it again when that is done")
         done.append(event.task == EVENT and event.status is SCHEDULED)
         if done[-1]:
-            for job in (yield from unit.get(step.name for step in event.steps)):
-                if job is not None and job.status is SCHEDULED:
+            for job in (yield from unit.find(Waiters([task_id]))) if known is not None else ():
+                if job.status is SCHEDULED:
                     job.due = unit.now
                     unit.write(job, promote_one(job, unit.now))
             finish(event, SUCCESS, unit.now, EVENTS_KEPT, None)
-            event.result, event.steps, event.due = payload, (), None
+            event.result, event.due = payload, None
             unit.write(event, is_reported=True)
     yield from conclude(unit)
     return done
@@ -3743,10 +3753,15 @@ def settle(unit: Unit, outcomes: Sequence[Outcome]) -> Walk[list[bool]]:
     written = []
     yield from unit.get(outcome.event for outcome in outcomes if outcome.event is not None)
     for job, outcome in zip((yield from unit.get(o.job.id for o in outcomes)), outcomes, strict=True):
-        moved = job is not None and settle_one(job, outcome, unit.now, unit.retention)
-        if moved and outcome.event is not None and job is not None and job.status is SCHEDULED:
+        written.append(job is not None and settle_one(job, outcome, unit.now, unit.retention))
+        if job is None or not written[-1]:
+            continue
+        if outcome.step is not None:
+            unit.steps.append((job, outcome.step))
+            continue
+        if outcome.event is not None and job.status is SCHEDULED:
             _await_event(unit, job, outcome.event)
-        written.append(job is not None and unit.write(job, moved, is_reported=outcome.status in FINISHED))
+        unit.write(job, is_reported=outcome.status in FINISHED)
     yield from conclude(unit)
     return written
 
@@ -4630,6 +4645,7 @@ class MemoryBroker(Broker):
         self._size = self.config.max_queue_size
         self.hub = WaiterHub()
         self._jobs: dict[str, Job] = {}
+        self._steps: dict[str, dict[str, Step]] = collections.defaultdict(dict)  # by job and name
         self._ready: dict[tuple[str, int], _Heap] = collections.defaultdict(list)  # by queue and crashes
         self._waiting: _Heap = []  # SCHEDULED and RETRYING, by `due`
         self._expiring: _Heap = []
@@ -4680,6 +4696,8 @@ class MemoryBroker(Broker):
                 self._enter(job)  # else it waits for one parent less, and stands where it stood
             if job.status in FINISHED:
                 self._children.pop(job.id, None)
+        for job, step in unit.steps:
+            self._steps[job.id][step.name] = step
         for job in unit.endings:
             self._note_ending(job)
         if unit.limits or unit.limit_keys:
@@ -4701,6 +4719,8 @@ class MemoryBroker(Broker):
             ids: Iterable[str] = find.ids
         elif isinstance(find, Children):
             ids = [child for parent in find.of for child in self._children.get(parent, ())]
+        elif isinstance(find, Waiters):
+            ids = [name for event in find.events for name in self._steps.get(event, ())]
         else:
             ids = [self._unique[key] for key in find.keys if key in self._unique]
         return [self._jobs[task_id] for task_id in dict.fromkeys(ids) if task_id in self._jobs]
@@ -4750,7 +4770,7 @@ class MemoryBroker(Broker):
     def _enter_finished(self, job: Job) -> None:
         self._finished[job.id] = job
         if len(self._finished) > self.retention.max_results:
-            del self._jobs[self._finished.popitem(last=False)[0]]
+            self._drop([next(iter(self._finished))])
         if job.unique is not None:
             self._unique.pop(job.unique, None)
         # With the result as it is now: the job may be requeued, or be gone, before they look.
@@ -4869,6 +4889,8 @@ class MemoryBroker(Broker):
                 passed += 1
                 continue
             jobs.append(job)
+            if task_id in self._steps:
+                job.steps = tuple(self._steps[task_id].values())
             self._running[worker][task_id] = job
             if self._size is not None:
                 self._leave(PENDING, job)
@@ -4962,7 +4984,7 @@ class MemoryBroker(Broker):
 
     def _settle_one(self, outcome: Outcome, result: Any, now: float, then: Unit) -> bool:
         """Settle in place, without a copy. The caller must run `then`, for children and limits."""
-        if outcome.event is not None:
+        if outcome.event is not None or outcome.step is not None:
             unit = Unit(now, self.retention)
             return self._run(unit, settle(unit, [outcome]))[0]
         job = self._jobs.get(outcome.job.id)
@@ -5069,8 +5091,8 @@ class MemoryBroker(Broker):
         is_behind = operator.gt if oldest_first else operator.lt
         found = (job for job in jobs if which.matches(job) and (after is None or is_behind(job.seq, after)))
         return [
-            dataclasses.replace(job, args=args, kwargs=kwargs, result=copied(job.result))
-            for job in itertools.islice(found, limit)
+            dataclasses.replace(job, args=args, kwargs=kwargs, result=copied(job.result), steps=tuple(steps.values()))
+            for job, steps in ((job, self._steps.get(job.id, {})) for job in itertools.islice(found, limit))
             for args, kwargs in [(job.args, job.kwargs) if job.payload is not None else copy_arguments(job)]
         ]
 
@@ -5119,6 +5141,7 @@ class MemoryBroker(Broker):
     def _drop(self, ids: Iterable[str]) -> None:
         for task_id in ids:
             job = self._jobs.pop(task_id, None)
+            self._steps.pop(task_id, None)
             self._finished.pop(task_id, None)
             if job is not None and job.unique is not None and self._unique.get(job.unique) == task_id:
                 del self._unique[job.unique]
@@ -5173,7 +5196,7 @@ CREATE TABLE flowrra_job (
     attempt INTEGER NOT NULL DEFAULT 0, failures INTEGER NOT NULL DEFAULT 0, crashes INTEGER NOT NULL DEFAULT 0,
     cancel_requested INTEGER NOT NULL DEFAULT 0,
     worker TEXT, started REAL, finished REAL, purge_at REAL,
-    result TEXT, error TEXT, traceback TEXT, progress TEXT, history TEXT, steps TEXT,
+    result TEXT, error TEXT, traceback TEXT, progress TEXT, history TEXT,
     waits INTEGER NOT NULL DEFAULT 0,
     limit_key TEXT,  -- see limit_key()
     place INTEGER NOT NULL DEFAULT 0,
@@ -5212,6 +5235,11 @@ CREATE TABLE flowrra_family (  -- all parents of all jobs
 CREATE TRIGGER flowrra_child_gone AFTER DELETE ON flowrra_job WHEN old.parents IS NOT NULL BEGIN
     DELETE FROM flowrra_family WHERE child = old.seq AND parent IN (SELECT value FROM json_each(old.parents));
 END;
+CREATE TABLE flowrra_step (  -- a row each: in one text for all, a step would cost as much as all before it
+    job INTEGER NOT NULL, number INTEGER NOT NULL, name TEXT NOT NULL, step TEXT NOT NULL,
+    PRIMARY KEY (job, number), UNIQUE (job, name)
+) WITHOUT ROWID;
+CREATE TRIGGER flowrra_steps_gone AFTER DELETE ON flowrra_job BEGIN DELETE FROM flowrra_step WHERE job = old.seq; END;
 CREATE TABLE flowrra_tag (tag TEXT NOT NULL, job_seq INTEGER NOT NULL, PRIMARY KEY (tag, job_seq)) WITHOUT ROWID;
 CREATE TRIGGER flowrra_tagged AFTER INSERT ON flowrra_job WHEN new.overrides IS NOT NULL BEGIN
     INSERT OR IGNORE INTO flowrra_tag SELECT value, new.seq FROM json_each(new.overrides, '$.tags');
@@ -5284,9 +5312,12 @@ _PUSH_ALIKE = f"""
 # success, so that none is written back.
 _BORN = "id, task, queue, priority, payload, submitted, unique_key, parents, overrides, limit_key"
 _CHANGING = """status, due, expires, attempt, failures, crashes, worker, started, finished, purge_at, result, error,
-    traceback, progress, history, cancel_requested, waits, steps, place"""
-_COLUMNS = f"seq, {_BORN}, {_CHANGING}"
-_JOBS = f"SELECT {_COLUMNS.replace('result', 'NULL')} FROM flowrra_job WHERE"
+    traceback, progress, history, cancel_requested, waits, place"""
+_STEPS = (
+    "(SELECT '[' || group_concat(step) || ']' FROM (SELECT step FROM flowrra_step WHERE job = seq ORDER BY number))"
+)
+_COLUMNS = f"seq, {_BORN}, {_CHANGING}, {_STEPS}"
+_JOBS = f"SELECT {_COLUMNS.replace('result', 'NULL').replace(_STEPS, 'NULL')} FROM flowrra_job WHERE"
 _LISTED = "IN (SELECT value FROM json_each(?))"
 _FINDS: Mapping[type[Find], str] = {
     Jobs: f"{_JOBS} id {_LISTED}",
@@ -5294,6 +5325,8 @@ _FINDS: Mapping[type[Find], str] = {
         (SELECT f.child FROM json_each(?) CROSS JOIN flowrra_family AS f ON f.parent = value) ORDER BY seq""",
     Holders: f"{_JOBS} unique_key {_LISTED} AND unique_key IS NOT NULL AND status IN {_UNFINISHED}",
     Running: f"{_JOBS} worker {_LISTED} AND status = 'running'",
+    Waiters: f"""{_JOBS} id IN (SELECT s.name FROM json_each(?) CROSS JOIN flowrra_job AS e ON e.id = value
+        CROSS JOIN flowrra_step AS s ON s.job = e.seq) ORDER BY seq""",
     Expired: f"""{_JOBS} expires IS NOT NULL AND status IN {_NOT_BEGUN} AND expires <= ?
         ORDER BY expires, seq LIMIT ?""",
     WaitingFor: f"""SELECT n.value, j.seq, j.id, j.queue, j.priority, j.crashes
@@ -5319,6 +5352,11 @@ _AWAITED = f"""
 _ADMIT = """
     UPDATE flowrra_job SET status = 'pending', place = v.value FROM json_each(?) AS v
     WHERE seq = CAST(v.key AS INTEGER)"""
+_KEEP_STEP = """
+    INSERT INTO flowrra_step
+    SELECT seq, coalesce((SELECT max(number) FROM flowrra_step WHERE job = seq), 0) + 1, ?, ?
+    FROM flowrra_job WHERE id = ?
+    ON CONFLICT (job, name) DO UPDATE SET step = excluded.step"""
 _KEEP_KEY = "INSERT OR REPLACE INTO flowrra_limit_key (name, tat, due, paused) VALUES (?, ?, ?, ?)"
 # Each key of a limit for which jobs wait, found by one step of the index for each, however many wait for it.
 _MAKE_DUE = f"""
@@ -5377,12 +5415,14 @@ _BEFORE_CLAIM = f"""
 _CLAIMED = """seq, id, task, payload, queue, priority, submitted, due, attempt, failures, crashes, overrides, parents,
     steps, limit_key"""
 _READY = f"""
-    SELECT {_CLAIMED} FROM flowrra_job WHERE status = 'pending' AND crashes = 0 AND queue = :queue
+    SELECT {_CLAIMED.replace("steps", f"CASE WHEN attempt > 0 THEN {_STEPS} END AS steps")}
+    FROM flowrra_job WHERE status = 'pending' AND crashes = 0 AND queue = :queue
     ORDER BY priority, place, seq LIMIT :limit"""
 # For when there may be expired jobs: skipping 100,000 of them here takes 50 ms; to end them, as the upkeep
 # does, takes more than a second.
+_EXPIRING = _READY.replace("limit_key", "limit_key, expires").replace(":limit", str(100 * UPKEEP_STEP))
 _READY_STILL = f"""
-    SELECT {_CLAIMED} FROM ({_READY.replace(" FROM", ", expires FROM").replace(":limit", str(100 * UPKEEP_STEP))})
+    SELECT {_CLAIMED} FROM ({_EXPIRING})
     WHERE expires IS NULL OR expires > :now LIMIT :limit"""
 # BETWEEN, because with `=` next to the `> 0` of the index the planner sorts.
 _AS_SUSPECT = "crashes > 0 AND crashes BETWEEN :crashes AND :crashes"
@@ -5496,6 +5536,8 @@ class SQLiteTable:
             self._wake_for(job)
         if admitted:
             self._db.execute(_ADMIT, (f"{{{','.join(admitted)}}}",))
+        for job, step in unit.steps:
+            self._db.execute(_KEEP_STEP, (step.name, json.dumps(step), job.id))
         if unit.limits or unit.limit_keys:
             _write_limits(self._db, unit)
             queues = ("",) if unit.limits else unit.timed
@@ -5532,10 +5574,9 @@ class SQLiteTable:
     def _wake_for(self, job: Job) -> None:
         if job.status in FINISHED:
             self.woken["job", job.id] = None
-        elif job.status is RUNNING:
-            if job.cancel_requested:
-                self.woken["worker", ""] = None
-        elif job.status is not BLOCKED:
+        elif job.status is RUNNING and job.cancel_requested:
+            self.woken["worker", ""] = None
+        elif job.status not in (RUNNING, BLOCKED):
             self.woken["queue", job.queue] = None
 
     # Pushing -----------------------------------------------------------------------------------
@@ -5928,7 +5969,7 @@ def _parsed(text: str | None, default: Any) -> Any:
 def claimed_job(row: Sequence[Any], worker: str, now: float) -> Job:
     """Return the job of a row that `worker` has claimed at `now`."""
     seq, task_id, task, payload, queue, priority, submitted, due, attempt, failures, *rest = row
-    crashes, labels, parents, steps, *limited = rest
+    crashes, labels, parents, steps, limited = rest
     job = Job(task_id, task, (), _NO_KEYWORDS, queue, priority, payload)
     job.status = RUNNING  # as _START has written
     job.worker = worker
@@ -5944,10 +5985,15 @@ def claimed_job(row: Sequence[Any], worker: str, now: float) -> Job:
     if parents is not None:
         job.parents = tuple(json.loads(parents))
     if steps is not None:
-        job.steps = tuple([Step(*step) for step in json.loads(steps)])
-    if limited:
-        give_limit_key(job, limited[0])
+        job.steps = steps_of(steps)
+    if limited is not None:
+        give_limit_key(job, limited)
     return job
+
+
+def steps_of(text: str | None) -> tuple[Step, ...]:
+    """Return steps that are stored as a list in JSON."""
+    return tuple([Step(*step) for step in _parsed(text, ())])
 
 
 _NO_KEYWORDS: Mapping[str, Any] = types.MappingProxyType({})
@@ -5957,7 +6003,7 @@ def _job_of_row(row: Sequence[Any]) -> Job:
     seq, task_id, task, queue, priority, payload, submitted, unique, parents, labels, limited, *rest = row
     status, due, expires, *rest = rest
     attempt, failures, crashes, worker, started, finished, purge_at, result, error, traceback, *rest = rest
-    progress, history, cancel_requested, waits, steps, place = rest
+    progress, history, cancel_requested, waits, place, steps = rest
     job = Job(
         task_id, task, (), {}, queue, priority, payload, due, expires, unique, tuple(_parsed(parents, ())),
         None, TaskStatus(status), submitted, seq, attempt, failures, crashes, worker, started,
@@ -5966,7 +6012,7 @@ def _job_of_row(row: Sequence[Any]) -> Job:
         tuple([Attempt(*entry) for entry in _parsed(history, ())]), bool(cancel_requested), waits,
     )  # fmt: skip
     give_labels(job, _parsed(labels, {}))
-    job.steps = tuple([Step(*step) for step in _parsed(steps, ())])
+    job.steps = steps_of(steps)
     give_limit_key(job, limited)
     job.place = place
     return job
@@ -5985,8 +6031,7 @@ def _changing_values(job: Job) -> tuple[Any, ...]:
         job.status, job.due, job.expires, job.attempt, job.failures, job.crashes, job.worker, job.started,
         job.finished, job.purge_at, f"[{encode(job.result)}]" if job.status is SUCCESS else None, job.error,
         job.traceback, json.dumps(job.progress) if job.progress else None,
-        json.dumps(job.history) if job.history else None, job.cancel_requested, job.waits,
-        json.dumps(job.steps) if job.steps else None, job.place,
+        json.dumps(job.history) if job.history else None, job.cancel_requested, job.waits, job.place,
     )  # fmt: skip
 
 
@@ -7497,11 +7542,11 @@ def task_name(function: Callable[..., Any]) -> str:
 class JobContext:
     """The running job: its data, its progress and its steps. See `current_job`."""
 
-    __slots__ = ("attempt", "job", "step_names")
+    __slots__ = ("_kept_steps", "attempt", "job", "step_names")
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.step_names: list[str] = []  # of this attempt
+        self.step_names: dict[str, None] = {}  # of this attempt
         #: The number of this attempt, from 1 on; it also counts attempts that did not fail.
         self.attempt = job.attempt  # kept, as a broker may share the job, which then goes on to the next one
 
@@ -7740,12 +7785,14 @@ class JobContext:
     def _begin_step(self, name: str) -> Step | None:
         """Return the step if an earlier attempt has stored it."""
         check_key("the name of a step", name)
+        if not self.step_names:
+            self._kept_steps = {step.name: step for step in self.job.steps}
         if name in self.step_names:
             raise FlowrraError(
                 f"the step {name!r} was run in this attempt: give each its own name, as f'row {{number}}'"
             )
-        self.step_names.append(name)
-        return next((step for step in self.job.steps if step.name == name), None)
+        self.step_names[name] = None
+        return self._kept_steps.get(name)
 
     async def keep_step(self, step: Step) -> None:
         """Store a step before the job continues."""
@@ -7851,10 +7898,11 @@ async def _end_of_wait(job: JobContext, name: str, timeout: float | dt.timedelta
     """Return when the wait for an event is over, as the first attempt has stored it."""
     if timeout is None:
         return LAST_MOMENT - 1.0
-    kept = job._begin_step(f"end of wait for event {name}")
+    step = f"end of wait for event {name}"
+    kept = job._begin_step(step)
     if kept is None:
         now = job.now()
-        kept = Step(job.step_names[-1], str(_from_now("timeout", now, _seconds("timeout", timeout))), now, now)
+        kept = Step(step, str(_from_now("timeout", now, _seconds("timeout", timeout))), now, now)
         await job.keep_step(kept)
     return float(kept.text)
 
@@ -8657,7 +8705,7 @@ class _Attempt(JobContext):
     def __init__(self, job: Job, served: _ServedQueue) -> None:
         self.job = job
         self.attempt = job.attempt
-        self.step_names = []
+        self.step_names = {}
         self.began = job.started or 0.0  # a broker that shares the job clears it when the job is to run again
         self.served = served
         self.options = _DEFAULT_OPTIONS  # those of its task, as soon as that is known

@@ -32,6 +32,7 @@ class DictBroker(Broker):
         self.clock = clock or flowrra.Clock()
         self.hub = flowrra.WaiterHub()
         self.jobs: dict[str, Job] = {}
+        self.steps: dict[str, dict[str, flowrra.Step]] = collections.defaultdict(dict)  # by job and name
         self.declared: dict[str, flowrra.Limit] = {}
         self.rows: dict[str, flowrra.LimitKey] = {}  # what is kept of limit keys besides their jobs
         self.leases: dict[str, Lease] = {}
@@ -54,6 +55,8 @@ class DictBroker(Broker):
             job.seq = next(self.numbers) if before is None else job.seq
             self.jobs[job.id] = job
             self.wake_for(job)
+        for job, step in unit.steps:
+            self.steps[job.id][step.name] = step
         self.endings += unit.endings
         self.write_limits(unit)
         return answer
@@ -78,6 +81,8 @@ class DictBroker(Broker):
                 return job.unique in keys and job.status not in FINISHED
             case flowrra.Running(workers):
                 return job.worker in workers and job.status is RUNNING
+            case flowrra.Waiters(events):
+                return any(job.id in self.steps[event] for event in events)
             case flowrra.Expired(now, _):
                 return flowrra.is_expired(job, now)
             case flowrra.Admitted(names):
@@ -146,7 +151,7 @@ class DictBroker(Broker):
         started = [job for job in taken if flowrra.start(job, worker, now)]
         unit = Unit(now, self.retention)
         self.run(unit, flowrra.charge(unit, [flowrra.limit_key(job) for job in started if job.limit is not None]))
-        return [flowrra.copy_of(job) for job in started]
+        return list(map(self.copied, started))
 
     def ready(self, queue: str) -> list[Job]:
         return [job for job in self.jobs.values() if job.queue == queue and job.status is PENDING]
@@ -177,6 +182,7 @@ class DictBroker(Broker):
         gone = [job.id for job in jobs if (job.status in FINISHED if by is None else flowrra.is_held(job, by))]
         for task_id in gone:
             del self.jobs[task_id]
+            self.steps.pop(task_id, None)
             self.hub.wake(("job", task_id))
         return gone
 
@@ -245,6 +251,7 @@ class DictBroker(Broker):
     def copied(self, job: Job) -> Job:
         job = flowrra.copy_of(job)
         job.result = flowrra.copied(job.result)
+        job.steps = tuple(self.steps[job.id].values())
         return job
 
     async def limit_states(self, names: Sequence[str]) -> list[flowrra.LimitKey]:

@@ -27,10 +27,10 @@ MAKE = shutil.which("make")
 # hooks at the submit, jobs that replace others, chains and parents that may fail took 580, what annotations say the
 # rest, and soft time limits 40. The way down goes through the stores' wake-ups and connections, and the activity that
 # extras could sum.
-CORE_LINES = 12_331
+CORE_LINES = 12_379
 # On the way to 45 modules and 10,000 lines.
 EXTRAS_MODULES = 95
-EXTRAS_LINES = 21_942
+EXTRAS_LINES = 22_093
 FUNCTION_LINES = 60
 CLASS_LINES = 400
 CLASS_METHODS = 25
@@ -40,7 +40,7 @@ TEST_FILE_LINES = 600
 # may grow.
 LARGE_CLASSES: Mapping[str, tuple[int, int]] = {
     "Broker": (250, 26),  # what a broker must have, and what is written once above it
-    "MemoryBroker": (519, 42),
+    "MemoryBroker": (527, 42),
     "SQLiteTable": (425, 40),
     "Flowrra": (394, 30),  # each verb that users have
     "SQLiteBroker": (371, 38),

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import sys
+import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +26,20 @@ from flowrra import (
 )
 from flowrra_extras.contracts.harness import SOON, Contract, Harness, job, job_in, outcomes_of, raises, tests_take
 from flowrra_extras.migrate import hold_jobs
+
+
+async def most_memory(t: Harness, running: Job, name: str) -> int:
+    """Return the bytes that a step takes at most while it is stored; the smallest of three steps."""
+    peaks = []
+    for number in range(3):
+        outcome = Outcome.done(running, running.attempt, Step(f"{name} {number}", "1", t.now, t.now))
+        tracemalloc.start()
+        try:
+            assert await t.settle(outcome) == [True]
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    return min(peaks)
 
 
 @tests_take(Contract.harness)
@@ -386,6 +401,32 @@ class SettleContract(Contract):
         await t.settle(Outcome.succeed(third, 1))
         assert third.steps == (await t.job("a")).steps == (one, two, three)
         assert (await t.job("b")).steps == ()
+
+    async def test_steps_keep_their_order_and_go_with_their_job(self, t: Harness) -> None:
+        """A step replaces the one of its name, as each place of a cursor does. A later job of that id has none."""
+        steps = [Step(f"step {number}", str(number), t.now, t.now) for number in range(200)]
+        (first,) = await t.run(job("a"))
+        await t.settle(*(Outcome.done(first, 1, step) for step in steps))
+        steps[7] = Step("step 7", "77", t.now + 1, t.now + 2)
+        assert await t.settle(Outcome.done(first, 1, steps[7])) == [True]
+        await t.settle(Outcome.retry_at(first, t.now, "boom"))
+        (second,) = await t.claim()
+        assert second.steps == (await t.job("a")).steps == tuple(steps)
+        await t.settle(Outcome.succeed(second, 1))
+        assert await t.broker.delete(["a"]) == [True]
+        (new,) = await t.run(job("a"))
+        assert await t.settle(Outcome.done(second, 2, steps[0])) == [False]
+        await t.settle(Outcome.retry_at(new, t.now, "boom"))
+        (again,) = await t.claim()
+        assert again.steps == (await t.job("a")).steps == ()
+
+    async def test_a_step_takes_no_more_memory_after_many_steps(self, t: Harness) -> None:
+        """So the broker neither reads nor sends the earlier ones: those are two megabytes here."""
+        (running,) = await t.run(job("a"))
+        few = await most_memory(t, running, "early")
+        await t.settle(*(Outcome.done(running, 1, Step(f"step {n}", f'"{n:010000}"', 0.0, 0.0)) for n in range(200)))
+        many = await most_memory(t, running, "late")
+        assert many < few + 100_000, (few, many)
 
     async def test_no_attempt_starts_before_its_job_was_submitted(self, t: Harness) -> None:
         """Even if the clock of the worker is behind."""

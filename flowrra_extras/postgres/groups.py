@@ -116,15 +116,16 @@ class Claims:
             if (queue, worker) == (claim.queue, claim.worker):
                 rows = await session.fetch(sql.RESUME, queue, worker, started)
                 if rows:
+                    jobs = await jobs_of_claim(session, rows, worker, started)
                     self._doubts = [other for other in self._doubts if other is not doubt]
-                    return jobs_of_claim(rows, worker, started)
+                    return jobs
         return []
 
     async def _claim(self, session: Session, claim: Claim, now: float) -> list[Job]:
         place = claim.queue, claim.worker
         mark = self._marks.pop(place, None)
         if mark is not None and mark[1] <= claim.now < mark[2]:
-            jobs = _jobs(claim, await self._look(session, claim, now, mark[0]))
+            jobs = await _jobs(session, claim, await self._look(session, claim, now, mark[0]))
             if len(jobs) == claim.limit:
                 self._marks[place] = (_place_of(jobs[-1]), *mark[1:])
             if jobs:
@@ -142,7 +143,7 @@ class Claims:
         if rows[0]["may"] and rows[0]["suspects"]:
             return await self._claim_carefully(session, claim, now)
         self.next_due = rows[0]["next_due"] if rows[0]["may"] else None
-        jobs = _jobs(claim, rows)
+        jobs = await _jobs(session, claim, rows)
         if len(jobs) == claim.limit:
             cost = asyncio.get_running_loop().time() - began
             until = claim.now + max(0.05, 20 * cost)
@@ -158,11 +159,11 @@ class Claims:
                 rows = await session.fetch(sql.CLAIM_SUSPECT, *values)
                 await store.charge([row["limit_key"] for row in rows if row["limit_key"] is not None], now)
             self._publish(store)
-            jobs = _jobs(claim, rows)
+            jobs = await _jobs(session, claim, rows)
             if jobs or rows[0]["alone"]:
                 self.forget()  # a claim behind a mark would not notice that this worker must get no other job
                 return jobs
-        return _jobs(claim, await self._look(session, claim, now))
+        return await _jobs(session, claim, await self._look(session, claim, now))
 
     async def _look(
         self,
@@ -201,8 +202,8 @@ def _place_of(job: Job) -> _Place:
     return job.priority, job.place, job.seq
 
 
-def _jobs(claim: Claim, rows: Sequence[Any]) -> list[Job]:
-    return jobs_of_claim(rows, claim.worker, claim.now)
+async def _jobs(session: Session, claim: Claim, rows: Sequence[Any]) -> list[Job]:
+    return await jobs_of_claim(session, rows, claim.worker, claim.now)
 
 
 class Groups:
@@ -404,8 +405,11 @@ class Groups:
         ]
 
     async def _tell(self, outcomes: Sequence[Outcome], now: float, session: Session) -> set[tuple[int, int]]:
-        store = Store(session, self._retention)
-        told = await store.settle(outcomes, now, careful=True)
+        store, told = Store(session, self._retention), set[tuple[int, int]]()
+        if steps := [outcome for outcome in outcomes if outcome.step is not None]:
+            told |= await store.keep_steps(steps)
+        if reports := [outcome for outcome in outcomes if outcome.step is None]:
+            told |= await store.settle(reports, now, careful=True)
         self.publish(store)
         return told
 

@@ -115,7 +115,13 @@ ALTER TABLE flowrra.job ADD COLUMN waits integer NOT NULL DEFAULT 0;  -- what a 
 UPDATE flowrra.job SET waits = (SELECT count(*) FROM flowrra.dependency WHERE child = seq)
     + CASE WHEN worker IS NULL THEN 0 ELSE 1 END WHERE status = 'blocked';
 ------------------------------------------------------------------------
-ALTER TABLE flowrra.job ADD COLUMN steps jsonb;
+CREATE TABLE flowrra.step (  -- a row each: in one value for all, a step would cost as much as all before it
+    number bigint GENERATED ALWAYS AS IDENTITY,  -- the order in which they ended
+    job_seq bigint NOT NULL,
+    name text COLLATE "C" NOT NULL,
+    step text NOT NULL,
+    PRIMARY KEY (job_seq, name)
+);
 -- `overrides` holds tags and notes, too: see the core's labels_text.
 CREATE TABLE flowrra.tag (
     tag text COLLATE "C" NOT NULL,

@@ -88,29 +88,36 @@ SYNC = "SELECT pg_logical_emit_message(true, 'flowrra', '')"  # flushes a commit
 JOB_COLUMNS = (
     "seq, id, task, payload, queue, priority, status, submitted, due, expires, unique_key, parents, overrides, "
     "attempt, failures, crashes, cancel_requested, worker, started, finished, purge_at, result, error, "
-    "traceback, progress, history::text, waits, steps::text, place, limit_key"
+    "traceback, progress, history::text, waits, steps, place, limit_key"
 )
-_READ = f"SELECT {JOB_COLUMNS}, has_children, xmin::text FROM flowrra.job WHERE".replace("payload", "NULL").replace(
-    "result", "NULL"
-)  # both are large, and no rule needs them
+_STEPS = "(SELECT '[' || string_agg(step, ',' ORDER BY number) || ']' FROM flowrra.step WHERE job_seq = job.seq)"
+_READ = (  # without what is large, and no rule needs
+    f"SELECT {JOB_COLUMNS}, has_children, xmin::text FROM flowrra.job WHERE".replace("payload", "NULL")
+    .replace("result", "NULL")
+    .replace("steps", "NULL")
+)
 FIND_JOBS = f"{_READ} id = ANY ($1::text[])"
 FIND_CHILDREN = f"""{_READ} seq = ANY (ARRAY(SELECT child FROM flowrra.dependency WHERE parent = ANY ($1::bigint[])))
     AND coalesce(status, '') = 'blocked' ORDER BY seq + 0"""
 FIND_HOLDERS = f"{_READ} unique_key = ANY ($1::text[]) AND status IN {UNFINISHED}"
 FIND_RUNNING = f"{_READ} status = 'running' AND worker = ANY ($1::text[]) ORDER BY seq + 0"
+FIND_WAITERS = f"""{_READ} id = ANY (ARRAY(
+    SELECT name FROM flowrra.step WHERE job_seq = ANY (ARRAY(SELECT seq FROM flowrra.job WHERE id = ANY ($1::text[])))))
+    ORDER BY seq + 0"""
 FIND_EXPIRED = f"""{_READ} expires IS NOT NULL AND status IN {NOT_BEGUN} AND expires <= $1
     ORDER BY expires, seq LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED"""
 
 _CHANGING = """status text, due float8, expires float8, attempt integer, failures integer, crashes integer, worker text,
     started float8, finished float8, purge_at float8, result text, error text, traceback text, progress text,
-    history jsonb, cancel_requested boolean, waits integer, steps jsonb, place bigint"""
+    history jsonb, cancel_requested boolean, waits integer, place bigint"""
 _BORN = """id text, task text, queue text, priority bigint, payload text, submitted float8, unique_key text,
     parents text, overrides text, limit_key text"""
 _changing = ", ".join(part.split()[0] for part in _CHANGING.split(","))
 _born = ", ".join(part.split()[0] for part in _BORN.split(","))
 # Write a unit of the rules, if nothing that it read has changed: $1 the seqs in order, $2 their revisions. $3 jobs to
 # change and $4 new jobs, as JSON. Dependencies: $5 parents and $6 children, by seq or, negative, by their place among
-# the new jobs. $7 the jobs that have ended, and $8 what heartbeats report of them.
+# the new jobs. $7 the jobs that have ended, and $8 what heartbeats report of them. Steps: $9 jobs, in the same way, $10
+# names and $11 the steps.
 # The rows are locked first, so that in a transaction another try reads the current rows.
 WRITE = f"""
     WITH held AS MATERIALIZED (
@@ -128,21 +135,28 @@ WRITE = f"""
         INSERT INTO flowrra.job ({_born}, {_changing}, has_children) SELECT {_born}, {_changing}, has_children
         FROM json_to_recordset($4::json) AS v (has_children boolean, {_BORN}, {_CHANGING})
         WHERE (SELECT is_so FROM same) RETURNING seq),
+    placed AS MATERIALIZED (SELECT ARRAY(SELECT seq FROM new ORDER BY seq) AS seqs),
     waiting AS (
         INSERT INTO flowrra.dependency
         SELECT CASE WHEN parent < 0 THEN seqs[-parent] ELSE parent END,
             CASE WHEN child < 0 THEN seqs[-child] ELSE child END
-        FROM (SELECT ARRAY(SELECT seq FROM new ORDER BY seq) AS seqs OFFSET 0) AS placed,
-            unnest($5::bigint[], $6::bigint[]) AS v (parent, child)
+        FROM placed, unnest($5::bigint[], $6::bigint[]) AS v (parent, child)
         WHERE (SELECT is_so FROM same) ON CONFLICT DO NOTHING),
+    stepped AS (
+        INSERT INTO flowrra.step (job_seq, name, step)
+        SELECT CASE WHEN job < 0 THEN seqs[-job] ELSE job END, name, step
+        FROM placed, unnest($9::bigint[], $10::text[], $11::text[]) AS v (job, name, step)
+        WHERE (SELECT is_so FROM same) ON CONFLICT (job_seq, name) DO UPDATE SET step = excluded.step),
     forgotten AS (DELETE FROM flowrra.dependency WHERE parent = ANY ($7::bigint[]) AND (SELECT is_so FROM same)),
     noted AS (INSERT INTO flowrra.ending (job) SELECT v.* FROM unnest($8::text[]) AS v WHERE (SELECT is_so FROM same))
     SELECT is_so FROM same"""
 
 CLAIMED = (
     "seq, id, task, payload, queue, priority, submitted, due, attempt - 1, failures, crashes, overrides, parents, "
-    "steps::text, limit_key"
+    "NULL, limit_key"
 )
+# Of claimed jobs. Not in the statement of the claim, which may not see what an attempt before has just stored.
+STEPS_OF = f"SELECT seq, {_STEPS} FROM flowrra.job WHERE seq = ANY ($1::bigint[])"
 # For another worker than `mine`, the row of the worker that asks: whether its lease has ended, and whether it is dead,
 # because it had already missed a heartbeat at the last heartbeat of `mine`. See `judge_leases` of the core. If the
 # length of a lease is unknown, half of the other one's length counts.
@@ -226,6 +240,18 @@ SUCCEED = f"""
     WHERE job.seq = ANY (ARRAY[v.seq]) AND job.attempt IS NOT DISTINCT FROM v.attempt AND {IS_RUNNING}
         AND NOT has_children AND (limit_key IS NULL OR $6::boolean)
     RETURNING job.seq, job.attempt, id, limit_key"""
+# Store steps, if their attempts still hold the jobs. Arrays: seqs in order, attempts, names, steps. The lock lets no
+# attempt end before its steps are stored.
+KEEP_STEPS = f"""
+    WITH held AS MATERIALIZED (
+        SELECT v.* FROM unnest($1::bigint[], $2::integer[], $3::text[], $4::text[]) AS v (seq, attempt, name, step),
+            flowrra.job
+        WHERE job.seq = ANY (ARRAY[v.seq]) AND job.attempt IS NOT DISTINCT FROM v.attempt AND {IS_RUNNING}
+        FOR SHARE OF job),
+    stored AS (
+        INSERT INTO flowrra.step (job_seq, name, step) SELECT seq, name, step FROM held
+        ON CONFLICT (job_seq, name) DO UPDATE SET step = excluded.step)
+    SELECT seq, attempt FROM held"""
 # The attempts that a settle has written whose answer was lost. Arrays: seqs, attempts, statuses, endings.
 WRITTEN = """
     SELECT v.seq, v.attempt
@@ -381,14 +407,21 @@ BEAT = f"""
 # Those of the workers $1 whose lease has still not been renewed.
 RESCUE = "DELETE FROM flowrra.worker WHERE id = ANY ($1::text[]) AND lease <= clock_timestamp() RETURNING id"
 
+_WITHOUT_STEPS = """,
+    forgotten_steps AS (DELETE FROM flowrra.step WHERE job_seq = ANY (ARRAY(SELECT seq FROM gone)))
+    SELECT id FROM gone"""
 DELETE = f"""
-    DELETE FROM flowrra.job WHERE seq = ANY (ARRAY(
-        SELECT seq FROM flowrra.job WHERE id = ANY ($1::text[]) AND status IN {FINISHED} ORDER BY seq + 0 FOR UPDATE))
-    RETURNING id"""
-PURGE = """
-    DELETE FROM flowrra.job WHERE seq = ANY (ARRAY(
-        SELECT seq FROM flowrra.job WHERE purge_at IS NOT NULL AND purge_at < $1
-        ORDER BY purge_at LIMIT $2 FOR UPDATE SKIP LOCKED)) RETURNING id"""
+    WITH gone AS (
+        DELETE FROM flowrra.job WHERE seq = ANY (ARRAY(
+            SELECT seq FROM flowrra.job WHERE id = ANY ($1::text[]) AND status IN {FINISHED}
+            ORDER BY seq + 0 FOR UPDATE))
+        RETURNING seq, id){_WITHOUT_STEPS}"""
+PURGE = f"""
+    WITH gone AS (
+        DELETE FROM flowrra.job WHERE seq = ANY (ARRAY(
+            SELECT seq FROM flowrra.job WHERE purge_at IS NOT NULL AND purge_at < $1
+            ORDER BY purge_at LIMIT $2 FOR UPDATE SKIP LOCKED))
+        RETURNING seq, id){_WITHOUT_STEPS}"""
 FORGET_AWAITED = f"""
     DELETE FROM flowrra.awaited
     WHERE (SELECT status IN {UNFINISHED} FROM flowrra.job WHERE job.id = awaited.id) IS NOT TRUE"""
@@ -405,14 +438,13 @@ RECORD = f"""
     WHERE job.queue = ''"""  # otherwise it is a job of this store
 
 # Jobs $1 that are held by $2.
-LEAVE = """
+LEAVE = f"""
     WITH gone AS (
         DELETE FROM flowrra.job WHERE seq = ANY (ARRAY(
             SELECT seq FROM flowrra.job WHERE id = ANY ($1::text[]) AND coalesce(status, '') = 'blocked' AND worker = $2
             ORDER BY seq + 0 FOR UPDATE))
         RETURNING seq, id),
-    forgotten AS (DELETE FROM flowrra.dependency WHERE child = ANY (ARRAY(SELECT seq FROM gone)))
-    SELECT id FROM gone"""
+    forgotten AS (DELETE FROM flowrra.dependency WHERE child = ANY (ARRAY(SELECT seq FROM gone))){_WITHOUT_STEPS}"""
 
 AWAIT = f"""
     INSERT INTO flowrra.awaited SELECT id, $2::text FROM unnest($1::text[]) AS v (id) WHERE {LAZY}
@@ -501,7 +533,8 @@ def search(
     if after is not None:
         where, values = f"{where} AND {place} {behind} ${len(values) + 1}", [*values, after]
     source = _source(which)
-    return f"SELECT {JOB_COLUMNS} FROM {source} WHERE {where} ORDER BY {key} {order} LIMIT {int(limit)}", values
+    columns = JOB_COLUMNS.replace("steps", _STEPS)
+    return f"SELECT {columns} FROM {source} WHERE {where} ORDER BY {key} {order} LIMIT {int(limit)}", values
 
 
 def _source(which: JobFilter) -> str:

@@ -43,10 +43,10 @@ from flowrra import (
     Outcome,
     Progress,
     Running,
-    Step,
     TaskResult,
     TaskStatus,
     Unit,
+    Waiters,
     WaitingFor,
     WorkerInfo,
     activity_texts,
@@ -71,6 +71,7 @@ from flowrra import (
     push,
     rescue,
     settle,
+    steps_of,
     stored_limit_key,
 )
 from flowrra_extras.postgres import statements as sql
@@ -88,6 +89,7 @@ _FINDS: Mapping[type[Find], str] = {
     Children: sql.FIND_CHILDREN,
     Holders: sql.FIND_HOLDERS,
     Running: sql.FIND_RUNNING,
+    Waiters: sql.FIND_WAITERS,
     Expired: sql.FIND_EXPIRED,
     Admitted: sql.FIND_ADMITTED,
 }
@@ -236,7 +238,7 @@ class Store:
             if not self._db.is_in_transaction():
                 raise _LimitedError
             self._touch(touched, unit.now)
-        if unit.changed.keys() - view.waiting:
+        if unit.steps or unit.changed.keys() - view.waiting:
             await self._write(unit, view)
         if admits:
             await self._write_admitted(unit, view)
@@ -319,6 +321,9 @@ class Store:
             [places[child] for _, child in waits],
             [job.seq for job in old.values() if job.status in FINISHED],
             [json.dumps([j.id, j.task, j.attempt, j.status, sql.clean(j.error)]) for j in unit.endings],
+            [places.get(job.id, job.seq) for job, _ in unit.steps],
+            [step.name for _, step in unit.steps],
+            [json.dumps(step) for _, step in unit.steps],
         )
         if not rows[0][0]:
             raise _ChangedError
@@ -379,6 +384,12 @@ class Store:
         self.finished += [row[2] for row in rows]
         self._touch((row[3] for row in rows if row[3] is not None), now)
         return {(row[0], row[1]) for row in rows}
+
+    async def keep_steps(self, outcomes: Iterable[Outcome]) -> set[tuple[int, int]]:
+        """Store steps. Return the (seq, attempt) of the attempts that still hold their jobs."""
+        latest = {(o.job.seq, o.attempt, o.step.name): json.dumps(o.step) for o in outcomes if o.step is not None}
+        rows = sorted(((*key, step) for key, step in latest.items()), key=operator.itemgetter(0))
+        return {(row[0], row[1]) for row in await self._db.fetch(sql.KEEP_STEPS, *zip(*rows, strict=True))}
 
     async def written(self, outcomes: Sequence[Outcome]) -> set[tuple[int, int]]:
         """Return the (seq, attempt) of those that an earlier settle has written."""
@@ -500,15 +511,18 @@ def _none_if_none(values: list[T | None]) -> list[T | None]:
 # Rows -------------------------------------------------------------------------------------------
 
 
-def jobs_of_claim(rows: Sequence[Any], worker: str, now: float) -> list[Job]:
+async def jobs_of_claim(session: Session, rows: Sequence[Any], worker: str, now: float) -> list[Job]:
     """Return the jobs of a claim, in order: an UPDATE returns them in any order."""
-    jobs = []
+    jobs: list[Job] = []
     for row in rows:
         if row["seq"] is not None:
             job = claimed_job(row[-sql.CLAIMED.count(",") - 1 :], worker, now)
             job.place = row["place"]
             jobs.append(job)
     jobs.sort(key=operator.attrgetter("priority", "place", "seq"))
+    if again := {job.seq: job for job in jobs if job.attempt > 1}:
+        for seq, steps in await session.fetch(sql.STEPS_OF, list(again)):
+            again[seq].steps = steps_of(steps)
     return jobs
 
 
@@ -523,7 +537,7 @@ def job_of_row(row: Any) -> Job:
     values["parents"] = tuple(_parsed(values["parents"], ()))
     labels, limited = values.pop("overrides"), values.pop("limit_key")
     values["history"] = tuple(Attempt(*entry) for entry in _parsed(values["history"], ()))
-    values["steps"] = tuple(Step(*step) for step in _parsed(values["steps"], ()))
+    values["steps"] = steps_of(values["steps"])
     values["progress"] = _progress_of(values["progress"])
     values["result"] = _stored_result(values["result"])
     job = Job(**values)
@@ -557,7 +571,6 @@ def changing_values(job: Job) -> dict[str, Any]:
     values["progress"] = json.dumps(job.progress) if job.progress else None
     past = [a._replace(error=sql.clean(a.error), traceback=sql.clean(a.traceback)) for a in job.history]
     values["history"] = past or None
-    values["steps"] = job.steps or None
     return values
 
 

@@ -87,6 +87,7 @@ from flowrra_extras.redis.calls import (
     push_words,
     result_of_row,
     settle_words,
+    step_words,
     to_json,
     worker_text,
 )
@@ -254,7 +255,7 @@ class RedisBroker(Broker):
             if outcome.status is SUCCESS and outcome.text is None:
                 outcome.text = encode_value(outcome)
         try:
-            flags = await self._settle_successes(outcomes, now)
+            flags = await self._settle_in_groups(outcomes, now)
             others = [outcome for outcome, flag in zip(outcomes, flags, strict=True) if flag == "2"]
             written = iter(await self._settle_by_rules(others, now) if others else ())
         except BrokerError:
@@ -264,13 +265,19 @@ class RedisBroker(Broker):
             self._doubtful.difference_update((outcome.job.id, outcome.attempt) for outcome in outcomes)
         return [next(written) if flag == "2" else flag == "1" for flag in flags]
 
-    async def _settle_successes(self, outcomes: Sequence[Outcome], now: float) -> list[str]:
-        """Return for each outcome 1 if written, 0 if not, 2 if it is left to the rules (all but successes)."""
+    async def _settle_in_groups(self, outcomes: Sequence[Outcome], now: float) -> list[str]:
+        """Write steps and successes. Return for each outcome 1 if written, 0 if not, 2 if it is left to the rules."""
         first: dict[tuple[int, int], int] = {}
+        steps = [index for index, outcome in enumerate(outcomes) if outcome.step is not None]
         for index, outcome in enumerate(outcomes):
-            first.setdefault((outcome.job.seq, outcome.attempt), index)
+            if outcome.step is None:
+                first.setdefault((outcome.job.seq, outcome.attempt), index)
         indices = [index for index in first.values() if outcomes[index].status is SUCCESS]
         flags = ["2"] * len(outcomes)
+        if steps:
+            words = step_words([outcomes[index] for index in steps])
+            for index, flag in zip(steps, await self._calls.join(Call("keep_steps", *words), len(steps)), strict=True):
+                flags[index] = flag
         if indices:
             words = settle_words([outcomes[index] for index in indices], now, self.retention, self._doubtful)
             answer = await self._calls.join(Call("settle", *words), len(indices))

@@ -8,7 +8,7 @@ import itertools
 import json
 import time
 import types
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from flowrra import (
     RUNNING,
@@ -21,7 +21,6 @@ from flowrra import (
     LimitKey,
     Outcome,
     Progress,
-    Step,
     TaskResult,
     TaskStatus,
     WorkerInfo,
@@ -33,6 +32,7 @@ from flowrra import (
     give_limit_key,
     labels_of,
     limit_key,
+    steps_of,
     stored_limit_key,
 )
 from flowrra_extras.batching import Batcher
@@ -42,6 +42,7 @@ from flowrra_extras.redis.scripts import CLAIMED_FIELDS, RESULT_FIELDS
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 
+    from flowrra import Step
     from flowrra_extras.redis.connection import Link
 
 T = TypeVar("T")
@@ -133,7 +134,7 @@ class Claim(Call):
 Attempts = set[tuple[str, int]]  # (job id, attempt number)
 
 
-_JOINED = frozenset({"push", "settle", "get"})  # scripts that take the arguments of several calls
+_JOINED = frozenset({"push", "settle", "keep_steps", "get"})  # scripts that take the arguments of several calls
 
 
 async def send_group(link: Link, calls: Sequence[Call]) -> list[Any]:
@@ -264,6 +265,21 @@ def settle_words(successes: Sequence[Outcome], now: float, retention: BackendCon
     return [repr(now), str(runs), *words]
 
 
+def step_words(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return finished steps as the arguments of the script `keep_steps`."""
+    words = [str(len(outcomes))]
+    for outcome in outcomes:
+        job, step = outcome.job, cast("Step", outcome.step)
+        words += job.id, f"{job.seq:013x}", str(outcome.attempt), step.name, to_json(step)
+    return words
+
+
+def _steps_of(values: Iterable[str]) -> tuple[Step, ...]:
+    """Return the steps of a job from the values of its hash, which come in any order."""
+    placed = sorted((int(place), step) for place, _, step in (value.partition(" ") for value in values))
+    return steps_of(f"[{','.join(step for _, step in placed)}]")
+
+
 def filter_text(which: JobFilter) -> str:
     """Return the part of a filter that the server checks, as JSON. The server knows lower case of ASCII only."""
     ahead, error = which.ahead_of, which.error
@@ -309,11 +325,11 @@ def _head(text: str) -> tuple[str, Mapping[str, Any] | None]:
     return task, labels
 
 
-_ROW = 1 + len(CLAIMED_FIELDS)
+_ROW = 2 + len(CLAIMED_FIELDS)
 
 
 def _claimed_job(row: Sequence[Any], queue: str, worker: str, now: float) -> Job:
-    member, attempt, head, payload, submitted, due, failures, crashes, parents, steps, limit = row
+    member, attempt, head, payload, submitted, due, failures, crashes, parents, limit, steps = row
     task, labels = _head(head)
     job = Job(member[29:], task, (), _NO_KEYWORDS, queue, int(member[:16], 16) - _LOWEST, payload)
     if labels is not None:
@@ -332,10 +348,10 @@ def _claimed_job(row: Sequence[Any], queue: str, worker: str, now: float) -> Job
         job.crashes = int(crashes)
     if parents is not None:
         job.parents = tuple(json.loads(parents))
-    if steps is not None:
-        job.steps = _read("steps", steps)
     if limit is not None:
         give_limit_key(job, limit)
+    if steps:
+        job.steps = _steps_of(steps)
     return job
 
 
@@ -348,7 +364,6 @@ _READ: Mapping[str, Callable[[str], Any]] = {
     "status": TaskStatus,
     "parents": lambda text: tuple(json.loads(text)),
     "progress": lambda text: Progress(*json.loads(text)),
-    "steps": lambda text: tuple([Step(*step) for step in json.loads(text)]),
     "result": decode,
     "head": _head,
 }
@@ -358,7 +373,7 @@ def _read(name: str, text: str | None) -> Any:
     return text if text is None or name not in _READ else _READ[name](text)
 
 
-def job_of(task_id: str, pairs: Sequence[str], history: Sequence[str]) -> Job:
+def job_of(task_id: str, pairs: Sequence[str], history: Sequence[str] = (), steps: Sequence[str] = ()) -> Job:
     """Return the job of a hash. Most fields have the names of `Job`."""
     values = {name: _read(name, text) for name, text in zip(pairs[::2], pairs[1::2], strict=True)}
     task, labels = values.pop("head")
@@ -370,7 +385,7 @@ def job_of(task_id: str, pairs: Sequence[str], history: Sequence[str]) -> Job:
     attempts = tuple(Attempt(*json.loads(entry)) for entry in history)
     job = Job(
         task_id, task, priority=int(place[:16], 16) - _LOWEST, seq=int(place[16:], 16), history=attempts,
-        cancel_requested=is_to_end, **values,
+        cancel_requested=is_to_end, steps=_steps_of(steps), **values,
     )  # fmt: skip
     job.place = turn
     give_limit_key(job, limit)

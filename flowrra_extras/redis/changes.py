@@ -27,6 +27,7 @@ from flowrra import (
     LimitKeys,
     Running,
     Unit,
+    Waiters,
     awaits_limit,
     copy_of,
     drive_async,
@@ -147,7 +148,7 @@ class Plan:
             return taken + known
         if isinstance(find, Expired):
             return sorted(known, key=lambda job: (job.expires, job.seq))
-        if isinstance(find, Running):
+        if isinstance(find, Running | Waiters):
             return sorted(known, key=lambda job: job.seq)
         # Held jobs too: this unit may have ended their holds.
         return sorted((job for job in known if job.status is BLOCKED), key=lambda job: job.seq)
@@ -180,7 +181,7 @@ class Plan:
         if values[_CHILDREN] is None:
             self._childless.add(task_id)  # and it has none when it is written, or its revision differs
         present = ((name, value) for name, value in zip(READ_FIELDS, values, strict=True) if value is not None)
-        return job_of(task_id, [word for pair in present for word in pair], ())
+        return job_of(task_id, [word for pair in present for word in pair])
 
     # Writing -----------------------------------------------------------------------------------
 
@@ -244,6 +245,7 @@ class Plan:
             "token": self.token, "plain": list(self._assumed), "holders": self.holders, "running": self.running,
             "leases": self.leases, "changed": list(unit.changed),
             "counts": {name: step for name, step in self.counts.items() if step},
+            "steps": [(job.id, step.name, to_json(step)) for job, step in unit.steps],
             "endings": [to_json([job.id, job.task, job.attempt, job.status, job.error]) for job in unit.endings],
             "ended": [job.id for job in changed if job.status in FINISHED],
             "woken": _unique(job.queue for job in changed if _wakes(job)),
@@ -347,8 +349,6 @@ def _fields(job: Job) -> dict[str, str]:
     values |= {name: str(number) for name in _NUMBERS if (number := getattr(job, name))}
     if job.parents:
         values["parents"] = to_json(job.parents)
-    if job.steps:
-        values["steps"] = to_json(job.steps)
     if job.progress is not None:
         values["progress"] = to_json(job.progress)
     if (limit := stored_limit_key(job)) is not None:

@@ -13,6 +13,7 @@ All keys begin with the prefix in braces, so that a cluster keeps them in one sl
     P:all             zset seq > id: every job           P:history:ID    list: its earlier attempts, as JSON
     P:by:STATUS       zset seq > id: for `find`, except  P:family:ID     zset seq > id: the jobs of which ID is a
                       ready and running jobs                             parent, finished ones too
+    P:steps:ID        hash name > place and step, JSON
     P:by:error        zset seq > id: a superset of those with an error
     P:task:NAME       zset seq > id: every job of a task, NAME as JSON without its quotes
     P:tag:TAG         zset seq > id: every job with a tag
@@ -144,8 +145,15 @@ local function erase(id)
     end
     for _, parent in ipairs(parents and cjson.decode(parents) or {}) do call('ZREM', p .. 'family:' .. parent, id) end
     if unique and not is_finished(status) then call('HDEL', p .. 'unique', unique) end
-    call('UNLINK', key, p .. 'history:' .. id)
+    call('UNLINK', key, p .. 'history:' .. id, p .. 'steps:' .. id)
     for _, index in ipairs({'purge', 'expiring', 'all'}) do call('ZREM', p .. index, id) end
+end
+
+-- A step of the same name is replaced, and keeps its place.
+local function keep_step(id, name, step)
+    local key = p .. 'steps:' .. id
+    local old = call('HGET', key, name)
+    call('HSET', key, name, (old and string.match(old, '^%d+') or call('HLEN', key)) .. ' ' .. step)
 end
 
 -- The last call of every script that writes. A worker waits only if its queue was empty, so only the first job
@@ -325,6 +333,7 @@ local finds = {
     Children = function(parent) return call('ZRANGE', p .. 'family:' .. parent, 0, -1) end,
     Holders = function(key) return {call('HGET', p .. 'unique', key) or nil} end,
     Running = function(worker) return call('SMEMBERS', p .. 'running:' .. worker) end,
+    Waiters = function(event) return call('HKEYS', p .. 'steps:' .. event) end,
 }
 if kind == 'Expired' then
     found[1] = call('ZRANGEBYSCORE', p .. 'expiring', '-inf', ARGV[4], 'LIMIT', 0, ARGV[5])
@@ -388,6 +397,7 @@ end
 
 if not holds() then return again and is_done() or 0 end
 for _, write in ipairs(plan.writes) do each(write[1], p .. write[2], write[3]) end
+for _, step in ipairs(plan.steps) do keep_step(unpack(step)) end
 if #plan.endings > 0 then
     each('RPUSH', p .. 'endings', plan.endings)
     call('LTRIM', p .. 'endings', -ENDINGS_KEPT, -1)
@@ -469,8 +479,8 @@ return answers
 # ARGV: queue, limit, worker, now, the maximum of crashes of a suspect, 1 if upkeep was done, the number of the claim,
 #   then the numbers of earlier claims whose answers were lost: their jobs are returned again. A claim that arrives
 #   after a later one takes nothing.
-# Answer: when the next waiting job is due ('' if none), then for each job PLACE ID and its CLAIMED_FIELDS; or `upkeep`,
-#   1 if jobs have expired, and the answer of `lapsed_leases`.
+# Answer: when the next waiting job is due ('' if none), then for each job PLACE ID, its CLAIMED_FIELDS, and its steps;
+#   or `upkeep`, 1 if jobs have expired, and the answer of `lapsed_leases`.
 _CLAIM = """
 local queue, limit, worker, now, number = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5], tonumber(ARGV[8])
 local answer, taken, running = {''}, {}, p .. 'running:' .. worker
@@ -531,6 +541,7 @@ local function hand_out(member, fields)
     local n = #answer
     answer[n + 1] = member
     for i = 1, CLAIMED_NUMBER do answer[n + 1 + i] = fields[i] end
+    answer[n + 2 + CLAIMED_NUMBER] = fields[1] ~= '1' and call('HVALS', p .. 'steps:' .. string.sub(member, 30)) or {}
 end
 
 local function hand_out_again()
@@ -705,6 +716,26 @@ end
 each('ZADD', p .. 'purge', purges)
 each('ZADD', p .. 'by:success', successes)
 publish()
+return answers
+"""
+
+# Store steps.
+# ARGV: for each call: the number of steps, then for each the id, seq (13 digits) and attempt of its job, its name, and
+#   the step (JSON).
+# Answer: for each call a text with a 1 for each step whose attempt holds its job, a 0 for each other one.
+_KEEP_STEPS = """
+local answers = {}
+while ARGV[at + 1] do
+    local flags = ''
+    for _ = 1, words(1) do
+        local id, seq, attempt, name, step = words(5)
+        local v = call('HMGET', p .. 'job:' .. id, 'status', 'attempt', 'place')
+        local holds = v[1] == 'running' and v[2] == attempt and string.sub(v[3], 17) == seq
+        if holds then keep_step(id, name, step) end
+        flags = flags .. (holds and '1' or '0')
+    end
+    answers[#answers + 1] = flags
+end
 return answers
 """
 
@@ -961,8 +992,8 @@ return answers
 # Find jobs in steps. Each step reads jobs from the smallest index that contains all matches.
 # ARGV: filter (JSON, without conditions that are not set), how many to find (0: count them), how many to read, 1 for
 #   the oldest first, the lowest seq and the highest.
-# Answer: the seq of the last job that was read ('' at the end), then for each match its id, hash and history; for a
-#   count, the number for each STATUS QUEUE.
+# Answer: the seq of the last job that was read ('' at the end), then for each match its id, hash, history and steps;
+#   for a count, the number for each STATUS QUEUE.
 _FIND = """
 local which, limit, page, oldest = cjson.decode(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5] == '1'
 local low, high = ARGV[6], ARGV[7]
@@ -1015,6 +1046,7 @@ local function add(id, kind)
     answer[#answer + 1] = id
     answer[#answer + 1] = call('HGETALL', p .. 'job:' .. id)
     answer[#answer + 1] = call('LRANGE', p .. 'history:' .. id, 0, -1)
+    answer[#answer + 1] = call('HVALS', p .. 'steps:' .. id)
 end
 
 -- Read a page of an index: alternating ids and seqs.
@@ -1220,11 +1252,11 @@ _TOTALS = "return call('HGETALL', p .. 'totals')"
 RESULT_FIELDS = (
     "head", "status", "result", "error", "traceback", "attempt", "submitted", "started", "finished", "progress",
 )  # fmt: skip
-CLAIMED_FIELDS = ("attempt", "head", "payload", "submitted", "due", "failures", "crashes", "parents", "steps", "limit")
+CLAIMED_FIELDS = ("attempt", "head", "payload", "submitted", "due", "failures", "crashes", "parents", "limit")
 READ_FIELDS = (
     "place", "status", "attempt", "rev", "queue", "head", "submitted", "due", "expires", "unique", "parents",
     "failures", "crashes", "worker", "started", "finished", "purge_at", "error", "traceback", "cancel", "waits",
-    "children", "steps", "limit", "turn",
+    "children", "limit", "turn",
 )  # fmt: skip
 _PREAMBLE = f"local VERSION, MOST_LOOKS, READ_AT_ONCE = {VERSION}, {MOST_LOOKS}, {READ_AT_ONCE}\n"
 _PREAMBLE += f"local UPKEEP, ENDINGS_KEPT, ENDINGS_TAKEN = {UPKEEP_STEP}, {ENDINGS_KEPT}, {ENDINGS_TAKEN}\n"
@@ -1249,6 +1281,7 @@ SCRIPTS = {
     "apply": Script(_LIMITS + _APPLY),
     "push": Script(_LIMITS + _PUSH),
     "claim": Script(_LIMITS + _CLAIM),
+    "keep_steps": Script(_KEEP_STEPS),
     "settle": Script(_LIMITS + _SETTLE),
     "heartbeat": Script(_HEARTBEAT),
     "remove": Script(_REMOVE),

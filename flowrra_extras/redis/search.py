@@ -73,7 +73,7 @@ class Search:
         """Yield the jobs in order, one list for each step."""
         rest = dataclasses.replace(which, ids=None)
         async for rows in self._steps(which, limit, after, oldest_first=oldest_first):
-            jobs = [job_of(*rows[i : i + 3]) for i in range(0, len(rows), 3)]
+            jobs = [job_of(*rows[i : i + 4]) for i in range(0, len(rows), 4)]
             jobs.sort(key=lambda job: job.seq, reverse=not oldest_first)
             is_behind = operator.gt if oldest_first else operator.lt
             yield [job for job in jobs if rest.matches(job) and (after is None or is_behind(job.seq, after))]

@@ -22,6 +22,7 @@ from flowrra import (
     JobFilter,
     Outcome,
     SerializationError,
+    Step,
     TaskStatus,
     Unit,
     WorkerInfo,
@@ -83,6 +84,36 @@ async def test_a_job_that_changes_while_a_settle_waits_for_it_is_settled(schema:
             other.commit()
             assert await settling == [True] * 3
             assert TaskStatus.RUNNING not in {job.status for job in await broker.find(JobFilter())}
+
+
+async def test_a_step_waits_for_what_ends_its_attempt(schema: str) -> None:
+    """Otherwise a step that is stored would be unknown to the next attempt, which may begin at once."""
+    with (
+        psycopg.connect(POSTGRES_URL) as other,
+        psycopg.connect(POSTGRES_URL, autocommit=True) as observer,
+    ):
+        async with running(schema, 2) as (broker, jobs):
+            change(other, schema, "status = 'pending', worker = NULL, started = NULL", "j01")
+            steps = [Outcome.done(job, 1, Step("charge", "1", NOW, NOW)) for job in jobs]
+            settling = asyncio.create_task(broker.settle(steps, now=NOW + 1))
+            await eventually(lambda: waiting(observer, schema) == 1, "the step waits")
+            other.commit()
+            assert await settling == [True, False]
+            assert [len(job.steps) for job in await broker.find(JobFilter(), oldest_first=True)] == [1, 0]
+
+
+async def test_a_step_leaves_the_row_of_its_job_as_it_is(schema: str) -> None:
+    """So its cost does not grow with the steps before it."""
+    async with running(schema, 1) as (broker, (job,)):
+        query = "SELECT xmin::text, ctid::text, (SELECT count(*) FROM flowrra.step) AS steps FROM flowrra.job"
+        (before,) = await broker._run(query)
+        for number in range(20):
+            assert await broker.settle([Outcome.done(job, 1, Step(f"{number}", "1", NOW, NOW))], now=NOW) == [True]
+        (after,) = await broker._run(query)
+        assert (*before[:2], before[2] + 20) == tuple(after)
+        await broker.settle([Outcome.succeed(job, 1)], now=NOW)
+        assert await broker.purge(1e10, 9) == 1
+        assert [row[0] for row in await broker._run("SELECT count(*) FROM flowrra.step")] == [0]
 
 
 async def test_what_is_given_up_is_cancelled_before_it_is_tried_again(

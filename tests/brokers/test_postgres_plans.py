@@ -20,7 +20,7 @@ from tests.support.services import POSTGRES_URL
 
 pytestmark = pytest.mark.usefixtures("postgres_url")
 
-TABLES = ("job", "dependency", "awaited", "limits", "limit_key", "limit_ask")
+TABLES = ("job", "dependency", "step", "awaited", "limits", "limit_key", "limit_ask")
 STATES = ("virgin", "vacuumed empty", "analyzed full", "only finished", "stale")
 # Of the last, behind a pooler, the settings are the server's own.
 MODES = ("the kept plan", "a plan for the values", "the server's settings")
@@ -54,7 +54,9 @@ LIMITS = """
 WAITING = """
     INSERT INTO flowrra.dependency SELECT parent.seq, child.seq FROM flowrra.job AS parent, flowrra.job AS child
     WHERE parent.status = 'running' AND child.status = 'blocked' AND parent.submitted = child.submitted;
-    INSERT INTO flowrra.awaited SELECT id, 'channel' FROM flowrra.job WHERE status = 'running'"""
+    INSERT INTO flowrra.awaited SELECT id, 'channel' FROM flowrra.job WHERE status = 'running';
+    INSERT INTO flowrra.step (job_seq, name, step) SELECT seq, 'step ' || n, '[]' FROM flowrra.job,
+        generate_series(1, 10) AS n WHERE status = 'running'"""
 
 NAMES = "{api:1,api:2,other:1}"
 SEQS, IDS, TEXTS = "{1,2,20500,22100}", "{done1,running1,blocked1,none}", "{a,b,c,d}"
@@ -74,11 +76,13 @@ VALUES: Mapping[str, Sequence[str | None]] = {
     "FIND_HOLDERS": ("{key1,key2}",),
     "FIND_JOBS": (IDS,),
     "FIND_RUNNING": ("{w1,w2}",),
+    "FIND_WAITERS": ("{running1,running2}",),
     "FORGET_AWAITED": (),
     "GET": (IDS,),
     "INSERT": ("9", "{x}", "{x}", "{x}", "{x}", "{0}", "{1}", "{1}", "{}", "{}"),
     "INSERT_ONE": ("9", "x", "x", "x", "x", "0", None, None, None, "channel", "text"),
     "INSERT_ONE_EARLY": ("9", "x", "x", "x", "x", "0", None, None, None, "channel", "text"),
+    "KEEP_STEPS": (SEQS, "{1,1,1,1}", TEXTS, TEXTS),
     "LEAVE": (IDS, "me"),
     "LIMIT_KEYS": (NAMES, "false"),
     "PROMOTE": ("9",),
@@ -86,9 +90,11 @@ VALUES: Mapping[str, Sequence[str | None]] = {
     "RECORD": ("{x}", "{x}", "{success}", "{1}", "{1}", "{1}", "{1}", "{1}", "{}", "{}", "{}"),
     "RESUME": ("default", "w1", "9"),
     "SET_LIMIT": ("api", "", "true", "true"),
+    "STEPS_OF": (SEQS,),
     "SUCCEED": ("9", SEQS, "{1,1,1,1}", TEXTS, "{9,9,9,9}", "true"),
     "WAITING_FOR": (NAMES, "{2,3,4}"),
-    "WRITE": (SEQS, TEXTS, '[{"seq": 1}, {"seq": 20500}, {"seq": 22100}]', '[{"id": "x"}]', SEQS, SEQS, SEQS, TEXTS),
+    "WRITE": (SEQS, TEXTS, '[{"seq": 1}, {"seq": 20500}, {"seq": 22100}]', '[{"id": "x"}]', SEQS, SEQS, SEQS, TEXTS,
+              SEQS, TEXTS, TEXTS),
     "WRITTEN": (SEQS, "{1,1,1,1}", TEXTS, TEXTS),
 }  # fmt: skip
 
@@ -111,7 +117,7 @@ def statements() -> dict[str, str]:
         if not name.startswith(("_", "SCHEMA"))
         and isinstance(text, str)
         and text.lstrip().startswith(words)
-        and re.search(r"flowrra\.(job|dependency|limits|limit_key|limit_ask)\b", text)
+        and re.search(r"flowrra\.(job|dependency|step|limits|limit_key|limit_ask)\b", text)
         and name not in COUNTING
     }
 
@@ -155,7 +161,7 @@ class Desk:
         self.leading = dict(
             self.run(
                 "SELECT indexrelid::regclass::text, attname FROM pg_index JOIN pg_attribute ON attrelid = indexrelid "
-                "AND attnum = 1 WHERE indrelid::regclass::text ~ 'job|dependency|limit'"
+                "AND attnum = 1 WHERE indrelid::regclass::text ~ 'job|dependency|step|limit'"
             ).fetchall()
         )
 
@@ -163,7 +169,7 @@ class Desk:
         self.run(UNFINISHED)
         self.run(WAITING)
         self.run(LIMITS)
-        self.filled = {"job", "dependency", "limits", "limit_key", "limit_ask"}
+        self.filled = {"job", "dependency", "step", "limits", "limit_key", "limit_ask"}
 
     def prepare(self) -> None:
         for name, value in _PLANS.items():

@@ -24,6 +24,7 @@ from flowrra import (
     Job,
     JobFilter,
     Outcome,
+    Step,
     TaskNotFoundError,
     TaskStatus,
     WorkerInfo,
@@ -308,6 +309,8 @@ async def test_what_is_purged_leaves_nothing_behind(url: str) -> None:
             await broker.push([Job("dies", "task", priority=1)], now=0.0)
             first = await broker.claim("default", limit=9, worker="w", now=2.0)
             assert len(first) == 5
+            done = [Outcome.done(job, 1, Step("charge", "1", 1.0, 2.0)) for job in first]
+            assert await broker.settle(done, now=2.0) == [True] * 5
             await broker.settle([Outcome.retry_at(first[0], 2.0, "boom", "line")], now=2.0)
             await broker.cancel("j3", now=2.0)
             again = await broker.claim("default", limit=9, worker="w", now=3.0)

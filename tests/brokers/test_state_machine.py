@@ -34,6 +34,7 @@ from flowrra import (
     MemoryBroker,
     Outcome,
     SQLiteBroker,
+    Step,
     WorkerInfo,
 )
 from flowrra_extras.migrate import hold_jobs, unhold_jobs
@@ -70,6 +71,7 @@ class Known:
     held: bool = False
     asked_to_end: bool = False
     purge_at: float | None = None
+    steps: dict[str, Step] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -239,7 +241,18 @@ CLAIM: dict[str, Any] = {
 SETTLE: dict[str, Any] = {
     "picks": st.lists(st.integers(0, 1_000), min_size=1, max_size=3),
     "ending": st.sampled_from(
-        ("succeed", "succeed", "fail", "retry", "retry now", "release", "release later", "release untouched", "cancel")
+        (
+            "succeed",
+            "succeed",
+            "fail",
+            "retry",
+            "retry now",
+            "release",
+            "release later",
+            "release untouched",
+            "cancel",
+            "step",
+        )
     ),
 }
 CALLS = st.one_of(
@@ -329,6 +342,7 @@ class BrokerMachine(RuleBasedStateMachine):
         for job in jobs:
             known = self.model.jobs[job.id]
             assert (job.attempt, job.failures, job.crashes) == (known.attempt, known.failures, known.crashes)
+            assert job.steps == tuple(known.steps.values())
             self.claimed.append((job, known))
 
     def has_lease(self, worker: str) -> bool:
@@ -356,12 +370,18 @@ class BrokerMachine(RuleBasedStateMachine):
                 return Outcome.release(job, "why", None if ending == "release" else self.now + 3)
             case "release untouched":
                 return Outcome.release(job, "why", begun=False)
+            case "step":
+                step = Step(f"step {self.now % 3}", f"{job.attempt}", self.now, self.now)
+                return Outcome.done(job, job.attempt, step)
         return Outcome.cancel(job, "why")
 
     def settle_in_model(self, outcome: Outcome, job: Known) -> bool:
         is_there = self.model.jobs.get(job.id) is job  # else it was deleted, and another may have its id
         if not is_there or job.status != "running" or job.attempt != outcome.attempt:
             return False
+        if outcome.step is not None:
+            job.steps[outcome.step.name] = outcome.step
+            return True
         job.failures += outcome.ending == "failure"
         if outcome.status in FINISHED:
             self.model.finish(job, str(outcome.status), self.now, outcome.keep)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import shutil
 import sqlite3
@@ -25,6 +26,7 @@ from flowrra import (
     Outcome,
     SQLiteBroker,
     SQLiteTable,
+    Step,
     TaskId,
     TaskNotFoundError,
     TaskStatus,
@@ -61,6 +63,17 @@ async def opened(path: Path, **options: Any) -> Any:
 async def ids_in(path: Path) -> set[str]:
     async with opened(path) as broker:
         return {job.id for job in await broker.find(JobFilter())}
+
+
+async def running(broker: SQLiteBroker) -> Job:
+    """The first job, which a worker runs."""
+    await broker.heartbeat(WorkerInfo("w"), lease=60, now=NOW)
+    (job,) = await broker.claim("default", limit=1, worker="w", now=NOW)
+    return job
+
+
+async def keep_step(broker: SQLiteBroker, job: Job, name: str, text: str = "1") -> None:
+    assert await broker.settle([Outcome.done(job, 1, Step(name, text, NOW, NOW))], now=NOW) == [True]
 
 
 # ---------------------------------------------------------------------------
@@ -204,7 +217,8 @@ def schema_of(path: Path) -> list[int]:
 async def test_an_older_schema_is_migrated_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All tables are made anew with the rows of the old ones; those of others in the file are left alone."""
     async with opened(path) as broker:
-        await broker.push([Job("a", "task"), Job("last", "task")], now=NOW)
+        await broker.push([Job("a", "task"), Job("last", "task", due=NOW + 60)], now=NOW)
+        await keep_step(broker, await running(broker), "charge")
         await broker.cancel("last", now=NOW)
         await broker.delete(["last"])
     with plain(path) as db:
@@ -219,6 +233,7 @@ async def test_an_older_schema_is_migrated_once(path: Path, monkeypatch: pytest.
     assert schema_of(path) == [newer]
     with plain(path) as db:
         assert db.execute("SELECT id, seq, extra FROM flowrra_job").fetchall() == [("a", 1, "x"), ("next", 3, "x")]
+        assert db.execute("SELECT job, number, name FROM flowrra_step").fetchall() == [(1, 1, "charge")]
         tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         assert {"flowrra_schedule", "flowrra_extra"} <= tables
         assert not any(name.startswith("old_") for name in tables)
@@ -459,7 +474,7 @@ def live_a_life(desk: Desk) -> None:
     a, b, c, d, e, *_ = desk.claim()
     store.settle([succeeded(a), Outcome.fail(b, "boom")], now=NOW)
     store.settle([Outcome.retry_at(c, NOW + 1, "boom"), Outcome.cancel(d, "why")], now=NOW)
-    store.settle([Outcome.report(e, 1, flowrra.Progress(1))], now=NOW)
+    store.settle([Outcome.report(e, 1, flowrra.Progress(1)), Outcome.done(e, 1, Step("s", "1", 1, 2))], now=NOW)
     store.change(["child"], "cancel", now=NOW, by="Ada")
     store.change(["e"], "cancel", now=NOW)
     store.change(["b", "child", "unknown"], "requeue", now=NOW, by="Ada")
@@ -499,7 +514,7 @@ def test_no_statement_of_a_jobs_life_walks_or_sorts(desk: Desk) -> None:
     assert len(plans) > 30
     for statement, plan in plans.items():
         for step in plan:
-            walks = step.startswith(("SCAN flowrra_job", "SCAN flowrra_family"))
+            walks = step.startswith(("SCAN flowrra_job", "SCAN flowrra_family", "SCAN flowrra_step"))
             assert not walks or statement in FIRST_ROW_IS_ENOUGH, (statement, plan)
             assert "TEMP B-TREE" not in step or ORDERED_AFTER in statement, (statement, plan)
 
@@ -523,7 +538,7 @@ INTENDED = {
     "children of what ended": ("SELECT f.parent FROM", "f USING PRIMARY KEY (parent=?)"),
     "a change": ("cancel_requested = 0, waits =", "INTEGER PRIMARY KEY (rowid=?)"),
     "jobs by id": (
-        "NULL, error, traceback, progress, history, cancel_requested, waits, steps, place FROM flowrra_job WHERE id IN",
+        "NULL, error, traceback, progress, history, cancel_requested, waits, place, NULL FROM flowrra_job WHERE id IN",
         "sqlite_autoindex_flowrra_job_1 (id=?)",
     ),
     "all children": ("SELECT child FROM flowrra_family WHERE parent =", "flowrra_family USING PRIMARY KEY (parent=?)"),
@@ -538,6 +553,20 @@ def test_a_statement_uses_the_index_made_for_it(desk: Desk, name: str) -> None:
     assert plans
     for plan in plans:
         assert any(index in step for step in plan), plan
+
+
+async def test_a_step_writes_few_pages_however_many_were_written_before(path: Path) -> None:
+    async with opened(path) as broker:
+        await broker.push([Job("a", "task")], now=NOW)
+        job, log, sizes = await running(broker), path.with_name("jobs.db-wal"), list[int]()
+        for number in range(200):
+            await keep_step(broker, job, f"step {number}", f'"{number:01000}"')
+            sizes.append(log.stat().st_size)
+        assert max(after - before for before, after in itertools.pairwise(sizes)) < 25_000  # all steps take 200,000
+        await broker.settle([Outcome.succeed(job, 1)], now=NOW)
+        assert await broker.purge(1e10, 9) == 1
+    with plain(path) as db:
+        assert db.execute("SELECT count(*) FROM flowrra_step").fetchone() == (0,)
 
 
 @pytest.mark.parametrize("status", sorted(set(TaskStatus) - {TaskStatus.SUCCESS}))

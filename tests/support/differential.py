@@ -23,6 +23,7 @@ from flowrra import (
     Outcome,
     Progress,
     ResultOf,
+    Step,
     TaskStatus,
     WorkerInfo,
     decode_arguments,
@@ -36,7 +37,7 @@ WORKERS = ("w1", "w2", "w3")
 OPERATIONS = {
     "push": 6, "claim": 7, "settle": 6, "beat": 3, "advance": 3, "crash": 1, "leave": 0.4, "cancel": 1.5, "requeue": 2,
     "hold": 0.7, "let_go": 1, "adopt": 0.5, "delete": 0.8, "purge": 0.4, "pause": 0.5, "report": 1, "look": 2,
-    "declare": 0.4, "pause_key": 0.3,
+    "declare": 0.4, "pause_key": 0.3, "step": 1,
 }  # fmt: skip
 LIMITS: Sequence[dict[str, Any]] = (
     {"concurrency": 1}, {"concurrency": 2}, {"rate": "1/s"}, {"rate": "2/s", "burst": 3}, {"turn": 2}, {},
@@ -151,7 +152,10 @@ class Story:
         async def claim(side: Side) -> list[Any]:
             jobs = await side.broker.claim(queue, limit=limit, worker=worker, now=self.now)
             side.claimed += map(dataclasses.replace, jobs)  # a later attempt may change an object that is shared
-            return [(j.id, j.attempt, j.failures, j.crashes, j.priority, j.due, arguments(j), j.parents) for j in jobs]
+            return [
+                (j.id, j.attempt, j.failures, j.crashes, j.priority, j.due, arguments(j), j.parents, plain(j.steps))
+                for j in jobs
+            ]
 
         await self.all(f"{queue} {limit} {worker}", claim)
 
@@ -242,7 +246,9 @@ class Story:
         past = (Attempt(1, "w9", 5.0, 6.0, "crash", "x"),)
         specs = [{**spec, "submitted": 4.0} for spec in self.specs(self.rng.randint(1, 2))]
         if self.rng.random() < 0.5:
-            specs[0] |= {"attempt": 1, "crashes": self.rng.choice((0, 1, 2)), "history": past, "error": "x"}
+            steps = (Step("two", '"é"', 5.0, 5.5), Step("one", "1", 5.5, 6.0))
+            crashes = self.rng.choice((0, 1, 2))
+            specs[0] |= {"attempt": 1, "crashes": crashes, "history": past, "error": "x", "steps": steps}
         for spec in specs:
             spec["parents"] = tuple(parent for parent in spec["parents"] if parent != spec["id"])
         await self.all(
@@ -287,6 +293,18 @@ class Story:
 
         if running:
             await self.all(str(running), tell)
+
+    async def step(self) -> None:
+        names = self.rng.sample(("one", "two", "drei", "четыре"), 2)
+        picks = [self.rng.randint(1, 4) for _ in names]
+        steps = [Step(name, f'"{self.now}"', self.now - 1, self.now) for name in names]
+
+        async def finish(side: Side) -> list[bool]:
+            chosen = [(side.claimed[-pick], step) for pick, step in zip(picks, steps, strict=True)]
+            return await side.broker.settle([Outcome.done(j, j.attempt, step) for j, step in chosen], now=self.now)
+
+        if len(self.sides[0].claimed) >= max(picks):
+            await self.all(f"{names} {picks}", finish)
 
     async def look(self) -> None:
         rng = self.rng
