@@ -6864,10 +6864,15 @@ def _push_all_or_none(connection: sqlite3.Connection, store: SQLiteTable, jobs: 
 
 def _connect(path: str | None, *, read_only: bool = False) -> sqlite3.Connection:
     import sqlite3
+    import urllib.parse
 
     if sqlite3.sqlite_version_info < (3, 35):
         raise ConfigError(f"SQLite {sqlite3.sqlite_version} is too old: Flowrra needs 3.35 or later")
-    connection = sqlite3.connect(path or ":memory:", timeout=0, isolation_level=None, check_same_thread=False)
+    place = path or ":memory:"
+    if read_only:  # and if the file was deleted, do not make another
+        name = urllib.parse.quote(os.fsencode(os.path.abspath(place).replace(os.sep, "/").lstrip("/")))
+        place = f"file:///{name}?mode=rw"
+    connection = sqlite3.connect(place, timeout=0, isolation_level=None, check_same_thread=False, uri=read_only)
     if read_only:
         connection.execute("PRAGMA busy_timeout=5000")  # a reader waits only while a log is recovered
         connection.execute("PRAGMA query_only=1")

@@ -35,6 +35,10 @@ def delete(path: Path) -> None:
         file.unlink()
 
 
+def names_in(folder: Path) -> list[str]:
+    return [file.name for file in folder.iterdir()]
+
+
 def replace(path: Path) -> None:
     other = path.with_name("other.db")
     shutil.copy(path, other)
@@ -71,6 +75,24 @@ async def test_who_uses_a_file_that_is_gone_is_told(path: Path, take: Any, said:
         answers = await within(asyncio.gather(*calls, return_exceptions=True))
         assert [type(answer) for answer in answers] == [StoreLostError] * len(calls)
         assert {said in str(answer) for answer in answers} == {True}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="an open file cannot be deleted here")
+async def test_a_read_makes_no_file_in_the_place_of_one_that_is_gone(path: Path) -> None:
+    """Before the next check, a second after the last."""
+    async with opened(path) as broker:
+        delete(path)
+        with pytest.raises(BrokerError, match="cannot be opened"):
+            await broker.counts()
+        assert names_in(path.parent) == []
+
+
+@pytest.mark.parametrize("name", ["jobs?mode=memory.db", "50% of #1.db", "jöbs 1.db"])
+async def test_a_file_can_have_any_name(tmp_path: Path, name: str) -> None:
+    async with opened(tmp_path / name) as broker:
+        await broker.push([Job("a", "t")], now=NOW)
+        assert sum((await broker.counts()).values()) == 1
+    assert names_in(tmp_path) == [name]
 
 
 def away_and_back(path: Path) -> None:
