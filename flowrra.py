@@ -5500,11 +5500,11 @@ def _process(pid: int) -> tuple[str, str] | None:
     return "", ""
 
 
-_SPARE_PAGES = 300  # 600 kB; to give so many back takes some 10 ms
+_SPARE_PAGES = 300  # 600 kB; giving them back takes some 10 ms
 
 
 def _purge(db: sqlite3.Connection, before: float, limit: int) -> list[tuple[str]]:
-    """Delete finished jobs, and return their ids. Give the disk pages back if more than a quarter of the file is free."""
+    """Delete finished jobs and return their ids. If a quarter of the file is free, give some pages back to the disk."""
     rows = db.execute(_PURGE, (before, limit)).fetchall()
     db.execute("DELETE FROM flowrra_limit_key WHERE tat < ? AND due IS NULL AND NOT paused", (before,))
     (free,), (pages,) = (db.execute(f"PRAGMA {name}").fetchone() for name in ("freelist_count", "page_count"))
