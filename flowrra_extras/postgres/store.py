@@ -47,6 +47,7 @@ from flowrra import (
     TaskResult,
     TaskStatus,
     Unit,
+    Waiter,
     WaitingFor,
     WorkerInfo,
     activity_texts,
@@ -110,7 +111,6 @@ class _View:
         self._admits = admits  # whether limit keys are locked and read; else `admit` does so at the end
         self.revisions: dict[str, tuple[int, str]] = {}
         self.guarded: set[str] = set()  # without those that were found by their unique keys, which the index guards
-        self.waiting: set[str] = set()  # jobs that were found waiting for their limits, and are locked
         self.contended: list[str] = []  # limit keys with waiting jobs that others have locked
         self._parents: dict[str, int] = {}  # possible parents
 
@@ -144,22 +144,18 @@ class _View:
         await self._db.fetch(sql.LOCK_KEYS, names)
         return limit_keys_of_rows(await self._db.fetch(sql.LIMIT_KEYS, names, False))
 
-    async def _waiting_for(self, most: Mapping[str, int]) -> list[Job]:
-        """What the rules need of these jobs, which nobody else can change now."""
-        found: dict[str, list[Job]] = {name: [] for name in most}
+    async def _waiting_for(self, most: Mapping[str, int]) -> list[Waiter]:
+        """Of these jobs, those that nobody else can change now."""
+        found: dict[str, list[Waiter]] = {name: [] for name in most}
         there: dict[str, int] = {}
         for name, seq, task_id, queue, priority, number in await self._db.fetch(
             sql.WAITING_FOR, list(most), list(most.values())
         ):
             there[name] = number
             if seq is not None:
-                job = Job(task_id, "", queue=queue, priority=priority, seq=seq, status=BLOCKED)
-                give_limit_key(job, name)
-                found[name].append(job)
-        self.contended += [name for name, jobs in found.items() if len(jobs) < there[name]]
-        jobs = [job for some in found.values() for job in some]
-        self.waiting.update(job.id for job in jobs)
-        return jobs
+                found[name].append(Waiter(name, task_id, queue, priority, seq))
+        self.contended += [name for name, waiters in found.items() if len(waiters) < there[name]]
+        return [waiter for some in found.values() for waiter in some]
 
 
 async def identify(session: Session) -> str | None:
@@ -236,7 +232,7 @@ class Store:
             if not self._db.is_in_transaction():
                 raise _LimitedError
             self._touch(touched, unit.now)
-        if unit.changed.keys() - view.waiting:
+        if unit.changed:
             await self._write(unit, view)
         if admits:
             await self._write_admitted(unit, view)
@@ -277,17 +273,16 @@ class Store:
 
     async def _write_admitted(self, unit: Unit, view: _View) -> None:
         """Write what a walk that has locked its limit keys has come to: jobs that are ready now, and rows of keys."""
-        jobs = [unit.jobs[task_id] for task_id in unit.changed if task_id in view.waiting]
+        admitted, states = unit.admitted, unit.changed_keys()
         places = [row[0] for row in await self._db.fetch(sql.PLACES, len(unit.placed))] if unit.placed else []
-        for job, place in zip(unit.placed, places, strict=True):
-            job.place = place
-        states = [state for _, state in unit.key_changes()]
+        for placed, place in zip(unit.placed, places, strict=True):
+            placed.place = place
         kept = [state for state in states if state.row != LimitKey("").row]
-        if jobs or states:
+        if admitted or states:
             await self._db.fetch(
                 sql.ADMIT,
-                [job.seq for job in jobs],
-                [job.place for job in jobs],
+                [waiter.seq for waiter in admitted],
+                [waiter.place for waiter in admitted],
                 [state.name for state in kept],
                 [state.tat for state in kept],
                 [state.due for state in kept],
@@ -296,12 +291,11 @@ class Store:
             )
         if view.contended:
             await self._db.fetch(sql.ASK, view.contended)
-        self.ready.update(job.queue for job in jobs)
+        self.ready.update(waiter.queue for waiter in admitted)
         self.ready.update(unit.timed)
 
     async def _write(self, unit: Unit, view: _View) -> None:
         changes = unit.changes()
-        changes = [pair for pair in changes if pair[1].id not in view.waiting]
         old = {job.id: job for before, job in changes if before is not None}
         new = {job.id: job for before, job in changes if before is None}
         waits = _new_waits(unit)

@@ -37,7 +37,7 @@ class Store:
             case flowrra.LimitKeys(names):
                 return [self.state(name) for name in names]
             case flowrra.WaitingFor(most):
-                return [job for name, number in most.items() for job in self.waiting(name)[:number]]
+                return [flowrra.Waiter.of(job) for name, most in most.items() for job in self.waiting(name)[:most]]
             case flowrra.DueKeys(now, limit):
                 return [name for name, row in self.rows.items() if row.due is not None and row.due <= now][:limit]
             case flowrra.Admitted(names):
@@ -63,7 +63,8 @@ class Store:
         for _, job in unit.changes():
             job.seq = job.seq or len(self.jobs) + 1
             self.jobs[job.id] = job
-        self.rows |= {state.name: state for _, state in unit.key_changes()}
+        assert all(flowrra.admit_one(self.jobs[waiter.id]) for waiter in unit.admitted)
+        self.rows |= {state.name: state for state in unit.changed_keys()}
         assert len([find for find in self.asked if isinstance(find, flowrra.LimitKeys)]) <= 1
         return answer
 
