@@ -3932,10 +3932,12 @@ def _fill(unit: Unit, states: Sequence[LimitKey]) -> Walk[None]:
     wanted: dict[str, int] = {}
     for state in states:
         name, limit, before = state.name, state.limit, state.due
+        if limit is None:
+            continue
         state.due = None
-        if limit is not None and limit.rate is not None:
+        if limit.rate is not None:
             state.tat = _tat(state, limit, unit.now)
-        if limit is None or state.paused or not (state.has_waiting or name in lines):
+        if state.paused or not (state.has_waiting or name in lines):
             continue
         if (free := _free(state, limit)) <= 0:
             continue  # only a job that moves makes room

@@ -10,10 +10,13 @@ that it sees all that others have done, and lets the next jobs run. So rows are 
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import operator
-from typing import TYPE_CHECKING, Any, TypeVar
+import types
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import asyncpg
 
@@ -103,15 +106,35 @@ class _LimitedError(Exception):
     """A walk outside of a transaction has moved jobs of limits: nothing was written."""
 
 
+class Locks(NamedTuple):
+    """What a transaction knows when it comes to limits: whether it has locked all limit keys that it has touched.
+
+    `ended`: of limit keys of which it has only ended jobs, how many.
+    """
+
+    are_held: bool = False
+    ended: Mapping[str, int] = types.MappingProxyType({})
+
+
+@dataclass(slots=True)
+class _Line:
+    """The first jobs that wait for a limit key: so many were asked for, so many are there, others have locked some."""
+
+    asked: int
+    number: int = 0
+    waiters: list[Waiter] = field(default_factory=list)
+
+
 class _View:
     """The jobs that one walk has read, each with its seq and revision."""
 
-    def __init__(self, session: Session, *, admits: bool) -> None:
+    def __init__(self, session: Session, locks: Locks | None) -> None:
         self._db = session
-        self._admits = admits  # whether limit keys are locked and read; else `admit` does so at the end
+        self._locks = locks  # None: limit keys are not read, and `admit` does so at the end
         self.revisions: dict[str, tuple[int, str]] = {}
         self.guarded: set[str] = set()  # without those that were found by their unique keys, which the index guards
         self.contended: list[str] = []  # limit keys with waiting jobs that others have locked
+        self._line: dict[str, _Line] = {}
         self._parents: dict[str, int] = {}  # possible parents
 
     async def look(self, find: Find) -> list[Any]:
@@ -139,23 +162,31 @@ class _View:
         return jobs
 
     async def _limit_keys(self, names: Sequence[str]) -> list[LimitKey]:
-        if not self._admits:
+        if self._locks is None:
             return list(map(LimitKey, names))  # of which nothing is known, so that nothing is admitted
-        await self._db.fetch(sql.LOCK_KEYS, names)
-        return limit_keys_of_rows(await self._db.fetch(sql.LIMIT_KEYS, names, False))
+        if not self._locks.are_held:
+            await self._db.fetch(sql.LOCK_KEYS, names)
+        most = [self._locks.ended.get(name, 0) for name in names]
+        rows = await self._db.fetch(sql.LIMIT_KEYS, names, most, False)
+        self._line = {name: _Line(number) for name, number in zip(names, most, strict=True)}
+        self._take((row[0], row[4], *row[-4:]) for row in rows)
+        return limit_keys_of_rows(rows)
 
     async def _waiting_for(self, most: Mapping[str, int]) -> list[Waiter]:
         """Of these jobs, those that nobody else can change now."""
-        found: dict[str, list[Waiter]] = {name: [] for name in most}
-        there: dict[str, int] = {}
-        for name, seq, task_id, queue, priority, number in await self._db.fetch(
-            sql.WAITING_FOR, list(most), list(most.values())
-        ):
-            there[name] = number
-            if seq is not None:
-                found[name].append(Waiter(name, task_id, queue, priority, seq))
-        self.contended += [name for name, waiters in found.items() if len(waiters) < there[name]]
-        return [waiter for some in found.values() for waiter in some]
+        if more := {name: number for name, number in most.items() if number > self._line[name].asked}:
+            self._line |= {name: _Line(number) for name, number in more.items()}
+            self._take(await self._db.fetch(sql.WAITING_FOR, list(more), list(more.values())))
+        lines = {name: self._line[name] for name in most}
+        self.contended += [name for name, line in lines.items() if len(line.waiters) < min(line.number, most[name])]
+        return [waiter for line in lines.values() for waiter in line.waiters]
+
+    def _take(self, rows: Iterable[Any]) -> None:
+        for name, number, *waiter in rows:
+            line = self._line[name]
+            line.number = number
+            if waiter[0] is not None:
+                line.waiters.append(Waiter(name, *waiter))
 
 
 async def identify(session: Session) -> str | None:
@@ -200,6 +231,8 @@ class Store:
         self.notices = False  # a worker must be notified
         self.finished: list[str] = []
         self._touched: set[str] = set()  # limit keys of which this transaction has moved jobs
+        self._ended: collections.Counter[str] = collections.Counter()  # and of which it has ended jobs, how many
+        self._are_locked = False  # whether these are locked
         self._now = 0.0  # when
 
     # The rules at work -------------------------------------------------------------------------
@@ -225,16 +258,16 @@ class Store:
             with contextlib.suppress(_ChangedError):
                 return await self._try(Unit(now, self._retention), walk)
 
-    async def _try(self, unit: Unit, walk: Callable[[Unit], Walk[T]], *, admits: bool = False) -> T:
-        view = _View(self._db, admits=admits)
+    async def _try(self, unit: Unit, walk: Callable[[Unit], Walk[T]], locks: Locks | None = None) -> T:
+        view = _View(self._db, locks)
         answer = await drive_async(walk(unit), view.look)
-        if not admits and (touched := _touched(unit)):
+        if locks is None and (touched := _touched(unit)):
             if not self._db.is_in_transaction():
                 raise _LimitedError
             self._touch(touched, unit.now)
         if unit.changed:
             await self._write(unit, view)
-        if admits:
+        if locks is not None:
             await self._write_admitted(unit, view)
         return answer
 
@@ -246,9 +279,11 @@ class Store:
 
     async def admit(self) -> None:
         """Let others run of the limits of which jobs were moved. Ends a transaction."""
-        if self._touched:
-            names = sorted(self._touched)
-            await self._try(Unit(self._now, self._retention, names[: sql.MOST_KEYS]), admit, admits=True)
+        if names := sorted(self._touched.union(self._ended)):
+            ended = {name: number for name, number in self._ended.items() if name not in self._touched}
+            locks = Locks(self._are_locked and not self._touched, ended)
+            await self._try(Unit(self._now, self._retention, names[: sql.MOST_KEYS]), admit, locks)
+            self._ended.clear()
             self._touched = set(names[sql.MOST_KEYS :])
             await self.ask()
 
@@ -259,30 +294,27 @@ class Store:
             self.ready.add(None)
             self._touched.clear()
 
-    async def charge(self, claimed: Sequence[str], now: float) -> None:
+    async def charge(self, claimed: Sequence[str], now: float, *, are_locked: bool = False) -> None:
         """Charge claimed jobs, of which these are the limit keys. In the transaction of the claim."""
         if claimed:
-            await self._try(Unit(now, self._retention), lambda unit: charge(unit, claimed), admits=True)
+            await self._try(Unit(now, self._retention), lambda unit: charge(unit, claimed), Locks(are_locked))
 
     async def _set_limits(self, limits: Iterable[Limit]) -> None:
         for one in limits:
             await self._db.fetch(sql.LOCK_LIMITS)
-            is_charged = one.rate is not None or one.turn is not None
-            await self._db.fetch(sql.SET_LIMIT, one.name, one.text, one.concurrency is not None, is_charged)
+            await self._db.fetch(sql.SET_LIMIT, one.name, one.text, one.is_counted, one.is_charged)
             self.ready.add(None)
 
     async def _write_admitted(self, unit: Unit, view: _View) -> None:
         """Write what a walk that has locked its limit keys has come to: jobs that are ready now, and rows of keys."""
         admitted, states = unit.admitted, unit.changed_keys()
-        places = [row[0] for row in await self._db.fetch(sql.PLACES, len(unit.placed))] if unit.placed else []
-        for placed, place in zip(unit.placed, places, strict=True):
-            placed.place = place
+        placed = {job.id for job in unit.placed}
         kept = [state for state in states if state.row != LimitKey("").row]
         if admitted or states:
             await self._db.fetch(
                 sql.ADMIT,
                 [waiter.seq for waiter in admitted],
-                [waiter.place for waiter in admitted],
+                [waiter.id in placed for waiter in admitted],
                 [state.name for state in kept],
                 [state.tat for state in kept],
                 [state.due for state in kept],
@@ -368,10 +400,14 @@ class Store:
             return set()
         keep = [self._retention.result_ttl if o.keep is None else o.keep for o in done]
         columns = [[o.job.seq for o in done], [o.attempt for o in done], [o.text for o in done]]
-        limited = self._db.is_in_transaction()
-        rows = await self._db.fetch(sql.SUCCEED, now, *columns, [now + seconds for seconds in keep], limited)
+        columns.append([now + seconds for seconds in keep])
+        if self._db.is_in_transaction():
+            rows = await self._db.fetch(sql.SUCCEED_LIMITED, now, *columns, len(outcomes))
+            self._ended.update(row[3] for row in rows)
+            self._are_locked, self._now = bool(rows) and rows[0][4], now
+        else:
+            rows = await self._db.fetch(sql.SUCCEED, now, *columns)
         self.finished += [row[2] for row in rows]
-        self._touch((row[3] for row in rows if row[3] is not None), now)
         return {(row[0], row[1]) for row in rows}
 
     async def written(self, outcomes: Sequence[Outcome]) -> set[tuple[int, int]]:
@@ -406,7 +442,7 @@ class Store:
         self._touch((row[0] for row in promoted if row[0] is not None), now)
         unit = Unit(now, self._retention, self._touched)
         self._touched.clear()
-        are_due = await self._try(unit, lambda unit: admit_due(unit, sql.UPKEEP_KEYS), admits=True)
+        are_due = await self._try(unit, lambda unit: admit_due(unit, sql.UPKEEP_KEYS), Locks())
         return is_left or are_due or len(promoted) >= sql.UPKEEP
 
     async def rescue(self, dead: Sequence[str], now: float) -> list[str]:
@@ -426,7 +462,7 @@ class Store:
         """What people do to jobs and limits, and moves to another store. In a transaction."""
         unit, by_whom = Unit(now, self._retention), emitted(action, sql.clean(by))
         if action in ("limit", "pause", "resume"):
-            done = await self._try(unit, lambda unit: change(unit, task_ids, action, by_whom), admits=True)
+            done = await self._try(unit, lambda unit: change(unit, task_ids, action, by_whom), Locks())
             await self._set_limits(unit.limits)
             return done
         return await self.run(now, lambda unit: change(unit, task_ids, action, by_whom))
@@ -527,11 +563,15 @@ def job_of_row(row: Any) -> Job:
 
 
 def limit_keys_of_rows(rows: Iterable[Any]) -> list[LimitKey]:
-    """States of limit keys from rows of sql.LIMIT_KEYS."""
-    limits: dict[str | None, Limit | None] = {None: None}
-    for text in {row[1] for row in rows} - {None}:
-        limits[text] = Limit.from_text(text)
-    return [LimitKey(name, limits[text], *rest) for name, text, *rest in rows]
+    """Return the states of limit keys from rows of sql.LIMIT_KEYS."""
+    states: dict[str, LimitKey] = {}
+    for name, text, running, pending, waiting, tat, due, paused, is_wanted, *_ in rows:
+        if not is_wanted:
+            states[name] = LimitKey(name)  # of which nothing is known, so that nothing is admitted
+        elif name not in states:
+            limit = None if text is None else Limit.from_text(text)
+            states[name] = LimitKey(name, limit, running, pending, waiting > 0, tat or 0.0, due, bool(paused))
+    return list(states.values())
 
 
 _CHANGING: Sequence[str] = (
