@@ -4573,15 +4573,21 @@ class _Limits:
     def _is_counted(self, job: Job) -> bool:
         return (limit := self.declared.get(job.limit or "")) is not None and limit.is_counted
 
-    def is_charged(self, job: Job) -> bool:
-        """Whether the claim of a job of a limit changes the state of its limit key."""
-        return (limit := self.declared.get(job.limit or "")) is not None and limit.is_charged
+    def start(self, job: Job) -> str | None:
+        """Count a job that was ready as running. Return its limit key if the claim is charged."""
+        name = limit_key(job)
+        key = self.keys[name]
+        key.pending.pop(job.id, None)
+        key.running[job.id] = job
+        limit = self.declared.get(job.limit or "")
+        return name if limit is not None and limit.is_charged else None
 
     def look(self, find: LimitKeys | WaitingFor | Admitted | DueKeys) -> Sequence[Any]:
         if isinstance(find, LimitKeys):
             return list(map(self.state, find.names))
         if isinstance(find, WaitingFor):
-            return [Waiter.of(job) for name, most in find.most.items() for job in self._first(name, most)]
+            found = ((name, job) for name, most in find.most.items() for job in self._first(name, most))
+            return [Waiter(name, job.id, job.queue, job.priority, job.seq) for name, job in found]
         if isinstance(find, Admitted):
             return [job for name in find.names if name in self.keys for job in self.keys[name].pending.values()]
         return list(self._due_keys(find.now, find.limit))
@@ -4604,11 +4610,11 @@ class _Limits:
         return None
 
     def _first(self, name: str, most: int) -> list[Job]:
-        """Return the first jobs that wait, and drop the outdated entries before them."""
+        """Return the first jobs that wait for a key with a `state`, and drop the outdated entries before them."""
         heap, found = self.keys[name].waiting if name in self.keys else [], dict[tuple[Any, ...], Job]()
+        if most == 1 and heap:
+            return [self._jobs[heap[0][2]]]  # `state` has looked at it
         while len(found) < most and (job := self._first_waiting(name, heap)):
-            if most == 1:
-                return [job]
             found[heapq.heappop(heap)] = job
         for entry in found:
             heapq.heappush(heap, entry)
@@ -4650,10 +4656,13 @@ class _Limits:
     def use(self) -> list[LimitUse]:
         """Return the use of each limit."""
         rows = [
-            (name, len(key.running), len(key.pending), len(self._first(name, len(key.waiting))), key.row.paused)
+            (name, len(key.running), len(key.pending), self._count_waiting(name), key.row.paused)
             for name, key in self.keys.items()
         ]
         return uses_of(self.declared.values(), rows)
+
+    def _count_waiting(self, name: str) -> int:
+        return sum(self._waiting(entry, name) is not None for entry in set(self.keys[name].waiting))
 
     def _waiting(self, entry: tuple[Any, ...], name: str) -> Job | None:
         """Return the job of an entry; None if it is outdated."""
@@ -4741,7 +4750,8 @@ class MemoryBroker(Broker):
             job = self._jobs[waiter.id]
             admit_one(job)
             job.place = waiter.place
-            self._enter(job)
+            self._limits.keys[waiter.name].pending[job.id] = job
+            self._enter_ready(job)
         for job in unit.endings:
             self._note_ending(job)
         if unit.limits or unit.limit_keys:
@@ -4790,10 +4800,7 @@ class MemoryBroker(Broker):
         if job.limit is not None and job.status not in FINISHED:
             self._limits.enter(job)
         if job.status is PENDING:
-            heapq.heappush(self._ready[job.queue, job.crashes], (job.priority, job.place, job.seq, job.id))
-            if self._size is not None:
-                self._depth[job.queue] += 1
-            self.hub.wake(("queue", job.queue))
+            self._enter_ready(job)
         elif job.status in FINISHED:
             self._enter_finished(job)
         elif job.status is BLOCKED:
@@ -4808,6 +4815,12 @@ class MemoryBroker(Broker):
         else:
             heapq.heappush(self._waiting, (job.due, job.seq, job.id))
             self.hub.wake(("queue", job.queue))
+
+    def _enter_ready(self, job: Job) -> None:
+        heapq.heappush(self._ready[job.queue, job.crashes], (job.priority, job.place, job.seq, job.id))
+        if self._size is not None:
+            self._depth[job.queue] += 1
+        self.hub.wake(("queue", job.queue))
 
     def _enter_finished(self, job: Job) -> None:
         self._finished[job.id] = job
@@ -4941,10 +4954,7 @@ class MemoryBroker(Broker):
 
     def _charge(self, jobs: Sequence[Job], now: float) -> None:
         """Count jobs of limits that were claimed."""
-        for job in jobs:
-            self._limits.leave(job)
-            self._limits.enter(job)
-        if charged := [limit_key(job) for job in jobs if self._limits.is_charged(job)]:
+        if charged := [name for name in map(self._limits.start, jobs) if name is not None]:
             unit = Unit(now, self.retention)
             self._run(unit, charge(unit, charged))
 
@@ -5375,9 +5385,12 @@ _LIMIT_KEYS = f"""
         FROM json_each(?) LIMIT -1) AS n  -- the LIMIT keeps it from being asked again for each use of `waits`
         LEFT JOIN flowrra_limit_key AS k ON k.name = n.name
         LEFT JOIN flowrra_limit AS l ON l.name = substr(n.name, 1, instr(n.name, ':') - 1)"""
+# Of limit keys, those for whose places jobs wait: their limits count jobs, see Limit.is_counted.
 _AWAITED = f"""
     SELECT value FROM json_each(?)
-    WHERE EXISTS (SELECT 1 FROM flowrra_job WHERE limit_key = value AND {_WAITING})"""
+    WHERE EXISTS (SELECT 1 FROM flowrra_job WHERE limit_key = value AND {_WAITING})
+        AND EXISTS (SELECT 1 FROM flowrra_limit WHERE name = substr(value, 1, instr(value, ':') - 1)
+            AND json_extract(text, '$[1]') IS NOT NULL)"""
 _ADMIT = """
     UPDATE flowrra_job SET status = 'pending', place = v.value FROM json_each(?) AS v
     WHERE seq = CAST(v.key AS INTEGER)"""

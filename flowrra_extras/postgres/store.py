@@ -314,7 +314,7 @@ class Store:
             await self._db.fetch(
                 sql.ADMIT,
                 [waiter.seq for waiter in admitted],
-                [waiter.id in placed for waiter in admitted],
+                [waiter.id in placed for waiter in admitted] if placed else [],
                 [state.name for state in kept],
                 [state.tat for state in kept],
                 [state.due for state in kept],

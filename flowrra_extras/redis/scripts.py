@@ -166,8 +166,9 @@ _LIMITS = """
 local asking = {}  -- limit keys > true
 
 -- Let waiting jobs of the limit keys in `asking` run, as far as their limits allow, and note when the rate allows more.
--- `most`: the maximum number of jobs. `taken`: limit keys > the number of their jobs that were claimed.
-local function admit(now, most, taken)
+-- `most`: the maximum number of jobs. `taken`: limit keys > the number of their jobs that were claimed. `ended`: jobs
+-- have ended, and nothing else has happened.
+local function admit(now, most, taken, ended)
     local time, names, limits, any_paused = tonumber(now), {}, {}, call('EXISTS', p .. 'key-paused') == 1
     local freed, ready, placed, undue, unused, share = {}, {}, {}, {}, {}, 0
 
@@ -271,6 +272,11 @@ local function admit(now, most, taken)
         end
     end
 
+    local function forget_unused(name)
+        local keys = {p .. 'key-running:' .. name, p .. 'key-pending:' .. name, p .. 'key-waiting:' .. name}
+        if call('EXISTS', unpack(keys)) == 0 then unused[#unused + 1] = name end
+    end
+
     local function fill(name, limit)
         local running, pending = call('SCARD', p .. 'key-running:' .. name), call('SCARD', p .. 'key-pending:' .. name)
         local tat = limit.interval > 0 and tat_of(name, limit)
@@ -294,16 +300,20 @@ local function admit(now, most, taken)
             end
         end
         if due then set_due(name, due, number > 0 or not taken) else undue[#undue + 1] = '\\0' .. name end
-        if running + pending == 0 and not is_left and call('EXISTS', p .. 'key-waiting:' .. name) == 0 then
-            unused[#unused + 1] = name
-        end
+        if running + pending == 0 and not is_left then forget_unused(name) end
     end
 
     read_limits()
     for _, name in ipairs(names) do
         local limit = limits[string.match(name, '^[^:]*')]
-        -- A claim leaves the concurrency as it is: the job was counted before.
-        if not taken or limit.turn or limit.interval > 0 then fill(name, limit) end
+        -- A claim leaves the concurrency as it is: the job was counted before. An end leaves the rest as it is.
+        local concerns = limit.turn or limit.interval > 0
+        if ended then concerns = limit.concurrency < math.huge end
+        if concerns or not (taken or ended) then
+            fill(name, limit)
+        elseif ended then
+            forget_unused(name)
+        end
     end
     each('ZREM', p .. 'by:blocked', freed)
     each('ZADD', p .. 'placed', placed)
@@ -700,7 +710,7 @@ while ARGV[at + 1] do
     flags = ''
     for _ = 1, runs do settle(now, words(4)) end
     answers[#answers + 1] = flags
-    if next(asking) then admit(now, UPKEEP) end
+    if next(asking) then admit(now, UPKEEP, nil, true) end
 end
 each('ZADD', p .. 'purge', purges)
 each('ZADD', p .. 'by:success', successes)
