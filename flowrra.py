@@ -4947,16 +4947,13 @@ class MemoryBroker(Broker):
             self._running[worker][task_id] = job
             if self._size is not None:
                 self._leave(PENDING, job)
-        if self._limits.keys and (limited := [job for job in jobs if job.limit is not None]):
-            self._charge(limited, now)
+        if self._limits.keys:
+            started = [self._limits.start(job) for job in jobs if job.limit is not None]
+            if charged := [name for name in started if name is not None]:
+                unit = Unit(now, self.retention)
+                self._run(unit, charge(unit, charged))
         self._given += len(jobs)
         return None if passed == UPKEEP_STEP and not jobs else jobs
-
-    def _charge(self, jobs: Sequence[Job], now: float) -> None:
-        """Count jobs of limits that were claimed."""
-        if charged := [name for name in map(self._limits.start, jobs) if name is not None]:
-            unit = Unit(now, self.retention)
-            self._run(unit, charge(unit, charged))
 
     def _first_suspect(self, queue: str) -> int:
         """Return the fewest crashes of a suspect that waits for a worker that runs nothing else; 0 if there is none."""
@@ -10848,7 +10845,7 @@ async def _declare_limits(app: Flowrra, limits: Sequence[Limit]) -> None:
     import socket
 
     _check_broker_of_limits(app)
-    stored = await app.broker.limit_states([f"{limit.name}:" for limit in limits])
+    stored = await app.broker.limit_states([join_limit_key(limit.name, None) for limit in limits])
     for limit, old in zip(limits, (state.limit for state in stored), strict=True):
         if old is not None and old != limit:
             logger.warning("the limit %s was %s, as %s has declared it; from now on it is %s",

@@ -4,7 +4,7 @@ import asyncio
 import collections
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import asyncpg
@@ -17,19 +17,12 @@ from flowrra_extras.postgres import statements as sql
 from flowrra_extras.postgres.connections import Session
 from flowrra_extras.postgres.store import Store
 from tests.support.apps import eventually
-from tests.support.postgres_server import clean_schema
 from tests.support.services import POSTGRES_URL
 
 NOW = 1_700_000_000.0
 BLOCKED, PENDING, RUNNING = TaskStatus.BLOCKED, TaskStatus.PENDING, TaskStatus.RUNNING
 
 pytestmark = pytest.mark.usefixtures("postgres_url")
-
-
-@pytest.fixture
-def schema() -> Iterator[str]:
-    with clean_schema(POSTGRES_URL) as (_, schema):
-        yield schema
 
 
 @contextlib.asynccontextmanager
