@@ -4582,6 +4582,15 @@ class _Limits:
         limit = self.declared.get(job.limit or "")
         return name if limit is not None and limit.is_charged else None
 
+    def admit(self, waiters: Iterable[Waiter]) -> Iterator[Job]:
+        """Count jobs that waited as ready, and return them."""
+        for waiter in waiters:
+            job = self._jobs[waiter.id]
+            admit_one(job)
+            job.place = waiter.place
+            self.keys[waiter.name].pending[job.id] = job
+            yield job
+
     def look(self, find: LimitKeys | WaitingFor | Admitted | DueKeys) -> Sequence[Any]:
         if isinstance(find, LimitKeys):
             return list(map(self.state, find.names))
@@ -4746,11 +4755,7 @@ class MemoryBroker(Broker):
                 self._enter(job)  # else it waits for one parent less, and stands where it stood
             if job.status in FINISHED:
                 self._children.pop(job.id, None)
-        for waiter in unit.admitted:
-            job = self._jobs[waiter.id]
-            admit_one(job)
-            job.place = waiter.place
-            self._limits.keys[waiter.name].pending[job.id] = job
+        for job in self._limits.admit(unit.admitted):
             self._enter_ready(job)
         for job in unit.endings:
             self._note_ending(job)
