@@ -1066,6 +1066,11 @@ class Limit:
         """How many jobs may start immediately after a pause."""
         return self.burst or max(1, math.floor(0.1 / self.interval + 1e-9))
 
+    @property
+    def most_ready(self) -> int:
+        """How many jobs that the rate allows are ready at once, as stores count them. A claim makes room for others."""
+        return min(self.most, UPKEEP_STEP)
+
     def __str__(self) -> str:
         parts = [] if self.concurrency is None else [f"{self.concurrency} at a time"]
         if self.rate is not None:
@@ -3909,7 +3914,7 @@ def _allowed(state: LimitKey, limit: Limit, now: float) -> float:
     if limit.rate is None:
         return math.inf
     left = limit.most * limit.interval - max(0.0, state.tat - now) + _RATE_SLACK
-    return min(limit.most, math.floor(left / limit.interval)) - state.pending
+    return min(limit.most_ready, math.floor(left / limit.interval)) - state.pending
 
 
 class _Room(NamedTuple):
@@ -3992,7 +3997,7 @@ def _set_due(unit: Unit, room: _Room, allowed: float, waiting: Sequence[Waiter])
     state, limit = room.state, room.limit
     state.due = unit.now  # this unit has admitted enough
     if limit.rate is not None and allowed <= 0:
-        if state.pending >= limit.most:  # a burst is ready: a claim makes room, and time does not
+        if state.pending >= limit.most_ready:  # a claim makes room, and time does not
             state.due = None
             return
         state.due = state.tat - (limit.most - 1 - state.pending) * limit.interval
