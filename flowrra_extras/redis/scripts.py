@@ -170,7 +170,7 @@ local asking = {}  -- limit keys > true
 -- have ended, and nothing else has happened.
 local function admit(now, most, taken, ended)
     local time, names, limits, any_paused = tonumber(now), {}, {}, call('EXISTS', p .. 'key-paused') == 1
-    local freed, ready, placed, undue, unused, share = {}, {}, {}, {}, {}, 0
+    local freed, ready, placed, undue, unused, share, place = {}, {}, {}, {}, {}, 0, nil
 
     local function read_limits()
         local wanted = {}
@@ -226,7 +226,7 @@ local function admit(now, most, taken, ended)
         count('blocked ' .. queue, -1)
         count((crashes and 'suspect ' or 'pending ') .. queue, 1)
         if turn and not crashes then
-            local place = call('HINCRBY', state, 'place', 1)
+            place = (place or tonumber(call('HGET', state, 'place')) or 0) + 1
             call('HSET', key, 'status', 'pending', 'turn', string.format('%d', place))
             placed[#placed + 1] = seq_of(member)
             placed[#placed + 1] = id
@@ -312,6 +312,7 @@ local function admit(now, most, taken, ended)
     end
     each('ZREM', p .. 'by:blocked', freed)
     each('ZADD', p .. 'placed', placed)
+    if place then call('HSET', state, 'place', string.format('%d', place)) end
     for index, entries in pairs(ready) do each('ZADD', p .. index, entries) end
     each('ZREM', p .. 'due', undue)
     each('ZREM', p .. 'limit-keys', unused)
@@ -480,6 +481,7 @@ _CLAIM = """
 local queue, limit, worker, now, number = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5], tonumber(ARGV[8])
 local answer, taken, running = {''}, {}, p .. 'running:' .. worker
 local aside = {}  -- expired jobs, which are left to the rules
+local placed = {}  -- those that had a place in a fair queue
 local charged = {}  -- limit keys > the ids of their jobs that were taken
 local may_be_repeated = again or ARGV[9]
 
@@ -571,7 +573,7 @@ local function take(entry, kind, score)
     end
     if has_turn then
         call('HDEL', key, 'turn')
-        call('ZREM', p .. 'placed', id)
+        placed[#placed + 1] = id
     end
     fields[1] = fields[1] and string.format('%d', fields[1] + 1) or '1'
     if expires then call('ZREM', p .. 'expiring', id) end
@@ -617,6 +619,7 @@ local function claim(suspects, alone)
         count(kind .. queue, -#taken)
         count('running ' .. queue, #taken)
         each('SADD', running, taken)
+        each('ZREM', p .. 'placed', placed)
     end
     for limit, ids in pairs(charged) do
         local ready, running = p .. 'key-pending:' .. limit, p .. 'key-running:' .. limit
