@@ -273,30 +273,35 @@ WRITTEN = """
 
 # Limits ----------------------------------------------------------------------------------------
 
-# Limit keys $1 as LimitKey has them, in order. Of some, $2 jobs have ended and nothing else has happened: then only a
-# limit that counts jobs is of interest, and up to this number of waiting jobs are found as by WAITING_FOR, each in a
+# Limit keys $1 as LimitKey has them. Of some, $2 jobs have ended and nothing else has happened: these are left out if
+# no job waits or the limit counts none; else, up to this number of waiting jobs are found as by WAITING_FOR, each in a
 # row. $3: whether to count the jobs that hold places if none waits.
 LIMIT_KEYS = f"""
     SELECT v.name, known.text, held.running, held.pending, there.number, kept.tat, kept.due, kept.paused,
-        v.most = 0 OR known.is_counted AS is_wanted, job.id, job.queue, job.priority, job.seq
-    FROM unnest($1::text[], $2::integer[]) WITH ORDINALITY AS v (name, most, place)
-        LEFT JOIN LATERAL (SELECT text, is_counted FROM flowrra.limits WHERE name = split_part(v.name, ':', 1) OFFSET 0)
-            AS known ON true
-        LEFT JOIN LATERAL (SELECT tat, due, paused FROM flowrra.limit_key WHERE name = v.name OFFSET 0) AS kept ON true
+        job.id, job.queue, job.priority, job.seq
+    FROM unnest($1::text[], $2::integer[]) AS v (name, most)
         CROSS JOIN LATERAL (
             SELECT count(*) AS number FROM (
-                SELECT FROM flowrra.job WHERE limit_key = v.name AND {AWAITS} AND (v.most = 0 OR known.is_counted)
+                SELECT FROM flowrra.job WHERE limit_key = v.name AND {AWAITS}
                 LIMIT greatest(v.most, 1)) AS one) AS there
+        LEFT JOIN LATERAL (
+            SELECT text, is_counted FROM flowrra.limits
+            WHERE name = split_part(v.name, ':', 1) AND (v.most = 0 OR there.number > 0) OFFSET 0) AS known ON true
+        CROSS JOIN LATERAL (SELECT v.most = 0 OR coalesce(known.is_counted, false) AS is_so OFFSET 0) AS wanted
+        LEFT JOIN LATERAL (
+            SELECT tat, due, paused FROM flowrra.limit_key
+            WHERE name = v.name AND wanted.is_so OFFSET 0) AS kept ON true
         CROSS JOIN LATERAL (
             SELECT count(*) FILTER (WHERE status = 'running') AS running,
                 count(*) FILTER (WHERE status = 'pending') AS pending
-            FROM flowrra.job WHERE limit_key = v.name AND {ADMITTED} AND (there.number > 0 OR $3::boolean)
+            FROM flowrra.job WHERE limit_key = v.name AND {ADMITTED} AND wanted.is_so
+                AND (there.number > 0 OR $3::boolean)
                 AND status <= CASE WHEN known.is_counted OR $3::boolean THEN 'running' ELSE 'pending' END) AS held
         LEFT JOIN LATERAL (
             SELECT id, queue, priority, seq FROM flowrra.job
-            WHERE limit_key = v.name AND {AWAITS} AND there.number > 0
+            WHERE limit_key = v.name AND {AWAITS} AND wanted.is_so
             ORDER BY priority, seq LIMIT v.most FOR NO KEY UPDATE SKIP LOCKED) AS job ON true
-    ORDER BY v.place"""
+    WHERE wanted.is_so"""
 # The first jobs that wait for limit keys $1, up to $2 of each, without those that others have locked; and the number of
 # them with those, to know whether there are any.
 WAITING_FOR = f"""

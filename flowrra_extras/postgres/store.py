@@ -170,7 +170,8 @@ class _View:
         rows = await self._db.fetch(sql.LIMIT_KEYS, names, most, False)
         self._line = {name: _Line(number) for name, number in zip(names, most, strict=True)}
         self._take((row[0], row[4], *row[-4:]) for row in rows)
-        return limit_keys_of_rows(rows)
+        states = limit_keys_of_rows(rows)
+        return [states.get(name) or LimitKey(name) for name in names]  # of the latter, nothing is to be admitted
 
     async def _waiting_for(self, most: Mapping[str, int]) -> list[Waiter]:
         """Of these jobs, those that nobody else can change now."""
@@ -562,16 +563,14 @@ def job_of_row(row: Any) -> Job:
     return job
 
 
-def limit_keys_of_rows(rows: Iterable[Any]) -> list[LimitKey]:
-    """Return the states of limit keys from rows of sql.LIMIT_KEYS."""
+def limit_keys_of_rows(rows: Iterable[Any]) -> dict[str, LimitKey]:
+    """Return the states of limit keys, by name, from rows of sql.LIMIT_KEYS."""
     states: dict[str, LimitKey] = {}
-    for name, text, running, pending, waiting, tat, due, paused, is_wanted, *_ in rows:
-        if not is_wanted:
-            states[name] = LimitKey(name)  # of which nothing is known, so that nothing is admitted
-        elif name not in states:
+    for name, text, running, pending, waiting, tat, due, paused, *_ in rows:
+        if name not in states:
             limit = None if text is None else Limit.from_text(text)
             states[name] = LimitKey(name, limit, running, pending, waiting > 0, tat or 0.0, due, bool(paused))
-    return list(states.values())
+    return states
 
 
 _CHANGING: Sequence[str] = (
