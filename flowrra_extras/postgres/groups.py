@@ -14,6 +14,7 @@ from flowrra import (
     Clock,
     FlowrraError,
     Job,
+    Limit,
     Notices,
     Outcome,
     TaskResult,
@@ -186,9 +187,9 @@ class Claims:
         store = Store(session, self._retention)
         async with session.transaction():
             rows = await session.fetch(sql.CLAIM_CHARGED, *values)
-            charged = set(rows[0]["charged"])
+            charged = {limit.name: limit for limit in map(Limit.from_text, rows[0]["texts"])}
             keys = [row["limit_key"] for row in rows if row["limit_key"] is not None]
-            await store.charge([key for key in keys if split_limit_key(key)[0] in charged], now, are_locked=True)
+            await store.charge([key for key in keys if split_limit_key(key)[0] in charged], now, charged)
         self._publish(store)
         if rows[0]["seq"] is not None and not charged:
             self._charged.discard(queue)

@@ -189,6 +189,8 @@ def _claim(*, charges: bool) -> str:
         "SELECT limit_key FROM started WHERE split_part(limit_key, ':', 1) = ANY ((SELECT * FROM charged)::text[])"
     )
     locked = f", {_locking(to_charge)}" if charges else ""
+    texts = "SELECT text FROM flowrra.limits WHERE name = ANY ((SELECT * FROM charged)::text[])"
+    of_charged = f"ARRAY({texts}) AS texts, (SELECT count(*) FROM locked),"
     return f"""
     WITH me AS MATERIALIZED ({ME}),
     state AS MATERIALIZED (
@@ -216,7 +218,7 @@ def _claim(*, charges: bool) -> str:
         WHERE seq = ANY (ARRAY(SELECT seq FROM line WHERE NOT has_expired)) AND {may_start}
         RETURNING place, {CLAIMED}){locked}
     SELECT may, upkeep, suspects, (SELECT charged FROM charged) AS charged,
-        {"(SELECT count(*) FROM locked)," if charges else ""} CASE WHEN seq IS NULL THEN least(
+        {of_charged if charges else ""} CASE WHEN seq IS NULL THEN least(
             (SELECT due FROM flowrra.job WHERE status IN {DUE_LATER} ORDER BY due LIMIT 1),
             (SELECT due FROM flowrra.limit_key WHERE due IS NOT NULL ORDER BY due LIMIT 1)) END AS next_due, started.*
     FROM state LEFT JOIN started ON true"""
@@ -273,9 +275,9 @@ WRITTEN = """
 
 # Limits ----------------------------------------------------------------------------------------
 
-# Limit keys $1 as LimitKey has them. Of some, $2 jobs have ended and nothing else has happened: these are left out if
-# no job waits or the limit counts none; else, up to this number of waiting jobs are found as by WAITING_FOR, each in a
-# row. $3: whether to count the jobs that hold places if none waits.
+# Limit keys $1 as LimitKey has them. Of some, $2 jobs have moved and nothing else has happened: up to this number of
+# waiting jobs are found as by WAITING_FOR, each in a row. $3: these have ended, so keys are left out for which no job
+# waits or whose limit counts none. $4: whether to count the jobs that hold places if none waits.
 LIMIT_KEYS = f"""
     SELECT v.name, known.text, held.running, held.pending, there.number, kept.tat, kept.due, kept.paused,
         job.id, job.queue, job.priority, job.seq
@@ -287,7 +289,8 @@ LIMIT_KEYS = f"""
         LEFT JOIN LATERAL (
             SELECT text, is_counted FROM flowrra.limits
             WHERE name = split_part(v.name, ':', 1) AND (v.most = 0 OR there.number > 0) OFFSET 0) AS known ON true
-        CROSS JOIN LATERAL (SELECT v.most = 0 OR coalesce(known.is_counted, false) AS is_so OFFSET 0) AS wanted
+        CROSS JOIN LATERAL (
+            SELECT v.most = 0 OR NOT $3::boolean OR coalesce(known.is_counted, false) AS is_so OFFSET 0) AS wanted
         LEFT JOIN LATERAL (
             SELECT tat, due, paused FROM flowrra.limit_key
             WHERE name = v.name AND wanted.is_so OFFSET 0) AS kept ON true
@@ -295,8 +298,8 @@ LIMIT_KEYS = f"""
             SELECT count(*) FILTER (WHERE status = 'running') AS running,
                 count(*) FILTER (WHERE status = 'pending') AS pending
             FROM flowrra.job WHERE limit_key = v.name AND {ADMITTED} AND wanted.is_so
-                AND (there.number > 0 OR $3::boolean)
-                AND status <= CASE WHEN known.is_counted OR $3::boolean THEN 'running' ELSE 'pending' END) AS held
+                AND (there.number > 0 OR $4::boolean)
+                AND status <= CASE WHEN known.is_counted OR $4::boolean THEN 'running' ELSE 'pending' END) AS held
         LEFT JOIN LATERAL (
             SELECT id, queue, priority, seq FROM flowrra.job
             WHERE limit_key = v.name AND {AWAITS} AND wanted.is_so

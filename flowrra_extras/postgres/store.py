@@ -75,6 +75,7 @@ from flowrra import (
     push,
     rescue,
     settle,
+    split_limit_key,
     stored_limit_key,
 )
 from flowrra_extras.postgres import statements as sql
@@ -109,11 +110,12 @@ class _LimitedError(Exception):
 class Locks(NamedTuple):
     """What a transaction knows when it comes to limits: whether it has locked all limit keys that it has touched.
 
-    `ended`: of limit keys of which it has only ended jobs, how many.
+    `moved`: of limit keys of which it has only ended (`have_ended`) or only claimed jobs, how many.
     """
 
     are_held: bool = False
-    ended: Mapping[str, int] = types.MappingProxyType({})
+    moved: Mapping[str, int] = types.MappingProxyType({})
+    have_ended: bool = False
 
 
 @dataclass(slots=True)
@@ -166,8 +168,8 @@ class _View:
             return list(map(LimitKey, names))  # of which nothing is known, so that nothing is admitted
         if not self._locks.are_held:
             await self._db.fetch(sql.LOCK_KEYS, names)
-        most = [self._locks.ended.get(name, 0) for name in names]
-        rows = await self._db.fetch(sql.LIMIT_KEYS, names, most, False)
+        most = [self._locks.moved.get(name, 0) for name in names]
+        rows = await self._db.fetch(sql.LIMIT_KEYS, names, most, self._locks.have_ended, False)
         self._line = {name: _Line(number) for name, number in zip(names, most, strict=True)}
         self._take((row[0], row[4], *row[-4:]) for row in rows)
         states = limit_keys_of_rows(rows)
@@ -282,7 +284,7 @@ class Store:
         """Let others run of the limits of which jobs were moved. Ends a transaction."""
         if names := sorted(self._touched.union(self._ended)):
             ended = {name: number for name, number in self._ended.items() if name not in self._touched}
-            locks = Locks(self._are_locked and not self._touched, ended)
+            locks = Locks(self._are_locked and not self._touched, ended, have_ended=True)
             await self._try(Unit(self._now, self._retention, names[: sql.MOST_KEYS]), admit, locks)
             self._ended.clear()
             self._touched = set(names[sql.MOST_KEYS :])
@@ -295,10 +297,17 @@ class Store:
             self.ready.add(None)
             self._touched.clear()
 
-    async def charge(self, claimed: Sequence[str], now: float, *, are_locked: bool = False) -> None:
-        """Charge claimed jobs, of which these are the limit keys. In the transaction of the claim."""
+    async def charge(self, claimed: Sequence[str], now: float, locked: Mapping[str, Limit] | None = None) -> None:
+        """Charge claimed jobs, of which these are the limit keys. In the transaction of the claim.
+
+        `locked`: their limits by name, if the claim has locked the keys. Of one without a rate, others follow.
+        """
         if claimed:
-            await self._try(Unit(now, self._retention), lambda unit: charge(unit, claimed), Locks(are_locked))
+            limits = locked or {}
+            turns = {name for name, limit in limits.items() if limit.rate is None}
+            moved = collections.Counter(key for key in claimed if split_limit_key(key)[0] in turns)
+            locks = Locks(locked is not None, moved)
+            await self._try(Unit(now, self._retention), lambda unit: charge(unit, claimed), locks)
 
     async def _set_limits(self, limits: Iterable[Limit]) -> None:
         for one in limits:

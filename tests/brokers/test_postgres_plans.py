@@ -81,7 +81,7 @@ VALUES: Mapping[str, Sequence[str | None]] = {
     "INSERT_ONE": ("9", "x", "x", "x", "x", "0", None, None, None, "channel", "text"),
     "INSERT_ONE_EARLY": ("9", "x", "x", "x", "x", "0", None, None, None, "channel", "text"),
     "LEAVE": (IDS, "me"),
-    "LIMIT_KEYS": (NAMES, "{2,0,0}", "false"),
+    "LIMIT_KEYS": (NAMES, "{2,0,0}", "true", "false"),
     "PROMOTE": ("9",),
     "PURGE": ("9", "500"),
     "RECORD": ("{x}", "{x}", "{success}", "{1}", "{1}", "{1}", "{1}", "{1}", "{}", "{}", "{}"),
