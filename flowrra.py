@@ -4552,14 +4552,18 @@ class _Limits:
         self._jobs = jobs
         self.declared: dict[str, Limit] = {}
         self.keys: dict[str, _KeyJobs] = {}
+        self._names: dict[str, set[str]] = collections.defaultdict(set)  # of limit keys, by limit
         self._due: _Heap = []
+
+    def _key(self, name: str) -> _KeyJobs:
+        if (key := self.keys.get(name)) is None:
+            key = self.keys[name] = _KeyJobs(LimitKey(name))
+            self._names[split_limit_key(name)[0]].add(name)
+        return key
 
     def enter(self, job: Job) -> None:
         """Count a job of a limit that has come into its state."""
-        name = limit_key(job)
-        key = self.keys.get(name)
-        if key is None:
-            key = self.keys[name] = _KeyJobs(LimitKey(name))
+        key = self._key(limit_key(job))
         if job.status is PENDING:
             key.pending[job.id] = job
         elif job.status is RUNNING:
@@ -4653,17 +4657,16 @@ class _Limits:
         """Write limits, and the rows of limit keys."""
         for limit in unit.limits:
             self.declared[limit.name] = limit
-            for name, key in self.keys.items():
-                if split_limit_key(name)[0] == limit.name and self._first_waiting(name, key.waiting):
+            for name in self._names.get(limit.name, ()):
+                key = self.keys[name]
+                if self._first_waiting(name, key.waiting):
                     self._set_row(name, LimitKey(name, tat=key.row.tat, due=unit.now, paused=key.row.paused))
         for state in unit.changed_keys():
             self._set_row(state.name, state)
 
     def _set_row(self, name: str, state: LimitKey) -> None:
-        key = self.keys.get(name)
-        if key is None:
-            key = self.keys[name] = _KeyJobs(state)
-        if state.due is not None and (key.row is state or state.due != key.row.due):
+        key = self._key(name)
+        if state.due is not None and state.due != key.row.due:
             heapq.heappush(self._due, (state.due, name))
         key.row = state
 
@@ -4691,6 +4694,7 @@ class _Limits:
                 key.row.tat = 0.0
             if key.is_empty:
                 del self.keys[name]
+                self._names[split_limit_key(name)[0]].discard(name)
 
 
 class MemoryBroker(Broker):
