@@ -49,14 +49,19 @@ class DictBroker(Broker):
 
     def run(self, unit: Unit, walk: flowrra.Walk[T]) -> T:
         answer = flowrra.drive(walk, self.look)
-        for job in unit.placed:
-            job.place = next(self.numbers)
+        for placed in unit.placed:
+            placed.place = next(self.numbers)
         for before, job in unit.changes():
             job.seq = next(self.numbers) if before is None else job.seq
             self.jobs[job.id] = job
             self.wake_for(job)
         for job, step in unit.steps:
             self.steps[job.id][step.name] = step
+        for waiter in unit.admitted:
+            job = self.jobs[waiter.id]
+            flowrra.admit_one(job)
+            job.place = waiter.place
+            self.wake_for(job)
         self.endings += unit.endings
         self.write_limits(unit)
         return answer
@@ -66,7 +71,8 @@ class DictBroker(Broker):
             case flowrra.LimitKeys(names):
                 return [self.state(name) for name in names]
             case flowrra.WaitingFor(most):
-                return [job for name, number in most.items() for job in self.waiting(name)[:number]]
+                jobs = (job for name, number in most.items() for job in self.waiting(name)[:number])
+                return list(map(flowrra.LimitWaiter.of, jobs))
             case flowrra.DueKeys(now, limit):
                 return [name for name, row in self.rows.items() if row.due is not None and row.due <= now][:limit]
         return [job for job in self.jobs.values() if self.fits(find, job)]
@@ -81,7 +87,7 @@ class DictBroker(Broker):
                 return job.unique in keys and job.status not in FINISHED
             case flowrra.Running(workers):
                 return job.worker in workers and job.status is RUNNING
-            case flowrra.Waiters(events):
+            case flowrra.EventWaiters(events):
                 return any(job.id in self.steps[event] for event in events)
             case flowrra.Expired(now, _):
                 return flowrra.is_expired(job, now)
@@ -96,7 +102,7 @@ class DictBroker(Broker):
     def state(self, name: str) -> flowrra.LimitKey:
         mine = [job.status for job in self.jobs.values() if job.limit is not None and flowrra.limit_key(job) == name]
         row = self.rows.get(name, flowrra.LimitKey(name))
-        limit = self.declared.get(name.partition(":")[0])
+        limit = self.declared.get(flowrra.split_limit_key(name)[0])
         counts = mine.count(RUNNING), mine.count(PENDING), bool(self.waiting(name))
         return flowrra.LimitKey(name, limit, *counts, *row.row)
 
@@ -107,7 +113,7 @@ class DictBroker(Broker):
                 if self.waiting(name):
                     self.rows[name] = dataclasses.replace(self.state(name), due=unit.now)
             self.hub.wake_all("queue")
-        self.rows |= {state.name: state for _, state in unit.key_changes()}
+        self.rows |= {state.name: state for state in unit.changed_keys()}
         for queue in unit.timed:
             self.hub.wake(("queue", queue))
 

@@ -55,6 +55,7 @@ from flowrra import (
     broker_from_url,
     describe,
     encode,
+    join_limit_key,
     logger,
     result_from,
 )
@@ -78,7 +79,8 @@ class Moved:
     half-moved, `waiting` those that are known to be left to move, `events` the emitted events that were copied. Of the
     jobs that stayed, `running` run at the source, `relatives` wait there for such a job or belong to a family with a
     job that stays, and `stays` gives, by id, the reason for each other one. `paused` are the queues that the move
-    paused at the target, because the source had. `limits` are those that it declared at the target.
+    paused at the target, because the source had. `limits` are those that it declared at the target, `kept` those that
+    have other numbers there and keep them, and `paused_keys` the limit keys that it paused there.
     """
 
     jobs: collections.Counter[TaskStatus] = field(default_factory=collections.Counter)
@@ -91,6 +93,8 @@ class Moved:
     stays: dict[str, str] = field(default_factory=dict)
     paused: list[str] = field(default_factory=list)
     limits: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    paused_keys: list[str] = field(default_factory=list)
 
     @property
     def is_complete(self) -> bool:
@@ -298,13 +302,16 @@ async def _copy_limits(source: Broker, target: Broker, now: float, moved: Moved)
     uses = await source.limits()
     if uses and not target.has_limits:
         raise ConfigError(f"the target has no limits, and the source has the limit {uses[0].limit.name!r}")
-    known = {use.limit.name for use in await target.limits() if use.is_declared}
+    known = {use.limit.name: use.limit for use in await target.limits() if use.is_declared}
     for use in uses:
         if use.is_declared and use.limit.name not in known:
             await target.set_limit(use.limit, now=now)
             moved.limits.append(use.limit.name)
-        if names := [f"{use.limit.name}:{key}" for key in use.paused]:
-            await target.change(names, "pause", now=now)
+        elif use.is_declared and known[use.limit.name] != use.limit:
+            moved.kept.append(use.limit.name)
+        if names := [join_limit_key(use.limit.name, key) for key in use.paused]:
+            done = await target.change(names, "pause", now=now)
+            moved.paused_keys += itertools.compress(names, done)
 
 
 async def _emit(events: Sequence[Job], target: Broker, now: float, moved: Moved) -> None:

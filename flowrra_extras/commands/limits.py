@@ -5,7 +5,19 @@ import getpass
 from collections.abc import Sequence
 from typing import Any
 
-from flowrra import ConfigError, Flowrra, Limit, LimitUse, add_store, ask, nearest, parsed, print_table
+from flowrra import (
+    ConfigError,
+    Flowrra,
+    Limit,
+    LimitUse,
+    add_store,
+    ask,
+    join_limit_key,
+    nearest,
+    parsed,
+    print_table,
+    split_limit_key,
+)
 from flowrra_extras.commands import parser_of
 
 _NUMBERS = ("concurrency", "rate", "burst", "turn")
@@ -91,11 +103,11 @@ async def _pause_key(app: Flowrra, key: str, limit: str | None, paused: bool) ->
     known = [use.limit.name for use in uses]
     if limit is not None and limit not in known:
         raise ConfigError(f"there is no limit {limit!r} in this store{nearest(limit, known)}")
-    states = await app.broker.limit_states([f"{name}:{key}" for name in ([limit] if limit else known)])
+    states = await app.broker.limit_states([join_limit_key(name, key) for name in ([limit] if limit else known)])
     in_use = [one for one in states if one.running or one.pending or one.has_waiting]
     chosen = [one for one in states if one.paused] if not paused else states if limit else in_use
     if not chosen:
         why = "no limit has jobs of the key: name one with --limit" if paused else "the key is not paused"
         raise ConfigError(f"{key!r}: {why}")
     await app.broker.change([one.name for one in chosen], "pause" if paused else "resume", now=app.now())
-    return [one.name.partition(":")[0] for one in chosen], sum(one.running for one in chosen)
+    return [split_limit_key(one.name)[0] for one in chosen], sum(one.running for one in chosen)

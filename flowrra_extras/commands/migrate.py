@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowrra import FINISHED, RUNNING, ConfigError, FlowrraError, SQLiteBroker, TaskStatus
+from flowrra import FINISHED, RUNNING, ConfigError, FlowrraError, SQLiteBroker, TaskStatus, split_limit_key
 from flowrra_extras.migrate import Moved, count_open_events, migrate, opened, shared_broker
 
 if TYPE_CHECKING:
@@ -116,7 +116,15 @@ def _came_over(moved: Moved) -> Iterator[str]:
     for queue in moved.paused:
         yield f"paused the queue {queue} at the target, as it is at the source"
     if moved.limits:
-        yield f"declared at the target: the limit{'s' * (len(moved.limits) > 1)} {', '.join(moved.limits)}"
+        yield f"declared at the target: {_limits(moved.limits)}"
+    if moved.kept:
+        yield f"the target has other numbers, and keeps them: {_limits(moved.kept)}"
+    for limit, key in map(split_limit_key, moved.paused_keys):
+        yield f"paused the key {key or '(no key)'} of the limit {limit} at the target, as it is at the source"
+
+
+def _limits(names: Sequence[str]) -> str:
+    return f"the limit{'s' * (len(names) > 1)} {', '.join(names)}"
 
 
 def _stayed(moved: Moved) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, TypedDict
 
-from flowrra import TaskNotFoundError
+from flowrra import TaskNotFoundError, join_limit_key
 from flowrra_extras.dashboard.http import Done
 from flowrra_extras.dashboard.job_search import search_path
 from flowrra_extras.dashboard.jobs import moment_or_none
@@ -77,7 +77,7 @@ class Limits:
         app = self._store.app
         action: Action = "pause" if paused else "resume"
         await app.connect()
-        (state,) = await app.broker.limit_states([f"{name}:{key}"])
+        (state,) = await app.broker.limit_states([join_limit_key(name, key)])
         if state.limit is None and not (state.running or state.pending or state.has_waiting or state.paused):
             raise TaskNotFoundError(f"there is no limit {name!r}")
         await app.broker.change([state.name], action, now=app.now(), by=by)

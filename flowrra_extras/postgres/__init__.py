@@ -258,7 +258,8 @@ class PostgresBroker(_Life):
         return uses_of(declared, [(name, *numbers) for name, *numbers in rows])
 
     async def limit_states(self, names: Sequence[str]) -> list[LimitKey]:
-        return limit_keys_of_rows(await self._run(sql.LIMIT_KEYS, names, True))
+        states = limit_keys_of_rows(await self._run(sql.LIMIT_KEYS, names, [0] * len(names), False, True))
+        return [states[name] for name in names]
 
     # Waiting and looking -----------------------------------------------------------------------
 

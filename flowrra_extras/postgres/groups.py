@@ -14,11 +14,13 @@ from flowrra import (
     Clock,
     FlowrraError,
     Job,
+    Limit,
     Notices,
     Outcome,
     TaskResult,
     WorkerInfo,
     encode_arguments,
+    split_limit_key,
 )
 from flowrra_extras.batching import Batcher
 from flowrra_extras.postgres import statements as sql
@@ -179,16 +181,16 @@ class Claims:
         queue, limit, worker, moment, _ = claim
         values = queue, worker, moment, limit, *mark, upkeep, suspects
         if queue not in self._charged:
-            rows = await session.fetch(sql.CLAIM, *values, False)
+            rows = await session.fetch(sql.CLAIM, *values)
             if not rows[0]["charged"]:
                 return rows
             self._charged.add(queue)
         store = Store(session, self._retention)
         async with session.transaction():
-            rows = await session.fetch(sql.CLAIM, *values, True)
-            charged = set(rows[0]["charged"])
+            rows = await session.fetch(sql.CLAIM_CHARGED, *values)
+            charged = {limit.name: limit for limit in map(Limit.from_text, rows[0]["texts"])}
             keys = [row["limit_key"] for row in rows if row["limit_key"] is not None]
-            await store.charge([key for key in keys if key.partition(":")[0] in charged], now)
+            await store.charge([key for key in keys if split_limit_key(key)[0] in charged], now, charged)
         self._publish(store)
         if rows[0]["seq"] is not None and not charged:
             self._charged.discard(queue)
@@ -238,8 +240,8 @@ class Groups:
 
     def publish(self, store: Store) -> None:
         """Notify others of changes, after their commit."""
-        if store.ready:
-            self.claims.forget()
+        for queue in store.ready:
+            self.claims.forget(queue)
         if store.ready or store.notices or store.finished:
             self.notifications.notify(ready=store.ready, notices=store.notices, finished=store.finished)
 

@@ -60,6 +60,25 @@ LAZY = "set_config('synchronous_commit', 'off', true) = 'off'"
 # locks limit keys, once; and under these locks, rows that others have not locked.
 IS_RUNNING = "coalesce(job.status, '') = 'running'"
 
+# In a transaction, before the states of limit keys are read or a limit changes: whoever has moved jobs of a key, and
+# comes after, sees what was decided. All hold one lock together, which a limit that changes needs alone, and so does
+# who has many keys. The statement after the one with these CTEs reads: it sees what was committed before the locks.
+_ALL = "hashtextextended('flowrra.lock', 0)"
+
+
+def _locking(names: str) -> str:
+    """Return the CTE `locked`, which locks the limit keys that a query finds."""
+    return f"""names AS MATERIALIZED (SELECT DISTINCT name COLLATE "C" AS name FROM ({names}) AS v (name) ORDER BY 1),
+    locked AS MATERIALIZED (
+        SELECT CASE WHEN count(*) > {_KEYS} THEN pg_advisory_xact_lock({_ALL})
+            WHEN count(*) > 0 THEN pg_advisory_xact_lock_shared({_ALL}) END FROM names
+        UNION ALL SELECT pg_advisory_xact_lock(hashtextextended('flowrra.lock ' || name, 0))
+        FROM names WHERE (SELECT count(*) FROM names) <= {_KEYS})"""
+
+
+LOCK_KEYS = f"WITH {_locking('SELECT unnest($1::text[])')} SELECT FROM locked"
+LOCK_LIMITS = f"SELECT pg_advisory_xact_lock({_ALL})"
+
 # Plain jobs, without parents and key. $1 now, then arrays: ids, payloads, tasks, queues, priorities, dues, expires,
 # overrides, limit keys. An array of tasks, queues or priorities may have one value for all jobs, and an empty array
 # means NULLs: so statements of 1,000 jobs insert 150,000/s; with all arrays filled 110,000/s. Jobs that have a limit
@@ -171,12 +190,22 @@ LOST_TO = LOST.replace("$2", "$1")
 # A claim locks its worker's row. A rescue of that worker's jobs first deletes the row, so it waits for the claim and
 # then sees all its jobs. `FOR KEY SHARE` does not block heartbeats.
 ME = f"SELECT FROM flowrra.worker WHERE id = $2 AND lease > clock_timestamp() AND {LAZY} FOR KEY SHARE"
+
+
 # $1 queue, $2 worker, $3 now, $4 limit, ($5 priority, $6 place, $7 seq) after which to look, $8 whether to check for
-# upkeep, $9 whether to check for suspects, $10 whether limits can be charged, which needs a transaction: otherwise
-# nothing is claimed if that is needed. At least one row: the results of the checks, the names of the limits to charge,
-# and a job if there is one.
+# upkeep, $9 whether to check for suspects. If limits must be charged, which needs a transaction, nothing is claimed. At
+# least one row: the results of the checks, the names of the limits to charge, and a job if there is one.
 # Expired jobs are filtered later: a condition here would read a million expired jobs to find one that is not.
-CLAIM = f"""
+def _claim(*, charges: bool) -> str:
+    """Return a claim. One that charges is for a transaction, and locks the limit keys of the jobs that are charged."""
+    may_start = "true" if charges else "(SELECT cardinality(charged) = 0 FROM charged)"
+    to_charge = (
+        "SELECT limit_key FROM started WHERE split_part(limit_key, ':', 1) = ANY ((SELECT * FROM charged)::text[])"
+    )
+    locked = f", {_locking(to_charge)}" if charges else ""
+    texts = "SELECT text FROM flowrra.limits WHERE name = ANY ((SELECT * FROM charged)::text[])"
+    of_charged = f"ARRAY({texts}) AS texts, (SELECT count(*) FROM locked),"
+    return f"""
     WITH me AS MATERIALIZED ({ME}),
     state AS MATERIALIZED (
         SELECT EXISTS (SELECT FROM me) AND NOT EXISTS (SELECT FROM flowrra.paused WHERE queue = $1) AS may,
@@ -190,22 +219,26 @@ CLAIM = f"""
                 OR EXISTS (SELECT FROM flowrra.job WHERE status = 'running' AND crashes > 0 AND worker = $2))
                 AS suspects),
     line AS MATERIALIZED (
-        SELECT seq, expires IS NOT NULL AND expires <= $3 AS has_expired, CASE WHEN limit_key IS NOT NULL THEN (
-            SELECT name FROM flowrra.limits WHERE name = split_part(limit_key, ':', 1) AND is_charged) END AS charged
+        SELECT seq, expires IS NOT NULL AND expires <= $3 AS has_expired, limit_key
         FROM flowrra.job WHERE status = 'pending' AND crashes = 0 AND queue = $1
             AND (priority, place, seq) > ($5::bigint, $6::bigint, $7::bigint)
             AND (SELECT may AND NOT upkeep AND NOT suspects FROM state)
         ORDER BY priority, place, seq LIMIT $4::bigint FOR UPDATE SKIP LOCKED),
-    charged AS MATERIALIZED (SELECT ARRAY(SELECT DISTINCT charged FROM line WHERE charged IS NOT NULL) AS names),
+    charged AS MATERIALIZED (
+        SELECT ARRAY(SELECT name FROM flowrra.limits WHERE is_charged AND name = ANY (ARRAY(
+            SELECT DISTINCT split_part(limit_key, ':', 1) FROM line WHERE limit_key IS NOT NULL))) AS charged),
     started AS (
         UPDATE flowrra.job SET status = 'running', attempt = attempt + 1, worker = $2::text, started = $3::float8
-        WHERE seq = ANY (ARRAY(SELECT seq FROM line WHERE NOT has_expired))
-            AND ($10::boolean OR (SELECT cardinality(names) = 0 FROM charged))
-        RETURNING place, {CLAIMED})
-    SELECT may, upkeep, suspects, (SELECT names FROM charged) AS charged, CASE WHEN seq IS NULL THEN least(
+        WHERE seq = ANY (ARRAY(SELECT seq FROM line WHERE NOT has_expired)) AND {may_start}
+        RETURNING place, {CLAIMED}){locked}
+    SELECT may, upkeep, suspects, (SELECT charged FROM charged) AS charged,
+        {of_charged if charges else ""} CASE WHEN seq IS NULL THEN least(
             (SELECT due FROM flowrra.job WHERE status IN {DUE_LATER} ORDER BY due LIMIT 1),
             (SELECT due FROM flowrra.limit_key WHERE due IS NOT NULL ORDER BY due LIMIT 1)) END AS next_due, started.*
     FROM state LEFT JOIN started ON true"""
+
+
+CLAIM, CLAIM_CHARGED = _claim(charges=False), _claim(charges=True)
 # $1 queue, $2 worker, $3 now, $4 crashes, $5 the maximum of crashes. At least one row: whether the worker is running a
 # job, and whether that job is a suspect.
 CLAIM_SUSPECT = f"""
@@ -231,15 +264,20 @@ PROMOTE = f"""
     WHERE seq = ANY (ARRAY(
         SELECT seq FROM flowrra.job WHERE status IN {DUE_LATER} AND due <= $1 ORDER BY due LIMIT {UPKEEP}
         FOR UPDATE SKIP LOCKED)) RETURNING limit_key"""
-# Successes of jobs without children. $1 now, then arrays: seqs, attempts, results, when to purge; $6 whether also those
-# of jobs that have a limit, in a transaction that then admits others.
+# Successes of jobs without children and limits. $1 now, then arrays: seqs, attempts, results, when to purge.
 SUCCEED = f"""
     UPDATE flowrra.job SET status = 'success', result = v.result, error = NULL, traceback = NULL,
         finished = $1::float8, purge_at = v.purge_at
     FROM unnest($2::bigint[], $3::integer[], $4::text[], $5::float8[]) AS v (seq, attempt, result, purge_at)
     WHERE job.seq = ANY (ARRAY[v.seq]) AND job.attempt IS NOT DISTINCT FROM v.attempt AND {IS_RUNNING}
-        AND NOT has_children AND (limit_key IS NULL OR $6::boolean)
+        AND NOT has_children AND limit_key IS NULL
     RETURNING job.seq, job.attempt, id, limit_key"""
+# The same of jobs with limits, in a transaction that then admits others. If $6 were written, all that the transaction
+# has, it locks their limit keys.
+SUCCEED_LIMITED = f"""
+    WITH ended AS ({SUCCEED.replace("limit_key IS NULL", "limit_key IS NOT NULL")}),
+    {_locking("SELECT limit_key FROM ended WHERE (SELECT count(*) FROM ended) = $6::integer")}
+    SELECT *, (SELECT count(*) FROM locked) > 0 AS has_locked FROM ended"""
 # Store steps, if their attempts still hold the jobs. Arrays: seqs in order, attempts, names, steps. The lock lets no
 # attempt end before its steps are stored.
 KEEP_STEPS = f"""
@@ -263,40 +301,45 @@ WRITTEN = """
 
 # Limits ----------------------------------------------------------------------------------------
 
-# In a transaction, before the states of limit keys $1 are read or a limit changes: whoever has moved jobs of a key, and
-# comes after, sees what was decided. All hold one lock together, which a limit that changes needs alone, and so does
-# who has many keys.
-_ALL = "hashtextextended('flowrra.lock', 0)"
-LOCK_KEYS = f"""
-    SELECT CASE WHEN cardinality($1::text[]) > {_KEYS} THEN pg_advisory_xact_lock({_ALL})
-        ELSE pg_advisory_xact_lock_shared({_ALL}) END
-    UNION ALL SELECT pg_advisory_xact_lock(hashtextextended('flowrra.lock ' || name, 0))
-    FROM unnest($1::text[]) AS name WHERE cardinality($1::text[]) <= {_KEYS}"""
-LOCK_LIMITS = f"SELECT pg_advisory_xact_lock({_ALL})"
-# Limit keys $1 as LimitKey has them, in order; $2 whether jobs are counted that their limits do not count. No other
-# index than that of these jobs has states in words such as "after 'pending'".
+# Limit keys $1 as LimitKey has them. Of some, $2 jobs have moved and nothing else has happened: up to this number of
+# waiting jobs are found as by WAITING_FOR, each in a row. $3: these have ended, so keys are left out for which no job
+# waits or whose limit counts none. $4: whether to count the jobs that hold places if none waits.
 LIMIT_KEYS = f"""
-    SELECT v.name, known.text, CASE WHEN $2::boolean OR known.is_counted THEN (
-            SELECT count(*) FROM flowrra.job
-            WHERE limit_key = v.name AND {ADMITTED} AND status > 'pending') ELSE 0 END AS running,
-        (SELECT count(*) FROM flowrra.job
-            WHERE limit_key = v.name AND {ADMITTED} AND status < 'running') AS pending,
-        (SELECT true FROM flowrra.job WHERE limit_key = v.name AND {AWAITS} LIMIT 1) IS NOT NULL AS has_waiting,
-        coalesce(kept.tat, 0), kept.due, coalesce(kept.paused, false)
-    FROM unnest($1::text[]) WITH ORDINALITY AS v (name, place)
-        LEFT JOIN LATERAL (SELECT text, is_counted FROM flowrra.limits WHERE name = split_part(v.name, ':', 1) OFFSET 0)
-            AS known ON true
-        LEFT JOIN LATERAL (SELECT tat, due, paused FROM flowrra.limit_key WHERE name = v.name OFFSET 0) AS kept ON true
-    ORDER BY v.place"""
+    SELECT v.name, known.text, held.running, held.pending, there.number, kept.tat, kept.due, kept.paused,
+        job.id, job.queue, job.priority, job.seq
+    FROM unnest($1::text[], $2::integer[]) AS v (name, most)
+        CROSS JOIN LATERAL (
+            SELECT count(*) AS number FROM (
+                SELECT FROM flowrra.job WHERE limit_key = v.name AND {AWAITS}
+                LIMIT greatest(v.most, 1)) AS one) AS there
+        LEFT JOIN LATERAL (
+            SELECT text, is_counted FROM flowrra.limits
+            WHERE name = split_part(v.name, ':', 1) AND (v.most = 0 OR there.number > 0) OFFSET 0) AS known ON true
+        CROSS JOIN LATERAL (
+            SELECT v.most = 0 OR NOT $3::boolean OR coalesce(known.is_counted, false) AS is_so OFFSET 0) AS wanted
+        LEFT JOIN LATERAL (
+            SELECT tat, due, paused FROM flowrra.limit_key
+            WHERE name = v.name AND wanted.is_so OFFSET 0) AS kept ON true
+        CROSS JOIN LATERAL (
+            SELECT count(*) FILTER (WHERE status = 'running') AS running,
+                count(*) FILTER (WHERE status = 'pending') AS pending
+            FROM flowrra.job WHERE limit_key = v.name AND {ADMITTED} AND wanted.is_so
+                AND (there.number > 0 OR $4::boolean)
+                AND status <= CASE WHEN known.is_counted OR $4::boolean THEN 'running' ELSE 'pending' END) AS held
+        LEFT JOIN LATERAL (
+            SELECT id, queue, priority, seq FROM flowrra.job
+            WHERE limit_key = v.name AND {AWAITS} AND wanted.is_so
+            ORDER BY priority, seq LIMIT v.most FOR NO KEY UPDATE SKIP LOCKED) AS job ON true
+    WHERE wanted.is_so"""
 # The first jobs that wait for limit keys $1, up to $2 of each, without those that others have locked; and the number of
 # them with those, to know whether there are any.
 WAITING_FOR = f"""
-    SELECT v.name, job.seq, job.id, job.queue, job.priority, them.number
+    SELECT v.name, them.number, job.id, job.queue, job.priority, job.seq
     FROM unnest($1::text[], $2::integer[]) AS v (name, most), LATERAL (
             SELECT count(*) AS number FROM (
                 SELECT FROM flowrra.job WHERE limit_key = v.name AND {AWAITS} LIMIT v.most) AS one) AS them
         LEFT JOIN LATERAL (
-            SELECT seq, id, queue, priority FROM flowrra.job WHERE limit_key = v.name AND {AWAITS}
+            SELECT id, queue, priority, seq FROM flowrra.job WHERE limit_key = v.name AND {AWAITS}
             ORDER BY priority, seq LIMIT v.most FOR NO KEY UPDATE SKIP LOCKED) AS job ON true"""
 FIND_ADMITTED = f"""{_READ} limit_key = ANY ($1::text[]) AND {ADMITTED} AND status < 'running'
     FOR NO KEY UPDATE SKIP LOCKED"""
@@ -308,18 +351,18 @@ DUE_KEYS = """
         RETURNING name)
     SELECT name FROM asked UNION
     (SELECT name FROM flowrra.limit_key WHERE due IS NOT NULL AND due <= $1 ORDER BY due LIMIT $2)"""
-# Under the locks of their keys: jobs $1 that WAITING_FOR has found become ready, at places $2. Rows of limit keys, by
-# name, tat, due, and whether they are paused; those of $7 are gone.
+# Under the locks of their keys: jobs $1 that WAITING_FOR has found become ready, at the next places if $2. Rows of
+# limit keys, by name, tat, due, and whether they are paused; those of $7 are gone.
 ADMIT = """
     WITH admitted AS (
-        UPDATE flowrra.job SET status = 'pending', place = coalesce(v.place, 0)
-        FROM unnest($1::bigint[], $2::bigint[]) AS v (seq, place)
+        UPDATE flowrra.job SET status = 'pending', place = v.place
+        FROM (SELECT seq, CASE WHEN takes_turns THEN nextval('flowrra.place') ELSE 0 END AS place
+            FROM unnest($1::bigint[], $2::boolean[]) AS v (seq, takes_turns) OFFSET 0) AS v
         WHERE job.seq = ANY (ARRAY[v.seq]) AND coalesce(job.status, '') = 'blocked'),
     kept AS (
         INSERT INTO flowrra.limit_key SELECT * FROM unnest($3::text[], $4::float8[], $5::float8[], $6::boolean[])
         ON CONFLICT (name) DO UPDATE SET tat = excluded.tat, due = excluded.due, paused = excluded.paused)
     DELETE FROM flowrra.limit_key WHERE name = ANY ($7::text[])"""
-PLACES = "SELECT nextval('flowrra.place') FROM generate_series(1, $1::integer)"
 ASK = "INSERT INTO flowrra.limit_ask (name) SELECT unnest($1::text[])"
 # Limit $1 is $2 from now on, with its flags; all keys of it for which jobs wait are looked at, found by one step of
 # the index for each, however many wait for it.

@@ -10,10 +10,13 @@ that it sees all that others have done, and lets the next jobs run. So rows are 
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import operator
-from typing import TYPE_CHECKING, Any, TypeVar
+import types
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import asyncpg
 
@@ -32,6 +35,7 @@ from flowrra import (
     Children,
     ConfigError,
     DueKeys,
+    EventWaiters,
     Expired,
     Holders,
     Job,
@@ -39,6 +43,7 @@ from flowrra import (
     Limit,
     LimitKey,
     LimitKeys,
+    LimitWaiter,
     Notices,
     Outcome,
     Progress,
@@ -46,7 +51,6 @@ from flowrra import (
     TaskResult,
     TaskStatus,
     Unit,
-    Waiters,
     WaitingFor,
     WorkerInfo,
     activity_texts,
@@ -71,6 +75,7 @@ from flowrra import (
     push,
     rescue,
     settle,
+    split_limit_key,
     steps_of,
     stored_limit_key,
 )
@@ -89,7 +94,7 @@ _FINDS: Mapping[type[Find], str] = {
     Children: sql.FIND_CHILDREN,
     Holders: sql.FIND_HOLDERS,
     Running: sql.FIND_RUNNING,
-    Waiters: sql.FIND_WAITERS,
+    EventWaiters: sql.FIND_WAITERS,
     Expired: sql.FIND_EXPIRED,
     Admitted: sql.FIND_ADMITTED,
 }
@@ -104,16 +109,36 @@ class _LimitedError(Exception):
     """A walk outside of a transaction has moved jobs of limits: nothing was written."""
 
 
+class Locks(NamedTuple):
+    """What a transaction knows when it comes to limits: whether it has locked all limit keys that it has touched.
+
+    `moved`: of limit keys of which it has only ended (`have_ended`) or only claimed jobs, how many.
+    """
+
+    are_held: bool = False
+    moved: Mapping[str, int] = types.MappingProxyType({})
+    have_ended: bool = False
+
+
+@dataclass(slots=True)
+class _Line:
+    """The first jobs that wait for a limit key: `asked` were requested, of `number`. Others have locked the rest."""
+
+    asked: int
+    number: int = 0
+    waiters: list[LimitWaiter] = field(default_factory=list)
+
+
 class _View:
     """The jobs that one walk has read, each with its seq and revision."""
 
-    def __init__(self, session: Session, *, admits: bool) -> None:
+    def __init__(self, session: Session, locks: Locks | None) -> None:
         self._db = session
-        self._admits = admits  # whether limit keys are locked and read; else `admit` does so at the end
+        self._locks = locks  # None: limit keys are not read, and `admit` does so at the end
         self.revisions: dict[str, tuple[int, str]] = {}
         self.guarded: set[str] = set()  # without those that were found by their unique keys, which the index guards
-        self.waiting: set[str] = set()  # jobs that were found waiting for their limits, and are locked
         self.contended: list[str] = []  # limit keys with waiting jobs that others have locked
+        self._line: dict[str, _Line] = {}
         self._parents: dict[str, int] = {}  # possible parents
 
     async def look(self, find: Find) -> list[Any]:
@@ -141,27 +166,32 @@ class _View:
         return jobs
 
     async def _limit_keys(self, names: Sequence[str]) -> list[LimitKey]:
-        if not self._admits:
+        if self._locks is None:
             return list(map(LimitKey, names))  # of which nothing is known, so that nothing is admitted
-        await self._db.fetch(sql.LOCK_KEYS, names)
-        return limit_keys_of_rows(await self._db.fetch(sql.LIMIT_KEYS, names, False))
+        if not self._locks.are_held:
+            await self._db.fetch(sql.LOCK_KEYS, names)
+        most = [self._locks.moved.get(name, 0) for name in names]
+        rows = await self._db.fetch(sql.LIMIT_KEYS, names, most, self._locks.have_ended, False)
+        self._line = {name: _Line(number) for name, number in zip(names, most, strict=True)}
+        self._take((row[0], row[4], *row[-4:]) for row in rows)
+        states = limit_keys_of_rows(rows)
+        return [states.get(name) or LimitKey(name) for name in names]  # of the latter, nothing is to be admitted
 
-    async def _waiting_for(self, most: Mapping[str, int]) -> list[Job]:
-        """What the rules need of these jobs, which nobody else can change now."""
-        found: dict[str, list[Job]] = {name: [] for name in most}
-        there: dict[str, int] = {}
-        for name, seq, task_id, queue, priority, number in await self._db.fetch(
-            sql.WAITING_FOR, list(most), list(most.values())
-        ):
-            there[name] = number
-            if seq is not None:
-                job = Job(task_id, "", queue=queue, priority=priority, seq=seq, status=BLOCKED)
-                give_limit_key(job, name)
-                found[name].append(job)
-        self.contended += [name for name, jobs in found.items() if len(jobs) < there[name]]
-        jobs = [job for some in found.values() for job in some]
-        self.waiting.update(job.id for job in jobs)
-        return jobs
+    async def _waiting_for(self, most: Mapping[str, int]) -> list[LimitWaiter]:
+        """Of these jobs, those that nobody else can change now."""
+        if more := {name: number for name, number in most.items() if number > self._line[name].asked}:
+            self._line |= {name: _Line(number) for name, number in more.items()}
+            self._take(await self._db.fetch(sql.WAITING_FOR, list(more), list(more.values())))
+        lines = {name: self._line[name] for name in most}
+        self.contended += [name for name, line in lines.items() if len(line.waiters) < min(line.number, most[name])]
+        return [waiter for line in lines.values() for waiter in line.waiters]
+
+    def _take(self, rows: Iterable[Any]) -> None:
+        for name, number, *waiter in rows:
+            line = self._line[name]
+            line.number = number
+            if waiter[0] is not None:
+                line.waiters.append(LimitWaiter(name, *waiter))
 
 
 async def identify(session: Session) -> str | None:
@@ -206,6 +236,8 @@ class Store:
         self.notices = False  # a worker must be notified
         self.finished: list[str] = []
         self._touched: set[str] = set()  # limit keys of which this transaction has moved jobs
+        self._ended: collections.Counter[str] = collections.Counter()  # and of which it has ended jobs, how many
+        self._are_locked = False  # whether these are locked
         self._now = 0.0  # when
 
     # The rules at work -------------------------------------------------------------------------
@@ -231,16 +263,16 @@ class Store:
             with contextlib.suppress(_ChangedError):
                 return await self._try(Unit(now, self._retention), walk)
 
-    async def _try(self, unit: Unit, walk: Callable[[Unit], Walk[T]], *, admits: bool = False) -> T:
-        view = _View(self._db, admits=admits)
+    async def _try(self, unit: Unit, walk: Callable[[Unit], Walk[T]], locks: Locks | None = None) -> T:
+        view = _View(self._db, locks)
         answer = await drive_async(walk(unit), view.look)
-        if not admits and (touched := _touched(unit)):
+        if locks is None and (touched := _touched(unit)):
             if not self._db.is_in_transaction():
                 raise _LimitedError
             self._touch(touched, unit.now)
-        if unit.steps or unit.changed.keys() - view.waiting:
+        if unit.steps or unit.changed:
             await self._write(unit, view)
-        if admits:
+        if locks is not None:
             await self._write_admitted(unit, view)
         return answer
 
@@ -252,9 +284,11 @@ class Store:
 
     async def admit(self) -> None:
         """Let others run of the limits of which jobs were moved. Ends a transaction."""
-        if self._touched:
-            names = sorted(self._touched)
-            await self._try(Unit(self._now, self._retention, names[: sql.MOST_KEYS]), admit, admits=True)
+        if names := sorted(self._touched.union(self._ended)):
+            ended = {name: number for name, number in self._ended.items() if name not in self._touched}
+            locks = Locks(self._are_locked and not self._touched, ended, have_ended=True)
+            await self._try(Unit(self._now, self._retention, names[: sql.MOST_KEYS]), admit, locks)
+            self._ended.clear()
             self._touched = set(names[sql.MOST_KEYS :])
             await self.ask()
 
@@ -265,31 +299,34 @@ class Store:
             self.ready.add(None)
             self._touched.clear()
 
-    async def charge(self, claimed: Sequence[str], now: float) -> None:
-        """Charge claimed jobs, of which these are the limit keys. In the transaction of the claim."""
+    async def charge(self, claimed: Sequence[str], now: float, locked: Mapping[str, Limit] | None = None) -> None:
+        """Charge claimed jobs, of which these are the limit keys. In the transaction of the claim.
+
+        `locked`: their limits by name, if the claim has locked the keys. Of one without a rate, others follow.
+        """
         if claimed:
-            await self._try(Unit(now, self._retention), lambda unit: charge(unit, claimed), admits=True)
+            limits = locked or {}
+            turns = {name for name, limit in limits.items() if limit.rate is None}
+            moved = collections.Counter(key for key in claimed if split_limit_key(key)[0] in turns)
+            locks = Locks(locked is not None, moved)
+            await self._try(Unit(now, self._retention), lambda unit: charge(unit, claimed), locks)
 
     async def _set_limits(self, limits: Iterable[Limit]) -> None:
         for one in limits:
             await self._db.fetch(sql.LOCK_LIMITS)
-            is_charged = one.rate is not None or one.turn is not None
-            await self._db.fetch(sql.SET_LIMIT, one.name, one.text, one.concurrency is not None, is_charged)
+            await self._db.fetch(sql.SET_LIMIT, one.name, one.text, one.is_counted, one.is_charged)
             self.ready.add(None)
 
     async def _write_admitted(self, unit: Unit, view: _View) -> None:
         """Write what a walk that has locked its limit keys has come to: jobs that are ready now, and rows of keys."""
-        jobs = [unit.jobs[task_id] for task_id in unit.changed if task_id in view.waiting]
-        places = [row[0] for row in await self._db.fetch(sql.PLACES, len(unit.placed))] if unit.placed else []
-        for job, place in zip(unit.placed, places, strict=True):
-            job.place = place
-        states = [state for _, state in unit.key_changes()]
+        admitted, states = unit.admitted, unit.changed_keys()
+        placed = {job.id for job in unit.placed}
         kept = [state for state in states if state.row != LimitKey("").row]
-        if jobs or states:
+        if admitted or states:
             await self._db.fetch(
                 sql.ADMIT,
-                [job.seq for job in jobs],
-                [job.place for job in jobs],
+                [waiter.seq for waiter in admitted],
+                [waiter.id in placed for waiter in admitted] if placed else [],
                 [state.name for state in kept],
                 [state.tat for state in kept],
                 [state.due for state in kept],
@@ -298,12 +335,11 @@ class Store:
             )
         if view.contended:
             await self._db.fetch(sql.ASK, view.contended)
-        self.ready.update(job.queue for job in jobs)
+        self.ready.update(waiter.queue for waiter in admitted)
         self.ready.update(unit.timed)
 
     async def _write(self, unit: Unit, view: _View) -> None:
         changes = unit.changes()
-        changes = [pair for pair in changes if pair[1].id not in view.waiting]
         old = {job.id: job for before, job in changes if before is not None}
         new = {job.id: job for before, job in changes if before is None}
         waits = _new_waits(unit)
@@ -379,10 +415,14 @@ class Store:
             return set()
         keep = [self._retention.result_ttl if o.keep is None else o.keep for o in done]
         columns = [[o.job.seq for o in done], [o.attempt for o in done], [o.text for o in done]]
-        limited = self._db.is_in_transaction()
-        rows = await self._db.fetch(sql.SUCCEED, now, *columns, [now + seconds for seconds in keep], limited)
+        columns.append([now + seconds for seconds in keep])
+        if self._db.is_in_transaction():
+            rows = await self._db.fetch(sql.SUCCEED_LIMITED, now, *columns, len(outcomes))
+            self._ended.update(row[3] for row in rows)
+            self._are_locked, self._now = bool(rows) and rows[0][4], now
+        else:
+            rows = await self._db.fetch(sql.SUCCEED, now, *columns)
         self.finished += [row[2] for row in rows]
-        self._touch((row[3] for row in rows if row[3] is not None), now)
         return {(row[0], row[1]) for row in rows}
 
     async def keep_steps(self, outcomes: Iterable[Outcome]) -> set[tuple[int, int]]:
@@ -423,7 +463,7 @@ class Store:
         self._touch((row[0] for row in promoted if row[0] is not None), now)
         unit = Unit(now, self._retention, self._touched)
         self._touched.clear()
-        are_due = await self._try(unit, lambda unit: admit_due(unit, sql.UPKEEP_KEYS), admits=True)
+        are_due = await self._try(unit, lambda unit: admit_due(unit, sql.UPKEEP_KEYS), Locks())
         return is_left or are_due or len(promoted) >= sql.UPKEEP
 
     async def rescue(self, dead: Sequence[str], now: float) -> list[str]:
@@ -443,7 +483,7 @@ class Store:
         """What people do to jobs and limits, and moves to another store. In a transaction."""
         unit, by_whom = Unit(now, self._retention), emitted(action, sql.clean(by))
         if action in ("limit", "pause", "resume"):
-            done = await self._try(unit, lambda unit: change(unit, task_ids, action, by_whom), admits=True)
+            done = await self._try(unit, lambda unit: change(unit, task_ids, action, by_whom), Locks())
             await self._set_limits(unit.limits)
             return done
         return await self.run(now, lambda unit: change(unit, task_ids, action, by_whom))
@@ -546,12 +586,14 @@ def job_of_row(row: Any) -> Job:
     return job
 
 
-def limit_keys_of_rows(rows: Iterable[Any]) -> list[LimitKey]:
-    """States of limit keys from rows of sql.LIMIT_KEYS."""
-    limits: dict[str | None, Limit | None] = {None: None}
-    for text in {row[1] for row in rows} - {None}:
-        limits[text] = Limit.from_text(text)
-    return [LimitKey(name, limits[text], *rest) for name, text, *rest in rows]
+def limit_keys_of_rows(rows: Iterable[Any]) -> dict[str, LimitKey]:
+    """Return the states of limit keys, by name, from rows of sql.LIMIT_KEYS."""
+    states: dict[str, LimitKey] = {}
+    for name, text, running, pending, waiting, tat, due, paused, *_ in rows:
+        if name not in states:
+            limit = None if text is None else Limit.from_text(text)
+            states[name] = LimitKey(name, limit, running, pending, waiting > 0, tat or 0.0, due, bool(paused))
+    return states
 
 
 _CHANGING: Sequence[str] = (

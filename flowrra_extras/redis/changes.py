@@ -19,6 +19,7 @@ from flowrra import (
     SUCCESS,
     UNFINISHED,
     Children,
+    EventWaiters,
     Expired,
     Holders,
     Jobs,
@@ -27,7 +28,6 @@ from flowrra import (
     LimitKeys,
     Running,
     Unit,
-    Waiters,
     awaits_limit,
     copy_of,
     drive_async,
@@ -148,7 +148,7 @@ class Plan:
             return taken + known
         if isinstance(find, Expired):
             return sorted(known, key=lambda job: (job.expires, job.seq))
-        if isinstance(find, Running | Waiters):
+        if isinstance(find, Running | EventWaiters):
             return sorted(known, key=lambda job: job.seq)
         # Held jobs too: this unit may have ended their holds.
         return sorted((job for job in known if job.status is BLOCKED), key=lambda job: job.seq)

@@ -174,10 +174,11 @@ _LIMITS = """
 local asking = {}  -- limit keys > true
 
 -- Let waiting jobs of the limit keys in `asking` run, as far as their limits allow, and note when the rate allows more.
--- `most`: the maximum number of jobs. `taken`: limit keys > the number of their jobs that were claimed.
-local function admit(now, most, taken)
+-- `most`: the maximum number of jobs. `taken`: limit keys > the ids of their jobs that were claimed. `ended`: jobs
+-- have ended, and nothing else has happened.
+local function admit(now, most, taken, ended)
     local time, names, limits, any_paused = tonumber(now), {}, {}, call('EXISTS', p .. 'key-paused') == 1
-    local freed, ready, placed, undue, unused, share = {}, {}, {}, {}, {}, 0
+    local freed, ready, placed, undue, unused, share, place = {}, {}, {}, {}, {}, 0, nil
 
     local function read_limits()
         local wanted = {}
@@ -211,7 +212,7 @@ local function admit(now, most, taken)
     local function tat_of(name, limit)
         local stored = tonumber(call('ZSCORE', p .. 'key-tat', name)) or 0
         local tat = clamped(stored, limit)
-        if taken then tat = clamped(math.max(tat, time) + taken[name] * limit.interval, limit) end
+        if taken then tat = clamped(math.max(tat, time) + #taken[name] * limit.interval, limit) end
         if tat ~= stored then call('ZADD', p .. 'key-tat', string.format('%.17g', tat), name) end
         return tat
     end
@@ -220,7 +221,7 @@ local function admit(now, most, taken)
     local function tokens(limit, tat)
         if not tat then return math.huge end
         local left = limit.burst * limit.interval - math.max(0, tat - time) + RATE_SLACK
-        return math.min(limit.burst, math.floor(left / limit.interval))
+        return math.min(limit.burst, UPKEEP, math.floor(left / limit.interval))
     end
 
     -- Make a job that waits ready, unless the server has evicted it (maxmemory-policy).
@@ -233,7 +234,7 @@ local function admit(now, most, taken)
         count('blocked ' .. queue, -1)
         count((crashes and 'suspect ' or 'pending ') .. queue, 1)
         if turn and not crashes then
-            local place = call('HINCRBY', state, 'place', 1)
+            place = (place or tonumber(call('HGET', state, 'place')) or 0) + 1
             call('HSET', key, 'status', 'pending', 'turn', string.format('%d', place))
             placed[#placed + 1] = seq_of(member)
             placed[#placed + 1] = id
@@ -249,22 +250,16 @@ local function admit(now, most, taken)
         ready[index] = entries
     end
 
-    -- Admit up to `room` jobs. Return how many were admitted, and whether more wait.
+    -- Admit up to `room` jobs. Return how many were admitted.
     local function admit_some(name, room, turn)
-        local waiting, ids, gone, is_left = p .. 'key-waiting:' .. name, {}, {}, false
+        local ids, wanted, members = {}, nil, nil
         repeat
-            local wanted = room - #ids + 1  -- one more, to know whether one is left
-            local members = call('ZRANGE', waiting, #gone, #gone + wanted - 1)
-            for _, member in ipairs(members) do
-                is_left = #ids == room
-                if is_left then break end
-                gone[#gone + 1] = member
-                let_in(member, turn, ids)
-            end
-        until is_left or #members < wanted
-        each('ZREM', waiting, gone)
+            wanted = room - #ids
+            members = call('ZPOPMIN', p .. 'key-waiting:' .. name, wanted)
+            for i = 1, #members, 2 do let_in(members[i], turn, ids) end
+        until #ids == room or #members < 2 * wanted
         each('SADD', p .. 'key-pending:' .. name, ids)
-        return #ids, is_left
+        return #ids
     end
 
     -- `tells`: whether to wake workers. A claim returns the time to its caller.
@@ -279,6 +274,11 @@ local function admit(now, most, taken)
         end
     end
 
+    local function forget_unused(name)
+        local keys = {p .. 'key-running:' .. name, p .. 'key-pending:' .. name, p .. 'key-waiting:' .. name}
+        if call('EXISTS', unpack(keys)) == 0 then unused[#unused + 1] = name end
+    end
+
     local function fill(name, limit)
         local running, pending = call('SCARD', p .. 'key-running:' .. name), call('SCARD', p .. 'key-pending:' .. name)
         local tat = limit.interval > 0 and tat_of(name, limit)
@@ -288,33 +288,39 @@ local function admit(now, most, taken)
             local allowed = tokens(limit, tat) - pending
             local room = math.min(free, allowed, most, share)
             if room > 0 then
-                number, is_left = admit_some(name, room, limit.turn)
+                number = admit_some(name, room, limit.turn)
                 most, pending = most - number, pending + number
-            elseif free > 0 then
+            end
+            if free > number and number >= room then
                 is_left = call('EXISTS', p .. 'key-waiting:' .. name) == 1
             end
             if is_left and free > number then
                 if allowed > number then
                     due = time
-                elseif pending < limit.burst then  -- else only a claim makes room
+                elseif pending < math.min(limit.burst, UPKEEP) then  -- else only a claim makes room
                     due = tat - (limit.burst - 1 - pending) * limit.interval
                 end
             end
         end
         if due then set_due(name, due, number > 0 or not taken) else undue[#undue + 1] = '\\0' .. name end
-        if running + pending == 0 and not is_left and call('EXISTS', p .. 'key-waiting:' .. name) == 0 then
-            unused[#unused + 1] = name
-        end
+        if running + pending == 0 and not is_left then forget_unused(name) end
     end
 
     read_limits()
     for _, name in ipairs(names) do
         local limit = limits[string.match(name, '^[^:]*')]
-        -- A claim leaves the concurrency as it is: the job was counted before.
-        if not taken or limit.turn or limit.interval > 0 then fill(name, limit) end
+        -- A claim leaves the concurrency as it is: the job was counted before. An end leaves the rest as it is.
+        local concerns = limit.turn or limit.interval > 0
+        if ended then concerns = limit.concurrency < math.huge end
+        if concerns or not (taken or ended) then
+            fill(name, limit)
+        elseif ended then
+            forget_unused(name)
+        end
     end
     each('ZREM', p .. 'by:blocked', freed)
     each('ZADD', p .. 'placed', placed)
+    if place then call('HSET', state, 'place', string.format('%d', place)) end
     for index, entries in pairs(ready) do each('ZADD', p .. index, entries) end
     each('ZREM', p .. 'due', undue)
     each('ZREM', p .. 'limit-keys', unused)
@@ -333,7 +339,7 @@ local finds = {
     Children = function(parent) return call('ZRANGE', p .. 'family:' .. parent, 0, -1) end,
     Holders = function(key) return {call('HGET', p .. 'unique', key) or nil} end,
     Running = function(worker) return call('SMEMBERS', p .. 'running:' .. worker) end,
-    Waiters = function(event) return call('HKEYS', p .. 'steps:' .. event) end,
+    EventWaiters = function(event) return call('HKEYS', p .. 'steps:' .. event) end,
 }
 if kind == 'Expired' then
     found[1] = call('ZRANGEBYSCORE', p .. 'expiring', '-inf', ARGV[4], 'LIMIT', 0, ARGV[5])
@@ -485,7 +491,8 @@ _CLAIM = """
 local queue, limit, worker, now, number = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5], tonumber(ARGV[8])
 local answer, taken, running = {''}, {}, p .. 'running:' .. worker
 local aside = {}  -- expired jobs, which are left to the rules
-local charged = {}  -- limit keys > how many of their jobs were taken
+local placed = {}  -- those that had a place in a fair queue
+local charged = {}  -- limit keys > the ids of their jobs that were taken
 local may_be_repeated = again or ARGV[9]
 
 local function has_come(moment)
@@ -572,13 +579,12 @@ local function take(entry, kind, score)
     end
     local limit = fields[CLAIMED_NUMBER]
     if limit then
-        call('SMOVE', p .. 'key-pending:' .. limit, p .. 'key-running:' .. limit, id)
-        charged[limit] = (charged[limit] or 0) + 1
-        asking[limit] = true
+        asking[limit], charged[limit] = true, charged[limit] or {}
+        table.insert(charged[limit], id)
     end
     if has_turn then
         call('HDEL', key, 'turn')
-        call('ZREM', p .. 'placed', id)
+        placed[#placed + 1] = id
     end
     fields[1] = fields[1] and string.format('%d', fields[1] + 1) or '1'
     if expires then call('ZREM', p .. 'expiring', id) end
@@ -624,6 +630,16 @@ local function claim(suspects, alone)
         count(kind .. queue, -#taken)
         count('running ' .. queue, #taken)
         each('SADD', running, taken)
+        each('ZREM', p .. 'placed', placed)
+    end
+    for limit, ids in pairs(charged) do
+        local ready, running = p .. 'key-pending:' .. limit, p .. 'key-running:' .. limit
+        if #ids == 1 then
+            call('SMOVE', ready, running, ids[1])
+        else
+            each('SREM', ready, ids)
+            each('SADD', running, ids)
+        end
     end
     if next(charged) then
         admit(now, UPKEEP, charged)
@@ -666,7 +682,7 @@ _SETTLE = """
 local purges, successes, flags = {}, {}, ''
 
 local function settle(now, worker, purge_at, doubtful, number)
-    local settled = {}
+    local settled, freed = {}, {}  -- freed: limit keys > the ids of their jobs
     for i = at + 1, at + 4 * number, 4 do
         local id, seq, attempt, result = unpack(ARGV, i, i + 3)
         local key, flag = p .. 'job:' .. id, '0'
@@ -691,8 +707,8 @@ local function settle(now, worker, purge_at, doubtful, number)
             call('HSET', key, 'status', 'success', 'finished', now, 'purge_at', purge_at, 'result', result)
             if v[6] then call('HDEL', p .. 'unique', v[6]) end
             if v[10] then
-                call('SREM', p .. 'key-running:' .. v[10], id)
-                asking[v[10]] = true
+                freed[v[10]] = freed[v[10]] or {}
+                table.insert(freed[v[10]], id)
             end
             local n = #purges
             purges[n + 1], purges[n + 2] = purge_at, id
@@ -703,6 +719,10 @@ local function settle(now, worker, purge_at, doubtful, number)
     end
     at = at + 4 * number
     each('SREM', p .. 'running:' .. worker, settled)
+    for limit, ids in pairs(freed) do
+        asking[limit] = true
+        each('SREM', p .. 'key-running:' .. limit, ids)
+    end
 end
 
 local answers = {}
@@ -711,7 +731,7 @@ while ARGV[at + 1] do
     flags = ''
     for _ = 1, runs do settle(now, words(4)) end
     answers[#answers + 1] = flags
-    if next(asking) then admit(now, UPKEEP) end
+    if next(asking) then admit(now, UPKEEP, nil, true) end
 end
 each('ZADD', p .. 'purge', purges)
 each('ZADD', p .. 'by:success', successes)

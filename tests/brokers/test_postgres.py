@@ -131,12 +131,6 @@ def test_urls_that_can_work(url: str) -> None:
 
 
 @pytest.fixture
-def schema() -> Iterator[str]:
-    with clean_schema(POSTGRES_URL) as (_, schema):
-        yield schema
-
-
-@pytest.fixture
 def url(schema: str) -> str:
     return f"{POSTGRES_URL}?schema={schema}"
 

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import urllib.parse
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -15,16 +14,10 @@ from flowrra_extras.postgres import PostgresBroker
 from flowrra_extras.scheduler import store_from_url
 from tests.support.apps import eventually
 from tests.support.pgbouncer_server import pgbouncer
-from tests.support.postgres_server import Server, clean_schema
+from tests.support.postgres_server import Server
 from tests.support.services import POSTGRES_URL, address
 
 pytestmark = pytest.mark.usefixtures("postgres_url")
-
-
-@pytest.fixture
-def schema() -> Iterator[str]:
-    with clean_schema(POSTGRES_URL) as (_, schema):
-        yield schema
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import asyncio
 import collections
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any
 
 import asyncpg
@@ -17,19 +17,12 @@ from flowrra_extras.postgres import statements as sql
 from flowrra_extras.postgres.connections import Session
 from flowrra_extras.postgres.store import Store
 from tests.support.apps import eventually
-from tests.support.postgres_server import clean_schema
 from tests.support.services import POSTGRES_URL
 
 NOW = 1_700_000_000.0
 BLOCKED, PENDING, RUNNING = TaskStatus.BLOCKED, TaskStatus.PENDING, TaskStatus.RUNNING
 
 pytestmark = pytest.mark.usefixtures("postgres_url")
-
-
-@pytest.fixture
-def schema() -> Iterator[str]:
-    with clean_schema(POSTGRES_URL) as (_, schema):
-        yield schema
 
 
 @contextlib.asynccontextmanager
@@ -175,35 +168,68 @@ async def test_a_callers_transaction_locks_no_limit_key(schema: str) -> None:
             await connection.close()
 
 
+async def meanwhile(
+    schema: str,
+    monkeypatch: pytest.MonkeyPatch,
+    first: Coroutine[Any, Any, object],
+    second: Coroutine[Any, Any, object],
+) -> None:
+    """Start the second call when the first has read its limit keys. The first goes on when the second waits for it."""
+    has_read, goes_on = asyncio.Event(), asyncio.Event()
+    write = Store._write_admitted
+
+    async def be_late(store: Store, unit: Unit, view: Any) -> None:
+        has_read.set()
+        await goes_on.wait()
+        await write(store, unit, view)
+
+    monkeypatch.setattr(Store, "_write_admitted", be_late)
+    earlier = asyncio.create_task(first)
+    await has_read.wait()
+    monkeypatch.setattr(Store, "_write_admitted", write)
+    later = asyncio.create_task(second)
+    with psycopg.connect(POSTGRES_URL, autocommit=True) as observer:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND wait_event = 'advisory'"
+
+        def waits() -> bool:
+            row = observer.execute(query, [schema]).fetchone()
+            return row is not None and row[0] == 1
+
+        await eventually(waits, "the second call waits")
+    goes_on.set()
+    await asyncio.gather(earlier, later)
+
+
 async def test_a_limit_that_changes_waits_for_those_who_have_read_it(
     schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise a job that began to wait meanwhile would not be looked at again."""
     async with brokers(schema, 2) as (broker, other):
-        has_read, goes_on = asyncio.Event(), asyncio.Event()
-        write = Store._write_admitted
-
-        async def be_late(store: Store, unit: Unit, view: Any) -> None:
-            has_read.set()
-            await goes_on.wait()
-            await write(store, unit, view)
-
-        monkeypatch.setattr(Store, "_write_admitted", be_late)
-        pushing = asyncio.create_task(broker.push([of("k", "a")], now=NOW))
-        await has_read.wait()
-        monkeypatch.setattr(Store, "_write_admitted", write)
-        declaring = asyncio.create_task(other.set_limit(Limit(name="api", concurrency=1), now=NOW))
-        with psycopg.connect(POSTGRES_URL, autocommit=True) as observer:
-            query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND wait_event = 'advisory'"
-
-            def waits() -> bool:
-                row = observer.execute(query, [schema]).fetchone()
-                return row is not None and row[0] == 1
-
-            await eventually(waits, "the new limit waits")
-        goes_on.set()
-        await asyncio.gather(pushing, declaring)
+        declaring = other.set_limit(Limit(name="api", concurrency=1), now=NOW)
+        await meanwhile(schema, monkeypatch, broker.push([of("k", "a")], now=NOW), declaring)
         assert [job.id for job in await other.claim("default", limit=9, worker="w1", now=NOW)] == ["a"]
+
+
+async def test_an_end_waits_for_those_who_have_counted_its_job(schema: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise neither would let the job run that one of them adds, and the other does not see yet."""
+    async with brokers(schema, 2) as (broker, other):
+        await broker.set_limit(Limit(name="api", concurrency=1), now=NOW)
+        await broker.push([of("k", "a")], now=NOW)
+        (job,) = await other.claim("default", limit=9, worker="w1", now=NOW)
+        ending = other.settle([Outcome.succeed(job, 1)], now=NOW)
+        await meanwhile(schema, monkeypatch, broker.push([of("k", "b")], now=NOW), ending)
+        assert [job.id for job in await other.claim("default", limit=9, worker="w1", now=NOW)] == ["b"]
+
+
+async def test_a_claim_waits_for_those_who_have_read_its_rate(schema: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise one of two charges would be lost, and more jobs would start than the rate allows."""
+    async with brokers(schema, 2) as (broker, other):
+        await broker.set_limit(Limit(name="api", rate="1/m", burst=4), now=NOW)
+        await broker.push([of("k", f"j{n}") for n in range(9)], now=NOW)
+        claims = [b.claim("default", limit=2, worker=f"w{n}", now=NOW) for n, b in enumerate((broker, other))]
+        await meanwhile(schema, monkeypatch, *claims)
+        (state,) = await broker.limit_states(["api:k"])
+        assert (state.running, state.pending, state.tat) == (4, 0, NOW + 240)
 
 
 async def test_a_waiting_job_that_somebody_has_locked_is_admitted_later(schema: str) -> None:

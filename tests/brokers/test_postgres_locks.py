@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import random
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import asyncpg
@@ -30,18 +30,12 @@ from flowrra import (
 from flowrra_extras.postgres import PostgresBroker, groups
 from flowrra_extras.postgres.store import Store
 from tests.support.apps import eventually
-from tests.support.postgres_server import Connection, clean_schema
+from tests.support.postgres_server import Connection
 from tests.support.services import POSTGRES_URL
 
 NOW = 1_700_000_000.0
 
 pytestmark = pytest.mark.usefixtures("postgres_url")
-
-
-@pytest.fixture
-def schema() -> Iterator[str]:
-    with clean_schema(POSTGRES_URL) as (_, schema):
-        yield schema
 
 
 @contextlib.asynccontextmanager

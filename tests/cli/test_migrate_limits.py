@@ -1,5 +1,6 @@
 """Jobs of limits that move to another broker: they keep their keys, and the limits hold there."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from flowrra import Broker, ConfigError, Job, JobFilter, Limit, MemoryBroker, SQLiteBroker, WorkerInfo
+from flowrra_extras.commands.migrate import main
 from flowrra_extras.migrate import migrate
 
 NOW = 1_700_000_000.0
@@ -33,6 +35,7 @@ async def test_jobs_keep_their_limits_and_keys(tmp_path: Path) -> None:
     async with filled(tmp_path) as source:
         moved = await migrate(source, target)
     assert (moved.is_complete, moved.limits) == (True, ["import"])
+    assert (moved.kept, moved.paused_keys) == (["smtp"], ["import:paused"])
     found = {job.id: (job.limit, job.key, str(job.status)) for job in await target.find(JobFilter())}
     assert found == {
         "i0": ("import", "customer:42", "pending"),
@@ -45,6 +48,25 @@ async def test_jobs_keep_their_limits_and_keys(tmp_path: Path) -> None:
     assert limits["import"].by == "host:1"
     await target.heartbeat(WorkerInfo("w"), lease=60, now=NOW)
     assert [job.id for job in await target.claim("default", limit=9, worker="w", now=NOW)] == ["i0"]
+
+
+async def test_the_command_says_what_becomes_of_limits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old, new = (f"sqlite:///{tmp_path / name}.db" for name in ("jobs", "new"))
+    async with filled(tmp_path) as source:
+        await source.change(["smtp:"], "pause", now=NOW)
+    target = SQLiteBroker(str(tmp_path / "new.db"))
+    await target.open()
+    await target.set_limit(Limit(name="smtp", rate="50/m"), now=NOW)
+    await target.close()
+    assert await asyncio.to_thread(main, ["migrate", old, new]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "declared at the target: the limit import",
+        "the target has other numbers, and keeps them: the limit smtp",
+        "paused the key paused of the limit import at the target, as it is at the source",
+        "paused the key (no key) of the limit smtp at the target, as it is at the source",
+    ]
+    assert await asyncio.to_thread(main, ["migrate", old, new]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["the target has other numbers, and keeps them: the limit smtp"]
 
 
 class WithoutLimits(MemoryBroker):

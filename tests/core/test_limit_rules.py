@@ -37,7 +37,7 @@ class Store:
             case flowrra.LimitKeys(names):
                 return [self.state(name) for name in names]
             case flowrra.WaitingFor(most):
-                return [job for name, number in most.items() for job in self.waiting(name)[:number]]
+                return [flowrra.LimitWaiter.of(job) for name, most in most.items() for job in self.waiting(name)[:most]]
             case flowrra.DueKeys(now, limit):
                 return [name for name, row in self.rows.items() if row.due is not None and row.due <= now][:limit]
             case flowrra.Admitted(names):
@@ -63,7 +63,8 @@ class Store:
         for _, job in unit.changes():
             job.seq = job.seq or len(self.jobs) + 1
             self.jobs[job.id] = job
-        self.rows |= {state.name: state for _, state in unit.key_changes()}
+        assert all(flowrra.admit_one(self.jobs[waiter.id]) for waiter in unit.admitted)
+        self.rows |= {state.name: state for state in unit.changed_keys()}
         assert len([find for find in self.asked if isinstance(find, flowrra.LimitKeys)]) <= 1
         return answer
 
@@ -87,7 +88,7 @@ class Store:
         for name in {flowrra.limit_key(job) for job in self.jobs.values()}:
             state = self.state(name)
             assert state.running + state.pending <= (limit.concurrency or math.inf)
-            assert limit.rate is None or state.pending <= limit.most
+            assert limit.rate is None or state.pending <= limit.most_ready
             starts = self.starts.get(name, [])
             for first, moment in enumerate(starts if limit.rate else ()):
                 later = starts[first:]
@@ -95,7 +96,7 @@ class Store:
                     number <= limit.most + (at - moment + 1e-5) / limit.interval for number, at in enumerate(later, 1)
                 )
             is_full = limit.concurrency is not None and state.running + state.pending >= limit.concurrency
-            is_full = is_full or (limit.rate is not None and state.pending >= limit.most)
+            is_full = is_full or (limit.rate is not None and state.pending >= limit.most_ready)
             assert state.due is None or not is_full, "what only a claim changes must not keep the upkeep busy"
             if state.has_waiting and not is_full:
                 assert state.due is not None
@@ -161,6 +162,17 @@ ENDINGS: dict[str, Callable[[Job], Outcome]] = {
     "R": lambda job: Outcome.retry_at(job, BEGIN + 30, "boom"),
     "P": lambda job: Outcome.release(job, "why"),
 }
+
+
+def test_of_a_large_burst_a_thousand_jobs_are_ready_at_once_and_a_claim_makes_room() -> None:
+    store = Store(Limit(name="api", rate="1/s", burst=2_500))
+    new = [Job(f"j{n}", "task", limit="api") for n in range(3_000)]
+    store.run(lambda unit: flowrra.push(unit, new))
+    for left in (2_500, 1_800, 1_100, 400):
+        assert store.state("api:").pending == min(1_000, left)
+        assert len(store.claim(700)) == min(700, left)
+        store.check()
+    assert (store.state("api:").pending, store.state("api:").due) == (0, BEGIN + 1)
 
 
 @pytest.mark.parametrize(

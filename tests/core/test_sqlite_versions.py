@@ -9,6 +9,7 @@ import pytest
 
 import flowrra
 from flowrra import Activity, Attempt, Job, JobFilter, Outcome, SQLiteBroker, TaskStatus, WorkerInfo
+from tests.support.apps import opened
 
 NOW = 1_700_000_000.0
 
@@ -174,3 +175,22 @@ async def test_a_migrated_store_is_like_a_new_one(path: Path, tmp_path: Path) ->
         await broker.open()
         await broker.close()
     assert shape_of(path) == shape_of(tmp_path / "new.db")
+
+
+async def test_a_file_becomes_smaller_when_jobs_are_purged(path: Path) -> None:
+    async with opened(path) as broker:
+        for first in range(0, 20_000, 5_000):
+            ids = await broker.push([Job(f"j{first + n}", "t", args=("x" * 200,)) for n in range(5_000)], now=NOW)
+            assert all(await broker.change(ids, "cancel", now=NOW))
+        most = pages_of(path)
+        while await broker.purge(NOW + 1e7, 1_000):
+            assert pages_of(path) > most // 8, "some pages are kept for new jobs"
+        left = pages_of(path)
+        assert left < most // 2
+        await broker.push([Job(f"k{n}", "t", args=("x" * 200,)) for n in range(500)], now=NOW)
+        assert pages_of(path) == left, "new jobs use the free pages"
+
+
+def pages_of(path: Path) -> int:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return int(connection.execute("PRAGMA page_count").fetchone()[0])
