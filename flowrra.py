@@ -6287,7 +6287,8 @@ class _SQLiteFile:
             # Of a new file. A commit writes whole pages to the log: a lone submit takes 20 us, with pages of 4 kB 25.
             self.connection.execute("PRAGMA page_size=2048")
             give_up = time.monotonic() + self._timeout
-            self._wait_for_lock("PRAGMA auto_vacuum=INCREMENTAL", give_up)  # see _purge()
+            if self.path is not None and not os.path.getsize(self.path):  # in an old file, it would wait for writers
+                self._wait_for_lock("PRAGMA auto_vacuum=INCREMENTAL", give_up)  # see _purge()
             self._wait_for_lock("PRAGMA journal_mode=WAL", give_up)
             self._bound_log()
             self.connection.execute("PRAGMA synchronous=FULL")

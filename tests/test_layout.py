@@ -27,7 +27,7 @@ MAKE = shutil.which("make")
 # hooks at the submit, jobs that replace others, chains and parents that may fail took 580, what annotations say the
 # rest, and soft time limits 40. The way down goes through the stores' wake-ups and connections, and the activity that
 # extras could sum.
-CORE_LINES = 12_485
+CORE_LINES = 12_486
 # On the way to 45 modules and 10,000 lines.
 EXTRAS_MODULES = 95
 EXTRAS_LINES = 22_228

@@ -122,7 +122,7 @@ async def test_a_snooze_holds_no_slot_and_is_told(app: Flowrra, caplog: pytest.L
             assert "the task asked to run later" in await app.explain(task_id)
             assert await app.cancel(task_id)
     assert [(event.name, event.error) for event in events] == [("snooze", "the task asked to run later")]
-    (line,) = [record.getMessage() for record in caplog.records if "snooze" in record.getMessage()]
+    (line,) = [record.getMessage() for record in caplog.records if ": snooze " in record.getMessage()]
     assert "attempt 1: snooze after" in line
     assert "again in 3" in line
 

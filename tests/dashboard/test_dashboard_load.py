@@ -62,7 +62,8 @@ async def test_an_older_value_is_shown_while_a_newer_one_is_sought(monkeypatch: 
     assert await figure.get() == 2
 
 
-async def test_a_value_that_is_too_old_is_not_shown() -> None:
+async def test_a_value_that_is_too_old_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "REST", -2.0)  # however long the first search takes here
     find = Slow()
     figure = Fresh(find, rest=0.0)
     find.may_end.set()
