@@ -39,7 +39,7 @@ SLOW = frozenset((
     "test_crashes", "test_dashboard_browser_actions", "test_dashboard_browser_live", "test_dashboard_browser_mounted",
     "test_dashboard_browser_pages", "test_dashboard_incidents", "test_dashboard_programs", "test_limit_chaos",
     "test_migrate_chaos", "test_outages", "test_packaging", "test_postgres_faults", "test_postgres_pooler",
-    "test_redis_faults", "test_schedule_processes",
+    "test_recycling", "test_redis_faults", "test_schedule_processes", "test_worker_stop",
 ))  # fmt: skip
 
 
