@@ -43,12 +43,16 @@ SLOW = frozenset((
 ))  # fmt: skip
 
 
+# Others that take half a minute or more.
+LONG = frozenset(("test_backend", "test_broker_contract", "test_docs", "test_migrate", "test_postgres", "test_shop"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in SLOW:
             item.add_marker(pytest.mark.slow)
-    # Slow files first, so that no process is left alone with one at the end.
-    items.sort(key=lambda item: item.path.stem not in SLOW)
+    # Long files first, so that no process is left alone with one at the end.
+    items.sort(key=lambda item: item.path.stem not in SLOW | LONG)
 
 
 # Tests of what a worker does, which run on uvloop too, where there is one.
