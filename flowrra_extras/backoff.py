@@ -1,18 +1,34 @@
-"""Pauses between attempts to reach a server: short at first, never longer than half a second, and random."""
+"""What clients do while a server does not answer: pauses between attempts, and one line in the log."""
 
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["pauses"]
+    from flowrra import StoreStatus
+
+__all__ = ["note_outage", "pauses"]
+
+logger = logging.getLogger("flowrra")
 
 
 def pauses() -> Iterator[float]:
-    """Yield seconds to wait before each attempt, without end. They are random, so that clients return one by one."""
+    """Yield seconds to wait before each attempt, without end: at most half a second.
+
+    They are random, so that clients return one by one.
+    """
     for pause in itertools.chain((0.0, 0.02, 0.05, 0.1, 0.2), itertools.repeat(0.5)):
         yield pause * random.uniform(0.5, 1.0)  # noqa: S311 (no secret)
+
+
+def note_outage(status: StoreStatus, name: str, error: Exception, timeout: float) -> None:
+    """Store why a server does not answer. Log it when the outage begins, and not again with each attempt."""
+    why = str(error) or "it is silent"
+    if not status.problem:
+        logger.warning("%s does not answer (%s); trying again for up to %g s", name, why, timeout)
+    status.problem = why

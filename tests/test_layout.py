@@ -25,19 +25,19 @@ MAKE = shutil.which("make")
 # The limit was 8,345, then 9,125: what was wrong took 1,400 lines. Now the rules of a job's life are written once (600
 # lines), all four brokers obey them, and three copies have left: 8,997. Verdicts, task sets, submits by name, tags,
 # hooks at the submit, jobs that replace others, chains and parents that may fail took 580, what annotations say the
-# rest, and soft time limits 40. The way down goes through the stores' wake-ups and connections, and the activity that
-# extras could sum.
+# rest, and soft time limits 40. Steps, events, batches and limits took the rest. The design allows 6,500 lines, so this
+# is almost twice what it should be.
 CORE_LINES = 12_486
 # On the way to 45 modules and 10,000 lines.
 EXTRAS_MODULES = 95
-EXTRAS_LINES = 22_228
+EXTRAS_LINES = 22_225
 FUNCTION_LINES = 60
 CLASS_LINES = 400
 CLASS_METHODS = 25
 TEST_FILE_LINES = 600
 
-# Classes that are too large, with the lines and methods they may have. The brokers carry out their whole protocol. None
-# may grow.
+# Classes that are too large, with the lines and methods they may have. The brokers carry out their whole protocol. The
+# memory broker had 519 lines before it kept steps.
 LARGE_CLASSES: Mapping[str, tuple[int, int]] = {
     "Broker": (250, 26),  # what a broker must have, and what is written once above it
     "MemoryBroker": (527, 42),

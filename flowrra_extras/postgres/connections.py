@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncpg
 
 from flowrra import BrokerError, ConfigError, FlowrraError, SerializationError, StoreStatus, describe
+from flowrra_extras.backoff import note_outage, pauses
 from flowrra_extras.batching import closed
 from flowrra_extras.postgres.statements import in_schema
 from flowrra_extras.urls import read_server_url
@@ -71,6 +72,7 @@ _AWAY = (
     asyncpg.ObjectNotInPrerequisiteStateError,
     asyncpg.exceptions.InvalidCachedStatementError,
 )
+_SILENT = (OSError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError)  # an outage, and no refusal
 _NOT_AWAY = (
     asyncpg.DataError,
     asyncpg.QueryCanceledError,
@@ -293,7 +295,7 @@ class Link:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout
         failure: Exception | None = None
-        for pause in itertools.chain((0.0, 0.02, 0.05, 0.1, 0.2), itertools.repeat(0.5)):
+        for pause in pauses():
             if self._is_closed:
                 raise closed()
             try:
@@ -305,26 +307,15 @@ class Link:
                     raise self._explained(error) from error
                 failure = error if str(error) or failure is None else failure
                 self.failed = loop.time()
-                self._note_failure(error)
+                if isinstance(error, _SILENT) and not self._is_closed:
+                    note_outage(self._status, self._address.name, error, self._timeout)
             if loop.time() + pause >= deadline:
                 break
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (no secret)
+            await asyncio.sleep(pause)
         why = str(failure) or "it is silent"
         if isinstance(failure, asyncpg.ReadOnlySQLTransactionError):
             why += f"; {STANDBY}"
         raise AwayError(f"{self._address.name} has not answered for {self._timeout:g} s: {why}") from failure
-
-    def _note_failure(self, error: Exception) -> None:
-        """Log a warning immediately when the server becomes unreachable, and not again with each try."""
-        is_silent = isinstance(error, (OSError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError))
-        if not is_silent or self._is_closed:
-            return
-        why = str(error) or "it is silent"
-        if not self._status.problem:
-            logger.warning(
-                "%s does not answer (%s); trying again for up to %g s", self._address.name, why, self._timeout
-            )
-        self._status.problem = why
 
     async def fetch(self, text: str, *values: Any, silence: float = SILENCE) -> Sequence[Any]:
         """Run one statement and return its rows."""

@@ -40,7 +40,7 @@ from redis.exceptions import (
 )
 
 from flowrra import BrokerError, ConfigError, StoreStatus, describe
-from flowrra_extras.backoff import pauses
+from flowrra_extras.backoff import note_outage, pauses
 from flowrra_extras.batching import closed
 from flowrra_extras.redis.scripts import SCRIPTS
 from flowrra_extras.urls import ServerURL, check_options, read_server_url
@@ -424,7 +424,8 @@ class Link:
                 _give_up(left, error)
             except OSError as error:  # a TimeoutError is one
                 self.failed = asyncio.get_running_loop().time()
-                self._note_failure(error)
+                if self._is_open:
+                    note_outage(self._status, self._address.name, error, self._timeout)
                 if not self._is_open:
                     _give_up(left, closed())
                 elif asyncio.get_running_loop().time() + pause >= deadline:
@@ -449,17 +450,6 @@ class Link:
                 self._judge(call, answer)
             else:
                 call.take(answer)
-
-    def _note_failure(self, error: OSError) -> None:
-        """Log a warning immediately when the server becomes unreachable, and not again with each try."""
-        if not self._is_open:
-            return
-        why = str(error) or "it is silent"
-        if not self._status.problem:
-            logger.warning(
-                "%s does not answer (%s); trying again for up to %g s", self._address.name, why, self._timeout
-            )
-        self._status.problem = why
 
     async def _reconnect(self, deadline: float) -> Connection:
         """Return the current connection, or open one for all callers that have lost the last one."""

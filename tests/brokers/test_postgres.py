@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import gc
 import urllib.parse
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +35,13 @@ from flowrra_extras.postgres import statements as sql
 from flowrra_extras.testing import ManualClock
 from tests.brokers.test_state_machine import BrokerMachine
 from tests.support.apps import eventually
-from tests.support.postgres_server import Connection, age_leases, clean_schema, empty
+from tests.support.postgres_server import Connection, age_leases, empty
 from tests.support.redis_server import free_port
 from tests.support.services import POSTGRES_URL
 
 NOW = 1_700_000_000.0
 
 pytestmark = pytest.mark.usefixtures("postgres_url")
-
-
-@pytest.fixture(scope="module")
-def schema_of_module() -> Iterator[tuple[Connection, str]]:
-    with clean_schema(POSTGRES_URL) as connection_and_schema:
-        yield connection_and_schema
 
 
 class TestPostgres(BrokerContract):

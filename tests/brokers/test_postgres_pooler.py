@@ -28,12 +28,6 @@ def pooler() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module")
-def schema_of_module() -> Iterator[tuple[Connection, str]]:
-    with clean_schema(POSTGRES_URL) as connection_and_schema:
-        yield connection_and_schema
-
-
 @pytest.fixture
 def url(pooler: str) -> Iterator[str]:
     with clean_schema(POSTGRES_URL) as (_, schema):

@@ -17,6 +17,7 @@ import pytest
 import flowrra
 from flowrra import BrokerConfig, BrokerError, Config, Flowrra, TaskStatus, WorkerInfo
 from tests.support import power_cut
+from tests.support.disks import small_file_system
 from tests.support.processes import (
     Process,
     Site,
@@ -150,19 +151,8 @@ async def open_and_close(app: Flowrra) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MB."""
-    if os.name != "posix" or os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("only root can mount a small file system")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"this root may not mount: {done.stderr.strip()}")
-    try:
+    with small_file_system(tmp_path / "disk", megabytes=2) as folder:
         yield folder
-    finally:
-        subprocess.run([shutil.which("umount") or "umount", "-l", str(folder)], check=True)
 
 
 def fill(folder: Path) -> Path:

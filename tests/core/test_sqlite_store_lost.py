@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 import flowrra
 from flowrra import BrokerError, Job, Outcome, SQLiteBroker, StoreLostError, WorkerInfo
 from tests.support.apps import eventually, opened, within
+from tests.support.disks import small_file_system
 from tests.support.processes import Site, stand_in
 
 NOW = 1_700_000_000.0
@@ -129,19 +129,8 @@ async def test_a_worker_whose_file_is_gone_stops_with_an_error(tmp_path: Path) -
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MB."""
-    if os.name != "posix" or os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("only root can mount a small file system")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"this root may not mount: {done.stderr.strip()}")
-    try:
+    with small_file_system(tmp_path / "disk", megabytes=4) as folder:
         yield folder
-    finally:
-        subprocess.run([shutil.which("umount") or "umount", "-l", str(folder)], check=True)
 
 
 async def push_on(broker: SQLiteBroker, ids: Iterator[int]) -> None:
