@@ -180,7 +180,7 @@ __all__ += [
     "admit_one",
 ]
 __all__ += ["awaits_limit", "charge", "conclude", "give_limit_key", "join_limit_key", "limit_key", "refuse_limits"]
-__all__ += ["StoreStatus", "split_limit_key", "stored_limit_key", "uses_of"]
+__all__ += ["StoreStatus", "jittered", "split_limit_key", "stored_limit_key", "uses_of"]
 # For brokers and extras, and not for others:
 __all__ += ["ACTIVITY_KEPT", "BLOCKED", "BY_HAND", "CHECK_EVERY", "CRON_FIELDS", "ENDINGS_KEPT", "ENDINGS_TAKEN"]
 __all__ += ["EXPIRED", "FAILED", "FINISHED", "HISTORY_LIMIT", "KILLED", "LAST_CHANCE", "LAST_DAY", "LAST_WORKDAY"]
@@ -2491,7 +2491,17 @@ def _main_script() -> tuple[str | None, str]:
     return None if spec is None or spec.name == "__main__" else spec.name, getattr(main, "__file__", None) or ""
 
 
-def retry_delay(options: TaskOptions, retry: int, draw: Callable[[], float] = random.random) -> float:
+# Not the functions of `random`: they would change the numbers of a program that has seeded them, as many tests do,
+# and a forked process would repeat those of its parent.
+_chance = random.SystemRandom()
+
+
+def jittered(seconds: float) -> float:
+    """Return between half and all of `seconds`, at random, so that clients that wait do not come back at once."""
+    return seconds * _chance.uniform(0.5, 1.0)
+
+
+def retry_delay(options: TaskOptions, retry: int, draw: Callable[[], float] = _chance.random) -> float:
     """Return the seconds to wait before retry number `retry` (the first is 1). `draw` returns numbers in [0, 1)."""
     try:
         delay = min(options.max_delay, options.retry_delay * options.backoff ** (retry - 1))
@@ -6443,7 +6453,7 @@ class _SQLiteFile:
             if began + 1.0 <= now and not has_warned:
                 has_warned = True
                 logger.warning("%s is locked by another process; waiting for up to %g s", self.path, deadline - began)
-            time.sleep(pause * random.uniform(0.5, 1.0))
+            time.sleep(jittered(pause))
             pause = min(pause * 1.5, 0.01)
 
     def run_group(self, group: Sequence[_Operation], patience: float) -> dict[Topic, None]:
@@ -9772,7 +9782,7 @@ class Worker:
             logger.error("worker %s: %s (failure %d in a row; trying again)", self.info.id, text, failures)
         else:
             logger.error("worker %s: unexpected error; continuing", self.info.id, exc_info=error)
-        await asyncio.sleep(min(longest, 0.1 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0))
+        await asyncio.sleep(jittered(min(longest, 0.1 * 2.0 ** min(failures, 10))))
 
     # Housekeeping ------------------------------------------------------------------------------
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-import random
 from typing import TYPE_CHECKING
+
+from flowrra import jittered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,10 +21,10 @@ logger = logging.getLogger("flowrra")
 def pauses() -> Iterator[float]:
     """Yield seconds to wait before each attempt, without end: at most half a second.
 
-    They are random, so that clients return one by one.
+    The first is 0; the others are random.
     """
-    for pause in itertools.chain((0.0, 0.02, 0.05, 0.1, 0.2), itertools.repeat(0.5)):
-        yield pause * random.uniform(0.5, 1.0)  # noqa: S311 (no secret)
+    yield 0.0
+    yield from map(jittered, itertools.chain((0.02, 0.05, 0.1, 0.2), itertools.repeat(0.5)))
 
 
 def note_outage(status: StoreStatus, name: str, error: Exception, timeout: float) -> None:

@@ -23,7 +23,6 @@ import collections
 import contextlib
 import itertools
 import os
-import random
 import socket
 import time
 import urllib.parse
@@ -55,6 +54,7 @@ from flowrra import (
     broker_from_url,
     describe,
     encode,
+    jittered,
     join_limit_key,
     logger,
     result_from,
@@ -380,7 +380,7 @@ class _Move:
             await self._beat(0.0)
             if time.monotonic() > patience:
                 raise BrokerError(f"this move is already running on {others[0].host} with the pid {others[0].pid}")
-            await asyncio.sleep(random.uniform(0.1, 0.4))  # noqa: S311 (no secret)
+            await asyncio.sleep(jittered(0.4))
 
     async def _beat(self, lease: float) -> Notices:
         return await self._source.heartbeat(self._me, lease=lease, now=self._clock.time())

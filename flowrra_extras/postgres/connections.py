@@ -11,14 +11,13 @@ import contextlib
 import itertools
 import logging
 import math
-import random
 import re
 import urllib.parse
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
-from flowrra import BrokerError, ConfigError, FlowrraError, SerializationError, StoreStatus, describe
+from flowrra import BrokerError, ConfigError, FlowrraError, SerializationError, StoreStatus, describe, jittered
 from flowrra_extras.backoff import note_outage, pauses
 from flowrra_extras.batching import closed
 from flowrra_extras.postgres.statements import in_schema
@@ -449,7 +448,7 @@ class Listener:
                 if failures % 20 == 1:
                     why = describe(error)
                     logger.warning("%s: cannot receive notifications (%s); trying again", self._address.name, why)
-            await asyncio.sleep(random.uniform(0.1, 0.5))  # noqa: S311 (no secret)
+            await asyncio.sleep(jittered(0.5))
 
     async def _follow(self) -> None:
         """Listen until the connection is lost. A silent connection is checked."""

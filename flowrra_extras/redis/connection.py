@@ -14,7 +14,6 @@ import itertools
 import logging
 import math
 import os
-import random
 import re
 import ssl
 from typing import TYPE_CHECKING, Any
@@ -39,7 +38,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from flowrra import BrokerError, ConfigError, StoreStatus, describe
+from flowrra import BrokerError, ConfigError, StoreStatus, describe, jittered
 from flowrra_extras.backoff import note_outage, pauses
 from flowrra_extras.batching import closed
 from flowrra_extras.redis.scripts import SCRIPTS
@@ -580,7 +579,7 @@ class Subscription:
                 if failures % 20 == 0:
                     why = describe(error)
                     logger.warning("%s: cannot receive published messages (%s); trying again", self._address.name, why)
-            await asyncio.sleep(random.uniform(0.1, 0.5))  # noqa: S311 (no secret)
+            await asyncio.sleep(jittered(0.5))
 
     async def _follow(self) -> None:
         """Listen until the connection is lost. A silent connection is checked."""

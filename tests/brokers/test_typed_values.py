@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import datetime as dt
+import random
 import uuid
 from collections.abc import Iterator
 from decimal import Decimal
@@ -133,6 +134,31 @@ async def sent_through(app: Flowrra, annotation: Any, value: Any) -> Any:
         assert result.is_success, result.error
         seen.append(result.result)
     return seen
+
+
+def test_the_random_numbers_of_a_program_stay_its_own(four: tuple[asyncio.Runner, list[Flowrra]]) -> None:
+    """A test that has seeded `random` gets the same numbers again, whatever a worker does beside it."""
+    runner, apps = four
+    begin = random.getstate()
+
+    async def fail_once(app: Flowrra) -> None:
+        attempts: list[int] = []
+
+        @app.task(retry_delay=0.001, jitter=True)
+        async def flaky() -> None:
+            attempts.append(1)
+            if len(attempts) == 1:
+                raise ConnectionError("once")
+
+        result = await app.wait_for_result(await app.submit(flaky), timeout=20)
+        assert result.is_success
+        assert len(attempts) == 2
+
+    async def run() -> None:
+        await asyncio.gather(*map(fail_once, apps))
+
+    runner.run(run())
+    assert random.getstate() == begin
 
 
 @settings(

@@ -284,7 +284,7 @@ HARMLESS_CALLS = frozenset(
     frozenset tuple MappingProxyType namedtuple object
     int float str bytes len timedelta datetime date
     compile Struct Path getenv partial attrgetter itemgetter JSONEncoder JSONDecoder
-    replace join format
+    replace join format SystemRandom
     """.split()  # noqa: SIM905  # as a list it would take thirty lines
 )
 IMMUTABLE_TYPES = ("str", "bytes", "int", "float", "bool", "frozenset")
