@@ -180,7 +180,7 @@ __all__ += [
     "admit_one",
 ]
 __all__ += ["awaits_limit", "charge", "conclude", "give_limit_key", "join_limit_key", "limit_key", "refuse_limits"]
-__all__ += ["StoreStatus", "jittered", "split_limit_key", "stored_limit_key", "uses_of"]
+__all__ += ["StoreStatus", "apart", "jittered", "jobs_of_rows", "split_limit_key", "stored_limit_key", "uses_of"]
 # For brokers and extras, and not for others:
 __all__ += ["ACTIVITY_KEPT", "BLOCKED", "BY_HAND", "CHECK_EVERY", "CRON_FIELDS", "ENDINGS_KEPT", "ENDINGS_TAKEN"]
 __all__ += ["EXPIRED", "FAILED", "FINISHED", "HISTORY_LIMIT", "KILLED", "LAST_CHANCE", "LAST_DAY", "LAST_WORKDAY"]
@@ -1178,21 +1178,27 @@ def uses_of(declared: Iterable[Limit], rows: Iterable[tuple[str, int, int, int, 
     return [found[name] for name in sorted(found)]
 
 
+MAX_VALUE_SIZE = 64 * 2**20
+
+
 @dataclass(slots=True, kw_only=True)
 class BrokerConfig:
     """Where jobs are stored. `timeout`: how many seconds a call may wait for a store that is locked or unreachable.
 
     `max_queue_size` limits the ready jobs of each queue of the memory broker. `when_full`: if a queue is full, `submit`
-    raises a QueueFullError ("raise") or waits for room ("wait").
+    raises a QueueFullError ("raise") or waits for room ("wait"). `max_value_size` limits the arguments of a job, and
+    its result, each in characters of JSON.
     """
 
     url: str = field(default="memory://", repr=False)  # it may hold a password
     timeout: float = 30.0
     max_queue_size: int | None = None
     when_full: str = "raise"
+    max_value_size: int = MAX_VALUE_SIZE
 
     def __post_init__(self) -> None:
         self.timeout = _seconds("timeout", self.timeout)
+        _whole("max_value_size", self.max_value_size, least=1)
         if self.max_queue_size is not None:
             _whole("max_queue_size", self.max_queue_size, least=1)
         if self.when_full not in ("raise", "wait"):
@@ -1376,6 +1382,8 @@ def _queues_from_text(name: str, text: str) -> dict[str, int]:
 # is stored as the dictionary of its fields, and read as that; a task gets the
 # object by its annotations: see Types, below.
 # Of a time zone, its fixed offset or the key of its ZoneInfo is stored.
+# Large values are converted in a thread (`apart`), and in steps: the C code of
+# `json` holds the interpreter, so in one step it would hold the loop as well.
 # ---------------------------------------------------------------------------
 
 MAX_DEPTH = 100
@@ -1444,7 +1452,8 @@ def encode(value: Any, name: str = "value") -> str:
     if value is None:
         return "null"
     try:
-        return _dump(_pack(value, 0))
+        packed = _pack(value, 0)
+        return "".join(_pieces(packed)) if is_large(packed) else _dump(packed)
     except _Unfit as unfit:
         raise SerializationError(f"{name}{unfit.path} {unfit.why}") from None
     except ValueError as error:  # an int with more digits than Python turns into text
@@ -1454,13 +1463,172 @@ def encode(value: Any, name: str = "value") -> str:
 def decode(text: str) -> Any:
     """Return the value that `encode` made `text` of; SerializationError if it is not such a text."""
     try:
-        return _load(text)
+        return _load(text) if len(text) < _LARGE else _load_in_steps(text)
     except SerializationError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError, OSError) as error:
         shown = str(text)  # a damaged store may contain something else
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
         raise SerializationError(f"stored text cannot be read ({error}): {shown!r}") from None
+
+
+_NUMBERS = frozenset((type(None), bool, int, float))
+_CONTAINERS = (list, tuple, dict, set, frozenset)
+_LARGE = 100_000  # characters, which take some 2 ms to convert
+_STEP = 60_000  # characters, or bytes, that are converted in one step
+
+
+def is_large(*values: Any) -> bool:
+    """Whether the text of the values would have more than about 100,000 characters. Takes at most some 3 ms."""
+    return _room_after(values, _LARGE, MAX_DEPTH) < 0
+
+
+def _room_after(values: Iterable[Any], room: int, depth: int) -> int:
+    """Return what these values leave of a room for characters; any negative number if it is not enough."""
+    if room >= 0 <= depth:
+        for value in values:
+            kind = type(value)
+            if kind in _NUMBERS:
+                continue
+            if kind is str or isinstance(value, str | bytes):
+                room -= len(value)
+            elif kind is dict:
+                room = _room_after(value.values(), room - 10 * len(value), depth - 1)
+            elif isinstance(value, _CONTAINERS):
+                room = _room_after(value, room - 5 * len(value), depth - 1)
+            elif hasattr(value, "__dataclass_fields__"):
+                inside = [getattr(value, name, None) for name in value.__dataclass_fields__]
+                room = _room_after(inside, room - 10 * len(inside), depth - 1)
+            if room < 0:
+                break
+    return room
+
+
+async def apart(work: Callable[..., T], *values: Any) -> T:
+    """Return `work(*values)`. If the values are large, run it in a thread, so that the loop is not blocked."""
+    return await asyncio.to_thread(work, *values) if is_large(*values) else work(*values)
+
+
+def check_size(text: str, most: int, error: type[SerializationError], what: str) -> None:
+    """Refuse the text of a value that is too long."""
+    if len(text) > most:
+        raise error(
+            f"{what} has {len(text):,} characters, and max_value_size is {most:,}: pass the place of the data, such "
+            "as a path or a key"
+        )
+
+
+def _pieces(packed: Any) -> Iterator[str]:
+    """Yield the text of packed data in pieces of about _STEP characters."""
+    if not is_large(packed):
+        yield _dump(packed)
+    elif isinstance(packed, str):
+        yield '"'
+        for at in range(0, len(packed), _STEP):
+            yield _dump(packed[at : at + _STEP])[1:-1]
+        yield '"'
+    elif isinstance(packed, dict):
+        mark = "{"
+        for key, value in packed.items():
+            yield f"{mark}{_dump(key)}:"
+            yield from _pieces(value)
+            mark = ","
+        yield "}"
+    elif len(packed) == 1:
+        yield "["
+        yield from _pieces(packed[0])
+        yield "]"
+    else:
+        mark, size = "[", min(1_000, -(-len(packed) // 2))
+        for at in range(0, len(packed), size):
+            yield mark
+            yield "".join(_pieces(packed[at : at + size]))[1:-1]
+            mark = ","
+        yield "]"
+
+
+def _load_in_steps(text: str) -> Any:
+    """Return what `_load` returns. The text was written by `encode`; another one is read in one step."""
+    try:
+        value, end = _read(text, 0)
+    except (ValueError, IndexError):
+        return _load(text)
+    return value if end == len(text) else _load(text)
+
+
+def _read(text: str, at: int) -> tuple[Any, int]:
+    """Return the value that begins at `at`, and where it ends."""
+    with contextlib.suppress(ValueError):  # which may mean only that it goes on after this step
+        value, size = _scan(text[at : at + _STEP], 0)
+        if size < _STEP:
+            return value, at + size
+    return _read_long(text, at)
+
+
+def _read_long(text: str, at: int) -> tuple[Any, int]:
+    match text[at]:
+        case "[":
+            return _read_list(text, at + 1)
+        case "{":
+            return _read_object(text, at)
+        case '"':
+            return _read_string(text, at + 1)
+    raise ValueError(f"there is no value at {at}")
+
+
+def _read_list(text: str, at: int) -> tuple[list[Any], int]:
+    items: list[Any] = []
+    while True:
+        window, size = text[at : at + _STEP], 0
+        try:
+            while True:
+                item, end = _scan(window, size)
+                if window[end] not in ",]":
+                    raise ValueError("the item is a number that is cut off here")
+                items.append(item)
+                size = end + 1
+                if window[end] == "]":
+                    return items, at + size
+        except (ValueError, IndexError):  # the item goes on after this step
+            if size == 0:
+                item, end = _read_long(text, at)
+                items.append(item)
+                size = end + 1 - at
+                if text[end] != ",":
+                    return _ended(items, text, "]", end)
+        at += size
+
+
+def _read_object(text: str, start: int) -> tuple[Any, int]:
+    at = start
+    found: dict[str, Any] = {}
+    while at == start or text[at] == ",":
+        key, end = _read(text, at + 1)
+        if text[end] != ":":
+            break
+        found[key], at = _read(text, end + 1)
+    return _ended(_unpack(found), text, "}", at)
+
+
+def _ended(value: T, text: str, closing: str, at: int) -> tuple[T, int]:
+    if text[at] != closing:
+        raise ValueError(f"there is {text[at]!r} at {at}")
+    return value, at + 1
+
+
+# Whole characters and escapes. The two halves of a surrogate pair stay together.
+_CHARACTERS = re.compile(r'(?:[^"\\]{1,500}+|\\u.{4}(?:\\u[dD][c-fC-F].{2})?|\\[^u]){0,200}+')
+
+
+def _read_string(text: str, at: int) -> tuple[str, int]:
+    parts = []
+    while text[at] != '"':
+        end = cast("re.Match[str]", _CHARACTERS.match(text, at)).end()
+        if end == at:
+            raise ValueError(f"there is no character at {at}")
+        parts.append(_scan(f'"{text[at:end]}"', 0)[0])
+        at = end
+    return "".join(parts), at + 1
 
 
 def copied(value: Any, name: str = "value") -> Any:
@@ -1600,6 +1768,16 @@ def _unpack_clock(read: Callable[[str], Any], parts: Sequence[Any]) -> Any:
     return value if key is None else value.replace(tzinfo=importlib.import_module("zoneinfo").ZoneInfo(key))
 
 
+def _base64(value: bytes) -> str:
+    parts = (value[at : at + _STEP] for at in range(0, len(value), _STEP))  # a step is a multiple of 3
+    return "".join([binascii.b2a_base64(part, newline=False).decode() for part in parts])
+
+
+def _from_base64(text: str) -> bytes:
+    parts = (text[at : at + _STEP] for at in range(0, len(text), _STEP))  # and of 4
+    return b"".join([binascii.a2b_base64(part, strict_mode=True) for part in parts])
+
+
 _PACKERS: Mapping[type, Callable[[Any, int], Any]] = {
     **dict.fromkeys(_SCALARS, lambda value, depth: value),
     float: lambda value, depth: value if math.isfinite(value) else _tagged("float", repr(value)),
@@ -1608,7 +1786,7 @@ _PACKERS: Mapping[type, Callable[[Any, int], Any]] = {
     tuple: lambda value, depth: _tagged("tuple", _pack_list(value, depth)),
     set: lambda value, depth: _tagged("set", _hashable(_pack_list(value, depth))),
     frozenset: lambda value, depth: _tagged("frozenset", _hashable(_pack_list(value, depth))),
-    bytes: _packer("bytes", lambda value: binascii.b2a_base64(value, newline=False).decode()),
+    bytes: _packer("bytes", _base64),
     dt.datetime: _pack_clock,
     dt.date: _packer("date", dt.date.isoformat),
     dt.time: _pack_clock,
@@ -1650,6 +1828,7 @@ def _unpack(found: dict[str, Any]) -> Any:
 
 
 _load = json.JSONDecoder(object_hook=_unpack).decode
+_scan = json.JSONDecoder(object_hook=_unpack).raw_decode  # returns a value, and where it ends
 
 
 _UNPACKERS: Mapping[str, Callable[[Any], Any]] = {
@@ -1658,7 +1837,7 @@ _UNPACKERS: Mapping[str, Callable[[Any], Any]] = {
     "set": set,
     "frozenset": frozenset,
     "dict": dict,
-    "bytes": lambda text: binascii.a2b_base64(text, strict_mode=True),
+    "bytes": _from_base64,
     "datetime": dt.datetime.fromisoformat,
     "date": dt.date.fromisoformat,
     "time": dt.time.fromisoformat,
@@ -4544,17 +4723,26 @@ def totals_of_activity(numbers: Iterable[tuple[str, str, float]]) -> list[Activi
 # ---------------------------------------------------------------------------
 
 
-def _kept_result(job: Job) -> TaskResult[Any]:
-    """The stored result; each reader gets a copy."""
-    result = result_from(job)
+class _Text(str):
+    """The text of a large result, which is decoded for each reader."""
+
+    __slots__ = ()
+
+
+async def _own(result: TaskResult[Any]) -> TaskResult[Any]:
+    """Give a result, as it is stored, a copy of the value, as each reader gets one."""
     if not is_plain(result.result):
-        result.result = copied(result.result)
+        result.result = await _own_value(result.result)
     return result
+
+
+async def _own_value(value: Any) -> Any:
+    return await apart(decode, value) if isinstance(value, _Text) else copied(value)
 
 
 def _copied_result(outcome: Outcome) -> Any:
     if outcome.text is not None:
-        return decode(outcome.text)
+        return _Text(outcome.text)
     if outcome.status is not SUCCESS:
         return outcome.result
     return copy_returned(outcome.result, outcome.job.task)
@@ -4882,7 +5070,7 @@ class MemoryBroker(Broker):
             self._unique.pop(job.unique, None)
         # With the result as it is now: the job may be requeued, or be gone, before they look.
         if self.hub.waiters and ("job", job.id) in self.hub.waiters:
-            self.hub.wake(("job", job.id), _kept_result(job))
+            self.hub.wake(("job", job.id), result_from(job))
 
     def _leave(self, status: TaskStatus, job: Job) -> None:
         """Remove a job from its indexes. Entries in heaps stay; whoever pops one sees that it is outdated."""
@@ -4911,8 +5099,7 @@ class MemoryBroker(Broker):
     async def push(self, jobs: Sequence[Job], *, now: float, by: str | None = None) -> list[str]:
         is_plain = True
         for job in jobs:
-            if job.payload is None:
-                job.args, job.kwargs = copy_arguments(job)
+            job.args, job.kwargs = copy_arguments(job) if job.payload is None else ((), {})
             if job.parents or job.conflict or job.limit is not None:
                 is_plain = False
         if by is not None:
@@ -5154,11 +5341,10 @@ class MemoryBroker(Broker):
         await self.hub.wait(topics, timeout)
 
     async def record(self, results: Sequence[TaskResult[Any]]) -> None:
-        for result in results:
+        for result in [await _own(dataclasses.replace(result)) for result in results]:
             known = self._jobs.get(result.task_id)
             if known is None or not known.queue:  # else it is a job, which is in a queue
                 job = recorded(result, self.retention)
-                job.result = copied(result.result)
                 self._drop([job.id])
                 self._add(job)
                 self._enter(job)
@@ -5166,12 +5352,12 @@ class MemoryBroker(Broker):
     # Reading -----------------------------------------------------------------------------------
 
     async def get(self, task_ids: Sequence[str]) -> list[TaskResult[Any] | None]:
-        return [None if job is None else _kept_result(job) for job in map(self._jobs.get, task_ids)]
+        return [None if job is None else await _own(result_from(job)) for job in map(self._jobs.get, task_ids)]
 
     async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
         job = self._jobs.get(task_id)
         if job is not None and job.status in FINISHED:
-            return _kept_result(job)
+            return await _own(result_from(job))
         result: TaskResult[Any] | None = None
         if job is not None:
             async with result_limit(task_id, timeout) as answered:
@@ -5180,7 +5366,7 @@ class MemoryBroker(Broker):
                 result = await self.hub.wait([("job", task_id)], None)
         if result is None:
             raise unknown_job(task_id)
-        return result
+        return await _own(result)
 
     async def find(
         self, which: JobFilter, *, limit: int = 100, after: int | None = None, oldest_first: bool = False
@@ -5191,11 +5377,14 @@ class MemoryBroker(Broker):
             jobs = sorted(known, key=lambda job: job.seq, reverse=not oldest_first)
         is_behind = operator.gt if oldest_first else operator.lt
         found = (job for job in jobs if which.matches(job) and (after is None or is_behind(job.seq, after)))
-        return [
-            dataclasses.replace(job, args=args, kwargs=kwargs, result=copied(job.result), steps=tuple(steps.values()))
+        jobs = [
+            dataclasses.replace(job, args=args, kwargs=kwargs, steps=tuple(steps.values()))
             for job, steps in ((job, self._steps.get(job.id, {})) for job in itertools.islice(found, limit))
             for args, kwargs in [(job.args, job.kwargs) if job.payload is not None else copy_arguments(job)]
         ]
+        for job in jobs:
+            job.result = job.result if is_plain(job.result) else await _own_value(job.result)
+        return jobs
 
     async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
         which = which or JobFilter()
@@ -5677,7 +5866,7 @@ class SQLiteTable:
             groups = ((json.dumps(names), most) for most, names in alike.items())
             return [LimitWaiter(*row) for group in groups for row in query(_FINDS[WaitingFor], group)]
         values = find if isinstance(find, Expired) else (json.dumps(list(find[0])),)
-        return [_job_of_row(row) for row in query(_FINDS[type(find)], values)]
+        return jobs_of_rows(query(_FINDS[type(find)], values))
 
     def _insert(self, job: Job) -> None:
         parents = json.dumps(job.parents) if job.parents else None
@@ -5974,20 +6163,21 @@ class SQLiteTable:
 
     # Reading -----------------------------------------------------------------------------------
 
-    def find(self, which: JobFilter, *, limit: int, after: int | None, oldest_first: bool) -> list[Job]:
+    def find(self, which: JobFilter, *, limit: int, after: int | None, oldest_first: bool) -> list[Sequence[Any]]:
+        """Return the rows of jobs."""
         states = which.status
         if states and len(states) > 1 and SUCCESS not in states and not states <= REQUEUABLE:
-            apart = (dataclasses.replace(which, status=frozenset((status,))) for status in states)
-            found = [self.find(one, limit=limit, after=after, oldest_first=oldest_first) for one in apart]
-            jobs = itertools.chain.from_iterable(found)  # no index has several states in the order of `seq`
-            return sorted(jobs, key=lambda job: job.seq, reverse=not oldest_first)[:limit]
+            single = (dataclasses.replace(which, status=frozenset((status,))) for status in states)
+            found = [self.find(one, limit=limit, after=after, oldest_first=oldest_first) for one in single]
+            rows = itertools.chain.from_iterable(found)  # no index has several states in the order of `seq`
+            return sorted(rows, key=operator.itemgetter(0), reverse=not oldest_first)[:limit]
         where, values = self._where(which)
         order, behind = ("ASC", ">") if oldest_first else ("DESC", "<")
         if after is not None:
             where, values = f"{where} AND seq {behind} ?", [*values, after]
         place = "seq" if which.tag is None else "job_seq"  # otherwise it would sort all jobs with the tag
         query = f"SELECT {_COLUMNS} FROM {_source(which)} WHERE {where} ORDER BY {place} {order} LIMIT ?"
-        return [_job_of_row(row) for row in self._db.execute(query, (*values, limit))]
+        return self._db.execute(query, (*values, limit)).fetchall()
 
     def finished(self, task_ids: Sequence[str]) -> list[str]:
         """Return which of the jobs have finished or do not exist."""
@@ -6132,6 +6322,11 @@ def _job_of_row(row: Sequence[Any]) -> Job:
     give_limit_key(job, limited)
     job.place = place
     return job
+
+
+def jobs_of_rows(rows: Iterable[Sequence[Any]]) -> list[Job]:
+    """Return the jobs of rows of _COLUMNS."""
+    return [_job_of_row(row) for row in rows]
 
 
 def _changing_values(job: Job) -> tuple[Any, ...]:
@@ -6900,13 +7095,13 @@ class SQLiteBroker(Broker):
     async def find(
         self, which: JobFilter, *, limit: int = 100, after: int | None = None, oldest_first: bool = False
     ) -> list[Job]:
-        def look(table: SQLiteTable) -> list[Job]:
+        def look(table: SQLiteTable) -> list[Sequence[Any]]:
             return table.find(which, limit=limit, after=after, oldest_first=oldest_first)
 
         if which.ids is None or len(which.ids) > 100:
-            return await self._look_up(look)
+            return await self._look_up(lambda table: jobs_of_rows(look(table)))
         self._opened()
-        return self.peek(look)  # by key, from the page cache: 20 us, and a reader never waits
+        return await apart(jobs_of_rows, self.peek(look))  # by key, from the page cache: 20 us; a reader never waits
 
     async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
         return await self._look_up(lambda table: table.counts(which or JobFilter()))
@@ -7839,7 +8034,7 @@ class JobContext:
             await self.keep_step(kept)
         if not kept.text:
             raise TaskTimeoutError(f"the event {name!r} was not emitted in time")
-        return decode(kept.text)
+        return await apart(decode, kept.text)
 
     async def find_event(self, name: str) -> str | None:
         """Return the text of the payload of an event; None if it has not been emitted."""
@@ -7973,7 +8168,7 @@ async def _step(
             returned = function(*args, **kwargs)
             if inspect.isawaitable(returned):
                 returned = await returned
-            kept = Step(name, _step_text(name, converters, returned), started, job.now())
+            kept = Step(name, await apart(_step_text, name, converters, returned), started, job.now())
         except Exception as error:
             failures += 1
             await asyncio.sleep(_delay_of_step(options, error, failures))
@@ -7981,7 +8176,7 @@ async def _step(
             _step_name.reset(running)
         if kept is not None:
             await job.keep_step(kept)
-    return converters.result(decode(kept.text), loading=True)
+    return await apart(_step_value, converters, kept.text)
 
 
 def _step_sync(
@@ -8000,7 +8195,7 @@ def _step_sync(
             _step_name.reset(running)
         if kept is not None:
             job.wait_until(job.keep_step(kept))
-    return converters.result(decode(kept.text), loading=True)
+    return _step_value(converters, kept.text)
 
 
 def _delay_of_step(options: TaskOptions, error: Exception, failures: int) -> float:
@@ -8099,6 +8294,10 @@ def _converters_of(function: Callable[..., Any]) -> Converters:
 
 def _step_text(name: str, converters: Converters, returned: Any) -> str:
     return encode_returned(converters.result(returned, loading=False), f"the step {name!r}")
+
+
+def _step_value(converters: Converters, text: str) -> Any:
+    return converters.result(decode(text), loading=True)
 
 
 current_job_var: contextvars.ContextVar[JobContext | None] = contextvars.ContextVar("flowrra_job", default=None)
@@ -8273,7 +8472,7 @@ class _ProcessSlot:
     def _read_answer(self, process: subprocess.Popen[bytes], call: CpuCall | None, notify: Callable[..., Any]) -> str:
         expected = None if call is None else [call.job["id"], call.job["attempt"]]
         while True:
-            kind, sender, *parts = _read_frame(process.stdout)
+            kind, sender, *parts = _read_frame(process.stdout, decode)
             if kind == "log":
                 _handle_record(*parts)
             elif kind in ("step", "event"):
@@ -8344,17 +8543,17 @@ def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
 
 
 def _write_frame(pipe: Any, message: Any) -> None:
-    data = json.dumps(message).encode()
+    data = ("".join(_pieces(message)) if is_large(message) else json.dumps(message)).encode()
     pipe.write(len(data).to_bytes(4, "big") + data)
     pipe.flush()
 
 
-def _read_frame(pipe: Any) -> Any:
+def _read_frame(pipe: Any, load: Callable[[str], Any] = json.loads) -> Any:
     size = pipe.read(4)
     data = pipe.read(int.from_bytes(size, "big"))
     if len(size) < 4 or len(data) < int.from_bytes(size, "big"):
         raise EOFError
-    return json.loads(data)
+    return load(data.decode())
 
 
 class ProcessExecutor:
@@ -8414,7 +8613,7 @@ class ProcessExecutor:
             self._idle.append(slot)
         if error is not None:
             raise error
-        return decode(result)
+        return await apart(decode, result)
 
     def _end(self, slot: _ProcessSlot) -> None:
         slot.kill()
@@ -8845,7 +9044,7 @@ class _Attempt(JobContext):
 
     async def find_event(self, name: str) -> str | None:
         found = await self.served.worker.broker.find(JobFilter(ids=[event_id(name)]), limit=1)
-        return encode(found[0].result) if found and found[0].status is SUCCESS else None
+        return await apart(encode, found[0].result) if found and found[0].status is SUCCESS else None
 
     def wait_until(self, call: Coroutine[Any, Any, T]) -> T:
         if threading.get_ident() == self.served.worker.keeper.watched:
@@ -9051,12 +9250,13 @@ class _Steps:
             else:
                 result = await self._execute(attempt, task, arguments)
             if task.converters is not None:
-                result = task.converters.result(result, loading=False)
+                result = await apart(functools.partial(task.converters.result, loading=False), result)
             if job.steps and not task.settings.cpu_bound:  # a process does not say which steps it used
                 _warn_of_left_steps(attempt)
             outcome = Outcome.succeed(job, result, attempt.options.result_ttl)
-            if worker.broker.keeps_text:
-                outcome.text = encode_value(outcome)
+            if worker.broker.keeps_text or (not is_plain(result) and is_large(result)):
+                outcome.text = await apart(encode_returned, result, job.task)
+                check_size(outcome.text, worker.max_value_size, ResultError, f"the text of the result of {job.task}")
             elif not is_plain(result):
                 outcome.result = copy_returned(result, job.task)
         except BaseException as error:
@@ -9095,11 +9295,12 @@ class _Steps:
         """Return the arguments; if they cannot be read, the outcome of the attempt."""
         job = attempt.job
         try:
-            args, kwargs = decode_arguments(job)
+            args, kwargs = await apart(lambda _: decode_arguments(job), job.payload)
             if job.parents:
                 args, kwargs = await self._put_results(job, args, kwargs)
             if task.converters is not None and not task.settings.cpu_bound:  # else its process does that
-                args, kwargs = task.converters.arguments(args, kwargs, loading=True)
+                load = functools.partial(task.converters.arguments, loading=True)
+                args, kwargs = await apart(load, args, kwargs)
             return args, kwargs
         except (SerializationError, TaskNotFoundError) as error:  # another attempt would get the same error
             return self._keep_failure(attempt, _failure(job, error))
@@ -9133,7 +9334,7 @@ class _Steps:
         """Run the function on the loop, in a thread or in a process, within the time limit of the attempt."""
         (args, kwargs), options = arguments, attempt.options
         if options.cpu_bound:
-            return self._in_process(attempt, CpuCall.of(task, attempt.job, args, kwargs))
+            return self._in_process(attempt, task, args, kwargs)
         if attempt.served.ahead:
             attempt.served.claim_ahead(False)
         if options.batch is not None:
@@ -9144,8 +9345,9 @@ class _Steps:
             call = self.threads.run(lambda: task.function(*args, **kwargs))
         return call if options.timeout is None else _within(options.timeout, call)
 
-    async def _in_process(self, attempt: _Attempt, call: CpuCall) -> Any:
+    async def _in_process(self, attempt: _Attempt, task: Task[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a call in a process. The time limit counts from the task's first line, without the wait for a process."""
+        call = await apart(CpuCall.of, task, attempt.job, args, kwargs)
         limit, timeout, loop = asyncio.timeout(None), attempt.options.timeout, self._worker.loop
 
         def notify(kind: str, *parts: Any) -> None:
@@ -9161,7 +9363,7 @@ class _Steps:
         began, served = loop.time(), attempt.served
         try:
             result = await _within(timeout, self.processes.run(call, notify, ask), limit)
-            return self._worker.registry.as_returned(attempt.task, result)
+            return await apart(self._worker.registry.as_returned, task.name, result)
         finally:
             served.claim_ahead(loop.time() - began < _AT_HAND)
 
@@ -9558,6 +9760,7 @@ class Worker:
         hooks: Hooks,
         middleware: Sequence[Middleware] = (),
         state: Any = None,
+        max_value_size: int = MAX_VALUE_SIZE,
     ) -> None:
         import socket
 
@@ -9568,6 +9771,7 @@ class Worker:
         self.clock = clock
         self.hooks = hooks
         self.state = state
+        self.max_value_size = max_value_size
         host = socket.gethostname()
         self.info = WorkerInfo(f"{host}-{os.getpid()}-{os.urandom(4).hex()}", host, os.getpid())
         self.steps = _Steps(self, middleware)
@@ -10953,6 +11157,7 @@ class _Session:
             hooks=app._hooks,
             middleware=app._middleware,
             state=app.state,
+            max_value_size=app.config.broker.max_value_size,
         )
         await worker.start()
         if app.config.executor.scheduler:
@@ -11271,7 +11476,8 @@ class Flowrra(Declarations):
             ExecutorNotRunningError: the app has been stopped.
             BrokerError: the store failed; the job was not submitted.
         """
-        job = _job_for(self, task, args, kwargs)
+        make = functools.partial(_job_for, self, task)
+        job = await _made_apart(self, make, args, kwargs) if is_large(*args, *kwargs.values()) else make(args, kwargs)
         return cast("TaskId[Any]", (await self.submit_jobs((job,)))[0])
 
     @_never_dropped
@@ -11288,9 +11494,9 @@ class Flowrra(Declarations):
             if number % 1000 == 999:
                 await asyncio.sleep(0)  # let others have the loop
             if isinstance(row, tuple | list):
-                jobs.append(task.make_job(row, {}))
+                jobs.append(await _made(self, task.make_job, row, {}))
             elif isinstance(row, Mapping):
-                jobs.append(task.make_job((), row))
+                jobs.append(await _made(self, task.make_job, (), row))
             else:
                 raise TypeError(f"row {number} is {row!r}: a row is a tuple of arguments, such as ({row!r},)")
         return cast("list[TaskId[R]]", await self.submit_jobs(jobs)) if jobs else []
@@ -11309,7 +11515,8 @@ class Flowrra(Declarations):
         jobs: list[Job] = []
         for task in tasks:
             _check_own(self, task)
-            jobs.append(task.make_job((ResultOf(jobs[-1].id),), {}) if jobs else task.make_job(args, kwargs))
+            one = ((ResultOf(jobs[-1].id),), {}) if jobs else (args, kwargs)
+            jobs.append(await _made(self, task.make_job, *one))
         if not jobs:
             raise ConfigError("a chain has one task at least")
         return cast("list[TaskId[Any]]", await self.submit_jobs(jobs))
@@ -11332,7 +11539,7 @@ class Flowrra(Declarations):
         Raises:
             ConfigError: the broker has no SQL database, or the connection belongs to another database.
         """
-        job = _job_for(self, task, args, kwargs)
+        job = await _made(self, functools.partial(_job_for, self, task), args, kwargs)
         self._stamp([job])
         await self.connect()
         pushed = self.broker.push_in(connection, [job], now=self.now())
@@ -11394,7 +11601,7 @@ class Flowrra(Declarations):
         if self.backend is not None:
             async with result_limit(task_id, timeout, began):
                 result = await _kept_by(self.backend, result)
-        return _as_annotated(self.registry, result)
+        return await _as_annotated(self.registry, result)
 
     @overload
     async def get_result(self, task_id: TaskId[R]) -> TaskResult[R] | None: ...
@@ -11407,7 +11614,7 @@ class Flowrra(Declarations):
         (result,) = await self.broker.get([task_id])
         if self.backend is not None:
             (result,) = await self.backend.get([task_id]) if result is None else [await _kept_by(self.backend, result)]
-        return None if result is None else _as_annotated(self.registry, result)
+        return None if result is None else await _as_annotated(self.registry, result)
 
     async def cancel(self, task_id: str, *, by: str | None = None) -> bool:
         """Cancel a job: immediately if it waits, through its worker if it runs. False: it has finished, or is unknown.
@@ -11464,7 +11671,7 @@ class Flowrra(Declarations):
         Raises:
             SerializationError: the payload cannot be stored.
         """
-        task_id, text = event_id(check_event(event)), encode_returned(payload, f"the event {event!r}")
+        task_id, text = event_id(check_event(event)), await apart(encode_returned, payload, f"the event {event!r}")
         await self.connect()
         return (await self.broker.change([task_id], "emit", now=self.now(), by=text))[0]
 
@@ -11524,6 +11731,26 @@ def _job_for(
     return call.options(**options).make_job(args, own)
 
 
+async def _made(app: Flowrra, make: Callable[[Any, Any], Job], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Job:
+    """Return the job that `make` makes of arguments, which may be large."""
+    if is_large(*args, *kwargs.values()):
+        return await _made_apart(app, make, args, kwargs)
+    return make(args, kwargs)
+
+
+async def _made_apart(app: Flowrra, make: Callable[[Any, Any], Job], args: Any, kwargs: Any) -> Job:
+    """Return the job that `make` makes of large arguments, with their text. It is made in a thread."""
+
+    def make_text() -> Job:
+        job = make(args, kwargs)
+        job.payload = encode_arguments(job)
+        most = app.config.broker.max_value_size
+        check_size(job.payload, most, SerializationError, f"the text of the arguments of {job.task}")
+        return job
+
+    return await asyncio.to_thread(make_text)
+
+
 _CHANGED_AT_ONCE = 500  # jobs that are cancelled or requeued in one step
 
 
@@ -11559,10 +11786,13 @@ def _slot_freed() -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if context is None else context.waiting()
 
 
-def _as_annotated(registry: Registry, result: TaskResult[Any]) -> TaskResult[Any]:
+async def _as_annotated(registry: Registry, result: TaskResult[Any]) -> TaskResult[Any]:
     """Return a stored result as the type that the task returned."""
-    returned = registry.as_returned(result.task, result.result) if result.is_success else result.result
-    return result if returned is result.result else dataclasses.replace(result, result=returned)
+    task = registry.get(result.task)
+    if task is None or task.converters is None or not result.is_success:
+        return result
+    load = functools.partial(task.converters.result, loading=True)
+    return dataclasses.replace(result, result=await apart(load, result.result))
 
 
 async def _kept_by(backend: Backend, result: TaskResult[Any]) -> TaskResult[Any]:

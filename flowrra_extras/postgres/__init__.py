@@ -52,7 +52,9 @@ from flowrra import (
     TaskStatus,
     Topic,
     WorkerInfo,
+    apart,
     check_queue,
+    encode,
     encode_value,
     resolved,
     sum_of_activity,
@@ -67,7 +69,7 @@ from flowrra_extras.postgres.statements import counting, search
 from flowrra_extras.postgres.store import (
     Store,
     identify,
-    job_of_row,
+    jobs_of_rows,
     limit_keys_of_rows,
     migrate,
     recorded_columns,
@@ -223,7 +225,9 @@ class PostgresBroker(_Life):
     async def record(self, results: Sequence[TaskResult[Any]]) -> None:
         latest = {result.task_id: result for result in results}
         if latest:
-            await self._run(sql.RECORD, *recorded_columns([latest[i] for i in sorted(latest)], self.retention))
+            chosen = [latest[i] for i in sorted(latest)]
+            texts = [await apart(encode, result.result) if result.is_success else None for result in chosen]
+            await self._run(sql.RECORD, *recorded_columns(chosen, texts, self.retention))
             self._groups.notifications.notify(finished=list(latest))
 
     # Workers -----------------------------------------------------------------------------------
@@ -282,12 +286,13 @@ class PostgresBroker(_Life):
         self, which: JobFilter, *, limit: int = 100, after: int | None = None, oldest_first: bool = False
     ) -> list[Job]:
         if which.status is not None and len(which.status) > 1 and SUCCESS not in which.status:
-            apart = [dataclasses.replace(which, status=frozenset((status,))) for status in which.status]
-            found = [await self.find(one, limit=limit, after=after, oldest_first=oldest_first) for one in apart]
+            single = [dataclasses.replace(which, status=frozenset((status,))) for status in which.status]
+            found = [await self.find(one, limit=limit, after=after, oldest_first=oldest_first) for one in single]
             jobs = itertools.chain.from_iterable(found)  # the index job_rare is sorted by state
             return sorted(jobs, key=lambda job: job.seq, reverse=not oldest_first)[:limit]
         query, values = search(which, limit=limit, after=after, oldest_first=oldest_first)
-        return [job_of_row(row) for row in await self._run(query, *values, patience=self.config.timeout)]
+        rows = await self._run(query, *values, patience=self.config.timeout)
+        return await apart(jobs_of_rows, [tuple(row) for row in rows])
 
     async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
         query, values = counting(which or JobFilter())

@@ -19,6 +19,7 @@ from flowrra import (
     Outcome,
     TaskResult,
     WorkerInfo,
+    apart,
     encode_arguments,
     split_limit_key,
 )
@@ -26,7 +27,7 @@ from flowrra_extras.batching import Batcher
 from flowrra_extras.postgres import statements as sql
 from flowrra_extras.postgres.connections import SILENCE, Address, AwayError, Link, Session
 from flowrra_extras.postgres.notifications import Notifications
-from flowrra_extras.postgres.store import Store, is_plain, jobs_of_claim, result_of_row
+from flowrra_extras.postgres.store import Store, is_plain, jobs_of_claim, results_of_rows
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -452,8 +453,9 @@ class Groups:
 
     async def _get_group(self, items: list[Sequence[str]]) -> list[list[TaskResult[Any] | None]]:
         wanted = list(set(itertools.chain.from_iterable(items)))
-        found = {row[0]: row for row in await self._link.fetch(sql.GET, wanted)}
-        return [[result_of_row(found[i]) if i in found else None for i in ids] for ids in items]
+        found = [tuple(row) for row in await self._link.fetch(sql.GET, wanted)]
+        results = {one.task_id: one for one in await apart(results_of_rows, found)}
+        return [[results.get(i) for i in ids] for ids in items]
 
 
 async def _is_committed(session: Session, transaction: str) -> bool:

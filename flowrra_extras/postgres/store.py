@@ -155,7 +155,7 @@ class _View:
                 return []
         jobs = []
         for row in await self._db.fetch(_FINDS[type(find)], *values):
-            job = job_of_row(row)
+            job = _job_of_row(row)
             has_children, revision = row[-2:]
             self.revisions.setdefault(job.id, (job.seq, revision))
             if has_children:
@@ -569,8 +569,12 @@ async def jobs_of_claim(session: Session, rows: Sequence[Any], worker: str, now:
 _FIELDS = sql.JOB_COLUMNS.replace("unique_key", "unique").replace("::text", "").split(", ")
 
 
-def job_of_row(row: Any) -> Job:
-    """Return the job of a row that begins with sql.JOB_COLUMNS."""
+def jobs_of_rows(rows: Sequence[Any]) -> list[Job]:
+    """Return the jobs of rows that begin with sql.JOB_COLUMNS."""
+    return [_job_of_row(row) for row in rows]
+
+
+def _job_of_row(row: Any) -> Job:
     values = dict(zip(_FIELDS, row, strict=False))
     values["status"] = TaskStatus(values["status"])
     values["started"] = _started(values["started"], values["submitted"])
@@ -634,7 +638,12 @@ def born_values(job: Job) -> dict[str, Any]:
     return values
 
 
-def result_of_row(row: Any) -> TaskResult[Any]:
+def results_of_rows(rows: Sequence[Any]) -> list[TaskResult[Any]]:
+    """Return the results of rows of sql.GET."""
+    return [_result_of_row(row) for row in rows]
+
+
+def _result_of_row(row: Any) -> TaskResult[Any]:
     task_id, task, status, result, *rest, progress = row
     values = [TaskStatus(status), _stored_result(result), *rest, _progress_of(progress)]
     found: TaskResult[Any] = TaskResult(task_id, task, *values)
@@ -651,7 +660,9 @@ def worker_of_row(worker: str, host: str, pid: int, queues: str, tasks: str, *re
     return WorkerInfo(worker, host, pid, json.loads(queues), json.loads(tasks), *rest)
 
 
-def recorded_columns(results: Sequence[TaskResult[Any]], retention: BackendConfig) -> list[list[Any]]:
+def recorded_columns(
+    results: Sequence[TaskResult[Any]], texts: Sequence[str | None], retention: BackendConfig
+) -> list[Sequence[Any]]:
     """Return results of other stores as the arrays that sql.RECORD takes."""
     return [
         [r.task_id for r in results],
@@ -664,7 +675,7 @@ def recorded_columns(results: Sequence[TaskResult[Any]], retention: BackendConfi
         [(r.finished or 0.0) + retention.ttl(r.status) for r in results],
         [sql.clean(r.error) for r in results],
         [sql.clean(r.traceback) for r in results],
-        [encode(r.result) if r.is_success else None for r in results],
+        texts,
     ]
 
 

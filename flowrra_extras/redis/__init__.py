@@ -63,6 +63,7 @@ from flowrra import (
     WorkerInfo,
     activity_texts,
     adopt,
+    apart,
     change,
     check_queue,
     copy_of,
@@ -85,7 +86,7 @@ from flowrra_extras.redis.calls import (
     is_plain,
     limit_words,
     push_words,
-    result_of_row,
+    results_of_rows,
     settle_words,
     step_words,
     to_json,
@@ -344,13 +345,15 @@ class RedisBroker(Broker):
         await self._calls.run(Call("set_queue", check_queue(queue), str(int(paused))))
 
     async def record(self, results: Sequence[TaskResult[Any]]) -> None:
+        texts = [await apart(encode, result.result) if result.is_success else None for result in results]
+
         def keep(unit: Unit) -> Walk[None]:
             known = yield from unit.get(result.task_id for result in results)
-            for result, job in zip(results, known, strict=True):
+            for result, job, text in zip(results, known, texts, strict=True):
                 if job is None or not job.queue:  # a job of this store, which is in a queue, is not overwritten
                     new = recorded(result, self.retention)
                     new.seq = 0 if job is None else job.seq
-                    new.result = encode(result.result) if result.is_success else None
+                    new.result = text
                     unit.write(new, is_reported=True)
 
         await self._changes.run(0.0, keep, new=len(results))
@@ -394,7 +397,7 @@ class RedisBroker(Broker):
         if not task_ids:
             return []
         rows = await self._calls.join(Call("get", str(len(task_ids)), *task_ids), len(task_ids))
-        return [result_of_row(task_id, row) if row else None for task_id, row in zip(task_ids, rows, strict=True)]
+        return await apart(results_of_rows, task_ids, rows)
 
 
 async def _change_limits(calls: Calls, names: Sequence[str], action: Action, now: float, by: str | None) -> list[bool]:

@@ -393,7 +393,11 @@ def job_of(task_id: str, pairs: Sequence[str], history: Sequence[str] = (), step
     return job
 
 
-def result_of_row(task_id: str, row: Sequence[Any]) -> TaskResult[Any]:
-    """Return the result of a row of RESULT_FIELDS, which are in the order of TaskResult's fields."""
+def results_of_rows(task_ids: Sequence[str], rows: Sequence[Any]) -> list[TaskResult[Any] | None]:
+    """Return the results of rows of RESULT_FIELDS, which are in the order of TaskResult's fields; None for no row."""
+    return [_result_of_row(task_id, row) if row else None for task_id, row in zip(task_ids, rows, strict=True)]
+
+
+def _result_of_row(task_id: str, row: Sequence[Any]) -> TaskResult[Any]:
     (task, _), status, result, error, traceback, attempts, *rest = map(_read, RESULT_FIELDS, row)
     return TaskResult(task_id, task, status, result, error, traceback, attempts or 0, *rest)

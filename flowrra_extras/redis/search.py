@@ -22,6 +22,7 @@ from flowrra import (
     Overview,
     TaskStatus,
     WorkerInfo,
+    apart,
     awaits_limit,
     limit_key,
     sum_of_activity,
@@ -73,7 +74,7 @@ class Search:
         """Yield the jobs in order, one list for each step."""
         rest = dataclasses.replace(which, ids=None)
         async for rows in self._steps(which, limit, after, oldest_first=oldest_first):
-            jobs = [job_of(*rows[i : i + 4]) for i in range(0, len(rows), 4)]
+            jobs = await apart(_jobs_of, rows)
             jobs.sort(key=lambda job: job.seq, reverse=not oldest_first)
             is_behind = operator.gt if oldest_first else operator.lt
             yield [job for job in jobs if rest.matches(job) and (after is None or is_behind(job.seq, after))]
@@ -182,6 +183,10 @@ class Search:
         return totals_of_activity(
             (task, what, float(number)) for (what, _, task), number in zip(names, words[1::2], strict=True)
         )
+
+
+def _jobs_of(rows: Sequence[Any]) -> list[Job]:
+    return [job_of(*rows[i : i + 4]) for i in range(0, len(rows), 4)]
 
 
 def _apart(which: JobFilter) -> list[JobFilter]:

@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from flowrra import BackendConfig, Clock, Job, JobFilter, Limit, Outcome, SQLiteBroker, SQLiteTable, WorkerInfo
+from flowrra import (
+    BackendConfig,
+    Clock,
+    Job,
+    JobFilter,
+    Limit,
+    Outcome,
+    SQLiteBroker,
+    SQLiteTable,
+    WorkerInfo,
+    jobs_of_rows,
+)
 from flowrra import claimed_job as job_of_claim
 
 NOW = 1_700_000_000.0
@@ -79,7 +90,7 @@ def use_limits(table: Table) -> None:
     store.change(["api:k"], "resume", now=NOW)
     table.declare("api", Limit(name="api", concurrency=3))
     store.limit_states(["api:k", "api:"], ["api:"])
-    (waiting,) = store.find(JobFilter(ids=["a5"]), limit=1, after=None, oldest_first=False)
+    (waiting,) = jobs_of_rows(store.find(JobFilter(ids=["a5"]), limit=1, after=None, oldest_first=False))
     store.counts(JobFilter(ahead_of=waiting))
     store.next_due()
     store.remove(before=NOW, limit=10)

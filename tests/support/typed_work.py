@@ -169,3 +169,8 @@ SAMPLES: list[tuple[Any, Sequence[Any]]] = [
     (Struct, [Struct(RED), Struct(BLUE, [Size.LARGE])]),
     (Model, [Model(colour=Colour.RED, when=MOMENT, line=BLUE, also=Model(colour=Colour.BLUE, when=MOMENT, line=RED))]),
 ]
+
+
+def total_length(names: list[str]) -> tuple[int, list[str]]:
+    """How long all names are together, with a long list, which is a large result."""
+    return sum(map(len, names)), ["long"] * 40_000

@@ -1,0 +1,133 @@
+"""Large values on all four brokers: the loop's thread neither writes nor reads their text, and they have a limit."""
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import flowrra
+from flowrra import BackendConfig, BrokerConfig, SerializationError, current_job, result_of
+from tests.support.apps import make_app
+from tests.support.postgres_server import clean_schema
+from tests.support.typed_work import total_length
+
+LARGE = [{"name": f"name {n}", "tags": ["a", "b"]} for n in range(4_000)]
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis", "postgresql"])
+def url(request: pytest.FixtureRequest, redis_prefix: str, postgres_url: str) -> Iterator[str]:
+    if request.param == "postgresql":
+        with clean_schema(postgres_url) as (_, schema):
+            yield f"{postgres_url}?schema={schema}"
+    else:
+        yield {"memory": "memory://", "sqlite": "sqlite://", "redis": redis_prefix}[request.param]
+
+
+@pytest.fixture
+def converted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What is done with large values: "write" their text, or "read" it. Never on this thread, where the loop runs."""
+    loop_thread = threading.get_ident()
+    apart: list[str] = []
+    on_loop: list[str] = []
+
+    def watched(name: str, convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def watch(value: Any) -> Any:
+            (on_loop if threading.get_ident() == loop_thread else apart).append(name)
+            return convert(value)
+
+        return watch
+
+    monkeypatch.setattr(flowrra, "_pieces", watched("write", flowrra._pieces))
+    monkeypatch.setattr(flowrra, "_load_in_steps", watched("read", flowrra._load_in_steps))
+    yield apart
+    assert on_loop == []
+
+
+async def test_arguments_and_results(url: str, converted: list[str]) -> None:
+    async with make_app(url) as app:
+
+        @app.task
+        async def echo(value: Any, **more: Any) -> Any:
+            return [value, more] if more else value
+
+        plain = await app.submit(echo, LARGE)
+        keyword = await app.submit(echo, 1, value_of_keyword=LARGE)
+        (row,) = await app.submit_many(echo, [(LARGE,)])
+        child = await app.submit(echo, result_of(plain))
+        for task_id in (plain, row, child):
+            assert (await app.wait_for_result(task_id, timeout=20)).result == LARGE
+        assert (await app.wait_for_result(keyword, timeout=20)).result == [1, {"value_of_keyword": LARGE}]
+        found = await app.get_result(plain)
+        assert found is not None
+        assert found.result == LARGE
+        assert [job.result for job in await app.jobs() if job.id in (plain, row, child)] == [LARGE] * 3
+        assert {"write", "read"} <= set(converted)
+
+
+async def test_each_reader_gets_its_own_copy(url: str) -> None:
+    async with make_app(url) as app:
+
+        @app.task
+        async def make() -> Any:
+            return LARGE
+
+        task_id = await app.submit(make)
+        first = (await app.wait_for_result(task_id, timeout=20)).result
+        first[0]["name"] = "changed"
+        assert (await app.wait_for_result(task_id, timeout=20)).result == LARGE
+
+
+async def test_steps(url: str, converted: list[str]) -> None:
+    async with make_app(url) as app:
+
+        async def make() -> Any:
+            return LARGE
+
+        @app.task
+        async def in_steps() -> bool:
+            made: Any = await current_job().step("make", make)
+            return bool(made == LARGE)
+
+        assert (await app.wait_for_result(await app.submit(in_steps), timeout=20)).result is True
+    assert {"write", "read"} <= set(converted)
+
+
+async def test_cpu_bound(url: str, converted: list[str]) -> None:
+    async with make_app(url) as app:
+        task = app.task(cpu_bound=True)(total_length)
+        result = await app.wait_for_result(await app.submit(task, [str(one["name"]) for one in LARGE] * 4), timeout=60)
+        assert result.result == (4 * sum(len(str(one["name"])) for one in LARGE), ["long"] * 40_000)
+        assert {"write", "read"} <= set(converted)
+
+
+async def test_a_separate_backend(url: str, converted: list[str]) -> None:
+    app = make_app("sqlite://", retention=BackendConfig(url=url))
+
+    @app.task
+    async def make() -> Any:
+        return LARGE
+
+    async with app:
+        assert (await app.wait_for_result(await app.submit(make), timeout=20)).result == LARGE
+    assert {"write", "read"} <= set(converted)
+
+
+async def test_what_is_too_large_is_refused(url: str) -> None:
+    app = make_app(settings=BrokerConfig(url=url, max_value_size=200_000))
+
+    @app.task(max_retries=3)
+    async def repeat(part: str, times: int) -> list[str]:
+        return [part] * times
+
+    async with app:
+        with pytest.raises(
+            SerializationError, match=r"arguments of .*repeat has 300,0\d\d characters, and max_value_s"
+        ):
+            await app.submit(repeat, "x" * 300_000, 1)
+        result = await app.wait_for_result(await app.submit(repeat, "x" * 1_000, 300), timeout=20)
+        assert (result.status, result.attempts) == ("failed", 1)
+        assert "SerializationError: the text of the result of " in (result.error or "")
+        assert "repeat has 300,901 characters, and max_value_size is 200,000" in (result.error or "")
+        fits = await app.wait_for_result(await app.submit(repeat, "x" * 1_000, 199), timeout=20)
+        assert fits.result == ["x" * 1_000] * 199
