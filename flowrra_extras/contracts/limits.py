@@ -517,6 +517,13 @@ class FairContract(_LimitContract):
         assert await t.claim_ids(3) == ["b2", "b3", "s2"]
         assert await t.claim_ids() == ["b4", "b5"]
 
+    async def test_turns_are_given_in_the_order_of_keys_however_jobs_are_stored(self, t: Harness) -> None:
+        await declare(t, turn=2)
+        for name in ("s0", "s1", "s2", "s3", *(f"b{n}" for n in range(6))):
+            await t.push(of("small" if name[0] == "s" else "big", name))
+        assert await t.claim_ids(4) == ["s0", "s1", "b0", "b1"]
+        assert await t.claim_ids(4) == ["b2", "b3", "s2", "s3"]
+
     async def test_a_new_key_waits_for_one_round_at_most(self, t: Harness) -> None:
         await declare(t, turn=2)
         await t.push(*(of("big", f"b{n}") for n in range(30)), *(of("huge", f"h{n}") for n in range(30)))

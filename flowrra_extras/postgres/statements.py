@@ -352,12 +352,14 @@ DUE_KEYS = """
     SELECT name FROM asked UNION
     (SELECT name FROM flowrra.limit_key WHERE due IS NOT NULL AND due <= $1 ORDER BY due LIMIT $2)"""
 # Under the locks of their keys: jobs $1 that WAITING_FOR has found become ready, at the next places if $2. Rows of
-# limit keys, by name, tat, due, and whether they are paused; those of $7 are gone.
+# limit keys, by name, tat, due, and whether they are paused; those of $7 are gone. Places are taken first: a plan may
+# read all jobs, and the arrays once for each of them.
 ADMIT = """
-    WITH admitted AS (
-        UPDATE flowrra.job SET status = 'pending', place = v.place
-        FROM (SELECT seq, CASE WHEN takes_turns THEN nextval('flowrra.place') ELSE 0 END AS place
-            FROM unnest($1::bigint[], $2::boolean[]) AS v (seq, takes_turns) OFFSET 0) AS v
+    WITH placed AS MATERIALIZED (
+        SELECT seq, CASE WHEN takes_turns THEN nextval('flowrra.place') ELSE 0 END AS place
+        FROM unnest($1::bigint[], $2::boolean[]) AS v (seq, takes_turns)),
+    admitted AS (
+        UPDATE flowrra.job SET status = 'pending', place = v.place FROM placed AS v
         WHERE job.seq = ANY (ARRAY[v.seq]) AND coalesce(job.status, '') = 'blocked'),
     kept AS (
         INSERT INTO flowrra.limit_key SELECT * FROM unnest($3::text[], $4::float8[], $5::float8[], $6::boolean[])
