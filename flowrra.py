@@ -2689,6 +2689,16 @@ def retry_delay(options: TaskOptions, retry: int, draw: Callable[[], float] = _c
     return delay * draw() if options.jitter else delay
 
 
+def duration(seconds: float) -> str:
+    """Return a duration as text: 0.25 s, 42 s, 4 m 10 s, 3 h 5 m, 2 d 1 h."""
+    if seconds < 10:
+        return f"{round(max(0.0, seconds), 3):.2g} s"
+    for size, unit, small, small_unit in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m"), (60, "m", 1, "s")):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit} {int(seconds % size // small)} {small_unit}"
+    return f"{seconds:.0f} s"
+
+
 # ---------------------------------------------------------------------------
 # 6. Cron
 #
@@ -10176,6 +10186,16 @@ class Schedule:
         return _moment(self.last_fire)
 
     @property
+    def explanation(self) -> str:
+        """The rule in words."""
+        try:
+            if self.kind == "interval":
+                return f"Every {duration(float(self.rule))}"
+            return "Once" if self.kind == "once" else Cron(self.rule, tz=self.tz, name=self.id).explain()
+        except ValueError as error:
+            return f"The rule cannot be read: {error}"
+
+    @property
     def args(self) -> Sequence[Any]:
         """The positional arguments of its jobs."""
         return decode_arguments(Job("", self.task, payload=self.payload))[0]
@@ -11892,16 +11912,6 @@ async def _why_waiting(broker: Broker, job: Job) -> str:
         return f"but it was running in {job.crashes} crash(es), so it waits for a worker that runs nothing else{last}"
     ahead = sum((await broker.counts(JobFilter(ahead_of=job))).values())
     return f"but {ahead} job(s) are ahead of it in the queue {job.queue}" if ahead else f"the next in {job.queue}"
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as text: 0.25 s, 42 s, 4 m 10 s, 3 h 5 m, 2 d 1 h."""
-    if seconds < 10:
-        return f"{round(max(0.0, seconds), 3):.2g} s"
-    for size, unit, small, small_unit in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m"), (60, "m", 1, "s")):
-        if seconds >= size:
-            return f"{int(seconds // size)} {unit} {int(seconds % size // small)} {small_unit}"
-    return f"{seconds:.0f} s"
 
 
 def _blocking(call: Callable[Concatenate[Flowrra, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[SyncFace, P], T]:

@@ -27,10 +27,10 @@ MAKE = shutil.which("make")
 # hooks at the submit, jobs that replace others, chains and parents that may fail took 580, what annotations say the
 # rest, and soft time limits 40. Steps, events, batches and limits took the rest. The design allows 6,500 lines, so this
 # is almost twice what it should be.
-CORE_LINES = 12_726
+CORE_LINES = 12_736
 # On the way to 45 modules and 10,000 lines.
 EXTRAS_MODULES = 95
-EXTRAS_LINES = 22_263
+EXTRAS_LINES = 22_240
 FUNCTION_LINES = 60
 CLASS_LINES = 400
 CLASS_METHODS = 25

@@ -19,11 +19,9 @@ from flowrra import (
     MISFIRES,
     OVERLAPS,
     ConfigError,
-    Cron,
     Flowrra,
     Schedule,
     check_shared,
-    duration,
     find_task,
     load_app,
     parsed,
@@ -133,7 +131,7 @@ def _schedule_as_json(schedule: Schedule, *, in_code: bool) -> dict[str, Any]:
         moment = shown[name]
         shown[name] = moment and dt.datetime.fromtimestamp(moment, dt.UTC).isoformat()
     arguments = json.loads(shown.pop("payload"))
-    return {**shown, "arguments": arguments, "in_code": in_code, "explanation": _explained(schedule)}
+    return {**shown, "arguments": arguments, "in_code": in_code, "explanation": schedule.explanation}
 
 
 def _schedule_row(schedule: Schedule, *, in_code: bool) -> list[str]:
@@ -142,17 +140,7 @@ def _schedule_row(schedule: Schedule, *, in_code: bool) -> list[str]:
         following = following and following.astimezone(zoneinfo.ZoneInfo(schedule.tz))
     at = "" if following is None else following.isoformat(" ", "seconds")
     state = "disabled" if not schedule.enabled else "done" if following is None else ""
-    return [schedule.id, schedule.task, at, f"{'in code ' * in_code}{state}".strip(), _explained(schedule)]
-
-
-def _explained(schedule: Schedule) -> str:
-    """Return the rule in words."""
-    try:
-        if schedule.kind == "interval":
-            return f"Every {duration(float(schedule.rule))}"
-        return "Once" if schedule.kind == "once" else Cron(schedule.rule, tz=schedule.tz, name=schedule.id).explain()
-    except ValueError as error:
-        return f"The rule cannot be read: {error}"
+    return [schedule.id, schedule.task, at, f"{'in code ' * in_code}{state}".strip(), schedule.explanation]
 
 
 def _one_scheduler(app: Flowrra) -> Scheduler:

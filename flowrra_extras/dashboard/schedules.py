@@ -16,7 +16,6 @@ from flowrra import (
     Schedule,
     TaskNotFoundError,
     TaskStatus,
-    duration,
     job_of_fire,
     make_schedule,
     nearest,
@@ -139,7 +138,7 @@ class Schedules:
         except (FlowrraError, ValueError, OverflowError) as error:
             return {"explanation": None, "fires": [], "problem": str(error)}
         problem = None if fires else "The rule has no time in the future: the schedule would never fire."
-        return {"explanation": explained(schedule), "fires": fires, "problem": problem}
+        return {"explanation": schedule.explanation, "fires": fires, "problem": problem}
 
     async def add(self, kind: str, task: str, rule: object, options: Mapping[str, Any], *, by: str) -> str:
         """Store a schedule of a task, which may be one that is registered elsewhere only; its id.
@@ -208,7 +207,7 @@ class Schedules:
             "kind": schedule.kind,
             "rule": schedule.rule,
             "tz": schedule.tz,
-            "explanation": explained(schedule),
+            "explanation": schedule.explanation,
             "enabled": schedule.enabled,
             "in_code": in_code,
             "description": schedule.description,
@@ -399,16 +398,6 @@ def previous_fire(schedule: Schedule, now: float) -> int | None:
 
 def is_in_trouble(row: ScheduleRow) -> bool:
     return row["overdue"] or row["last_status"] == TaskStatus.FAILED
-
-
-def explained(schedule: Schedule) -> str:
-    """The rule in words."""
-    try:
-        if schedule.kind == "interval":
-            return f"Every {duration(float(schedule.rule))}"
-        return "Once" if schedule.kind == "once" else Cron(schedule.rule, tz=schedule.tz, name=schedule.id).explain()
-    except ValueError as error:
-        return f"The rule cannot be read: {error}"
 
 
 def job_of(schedule: Schedule) -> Job:
