@@ -206,8 +206,8 @@ def head_of(job: Job) -> str:
     return _plain_head(job.task) if labels is None else to_json([job.task, labels])
 
 
-def task_key(job: Job) -> str:
-    """Return the key of the index of the job's task, as scripts name it."""
+def task_index(job: Job) -> str:
+    """Return the name of the index of the job's task, as scripts do."""
     return "task:" + _plain_head(job.task).partition('",')[0][2:]
 
 

@@ -36,7 +36,7 @@ from flowrra import (
     rescue,
     stored_limit_key,
 )
-from flowrra_extras.redis.calls import head_of, in_turns, job_of, member_of, ready_place, task_key, to_json
+from flowrra_extras.redis.calls import head_of, in_turns, job_of, member_of, ready_place, task_index, to_json
 from flowrra_extras.redis.connection import Call
 from flowrra_extras.redis.scripts import READ_AT_ONCE, READ_FIELDS
 
@@ -51,7 +51,7 @@ __all__ = ["Changes", "Leases", "Plan"]
 T = TypeVar("T")
 _REVISION = READ_FIELDS.index("rev") + 1  # the fields of the revision come first
 _CHILDREN = READ_FIELDS.index("children")
-_UNDO = {"ZADD": "ZREM", "SADD": "SREM", "HSET": "HDEL"}
+_UNDO = {"ZADD": "ZREM", "SADD": "SREM", "HSET": "HDEL", "ENTER": "LEAVE"}  # the script knows ENTER and PURGE
 
 
 class Changes:
@@ -110,6 +110,7 @@ class Plan:
         self.leases: dict[str, str] = {}
         self.removed: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
         self.added: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
+        self.new: list[tuple[int, str]] = []
         self.counts: collections.Counter[str] = collections.Counter()
         self.asking: set[str] = set()  # limit keys from or to which jobs move
         self._childless: set[str] = set()
@@ -193,6 +194,7 @@ class Plan:
                     raise AssertionError("the call did not say how many new jobs may come in")
                 self._seq += 1
                 job.seq = self._seq
+                self.new.append((job.seq, job.id))
             self._move(before, job)
             self._change_fields(before, job)
             if _is_waiting(job) and not (before is not None and _is_waiting(before)):
@@ -204,7 +206,7 @@ class Plan:
     def _move(self, before: Job | None, job: Job) -> None:
         old, new = {} if before is None else _entries(before), _entries(job)
         for command, key, member in old:
-            if (command, key, member) not in new:
+            if (command, key, member) not in new and command in _UNDO:
                 self.removed[_UNDO[command], key].append(member)
         for (command, key, member), value in new.items():
             if old.get((command, key, member)) != value:
@@ -243,7 +245,7 @@ class Plan:
         changed = [unit.jobs[task_id] for task_id in unit.changed]
         others = {
             "token": self.token, "plain": list(self._assumed), "holders": self.holders, "running": self.running,
-            "leases": self.leases, "changed": list(unit.changed),
+            "leases": self.leases, "changed": list(unit.changed), "new": self.new,
             "counts": {name: step for name, step in self.counts.items() if step},
             "steps": [(job.id, step.name, to_json(step)) for job, step in unit.steps],
             "endings": [to_json([job.id, job.task, job.attempt, job.status, job.error]) for job in unit.endings],
@@ -301,16 +303,15 @@ def _entries(job: Job) -> dict[tuple[str, str, str], str]:
     their queue, and running jobs through their worker.
     """
     seq = str(job.seq)
-    found = {("ZADD", "all", job.id): seq, ("ZADD", task_key(job), job.id): seq}
-    found |= {("ZADD", f"family:{parent}", job.id): seq for parent in job.parents}
-    found |= {("ZADD", f"tag:{tag}", job.id): seq for tag in job.tags}
+    found = {("ZADD", f"family:{parent}", job.id): seq for parent in job.parents}
+    found |= {("ENTER", index, seq): "" for index in (task_index(job), *(f"tag:{tag}" for tag in job.tags))}
     if job.status is PENDING:
         if job.crashes:
             found["ZADD", f"suspects:{job.queue}", member_of(job)] = str(job.crashes)
         else:
             found["ZADD", f"ready:{job.queue}", ready_place(job) + job.id] = "0"
         if job.place:
-            found["ZADD", "placed", job.id] = seq
+            found["ENTER", "placed", seq] = ""
     elif job.status is RUNNING:
         found["SADD", f"running:{job.worker}", job.id] = ""
         if job.cancel_requested:
@@ -318,15 +319,15 @@ def _entries(job: Job) -> dict[tuple[str, str, str], str]:
         if job.crashes:
             found["HSET", "state", f"alone {job.worker}"] = job.id
     else:
-        found["ZADD", f"by:{job.status}", job.id] = seq
+        found["ENTER", f"by:{job.status}", seq] = ""
     if job.limit is not None and job.status in (PENDING, RUNNING):
         found["SADD", f"key-{job.status}:{limit_key(job)}", job.id] = ""
     elif awaits_limit(job):
         found["ZADD", f"key-waiting:{limit_key(job)}", member_of(job)] = "0"
     if job.error is not None:
-        found["ZADD", "by:error", job.id] = seq
+        found["ENTER", "by:error", seq] = ""
     if job.status in FINISHED:
-        found["ZADD", "purge", job.id] = repr(job.purge_at)
+        found["PURGE", repr(job.purge_at), seq] = ""
     elif job.unique is not None:
         found["HSET", "unique", job.unique] = job.id
     if job.status in (SCHEDULED, RETRYING):

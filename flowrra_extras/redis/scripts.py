@@ -62,10 +62,17 @@ from flowrra import ENDINGS_KEPT, ENDINGS_TAKEN, UPKEEP_STEP
 
 __all__ = ["CLAIMED_FIELDS", "READ_AT_ONCE", "READ_FIELDS", "RESULT_FIELDS", "SCRIPTS", "VERSION", "Script"]
 
-VERSION = 6  # of the keys
+VERSION = 7  # of the keys
 READ_AT_ONCE = 2000  # jobs
 MOST_LOOKS = 500  # entries of queues and priorities in one step
 RATE_SLACK = 2e-6  # seconds, as in the rules
+BUCKET = 256  # seqs, so that a byte names one of them
+BUCKETS_READ = 10  # by one command
+BUCKETS_AT_ONCE = 100  # in one step
+FEW_IDS = 16  # of a bucket that are read one by one
+PURGE_SPAN = 60  # seconds
+PURGE_SIZE = 500  # bytes
+PURGE_LOOKS = 10  # jobs that may be read for each one that is deleted
 
 _COMMON = """
 local p, again = KEYS[1], ARGV[1] == '1'  -- p with its colon, so that an ACL of ~{flowrra}:* allows it
@@ -88,13 +95,17 @@ local function each(command, key, items)
 end
 
 -- As text: Lua would pass a number to Redis with 17 digits, which takes as long as a command.
+local function integer(number)
+    return string.format('%d', number)
+end
+
 local function seq_of(place)
-    return string.format('%d', tonumber(string.sub(place, 17, 29), 16))
+    return tonumber(string.sub(place, 17, 29), 16)
 end
 
 -- The index of a task. If the name contains `",`, it is a superset of its jobs.
-local function task_key(head)
-    return p .. 'task:' .. string.match(head, '^%["(.-)",')
+local function task_index(head)
+    return 'task:' .. string.match(head, '^%["(.-)",')
 end
 
 -- The tags of a job: its head is [task, labels].
@@ -102,6 +113,86 @@ local function tags_of(head)
     if not string.find(head or '', '"tags":', 1, true) then return {} end
     local labels = cjson.decode(head)[2]
     return type(labels) == 'table' and labels.tags or {}
+end
+
+local entries = {}  -- index > bucket > byte > whether a job enters the index or leaves it
+local ids_of = {}   -- bucket > byte > the id of a new job, or false for a deleted one
+
+local function note(buckets, seq, value)
+    local bucket = math.floor(seq / BUCKET)
+    buckets[bucket] = buckets[bucket] or {}
+    buckets[bucket][seq % BUCKET] = value
+end
+
+-- A job enters an index (true), or leaves it (false). `publish` writes it, once for all jobs of a bucket.
+local function index(name, seq, enters)
+    entries[name] = entries[name] or {}
+    note(entries[name], seq, enters)
+end
+
+local function write_index(name, buckets)
+    local key, old, new = p .. 'seqs:' .. name, {}, {}
+    for bucket, bytes in pairs(buckets) do
+        local score = integer(bucket)
+        local before = call('ZRANGEBYSCORE', key, score, score)[1]
+        local after = before or score .. ':'
+        for number, enters in pairs(bytes) do
+            local byte = string.char(number)
+            local place = string.find(after, byte, #score + 2, true)
+            if enters and not place then
+                after = after .. byte
+            elseif place and not enters then
+                after = string.sub(after, 1, place - 1) .. string.sub(after, place + 1)
+            end
+        end
+        if after ~= before then
+            old[#old + 1] = before
+            if #after > #score + 1 then
+                new[#new + 1] = score
+                new[#new + 1] = after
+            end
+        end
+    end
+    each('ZREM', key, old)
+    each('ZADD', key, new)
+end
+
+local function write_ids(bucket, bytes)
+    local name, new, gone = integer(bucket), {}, {}
+    local key = p .. 'ids:' .. name
+    for number, id in pairs(bytes) do
+        if id then
+            new[#new + 1] = integer(number)
+            new[#new + 1] = id
+        else
+            gone[#gone + 1] = integer(number)
+        end
+    end
+    each('HSET', key, new)
+    each('HDEL', key, gone)
+    if #new > 0 then call('ZADD', p .. 'buckets', name, name) end
+    if #gone > 0 and call('EXISTS', key) == 0 then call('ZREM', p .. 'buckets', name) end
+end
+
+-- Note when finished jobs are to be purged: one entry for the jobs of a minute, up to a size. A job that is requeued
+-- keeps its entry, which `purge` checks.
+local function purge_later(moment, seqs)
+    local key = p .. 'purges'
+    local from = string.format('%.17g', moment - PURGE_SPAN)
+    local text, start = unpack(call('ZREVRANGEBYSCORE', key, moment, from, 'WITHSCORES', 'LIMIT', 0, 1), 1, 2)
+    if text and #text < PURGE_SIZE then
+        call('ZREM', key, text)
+    else
+        text, start = '', moment
+    end
+    for _, seq in ipairs(seqs) do
+        text = text .. integer(seq) .. ' '
+        if #text >= PURGE_SIZE then
+            call('ZADD', key, start, text)
+            text, start = '', moment
+        end
+    end
+    if text ~= '' then call('ZADD', key, start, text) end
 end
 
 local function is_finished(status)
@@ -134,19 +225,21 @@ end
 -- Delete a job that is finished or held, and in no queue.
 local function erase(id)
     local key = p .. 'job:' .. id
-    local status, queue, parents, unique, head =
-        unpack(call('HMGET', key, 'status', 'queue', 'parents', 'unique', 'head'), 1, 5)
+    local status, queue, parents, unique, head, place =
+        unpack(call('HMGET', key, 'status', 'queue', 'parents', 'unique', 'head', 'place'), 1, 6)
     if status then
-        call('ZREM', task_key(head), id)
-        for _, tag in ipairs(tags_of(head)) do call('ZREM', p .. 'tag:' .. tag, id) end
+        local seq = seq_of(place)
+        note(ids_of, seq, false)
+        index(task_index(head), seq, false)
+        for _, tag in ipairs(tags_of(head)) do index('tag:' .. tag, seq, false) end
+        index('by:' .. status, seq, false)
+        if status ~= 'success' then index('by:error', seq, false) end
         count(status .. ' ' .. queue, -1)
-        call('ZREM', p .. 'by:' .. status, id)
-        if status ~= 'success' then call('ZREM', p .. 'by:error', id) end
     end
     for _, parent in ipairs(parents and cjson.decode(parents) or {}) do call('ZREM', p .. 'family:' .. parent, id) end
     if unique and not is_finished(status) then call('HDEL', p .. 'unique', unique) end
     call('UNLINK', key, p .. 'history:' .. id, p .. 'steps:' .. id)
-    for _, index in ipairs({'purge', 'expiring', 'all'}) do call('ZREM', p .. index, id) end
+    call('ZREM', p .. 'expiring', id)
 end
 
 -- A step of the same name is replaced, and keeps its place.
@@ -156,9 +249,11 @@ local function keep_step(id, name, step)
     call('HSET', key, name, (old and string.match(old, '^%d+') or call('HLEN', key)) .. ' ' .. step)
 end
 
--- The last call of every script that writes. A worker waits only if its queue was empty, so only the first job
+-- The last call of every script that writes jobs. A worker waits only if its queue was empty, so only the first job
 -- in an empty queue is published.
 local function publish()
+    for name, buckets in pairs(entries) do write_index(name, buckets) end
+    for bucket, bytes in pairs(ids_of) do write_ids(bucket, bytes) end
     for name, step in pairs(counts) do
         local number = step ~= 0 and call('HINCRBY', state, name, step)
         if number == 0 then call('HDEL', state, name) end
@@ -178,7 +273,7 @@ local asking = {}  -- limit keys > true
 -- have ended, and nothing else has happened.
 local function admit(now, most, taken, ended)
     local time, names, limits, any_paused = tonumber(now), {}, {}, call('EXISTS', p .. 'key-paused') == 1
-    local freed, ready, placed, undue, unused, share, place = {}, {}, {}, {}, {}, 0, nil
+    local ready, undue, unused, share, place = {}, {}, {}, 0, nil
 
     local function read_limits()
         local wanted = {}
@@ -230,24 +325,24 @@ local function admit(now, most, taken, ended)
         local key = p .. 'job:' .. id
         local queue, crashes = unpack(call('HMGET', key, 'queue', 'crashes'), 1, 2)
         if not queue then return end
-        ids[#ids + 1], freed[#freed + 1] = id, id
+        ids[#ids + 1] = id
+        index('by:blocked', seq_of(member), false)
         count('blocked ' .. queue, -1)
         count((crashes and 'suspect ' or 'pending ') .. queue, 1)
         if turn and not crashes then
             place = (place or tonumber(call('HGET', state, 'place')) or 0) + 1
-            call('HSET', key, 'status', 'pending', 'turn', string.format('%d', place))
-            placed[#placed + 1] = seq_of(member)
-            placed[#placed + 1] = id
+            call('HSET', key, 'status', 'pending', 'turn', integer(place))
+            index('placed', seq_of(member), true)
             member = string.sub(member, 1, 16) .. 'g' .. string.format('%013x', place) .. string.sub(member, 17)
         else
             call('HSET', key, 'status', 'pending')
         end
-        local index = (crashes and 'suspects:' or 'ready:') .. queue
+        local name = (crashes and 'suspects:' or 'ready:') .. queue
         if crashes then woken[queue] = true end
-        local entries = ready[index] or {}
-        entries[#entries + 1] = crashes or '0'
-        entries[#entries + 1] = member
-        ready[index] = entries
+        local members = ready[name] or {}
+        members[#members + 1] = crashes or '0'
+        members[#members + 1] = member
+        ready[name] = members
     end
 
     -- Admit up to `room` jobs. Return how many were admitted.
@@ -318,10 +413,8 @@ local function admit(now, most, taken, ended)
             forget_unused(name)
         end
     end
-    each('ZREM', p .. 'by:blocked', freed)
-    each('ZADD', p .. 'placed', placed)
-    if place then call('HSET', state, 'place', string.format('%d', place)) end
-    for index, entries in pairs(ready) do each('ZADD', p .. index, entries) end
+    if place then call('HSET', state, 'place', integer(place)) end
+    for key, members in pairs(ready) do each('ZADD', p .. key, members) end
     each('ZREM', p .. 'due', undue)
     each('ZREM', p .. 'limit-keys', unused)
     asking = {}
@@ -402,7 +495,17 @@ local function is_done()
 end
 
 if not holds() then return again and is_done() or 0 end
-for _, write in ipairs(plan.writes) do each(write[1], p .. write[2], write[3]) end
+for _, write in ipairs(plan.writes) do
+    local command, key, items = unpack(write)
+    if command == 'ENTER' or command == 'LEAVE' then
+        for _, seq in ipairs(items) do index(key, seq, command == 'ENTER') end
+    elseif command == 'PURGE' then
+        purge_later(key, items)
+    else
+        each(command, p .. key, items)
+    end
+end
+for _, job in ipairs(plan.new) do note(ids_of, job[1], job[2]) end
 for _, step in ipairs(plan.steps) do keep_step(unpack(step)) end
 if #plan.endings > 0 then
     each('RPUSH', p .. 'endings', plan.endings)
@@ -427,19 +530,21 @@ return 1
 #   expires, limit key, the number of jobs, then for each job its id and payload.
 # Answer: 0 for each call.
 _PUSH = """
+local function enter(name, seqs)
+    for _, seq in ipairs(seqs) do index(name, seq, true) end
+end
+
 local function take_in(now, queue, priority, head, status, due, expires, limit, number)
-    local entries, waiting, expiring, new, taken = {}, {}, {}, {}, 0
+    local ready, waiting, expiring, seqs = {}, {}, {}, {}
     local seq = call('HINCRBY', state, 'seq', number) - number
     for i = at + 1, at + 2 * number, 2 do
         local id = ARGV[i]
         seq = seq + 1
-        local text = string.format('%d', seq)
-        if call('ZADD', p .. 'all', 'NX', text, id) == 1 then
-            local key, place, n = p .. 'job:' .. id, priority .. string.format('%013x', seq), 2 * taken
-            call('HSET', key, 'place', place, 'queue', queue, 'head', head, 'payload', ARGV[i + 1], 'submitted', now,
-                'status', status)
-            taken = taken + 1
-            new[n + 1], new[n + 2] = text, id
+        local key, place, n = p .. 'job:' .. id, priority .. string.format('%013x', seq), 2 * #seqs
+        if call('HSETNX', key, 'place', place) == 1 then
+            call('HSET', key, 'queue', queue, 'head', head, 'payload', ARGV[i + 1], 'submitted', now, 'status', status)
+            seqs[#seqs + 1] = seq
+            note(ids_of, seq, id)
             if due ~= '' then call('HSET', key, 'due', due) end
             if limit ~= '' then call('HSET', key, 'limit', limit) end
             if expires ~= '' then
@@ -449,23 +554,23 @@ local function take_in(now, queue, priority, head, status, due, expires, limit, 
             if status == 'scheduled' then
                 waiting[n + 1], waiting[n + 2] = due, id
             else
-                entries[n + 1], entries[n + 2] = '0', place .. id
+                ready[n + 1], ready[n + 2] = '0', place .. id
             end
         end
     end
     at = at + 2 * number
-    count(status .. ' ' .. queue, taken)
-    if status == 'blocked' and taken > 0 then
-        each('ZADD', p .. 'key-waiting:' .. limit, entries)
+    count(status .. ' ' .. queue, #seqs)
+    if status == 'blocked' and #seqs > 0 then
+        each('ZADD', p .. 'key-waiting:' .. limit, ready)
         call('ZADD', p .. 'limit-keys', 0, limit)
         asking[limit] = true
     else
-        each('ZADD', p .. 'ready:' .. queue, entries)
+        each('ZADD', p .. 'ready:' .. queue, ready)
     end
     each('ZADD', p .. 'due', waiting)
-    each('ZADD', task_key(head), new)
-    for _, tag in ipairs(tags_of(head)) do each('ZADD', p .. 'tag:' .. tag, new) end
-    if status ~= 'pending' then each('ZADD', p .. 'by:' .. status, new) end
+    enter(task_index(head), seqs)
+    for _, tag in ipairs(tags_of(head)) do enter('tag:' .. tag, seqs) end
+    if status ~= 'pending' then enter('by:' .. status, seqs) end
     each('ZADD', p .. 'expiring', expiring)
     if #waiting > 0 then woken[queue] = true end
 end
@@ -491,7 +596,6 @@ _CLAIM = """
 local queue, limit, worker, now, number = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5], tonumber(ARGV[8])
 local answer, taken, running = {''}, {}, p .. 'running:' .. worker
 local aside = {}  -- expired jobs, which are left to the rules
-local placed = {}  -- those that had a place in a fair queue
 local charged = {}  -- limit keys > the ids of their jobs that were taken
 local may_be_repeated = again or ARGV[9]
 
@@ -518,12 +622,12 @@ local function promote()
             unpack(call('HMGET', key, 'status', 'queue', 'place', 'crashes', 'limit'), 1, 5)
         if status then
             call('ZREM', p .. 'due', id)
-            call('ZREM', p .. 'by:' .. status, id)
+            index('by:' .. status, seq_of(place), false)
             count(status .. ' ' .. name, -1)
             if limit then
                 count('blocked ' .. name, 1)
                 call('HSET', key, 'status', 'blocked')
-                call('ZADD', p .. 'by:blocked', seq_of(place), id)
+                index('by:blocked', seq_of(place), true)
                 call('ZADD', p .. 'key-waiting:' .. limit, 0, place .. id)
                 call('ZADD', p .. 'limit-keys', 0, limit)
                 asking[limit] = true
@@ -584,7 +688,7 @@ local function take(entry, kind, score)
     end
     if has_turn then
         call('HDEL', key, 'turn')
-        placed[#placed + 1] = id
+        index('placed', seq_of(member), false)
     end
     fields[1] = fields[1] and string.format('%d', fields[1] + 1) or '1'
     if expires then call('ZREM', p .. 'expiring', id) end
@@ -630,7 +734,6 @@ local function claim(suspects, alone)
         count(kind .. queue, -#taken)
         count('running ' .. queue, #taken)
         each('SADD', running, taken)
-        each('ZREM', p .. 'placed', placed)
     end
     for limit, ids in pairs(charged) do
         local ready, running = p .. 'key-pending:' .. limit, p .. 'key-running:' .. limit
@@ -679,10 +782,10 @@ return answer
 # Answer: for each call a text with a 1 for each success that was written, a 0 for each that was not, and a 2 for each
 #   that is left to the rules: the job has children, has crashed, or is to be cancelled.
 _SETTLE = """
-local purges, successes, flags = {}, {}, ''
+local flags = ''
 
-local function settle(now, worker, purge_at, doubtful, number)
-    local settled, freed = {}, {}  -- freed: limit keys > the ids of their jobs
+local function settle(now, worker, purged, doubtful, number)
+    local settled, seqs, freed = {}, {}, {}  -- freed: limit keys > the ids of their jobs
     for i = at + 1, at + 4 * number, 4 do
         local id, seq, attempt, result = unpack(ARGV, i, i + 3)
         local key, flag = p .. 'job:' .. id, '0'
@@ -702,23 +805,23 @@ local function settle(now, worker, purge_at, doubtful, number)
             count('success ' .. v[2], 1)
             if attempt ~= '1' then  -- remove the error of an earlier attempt
                 call('HDEL', key, 'error', 'traceback')
-                call('ZREM', p .. 'by:error', id)
+                index('by:error', seq_of(v[3]), false)
             end
-            call('HSET', key, 'status', 'success', 'finished', now, 'purge_at', purge_at, 'result', result)
+            call('HSET', key, 'status', 'success', 'finished', now, 'purge_at', purged, 'result', result)
             if v[6] then call('HDEL', p .. 'unique', v[6]) end
             if v[10] then
                 freed[v[10]] = freed[v[10]] or {}
                 table.insert(freed[v[10]], id)
             end
-            local n = #purges
-            purges[n + 1], purges[n + 2] = purge_at, id
-            successes[n + 1], successes[n + 2] = seq_of(v[3]), id
+            seqs[#settled] = seq_of(v[3])
+            index('by:success', seqs[#settled], true)
             ended[#ended + 1] = id
         end
         flags = flags .. flag
     end
     at = at + 4 * number
     each('SREM', p .. 'running:' .. worker, settled)
+    if #seqs > 0 then purge_later(purged, seqs) end
     for limit, ids in pairs(freed) do
         asking[limit] = true
         each('SREM', p .. 'key-running:' .. limit, ids)
@@ -733,8 +836,6 @@ while ARGV[at + 1] do
     answers[#answers + 1] = flags
     if next(asking) then admit(now, UPKEEP, nil, true) end
 end
-each('ZADD', p .. 'purge', purges)
-each('ZADD', p .. 'by:success', successes)
 publish()
 return answers
 """
@@ -853,8 +954,36 @@ return gone
 # Delete finished jobs past their retention. Some limit keys lose the jobs that the server has evicted.
 # ARGV: before, limit.  Answer: the ids of the deleted jobs.
 _PURGE = """
-local ids = call('ZRANGEBYSCORE', p .. 'purge', '-inf', '(' .. ARGV[2], 'LIMIT', 0, ARGV[3])
-for _, id in ipairs(ids) do erase(id) end
+local ids, looks, limit = {}, 0, tonumber(ARGV[3])
+
+-- Delete the job if its retention has ended. Return the end if that is later.
+local function purge(seq)
+    looks = looks + 1
+    local bucket = integer(math.floor(seq / BUCKET))
+    local id = call('HGET', p .. 'ids:' .. bucket, seq % BUCKET)
+    if not id then return end
+    local status, purge_at = unpack(call('HMGET', p .. 'job:' .. id, 'status', 'purge_at'), 1, 2)
+    if not status then return note(ids_of, seq, false) end  -- the server has evicted it (maxmemory-policy)
+    if not is_finished(status) then return end
+    if #ids == limit or tonumber(purge_at) >= tonumber(ARGV[2]) then return tonumber(purge_at) end
+    erase(id)
+    ids[#ids + 1] = id
+end
+
+while #ids < limit and looks < PURGE_LOOKS * limit do
+    local text = call('ZRANGEBYSCORE', p .. 'purges', '-inf', '(' .. ARGV[2], 'LIMIT', 0, 1)[1]
+    if not text then break end
+    local left, start = {}, math.huge
+    for seq in string.gmatch(text, '%d+') do
+        local later = purge(tonumber(seq))
+        if later then
+            left[#left + 1] = seq .. ' '
+            start = math.min(start, later)
+        end
+    end
+    call('ZREM', p .. 'purges', text)
+    if #left > 0 then call('ZADD', p .. 'purges', string.format('%.17g', start), table.concat(left)) end
+end
 call('ZREMRANGEBYSCORE', p .. 'key-tat', '-inf', '(' .. ARGV[2])  -- from then on the rate allows a full burst anyway
 for _, name in ipairs(call('ZRANDMEMBER', p .. 'limit-keys', 50)) do
     for _, index in ipairs({p .. 'key-running:' .. name, p .. 'key-pending:' .. name}) do
@@ -908,14 +1037,14 @@ local function withdraw(name)
             local entry = place .. id
             if turn then
                 entry = string.sub(place, 1, 16) .. 'g' .. string.format('%013x', turn) .. string.sub(place, 17) .. id
-                call('ZREM', p .. 'placed', id)
+                index('placed', seq_of(place), false)
                 call('HDEL', key, 'turn')
             end
             call('ZREM', p .. (crashes and 'suspects:' or 'ready:') .. queue, entry)
             count((crashes and 'suspect ' or 'pending ') .. queue, -1)
             count('blocked ' .. queue, 1)
             call('HSET', key, 'status', 'blocked', 'rev', token)
-            call('ZADD', p .. 'by:blocked', seq_of(place), id)
+            index('by:blocked', seq_of(place), true)
             call('ZADD', p .. 'key-waiting:' .. name, 0, place .. id)
         end
     end
@@ -1016,7 +1145,7 @@ return answers
 #   for a count, the number for each STATUS QUEUE.
 _FIND = """
 local which, limit, page, oldest = cjson.decode(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5] == '1'
-local low, high = ARGV[6], ARGV[7]
+local low, high = tonumber(ARGV[6]), tonumber(ARGV[7])
 local answer, wanted, fields, tests = {''}, {}, {'status', 'queue'}, {}
 for _, status in ipairs(which.status or {}) do wanted[status] = true end
 local only = #(which.status or {}) == 1 and which.status[1]
@@ -1069,10 +1198,75 @@ local function add(id, kind)
     answer[#answer + 1] = call('HVALS', p .. 'steps:' .. id)
 end
 
--- Read a page of an index: alternating ids and seqs.
-local function indexed(name)
-    if oldest then return call('ZRANGEBYSCORE', p .. name, low, high, 'WITHSCORES', 'LIMIT', 0, page) end
-    return call('ZREVRANGEBYSCORE', p .. name, high, low, 'WITHSCORES', 'LIMIT', 0, page)
+local function in_range(key, from, to, number)
+    if oldest then return call('ZRANGEBYSCORE', key, from, to, 'WITHSCORES', 'LIMIT', 0, number) end
+    return call('ZREVRANGEBYSCORE', key, to, from, 'WITHSCORES', 'LIMIT', 0, number)
+end
+
+-- Return byte > true for the jobs of a bucket that are in all of these indexes, and their number.
+local function bytes_in(bucket, names)
+    local left, number
+    for _, name in ipairs(names) do
+        local text = call('ZRANGEBYSCORE', p .. 'seqs:' .. name, bucket, bucket)[1] or ''
+        local both = {}
+        number = 0
+        for _, byte in ipairs({string.byte(text, #bucket + 2, -1)}) do
+            if not left or left[byte] then
+                both[byte] = true
+                number = number + 1
+            end
+        end
+        left = both
+        if number == 0 then break end
+    end
+    return left, number
+end
+
+-- Return byte > id for these bytes of a bucket, or for all.
+local function ids_in(bucket, wanted, number)
+    local key, found = p .. 'ids:' .. bucket, {}
+    if not wanted or number > FEW_IDS then
+        local all = call('HGETALL', key)
+        for i = 1, #all, 2 do found[tonumber(all[i])] = all[i + 1] end
+    elseif number > 0 then
+        local bytes = {}
+        for byte in pairs(wanted) do bytes[#bytes + 1] = integer(byte) end
+        for i, id in ipairs(call('HMGET', key, unpack(bytes))) do found[tonumber(bytes[i])] = id end
+    end
+    return found
+end
+
+-- Read a page of the jobs that are in all of these indexes, of which the first is the smallest; without one, of all
+-- jobs. Return alternating ids and seqs, and the last seq that was looked at, if there may be more.
+local function indexed(names, most)
+    local key, flat = p .. (names[1] and 'seqs:' .. names[1] or 'buckets'), {}
+    local from, to = integer(math.floor(low / BUCKET)), integer(math.floor(high / BUCKET))
+
+    -- Add the jobs of a bucket. Return the seq that completes the page.
+    local function take(bucket)
+        local wanted, number = bytes_in(bucket, names)
+        local ids = ids_in(bucket, wanted, number)
+        for i = 0, BUCKET - 1 do
+            local byte = oldest and i or BUCKET - 1 - i
+            local seq = bucket * BUCKET + byte
+            if ids[byte] and (not wanted or wanted[byte]) and seq >= low and seq <= high then
+                flat[#flat + 1], flat[#flat + 2] = ids[byte], integer(seq)
+                if #flat == 2 * page then return integer(seq) end
+            end
+        end
+    end
+
+    for looks = BUCKETS_READ, most, BUCKETS_READ do
+        local found = in_range(key, from, to, BUCKETS_READ)
+        for i = 2, #found, 2 do
+            local last = take(found[i])
+            if last then return flat, last end
+        end
+        if #found < 2 * BUCKETS_READ then return flat end
+        local last = found[#found]
+        if oldest then from = '(' .. last else to = '(' .. last end
+        if looks + BUCKETS_READ > most then return flat, integer(last * BUCKET + (oldest and BUCKET - 1 or 0)) end
+    end
 end
 
 -- The same for jobs that were found as PLACE ID in any order.
@@ -1080,16 +1274,16 @@ local function in_order(members)
     local seqs, ids, flat = {}, {}, {}
     for _, member in ipairs(members) do
         local seq = tonumber(string.sub(member, 17, 29), 16)
-        if seq >= tonumber(low) and seq <= tonumber(high) then
+        if seq >= low and seq <= high then
             seqs[#seqs + 1] = seq
             ids[seq] = string.sub(member, 30)
         end
     end
     table.sort(seqs, function(a, b) if oldest then return a < b else return a > b end end)
     for i = 1, math.min(#seqs, page) do
-        flat[2 * i - 1], flat[2 * i] = ids[seqs[i]], string.format('%.0f', seqs[i])
+        flat[2 * i - 1], flat[2 * i] = ids[seqs[i]], integer(seqs[i])
     end
-    return flat
+    return flat, #flat == 2 * page and flat[#flat]
 end
 
 local function running()
@@ -1135,7 +1329,7 @@ local function ready()
         end
         for _, member in ipairs(call('ZRANGE', p .. 'suspects:' .. queue, 0, -1)) do found[#found + 1] = member end
     end
-    local placed = indexed('placed')
+    local placed = indexed({'placed'}, math.huge)
     for i = 1, #placed, 2 do
         found[#found + 1] = string.rep('0', 16) .. string.format('%013x', placed[i + 1]) .. placed[i]
     end
@@ -1151,27 +1345,35 @@ local function number_of(status)
     return number
 end
 
--- Return the smallest index by seq that contains all matches, and its size.
-local function smallest()
-    local names, best, least = {'all'}, nil, math.huge
-    if which.parent then names[#names + 1] = 'family:' .. which.parent end
+-- Return the indexes that contain all matches, the smallest one first, and its size: an estimate.
+local function indexes()
+    local names, buckets = {}, {}
     if which.tag then names[#names + 1] = 'tag:' .. which.tag end
-    if which.head then names[#names + 1] = string.sub(task_key(which.head), #p + 1) end
+    if which.head then names[#names + 1] = task_index(which.head) end
     if which.error then names[#names + 1] = 'by:error' end
     if only and only ~= 'pending' and only ~= 'running' then names[#names + 1] = 'by:' .. only end
-    for _, name in ipairs(names) do
-        local number = call('ZCARD', p .. name)
-        if number < least then best, least = name, number end
-    end
-    return best, least
+    if not names[1] then return names, math.huge end
+    for _, name in ipairs(names) do buckets[name] = call('ZCARD', p .. 'seqs:' .. name) end
+    table.sort(names, function(a, b) return buckets[a] < buckets[b] end)
+    local some = call('ZRANDMEMBER', p .. 'seqs:' .. names[1], BUCKETS_READ)
+    local jobs = 0
+    for _, text in ipairs(some) do jobs = jobs + #text - string.find(text, ':', 1, true) end
+    return names, jobs * buckets[names[1]] / math.max(1, #some)
 end
 
 local function candidates()
     if only and which.queue and number_of(only) == 0 then return {} end
     if only == 'running' then return running() end
-    local best, least = smallest()
-    if only == 'pending' and (best == 'all' or number_of(only) < least) then return ready() or indexed(best) end
-    return indexed(best)
+    local names, size = indexes()
+    local family = which.parent and p .. 'family:' .. which.parent
+    if family and call('ZCARD', family) <= size then
+        local found = in_range(family, ARGV[6], ARGV[7], page)
+        return found, #found == 2 * page and found[#found]
+    end
+    local found, last
+    if only == 'pending' and number_of(only) < size then found, last = ready() end
+    if not found then return indexed(names, BUCKETS_AT_ONCE) end
+    return found, last
 end
 
 if which.ids then
@@ -1180,8 +1382,9 @@ if which.ids then
         if kind then add(id, kind) end
     end
 else
-    local found, left = candidates(), limit > 0 and limit or math.huge
-    if #found == 2 * page then answer[1] = found[#found] end
+    local found, last = candidates()
+    local left = limit > 0 and limit or math.huge
+    answer[1] = last or ''
     for i = 1, #found, 2 do
         local kind = matched(found[i])
         if kind then
@@ -1201,19 +1404,10 @@ end
 return answer
 """
 
-# Migrate the jobs of an older version, in steps.  ARGV: the lowest seq, how many to read.
-# Answer: the seq of the last one ('' at the end, when the new version is written).
+# Migrate the jobs of an older version, in steps: zset `all` seq > id has those that are left.  ARGV: how many to read.
+# Answer: how many are left (0 at the end, when the new version is written).
 _UPGRADE = """
-local page = call('ZRANGEBYSCORE', p .. 'all', ARGV[2], '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[3])
-
-local function index(id, seq, status, error, parents, head)
-    call('ZADD', task_key(head), seq, id)
-    if status ~= 'pending' and status ~= 'running' then call('ZADD', p .. 'by:' .. status, seq, id) end
-    if error then call('ZADD', p .. 'by:error', seq, id) end
-    for _, parent in ipairs(parents and cjson.decode(parents) or {}) do
-        call('ZADD', p .. 'family:' .. parent, seq, id)
-    end
-end
+local page = call('ZRANGE', p .. 'all', 0, ARGV[2] - 1, 'WITHSCORES')
 
 -- A hold counts as one more parent. If several processes do this at once, the first one counts.
 local function count_parents(id, key, worker)
@@ -1223,18 +1417,31 @@ local function count_parents(id, key, worker)
     call('UNLINK', p .. 'parents:' .. id)
 end
 
-for i = 1, #page, 2 do
-    local id, key = page[i], p .. 'job:' .. page[i]
-    local v = call('HMGET', key, 'status', 'error', 'parents', 'worker', 'failures', 'crashes', 'head')
-    if v[1] then
-        index(id, page[i + 1], v[1], v[2], v[3], v[7])
-        if v[1] == 'blocked' then count_parents(id, key, v[4]) end
-        if v[5] or v[6] then call('HDEL', key, 'expires') end  -- removed when an attempt has started
-    end
+local function migrate(id, seq)
+    local key = p .. 'job:' .. id
+    local v = call('HMGET', key, 'status', 'error', 'parents', 'worker', 'failures', 'crashes', 'head', 'purge_at')
+    if not v[1] then return end
+    note(ids_of, seq, id)
+    index(task_index(v[7]), seq, true)
+    if v[1] ~= 'pending' and v[1] ~= 'running' then index('by:' .. v[1], seq, true) end
+    if v[2] then index('by:error', seq, true) end
+    for _, parent in ipairs(v[3] and cjson.decode(v[3]) or {}) do call('ZADD', p .. 'family:' .. parent, seq, id) end
+    if is_finished(v[1]) then purge_later(v[8], {seq}) end
+    if v[1] == 'blocked' then count_parents(id, key, v[4]) end
+    if v[5] or v[6] then call('HDEL', key, 'expires') end  -- removed when an attempt has started
 end
-if #page > 0 then return page[#page] end
-call('HSET', state, 'version', VERSION)
-return ''
+
+for i = 1, #page, 2 do
+    migrate(page[i], tonumber(page[i + 1]))
+    call('ZREM', p .. 'all', page[i])
+end
+local left = call('ZCARD', p .. 'all')
+if left == 0 then
+    call('UNLINK', p .. 'purge')
+    call('HSET', state, 'version', VERSION)
+end
+publish()
+return left
 """
 
 # Count the ready jobs ahead of a job.  ARGV: queue, its PLACE ID.  Answer: the number.
@@ -1280,7 +1487,9 @@ READ_FIELDS = (
 )  # fmt: skip
 _PREAMBLE = f"local VERSION, MOST_LOOKS, READ_AT_ONCE = {VERSION}, {MOST_LOOKS}, {READ_AT_ONCE}\n"
 _PREAMBLE += f"local UPKEEP, ENDINGS_KEPT, ENDINGS_TAKEN = {UPKEEP_STEP}, {ENDINGS_KEPT}, {ENDINGS_TAKEN}\n"
-_PREAMBLE += f"local RATE_SLACK = {RATE_SLACK}\n"
+_PREAMBLE += f"local RATE_SLACK, BUCKET, FEW_IDS = {RATE_SLACK}, {BUCKET}, {FEW_IDS}\n"
+_PREAMBLE += f"local BUCKETS_READ, BUCKETS_AT_ONCE = {BUCKETS_READ}, {BUCKETS_AT_ONCE}\n"
+_PREAMBLE += f"local PURGE_SPAN, PURGE_SIZE, PURGE_LOOKS = {PURGE_SPAN}, {PURGE_SIZE}, {PURGE_LOOKS}\n"
 _FIELDS = {"CLAIMED": CLAIMED_FIELDS, "READ": READ_FIELDS, "RESULT": RESULT_FIELDS}
 _LISTS = {name: str(fields)[1:-1] for name, fields in _FIELDS.items()}
 
