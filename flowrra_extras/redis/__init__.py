@@ -94,7 +94,7 @@ from flowrra_extras.redis.calls import (
 from flowrra_extras.redis.changes import Changes, Leases
 from flowrra_extras.redis.connection import Call, Link, address_from_client, address_from_url
 from flowrra_extras.redis.notifications import Notifications
-from flowrra_extras.redis.scripts import VERSION
+from flowrra_extras.redis.scripts import FIELDS, VERSION
 from flowrra_extras.redis.search import PAGE, Search
 
 if TYPE_CHECKING:
@@ -416,7 +416,7 @@ async def _bring_up_to_date(calls: Calls, address: Address) -> None:
             f"{address.name} has keys of version {version} under {address.prefix}, "
             f"newer than the {VERSION} of this flowrra: upgrade it"
         )
-    while version < VERSION and await calls.run(Call("upgrade", str(PAGE))):
+    while version < VERSION and await calls.run(Call("upgrade", str(PAGE), to_json(FIELDS))):
         pass
 
 

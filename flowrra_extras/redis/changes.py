@@ -38,7 +38,7 @@ from flowrra import (
 )
 from flowrra_extras.redis.calls import head_of, in_turns, job_of, member_of, ready_place, task_index, to_json
 from flowrra_extras.redis.connection import Call
-from flowrra_extras.redis.scripts import READ_AT_ONCE, READ_FIELDS
+from flowrra_extras.redis.scripts import FIELDS, READ_AT_ONCE, READ_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -181,7 +181,7 @@ class Plan:
             return None
         if values[_CHILDREN] is None:
             self._childless.add(task_id)  # and it has none when it is written, or its revision differs
-        present = ((name, value) for name, value in zip(READ_FIELDS, values, strict=True) if value is not None)
+        present = ((FIELDS[name], value) for name, value in zip(READ_FIELDS, values, strict=True) if value is not None)
         return job_of(task_id, [word for pair in present for word in pair])
 
     # Writing -----------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ class Plan:
                 self._with_children.update(job.parents)
         for parent in self._with_children & unit.jobs.keys():
             if unit.jobs[parent].status in UNFINISHED:  # if its end has missed this child, that write must fail
-                self.added["HSET", f"job:{parent}"] += ("children", "1", "rev", self.token)
+                self.added["HSET", f"job:{parent}"] += (FIELDS["children"], "1", FIELDS["rev"], self.token)
 
     def _move(self, before: Job | None, job: Job) -> None:
         old, new = {} if before is None else _entries(before), _entries(job)
@@ -224,9 +224,9 @@ class Plan:
         if "started" in gone or (before is not None and before.status in FINISHED):
             gone += "progress", "result"  # they were not read
         if gone:
-            self.removed["HDEL", key] += gone
-        changed = (pair for pair in new.items() if old.get(pair[0]) != pair[1])
-        self.added["HSET", key] += ("rev", self.token, *(word for pair in changed for word in pair))
+            self.removed["HDEL", key] += (FIELDS[name] for name in gone)
+        changed = {"rev": self.token, **{name: text for name, text in new.items() if old.get(name) != text}}
+        self.added["HSET", key] += (word for name, text in changed.items() for word in (FIELDS[name], text))
         if job.history:
             self.added["RPUSH", f"history:{job.id}"] += map(to_json, job.history)
             self.added["LTRIM", f"history:{job.id}"] = [str(-HISTORY_LIMIT), "-1"]
