@@ -1204,75 +1204,67 @@ local function in_range(key, from, to, number)
     return call('ZREVRANGEBYSCORE', key, to, from, 'WITHSCORES', 'LIMIT', 0, number)
 end
 
--- Return byte > true for the jobs of a bucket that are in all of these indexes, and their number.
-local function bytes_in(bucket, names)
-    local left, number
-    for _, name in ipairs(names) do
-        local text = call('ZRANGEBYSCORE', p .. 'seqs:' .. name, bucket, bucket)[1] or ''
-        local both = {}
-        number = 0
-        for _, byte in ipairs({string.byte(text, #bucket + 2, -1)}) do
-            if not left or left[byte] then
-                both[byte] = true
-                number = number + 1
-            end
+-- Return the bytes of an entry of the first index that are in the others too, in order.
+local function bytes_in(bucket, entry, names)
+    local left = {string.byte(entry, #bucket + 2, -1)}
+    for i = 2, #names do
+        local other, both = call('ZRANGEBYSCORE', p .. 'seqs:' .. names[i], bucket, bucket)[1], {}
+        for _, byte in ipairs(other and left or {}) do
+            if string.find(other, string.char(byte), #bucket + 2, true) then both[#both + 1] = byte end
         end
         left = both
-        if number == 0 then break end
     end
-    return left, number
+    table.sort(left)
+    return left
 end
 
--- Return byte > id for these bytes of a bucket, or for all.
-local function ids_in(bucket, wanted, number)
-    local key, found = p .. 'ids:' .. bucket, {}
-    if not wanted or number > FEW_IDS then
-        local all = call('HGETALL', key)
-        for i = 1, #all, 2 do found[tonumber(all[i])] = all[i + 1] end
-    elseif number > 0 then
-        local bytes = {}
-        for byte in pairs(wanted) do bytes[#bytes + 1] = integer(byte) end
-        for i, id in ipairs(call('HMGET', key, unpack(bytes))) do found[tonumber(bytes[i])] = id end
+-- Return the ids of a bucket in order of these bytes, and the bytes: without them, those of all its jobs.
+local function ids_in(bucket, bytes)
+    local key = p .. 'ids:' .. bucket
+    if bytes and #bytes <= FEW_IDS then return #bytes > 0 and call('HMGET', key, unpack(bytes)) or {}, bytes end
+    local all, named, ids, present = call('HGETALL', key), {}, {}, bytes or {}
+    for i = 1, #all, 2 do
+        local byte = tonumber(all[i])
+        named[byte] = all[i + 1]
+        if not bytes then present[#present + 1] = byte end
     end
-    return found
+    if not bytes then table.sort(present) end
+    for i, byte in ipairs(present) do ids[i] = named[byte] or false end
+    return ids, present
 end
 
--- Read a page of the jobs that are in all of these indexes, of which the first is the smallest; without one, of all
--- jobs. Return alternating ids and seqs, and the last seq that was looked at, if there may be more.
-local function indexed(names, most)
-    local key, flat = p .. (names[1] and 'seqs:' .. names[1] or 'buckets'), {}
+-- Visit the jobs that are in all of these indexes, of which the first is the smallest; without one, all jobs. Return
+-- the last seq that was visited, unless these were all.  `visit(id, seq)`: whether to stop.
+local function visit_indexed(names, most, visit)
+    local key = p .. (names[1] and 'seqs:' .. names[1] or 'buckets')
     local from, to = integer(math.floor(low / BUCKET)), integer(math.floor(high / BUCKET))
 
-    -- Add the jobs of a bucket. Return the seq that completes the page.
-    local function take(bucket)
-        local wanted, number = bytes_in(bucket, names)
-        local ids = ids_in(bucket, wanted, number)
-        for i = 0, BUCKET - 1 do
-            local byte = oldest and i or BUCKET - 1 - i
-            local seq = bucket * BUCKET + byte
-            if ids[byte] and (not wanted or wanted[byte]) and seq >= low and seq <= high then
-                flat[#flat + 1], flat[#flat + 2] = ids[byte], integer(seq)
-                if #flat == 2 * page then return integer(seq) end
-            end
+    local function visit_bucket(bucket, entry)
+        local ids, bytes = ids_in(bucket, names[1] and bytes_in(bucket, entry, names))
+        local first, last, step = 1, #bytes, 1
+        if not oldest then first, last, step = last, first, -1 end
+        for i = first, last, step do
+            local seq = bucket * BUCKET + bytes[i]
+            if ids[i] and seq >= low and seq <= high and visit(ids[i], seq) then return seq end
         end
     end
 
     for looks = BUCKETS_READ, most, BUCKETS_READ do
         local found = in_range(key, from, to, BUCKETS_READ)
         for i = 2, #found, 2 do
-            local last = take(found[i])
-            if last then return flat, last end
+            local last = visit_bucket(found[i], found[i - 1])
+            if last then return last end
         end
-        if #found < 2 * BUCKETS_READ then return flat end
+        if #found < 2 * BUCKETS_READ then return end
         local last = found[#found]
         if oldest then from = '(' .. last else to = '(' .. last end
-        if looks + BUCKETS_READ > most then return flat, integer(last * BUCKET + (oldest and BUCKET - 1 or 0)) end
+        if looks + BUCKETS_READ > most then return last * BUCKET + (oldest and BUCKET - 1 or 0) end
     end
 end
 
--- The same for jobs that were found as PLACE ID in any order.
-local function in_order(members)
-    local seqs, ids, flat = {}, {}, {}
+-- Visit a page of jobs that were found as PLACE ID in any order.
+local function visit_in_order(members, visit)
+    local seqs, ids = {}, {}
     for _, member in ipairs(members) do
         local seq = tonumber(string.sub(member, 17, 29), 16)
         if seq >= low and seq <= high then
@@ -1282,9 +1274,9 @@ local function in_order(members)
     end
     table.sort(seqs, function(a, b) if oldest then return a < b else return a > b end end)
     for i = 1, math.min(#seqs, page) do
-        flat[2 * i - 1], flat[2 * i] = ids[seqs[i]], integer(seqs[i])
+        if visit(ids[seqs[i]], seqs[i]) then return seqs[i] end
     end
-    return flat, #flat == 2 * page and flat[#flat]
+    return #seqs > page and seqs[page]
 end
 
 local function running()
@@ -1295,7 +1287,7 @@ local function running()
             if place then found[#found + 1] = place .. id end
         end
     end
-    return in_order(found)
+    return found
 end
 
 local function queues()
@@ -1330,11 +1322,12 @@ local function ready()
         end
         for _, member in ipairs(call('ZRANGE', p .. 'suspects:' .. queue, 0, -1)) do found[#found + 1] = member end
     end
-    local placed = indexed({'placed'}, math.huge)
-    for i = 1, #placed, 2 do
-        found[#found + 1] = string.rep('0', 16) .. string.format('%013x', placed[i + 1]) .. placed[i]
-    end
-    return in_order(found)
+    local before = #found
+    visit_indexed({'placed'}, math.huge, function(id, seq)
+        found[#found + 1] = string.rep('0', 16) .. string.format('%013x', seq) .. id
+        return #found - before == page
+    end)
+    return found
 end
 
 local function number_of(status)
@@ -1362,19 +1355,22 @@ local function indexes()
     return names, jobs * buckets[names[1]] / math.max(1, #some)
 end
 
-local function candidates()
-    if only and which.queue and number_of(only) == 0 then return {} end
-    if only == 'running' then return running() end
+-- Return the last seq that was visited, unless these were all.
+local function visit_candidates(visit)
+    if only and which.queue and number_of(only) == 0 then return end
+    if only == 'running' then return visit_in_order(running(), visit) end
     local names, size = indexes()
     local family = which.parent and p .. 'family:' .. which.parent
     if family and call('ZCARD', family) <= size then
         local found = in_range(family, ARGV[6], ARGV[7], page)
-        return found, #found == 2 * page and found[#found]
+        for i = 1, #found, 2 do
+            if visit(found[i], found[i + 1]) then return found[i + 1] end
+        end
+        return #found == 2 * page and found[#found]
     end
-    local found, last
-    if only == 'pending' and number_of(only) < size then found, last = ready() end
-    if not found then return indexed(names, BUCKETS_AT_ONCE) end
-    return found, last
+    local members = only == 'pending' and number_of(only) < size and ready()
+    if members then return visit_in_order(members, visit) end
+    return visit_indexed(names, BUCKETS_AT_ONCE, visit)
 end
 
 if which.ids then
@@ -1383,20 +1379,17 @@ if which.ids then
         if kind then add(id, kind) end
     end
 else
-    local found, last = candidates()
-    local left = limit > 0 and limit or math.huge
-    answer[1] = last or ''
-    for i = 1, #found, 2 do
-        local kind = matched(found[i])
+    local found, looks = 0, 0
+    local last = visit_candidates(function(id)
+        local kind = matched(id)
+        looks = looks + 1
         if kind then
-            add(found[i], kind)
-            left = left - 1
+            add(id, kind)
+            found = found + 1
         end
-        if left == 0 then
-            answer[1] = found[i + 1]
-            break
-        end
-    end
+        return looks == page or found == limit
+    end)
+    if last then answer[1] = integer(last) end
 end
 for kind, number in pairs(counts) do
     answer[#answer + 1] = kind
