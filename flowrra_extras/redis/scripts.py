@@ -9,28 +9,34 @@ seldom be unchanged when it writes.
 
 All keys begin with the prefix in braces, so that a cluster keeps them in one slot. Below, P is `{flowrra}`:
 
-    P:state           hash: what scripts read first      P:job:ID        hash: the job, see `job_of`
-    P:all             zset seq > id: every job           P:history:ID    list: its earlier attempts, as JSON
-    P:by:STATUS       zset seq > id: for `find`, except  P:family:ID     zset seq > id: the jobs of which ID is a
-                      ready and running jobs                             parent, finished ones too
-    P:steps:ID        hash name > place and step, JSON
-    P:by:error        zset seq > id: a superset of those with an error
-    P:task:NAME       zset seq > id: every job of a task, NAME as JSON without its quotes
-    P:tag:TAG         zset seq > id: every job with a tag
+    P:state           hash: what scripts read first      P:job:ID        hash: the job, see FIELDS and `job_of`
+    P:buckets         zset B > B: buckets with jobs      P:ids:B         hash byte > id: the jobs of a bucket
+    P:seqs:INDEX      zset B > the bucket's jobs in it   P:history:ID    list: its earlier attempts, as JSON
+    P:steps:ID        hash name > place and step, JSON   P:family:ID     zset seq > id: the jobs of which ID is a
+                                                                         parent, finished ones too
     P:ready:QUEUE     zset: PLACE ID, in lexical order   P:suspects:QUEUE  zset crashes > PLACE ID
     P:due             zset due > id: waiting jobs; and   P:unique        hash key > id, of unfinished jobs
                       NUL K: limit keys; NUL : K: all limit keys of a changed limit, from K on
     P:expiring        zset expires > id: not started     P:running:W     set: the running jobs of worker W
-    P:purge           zset purge_at > id: finished jobs  P:cancelling    set: running jobs to be cancelled
+    P:purges          zset the first purge_at > seqs     P:cancelling    set: running jobs to be cancelled
     P:leases          zset end > worker, by Redis's TIME P:workers       hash worker > JSON
     P:minutes         zset: minutes with activity        P:minute:M      hash worker > its activity in it, JSON
     P:limits          hash name > text of a Limit        P:limit-numbers hash name > its numbers, see `limit_words`
     P:limit-keys      zset in lexical order: each limit key K that has running, ready or waiting jobs
     P:key-pending:K   set: its ready jobs                P:key-waiting:K zset: PLACE ID, jobs that wait for the limit
     P:key-running:K   set: its running jobs              P:key-paused    set of K
-    P:key-tat         zset tat > K, see LimitKey         P:placed        zset seq > id: ready jobs with a `turn`
+    P:key-tat         zset tat > K, see LimitKey
     P:totals          hash WHAT TASK > total number; WHAT is a place in the rows of that JSON
     P:endings         list of jobs for heartbeats, JSON  channels P:jobs, P:results, P:notices
+
+A bucket is the jobs whose seqs, divided by 256, give B; a byte names one of them. So a job takes 40 bytes in P:ids and
+one byte or two in each INDEX (an entry of a sorted set of jobs took 145), which is one of
+    by:STATUS         except ready and running jobs      by:error        a superset of those with an error
+    task:NAME         NAME as JSON without its quotes    tag:TAG         jobs with a tag
+    placed            ready jobs with a `turn`
+An entry of an index is B, a colon and the bytes, in any order. An entry of P:purges is seqs of jobs that finished
+within a minute; some of them may have been deleted or requeued since.
+
 The fields of P:state:
     seq               the order of submission            STATUS QUEUE    number of jobs; suspects count apart
     paused QUEUE      the queue is paused                alone W         worker W runs a suspect
@@ -38,7 +44,7 @@ The fields of P:state:
     length W          of W's lease, in seconds           term W          when W got its lease for the first time
     graced W          W's lease is a fresh one that another worker gave it
     version           the version of these keys: VERSION, if absent 1, which had no P:by and P:family; 2 had sets of
-                      parents and children instead of the field `waits`; 3 had no P:task, 4 no P:tag, 5 no limits
+                      parents and children instead of the field `waits`; until 6 indexes had an entry for each job
     place             the last `turn`
 
 PLACE is the priority (16 hex digits, with a bias that makes the lowest 0) and the seq (13 digits). A score, which is a
@@ -189,11 +195,11 @@ local function purge_later(moment, seqs)
     for _, seq in ipairs(seqs) do
         text = text .. integer(seq) .. ' '
         if #text >= PURGE_SIZE then
-            call('ZADD', key, start, text)
+            call('ZADD', key, 'LT', start, text)
             text, start = '', moment
         end
     end
-    if text ~= '' then call('ZADD', key, start, text) end
+    if text ~= '' then call('ZADD', key, 'LT', start, text) end
 end
 
 local function is_finished(status)
@@ -983,7 +989,7 @@ while #ids < limit and looks < PURGE_LOOKS * limit do
         end
     end
     call('ZREM', p .. 'purges', text)
-    if #left > 0 then call('ZADD', p .. 'purges', string.format('%.17g', start), table.concat(left)) end
+    if #left > 0 then call('ZADD', p .. 'purges', 'LT', string.format('%.17g', start), table.concat(left)) end
 end
 call('ZREMRANGEBYSCORE', p .. 'key-tat', '-inf', '(' .. ARGV[2])  -- from then on the rate allows a full burst anyway
 for _, name in ipairs(call('ZRANDMEMBER', p .. 'limit-keys', 50)) do
@@ -1204,7 +1210,21 @@ local function in_range(key, from, to, number)
     return call('ZREVRANGEBYSCORE', key, to, from, 'WITHSCORES', 'LIMIT', 0, number)
 end
 
--- Return the bytes of an entry of the first index that are in the others too, in order.
+-- Return bytes in ascending order. To sort many of the 256 costs more than to look for each.
+local function sorted(bytes)
+    if #bytes <= FEW_IDS then
+        table.sort(bytes)
+        return bytes
+    end
+    local present, ordered = {}, {}
+    for _, byte in ipairs(bytes) do present[byte] = true end
+    for byte = 0, BUCKET - 1 do
+        if present[byte] then ordered[#ordered + 1] = byte end
+    end
+    return ordered
+end
+
+-- Return the bytes of an entry of the first index that are in the others too.
 local function bytes_in(bucket, entry, names)
     local left = {string.byte(entry, #bucket + 2, -1)}
     for i = 2, #names do
@@ -1214,23 +1234,24 @@ local function bytes_in(bucket, entry, names)
         end
         left = both
     end
-    table.sort(left)
-    return left
+    return sorted(left)
 end
 
--- Return the ids of a bucket in order of these bytes, and the bytes: without them, those of all its jobs.
-local function ids_in(bucket, bytes)
-    local key = p .. 'ids:' .. bucket
-    if bytes and #bytes <= FEW_IDS then return #bytes > 0 and call('HMGET', key, unpack(bytes)) or {}, bytes end
-    local all, named, ids, present = call('HGETALL', key), {}, {}, bytes or {}
-    for i = 1, #all, 2 do
-        local byte = tonumber(all[i])
-        named[byte] = all[i + 1]
-        if not bytes then present[#present + 1] = byte end
+-- Return the bytes of the jobs of a bucket that are in all of these indexes, and byte > id.
+local function read_bucket(bucket, entry, names)
+    local key, ids = p .. 'ids:' .. bucket, {}
+    local bytes = names[1] and bytes_in(bucket, entry, names)
+    if bytes and #bytes <= FEW_IDS then
+        local found = #bytes > 0 and call('HMGET', key, unpack(bytes))
+        for i, byte in ipairs(bytes) do ids[byte] = found[i] end
+        return bytes, ids
     end
-    if not bytes then table.sort(present) end
-    for i, byte in ipairs(present) do ids[i] = named[byte] or false end
-    return ids, present
+    local all, present = call('HGETALL', key), {}
+    for i = 1, #all, 2 do
+        present[#present + 1] = tonumber(all[i])
+        ids[present[#present]] = all[i + 1]
+    end
+    return bytes or sorted(present), ids
 end
 
 -- Visit the jobs that are in all of these indexes, of which the first is the smallest; without one, all jobs. Return
@@ -1240,12 +1261,11 @@ local function visit_indexed(names, most, visit)
     local from, to = integer(math.floor(low / BUCKET)), integer(math.floor(high / BUCKET))
 
     local function visit_bucket(bucket, entry)
-        local ids, bytes = ids_in(bucket, names[1] and bytes_in(bucket, entry, names))
-        local first, last, step = 1, #bytes, 1
-        if not oldest then first, last, step = last, first, -1 end
-        for i = first, last, step do
-            local seq = bucket * BUCKET + bytes[i]
-            if ids[i] and seq >= low and seq <= high and visit(ids[i], seq) then return seq end
+        local bytes, ids = read_bucket(bucket, entry, names)
+        for i = 1, #bytes do
+            local byte = bytes[oldest and i or #bytes + 1 - i]
+            local seq = bucket * BUCKET + byte
+            if ids[byte] and seq >= low and seq <= high and visit(ids[byte], seq) then return seq end
         end
     end
 
@@ -1379,15 +1399,15 @@ if which.ids then
         if kind then add(id, kind) end
     end
 else
-    local found, looks = 0, 0
+    local left, looks = limit > 0 and limit or math.huge, 0
     local last = visit_candidates(function(id)
         local kind = matched(id)
         looks = looks + 1
         if kind then
             add(id, kind)
-            found = found + 1
+            left = left - 1
         end
-        return looks == page or found == limit
+        return looks == page or left == 0
     end)
     if last then answer[1] = integer(last) end
 end
