@@ -43,8 +43,8 @@ The fields of P:state:
     claims W          the latest claim of W; exists while W has a lease
     length W          of W's lease, in seconds           term W          when W got its lease for the first time
     graced W          W's lease is a fresh one that another worker gave it
-    version           the version of these keys: VERSION, if absent 1, which had no P:by and P:family; 2 had sets of
-                      parents and children instead of the field `waits`; until 6 indexes had an entry for each job
+    version           the version of these keys: VERSION, if absent 1, which had fields with long names, P:all and
+                      P:purge with an entry for each job, and sets of parents and children instead of `waits`
     place             the last `turn`
 
 PLACE is the priority (16 hex digits, with a bias that makes the lowest 0) and the seq (13 digits). A score, which is a
@@ -961,13 +961,14 @@ return gone
 # Delete finished jobs past their retention. Some limit keys lose the jobs that the server has evicted.
 # ARGV: before, limit.  Answer: the ids of the deleted jobs.
 _PURGE = """
-local ids, looks, limit = {}, 0, tonumber(ARGV[3])
+local ids, seen, looks, limit = {}, {}, 0, tonumber(ARGV[3])
 
 -- Delete the job if its retention has ended. Return the end if that is later.
 local function purge(seq)
     looks = looks + 1
     local bucket = integer(math.floor(seq / BUCKET))
-    local id = call('HGET', p .. 'ids:' .. bucket, seq % BUCKET)
+    local id = not seen[seq] and call('HGET', p .. 'ids:' .. bucket, seq % BUCKET)
+    seen[seq] = true
     if not id then return end
     local status, purge_at = unpack(call('HMGET', p .. 'job:' .. id, F.status, F.purge_at), 1, 2)
     if status and not is_finished(status) then return end

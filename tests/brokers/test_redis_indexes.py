@@ -123,7 +123,7 @@ class Story:
         assert first == second
 
     async def purge(self) -> None:
-        first, second = [set(await broker.remove(before=self.now, limit=9_999)) for broker in self.both]
+        first, second = [sorted(await broker.remove(before=self.now, limit=9_999)) for broker in self.both]
         assert first == second
 
     async def agree(self) -> None:
@@ -181,6 +181,12 @@ async def test_a_purge_is_bounded_and_deletes_only_what_is_due(server: Server, c
         await run(broker, 200.0, *[TaskStatus.FAILED] * 20)
         assert await broker.remove(before=kept + 200.0) == []
         assert len(await broker.remove(before=kept + 200.1)) == 20
+        await broker.push([Job("again", "task")], now=300.0)
+        await run(broker, 300.0, TaskStatus.FAILED)
+        assert await broker.requeue(["again"], now=301.0) == [True]
+        await run(broker, 302.0, TaskStatus.FAILED)
+        assert await broker.remove(before=kept + 301.0) == []
+        assert await broker.remove(before=kept + 303.0) == ["again"]
         assert not client.exists("{flowrra}:purges")
 
 
