@@ -142,16 +142,17 @@ local function write_index(name, buckets)
     for bucket, bytes in pairs(buckets) do
         local score = integer(bucket)
         local before = call('ZRANGEBYSCORE', key, score, score)[1]
-        local after = before or score .. ':'
+        local after, added = before or score .. ':', {}
         for number, enters in pairs(bytes) do
             local byte = string.char(number)
-            local place = string.find(after, byte, #score + 2, true)
+            local place = before and string.find(after, byte, #score + 2, true)
             if enters and not place then
-                after = after .. byte
+                added[#added + 1] = byte
             elseif place and not enters then
                 after = string.sub(after, 1, place - 1) .. string.sub(after, place + 1)
             end
         end
+        after = after .. table.concat(added)
         if after ~= before then
             old[#old + 1] = before
             if #after > #score + 1 then
@@ -192,14 +193,15 @@ local function purge_later(moment, seqs)
     else
         text, start = '', moment
     end
-    for _, seq in ipairs(seqs) do
-        text = text .. integer(seq) .. ' '
-        if #text >= PURGE_SIZE then
-            call('ZADD', key, 'LT', start, text)
-            text, start = '', moment
+    local parts, size = {text}, #text
+    for i, seq in ipairs(seqs) do
+        local part = integer(seq) .. ' '
+        parts[#parts + 1], size = part, size + #part
+        if size >= PURGE_SIZE or i == #seqs then
+            call('ZADD', key, 'LT', start, table.concat(parts))
+            parts, size, start = {}, 0, moment
         end
     end
-    if text ~= '' then call('ZADD', key, 'LT', start, text) end
 end
 
 local function is_finished(status)
