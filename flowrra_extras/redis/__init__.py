@@ -95,7 +95,7 @@ from flowrra_extras.redis.calls import (
 from flowrra_extras.redis.changes import Changes, Leases
 from flowrra_extras.redis.connection import Call, Link, address_from_client, address_from_url
 from flowrra_extras.redis.notifications import Notifications
-from flowrra_extras.redis.scripts import VERSION
+from flowrra_extras.redis.scripts import FIELDS, VERSION
 from flowrra_extras.redis.search import PAGE, Search
 
 if TYPE_CHECKING:
@@ -419,9 +419,8 @@ async def _bring_up_to_date(calls: Calls, address: Address) -> None:
             f"{address.name} has keys of version {version} under {address.prefix}, "
             f"newer than the {VERSION} of this flowrra: upgrade it"
         )
-    last = "inf" if version >= 4 else "0"  # version 5 added tags and 6 limits, which no older job has
-    while version < VERSION and last:
-        last = await calls.run(Call("upgrade", f"({last}", str(PAGE)))
+    while version < VERSION and await calls.run(Call("upgrade", str(PAGE), to_json(FIELDS))):
+        pass
 
 
 def _is_plain_failure(outcome: Outcome, doubtful: Attempts) -> bool:

@@ -37,7 +37,7 @@ from flowrra import (
 )
 from flowrra_extras.batching import Batcher
 from flowrra_extras.redis.connection import Call
-from flowrra_extras.redis.scripts import CLAIMED_FIELDS, RESULT_FIELDS
+from flowrra_extras.redis.scripts import CLAIMED_FIELDS, FIELDS, RESULT_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -206,8 +206,8 @@ def head_of(job: Job) -> str:
     return _plain_head(job.task) if labels is None else to_json([job.task, labels])
 
 
-def task_key(job: Job) -> str:
-    """Return the key of the index of the job's task, as scripts name it."""
+def task_index(job: Job) -> str:
+    """Return the name of the index of the job's task, as scripts do."""
     return "task:" + _plain_head(job.task).partition('",')[0][2:]
 
 
@@ -373,14 +373,18 @@ def _read(name: str, text: str | None) -> Any:
     return text if text is None or name not in _READ else _READ[name](text)
 
 
+_NAMES = {short: name for name, short in FIELDS.items()}
+
+
 def job_of(task_id: str, pairs: Sequence[str], history: Sequence[str] = (), steps: Sequence[str] = ()) -> Job:
     """Return the job of a hash. Most fields have the names of `Job`."""
-    values = {name: _read(name, text) for name, text in zip(pairs[::2], pairs[1::2], strict=True)}
+    names = (_NAMES[short] for short in pairs[::2])
+    values = {name: _read(name, text) for name, text in zip(names, pairs[1::2], strict=True)}
     task, labels = values.pop("head")
     place = values.pop("place")
     is_to_end = values.pop("cancel", None) is not None
     limit, turn = values.pop("limit", None), values.pop("turn", 0)
-    for name in ("children", "claim", "rev", "requeued"):
+    for name in ("children", "claim", "rev"):
         values.pop(name, None)
     attempts = tuple(Attempt(*json.loads(entry)) for entry in history)
     job = Job(

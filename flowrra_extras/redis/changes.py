@@ -36,9 +36,9 @@ from flowrra import (
     rescue,
     stored_limit_key,
 )
-from flowrra_extras.redis.calls import head_of, in_turns, job_of, member_of, ready_place, task_key, to_json
+from flowrra_extras.redis.calls import head_of, in_turns, job_of, member_of, ready_place, task_index, to_json
 from flowrra_extras.redis.connection import Call
-from flowrra_extras.redis.scripts import READ_AT_ONCE, READ_FIELDS
+from flowrra_extras.redis.scripts import FIELDS, READ_AT_ONCE, READ_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -51,7 +51,7 @@ __all__ = ["Changes", "Leases", "Plan"]
 T = TypeVar("T")
 _REVISION = READ_FIELDS.index("rev") + 1  # the fields of the revision come first
 _CHILDREN = READ_FIELDS.index("children")
-_UNDO = {"ZADD": "ZREM", "SADD": "SREM", "HSET": "HDEL"}
+_UNDO = {"ZADD": "ZREM", "SADD": "SREM", "HSET": "HDEL", "ENTER": "LEAVE"}  # the script knows ENTER and PURGE
 
 
 class Changes:
@@ -110,6 +110,7 @@ class Plan:
         self.leases: dict[str, str] = {}
         self.removed: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
         self.added: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
+        self.new: list[tuple[int, str]] = []
         self.counts: collections.Counter[str] = collections.Counter()
         self.asking: set[str] = set()  # limit keys from or to which jobs move
         self._childless: set[str] = set()
@@ -180,7 +181,7 @@ class Plan:
             return None
         if values[_CHILDREN] is None:
             self._childless.add(task_id)  # and it has none when it is written, or its revision differs
-        present = ((name, value) for name, value in zip(READ_FIELDS, values, strict=True) if value is not None)
+        present = ((FIELDS[name], value) for name, value in zip(READ_FIELDS, values, strict=True) if value is not None)
         return job_of(task_id, [word for pair in present for word in pair])
 
     # Writing -----------------------------------------------------------------------------------
@@ -193,18 +194,19 @@ class Plan:
                     raise AssertionError("the call did not say how many new jobs may come in")
                 self._seq += 1
                 job.seq = self._seq
+                self.new.append((job.seq, job.id))
             self._move(before, job)
             self._change_fields(before, job)
             if _is_waiting(job) and not (before is not None and _is_waiting(before)):
                 self._with_children.update(job.parents)
         for parent in self._with_children & unit.jobs.keys():
             if unit.jobs[parent].status in UNFINISHED:  # if its end has missed this child, that write must fail
-                self.added["HSET", f"job:{parent}"] += ("children", "1", "rev", self.token)
+                self.added["HSET", f"job:{parent}"] += (FIELDS["children"], "1", FIELDS["rev"], self.token)
 
     def _move(self, before: Job | None, job: Job) -> None:
         old, new = {} if before is None else _entries(before), _entries(job)
         for command, key, member in old:
-            if (command, key, member) not in new:
+            if (command, key, member) not in new and command in _UNDO:
                 self.removed[_UNDO[command], key].append(member)
         for (command, key, member), value in new.items():
             if old.get((command, key, member)) != value:
@@ -222,9 +224,9 @@ class Plan:
         if "started" in gone or (before is not None and before.status in FINISHED):
             gone += "progress", "result"  # they were not read
         if gone:
-            self.removed["HDEL", key] += gone
-        changed = (pair for pair in new.items() if old.get(pair[0]) != pair[1])
-        self.added["HSET", key] += ("rev", self.token, *(word for pair in changed for word in pair))
+            self.removed["HDEL", key] += (FIELDS[name] for name in gone)
+        changed = {"rev": self.token, **{name: text for name, text in new.items() if old.get(name) != text}}
+        self.added["HSET", key] += (word for name, text in changed.items() for word in (FIELDS[name], text))
         if job.history:
             self.added["RPUSH", f"history:{job.id}"] += map(to_json, job.history)
             self.added["LTRIM", f"history:{job.id}"] = [str(-HISTORY_LIMIT), "-1"]
@@ -243,7 +245,7 @@ class Plan:
         changed = [unit.jobs[task_id] for task_id in unit.changed]
         others = {
             "token": self.token, "plain": list(self._assumed), "holders": self.holders, "running": self.running,
-            "leases": self.leases, "changed": list(unit.changed),
+            "leases": self.leases, "changed": list(unit.changed), "new": self.new,
             "counts": {name: step for name, step in self.counts.items() if step},
             "steps": [(job.id, step.name, to_json(step)) for job, step in unit.steps],
             "endings": [to_json([job.id, job.task, job.attempt, job.status, job.error]) for job in unit.endings],
@@ -301,16 +303,15 @@ def _entries(job: Job) -> dict[tuple[str, str, str], str]:
     their queue, and running jobs through their worker.
     """
     seq = str(job.seq)
-    found = {("ZADD", "all", job.id): seq, ("ZADD", task_key(job), job.id): seq}
-    found |= {("ZADD", f"family:{parent}", job.id): seq for parent in job.parents}
-    found |= {("ZADD", f"tag:{tag}", job.id): seq for tag in job.tags}
+    found = {("ZADD", f"family:{parent}", job.id): seq for parent in job.parents}
+    found |= {("ENTER", index, seq): "" for index in (task_index(job), *(f"tag:{tag}" for tag in job.tags))}
     if job.status is PENDING:
         if job.crashes:
             found["ZADD", f"suspects:{job.queue}", member_of(job)] = str(job.crashes)
         else:
             found["ZADD", f"ready:{job.queue}", ready_place(job) + job.id] = "0"
         if job.place:
-            found["ZADD", "placed", job.id] = seq
+            found["ENTER", "placed", seq] = ""
     elif job.status is RUNNING:
         found["SADD", f"running:{job.worker}", job.id] = ""
         if job.cancel_requested:
@@ -318,15 +319,15 @@ def _entries(job: Job) -> dict[tuple[str, str, str], str]:
         if job.crashes:
             found["HSET", "state", f"alone {job.worker}"] = job.id
     else:
-        found["ZADD", f"by:{job.status}", job.id] = seq
+        found["ENTER", f"by:{job.status}", seq] = ""
     if job.limit is not None and job.status in (PENDING, RUNNING):
         found["SADD", f"key-{job.status}:{limit_key(job)}", job.id] = ""
     elif awaits_limit(job):
         found["ZADD", f"key-waiting:{limit_key(job)}", member_of(job)] = "0"
     if job.error is not None:
-        found["ZADD", "by:error", job.id] = seq
+        found["ENTER", "by:error", seq] = ""
     if job.status in FINISHED:
-        found["ZADD", "purge", job.id] = repr(job.purge_at)
+        found["PURGE", repr(job.purge_at), seq] = ""
     elif job.unique is not None:
         found["HSET", "unique", job.unique] = job.id
     if job.status in (SCHEDULED, RETRYING):

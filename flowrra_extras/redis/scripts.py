@@ -9,36 +9,42 @@ seldom be unchanged when it writes.
 
 All keys begin with the prefix in braces, so that a cluster keeps them in one slot. Below, P is `{flowrra}`:
 
-    P:state           hash: what scripts read first      P:job:ID        hash: the job, see `job_of`
-    P:all             zset seq > id: every job           P:history:ID    list: its earlier attempts, as JSON
-    P:by:STATUS       zset seq > id: for `find`, except  P:family:ID     zset seq > id: the jobs of which ID is a
-                      ready and running jobs                             parent, finished ones too
-    P:steps:ID        hash name > place and step, JSON
-    P:by:error        zset seq > id: a superset of those with an error
-    P:task:NAME       zset seq > id: every job of a task, NAME as JSON without its quotes
-    P:tag:TAG         zset seq > id: every job with a tag
+    P:state           hash: what scripts read first      P:job:ID        hash: the job, see FIELDS and `job_of`
+    P:buckets         zset B > B: buckets with jobs      P:ids:B         hash byte > id: the jobs of a bucket
+    P:seqs:INDEX      zset B > the bucket's jobs in it   P:history:ID    list: its earlier attempts, as JSON
+    P:steps:ID        hash name > place and step, JSON   P:family:ID     zset seq > id: the jobs of which ID is a
+                                                                         parent, finished ones too
     P:ready:QUEUE     zset: PLACE ID, in lexical order   P:suspects:QUEUE  zset crashes > PLACE ID
     P:due             zset due > id: waiting jobs; and   P:unique        hash key > id, of unfinished jobs
                       NUL K: limit keys; NUL : K: all limit keys of a changed limit, from K on
     P:expiring        zset expires > id: not started     P:running:W     set: the running jobs of worker W
-    P:purge           zset purge_at > id: finished jobs  P:cancelling    set: running jobs to be cancelled
+    P:purges          zset the first purge_at > seqs     P:cancelling    set: running jobs to be cancelled
     P:leases          zset end > worker, by Redis's TIME P:workers       hash worker > JSON
     P:minutes         zset: minutes with activity        P:minute:M      hash worker > its activity in it, JSON
     P:limits          hash name > text of a Limit        P:limit-numbers hash name > its numbers, see `limit_words`
     P:limit-keys      zset in lexical order: each limit key K that has running, ready or waiting jobs
     P:key-pending:K   set: its ready jobs                P:key-waiting:K zset: PLACE ID, jobs that wait for the limit
     P:key-running:K   set: its running jobs              P:key-paused    set of K
-    P:key-tat         zset tat > K, see LimitKey         P:placed        zset seq > id: ready jobs with a `turn`
+    P:key-tat         zset tat > K, see LimitKey
     P:totals          hash WHAT TASK > total number; WHAT is a place in the rows of that JSON
     P:endings         list of jobs for heartbeats, JSON  channels P:jobs, P:results, P:notices
+
+A bucket is the jobs whose seqs, divided by 256, give B; a byte names one of them. So a job takes 40 bytes in P:ids and
+one byte or two in each INDEX (an entry of a sorted set of jobs took 145), which is one of
+    by:STATUS         except ready and running jobs      by:error        a superset of those with an error
+    task:NAME         NAME as JSON without its quotes    tag:TAG         jobs with a tag
+    placed            ready jobs with a `turn`
+An entry of an index is B, a colon and the bytes, in any order. An entry of P:purges is seqs of jobs that finished
+within a minute; some of them may have been deleted or requeued since.
+
 The fields of P:state:
     seq               the order of submission            STATUS QUEUE    number of jobs; suspects count apart
     paused QUEUE      the queue is paused                alone W         worker W runs a suspect
     claims W          the latest claim of W; exists while W has a lease
     length W          of W's lease, in seconds           term W          when W got its lease for the first time
     graced W          W's lease is a fresh one that another worker gave it
-    version           the version of these keys: VERSION, if absent 1, which had no P:by and P:family; 2 had sets of
-                      parents and children instead of the field `waits`; 3 had no P:task, 4 no P:tag, 5 no limits
+    version           the version of these keys: VERSION, if absent 1, which had fields with long names, P:all and
+                      P:purge with an entry for each job, and sets of parents and children instead of `waits`
     place             the last `turn`
 
 PLACE is the priority (16 hex digits, with a bias that makes the lowest 0) and the seq (13 digits). A score, which is a
@@ -57,15 +63,23 @@ if this may be a repetition of a call whose answer was lost, otherwise 0; the he
 """
 
 import hashlib
+import re
 
 from flowrra import ENDINGS_KEPT, ENDINGS_TAKEN, UPKEEP_STEP
 
-__all__ = ["CLAIMED_FIELDS", "READ_AT_ONCE", "READ_FIELDS", "RESULT_FIELDS", "SCRIPTS", "VERSION", "Script"]
+__all__ = ["CLAIMED_FIELDS", "FIELDS", "READ_AT_ONCE", "READ_FIELDS", "RESULT_FIELDS", "SCRIPTS", "VERSION", "Script"]
 
-VERSION = 6  # of the keys
+VERSION = 7  # of the keys
 READ_AT_ONCE = 2000  # jobs
 MOST_LOOKS = 500  # entries of queues and priorities in one step
 RATE_SLACK = 2e-6  # seconds, as in the rules
+BUCKET = 256  # seqs, so that a byte names one of them
+BUCKETS_READ = 10  # by one command
+BUCKETS_AT_ONCE = 100  # in one step
+FEW_IDS = 16  # of a bucket that are read one by one
+PURGE_SPAN = 60  # seconds
+PURGE_SIZE = 500  # bytes
+PURGE_LOOKS = 10  # jobs that may be read for each one that is deleted
 
 _COMMON = """
 local p, again = KEYS[1], ARGV[1] == '1'  -- p with its colon, so that an ACL of ~{flowrra}:* allows it
@@ -88,13 +102,17 @@ local function each(command, key, items)
 end
 
 -- As text: Lua would pass a number to Redis with 17 digits, which takes as long as a command.
+local function integer(number)
+    return string.format('%d', number)
+end
+
 local function seq_of(place)
-    return string.format('%d', tonumber(string.sub(place, 17, 29), 16))
+    return tonumber(string.sub(place, 17, 29), 16)
 end
 
 -- The index of a task. If the name contains `",`, it is a superset of its jobs.
-local function task_key(head)
-    return p .. 'task:' .. string.match(head, '^%["(.-)",')
+local function task_index(head)
+    return 'task:' .. string.match(head, '^%["(.-)",')
 end
 
 -- The tags of a job: its head is [task, labels].
@@ -102,6 +120,88 @@ local function tags_of(head)
     if not string.find(head or '', '"tags":', 1, true) then return {} end
     local labels = cjson.decode(head)[2]
     return type(labels) == 'table' and labels.tags or {}
+end
+
+local entries = {}  -- index > bucket > byte > whether a job enters the index or leaves it
+local ids_of = {}   -- bucket > byte > the id of a new job, or false for a deleted one
+
+local function note(buckets, seq, value)
+    local bucket = math.floor(seq / BUCKET)
+    buckets[bucket] = buckets[bucket] or {}
+    buckets[bucket][seq % BUCKET] = value
+end
+
+-- A job enters an index (true), or leaves it (false). `publish` writes it, once for all jobs of a bucket.
+local function index(name, seq, enters)
+    entries[name] = entries[name] or {}
+    note(entries[name], seq, enters)
+end
+
+local function write_index(name, buckets)
+    local key, old, new = p .. 'seqs:' .. name, {}, {}
+    for bucket, bytes in pairs(buckets) do
+        local score = integer(bucket)
+        local before = call('ZRANGEBYSCORE', key, score, score)[1]
+        local after, added = before or score .. ':', {}
+        for number, enters in pairs(bytes) do
+            local byte = string.char(number)
+            local place = before and string.find(after, byte, #score + 2, true)
+            if enters and not place then
+                added[#added + 1] = byte
+            elseif place and not enters then
+                after = string.sub(after, 1, place - 1) .. string.sub(after, place + 1)
+            end
+        end
+        after = after .. table.concat(added)
+        if after ~= before then
+            old[#old + 1] = before
+            if #after > #score + 1 then
+                new[#new + 1] = score
+                new[#new + 1] = after
+            end
+        end
+    end
+    each('ZREM', key, old)
+    each('ZADD', key, new)
+end
+
+local function write_ids(bucket, bytes)
+    local name, new, gone = integer(bucket), {}, {}
+    local key = p .. 'ids:' .. name
+    for number, id in pairs(bytes) do
+        if id then
+            new[#new + 1] = integer(number)
+            new[#new + 1] = id
+        else
+            gone[#gone + 1] = integer(number)
+        end
+    end
+    each('HSET', key, new)
+    each('HDEL', key, gone)
+    if #new > 0 then call('ZADD', p .. 'buckets', name, name) end
+    if #gone > 0 and call('EXISTS', key) == 0 then call('ZREM', p .. 'buckets', name) end
+end
+
+-- Note when finished jobs are to be purged: one entry for the jobs of a minute, up to a size. A job that is requeued
+-- keeps its entry, which `purge` checks.
+local function purge_later(moment, seqs)
+    local key = p .. 'purges'
+    local from = string.format('%.17g', moment - PURGE_SPAN)
+    local text, start = unpack(call('ZREVRANGEBYSCORE', key, moment, from, 'WITHSCORES', 'LIMIT', 0, 1), 1, 2)
+    if text and #text < PURGE_SIZE then
+        call('ZREM', key, text)
+    else
+        text, start = '', moment
+    end
+    local parts, size = {text}, #text
+    for i, seq in ipairs(seqs) do
+        local part = integer(seq) .. ' '
+        parts[#parts + 1], size = part, size + #part
+        if size >= PURGE_SIZE or i == #seqs then
+            call('ZADD', key, 'LT', start, table.concat(parts))
+            parts, size, start = {}, 0, moment
+        end
+    end
 end
 
 local function is_finished(status)
@@ -134,19 +234,21 @@ end
 -- Delete a job that is finished or held, and in no queue.
 local function erase(id)
     local key = p .. 'job:' .. id
-    local status, queue, parents, unique, head =
-        unpack(call('HMGET', key, 'status', 'queue', 'parents', 'unique', 'head'), 1, 5)
+    local status, queue, parents, unique, head, place =
+        unpack(call('HMGET', key, F.status, F.queue, F.parents, F.unique, F.head, F.place), 1, 6)
     if status then
-        call('ZREM', task_key(head), id)
-        for _, tag in ipairs(tags_of(head)) do call('ZREM', p .. 'tag:' .. tag, id) end
+        local seq = seq_of(place)
+        note(ids_of, seq, false)
+        index(task_index(head), seq, false)
+        for _, tag in ipairs(tags_of(head)) do index('tag:' .. tag, seq, false) end
+        index('by:' .. status, seq, false)
+        if status ~= 'success' then index('by:error', seq, false) end
         count(status .. ' ' .. queue, -1)
-        call('ZREM', p .. 'by:' .. status, id)
-        if status ~= 'success' then call('ZREM', p .. 'by:error', id) end
     end
     for _, parent in ipairs(parents and cjson.decode(parents) or {}) do call('ZREM', p .. 'family:' .. parent, id) end
     if unique and not is_finished(status) then call('HDEL', p .. 'unique', unique) end
     call('UNLINK', key, p .. 'history:' .. id, p .. 'steps:' .. id)
-    for _, index in ipairs({'purge', 'expiring', 'all'}) do call('ZREM', p .. index, id) end
+    call('ZREM', p .. 'expiring', id)
 end
 
 -- A step of the same name is replaced, and keeps its place.
@@ -156,9 +258,11 @@ local function keep_step(id, name, step)
     call('HSET', key, name, (old and string.match(old, '^%d+') or call('HLEN', key)) .. ' ' .. step)
 end
 
--- The last call of every script that writes. A worker waits only if its queue was empty, so only the first job
+-- The last call of every script that writes jobs. A worker waits only if its queue was empty, so only the first job
 -- in an empty queue is published.
 local function publish()
+    for name, buckets in pairs(entries) do write_index(name, buckets) end
+    for bucket, bytes in pairs(ids_of) do write_ids(bucket, bytes) end
     for name, step in pairs(counts) do
         local number = step ~= 0 and call('HINCRBY', state, name, step)
         if number == 0 then call('HDEL', state, name) end
@@ -178,7 +282,7 @@ local asking = {}  -- limit keys > true
 -- have ended, and nothing else has happened.
 local function admit(now, most, taken, ended)
     local time, names, limits, any_paused = tonumber(now), {}, {}, call('EXISTS', p .. 'key-paused') == 1
-    local freed, ready, placed, undue, unused, share, place = {}, {}, {}, {}, {}, 0, nil
+    local ready, undue, unused, share, place = {}, {}, {}, 0, nil
 
     local function read_limits()
         local wanted = {}
@@ -228,26 +332,26 @@ local function admit(now, most, taken, ended)
     local function let_in(member, turn, ids)
         local id = string.sub(member, 30)
         local key = p .. 'job:' .. id
-        local queue, crashes = unpack(call('HMGET', key, 'queue', 'crashes'), 1, 2)
+        local queue, crashes = unpack(call('HMGET', key, F.queue, F.crashes), 1, 2)
         if not queue then return end
-        ids[#ids + 1], freed[#freed + 1] = id, id
+        ids[#ids + 1] = id
+        index('by:blocked', seq_of(member), false)
         count('blocked ' .. queue, -1)
         count((crashes and 'suspect ' or 'pending ') .. queue, 1)
         if turn and not crashes then
             place = (place or tonumber(call('HGET', state, 'place')) or 0) + 1
-            call('HSET', key, 'status', 'pending', 'turn', string.format('%d', place))
-            placed[#placed + 1] = seq_of(member)
-            placed[#placed + 1] = id
+            call('HSET', key, F.status, 'pending', F.turn, integer(place))
+            index('placed', seq_of(member), true)
             member = string.sub(member, 1, 16) .. 'g' .. string.format('%013x', place) .. string.sub(member, 17)
         else
-            call('HSET', key, 'status', 'pending')
+            call('HSET', key, F.status, 'pending')
         end
-        local index = (crashes and 'suspects:' or 'ready:') .. queue
+        local name = (crashes and 'suspects:' or 'ready:') .. queue
         if crashes then woken[queue] = true end
-        local entries = ready[index] or {}
-        entries[#entries + 1] = crashes or '0'
-        entries[#entries + 1] = member
-        ready[index] = entries
+        local members = ready[name] or {}
+        members[#members + 1] = crashes or '0'
+        members[#members + 1] = member
+        ready[name] = members
     end
 
     -- Admit up to `room` jobs. Return how many were admitted.
@@ -269,7 +373,7 @@ local function admit(now, most, taken, ended)
         if due ~= before then call('ZADD', p .. 'due', string.format('%.17g', due), member) end
         if tells and (not before or due < before) then
             local first = call('ZRANGE', p .. 'key-waiting:' .. name, 0, 0)[1]
-            local queue = call('HGET', p .. 'job:' .. string.sub(first, 30), 'queue')
+            local queue = call('HGET', p .. 'job:' .. string.sub(first, 30), F.queue)
             if queue then woken[queue] = true end
         end
     end
@@ -318,10 +422,8 @@ local function admit(now, most, taken, ended)
             forget_unused(name)
         end
     end
-    each('ZREM', p .. 'by:blocked', freed)
-    each('ZADD', p .. 'placed', placed)
-    if place then call('HSET', state, 'place', string.format('%d', place)) end
-    for index, entries in pairs(ready) do each('ZADD', p .. index, entries) end
+    if place then call('HSET', state, 'place', integer(place)) end
+    for key, members in pairs(ready) do each('ZADD', p .. key, members) end
     each('ZREM', p .. 'due', undue)
     each('ZREM', p .. 'limit-keys', unused)
     asking = {}
@@ -371,14 +473,14 @@ local plan = cjson.decode(ARGV[2])
 -- A job that was only read may have been written, if its state is the same: many calls may add children at once.
 local function holds()
     for _, guard in ipairs(plan.jobs) do
-        local values = call('HMGET', p .. 'job:' .. guard[1], 'place', 'status', 'attempt', 'rev')
+        local values = call('HMGET', p .. 'job:' .. guard[1], F.place, F.status, F.attempt, F.rev)
         for i = 2, #guard do
             if (values[i - 1] or '') ~= guard[i] then return false end
         end
     end
     for _, id in ipairs(plan.plain) do
         local key = p .. 'job:' .. id
-        for _, value in ipairs(call('HMGET', key, 'unique', 'parents', 'children', 'crashes', 'error', 'cancel')) do
+        for _, value in ipairs(call('HMGET', key, F.unique, F.parents, F.children, F.crashes, F.error, F.cancel)) do
             if value then return false end
         end
     end
@@ -396,13 +498,23 @@ end
 
 local function is_done()
     for _, id in ipairs(plan.changed) do
-        if call('HGET', p .. 'job:' .. id, 'rev') == plan.token then return 1 end
+        if call('HGET', p .. 'job:' .. id, F.rev) == plan.token then return 1 end
     end
     return 0
 end
 
 if not holds() then return again and is_done() or 0 end
-for _, write in ipairs(plan.writes) do each(write[1], p .. write[2], write[3]) end
+for _, write in ipairs(plan.writes) do
+    local command, key, items = unpack(write)
+    if command == 'ENTER' or command == 'LEAVE' then
+        for _, seq in ipairs(items) do index(key, seq, command == 'ENTER') end
+    elseif command == 'PURGE' then
+        purge_later(key, items)
+    else
+        each(command, p .. key, items)
+    end
+end
+for _, job in ipairs(plan.new) do note(ids_of, job[1], job[2]) end
 for _, step in ipairs(plan.steps) do keep_step(unpack(step)) end
 if #plan.endings > 0 then
     each('RPUSH', p .. 'endings', plan.endings)
@@ -427,45 +539,47 @@ return 1
 #   expires, limit key, the number of jobs, then for each job its id and payload.
 # Answer: 0 for each call.
 _PUSH = """
+local function enter(name, seqs)
+    for _, seq in ipairs(seqs) do index(name, seq, true) end
+end
+
 local function take_in(now, queue, priority, head, status, due, expires, limit, number)
-    local entries, waiting, expiring, new, taken = {}, {}, {}, {}, 0
+    local ready, waiting, expiring, seqs = {}, {}, {}, {}
     local seq = call('HINCRBY', state, 'seq', number) - number
     for i = at + 1, at + 2 * number, 2 do
         local id = ARGV[i]
         seq = seq + 1
-        local text = string.format('%d', seq)
-        if call('ZADD', p .. 'all', 'NX', text, id) == 1 then
-            local key, place, n = p .. 'job:' .. id, priority .. string.format('%013x', seq), 2 * taken
-            call('HSET', key, 'place', place, 'queue', queue, 'head', head, 'payload', ARGV[i + 1], 'submitted', now,
-                'status', status)
-            taken = taken + 1
-            new[n + 1], new[n + 2] = text, id
-            if due ~= '' then call('HSET', key, 'due', due) end
-            if limit ~= '' then call('HSET', key, 'limit', limit) end
+        local key, place, n = p .. 'job:' .. id, priority .. string.format('%013x', seq), 2 * #seqs
+        if call('HSETNX', key, F.place, place) == 1 then
+            call('HSET', key, F.queue, queue, F.head, head, F.payload, ARGV[i + 1], F.submitted, now, F.status, status)
+            seqs[#seqs + 1] = seq
+            note(ids_of, seq, id)
+            if due ~= '' then call('HSET', key, F.due, due) end
+            if limit ~= '' then call('HSET', key, F.limit, limit) end
             if expires ~= '' then
-                call('HSET', key, 'expires', expires)
+                call('HSET', key, F.expires, expires)
                 expiring[n + 1], expiring[n + 2] = expires, id
             end
             if status == 'scheduled' then
                 waiting[n + 1], waiting[n + 2] = due, id
             else
-                entries[n + 1], entries[n + 2] = '0', place .. id
+                ready[n + 1], ready[n + 2] = '0', place .. id
             end
         end
     end
     at = at + 2 * number
-    count(status .. ' ' .. queue, taken)
-    if status == 'blocked' and taken > 0 then
-        each('ZADD', p .. 'key-waiting:' .. limit, entries)
+    count(status .. ' ' .. queue, #seqs)
+    if status == 'blocked' and #seqs > 0 then
+        each('ZADD', p .. 'key-waiting:' .. limit, ready)
         call('ZADD', p .. 'limit-keys', 0, limit)
         asking[limit] = true
     else
-        each('ZADD', p .. 'ready:' .. queue, entries)
+        each('ZADD', p .. 'ready:' .. queue, ready)
     end
     each('ZADD', p .. 'due', waiting)
-    each('ZADD', task_key(head), new)
-    for _, tag in ipairs(tags_of(head)) do each('ZADD', p .. 'tag:' .. tag, new) end
-    if status ~= 'pending' then each('ZADD', p .. 'by:' .. status, new) end
+    enter(task_index(head), seqs)
+    for _, tag in ipairs(tags_of(head)) do enter('tag:' .. tag, seqs) end
+    if status ~= 'pending' then enter('by:' .. status, seqs) end
     each('ZADD', p .. 'expiring', expiring)
     if #waiting > 0 then woken[queue] = true end
 end
@@ -491,7 +605,6 @@ _CLAIM = """
 local queue, limit, worker, now, number = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5], tonumber(ARGV[8])
 local answer, taken, running = {''}, {}, p .. 'running:' .. worker
 local aside = {}  -- expired jobs, which are left to the rules
-local placed = {}  -- those that had a place in a fair queue
 local charged = {}  -- limit keys > the ids of their jobs that were taken
 local may_be_repeated = again or ARGV[9]
 
@@ -515,21 +628,21 @@ local function promote()
     for _, id in ipairs(call('ZRANGEBYSCORE', p .. 'due', '-inf', now, 'LIMIT', 0, UPKEEP)) do
         local key = p .. 'job:' .. id
         local status, name, place, crashes, limit =
-            unpack(call('HMGET', key, 'status', 'queue', 'place', 'crashes', 'limit'), 1, 5)
+            unpack(call('HMGET', key, F.status, F.queue, F.place, F.crashes, F.limit), 1, 5)
         if status then
             call('ZREM', p .. 'due', id)
-            call('ZREM', p .. 'by:' .. status, id)
+            index('by:' .. status, seq_of(place), false)
             count(status .. ' ' .. name, -1)
             if limit then
                 count('blocked ' .. name, 1)
-                call('HSET', key, 'status', 'blocked')
-                call('ZADD', p .. 'by:blocked', seq_of(place), id)
+                call('HSET', key, F.status, 'blocked')
+                index('by:blocked', seq_of(place), true)
                 call('ZADD', p .. 'key-waiting:' .. limit, 0, place .. id)
                 call('ZADD', p .. 'limit-keys', 0, limit)
                 asking[limit] = true
             else
                 count((crashes and 'suspect ' or 'pending ') .. name, 1)
-                call('HSET', key, 'status', 'pending')
+                call('HSET', key, F.status, 'pending')
                 call('ZADD', p .. (crashes and 'suspects:' or 'ready:') .. name, crashes or 0, place .. id)
                 if crashes then woken[name] = true end
             end
@@ -555,7 +668,7 @@ local function hand_out_again()
     local lost, members = {}, {}
     for i = 8, #ARGV do lost[ARGV[i]] = true end
     for _, id in ipairs(call('SMEMBERS', running)) do
-        local number, place = unpack(call('HMGET', p .. 'job:' .. id, 'claim', 'place'), 1, 2)
+        local number, place = unpack(call('HMGET', p .. 'job:' .. id, F.claim, F.place), 1, 2)
         if lost[number] then members[#members + 1] = place .. id end
     end
     table.sort(members)
@@ -569,7 +682,7 @@ local function take(entry, kind, score)
     if has_turn then member = string.sub(entry, 1, 16) .. string.sub(entry, 31) end
     local id = string.sub(member, 30)
     local key = p .. 'job:' .. id
-    local fields = call('HMGET', key, CLAIMED_FIELDS, 'expires')
+    local fields = call('HMGET', key, CLAIMED_FIELDS, F.expires)
     if not fields[2] then return count(kind .. queue, -1) end  -- the server has evicted it
     local expires = fields[CLAIMED_NUMBER + 1]
     if has_come(expires) then
@@ -583,14 +696,14 @@ local function take(entry, kind, score)
         table.insert(charged[limit], id)
     end
     if has_turn then
-        call('HDEL', key, 'turn')
-        placed[#placed + 1] = id
+        call('HDEL', key, F.turn)
+        index('placed', seq_of(member), false)
     end
     fields[1] = fields[1] and string.format('%d', fields[1] + 1) or '1'
     if expires then call('ZREM', p .. 'expiring', id) end
     local started = tonumber(fields[4]) > tonumber(now) and fields[4] or now  -- as in the rules
-    call('HSET', key, 'status', 'running', 'attempt', fields[1], 'worker', worker, 'started', started,
-        'claim', ARGV[8])
+    call('HSET', key, F.status, 'running', F.attempt, fields[1], F.worker, worker, F.started, started,
+        F.claim, ARGV[8])
     taken[#taken + 1] = id
     hand_out(member, fields)
 end
@@ -630,7 +743,6 @@ local function claim(suspects, alone)
         count(kind .. queue, -#taken)
         count('running ' .. queue, #taken)
         each('SADD', running, taken)
-        each('ZREM', p .. 'placed', placed)
     end
     for limit, ids in pairs(charged) do
         local ready, running = p .. 'key-pending:' .. limit, p .. 'key-running:' .. limit
@@ -679,15 +791,15 @@ return answer
 # Answer: for each call a text with a 1 for each success that was written, a 0 for each that was not, and a 2 for each
 #   that is left to the rules: the job has children, has crashed, or is to be cancelled.
 _SETTLE = """
-local purges, successes, flags = {}, {}, ''
+local flags = ''
 
-local function settle(now, worker, purge_at, doubtful, number)
-    local settled, freed = {}, {}  -- freed: limit keys > the ids of their jobs
+local function settle(now, worker, purged, doubtful, number)
+    local settled, seqs, freed = {}, {}, {}  -- freed: limit keys > the ids of their jobs
     for i = at + 1, at + 4 * number, 4 do
         local id, seq, attempt, result = unpack(ARGV, i, i + 3)
         local key, flag = p .. 'job:' .. id, '0'
-        local v = call('HMGET', key, 'status', 'queue', 'place', 'attempt', 'worker', 'unique', 'crashes', 'children',
-            'cancel', 'limit')
+        local v = call('HMGET', key, F.status, F.queue, F.place, F.attempt, F.worker, F.unique, F.crashes, F.children,
+            F.cancel, F.limit)
         if v[3] and string.sub(v[3], 17) == seq and v[4] == attempt then
             if v[1] == 'running' and v[5] == worker then
                 flag = (v[7] or v[8] or v[9]) and '2' or '1'
@@ -701,24 +813,24 @@ local function settle(now, worker, purge_at, doubtful, number)
             count('running ' .. v[2], -1)
             count('success ' .. v[2], 1)
             if attempt ~= '1' then  -- remove the error of an earlier attempt
-                call('HDEL', key, 'error', 'traceback')
-                call('ZREM', p .. 'by:error', id)
+                call('HDEL', key, F.error, F.traceback)
+                index('by:error', seq_of(v[3]), false)
             end
-            call('HSET', key, 'status', 'success', 'finished', now, 'purge_at', purge_at, 'result', result)
+            call('HSET', key, F.status, 'success', F.finished, now, F.purge_at, purged, F.result, result)
             if v[6] then call('HDEL', p .. 'unique', v[6]) end
             if v[10] then
                 freed[v[10]] = freed[v[10]] or {}
                 table.insert(freed[v[10]], id)
             end
-            local n = #purges
-            purges[n + 1], purges[n + 2] = purge_at, id
-            successes[n + 1], successes[n + 2] = seq_of(v[3]), id
+            seqs[#settled] = seq_of(v[3])
+            index('by:success', seqs[#settled], true)
             ended[#ended + 1] = id
         end
         flags = flags .. flag
     end
     at = at + 4 * number
     each('SREM', p .. 'running:' .. worker, settled)
+    if #seqs > 0 then purge_later(purged, seqs) end
     for limit, ids in pairs(freed) do
         asking[limit] = true
         each('SREM', p .. 'key-running:' .. limit, ids)
@@ -733,8 +845,6 @@ while ARGV[at + 1] do
     answers[#answers + 1] = flags
     if next(asking) then admit(now, UPKEEP, nil, true) end
 end
-each('ZADD', p .. 'purge', purges)
-each('ZADD', p .. 'by:success', successes)
 publish()
 return answers
 """
@@ -749,7 +859,7 @@ while ARGV[at + 1] do
     local flags = ''
     for _ = 1, words(1) do
         local id, seq, attempt, name, step = words(5)
-        local v = call('HMGET', p .. 'job:' .. id, 'status', 'attempt', 'place')
+        local v = call('HMGET', p .. 'job:' .. id, F.status, F.attempt, F.place)
         local holds = v[1] == 'running' and v[2] == attempt and string.sub(v[3], 17) == seq
         if holds then keep_step(id, name, step) end
         flags = flags .. (holds and '1' or '0')
@@ -836,7 +946,7 @@ return {term, to_end, paused, suspects, call('LPOP', p .. 'endings', ENDINGS_TAK
 _REMOVE = """
 local by, gone = ARGV[2], {}
 for i = 3, #ARGV do
-    local status, worker = unpack(call('HMGET', p .. 'job:' .. ARGV[i], 'status', 'worker'), 1, 2)
+    local status, worker = unpack(call('HMGET', p .. 'job:' .. ARGV[i], F.status, F.worker), 1, 2)
     local is_held = by ~= '' and status == 'blocked' and worker == by
     if is_held or (by == '' and is_finished(status)) then
         erase(ARGV[i])
@@ -853,8 +963,37 @@ return gone
 # Delete finished jobs past their retention. Some limit keys lose the jobs that the server has evicted.
 # ARGV: before, limit.  Answer: the ids of the deleted jobs.
 _PURGE = """
-local ids = call('ZRANGEBYSCORE', p .. 'purge', '-inf', '(' .. ARGV[2], 'LIMIT', 0, ARGV[3])
-for _, id in ipairs(ids) do erase(id) end
+local ids, seen, looks, limit = {}, {}, 0, tonumber(ARGV[3])
+
+-- Delete the job if its retention has ended. Return the end if that is later.
+local function purge(seq)
+    looks = looks + 1
+    local bucket = integer(math.floor(seq / BUCKET))
+    local id = not seen[seq] and call('HGET', p .. 'ids:' .. bucket, seq % BUCKET)
+    seen[seq] = true
+    if not id then return end
+    local status, purge_at = unpack(call('HMGET', p .. 'job:' .. id, F.status, F.purge_at), 1, 2)
+    if status and not is_finished(status) then return end
+    if status and (#ids == limit or tonumber(purge_at) >= tonumber(ARGV[2])) then return tonumber(purge_at) end
+    note(ids_of, seq, false)  -- also if the server has evicted it (maxmemory-policy)
+    erase(id)
+    ids[#ids + 1] = id
+end
+
+while #ids < limit and looks < PURGE_LOOKS * limit do
+    local text = call('ZRANGEBYSCORE', p .. 'purges', '-inf', '(' .. ARGV[2], 'LIMIT', 0, 1)[1]
+    if not text then break end
+    local left, start = {}, math.huge
+    for seq in string.gmatch(text, '%d+') do
+        local later = purge(tonumber(seq))
+        if later then
+            left[#left + 1] = seq .. ' '
+            start = math.min(start, later)
+        end
+    end
+    call('ZREM', p .. 'purges', text)
+    if #left > 0 then call('ZADD', p .. 'purges', 'LT', string.format('%.17g', start), table.concat(left)) end
+end
 call('ZREMRANGEBYSCORE', p .. 'key-tat', '-inf', '(' .. ARGV[2])  -- from then on the rate allows a full burst anyway
 for _, name in ipairs(call('ZRANDMEMBER', p .. 'limit-keys', 50)) do
     for _, index in ipairs({p .. 'key-running:' .. name, p .. 'key-pending:' .. name}) do
@@ -903,19 +1042,19 @@ end
 local function withdraw(name)
     for _, id in ipairs(call('SMEMBERS', p .. 'key-pending:' .. name)) do
         local key = p .. 'job:' .. id
-        local queue, place, crashes, turn = unpack(call('HMGET', key, 'queue', 'place', 'crashes', 'turn'), 1, 4)
+        local queue, place, crashes, turn = unpack(call('HMGET', key, F.queue, F.place, F.crashes, F.turn), 1, 4)
         if queue then
             local entry = place .. id
             if turn then
                 entry = string.sub(place, 1, 16) .. 'g' .. string.format('%013x', turn) .. string.sub(place, 17) .. id
-                call('ZREM', p .. 'placed', id)
-                call('HDEL', key, 'turn')
+                index('placed', seq_of(place), false)
+                call('HDEL', key, F.turn)
             end
             call('ZREM', p .. (crashes and 'suspects:' or 'ready:') .. queue, entry)
             count((crashes and 'suspect ' or 'pending ') .. queue, -1)
             count('blocked ' .. queue, 1)
-            call('HSET', key, 'status', 'blocked', 'rev', token)
-            call('ZADD', p .. 'by:blocked', seq_of(place), id)
+            call('HSET', key, F.status, 'blocked', F.rev, token)
+            index('by:blocked', seq_of(place), true)
             call('ZADD', p .. 'key-waiting:' .. name, 0, place .. id)
         end
     end
@@ -972,7 +1111,7 @@ local name, answer = ARGV[2], {''}
 
 local function add(status, ids)
     for _, id in ipairs(ids) do
-        local queue = call('HGET', p .. 'job:' .. id, 'queue')
+        local queue = call('HGET', p .. 'job:' .. id, F.queue)
         if queue then count(status .. ' ' .. queue, 1) end
     end
 end
@@ -1016,8 +1155,8 @@ return answers
 #   for a count, the number for each STATUS QUEUE.
 _FIND = """
 local which, limit, page, oldest = cjson.decode(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5] == '1'
-local low, high = ARGV[6], ARGV[7]
-local answer, wanted, fields, tests = {''}, {}, {'status', 'queue'}, {}
+local low, high = tonumber(ARGV[6]), tonumber(ARGV[7])
+local answer, wanted, fields, tests = {''}, {}, {F.status, F.queue}, {}
 for _, status in ipairs(which.status or {}) do wanted[status] = true end
 local only = #(which.status or {}) == 1 and which.status[1]
 
@@ -1034,21 +1173,21 @@ local function is_in(item, list)
     end
 end
 
-test(which.worker, 'worker', function(worker) return worker == which.worker end)
-test(which.head, 'head', function(head) return string.sub(head or '', 1, #which.head) == which.head end)
+test(which.worker, F.worker, function(worker) return worker == which.worker end)
+test(which.head, F.head, function(head) return string.sub(head or '', 1, #which.head) == which.head end)
 local place  -- of the job that is looked at
-test(which.ahead, 'place', function(value)
+test(which.ahead, F.place, function(value)
     place = value
     return true
 end)
-test(which.ahead, 'turn', function(turn)
+test(which.ahead, F.turn, function(turn)
     if turn then place = string.sub(place, 1, 16) .. 'g' .. string.format('%013x', turn) .. string.sub(place, 17) end
     return place < which.ahead
 end)
-test(which.limit, 'limit', function(limit) return limit == which.limit end)
-test(which.error, 'error', function(error) return string.find(string.lower(error or ''), which.error, 1, true) end)
-test(which.parent, 'parents', function(parents) return is_in(which.parent, parents and cjson.decode(parents)) end)
-test(which.tag, 'head', function(head) return is_in(which.tag, tags_of(head)) end)
+test(which.limit, F.limit, function(limit) return limit == which.limit end)
+test(which.error, F.error, function(error) return string.find(string.lower(error or ''), which.error, 1, true) end)
+test(which.parent, F.parents, function(parents) return is_in(which.parent, parents and cjson.decode(parents)) end)
+test(which.tag, F.head, function(head) return is_in(which.tag, tags_of(head)) end)
 
 -- Return STATUS QUEUE if the job matches.
 local function matched(id)
@@ -1069,38 +1208,109 @@ local function add(id, kind)
     answer[#answer + 1] = call('HVALS', p .. 'steps:' .. id)
 end
 
--- Read a page of an index: alternating ids and seqs.
-local function indexed(name)
-    if oldest then return call('ZRANGEBYSCORE', p .. name, low, high, 'WITHSCORES', 'LIMIT', 0, page) end
-    return call('ZREVRANGEBYSCORE', p .. name, high, low, 'WITHSCORES', 'LIMIT', 0, page)
+local function in_range(key, from, to, number)
+    if oldest then return call('ZRANGEBYSCORE', key, from, to, 'WITHSCORES', 'LIMIT', 0, number) end
+    return call('ZREVRANGEBYSCORE', key, to, from, 'WITHSCORES', 'LIMIT', 0, number)
 end
 
--- The same for jobs that were found as PLACE ID in any order.
-local function in_order(members)
-    local seqs, ids, flat = {}, {}, {}
+-- Return bytes in ascending order. To sort many of the 256 costs more than to look for each.
+local function sorted(bytes)
+    if #bytes <= FEW_IDS then
+        table.sort(bytes)
+        return bytes
+    end
+    local present, ordered = {}, {}
+    for _, byte in ipairs(bytes) do present[byte] = true end
+    for byte = 0, BUCKET - 1 do
+        if present[byte] then ordered[#ordered + 1] = byte end
+    end
+    return ordered
+end
+
+-- Return the bytes of an entry of the first index that are in the others too.
+local function bytes_in(bucket, entry, names)
+    local left = {string.byte(entry, #bucket + 2, -1)}
+    for i = 2, #names do
+        local other, both = call('ZRANGEBYSCORE', p .. 'seqs:' .. names[i], bucket, bucket)[1], {}
+        for _, byte in ipairs(other and left or {}) do
+            if string.find(other, string.char(byte), #bucket + 2, true) then both[#both + 1] = byte end
+        end
+        left = both
+    end
+    return sorted(left)
+end
+
+-- Return the bytes of the jobs of a bucket that are in all of these indexes, and byte > id.
+local function read_bucket(bucket, entry, names)
+    local key, ids = p .. 'ids:' .. bucket, {}
+    local bytes = names[1] and bytes_in(bucket, entry, names)
+    if bytes and #bytes <= FEW_IDS then
+        local found = #bytes > 0 and call('HMGET', key, unpack(bytes))
+        for i, byte in ipairs(bytes) do ids[byte] = found[i] end
+        return bytes, ids
+    end
+    local all, present = call('HGETALL', key), {}
+    for i = 1, #all, 2 do
+        present[#present + 1] = tonumber(all[i])
+        ids[present[#present]] = all[i + 1]
+    end
+    return bytes or sorted(present), ids
+end
+
+-- Visit the jobs that are in all of these indexes, of which the first is the smallest; without one, all jobs. Return
+-- the last seq that was visited, unless these were all.  `visit(id, seq)`: whether to stop.
+local function visit_indexed(names, most, visit)
+    local key = p .. (names[1] and 'seqs:' .. names[1] or 'buckets')
+    local from, to = integer(math.floor(low / BUCKET)), integer(math.floor(high / BUCKET))
+
+    local function visit_bucket(bucket, entry)
+        local bytes, ids = read_bucket(bucket, entry, names)
+        for i = 1, #bytes do
+            local byte = bytes[oldest and i or #bytes + 1 - i]
+            local seq = bucket * BUCKET + byte
+            if ids[byte] and seq >= low and seq <= high and visit(ids[byte], seq) then return seq end
+        end
+    end
+
+    for looks = BUCKETS_READ, most, BUCKETS_READ do
+        local found = in_range(key, from, to, BUCKETS_READ)
+        for i = 2, #found, 2 do
+            local last = visit_bucket(found[i], found[i - 1])
+            if last then return last end
+        end
+        if #found < 2 * BUCKETS_READ then return end
+        local last = found[#found]
+        if oldest then from = '(' .. last else to = '(' .. last end
+        if looks + BUCKETS_READ > most then return last * BUCKET + (oldest and BUCKET - 1 or 0) end
+    end
+end
+
+-- Visit a page of jobs that were found as PLACE ID in any order.
+local function visit_in_order(members, visit)
+    local seqs, ids = {}, {}
     for _, member in ipairs(members) do
         local seq = tonumber(string.sub(member, 17, 29), 16)
-        if seq >= tonumber(low) and seq <= tonumber(high) then
+        if seq >= low and seq <= high then
             seqs[#seqs + 1] = seq
             ids[seq] = string.sub(member, 30)
         end
     end
     table.sort(seqs, function(a, b) if oldest then return a < b else return a > b end end)
     for i = 1, math.min(#seqs, page) do
-        flat[2 * i - 1], flat[2 * i] = ids[seqs[i]], string.format('%.0f', seqs[i])
+        if visit(ids[seqs[i]], seqs[i]) then return seqs[i] end
     end
-    return flat
+    return #seqs > page and seqs[page]
 end
 
 local function running()
     local found = {}
     for _, worker in ipairs(which.worker and {which.worker} or call('HKEYS', p .. 'workers')) do
         for _, id in ipairs(call('SMEMBERS', p .. 'running:' .. worker)) do
-            local place = call('HGET', p .. 'job:' .. id, 'place')
+            local place = call('HGET', p .. 'job:' .. id, F.place)
             if place then found[#found + 1] = place .. id end
         end
     end
-    return in_order(found)
+    return found
 end
 
 local function queues()
@@ -1135,11 +1345,12 @@ local function ready()
         end
         for _, member in ipairs(call('ZRANGE', p .. 'suspects:' .. queue, 0, -1)) do found[#found + 1] = member end
     end
-    local placed = indexed('placed')
-    for i = 1, #placed, 2 do
-        found[#found + 1] = string.rep('0', 16) .. string.format('%013x', placed[i + 1]) .. placed[i]
-    end
-    return in_order(found)
+    local before = #found
+    visit_indexed({'placed'}, math.huge, function(id, seq)
+        found[#found + 1] = string.rep('0', 16) .. string.format('%013x', seq) .. id
+        return #found - before == page
+    end)
+    return found
 end
 
 local function number_of(status)
@@ -1151,27 +1362,38 @@ local function number_of(status)
     return number
 end
 
--- Return the smallest index by seq that contains all matches, and its size.
-local function smallest()
-    local names, best, least = {'all'}, nil, math.huge
-    if which.parent then names[#names + 1] = 'family:' .. which.parent end
+-- Return the indexes that contain all matches, the smallest one first, and its size: an estimate.
+local function indexes()
+    local names, buckets = {}, {}
     if which.tag then names[#names + 1] = 'tag:' .. which.tag end
-    if which.head then names[#names + 1] = string.sub(task_key(which.head), #p + 1) end
+    if which.head then names[#names + 1] = task_index(which.head) end
     if which.error then names[#names + 1] = 'by:error' end
     if only and only ~= 'pending' and only ~= 'running' then names[#names + 1] = 'by:' .. only end
-    for _, name in ipairs(names) do
-        local number = call('ZCARD', p .. name)
-        if number < least then best, least = name, number end
-    end
-    return best, least
+    if not names[1] then return names, math.huge end
+    for _, name in ipairs(names) do buckets[name] = call('ZCARD', p .. 'seqs:' .. name) end
+    table.sort(names, function(a, b) return buckets[a] < buckets[b] end)
+    local some = call('ZRANDMEMBER', p .. 'seqs:' .. names[1], BUCKETS_READ)
+    local jobs = 0
+    for _, text in ipairs(some) do jobs = jobs + #text - string.find(text, ':', 1, true) end
+    return names, jobs * buckets[names[1]] / math.max(1, #some)
 end
 
-local function candidates()
-    if only and which.queue and number_of(only) == 0 then return {} end
-    if only == 'running' then return running() end
-    local best, least = smallest()
-    if only == 'pending' and (best == 'all' or number_of(only) < least) then return ready() or indexed(best) end
-    return indexed(best)
+-- Return the last seq that was visited, unless these were all.
+local function visit_candidates(visit)
+    if only and which.queue and number_of(only) == 0 then return end
+    if only == 'running' then return visit_in_order(running(), visit) end
+    local names, size = indexes()
+    local family = which.parent and p .. 'family:' .. which.parent
+    if family and call('ZCARD', family) <= size then
+        local found = in_range(family, ARGV[6], ARGV[7], page)
+        for i = 1, #found, 2 do
+            if visit(found[i], found[i + 1]) then return found[i + 1] end
+        end
+        return #found == 2 * page and found[#found]
+    end
+    local members = only == 'pending' and number_of(only) < size and ready()
+    if members then return visit_in_order(members, visit) end
+    return visit_indexed(names, BUCKETS_AT_ONCE, visit)
 end
 
 if which.ids then
@@ -1180,19 +1402,17 @@ if which.ids then
         if kind then add(id, kind) end
     end
 else
-    local found, left = candidates(), limit > 0 and limit or math.huge
-    if #found == 2 * page then answer[1] = found[#found] end
-    for i = 1, #found, 2 do
-        local kind = matched(found[i])
+    local left, looks = limit > 0 and limit or math.huge, 0
+    local last = visit_candidates(function(id)
+        local kind = matched(id)
+        looks = looks + 1
         if kind then
-            add(found[i], kind)
+            add(id, kind)
             left = left - 1
         end
-        if left == 0 then
-            answer[1] = found[i + 1]
-            break
-        end
-    end
+        return looks == page or left == 0
+    end)
+    if last then answer[1] = integer(last) end
 end
 for kind, number in pairs(counts) do
     answer[#answer + 1] = kind
@@ -1201,40 +1421,57 @@ end
 return answer
 """
 
-# Migrate the jobs of an older version, in steps.  ARGV: the lowest seq, how many to read.
-# Answer: the seq of the last one ('' at the end, when the new version is written).
+# Migrate the jobs of an older version, in steps: zset `all` seq > id has those that are left.
+# ARGV: how many to read, FIELDS (JSON).
+# Answer: how many are left (0 at the end, when the new version is written).
 _UPGRADE = """
-local page = call('ZRANGEBYSCORE', p .. 'all', ARGV[2], '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[3])
-
-local function index(id, seq, status, error, parents, head)
-    call('ZADD', task_key(head), seq, id)
-    if status ~= 'pending' and status ~= 'running' then call('ZADD', p .. 'by:' .. status, seq, id) end
-    if error then call('ZADD', p .. 'by:error', seq, id) end
-    for _, parent in ipairs(parents and cjson.decode(parents) or {}) do
-        call('ZADD', p .. 'family:' .. parent, seq, id)
-    end
-end
+local FIELDS = cjson.decode(ARGV[3])
+local page = call('ZRANGE', p .. 'all', 0, ARGV[2] - 1, 'WITHSCORES')
 
 -- A hold counts as one more parent. If several processes do this at once, the first one counts.
 local function count_parents(id, key, worker)
     local parents = call('SMEMBERS', p .. 'parents:' .. id)
-    call('HSETNX', key, 'waits', #parents + (worker and 1 or 0))
+    call('HSETNX', key, F.waits, #parents + (worker and 1 or 0))
     for _, parent in ipairs(parents) do call('UNLINK', p .. 'children:' .. parent) end
     call('UNLINK', p .. 'parents:' .. id)
 end
 
-for i = 1, #page, 2 do
-    local id, key = page[i], p .. 'job:' .. page[i]
-    local v = call('HMGET', key, 'status', 'error', 'parents', 'worker', 'failures', 'crashes', 'head')
-    if v[1] then
-        index(id, page[i + 1], v[1], v[2], v[3], v[7])
-        if v[1] == 'blocked' then count_parents(id, key, v[4]) end
-        if v[5] or v[6] then call('HDEL', key, 'expires') end  -- removed when an attempt has started
+local function migrate(id, seq)
+    local key = p .. 'job:' .. id
+    local old, v, short = call('HGETALL', key), {}, {}
+    for i = 1, #old, 2 do
+        v[old[i]] = old[i + 1]
+        if FIELDS[old[i]] then
+            short[#short + 1] = FIELDS[old[i]]
+            short[#short + 1] = old[i + 1]
+        end
     end
+    if not v.status then return end
+    call('DEL', key)
+    call('HSET', key, unpack(short))
+    note(ids_of, seq, id)
+    index(task_index(v.head), seq, true)
+    if v.status ~= 'pending' and v.status ~= 'running' then index('by:' .. v.status, seq, true) end
+    if v.error then index('by:error', seq, true) end
+    for _, parent in ipairs(v.parents and cjson.decode(v.parents) or {}) do
+        call('ZADD', p .. 'family:' .. parent, seq, id)
+    end
+    if is_finished(v.status) then purge_later(v.purge_at, {seq}) end
+    if v.status == 'blocked' then count_parents(id, key, v.worker) end
+    if v.failures or v.crashes then call('HDEL', key, F.expires) end  -- removed when an attempt has started
 end
-if #page > 0 then return page[#page] end
-call('HSET', state, 'version', VERSION)
-return ''
+
+for i = 1, #page, 2 do
+    migrate(page[i], tonumber(page[i + 1]))
+    call('ZREM', p .. 'all', page[i])
+end
+local left = call('ZCARD', p .. 'all')
+if left == 0 then
+    call('UNLINK', p .. 'purge')
+    call('HSET', state, 'version', VERSION)
+end
+publish()
+return left
 """
 
 # Count the ready jobs ahead of a job.  ARGV: queue, its PLACE ID.  Answer: the number.
@@ -1269,6 +1506,13 @@ return answer
 # Read the total activity since the store was created.  Answer: WHAT TASK, a number ..
 _TOTALS = "return call('HGETALL', p .. 'totals')"
 
+# Each field of a job's hash as it is stored: the names would take a fifth of its memory. Scripts write `F.status`.
+FIELDS = {
+    "attempt": "a", "cancel": "c", "children": "k", "claim": "n", "crashes": "C", "due": "d", "error": "e",
+    "expires": "x", "failures": "F", "finished": "f", "head": "h", "limit": "l", "parents": "P", "payload": "y",
+    "place": "p", "progress": "o", "purge_at": "g", "queue": "q", "result": "r", "rev": "v", "started": "S",
+    "status": "s", "submitted": "b", "traceback": "t", "turn": "T", "unique": "u", "waits": "W", "worker": "w",
+}  # fmt: skip
 RESULT_FIELDS = (
     "head", "status", "result", "error", "traceback", "attempt", "submitted", "started", "finished", "progress",
 )  # fmt: skip
@@ -1280,9 +1524,10 @@ READ_FIELDS = (
 )  # fmt: skip
 _PREAMBLE = f"local VERSION, MOST_LOOKS, READ_AT_ONCE = {VERSION}, {MOST_LOOKS}, {READ_AT_ONCE}\n"
 _PREAMBLE += f"local UPKEEP, ENDINGS_KEPT, ENDINGS_TAKEN = {UPKEEP_STEP}, {ENDINGS_KEPT}, {ENDINGS_TAKEN}\n"
-_PREAMBLE += f"local RATE_SLACK = {RATE_SLACK}\n"
-_FIELDS = {"CLAIMED": CLAIMED_FIELDS, "READ": READ_FIELDS, "RESULT": RESULT_FIELDS}
-_LISTS = {name: str(fields)[1:-1] for name, fields in _FIELDS.items()}
+_PREAMBLE += f"local RATE_SLACK, BUCKET, FEW_IDS = {RATE_SLACK}, {BUCKET}, {FEW_IDS}\n"
+_PREAMBLE += f"local BUCKETS_READ, BUCKETS_AT_ONCE = {BUCKETS_READ}, {BUCKETS_AT_ONCE}\n"
+_PREAMBLE += f"local PURGE_SPAN, PURGE_SIZE, PURGE_LOOKS = {PURGE_SPAN}, {PURGE_SIZE}, {PURGE_LOOKS}\n"
+_LISTS = {"CLAIMED": CLAIMED_FIELDS, "READ": READ_FIELDS, "RESULT": RESULT_FIELDS}
 
 
 class Script:
@@ -1290,9 +1535,10 @@ class Script:
 
     def __init__(self, text: str) -> None:
         for name, fields in _LISTS.items():
-            text = text.replace(f"{name}_FIELDS", fields)
+            text = text.replace(f"{name}_FIELDS", ", ".join(f"F.{field}" for field in fields))
         text = text.replace("CLAIMED_NUMBER", str(len(CLAIMED_FIELDS)))
-        self.text = (_PREAMBLE + _COMMON + text).encode()
+        text = re.sub(r"\bF\.(\w+)", lambda found: f"'{FIELDS[found[1]]}'", _COMMON + text)
+        self.text = (_PREAMBLE + text).encode()
         self.sha = hashlib.sha1(self.text).hexdigest().encode()  # noqa: S324 (Redis's name for it, no secret)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from flowrra_extras.dashboard import job_search
 from flowrra_extras.dashboard.job_search import find_jobs
 from flowrra_extras.migrate import adopt_jobs, hold_jobs, unhold_jobs
 from flowrra_extras.redis import RedisBroker, scripts
+from flowrra_extras.redis.calls import Calls
 from tests.support.redis_server import Server
 
 STATES = tuple(TaskStatus)
@@ -231,24 +233,49 @@ async def test_what_is_deleted_leaves_the_indexes(watched: Watched) -> None:
         await broker.purge(1e9, 100)
         assert await broker.find(JobFilter()) == []
         left = {key.decode().removeprefix("{flowrra}:") for key in watched.client.scan_iter()}
-        assert {name for name in left if name.startswith(("by:", "family:", "task:"))} == set()
+        assert {name for name in left if name.startswith(("seqs:", "family:", "ids:", "buckets", "job:"))} == set()
+
+
+def make_old(client: Any) -> None:
+    """Store the jobs as version 0.2.0 did: with long names, an entry for each job, and sets instead of `waits`."""
+    names = {short.encode(): name for name, short in scripts.FIELDS.items()}
+    for key in client.keys("{flowrra}:job:*"):
+        job_id = key.decode().removeprefix("{flowrra}:job:")
+        job = {names[short]: value for short, value in client.hgetall(key).items() if names[short] != "rev"}
+        client.zadd("{flowrra}:all", {job_id: int(job["place"][16:], 16)})
+        if "purge_at" in job:
+            client.zadd("{flowrra}:purge", {job_id: float(job["purge_at"])})
+        if job.pop("waits", None) and "parents" in job:
+            for parent in json.loads(job["parents"]):
+                client.sadd(f"{{flowrra}}:parents:{job_id}", parent)
+                client.sadd(f"{{flowrra}}:children:{parent}", job_id)
+        client.delete(key)
+        client.hset(key, mapping=job)
+    for pattern in ("seqs:*", "ids:*", "family:*", "buckets", "purges"):
+        for key in client.keys(f"{{flowrra}}:{pattern}"):
+            client.delete(key)
+    client.hdel("{flowrra}:state", "version")
 
 
 async def test_a_store_of_the_first_version_gets_its_indexes(watched: Watched) -> None:
     async with watched as broker:
         client: Any = watched.client
         await everything(broker)
+        before = {job.id: job for job in await broker.find(JobFilter())}
         await broker.close()
-        for pattern in ("by:*", "family:*", "task:*"):
-            for key in client.keys(f"{{flowrra}}:{pattern}"):
-                client.delete(key)
-        client.hdel("{flowrra}:state", "version")
+        make_old(client)
         await broker.open()
+        after = {job.id: job for job in await broker.find(JobFilter())}
+        assert {key: repr(job) for key, job in after.items()} == {key: repr(job) for key, job in before.items()}
         await agree(broker)
         assert client.hget("{flowrra}:state", "version") == str(scripts.VERSION).encode()
+        finished = {job.id for job in after.values() if job.status.is_finished}
+        assert set(await broker.remove(before=1e9)) == finished
+        assert not client.exists("{flowrra}:all", "{flowrra}:purge")
+        await agree(broker)
 
 
-async def test_a_store_of_the_second_version_knows_what_its_jobs_wait_for(watched: Watched) -> None:
+async def test_a_store_of_the_first_version_knows_what_its_jobs_wait_for(watched: Watched) -> None:
     """It had a set of the parents of each blocked job, and of the children of each parent."""
     async with watched as broker:
         client: Any = watched.client
@@ -256,13 +283,8 @@ async def test_a_store_of_the_second_version_knows_what_its_jobs_wait_for(watche
         await broker.push([Job("both", "task", parents=("p", "q")), Job("held", "task")], now=0.0)
         assert await hold_jobs(broker, ["held"], by="m", now=0.0) == [True]
         await broker.close()
-        for child in ("both", "held"):
-            client.hdel(f"{{flowrra}}:job:{child}", "waits", "rev")
-        client.sadd("{flowrra}:parents:both", "p", "q")
-        for parent in ("p", "q"):
-            client.sadd(f"{{flowrra}}:children:{parent}", "both")
-            client.hdel(f"{{flowrra}}:job:{parent}", "rev")
-        client.hset("{flowrra}:state", "version", 2)
+        make_old(client)
+        assert client.smembers("{flowrra}:parents:both") == {b"p", b"q"}
         other = RedisBroker(broker.url)
         await asyncio.gather(broker.open(), other.open())
         await other.close()
@@ -275,17 +297,23 @@ async def test_a_store_of_the_second_version_knows_what_its_jobs_wait_for(watche
         assert await broker.counts() == {("default", TaskStatus.SUCCESS): 4}
 
 
-@pytest.mark.parametrize("version", ["4", "5"])
-async def test_a_store_of_a_late_version_is_not_gone_through(watched: Watched, version: str) -> None:
+async def test_a_large_store_of_the_first_version_is_migrated_in_steps(watched: Watched) -> None:
     async with watched as broker:
-        await broker.push([Job("a", "task")], now=0.0)
+        await broker.push([Job(f"n{n}", "task") for n in range(1_000)], now=0.0)
         await broker.close()
-        client = watched.client
-        client.hset("{flowrra}:state", "version", version)
-        client.delete("{flowrra}:task:task")  # as a sign: to go through the jobs would make it anew
-        await broker.open()
-        assert client.hget("{flowrra}:state", "version") == str(scripts.VERSION).encode()
-        assert not client.exists("{flowrra}:task:task")
+        make_old(watched.client)
+        steps, run = [0], Calls.run
+
+        async def counted(calls: Calls, call: Any) -> Any:
+            answer, commands = await watched.cost(run(calls, call))
+            steps.append(commands)
+            return answer
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Calls, "run", counted)
+            await broker.open()
+        assert (len(steps) > 4, max(steps) < 1_500) == (True, True)
+        assert len(await broker.find(JobFilter(task="task"), limit=2_000)) == 1_000
 
 
 async def test_a_newer_store_is_refused(watched: Watched) -> None:
