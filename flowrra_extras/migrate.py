@@ -371,7 +371,7 @@ class _Move:
 
     async def _enter(self) -> None:
         """Register this move. If the same move is registered already, unregister and try again for a few seconds."""
-        patience = time.monotonic() + _LEASE + 2.0
+        patience = time.monotonic() + 2 * _LEASE + 2.0  # the lease of one that died may be renewed once: Lease.graced
         while True:
             await self._beat(_LEASE)
             others = await self._others()

@@ -34,7 +34,8 @@ settings.register_profile("flowrra", settings.default, deadline=None)
 settings.load_profile("flowrra")
 
 
-# Kills, outages, browsers, installations and moves that are stopped at each point: half of the time of all tests. `make test` leaves them out.
+# Kills, outages, browsers, installations, and moves that are stopped at each point: half of the time of all tests.
+# `make test` leaves them out.
 SLOW = frozenset((
     "test_crashes", "test_dashboard_browser_actions", "test_dashboard_browser_live", "test_dashboard_browser_mounted",
     "test_dashboard_browser_pages", "test_dashboard_incidents", "test_dashboard_programs", "test_limit_chaos",
