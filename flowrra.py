@@ -183,9 +183,9 @@ __all__ += ["awaits_limit", "charge", "conclude", "give_limit_key", "join_limit_
 __all__ += ["StoreStatus", "jittered", "split_limit_key", "stored_limit_key", "uses_of"]
 # For brokers and extras, and not for others:
 __all__ += ["ACTIVITY_KEPT", "BLOCKED", "BY_HAND", "CHECK_EVERY", "CRON_FIELDS", "ENDINGS_KEPT", "ENDINGS_TAKEN"]
-__all__ += ["EXPIRED", "FAILED", "FINISHED", "HISTORY_LIMIT", "KILLED", "LAST_CHANCE", "LAST_DAY", "LAST_WORKDAY"]
-__all__ += ["LEFT", "MAX_CRASHES", "MAX_LEASE", "MISFIRES", "NEAREST", "NO_ARGUMENTS", "OPERATOR_COMMANDS"]
-__all__ += ["OVERLAPS", "PENDING", "RECYCLED", "REQUEUABLE", "RUNNING", "SUCCESS", "UNFINISHED"]
+__all__ += ["EXPIRED", "FAILED", "FINISHED", "FIRES_AT_ONCE", "HISTORY_LIMIT", "KILLED", "LAST_CHANCE", "LAST_DAY"]
+__all__ += ["LAST_WORKDAY", "LEFT", "MAX_CRASHES", "MAX_LEASE", "MISFIRES", "NEAREST", "NO_ARGUMENTS"]
+__all__ += ["OPERATOR_COMMANDS", "OVERLAPS", "PENDING", "RECYCLED", "REQUEUABLE", "RUNNING", "SUCCESS", "UNFINISHED"]
 __all__ += ["WORKER_LOST", "Fired", "Firing"]
 __all__ += ["Turns", "activity_texts", "add_store", "ask", "check_key", "check_queue", "check_shared", "claimed_job"]
 __all__ += ["cron_bits", "cron_values", "describe", "duration", "ended_job", "find_task", "first_line"]
@@ -10016,6 +10016,7 @@ class Fired(NamedTuple):
 
 ON_TIME = 15.0  # seconds; a later fire is a misfire. The lease of a dead scheduler ends after 10 s
 MAX_CATCH_UP = 100  # the maximum of missed fires of one schedule that run at once
+FIRES_AT_ONCE = 500  # the maximum of schedules that fire in one step: more would block the event loop for too long
 _LEAST_INTERVAL = 0.001
 _MAX_INTERVAL = 36_525 * 86_400.0
 
@@ -10030,8 +10031,7 @@ class _Rule(NamedTuple):
 def _rule_of(schedule: Schedule) -> _Rule:
     """Return the parsed rule of a schedule; ConfigError if its text cannot be read."""
     if schedule.kind == "cron":
-        cron = Cron(schedule.rule, tz=schedule.tz, name=schedule.id)
-        return _Rule(lambda after: _found(cron.next, after), lambda before: _found(cron.previous, before))
+        return _cron_rule(schedule.rule, schedule.tz, schedule.id if "h" in schedule.rule.lower() else None)
     if schedule.kind == "interval":
         step = _micro(_seconds("an interval", float(schedule.rule), least=_LEAST_INTERVAL))
         anchor = _micro(schedule.anchor)
@@ -10041,6 +10041,14 @@ def _rule_of(schedule: Schedule) -> _Rule:
         )
     moment = _micro(dt.datetime.fromisoformat(schedule.rule).timestamp())
     return _Rule(lambda after: moment if moment > after else None, lambda before: moment if moment < before else None)
+
+
+@functools.lru_cache(maxsize=1024)
+def _cron_rule(expression: str, tz: str, name: str | None) -> _Rule:
+    """Return the rule of a cron expression. Those that share it usually ask for the moment after the same fire."""
+    cron = Cron(expression, tz, name=name)
+    following = functools.lru_cache(maxsize=1)(functools.partial(_found, cron.next))
+    return _Rule(following, functools.partial(_found, cron.previous))
 
 
 def _found(search: Callable[[dt.datetime], dt.datetime], moment: int) -> int | None:
@@ -10060,14 +10068,17 @@ def upcoming(schedule: Schedule, after: float) -> float | None:
     return None if moment is None else moment / 1e6
 
 
-def _due_moments(rule: _Rule, first: int, now: int) -> list[int]:
-    """Return the fires from `first` to `now`, the earliest first; at most the latest MAX_CATCH_UP."""
+def _due_moments(rule: _Rule, first: int, now: int) -> tuple[list[int], int | None]:
+    """Return the fires from `first` to `now`, the earliest first, and the next one; at most the latest MAX_CATCH_UP."""
+    following = rule.next(first)
+    if following is None or following > now:  # the usual case; `previous` is slower
+        return [first], following
     moments: list[int] = []
     moment = rule.previous(now + 1)
     while moment is not None and moment > first and len(moments) < MAX_CATCH_UP:
         moments.append(moment)
         moment = rule.previous(moment)
-    return [*moments, first][:MAX_CATCH_UP][::-1]
+    return [*moments, first][:MAX_CATCH_UP][::-1], rule.next(now)
 
 
 def _to_fire(misfire: str, moments: Sequence[int], now: int) -> Sequence[int]:
@@ -10237,13 +10248,12 @@ class Firing:
         except ValueError as error:
             self._report(schedule, f"it cannot be read, so it does not fire: {error}")
             return None
-        moments = _due_moments(rule, _micro(cast("float", schedule.next_fire)), _micro(now))
+        moments, following = _due_moments(rule, _micro(cast("float", schedule.next_fire)), _micro(now))
         chosen = _to_fire(schedule.misfire, moments, _micro(now))
         if len(chosen) < len(moments):
             logger.warning("schedule %s (%s) is late: %d of %d fires up to %s are dropped", schedule.id, task.name,
                            len(moments) - len(chosen), len(moments), _stamp(moments[-1]))  # fmt: skip
         jobs = [job_of_fire(schedule, task, moment, self._app.broker.retention) for moment in chosen]
-        following = rule.next(_micro(now))
         over = moments if following is None else chosen  # where nothing follows, what was dropped is over, too
         last = over[-1] / 1e6 if over else schedule.last_fire
         following_at = None if following is None else following / 1e6
@@ -10254,6 +10264,10 @@ class Firing:
             self._reported.add(schedule.id)
             logger.warning("schedule %s: %s", schedule.id, what)
 
+    async def fire(self, due: Iterable[Schedule], now: float) -> list[Fired]:
+        """Push the jobs of schedules that are due. Return the schedules whose jobs were pushed."""
+        return await self.push([plan for schedule in due if (plan := self.plan(schedule, now)) is not None])
+
     async def push(self, due: Sequence[tuple[list[Job], Fired]]) -> list[Fired]:
         """Push the jobs of several schedules at once. Return the schedules whose jobs were pushed."""
         jobs = [job for its_jobs, _ in due for job in its_jobs]
@@ -10263,7 +10277,8 @@ class Firing:
             if len(due) == 1:
                 logger.error("schedule %s cannot fire, trying again: %s", due[0][1].schedule_id, error)
                 return []
-            return [fired for one in due for fired in await self.push([one])]
+            half = len(due) // 2
+            return [*await self.push(due[:half]), *await self.push(due[half:])]
         pushed = [(fired, list(itertools.islice(ids, len(its_jobs)))) for its_jobs, fired in due]
         return [fired._replace(last_job=these[-1]) if these else fired for fired, these in pushed]
 
@@ -10295,37 +10310,66 @@ class CodeSchedules(Firing):
         self._schedules: dict[str, Schedule] = {}  # as they stand since the start, by id
         self._last_fires: dict[str, float | None] = {}  # before the start
         self._retry_at: dict[str, float] = {}  # on the monotonic clock, of those whose jobs were refused
+        self._due: list[tuple[float, str]] = []  # a heap of next fires; an entry that no longer holds is dropped
 
     def restart(self) -> None:
         """Let all schedules fire from now on, when the app starts. A moment that has fired does not fire again."""
         self._last_fires |= {schedule.id: schedule.last_fire for schedule in self._schedules.values()}
         self._schedules.clear()
+        self._due.clear()
 
     async def step(self) -> float:
         now, clock = self._app.clock.time(), self._app.clock.monotonic()
+        self._add_new(now)
+        for schedule_id in [schedule_id for schedule_id, at in self._retry_at.items() if at <= clock]:
+            del self._retry_at[schedule_id]
+            self._queue(self._schedules[schedule_id])
+        due = self._select(now)
+        fired = {one.schedule_id: one for one in await self.fire(due, now)}
+        for schedule in due:
+            if (one := fired.get(schedule.id)) is not None:
+                schedule.next_fire, schedule.last_fire, schedule.last_job = one[2:]
+                self._queue(schedule)
+            else:
+                self._retry_at[schedule.id] = clock + _RETRY_AFTER
+        first = self._first()
+        pause = CHECK_EVERY if first is None else min(CHECK_EVERY, max(0.0, cast("float", first.next_fire) - now))
+        return pause if self._app.schedules else _NONE_YET
+
+    def _add_new(self, now: float) -> None:
+        """Add the schedules that were declared since the last step."""
+        if len(self._schedules) == len(self._app.schedules):
+            return
         for schedule in self._app.schedules.values():
             if schedule.id not in self._schedules:
                 last = self._last_fires.get(schedule.id)
                 first = upcoming(schedule, now if last is None else max(now, last))
-                self._schedules[schedule.id] = dataclasses.replace(schedule, next_fire=first, last_fire=last)
-        due = [schedule for moment, schedule in self._waiting(clock) if moment <= now]
-        plans = [plan for schedule in due if (plan := self.plan(schedule, now)) is not None]
-        fired = {one.schedule_id: one for one in await self.push(plans)}
-        for schedule in due:
-            if (one := fired.get(schedule.id)) is not None:
-                schedule.next_fire, schedule.last_fire, schedule.last_job = one[2:]
-            else:
-                self._retry_at[schedule.id] = clock + _RETRY_AFTER
-        first = min((moment for moment, _ in self._waiting(clock)), default=math.inf)
-        return min(CHECK_EVERY, max(0.0, first - now)) if self._app.schedules else _NONE_YET
+                self._schedules[schedule.id] = added = dataclasses.replace(schedule, next_fire=first, last_fire=last)
+                self._queue(added)
 
-    def _waiting(self, clock: float) -> list[tuple[float, Schedule]]:
-        """Return the enabled schedules that fire again, each with its next moment."""
-        return [
-            (schedule.next_fire, schedule)
-            for schedule in self._schedules.values()
-            if schedule.enabled and schedule.next_fire is not None and self._retry_at.get(schedule.id, clock) <= clock
-        ]
+    def _queue(self, schedule: Schedule) -> None:
+        if schedule.enabled and schedule.next_fire is not None:
+            heapq.heappush(self._due, (schedule.next_fire, schedule.id))
+
+    def _select(self, now: float) -> list[Schedule]:
+        """Return schedules that are due, the earliest first. They are due until they have fired, if a push fails."""
+        due: dict[str, Schedule] = {}
+        while len(due) < FIRES_AT_ONCE and (first := self._first()) and cast("float", first.next_fire) <= now:
+            due[first.id] = first
+            heapq.heappop(self._due)
+        for schedule in due.values():
+            self._queue(schedule)
+        return [*due.values()]
+
+    def _first(self) -> Schedule | None:
+        """Return the schedule that is due first."""
+        while self._due:
+            moment, schedule_id = self._due[0]
+            schedule = self._schedules[schedule_id]
+            if schedule.next_fire == moment and schedule_id not in self._retry_at:
+                return schedule
+            heapq.heappop(self._due)
+        return None
 
 
 # ---------------------------------------------------------------------------

@@ -222,7 +222,8 @@ async def test_the_index_gives_what_is_due(url: str) -> None:
         for one in later
     ]
     await link.execute(dialect.begin)
-    await link.execute_each(bound[0][0], [values for _, values in bound])
+    for statement, row in bound:
+        await link.execute(statement, row)
     await link.execute("COMMIT")
     explain = "EXPLAIN QUERY PLAN" if url.startswith("sqlite") else "EXPLAIN"
     for query in (sql._DUE, sql._NEXT):
