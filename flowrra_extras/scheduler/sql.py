@@ -511,7 +511,7 @@ def _moment(field: str, seconds: float) -> dt.datetime:
 
 def _check_text(field: str, text: str) -> None:
     """Refuse text that some databases cannot store."""
-    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+    if "\0" in text or (not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)):
         raise ConfigError(f"{field} contains a NUL or half of a surrogate pair: {text!r}")
     if field in ("id", "key") and len(text) > _NAME_LENGTH:
         raise ConfigError(f"{field} must be at most {_NAME_LENGTH} characters, not {len(text)}: {text[:40]!r}...")
