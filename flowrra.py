@@ -120,6 +120,7 @@ from typing import (
     ParamSpec,
     Protocol,
     Self,
+    TextIO,
     TypedDict,
     TypeGuard,
     TypeVar,
@@ -9214,6 +9215,7 @@ class _Settler:
         self._outcomes: list[tuple[_Attempt, Outcome]] = []
         self._has_outcomes = asyncio.Event()  # set as long as there are any
         self.events: asyncio.Queue[Event] = asyncio.Queue()
+        self._log = _GroupLog()
 
     def post(self, attempt: _Attempt, outcome: Outcome) -> None:
         """Queue an outcome to be settled."""
@@ -9272,9 +9274,10 @@ class _Settler:
         if self._backend is not None:
             await self._record(self._backend, [o for (_, o), ok in zip(group, written, strict=True) if ok])
         is_heard = worker.hooks.any or logger.isEnabledFor(logging.INFO)
-        for (attempt, outcome), ok in zip(group, written, strict=True):
-            if is_heard or not ok or outcome.status is not SUCCESS:
-                self._announce_outcome(attempt, outcome, ok)
+        with self._log:
+            for (attempt, outcome), ok in zip(group, written, strict=True):
+                if is_heard or not ok or outcome.status is not SUCCESS:
+                    self._announce_outcome(attempt, outcome, ok)
 
     async def _settle_apart(self, group: Sequence[tuple[_Attempt, Outcome]], error: Exception) -> None:
         """Settle a refused group in two halves, so that an outcome that the broker refuses fails alone."""
@@ -9327,7 +9330,7 @@ class _Settler:
         """Log the ending of an attempt or job, and fire its event. All endings go through here."""
         level = logging.WARNING if name in ("failure", "retry") else logging.INFO
         why = f": {error}" if error else ""
-        logger.log(level, "job %s (%s)%s%s", job.id, job.task, how, why, extra={**_fields(job), **fields})
+        self._log.write(level, "job %s (%s)%s%s", (job.id, job.task, how, why), {**_fields(job), **fields})
         self.emit(Event(name, self._worker.info.id, job, result, error))
 
     def emit(self, event: Event) -> None:
@@ -9343,6 +9346,91 @@ class _Settler:
                 await self._worker.hooks.fire(event)
             finally:
                 self.events.task_done()
+
+
+class LogHandler(logging.StreamHandler[TextIO]):
+    """Writes log records to stderr, while it is held several in one piece. A warning or error is written at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_held = False
+        self._lines: list[str] = []
+        self._size = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record) + self.terminator
+            if self._size + len(line) > _WHOLE:
+                self.flush()
+            self._lines.append(line)
+            self._size += len(line)
+            if not self.is_held or record.levelno >= logging.WARNING:
+                self.flush()
+        except RecursionError:
+            raise
+        except Exception:
+            self.handleError(record)
+
+    def flush(self) -> None:
+        with cast("threading.RLock", self.lock):
+            lines, self._lines, self._size = self._lines, [], 0
+            if lines:
+                self.stream.write("".join(lines))
+            super().flush()
+
+
+_WHOLE = 4000  # characters; a pipe to which several processes write takes 4,096 bytes without a break
+
+
+class LogFormatter(logging.Formatter):
+    """Formats a log record as the worker's command does by default."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 (logging's name)
+        return f"{_second_text(int(record.created))},{int(record.msecs):03d}"
+
+
+@functools.lru_cache(maxsize=1)
+def _second_text(second: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+
+
+class _GroupLog:
+    """Logs lines of jobs. In a `with` block, which does not await, it logs a group: 7 us a line, 18 us one by one.
+
+    The records of a group share what costs most: the place in the code, the thread, the process, the moment.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[int, logging.LogRecord] | None = None  # of the group, by level
+        self._held: list[LogHandler] = []
+
+    def __enter__(self) -> None:
+        self._first = {}
+        self._held = [handler for handler in logging.getLogger().handlers if isinstance(handler, LogHandler)]
+        for handler in self._held:
+            handler.is_held = True
+
+    def __exit__(self, *error: object) -> None:
+        self._first = None
+        for handler in self._held:
+            handler.is_held = False
+            handler.flush()
+
+    def write(self, level: int, text: str, values: tuple[object, ...], extra: Mapping[str, object]) -> None:
+        if not logger.isEnabledFor(level):
+            return
+        if self._first is None or logging.getLogRecordFactory() is not logging.LogRecord:
+            logger.log(level, text, *values, extra=extra)
+            return
+        first = self._first.get(level)
+        if first is None:
+            self._first[level] = first = logger.makeRecord(logger.name, level, *logger.findCaller()[:2], text, (), None)
+        record = logging.LogRecord.__new__(logging.LogRecord)
+        record.__dict__ = {**first.__dict__, **extra, "args": values}
+        logger.handle(record)
 
 
 def _fields(job: Job) -> dict[str, Any]:
@@ -12074,10 +12162,10 @@ def _worker_command(arguments: argparse.Namespace) -> int:
     if not target:
         raise ConfigError("no app is given: pass module:app, or set FLOWRRA_APP")
     _whole("--processes", arguments.processes, least=1)
-    formatter = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
+    formatter: logging.Formatter = LogFormatter()
     if arguments.log_format == "json":
         formatter = import_extra("flowrra_extras.commands.json_lines", "JsonLines", "JSON cannot be logged here")()
-    (handler := logging.StreamHandler()).setFormatter(formatter)
+    (handler := LogHandler()).setFormatter(formatter)
     logging.basicConfig(level=arguments.log_level.upper(), handlers=[handler])
     if not arguments.supervised:
         warn_of_unknown_settings("FLOWRRA_", os.environ)
