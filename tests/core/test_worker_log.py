@@ -185,6 +185,8 @@ def test_the_default_form_is_that_of_logging() -> None:
         record = logging.makeLogRecord({"msg": "a line", "levelname": "INFO", "created": created})
         record.msecs = created % 1 * 1000
         assert LogFormatter().format(record) == usual.format(record)
+        record.exc_text = "a traceback"
+        assert LogFormatter().format(record) == usual.format(record) != ""
 
 
 # ---------------------------------------------------------------------------
