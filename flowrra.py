@@ -4135,8 +4135,12 @@ class WaiterHub:
 
     def wake_all(self, kind: str) -> None:
         """Wake all topics of a kind."""
-        for topic in [topic for topic in {*self.waiters, *self._quiet} if topic[0] == kind]:
-            self.wake(topic)
+        for name in self.awaited(kind):
+            self.wake((kind, name))
+
+    def awaited(self, kind: str) -> list[str]:
+        """Return the names of a kind for which somebody waits, or is about to."""
+        return [name for topic, name in {*self.waiters, *self._quiet} if topic == kind]
 
     def waiting(self, kind: str) -> list[str]:
         """Return the names of a kind for which somebody waits."""
@@ -6018,6 +6022,14 @@ class SQLiteTable:
     def _paused(self) -> set[str]:
         return {row[0] for row in self._db.execute("SELECT queue FROM flowrra_paused")}
 
+    def ready(self, queues: Sequence[str]) -> list[str]:
+        """Return which of the queues have jobs that are ready."""
+        query = " UNION ALL ".join(
+            f"SELECT 1 FROM flowrra_job WHERE status = 'pending' AND queue = :queue AND crashes {how}"
+            for how in ("= 0", "> 0")
+        )
+        return [queue for queue in queues if self._db.execute(f"{query} LIMIT 1", {"queue": queue}).fetchone()]
+
     def limit_states(self, names: Sequence[str], own: Collection[str]) -> list[LimitKey]:
         rows = self._db.execute(_LIMIT_KEYS, (json.dumps({name: name in own for name in names}),)).fetchall()
         return [
@@ -6510,6 +6522,7 @@ class _Signals(asyncio.DatagramProtocol):
         self._fresh_until = 0.0
         self._look_timer: asyncio.TimerHandle | None = None
         self._data_version = 0
+        self._due: float | None = None  # when the next job is due, as of the last look
 
     # Notifying ---------------------------------------------------------------------------------
 
@@ -6600,7 +6613,7 @@ class _Signals(asyncio.DatagramProtocol):
                 self._broker.check()
             elif (version := self._broker.data_version()) != self._data_version:
                 self._data_version = version
-                self._look_everywhere()
+                self._look_for_work()
             if ("worker", "") in waiters and self._broker.peek(SQLiteTable.dead_workers):
                 self._broker.hub.wake(("worker", ""))  # the next heartbeat will put their jobs back
         except StoreLostError as error:
@@ -6608,11 +6621,23 @@ class _Signals(asyncio.DatagramProtocol):
         except BrokerError as error:  # the store was just lost, or is unreachable for a moment: the next check decides
             logger.warning("cannot check what other processes wrote: %s", error)
 
+    def _look_for_work(self) -> None:
+        """Wake those for whom a commit may have brought something. Usually it was the heartbeat of some worker."""
+        queues = self._broker.hub.awaited("queue")
+        due, ready = self._broker.peek(lambda table: (table.next_due(), table.ready(queues))) if queues else (None, [])
+        if due != self._due:
+            self._due, ready = due, [""]
+        self._wake_finished()
+        self.wake(("queue", queue) for queue in ready)
+
     def _look_everywhere(self) -> None:
         """Wake all callers, as anything may have changed; notices come with the next heartbeat."""
-        waited = self._broker.hub.waiting("job")
-        done = self._broker.peek(lambda table: table.finished(waited)) if waited else []
-        self.wake([("queue", ""), *(("job", task_id) for task_id in done)])
+        self._wake_finished()
+        self.wake([("queue", "")])
+
+    def _wake_finished(self) -> None:
+        if waited := self._broker.hub.waiting("job"):
+            self.wake(("job", task_id) for task_id in self._broker.peek(lambda table: table.finished(waited)))
 
     # Closing -----------------------------------------------------------------------------------
 
@@ -10327,6 +10352,8 @@ class Firing:
         """Fire what is due, until cancelled. It can be called again after a failure; no fire is lost."""
         while True:
             pause = await self.step()
+            if pause >= CHECK_EVERY:  # ends with the other timers of an idle process, so that it wakes once for all
+                pause -= (time.monotonic() + pause) % CHECK_EVERY
             await asyncio.sleep(pause)
 
     async def step(self) -> float:
