@@ -6022,14 +6022,6 @@ class SQLiteTable:
     def _paused(self) -> set[str]:
         return {row[0] for row in self._db.execute("SELECT queue FROM flowrra_paused")}
 
-    def ready(self, queues: Sequence[str]) -> list[str]:
-        """Return which of the queues have jobs that are ready."""
-        query = " UNION ALL ".join(
-            f"SELECT 1 FROM flowrra_job WHERE status = 'pending' AND queue = :queue AND crashes {how}"
-            for how in ("= 0", "> 0")
-        )
-        return [queue for queue in queues if self._db.execute(f"{query} LIMIT 1", {"queue": queue}).fetchone()]
-
     def limit_states(self, names: Sequence[str], own: Collection[str]) -> list[LimitKey]:
         rows = self._db.execute(_LIMIT_KEYS, (json.dumps({name: name in own for name in names}),)).fetchall()
         return [
@@ -6072,6 +6064,13 @@ def _write_limits(db: sqlite3.Connection, unit: Unit) -> None:
             db.execute("DELETE FROM flowrra_limit_key WHERE name = ?", (state.name,))
         else:
             db.execute(_KEEP_KEY, (state.name, *state.row))
+
+
+def _ready_queues(table: SQLiteTable, queues: Sequence[str]) -> list[str]:
+    """Return which of the queues have jobs that are ready."""
+    ready = "SELECT 1 FROM flowrra_job WHERE status = 'pending' AND queue = :queue AND crashes"
+    query = f"{ready} = 0 UNION ALL {ready} > 0 LIMIT 1"
+    return [queue for queue in queues if table._db.execute(query, {"queue": queue}).fetchone()]
 
 
 def _dead_ports(db: sqlite3.Connection, home: _Home) -> list[int]:
@@ -6624,7 +6623,9 @@ class _Signals(asyncio.DatagramProtocol):
     def _look_for_work(self) -> None:
         """Wake those for whom a commit may have brought something. Usually it was the heartbeat of some worker."""
         queues = self._broker.hub.awaited("queue")
-        due, ready = self._broker.peek(lambda table: (table.next_due(), table.ready(queues))) if queues else (None, [])
+        due, ready = (
+            self._broker.peek(lambda table: (table.next_due(), _ready_queues(table, queues))) if queues else (None, [])
+        )
         if due != self._due:
             self._due, ready = due, [""]
         self._wake_finished()
