@@ -333,6 +333,23 @@ class FireContract(_ScheduleContract):
         (again,) = await t.take()
         assert (again.id, again.turn, again.last_job) == ("b", two.turn + 1, "job of b")
 
+    async def test_an_advance_of_many_tells_similar_ids_apart(self, t: ScheduleHarness) -> None:
+        ids = ["a", "A", "a ", "\u00e4", "\u00c4", "a%", "a'", 'a"', "a\\", "a\\n", "[1]", "null", "\U0001f550"]
+        await t.add_due(*ids)
+        fired = [
+            Fired(
+                one.id,
+                one.turn,
+                None if n % 3 == 0 else t.now + n + 0.25,
+                t.now - n,
+                None if n == 1 else f"{one.id}@{n}",
+            )
+            for n, one in enumerate(await t.take())
+        ]
+        assert await t.store.advance(fired) == [True] * len(ids)
+        found = await t.store.find()
+        assert [(one.id, one.turn, one.next_fire, one.last_fire, one.last_job) for one in found] == fired
+
     async def test_what_has_nothing_left_is_not_taken_again(self, t: ScheduleHarness) -> None:
         await t.add_due("a")
         assert await t.advance(*await t.take(), by=None) == [True]

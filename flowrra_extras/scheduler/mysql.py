@@ -12,6 +12,10 @@ from flowrra import ConfigError
 from flowrra_extras.scheduler.sql import Database, Dialect, Link
 from flowrra_extras.urls import check_options, read_server_url
 
+# Every text differs from every other one: no folding of case and accents, no trailing blanks left out. The two servers
+# have different names for that, and each reads its own comment.
+_COLLATE = "COLLATE /*!80017 utf8mb4_0900_bin *//*M!100303 utf8mb4_nopad_bin */"
+
 DIALECT = Dialect(
     mark=lambda number: "%s",
     serial="BIGINT AUTO_INCREMENT PRIMARY KEY",
@@ -22,10 +26,7 @@ DIALECT = Dialect(
     # Within the table, and so with it or not at all: here no transaction holds several of these statements.
     index_in_table=", INDEX flowrra_schedule_due (enabled, next_fire, seq)",
     index="DO 0",
-    # Every text differs from every other one: no folding of case and accents, no trailing blanks left out. The two
-    # servers have different names for that, and each reads its own comment.
-    table_end="""ENGINE = InnoDB CHARACTER SET utf8mb4
-        COLLATE /*!80017 utf8mb4_0900_bin *//*M!100303 utf8mb4_nopad_bin */""",
+    table_end=f"ENGINE = InnoDB CHARACTER SET utf8mb4 {_COLLATE}",
     lock="SELECT GET_LOCK('flowrra_schedule', 3600)",
     unlock="SELECT RELEASE_LOCK('flowrra_schedule')",
     existing="""SELECT 1 FROM information_schema.tables
@@ -34,6 +35,11 @@ DIALECT = Dialect(
     until="UTC_TIMESTAMP(6) + INTERVAL :lease * 1000000 MICROSECOND",
     # A scan of the table would lock every row that is due, and others who take would come away with nothing.
     hint="FORCE INDEX (flowrra_schedule_due)",
+    advance=f"""
+        UPDATE JSON_TABLE(:rows, '$[*]' COLUMNS (id VARCHAR(255) PATH '$[0]', next_fire DATETIME(6) PATH '$[1]',
+            last_fire DATETIME(6) PATH '$[2]', last_job LONGTEXT PATH '$[3]')) AS v
+        STRAIGHT_JOIN flowrra_schedule AS s ON s.id = v.id {_COLLATE}
+        SET s.next_fire = v.next_fire, s.last_fire = v.last_fire, s.last_job = v.last_job, s.lease = NULL""",
     lock_rows="FOR UPDATE",
     skip_locked="FOR UPDATE SKIP LOCKED",
     or_leave="ON DUPLICATE KEY UPDATE seq = seq",
@@ -56,7 +62,6 @@ class _Cursor(Protocol):
     """What is used of asyncmy's cursor, which has no types."""
 
     async def execute(self, statement: str, values: Sequence[Any]) -> int: ...
-    async def executemany(self, statement: str, rows: Sequence[Sequence[Any]]) -> int: ...
     async def fetchall(self) -> Sequence[Sequence[Any]]: ...
 
 
@@ -122,10 +127,6 @@ class _Link:
     async def execute(self, statement: str, values: Sequence[Any] = ()) -> int:
         async with self._connection.cursor() as cursor:
             return await cursor.execute(statement, values)
-
-    async def execute_each(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
-        async with self._connection.cursor() as cursor:
-            await cursor.executemany(statement, rows)
 
     async def drop(self) -> bool:
         with contextlib.suppress(RuntimeError):  # its loop has ended, and the connection with it

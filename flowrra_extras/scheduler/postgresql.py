@@ -23,6 +23,10 @@ DIALECT = Dialect(
     existing="SELECT 1 FROM pg_class WHERE relname = 'flowrra_schedule_meta' AND pg_table_is_visible(oid)",
     free="(lease IS NULL OR lease <= clock_timestamp())",
     until="clock_timestamp() + make_interval(secs => :lease)",
+    advance="""
+        UPDATE {table} AS s SET next_fire = CAST(v.value ->> 1 AS TIMESTAMPTZ),
+            last_fire = CAST(v.value ->> 2 AS TIMESTAMPTZ), last_job = v.value ->> 3, lease = NULL
+        FROM json_array_elements(CAST(:rows AS JSON)) AS v (value) WHERE s.id = v.value ->> 0""",
     lock_rows="FOR UPDATE",
     skip_locked="FOR UPDATE SKIP LOCKED",
     to_column=lambda moment: moment,
@@ -75,9 +79,6 @@ class _Link:
         status = await self._connection.execute(statement, *values)
         count = status.rpartition(" ")[2]  # "UPDATE 1", but "BEGIN"
         return int(count) if count.isdigit() else 0
-
-    async def execute_each(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
-        await self._connection.executemany(statement, rows)
 
     async def drop(self) -> bool:
         drop(self._connection)

@@ -9,6 +9,7 @@ from typing import Any, Unpack
 
 from flowrra import (
     CHECK_EVERY,
+    FIRES_AT_ONCE,
     ConfigError,
     Firing,
     Flowrra,
@@ -29,7 +30,6 @@ from flowrra import (
 from flowrra_extras.scheduler.store import ScheduleStore
 
 TAKE_LEASE = 10.0  # seconds that a scheduler has to push and advance what it has taken
-_TAKE_LIMIT = 100
 _DONE_KEPT = 604_800.0  # seconds that a schedule with nothing left to fire is kept
 _PURGE_DONE_EVERY = 3600.0
 
@@ -401,9 +401,8 @@ class Scheduler(Firing):
         first = await self.store.next_fire()
         if first is None or first > now:
             return CHECK_EVERY if first is None else min(CHECK_EVERY, first - now)
-        taken = await self.store.take(now=now, lease=TAKE_LEASE, limit=_TAKE_LIMIT)
-        due = [plan for schedule in taken if (plan := self.plan(schedule, now)) is not None]
-        await self.store.advance(await self.push(due))
+        taken = await self.store.take(now=now, lease=TAKE_LEASE, limit=FIRES_AT_ONCE)
+        await self.store.advance(await self.fire(taken, now))
         return 0.0 if taken else 0.05
 
     async def _ready(self) -> None:

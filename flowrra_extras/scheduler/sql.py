@@ -5,7 +5,6 @@ A `Database` is a dialect and how to connect. `mysql` and `postgresql` have the 
 
 import asyncio
 import contextlib
-import dataclasses
 import datetime as dt
 import itertools
 import json
@@ -73,6 +72,8 @@ class Dialect:
     lock_rows: str = ""
     skip_locked: str = ""
     or_leave: str = "ON CONFLICT DO NOTHING"
+    # Writes what was fired: `:rows` is a list in JSON of id, next_fire, last_fire and last_job of each schedule.
+    advance: str
     # Moments as the driver takes and gives them.
     to_column: Callable[[dt.datetime], Any]
     from_column: Callable[[Any], dt.datetime]
@@ -112,10 +113,6 @@ class Link(Protocol):
 
     async def execute(self, statement: str, values: Sequence[Any] = ()) -> int:
         """Run a statement and return how many rows it changed."""
-        ...
-
-    async def execute_each(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Run a statement once for each row of values."""
         ...
 
     async def drop(self) -> bool:
@@ -203,9 +200,6 @@ _NEXT = """
     ORDER BY next_fire LIMIT 1"""
 
 _TAKEN = "SELECT id, turn FROM {table} WHERE id IN (:ids) AND lease IS NOT NULL ORDER BY seq {lock_rows}"
-_ADVANCE = """
-    UPDATE {table} SET next_fire = :next_fire, last_fire = :last_fire, last_job = :last_job, lease = NULL
-    WHERE id = :id"""
 _REMOVE = "DELETE FROM {table} WHERE id = :id"
 _PURGE = "DELETE FROM {table} WHERE next_fire IS NULL AND last_fire < :before"
 _GET_VERSION = "SELECT coalesce(max(version), 0) FROM {table}_meta"
@@ -448,8 +442,10 @@ class SQLScheduleStore(ScheduleStore):
                 await self._execute(link, _LEASE, {**values, "ids": ids})
             return rows
 
-        rows = await self._session.transact(work)
-        return [dataclasses.replace(taken, turn=taken.turn + 1) for taken in map(self._schedule, rows)]
+        taken = [self._schedule(row) for row in await self._session.transact(work)]
+        for schedule in taken:
+            schedule.turn += 1
+        return taken
 
     async def advance(self, fired: Sequence[Fired]) -> list[bool]:
         rows = [self._advanced(one) for one in fired]
@@ -459,25 +455,33 @@ class SQLScheduleStore(ScheduleStore):
             for ids in _chunks(dict.fromkeys(one.schedule_id for one in fired)):
                 held.update({row[0]: row[1] for row in await self._fetch(link, _TAKEN, {"ids": ids})})
             done = [_gives_back(held, one) for one in fired]
-            bound = [self._dialect.bind(_ADVANCE, row) for row in itertools.compress(rows, done)]
-            if bound:
-                await link.execute_each(bound[0][0], [values for _, values in bound])
+            if any(done):
+                written = json.dumps([*itertools.compress(rows, done)], default=str)  # str: of a datetime
+                await self._execute(link, "{advance}", {"rows": written})
             return done
 
         return await self._session.transact(work) if fired else []
 
     async def next_fire(self) -> float | None:
         rows = await self._session.call(lambda link: self._fetch(link, _NEXT))
-        return self._from_column("next_fire", rows[0][0]) if rows else None
+        return self._seconds(rows[0][0]) if rows else None
 
     # Rows --------------------------------------------------------------------------------------
 
     def _schedule(self, row: Sequence[Any]) -> Schedule:
-        return Schedule(**{field: self._from_column(field, value) for field, value in zip(FIELDS, row, strict=False)})
+        values = dict(zip(FIELDS, row, strict=False))
+        for field in _MOMENTS:
+            values[field] = self._seconds(values[field])
+        values["options"], values["enabled"] = json.loads(values["options"]), bool(values["enabled"])
+        return Schedule(**values)
 
-    def _advanced(self, fired: Fired) -> dict[str, Any]:
-        values = {"next_fire": fired.next_fire, "last_fire": fired.last_fire, "last_job": fired.last_job}
-        return {"id": fired.schedule_id, **{name: self._to_column(name, value) for name, value in values.items()}}
+    def _seconds(self, moment: Any) -> float | None:
+        return None if moment is None else self._dialect.from_column(moment).timestamp()
+
+    def _advanced(self, fired: Fired) -> Sequence[Any]:
+        """Return the row of `Dialect.advance`."""
+        moments = [self._to_column(field, getattr(fired, field)) for field in ("next_fire", "last_fire")]
+        return (fired.schedule_id, *moments, self._to_column("last_job", fired.last_job))
 
     def _to_column(self, field: str, value: Any) -> Any:
         if field in _MOMENTS:
@@ -487,15 +491,6 @@ class SQLScheduleStore(ScheduleStore):
         if isinstance(value, str):
             _check_text(field, value)
         return value
-
-    def _from_column(self, field: str, value: Any) -> Any:
-        if value is None:
-            return None
-        if field in _MOMENTS:
-            return self._dialect.from_column(value).timestamp()
-        if field == "options":
-            return json.loads(value)
-        return bool(value) if field == "enabled" else value
 
     async def _fetch(self, link: Link, text: str, values: Mapping[str, Any] | None = None) -> Sequence[Sequence[Any]]:
         return await link.fetch(*self._dialect.bind(text, {"clock": self._clock.monotonic(), **(values or {})}))
@@ -516,7 +511,7 @@ def _moment(field: str, seconds: float) -> dt.datetime:
 
 def _check_text(field: str, text: str) -> None:
     """Refuse text that some databases cannot store."""
-    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+    if "\0" in text or (not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)):
         raise ConfigError(f"{field} contains a NUL or half of a surrogate pair: {text!r}")
     if field in ("id", "key") and len(text) > _NAME_LENGTH:
         raise ConfigError(f"{field} must be at most {_NAME_LENGTH} characters, not {len(text)}: {text[:40]!r}...")
@@ -552,6 +547,10 @@ SQLITE = Dialect(
     # A lease that is too long to be true is of an earlier boot.
     free=f"(lease IS NULL OR lease <= :clock OR lease > :clock + {MAX_LEASE})",
     until=":clock + :lease",
+    advance="""
+        UPDATE flowrra_schedule AS s SET next_fire = json_extract(v.value, '$[1]'),
+            last_fire = json_extract(v.value, '$[2]'), last_job = json_extract(v.value, '$[3]'), lease = NULL
+        FROM json_each(:rows) AS v WHERE s.id = json_extract(v.value, '$[0]')""",
     to_column=lambda moment: moment.replace(tzinfo=None).isoformat(" ", "microseconds"),
     from_column=lambda text: dt.datetime.fromisoformat(text).replace(tzinfo=dt.UTC),
     code=lambda error: getattr(error, "sqlite_errorname", None),
@@ -578,9 +577,6 @@ class _SQLiteLink:
 
     async def execute(self, statement: str, values: Sequence[Any] = ()) -> int:
         return await self._run(lambda: self._connection.execute(statement, values).rowcount)
-
-    async def execute_each(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
-        await self._run(lambda: self._connection.executemany(statement, rows))
 
     async def drop(self) -> bool:
         if self._is_private:  # all there is

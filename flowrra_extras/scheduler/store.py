@@ -135,6 +135,7 @@ class MemoryScheduleStore(ScheduleStore):
 
     async def take(self, *, now: float, lease: float, limit: int) -> list[Schedule]:
         taken: list[Schedule] = []
+        self._free()
         while len(taken) < limit and (schedule := self._first()) is not None and (schedule.next_fire or 0.0) <= now:
             heapq.heappop(self._due)
             schedule.turn += 1
@@ -142,12 +143,16 @@ class MemoryScheduleStore(ScheduleStore):
             taken.append(dataclasses.replace(schedule))
         return taken
 
-    def _first(self) -> Schedule | None:
-        """Return the schedule that is due first. If the lease of a taken one has ended, it can be taken again."""
+    def _free(self) -> None:
+        """Let the schedules whose lease has ended be taken again."""
         now = self._clock.monotonic()
         for schedule_id in [schedule_id for schedule_id, until in self._leases.items() if -math.inf < until <= now]:
             self._queue(self._schedules[schedule_id])
             self._leases[schedule_id] = -math.inf  # its taker may still advance it, as long as nobody else has it
+
+    def _first(self) -> Schedule | None:
+        """Return the schedule that is due first."""
+        now = self._clock.monotonic()
         while self._due:
             moment, schedule_id = self._due[0]
             schedule = self._schedules.get(schedule_id)
@@ -169,6 +174,7 @@ class MemoryScheduleStore(ScheduleStore):
         return True
 
     async def next_fire(self) -> float | None:
+        self._free()
         first = self._first()
         return None if first is None else first.next_fire
 

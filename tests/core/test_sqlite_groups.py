@@ -287,18 +287,18 @@ async def test_a_job_from_a_callers_transaction_is_heard_of(path: Path) -> None:
 
 
 class Looks:
-    """Counts a broker's looks at data_version."""
+    """Counts a broker's looks at its file."""
 
     def __init__(self, broker: SQLiteBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._look = broker.data_version
+        self._look = broker.check
         self.count = 0
         self._another = asyncio.Event()
-        monkeypatch.setattr(broker, "data_version", self._noted)
+        monkeypatch.setattr(broker, "check", self._noted)
 
-    def _noted(self) -> int:
+    def _noted(self) -> None:
         self.count += 1
         self._another.set()
-        return self._look()
+        self._look()
 
     async def more(self, count: int) -> None:
         goal = self.count + count

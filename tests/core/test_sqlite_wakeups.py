@@ -137,6 +137,58 @@ async def test_what_was_not_written_wakes_nobody(path: Path) -> None:
             assert not there.is_over
 
 
+async def test_a_look_finds_what_a_lost_message_told_and_heartbeats_wake_nobody(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flowrra._Signals, "_send", lambda *call: None)
+    async with opened(path) as one, opened(path) as other:
+        waiting = Waiting(one, "default", "mail")
+        await waiting.begin()
+
+        async def is_woken() -> bool:
+            one._signals._look()
+            return bool((await asyncio.wait([waiting.task], timeout=0.05))[0])
+
+        with ending(waiting.task):
+            assert not await is_woken()
+            await other.heartbeat(WorkerInfo("other", "host", os.getpid(), {}), lease=600, now=NOW)
+            assert not await is_woken()
+            await other.push([Job("a", "t", queue="elsewhere")], now=NOW)
+            assert not await is_woken()
+            await other.push([Job("b", "t", queue="mail")], now=NOW)
+            assert await is_woken()
+            assert len(await one.claim("mail", limit=1, worker="w", now=NOW)) == 1
+            await waiting.begin()
+            await other.push([Job("c", "t", due=NOW + 3600)], now=NOW)  # its timer is to be set
+            assert await is_woken()
+
+
+async def test_a_keeper_does_not_look_for_commits_but_for_dead_workers_and_the_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(path) as one:
+        waiting = Waiting(one)
+        await waiting.begin()
+        looks: list[object] = []
+        monkeypatch.setattr(one, "data_version", lambda: looks.append(None))
+        with ending(waiting.task):
+            one._signals._look()
+            await asyncio.sleep(0.05)
+            assert (waiting.is_over, looks) == (False, [])
+            gone = WorkerInfo("gone", "host", os.getpid(), {})
+            await one.heartbeat(gone, lease=600, now=NOW)
+            await one.run(
+                flowrra._Operation(
+                    lambda table: table._db.execute(
+                        "UPDATE flowrra_worker SET birth = 'of an earlier process' WHERE id = 'gone'"
+                    )
+                )
+            )
+            one._signals._look()
+            await within(waiting.task)
+        assert looks == []
+
+
 async def test_news_come_after_the_commit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who comes sooner finds nothing, or waits for the lock."""
     found: list[int] = []
