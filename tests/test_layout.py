@@ -25,12 +25,13 @@ MAKE = shutil.which("make")
 # The limit was 8,345, then 9,125: what was wrong took 1,400 lines. Now the rules of a job's life are written once (600
 # lines), all four brokers obey them, and three copies have left: 8,997. Verdicts, task sets, submits by name, tags,
 # hooks at the submit, jobs that replace others, chains and parents that may fail took 580, what annotations say the
-# rest, and soft time limits 40. Steps, events, batches and limits took the rest. The design allows 6,500 lines, so this
+# rest, and soft time limits 40. Steps, events, batches and limits took 3,100; values that are converted apart from the
+# loop, schedules that fire in groups and the grouped log 400. The design allows 6,500 lines, so this
 # is almost twice what it should be.
-CORE_LINES = 12_736
+CORE_LINES = 12_907
 # On the way to 45 modules and 10,000 lines.
 EXTRAS_MODULES = 95
-EXTRAS_LINES = 22_240
+EXTRAS_LINES = 22_510
 FUNCTION_LINES = 60
 CLASS_LINES = 400
 CLASS_METHODS = 25
