@@ -65,8 +65,8 @@ class Supervisor:
             if time.monotonic() >= self._start_at:
                 self._start_missing()
             time.sleep(_LOOK_EVERY)
-        # A process that was not ready yet had no handler: our signal has ended it.
-        return max((abs(code) for code in self._wait() if code != -signal.SIGTERM), default=0)
+        # A process that was not ready yet had no handler: our signal has ended it. Another has just reached its limit.
+        return max((abs(code) for code in self._wait() if code not in (-signal.SIGTERM, RECYCLED)), default=0)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1

@@ -11,7 +11,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from flowrra import OPERATOR_COMMANDS, Config, ConfigError, ExecutorConfig, Flowrra, TaskNotFoundError, find_task, main
+from flowrra import (
+    OPERATOR_COMMANDS,
+    RECYCLED,
+    Config,
+    ConfigError,
+    ExecutorConfig,
+    Flowrra,
+    TaskNotFoundError,
+    find_task,
+    main,
+)
 from flowrra_extras.commands import supervisor as supervisor_module
 from flowrra_extras.commands.supervisor import Supervisor
 from flowrra_extras.testing import ManualClock
@@ -315,6 +325,17 @@ def test_workers_that_end_at_once_are_started_ever_later(
     said = [record.getMessage().rpartition(" in ")[2] for record in caplog.records]
     assert said[:7] == ["0.2 s", "0.4 s", "0.8 s", "1.6 s", "3.2 s", "5.0 s", "5.0 s"]
     assert clock.monotonic() - 1_000 > 5 * 1_990  # no process was started before its time
+
+
+@pytest.mark.parametrize(("ends", "status"), [((0, RECYCLED), 0), ((RECYCLED, -signal.SIGTERM), 0), ((RECYCLED, 2), 2)])
+def test_a_worker_that_reaches_its_limit_during_the_stop_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, ends: tuple[int, ...], status: int
+) -> None:
+    supervisor = Supervisor(argparse.Namespace(argv=[], processes=2, reload=False))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(supervisor, "_signals", 1)
+    monkeypatch.setattr(supervisor, "_wait", lambda: list(ends))
+    assert supervisor.run() == status
 
 
 def test_a_supervisor_that_waits_before_it_tries_again_ends_at_once(supervised: Callable[[str], Program]) -> None:
