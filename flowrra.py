@@ -6903,6 +6903,8 @@ class SQLiteBroker(Broker):
         self._signals: _Signals
         self._file: _SQLiteFile | None = None
         self._writer: threading.Thread | None = None
+        if path is not None and hasattr(os, "register_at_fork"):
+            _fork_between_transactions(self)
 
     def clone(self) -> SQLiteBroker | None:
         if self.path is None:
@@ -7183,6 +7185,27 @@ class SQLiteBroker(Broker):
             return self.peek(look)
         with contextlib.closing(_connect(self.path, read_only=True)) as connection:
             return look(SQLiteTable(connection, self.retention, self.clock))
+
+
+def _fork_between_transactions(broker: SQLiteBroker) -> None:
+    """Let a fork of the process wait for the end of a transaction, for at most a second.
+
+    SQLite keeps in memory which locks the process holds. For a child that is forked during a transaction, its file
+    would be locked for ever.
+    """
+    reference, held = weakref.ref(broker), list[_SQLiteFile]()
+
+    def begin() -> None:
+        open_broker = reference()
+        file = None if open_broker is None else open_broker._file
+        if file is not None and file.lock.acquire(timeout=1.0):
+            held.append(file)
+
+    def end() -> None:
+        while held:
+            held.pop().lock.release()
+
+    os.register_at_fork(before=begin, after_in_parent=end, after_in_child=end)
 
 
 @contextlib.contextmanager

@@ -138,7 +138,7 @@ async def connected(app: Flowrra, look: Any, *args: Any) -> Any:
 # ---------------------------------------------------------------------------
 
 FORKED = """
-import asyncio, contextlib, os, signal, sys, threading, warnings
+import asyncio, contextlib, faulthandler, os, sys, threading, warnings
 from flowrra import Flowrra
 
 warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # from Python 3.12 on
@@ -172,7 +172,7 @@ def fork():
     if child:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         return
-    signal.alarm(30)
+    faulthandler.dump_traceback_later(30, exit=True)
     use("child")
     app.sync.close()
     sys.stdout.flush()
@@ -229,6 +229,30 @@ async def test_a_forked_child_uses_the_app_and_so_does_its_parent(tmp_path: Path
     assert said == [f"{who} True 1 8" for who in ("parent", "child", "parent")[how != "by plain code" :]]
     quiet = [line for line in process.log.splitlines() if "append-only" not in line and "appendonly" not in line]
     assert quiet == [] or "lost when this process ends" in process.log, process.log
+
+
+@needs_fork
+async def test_a_child_that_is_forked_during_a_write_finds_the_file_free(tmp_path: Path) -> None:
+    with url_of("sqlite", tmp_path) as url, Site(tmp_path) as site:
+        during = """
+        async def main():
+            begun = threading.Event()
+
+            def write(table):
+                begun.set()
+                time.sleep(0.3)
+
+            async with app.client():
+                writing = asyncio.create_task(app.broker._durably(write))
+                await asyncio.to_thread(begun.wait)
+                fork()
+                await writing
+
+        asyncio.run(main())
+        """
+        program = site.write("forked.py", f"import time\n{dedent(FORKED)}\n{dedent(during)}")
+        process = site.start(str(program), url, f"sqlite:///{tmp_path}/schedules.db")
+        assert await process.ends(within=50) == 0, process.log
 
 
 @needs_fork
