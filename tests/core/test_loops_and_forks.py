@@ -270,7 +270,7 @@ if child:
     print(len(app.sync.jobs()))
     app.sync.close()
 else:
-    signal.alarm(30)
+    faulthandler.dump_traceback_later(30, exit=True)
     print(len(app.sync.jobs()), flush=True)
     os._exit(0)
 """
