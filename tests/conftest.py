@@ -37,7 +37,7 @@ settings.load_profile("flowrra")
 # Kills, outages, browsers, installations, and moves that are stopped at each point: half of the time of all tests.
 # `make test` leaves them out.
 SLOW = frozenset((
-    "test_crashes", "test_dashboard_browser_actions", "test_dashboard_browser_live", "test_dashboard_browser_mounted",
+    "test_backend", "test_crashes", "test_dashboard_browser_actions", "test_dashboard_browser_live", "test_dashboard_browser_mounted",
     "test_dashboard_browser_pages", "test_dashboard_incidents", "test_dashboard_programs", "test_limit_chaos",
     "test_migrate", "test_migrate_chaos", "test_outages", "test_packaging", "test_postgres_faults",
     "test_postgres_pooler", "test_recycling", "test_redis_faults", "test_schedule_processes", "test_shop",
@@ -46,7 +46,7 @@ SLOW = frozenset((
 
 
 # Others that take half a minute or more.
-LONG = frozenset(("test_backend", "test_broker_contract", "test_docs", "test_postgres"))
+LONG = frozenset(("test_broker_contract", "test_docs", "test_postgres"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
