@@ -37,11 +37,11 @@ settings.load_profile("flowrra")
 # Kills, outages, browsers, installations, and moves that are stopped at each point: half of the time of all tests.
 # `make test` leaves them out.
 SLOW = frozenset((
-    "test_backend", "test_crashes", "test_dashboard_browser_actions", "test_dashboard_browser_live", "test_dashboard_browser_mounted",
-    "test_dashboard_browser_pages", "test_dashboard_incidents", "test_dashboard_programs", "test_limit_chaos",
-    "test_migrate", "test_migrate_chaos", "test_outages", "test_packaging", "test_postgres_faults",
-    "test_postgres_pooler", "test_recycling", "test_redis_faults", "test_schedule_processes", "test_shop",
-    "test_worker_stop",
+    "test_backend", "test_crashes", "test_dashboard_browser_actions", "test_dashboard_browser_live",
+    "test_dashboard_browser_mounted", "test_dashboard_browser_pages", "test_dashboard_incidents",
+    "test_dashboard_programs", "test_limit_chaos", "test_migrate", "test_migrate_chaos",
+    "test_outages", "test_packaging", "test_postgres_faults", "test_postgres_pooler",
+    "test_recycling", "test_redis_faults", "test_schedule_processes", "test_shop", "test_worker_stop",
 ))  # fmt: skip
 
 
