@@ -1180,6 +1180,7 @@ def uses_of(declared: Iterable[Limit], rows: Iterable[tuple[str, int, int, int, 
 
 
 MAX_VALUE_SIZE = 64 * 2**20
+_LARGE = 100_000  # characters, which take some 2 ms to convert; arguments below are not measured
 
 
 @dataclass(slots=True, kw_only=True)
@@ -1199,7 +1200,7 @@ class BrokerConfig:
 
     def __post_init__(self) -> None:
         self.timeout = _seconds("timeout", self.timeout)
-        _whole("max_value_size", self.max_value_size, least=1)
+        _whole("max_value_size", self.max_value_size, least=_LARGE)
         if self.max_queue_size is not None:
             _whole("max_queue_size", self.max_queue_size, least=1)
         if self.when_full not in ("raise", "wait"):
@@ -1475,7 +1476,6 @@ def decode(text: str) -> Any:
 
 _NUMBERS = frozenset((type(None), bool, int, float))
 _CONTAINERS = (list, tuple, dict, set, frozenset)
-_LARGE = 100_000  # characters, which take some 2 ms to convert
 _STEP = 60_000  # characters, or bytes, that are converted in one step
 
 
@@ -12171,7 +12171,7 @@ class SyncFace:
         self, connection: Any, task: Task[P, R] | Submission[P, R], /, *args: P.args, **kwargs: P.kwargs
     ) -> TaskId[R]:
         """See `Flowrra.submit_in`. The connection is used in this thread, because some drivers require that."""
-        job = _job_for(self._app, task, args, kwargs)
+        job = self.run(_made(self._app, functools.partial(_job_for, self._app, task), args, kwargs))
         self._app._stamp([job])
         self.run(self._app.connect())
         pushed = self._app.broker.push_in(connection, [job], now=self._app.now())

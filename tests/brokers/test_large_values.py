@@ -1,13 +1,16 @@
 """Large values on all four brokers: the loop's thread neither writes nor reads their text, and they have a limit."""
 
+import contextlib
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import flowrra
-from flowrra import BackendConfig, BrokerConfig, SerializationError, current_job, result_of
+from flowrra import BackendConfig, BrokerConfig, ConfigError, SerializationError, current_job, result_of
 from tests.support.apps import make_app
 from tests.support.postgres_server import clean_schema
 from tests.support.typed_work import total_length
@@ -111,6 +114,25 @@ async def test_a_separate_backend(url: str, converted: list[str]) -> None:
     async with app:
         assert (await app.wait_for_result(await app.submit(make), timeout=20)).result == LARGE
     assert {"write", "read"} <= set(converted)
+
+
+def test_plain_code_is_refused_what_is_too_large(tmp_path: Path) -> None:
+    app = make_app(settings=BrokerConfig(url=f"sqlite:///{tmp_path}/jobs.db", max_value_size=200_000))
+
+    @app.task
+    async def take(text: str) -> None:
+        pass
+
+    with contextlib.closing(sqlite3.connect(tmp_path / "jobs.db")) as db, contextlib.closing(app.sync):
+        with pytest.raises(SerializationError, match="and max_value_size is 200,000"):
+            app.sync.submit(take, "x" * 300_000)
+        with pytest.raises(SerializationError, match="and max_value_size is 200,000"):
+            app.sync.submit_in(db, take, "x" * 300_000)
+
+
+def test_a_limit_that_could_not_hold_is_refused() -> None:
+    with pytest.raises(ConfigError, match="max_value_size must be at least 100000, not 99999"):
+        BrokerConfig(max_value_size=99_999)
 
 
 async def test_what_is_too_large_is_refused(url: str) -> None:
