@@ -8430,29 +8430,18 @@ class ThreadExecutor:
                 answer = (None, error)
             _call_soon(self._loop, self._resolve, future, answer)
             del item, function, future, answer
-            item = self._calls.get() if not self._is_closed else self._last()
-
-    def _last(self) -> tuple[Callable[[], Any], asyncio.Future[Any]] | None:
-        """After the close: return a call that was meant for this thread, because it was counted as idle."""
-        with contextlib.suppress(thread_queue.Empty):
-            if (item := self._calls.get_nowait()) is not None:
-                return item
-            self._calls.put(None)  # for another one
-        return None
+            item = self._calls.get()
+        self._calls.put(None)  # for the next thread
 
     def _resolve(self, future: asyncio.Future[Any], answer: tuple[Any, BaseException | None]) -> None:
         _resolve(future, answer)
-        if self._is_closed:
-            self._calls.put(None)
-        else:
+        if not self._is_closed:
             self._idle += 1
 
     def close(self) -> None:
-        """End the threads when their calls have returned."""
-        self._is_closed = True
-        while self._idle:
-            self._idle -= 1
-            self._calls.put(None)
+        """End the threads when their calls have returned, also those whose answers the loop has not seen."""
+        self._is_closed, self._idle = True, 0
+        self._calls.put(None)
 
 
 class CpuCall(NamedTuple):
@@ -10065,8 +10054,10 @@ class Worker:
         owned = self.owned()
         for task in owned:
             task.cancel()
-        await asyncio.wait(owned, timeout=1.0)
-        self.abandon()
+        try:
+            await asyncio.wait(owned, timeout=1.0)
+        finally:  # a loop that is torn down cancels this, too
+            self.abandon()
         await asyncio.to_thread(self.keeper.join, patience)  # a heartbeat after the leave would register it again
         try:
             await asyncio.wait_for(self.keeper.send_heartbeat(self.broker, lease=0), patience)

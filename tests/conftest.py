@@ -11,13 +11,17 @@ import inspect
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis.configuration import set_hypothesis_home_dir
+
+from tests.support.apps import SECONDS, flowrra_threads
 
 # Compiled modules are kept, whatever the environment says: the tests start hundreds of processes.
 sys.dont_write_bytecode = False
@@ -55,6 +59,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
     # Long files first, so that no process is left alone with one at the end.
     items.sort(key=lambda item: item.path.stem not in SLOW | LONG)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _threads_end() -> Iterator[None]:
+    """What a file starts ends with it; otherwise a test of another file would find it, sometimes."""
+    yield
+    deadline = time.monotonic() + SECONDS
+    while (left := flowrra_threads()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    frames = sys._current_frames()
+    stacks = [f"{thread.name}\n{''.join(traceback.format_stack(frames.get(thread.ident or 0)))}" for thread in left]
+    assert not left, "threads were left running: " + "\n".join(stacks)
 
 
 # Tests of what a worker does, which run on uvloop too, where there is one.

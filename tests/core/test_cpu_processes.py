@@ -8,6 +8,8 @@ import logging
 import os
 import subprocess
 import sys
+import threading
+import time
 import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,6 +20,7 @@ import pytest
 import flowrra
 from flowrra import Config, ExecutorConfig, Flowrra, Job, Progress, TaskResult, TaskStatus
 from tests.support import cpu_limits_work as work
+from tests.support.apps import flowrra_threads
 from tests.support.processes import ROOT, Site, site_on, stand_in, until
 
 
@@ -364,6 +367,27 @@ async def test_no_call_is_left_behind_by_threads_that_end() -> None:
                 assert await asyncio.gather(*late) == [(0, None)] * 3
     finally:
         sys.setswitchinterval(interval)
+
+
+def test_threads_end_at_a_close_after_their_loop() -> None:
+    """Nobody has counted them as idle: their answers went to a loop that had ended."""
+    over = threading.Event()
+
+    async def main() -> flowrra.ThreadExecutor:
+        threads = flowrra.ThreadExecutor()
+        for _ in range(3):
+            threads.call(over.wait)
+        return threads
+
+    threads = asyncio.run(main())
+    started = flowrra_threads()
+    assert len(started) == 3
+    over.set()
+    time.sleep(0.05)  # until they wait for another call
+    threads.close()
+    for thread in started:
+        thread.join(20)
+    assert not flowrra_threads()
 
 
 def test_a_process_keeps_nothing_of_attempts_that_are_over() -> None:

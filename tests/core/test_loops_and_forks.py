@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -89,6 +90,39 @@ async def work_all_off(app: Flowrra) -> int:
 
 async def all_have_ended(app: Flowrra) -> bool:
     return {status for _, status in await app.broker.counts()} <= {TaskStatus.SUCCESS}
+
+
+def test_a_stop_that_ends_with_its_loop_ends_the_threads(app: Flowrra) -> None:
+    begun = asyncio.Event()
+
+    @app.task
+    def plain() -> str:
+        return threading.current_thread().name
+
+    @app.task
+    async def stubborn() -> None:
+        begun.set()
+        for _ in range(2):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    async def main() -> str:
+        await app.start()
+        thread = (await app.wait_for_result(await app.submit(plain), timeout=20.0)).result
+        await app.submit(stubborn)
+        await begun.wait()
+        keeper = app.sessions.worker().keeper  # type: ignore[union-attr]
+        stopping.append(asyncio.create_task(app.stop(wait=False)))
+        await eventually(keeper._ended.is_set, "the worker leaves, and waits for the job once more")
+        return str(thread)
+
+    stopping: list[asyncio.Task[None]] = []
+    assert asyncio.run(main()) == "flowrra-thread"
+    app.sync.close()
+    for thread in flowrra_threads():
+        thread.join(20)
+    assert not flowrra_threads()
 
 
 def test_a_worker_that_was_left_on_another_loop_is_replaced(
