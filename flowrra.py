@@ -8695,14 +8695,11 @@ def serve_calls() -> None:
     A thread reads, so that the process ends with its parent even in the middle of a call. What tasks print goes to
     stderr, and their stdin is empty, because stdin and stdout carry the calls and answers.
     """
-    for number in _SIGNALS:  # for the worker, which ends this process itself
-        signal.signal(number, _pass_over)
     pipe, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
     sys.stdout = sys.stderr  # written line by line: a buffer is lost when the process is killed
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=lambda: _leave_worker(pipe, answers))
+    handle_signals(_pass_over, lambda: _close_in_fork(pipe, answers))  # the worker ends this process itself
     answer_calls(pipe, answers, lambda: os._exit(0))  # the parent is gone or has no more use for this process
 
 
@@ -8732,7 +8729,41 @@ def answer_calls(pipe: Any, answers: Any, end: Callable[[], object], *, daemon: 
             end()
 
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+def handle_signals(
+    handler: Callable[[int, FrameType | None], object], leave: Callable[[], None] = lambda: None
+) -> Callable[[], None]:
+    """Handle SIGINT and SIGTERM in this process. The returned function undoes it.
+
+    In a process that is forked from this one, it is undone and `leave` called before a signal can reach it: a pool of
+    `multiprocessing` sends SIGTERM to processes that are just starting, and waits for their end. Through the wakeup
+    file descriptor, which they share, their signals would look like signals to this process.
+    """
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    masks = threading.local()
+
+    def is_handled(number: int) -> bool:
+        return signal.getsignal(number) is handler  # otherwise the user's own handler has replaced it
+
+    def undo() -> None:
+        for number in filter(is_handled, before):
+            signal.signal(number, before[number] or signal.SIG_DFL)
+
+    def begin_fork() -> None:
+        masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, before)
+
+    def end_fork() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
+
+    def begin_in_child() -> None:
+        if any(map(is_handled, before)):
+            signal.set_wakeup_fd(-1)
+        undo()
+        leave()
+        end_fork()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=begin_fork, after_in_parent=end_fork, after_in_child=begin_in_child)
+    return undo
 
 
 def _pass_over(number: int, frame: FrameType | None) -> None:
@@ -8783,13 +8814,10 @@ class _WorkerLog(logging.Handler):
             self.handleError(record)
 
 
-def _leave_worker(*pipes: Any) -> None:
+def _close_in_fork(*pipes: Any) -> None:
     """In a process that a task has forked: close the pipes, otherwise the worker cannot see that its process died."""
     for pipe in pipes:
         os.dup2(os.open(os.devnull, os.O_RDWR), pipe.fileno())
-    for number in _SIGNALS:
-        if signal.getsignal(number) is _pass_over:  # else the task's own
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 # Where answers go, by job and attempt, as long as anything has the context of the attempt. A thread that a task has
@@ -12577,8 +12605,7 @@ async def _work(app: Flowrra, signals: socket.socket, wakeup: socket.socket) -> 
         elif app.sessions.present is not None:
             app.sessions.present.end_drain()
 
-    handled = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda *_: _call_soon(loop, stop, "signal")) for number in handled]
+    undo = handle_signals(lambda *_: _call_soon(loop, stop, "signal"))
     threading.Thread(target=_enforce_end, args=(signals, loop, drain), name="flowrra-end", daemon=True).start()
     notice = loop.call_later(2.0, logger.warning, "the worker is not ready yet: it waits for the store or the lifespan")
     status = 1
@@ -12605,8 +12632,7 @@ async def _work(app: Flowrra, signals: socket.socket, wakeup: socket.socket) -> 
         status = 2 if isinstance(error, ConfigError) else 1
         logger.error("%s", describe(error), exc_info=None if isinstance(error, FlowrraError) else error)
     finally:
-        for number, handler in zip(handled, before, strict=True):
-            signal.signal(number, handler)
+        undo()
         wakeup.send(bytes([_LOOP_ENDED + status]))
     return status
 

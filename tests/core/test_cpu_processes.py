@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -196,6 +197,37 @@ async def test_programs_that_a_task_starts_can_be_ended_by_signals(tmp_path: Pat
     async with one_process() as app:
         assert await run(app, work.end_programs) == [-15, -2]
         assert await run(app, work.end_forks, str(tmp_path / "ready")) == [-15, -9]
+
+
+FORKS = """
+def fork():
+    pid = os.fork()
+    if not pid:
+        os._exit(3)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+app.task(name="in_thread", max_retries=0)(fork)
+app.task(name="in_process", max_retries=0, cpu_bound=True)(fork)
+"""
+TOO_EARLY = "import os, signal; os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))"
+
+
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
+async def test_a_signal_ends_a_process_that_has_just_been_forked_and_no_other(tmp_path: Path, kind: str) -> None:
+    """As if a pool of multiprocessing were ended at once. To the worker it would be the order to stop."""
+    with Site(tmp_path, FORKS) as site:
+        site.write("sitecustomize.py", TOO_EARLY)
+        worker = await site.worker("--loop", kind, env={"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"})
+        async with site.client() as app:
+            for name in ("in_thread", "in_process", "in_thread"):
+                task_id = await app.submit(stand_in(app, name))
+                result: TaskResult[Any] = await app.wait_for_result(task_id, timeout=20)
+                assert (name, result.result, result.error) == (name, -signal.SIGTERM, None)
+        assert not worker.is_over
+        assert "stopping" not in worker.log
+        worker.send(signal.SIGTERM)
+        assert await worker.ends() == 0, worker.log
 
 
 async def test_a_process_leaves_signals_to_its_worker() -> None:
