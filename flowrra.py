@@ -7193,17 +7193,17 @@ def _fork_between_transactions(broker: SQLiteBroker) -> None:
     SQLite keeps in memory which locks the process holds. For a child that is forked during a transaction, its file
     would be locked for ever.
     """
-    reference, held = weakref.ref(broker), list[_SQLiteFile]()
+    reference, held = weakref.ref(broker), dict[int, _SQLiteFile]()  # by the thread that forks
 
     def begin() -> None:
         open_broker = reference()
         file = None if open_broker is None else open_broker._file
         if file is not None and file.lock.acquire(timeout=1.0):
-            held.append(file)
+            held[threading.get_ident()] = file
 
     def end() -> None:
-        while held:
-            held.pop().lock.release()
+        if (file := held.pop(threading.get_ident(), None)) is not None:
+            file.lock.release()
 
     os.register_at_fork(before=begin, after_in_parent=end, after_in_child=end)
 
@@ -8695,11 +8695,11 @@ def serve_calls() -> None:
     A thread reads, so that the process ends with its parent even in the middle of a call. What tasks print goes to
     stderr, and their stdin is empty, because stdin and stdout carry the calls and answers.
     """
+    handle_signals(_pass_over, lambda: _close_in_fork(pipe, answers))  # the worker ends this process itself
     pipe, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
     sys.stdout = sys.stderr  # written line by line: a buffer is lost when the process is killed
-    handle_signals(_pass_over, lambda: _close_in_fork(pipe, answers))  # the worker ends this process itself
     answer_calls(pipe, answers, lambda: os._exit(0))  # the parent is gone or has no more use for this process
 
 

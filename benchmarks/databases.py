@@ -34,7 +34,7 @@ def database() -> Iterator[str]:
         asyncio.run(command(f"DROP DATABASE {name} WITH (FORCE)"))
 
 
-async def command(text: str) -> None:
-    connection = await connect()
+async def command(text: str, url: str = SERVER) -> None:
+    connection = await connect(url)
     await connection.execute(text)
     await connection.close()

@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import tools
-from benchmarks.databases import connect, database
+from benchmarks.databases import command, connect, database
 from benchmarks.model import Check, Figures, Part, Scenario, Settings
 from benchmarks.scenarios import enqueue, latency
 from benchmarks.scenarios.drain import OURS, WORKER, fill, start_workers, wait_for_all
@@ -48,7 +48,7 @@ def analyzed(settings: Settings) -> Figures:
     with database() as url:
         empty(FINISHED)
         before = empty(BEHIND)
-        asyncio.run(analyze(url))
+        asyncio.run(command("ANALYZE", url))
         after = empty(BEHIND)
         return {"before": before, "jobs": after, "ratio": before / after}
 
@@ -61,12 +61,6 @@ def empty(jobs: int) -> float:
         start_workers(stack, 1, *WORKER, marks=marks)
         end = asyncio.run(wait_for_all(ids))
         return tools.rate(tools.read_marks(marks), len(ids), end)
-
-
-async def analyze(url: str) -> None:
-    connection = await connect(url)
-    await connection.execute("ANALYZE")
-    await connection.close()
 
 
 def submitted(settings: Settings) -> Figures:
