@@ -69,8 +69,9 @@ def _threads_end() -> Iterator[None]:
     while (left := flowrra_threads()) and time.monotonic() < deadline:
         time.sleep(0.01)
     frames = sys._current_frames()
-    stacks = [f"{thread.name}\n{''.join(traceback.format_stack(frames.get(thread.ident or 0)))}" for thread in left]
-    assert not left, "threads were left running: " + "\n".join(stacks)
+    for thread in left:
+        print(thread.name, *traceback.format_stack(frames.get(thread.ident or 0)), sep="\n")
+    assert not left, "threads were left running"
 
 
 # Tests of what a worker does, which run on uvloop too, where there is one.

@@ -289,6 +289,47 @@ async def test_a_child_that_is_forked_during_a_write_finds_the_file_free(tmp_pat
         assert await process.ends(within=50) == 0, process.log
 
 
+TWO_FORKS = """
+# Hooks run in the reverse of the order in which they were registered, and those of these modules hold locks.
+import concurrent.futures.thread, logging, os, threading
+waits, goes_on = threading.Event(), threading.Event()
+
+def delay():
+    if threading.current_thread().name == "slow":
+        waits.set()
+        goes_on.wait(20)
+
+os.register_at_fork(before=delay)
+{forked}
+def fork_and_end():
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+
+async def main():
+    async with app.client():
+        slow = threading.Thread(target=fork_and_end, name="slow")
+        slow.start()
+        await asyncio.to_thread(waits.wait)
+        await asyncio.to_thread(fork_and_end)
+        assert app.broker._file.lock.locked(), "no transaction may begin before the slow fork"
+        goes_on.set()
+        await asyncio.to_thread(slow.join)
+        assert not app.broker._file.lock.locked()
+
+asyncio.run(main())
+"""
+
+
+@needs_fork
+async def test_a_fork_that_has_waited_in_vain_leaves_the_lock_to_another(tmp_path: Path) -> None:
+    with url_of("sqlite", tmp_path) as url, Site(tmp_path) as site:
+        program = site.write("forked.py", TWO_FORKS.format(forked=dedent(FORKED)))
+        process = site.start(str(program), url, f"sqlite:///{tmp_path}/schedules.db")
+        assert await process.ends(within=50) == 0, process.log
+
+
 @needs_fork
 async def test_jobs_in_memory_stay_with_the_parent_of_a_fork(tmp_path: Path) -> None:
     with Site(tmp_path) as site:
