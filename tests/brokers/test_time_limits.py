@@ -28,7 +28,7 @@ from flowrra import (
 from tests.support.apps import eventually, make_app, within
 from tests.support.postgres_server import clean_schema
 from tests.support.proxy import Proxy, proxy_to
-from tests.support.redis_server import clean
+from tests.support.redis_server import clean, free_port
 from tests.support.services import POSTGRES_URL, REDIS_URL, require
 
 SERVERS = ["redis", "postgresql"]
@@ -37,9 +37,7 @@ SERVERS = ["redis", "postgresql"]
 @pytest.fixture
 def gone() -> int:
     """A port on which nobody listens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    return free_port()
 
 
 @pytest.fixture

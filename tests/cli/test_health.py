@@ -104,7 +104,7 @@ def test_a_blocked_loop_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_each_process_of_a_supervisor_has_a_port(tmp_path: Path) -> None:
-    port = redis_server.free_port()
+    port = redis_server.free_port(2)
     with Site(tmp_path) as site:
         worker = site.begin_worker("--health", str(port), "--processes", "2")
         await worker.says("worker ready", times=2)

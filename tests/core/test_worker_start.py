@@ -2,12 +2,12 @@
 
 import asyncio
 import signal
-import socket
 from pathlib import Path
 
 import pytest
 
 from tests.support.processes import PRELUDE, Site, until
+from tests.support.redis_server import free_port
 
 STOPS = [signal.SIGTERM, signal.SIGINT]
 
@@ -67,9 +67,7 @@ async def test_a_lifespan_that_raises_at_its_end_is_no_success(tmp_path: Path) -
 
 @pytest.mark.parametrize("scheme", ["redis", "postgresql"])
 async def test_a_worker_without_a_server_says_so_and_ends_at_a_signal(tmp_path: Path, scheme: str) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with Site(tmp_path) as site:
         site.write("app.py", PRELUDE.replace("URL", f"{scheme}://127.0.0.1:{port}/0"))
         worker = site.begin_worker()

@@ -16,9 +16,9 @@ from typing import NamedTuple, TypeVar
 import httpx
 
 from flowrra import Flowrra, TaskStatus
-from tests.support.dashboard_shop import free_port, reachable
+from tests.support.dashboard_shop import reachable
 from tests.support.processes import SHORT_LEASE, Site, stand_in
-from tests.support.redis_server import Server
+from tests.support.redis_server import Server, free_port
 
 TASKS = """
 @app.task(name="mail.send", queue="mail")

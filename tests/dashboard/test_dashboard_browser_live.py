@@ -8,7 +8,8 @@ from selenium.webdriver import ActionChains, Keys
 
 from flowrra import TaskStatus
 from tests.support.browser import Browser
-from tests.support.dashboard_shop import Shop, free_port
+from tests.support.dashboard_shop import Shop
+from tests.support.redis_server import free_port
 
 WSGI = """
 import socketserver, sys, wsgiref.simple_server as simple

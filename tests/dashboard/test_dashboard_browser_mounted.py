@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.browser import Browser
-from tests.support.dashboard_shop import free_port, reachable
+from tests.support.dashboard_shop import reachable
 from tests.support.processes import ROOT, Process, Site
+from tests.support.redis_server import free_port
 
 EXAMPLES = sorted((ROOT / "examples").glob("*_app.py"))
 

@@ -14,6 +14,7 @@ import pytest
 from flowrra import FINISHED, Flowrra, Job, Task, TaskStatus, current_job, result_of
 from tests.support.browser import Browser
 from tests.support.processes import Process, Site
+from tests.support.redis_server import free_port
 
 APP = """
 from tests.support.dashboard_shop import register
@@ -119,13 +120,6 @@ class Shop:
         while not condition():
             assert time.monotonic() < deadline, [(job.task, job.status) for job in self.jobs()]
             time.sleep(0.02)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 def reachable(process: Process, port: int) -> str:

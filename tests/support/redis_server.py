@@ -42,13 +42,18 @@ def age_leases(client: redis.Redis, prefix: str, seconds: float) -> None:
         client.zincrby(key, -seconds, worker)
 
 
-def free_port() -> int:
-    """One that leaves room for the port of a cluster's bus, which is 10,000 above."""
+def free_port(count: int = 1) -> int:
+    """The first of so many ports that nobody listens on.
+
+    They, and the ports of a cluster's buses 10,000 above, are none of those that Linux gives to outgoing connections,
+    from 32,768 on: a connection of another test could take one before it is listened on.
+    """
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            if probe.getsockname()[1] <= 55_535:
-                return int(probe.getsockname()[1])
+        first = 10_000 + secrets.randbelow(12_000)
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for port in range(first, first + count):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first
 
 
 class Server:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support import redis_server
 from tests.support.services import address, require
 
 
@@ -18,8 +19,7 @@ def port() -> Iterator[int]:
 @pytest.fixture
 def free_port() -> int:
     """A port at which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    return redis_server.free_port()
 
 
 def test_a_server_that_answers_is_there(port: int) -> None:
