@@ -160,8 +160,8 @@ __all__ += ["SoftTimeoutError", "current_job", "main", "result_of", "results_of"
 __all__ += ["RETRYING", "SCHEDULED", "TRANSITIONS", "UPKEEP_STEP", "Action", "Activity", "ActivityLog", "ActivitySums"]
 __all__ += ["Broker", "BrokerFactory", "Children", "Clock", "Expired", "Find", "Holders", "Jobs", "Lease"]
 __all__ += ["MemoryBroker", "Notices", "Outcome", "Overview", "ResultOf", "Running", "SQLiteBroker", "Submitter"]
-__all__ += ["Topic", "Unit", "WaiterHub", "Walk", "adopt", "broker_from_url", "change", "copied", "copy_arguments"]
-__all__ += ["copy_of", "copy_returned", "decode", "decode_arguments", "decode_result", "drive", "drive_async", "encode"]
+__all__ += ["Topic", "Unit", "WaiterHub", "Walk", "adopt", "broker_from_url", "change", "copy_of"]
+__all__ += ["are_plain", "decode", "decode_arguments", "decode_result", "drive", "drive_async", "encode"]
 __all__ += ["encode_arguments", "encode_result", "encode_value", "expire", "is_expired", "is_held", "judge_leases"]
 __all__ += ["Backend", "give_labels", "labels_of", "labels_text", "logger", "promote_one", "push", "recorded"]
 __all__ += ["EVENT", "awaited_event", "emitted", "event_id", "rescue", "settle", "spread", "start"]
@@ -695,14 +695,24 @@ class TaskResult(_Moments, Generic[R]):
         return max(0, self.attempts - 1)
 
 
-_result_fields = operator.attrgetter(
-    *("id", "task", "status", "result", "error", "traceback", "attempt", "submitted", "started", "finished", "progress")
-)
+AnyResult = TypeVar("AnyResult", Job, TaskResult[Any])
 
 
 def result_from(job: Job) -> TaskResult[Any]:
     """Return the result of `job` in its current state."""
-    return TaskResult(*_result_fields(job))
+    return TaskResult(
+        job.id,
+        job.task,
+        job.status,
+        job.result,
+        job.error,
+        job.traceback,
+        job.attempt,
+        job.submitted,
+        job.started,
+        job.finished,
+        job.progress,
+    )
 
 
 @dataclass(slots=True)
@@ -853,8 +863,8 @@ class Activity:
     succeeded: int = 0
     failed: int = 0
     retried: int = 0
-    waits: dict[int, int] = field(default_factory=dict)
-    runs: dict[int, int] = field(default_factory=dict)
+    waits: dict[int, int] = field(default_factory=lambda: collections.defaultdict(int))
+    runs: dict[int, int] = field(default_factory=lambda: collections.defaultdict(int))
     waited: float = 0.0
     ran: float = 0.0
 
@@ -871,13 +881,11 @@ class Activity:
             self.retried += status is RETRYING
         if (ran := ended - began) > 0.0:
             self.ran += ran
-        bucket = length_bucket(ran)
-        self.runs[bucket] = self.runs.get(bucket, 0) + 1
+        self.runs[length_bucket(ran)] += 1
         if job.attempt == 1 and not job.parents:
             if (waited := began - (job.submitted if job.due is None else max(job.due, job.submitted))) > 0.0:
                 self.waited += waited
-            bucket = length_bucket(waited)
-            self.waits[bucket] = self.waits.get(bucket, 0) + 1
+            self.waits[length_bucket(waited)] += 1
 
 
 class ActivitySums(dict[tuple[int, str], Activity]):
@@ -886,10 +894,6 @@ class ActivitySums(dict[tuple[int, str], Activity]):
     def __missing__(self, key: tuple[int, str]) -> Activity:
         row = self[key] = Activity(*key)
         return row
-
-    def count(self, job: Job, status: TaskStatus, began: float, ended: float) -> None:
-        """Add an attempt of `job` that ended as SUCCESS, FAILED or RETRYING."""
-        self[int(ended) // 60 * 60, job.task].count(job, status, began, ended)
 
     def add(self, other: Activity) -> None:
         """Add the rows of another worker or store."""
@@ -901,7 +905,7 @@ class ActivitySums(dict[tuple[int, str], Activity]):
         row.ran += other.ran
         for own, others in ((row.waits, other.waits), (row.runs, other.runs)):
             for bucket, number in others.items():
-                own[bucket] = own.get(bucket, 0) + number
+                own[bucket] += number
 
     def in_order(self) -> list[Activity]:
         """Return the rows, the oldest minute first."""
@@ -1632,31 +1636,6 @@ def _read_string(text: str, at: int) -> tuple[str, int]:
     return "".join(parts), at + 1
 
 
-def copied(value: Any, name: str = "value") -> Any:
-    """Return the same as `decode(encode(value, name))`, but copy plain data without the conversion to text."""
-    try:
-        return _copy(value, 0)
-    except (_Unfit, ValueError):  # encode() raises the error that names the part
-        return decode(encode(value, name))
-
-
-def _copy(value: Any, depth: int) -> Any:
-    kind = type(value)
-    if kind in _PLAIN or is_plain(value):
-        return value
-    if depth < MAX_DEPTH:
-        if kind is dict and _TEXT.issuperset(map(type, value)):
-            return {key: _copy(item, depth + 1) for key, item in value.items()}
-        if kind is list:
-            return value.copy() if _are_plain(value) else [_copy(item, depth + 1) for item in value]
-        if kind is tuple:
-            return tuple([_copy(item, depth + 1) for item in value])
-    text = _dump(_pack(value, depth))
-    if _has_placeholder(text):  # allowed in arguments, refused in a result: encoding decides
-        raise _Unfit("holds result_of()")
-    return _load(text)
-
-
 class _Unfit(Exception):  # noqa: N818 (never leaves this section)
     """A value cannot be stored. Each container around the value adds its part to the path."""
 
@@ -1692,14 +1671,18 @@ _TEXT = frozenset((str,))
 
 
 def is_plain(value: Any) -> bool:
-    """Whether `value` is immutable and every store returns it unchanged, so that it need not be copied."""
-    return type(value) in _PLAIN or (type(value) is int and -(2**63) <= value < 2**63)
+    """Whether `value` is immutable and every store returns it unchanged, so that it need not become text."""
+    kind = type(value)
+    return kind in _PLAIN or (kind is int and -(2**63) <= value < 2**63)
 
 
-def _are_plain(values: list[Any]) -> bool:
-    """Whether all values are plain. Fast if many have one type."""
-    kinds = set(map(type, values))
-    return kinds <= _PLAIN or (kinds == {int} and is_plain(min(values)) and is_plain(max(values)))
+def are_plain(values: Iterable[Any]) -> bool:
+    """Whether all values are plain."""
+    for value in values:
+        kind = type(value)
+        if kind not in _PLAIN and (kind is not int or not -(2**63) <= value < 2**63):
+            return False
+    return True
 
 
 def _pack_list(value: Iterable[Any], depth: int) -> list[Any]:
@@ -1873,7 +1856,7 @@ def encode_arguments(job: Job) -> str:
 def decode_arguments(job: Job) -> tuple[Sequence[Any], Mapping[str, Any]]:
     """Return the job's arguments, from its payload if it has one."""
     if job.payload is None:
-        return copy_arguments(job)
+        return job.args, job.kwargs
     if job.payload == NO_ARGUMENTS:
         return (), {}
     match decode(job.payload):
@@ -1907,30 +1890,6 @@ def encode_returned(value: Any, task: str) -> str:
     if _has_placeholder(text):
         raise ResultError(f"the result of {task} contains result_of(), which is allowed in arguments only")
     return text
-
-
-def copy_arguments(job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return a copy of the job's arguments; a SerializationError names the one that cannot be stored."""
-    if job.payload is None:
-        try:
-            args = job.args
-            for value in args:
-                if not is_plain(value):
-                    args = tuple([_copy(value, 1) for value in args])
-                    break
-            return args, _copy(dict(job.kwargs), 0) if job.kwargs else {}
-        except (_Unfit, ValueError):
-            pass
-    args, kwargs = decode(encode_arguments(job))
-    return tuple(args), kwargs
-
-
-def copy_returned(value: Any, task: str) -> Any:
-    """Return a copy of what a task returned; ResultError if it cannot be stored."""
-    try:
-        return _copy(value, 0)
-    except (_Unfit, ValueError):
-        return decode(encode_returned(value, task))
 
 
 def encode_result(result: TaskResult[Any]) -> str:
@@ -3354,7 +3313,7 @@ def settle_one(job: Job, outcome: Outcome, now: float, retention: BackendConfig)
 
     Id and attempt cannot distinguish a job from a later one with the same id. `seq`, which no store repeats, can.
     """
-    if job.status is not RUNNING or (job.attempt, job.seq) != (outcome.attempt, outcome.job.seq):
+    if job.status is not RUNNING or job.attempt != outcome.attempt or job.seq != outcome.job.seq:
         return False
     if outcome.status is SUCCESS:
         job.status = SUCCESS  # as in `start`, what finish() does
@@ -4733,34 +4692,37 @@ def totals_of_activity(numbers: Iterable[tuple[str, str, float]]) -> list[Activi
 # 9. Memory broker
 #
 # Jobs in this process: dictionaries, and a heap for each queue. Arguments and
-# results are copied by the codec's rules, in and out, as if they were text.
+# results are stored as text unless they are immutable, so nobody can change them.
 # Everything runs on one loop, so a method without an await is a transaction.
 # ---------------------------------------------------------------------------
 
 
 class _Text(str):
-    """The text of a large result, which is decoded for each reader."""
+    """The text of a result that is not plain. It is decoded for each reader."""
 
     __slots__ = ()
 
 
-async def _own(result: TaskResult[Any]) -> TaskResult[Any]:
-    """Give a result, as it is stored, a copy of the value, as each reader gets one."""
-    if not is_plain(result.result):
-        result.result = await _own_value(result.result)
-    return result
+def _seal_arguments(job: Job) -> None:
+    """Keep arguments from changes by their owner: as their text, unless they are plain."""
+    if job.payload is None and not (are_plain(job.args) and are_plain(job.kwargs.values())):
+        job.payload = encode_arguments(job)
+    job.args, job.kwargs = (job.args, dict(job.kwargs)) if job.payload is None else ((), {})
 
 
-async def _own_value(value: Any) -> Any:
-    return await apart(decode, value) if isinstance(value, _Text) else copied(value)
+def _copied(job: Job, steps: Mapping[str, Step]) -> Job:
+    return dataclasses.replace(job, kwargs=dict(job.kwargs), steps=tuple(steps.values()))
 
 
-def _copied_result(outcome: Outcome) -> Any:
-    if outcome.text is not None:
-        return _Text(outcome.text)
-    if outcome.status is not SUCCESS:
-        return outcome.result
-    return copy_returned(outcome.result, outcome.job.task)
+def _text_of(outcome: Outcome) -> _Text:
+    return _Text(outcome.text or encode_value(outcome))
+
+
+async def _decoded(found: AnyResult) -> AnyResult:
+    """Return a job or result, as it is stored, with the value in place of its text."""
+    if type(found.result) is _Text:
+        found.result = await apart(decode, found.result)
+    return found
 
 
 _Heap = list[tuple[Any, ...]]  # what orders the jobs, and their id; an entry may be out of date
@@ -4828,12 +4790,11 @@ class _Limits:
         return name if limit is not None and limit.is_charged else None
 
     def admit(self, waiters: Iterable[LimitWaiter]) -> Iterator[Job]:
-        """Count jobs that waited as ready, and return them."""
+        """Make jobs ready that waited, and return them."""
         for waiter in waiters:
             job = self._jobs[waiter.id]
             admit_one(job)
             job.place = waiter.place
-            self.keys[waiter.name].pending[job.id] = job
             yield job
 
     def look(self, find: LimitKeys | WaitingFor | Admitted | DueKeys) -> Sequence[Any]:
@@ -5004,7 +4965,7 @@ class MemoryBroker(Broker):
         for job, step in unit.steps:
             self._steps[job.id][step.name] = step
         for job in self._limits.admit(unit.admitted):
-            self._enter_ready(job)
+            self._enter(job)
         for job in unit.endings:
             self._note_ending(job)
         if unit.limits or unit.limit_keys:
@@ -5055,7 +5016,10 @@ class MemoryBroker(Broker):
         if job.limit is not None and job.status not in FINISHED:
             self._limits.enter(job)
         if job.status is PENDING:
-            self._enter_ready(job)
+            heapq.heappush(self._ready[job.queue, job.crashes], (job.priority, job.place, job.seq, job.id))
+            if self._size is not None:
+                self._depth[job.queue] += 1
+            self.hub.wake(("queue", job.queue))
         elif job.status in FINISHED:
             self._enter_finished(job)
         elif job.status is BLOCKED:
@@ -5071,16 +5035,10 @@ class MemoryBroker(Broker):
             heapq.heappush(self._waiting, (job.due, job.seq, job.id))
             self.hub.wake(("queue", job.queue))
 
-    def _enter_ready(self, job: Job) -> None:
-        heapq.heappush(self._ready[job.queue, job.crashes], (job.priority, job.place, job.seq, job.id))
-        if self._size is not None:
-            self._depth[job.queue] += 1
-        self.hub.wake(("queue", job.queue))
-
     def _enter_finished(self, job: Job) -> None:
         self._finished[job.id] = job
         if len(self._finished) > self.retention.max_results:
-            self._drop([next(iter(self._finished))])
+            self._drop((next(iter(self._finished)),))
         if job.unique is not None:
             self._unique.pop(job.unique, None)
         # With the result as it is now: the job may be requeued, or be gone, before they look.
@@ -5114,7 +5072,8 @@ class MemoryBroker(Broker):
     async def push(self, jobs: Sequence[Job], *, now: float, by: str | None = None) -> list[str]:
         is_plain = True
         for job in jobs:
-            job.args, job.kwargs = copy_arguments(job) if job.payload is None else ((), {})
+            if job.kwargs or not are_plain(job.args):
+                _seal_arguments(job)
             if job.parents or job.conflict or job.limit is not None:
                 is_plain = False
         if by is not None:
@@ -5187,20 +5146,21 @@ class MemoryBroker(Broker):
 
     def _take(self, queue: str, crashes: int, limit: int, worker: str, now: float) -> list[Job] | None:
         """Start up to `limit` ready jobs; None if a whole step has found only outdated entries."""
-        heap = self._ready.get((queue, crashes))
+        heap, running = self._ready.get((queue, crashes)), self._running[worker]
         jobs: list[Job] = []
         passed = 0
         while heap and len(jobs) < limit and passed < UPKEEP_STEP:
             _, place, seq, task_id = heapq.heappop(heap)
             job = self._jobs.get(task_id)
             # Cancelled while on the heap; requeued and on it twice; or expired, which the upkeep ends.
-            if job is None or (job.seq, job.place, job.crashes) != (seq, place, crashes) or not start(job, worker, now):
+            is_same = job is not None and job.seq == seq and job.place == place and job.crashes == crashes
+            if job is None or not is_same or not start(job, worker, now):
                 passed += 1
                 continue
             jobs.append(job)
+            running[task_id] = job
             if task_id in self._steps:
                 job.steps = tuple(self._steps[task_id].values())
-            self._running[worker][task_id] = job
             if self._size is not None:
                 self._leave(PENDING, job)
         if self._limits.keys:
@@ -5222,9 +5182,10 @@ class MemoryBroker(Broker):
 
     def _upkeep(self, now: float, *, expires: bool = True) -> None:
         """Promote due jobs and end expired ones, in bounded steps. The loop continues with the rest."""
-        unit = Unit(now, self.retention)
-        left = bool(self._waiting) and self._waiting[0][0] <= now and self._promote(now, unit.touched)
-        if unit.touched or self._limits.next_due <= now:
+        touched: set[str] = set()
+        left = bool(self._waiting) and self._waiting[0][0] <= now and self._promote(now, touched)
+        if touched or self._limits.next_due <= now:
+            unit = Unit(now, self.retention, touched)
             left |= self._run(unit, admit_due(unit, UPKEEP_STEP))
         if expires and self._expiring and self._expiring[0][0] <= now:
             unit = Unit(now, self.retention)
@@ -5275,7 +5236,7 @@ class MemoryBroker(Broker):
 
     async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
         # Before anything is written: it may be refused.
-        results = [o.result if o.text is None and is_plain(o.result) else _copied_result(o) for o in outcomes]
+        results = [o.result if o.text is None and is_plain(o.result) else _text_of(o) for o in outcomes]
         unit = Unit(now, self.retention)
         ended = unit.ended
         written = [self._settle_one(o, result, now, unit) for o, result in zip(outcomes, results, strict=True)]
@@ -5296,12 +5257,12 @@ class MemoryBroker(Broker):
             return False
         if job.status is RUNNING:
             return True  # it was a report
-        self._running[cast("str", worker)].pop(job.id, None)
+        self._running[worker or ""].pop(job.id, None)
         if job.limit is not None and (name := self._limits.leave(job)) is not None:
             then.touched.add(name)
         if self._cancelling:
             self._cancelling.discard(job.id)
-        job.result = result  # the copy, in place of the object that the task has returned
+        job.result = result  # perhaps its text, in place of the object that the task has returned
         if job.status in FINISHED:
             self._enter_finished(job)
             if outcome.status not in FINISHED:
@@ -5356,10 +5317,14 @@ class MemoryBroker(Broker):
         await self.hub.wait(topics, timeout)
 
     async def record(self, results: Sequence[TaskResult[Any]]) -> None:
-        for result in [await _own(dataclasses.replace(result)) for result in results]:
+        values = [
+            r.result if is_plain(r.result) else _Text(await apart(encode_returned, r.result, r.task)) for r in results
+        ]
+        for result, value in zip(results, values, strict=True):
             known = self._jobs.get(result.task_id)
             if known is None or not known.queue:  # else it is a job, which is in a queue
                 job = recorded(result, self.retention)
+                job.result = value
                 self._drop([job.id])
                 self._add(job)
                 self._enter(job)
@@ -5367,21 +5332,19 @@ class MemoryBroker(Broker):
     # Reading -----------------------------------------------------------------------------------
 
     async def get(self, task_ids: Sequence[str]) -> list[TaskResult[Any] | None]:
-        return [None if job is None else await _own(result_from(job)) for job in map(self._jobs.get, task_ids)]
+        return [None if job is None else await _decoded(result_from(job)) for job in map(self._jobs.get, task_ids)]
 
     async def wait_for(self, task_id: str, timeout: float | None) -> TaskResult[Any]:
         job = self._jobs.get(task_id)
-        if job is not None and job.status in FINISHED:
-            return await _own(result_from(job))
-        result: TaskResult[Any] | None = None
-        if job is not None:
+        result = result_from(job) if job is not None and job.status in FINISHED else None
+        if job is not None and result is None:
             async with result_limit(task_id, timeout) as answered:
                 answered()
                 self.hub.look(("job", task_id))
                 result = await self.hub.wait([("job", task_id)], None)
         if result is None:
             raise unknown_job(task_id)
-        return await _own(result)
+        return result if type(result.result) is not _Text else await _decoded(result)
 
     async def find(
         self, which: JobFilter, *, limit: int = 100, after: int | None = None, oldest_first: bool = False
@@ -5392,14 +5355,8 @@ class MemoryBroker(Broker):
             jobs = sorted(known, key=lambda job: job.seq, reverse=not oldest_first)
         is_behind = operator.gt if oldest_first else operator.lt
         found = (job for job in jobs if which.matches(job) and (after is None or is_behind(job.seq, after)))
-        jobs = [
-            dataclasses.replace(job, args=args, kwargs=kwargs, steps=tuple(steps.values()))
-            for job, steps in ((job, self._steps.get(job.id, {})) for job in itertools.islice(found, limit))
-            for args, kwargs in [(job.args, job.kwargs) if job.payload is not None else copy_arguments(job)]
-        ]
-        for job in jobs:
-            job.result = job.result if is_plain(job.result) else await _own_value(job.result)
-        return jobs
+        jobs = [_copied(job, self._steps.get(job.id, {})) for job in itertools.islice(found, limit)]
+        return [await _decoded(job) for job in jobs]
 
     async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
         which = which or JobFilter()
@@ -5424,7 +5381,7 @@ class MemoryBroker(Broker):
 
     async def change(self, task_ids: Sequence[str], action: Action, *, now: float, by: str | None = None) -> list[bool]:
         unit = Unit(now, self.retention)
-        done = self._run(unit, change(unit, task_ids, action, emitted(action, by)))
+        done = self._run(unit, change(unit, task_ids, action, _Text(by) if action == "emit" and by is not None else by))
         self._compact(self._waiting)
         for heap in self._ready.values() if action == "cancel" else ():
             self._compact(heap)
@@ -5446,8 +5403,9 @@ class MemoryBroker(Broker):
     def _drop(self, ids: Iterable[str]) -> None:
         for task_id in ids:
             job = self._jobs.pop(task_id, None)
-            self._steps.pop(task_id, None)
             self._finished.pop(task_id, None)
+            if self._steps:
+                self._steps.pop(task_id, None)
             if job is not None and job.unique is not None and self._unique.get(job.unique) == task_id:
                 del self._unique[job.unique]
             self.hub.wake(("job", task_id))
@@ -7320,10 +7278,6 @@ class Submitter:
         """Return the app's wall clock."""
         raise NotImplementedError
 
-    def is_open_here(self) -> bool:
-        """Whether the app's stores are open on the running loop; False if it cannot be said immediately."""
-        return False
-
 
 class _Unawaited(Coroutine[Any, Any, T]):
     """A call that was made without a running event loop. If it is dropped without `await`, an error is logged."""
@@ -7356,10 +7310,7 @@ def _never_dropped(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Cor
     @functools.wraps(call)
     def made(*args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
         coroutine = call(*args, **kwargs)
-        submitter = cast("Submitter", getattr(args[0], "app", args[0]))
-        if submitter.is_open_here() or asyncio._get_running_loop() is not None:  # CPython 3.11 asks for the process id
-            return coroutine
-        return _Unawaited(coroutine, call.__qualname__)
+        return _Unawaited(coroutine, call.__qualname__) if asyncio._get_running_loop() is None else coroutine
 
     if sys.version_info >= (3, 12):
         return inspect.markcoroutinefunction(made)
@@ -7522,11 +7473,18 @@ class Task(Generic[P, R]):
         converters = Converters(self.name, self.function, self.signature)
         return converters.arguments(args, kwargs, loading=True, every=True)
 
-    def make_job(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Job:
-        """Make a job of this task: checked, and ready to be pushed."""
-        job = self.build_job(args, kwargs)
-        if self.limit is not None or self.settings.key is not None or self.app.limits:
-            self.limit_job(job, self.limit, None, args, kwargs)
+    def make_job(self, args: Sequence[Any], kwargs: Mapping[str, Any], *, is_limited: bool = True) -> Job:
+        """Make a job of this task: checked, and ready to be pushed. If not `is_limited`, call `limit_job` next."""
+        given = args, kwargs
+        if kwargs or not self._least <= len(args) <= self._most:
+            self.check(args, kwargs)
+        if self.converters is not None:
+            args, kwargs = self.converters.arguments(args, kwargs, loading=False)
+        job = Job(self.app.new_id(), self.name, tuple(args), kwargs, self.queue, self.priority)
+        if kwargs or not _SCALARS.issuperset(map(type, args)):
+            find_parents(job)
+        if is_limited and (self.limit is not None or self.settings.key is not None or self.app.limits):
+            self.limit_job(job, self.limit, None, *given)
         return job
 
     def limit_job(
@@ -7561,17 +7519,6 @@ class Task(Generic[P, R]):
         except Exception as error:
             why = f"{error}" if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
             raise ConfigError(f"the key function of {self.name} gives no key for these arguments: {why}") from error
-
-    def build_job(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Job:
-        """Make a checked job without its limit and key."""
-        if kwargs or not self._least <= len(args) <= self._most:
-            self.check(args, kwargs)
-        if self.converters is not None:
-            args, kwargs = self.converters.arguments(args, kwargs, loading=False)
-        job = Job(self.app.new_id(), self.name, tuple(args), kwargs, self.queue, self.priority)
-        if kwargs or not _SCALARS.issuperset(map(type, args)):
-            find_parents(job)
-        return job
 
 
 def _signature_of_one(name: str, function: Callable[..., Any], signature: inspect.Signature) -> inspect.Signature:
@@ -7830,7 +7777,7 @@ class Submission(Generic[P, R]):
 
     def make_job(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Job:
         """Make a job of the task with these options: checked, and ready to be pushed."""
-        job = self.task.build_job(args, kwargs)
+        job = self.task.make_job(args, kwargs, is_limited=False)
         now = self.task.app.now()
         job.id = self.task_id or job.id
         job.priority, job.queue, job.unique, job.overrides = self.priority, self.queue, self.unique, self.overrides
@@ -7871,10 +7818,15 @@ class Registry(dict[str, Task[..., Any]]):
         self[task.name] = task
         self.on_new(task)
 
+    def converters_of(self, name: str) -> Converters | None:
+        """Return what converts the values of a task; None if it needs no conversion or is not known here."""
+        task = self.get(name)
+        return None if task is None else task.converters
+
     def as_returned(self, name: str, result: Any) -> Any:
         """Return a stored result as the type that the task returned; unchanged if the task is not known here."""
-        task = self.get(name)
-        return result if task is None or task.converters is None else task.converters.result(result, loading=True)
+        converters = self.converters_of(name)
+        return result if converters is None else converters.result(result, loading=True)
 
 
 def names_like(registry: Registry, name: str) -> list[str]:
@@ -9177,10 +9129,10 @@ def _warn_of_left_steps(attempt: _Attempt) -> None:
                        attempt.id, attempt.task, ", ".join(map(repr, left)), extra=_fields(attempt.job))  # fmt: skip
 
 
-def _wrong_call(task: Task[..., Any], arguments: _Arguments | Outcome) -> TypeError | None:
+def _wrong_call(task: Task[..., Any], arguments: _Arguments) -> TypeError | None:
     """Return what is wrong with a call of the task, if the arguments do not fit. A submit by name cannot check that."""
     try:
-        task.check(*cast("_Arguments", arguments))
+        task.check(*arguments)
     except TypeError as error:
         return error.with_traceback(None)
     return None
@@ -9306,9 +9258,9 @@ class _Steps:
         task = worker.registry.get(job.task)
         if task is None:
             return self._hand_back_unknown(job)
-        arguments: _Arguments | Outcome = (), {}
+        arguments: _Arguments = job.args, job.kwargs
         try:
-            attempt.options = task.settings
+            attempt.options = options = task.settings
             if task.limit is not None and job.limit is None:
                 _warn_once(
                     f"jobs of {task.name} come without its limit {task.limit!r}, so it does not hold for them: "
@@ -9316,32 +9268,29 @@ class _Steps:
                 )
             if time.monotonic() >= worker.keeper.lease_end and not await worker.keeper.renewal():
                 return Outcome.release(job, _LEASE_LOST, begun=False)
-            if task.settings.cpu_bound and not await self._take_place(attempt):
+            if options.cpu_bound and not await self._take_place(attempt):
                 return Outcome.release(job, "it was claimed in advance, and no process became free", begun=False)
             if worker.hooks.any:
                 worker.settler.emit(Event("start", worker.info.id, job))
             if job.overrides:
-                attempt.options = dataclasses.replace(task.settings, **job.overrides)
-            if job.payload is None and not job.parents and task.converters is None:
-                arguments = copy_arguments(job)
-            else:
-                arguments = await self._decode(attempt, task)
-            if isinstance(arguments, Outcome):
-                return arguments
+                attempt.options = dataclasses.replace(options, **job.overrides)
+            if job.payload is not None or job.parents or task.converters is not None:
+                decoded = await self._decode(attempt, task)
+                if isinstance(decoded, Outcome):
+                    return decoded
+                arguments = decoded
             if self._middleware:
                 result = await self._run_wrapped(attempt, task, arguments)
             else:
                 result = await self._execute(attempt, task, arguments)
             if task.converters is not None:
                 result = await apart(functools.partial(task.converters.result, loading=False), result)
-            if job.steps and not task.settings.cpu_bound:  # a process does not say which steps it used
+            if job.steps and not options.cpu_bound:  # a process does not say which steps it used
                 _warn_of_left_steps(attempt)
             outcome = Outcome.succeed(job, result, attempt.options.result_ttl)
-            if worker.broker.keeps_text or (not is_plain(result) and is_large(result)):
+            if worker.broker.keeps_text or not is_plain(result):
                 outcome.text = await apart(encode_returned, result, job.task)
                 check_size(outcome.text, worker.max_value_size, ResultError, f"the text of the result of {job.task}")
-            elif not is_plain(result):
-                outcome.result = copy_returned(result, job.task)
         except BaseException as error:
             if is_kind(error, TypeError) and (wrong := _wrong_call(task, arguments)) is not None:
                 return self._keep_failure(attempt, _failure(job, wrong))  # another attempt would end in the same way
@@ -9742,13 +9691,13 @@ class _Tally:
 
     def count(self, attempts: Iterable[tuple[_Attempt, Outcome]], now: float) -> None:
         """Count attempts whose outcomes were written."""
-        count = self._sums.count
+        minute = int(now) // 60 * 60
         with self._lock:
             for attempt, outcome in attempts:
                 status = outcome.status
                 if status is SUCCESS or status is FAILED or status is RETRYING:
-                    count(attempt.job, status, attempt.began, now)
-            self._changed.add(int(now) // 60 * 60)
+                    self._sums[minute, attempt.job.task].count(attempt.job, status, attempt.began, now)
+            self._changed.add(minute)
 
     def take(self, now: float) -> list[Activity]:
         """Return the rows of each minute that has changed, for a heartbeat."""
@@ -11709,8 +11658,10 @@ class Flowrra(Declarations):
             ExecutorNotRunningError: the app has been stopped.
             BrokerError: the store failed; the job was not submitted.
         """
-        make = functools.partial(_job_for, self, task)
-        job = await _made_apart(self, make, args, kwargs) if is_large(*args, *kwargs.values()) else make(args, kwargs)
+        if is_large(*args, *kwargs.values()):
+            job = await _made_apart(self, functools.partial(_job_for, self, task), args, kwargs)
+        else:
+            job = _job_for(self, task, args, kwargs)
         return cast("TaskId[Any]", (await self.submit_jobs((job,)))[0])
 
     @_never_dropped
@@ -11779,29 +11730,27 @@ class Flowrra(Declarations):
         (task_id,) = await pushed if inspect.isawaitable(pushed) else pushed
         return cast("TaskId[R]", task_id)
 
-    async def submit_jobs(self, jobs: Sequence[Job]) -> list[str]:
+    def submit_jobs(self, jobs: Sequence[Job]) -> Coroutine[Any, Any, list[str]]:
         """Push jobs that a task has made. While a job waits for room in a queue, other jobs may use its slot."""
+        if self.sessions.open_here() is None:
+            return self._connect_and_submit(jobs)
         if self._submit_hooks:
             self._stamp(jobs)
         if self.limits:
             _check_broker_of_limits(self)
-        if self.sessions.open_here() is None:
-            await self.connect()
         now = self.clock.time()
         for job in jobs:
             job.submitted = now
-        if self.config.broker.max_queue_size is None or not is_private(self.broker):
-            return await self.broker.push(jobs, now=now)
-        with _slot_freed():
-            return await self.broker.push(jobs, now=now)
+        push = self.broker.push(jobs, now=now)
+        return push if self.config.broker.max_queue_size is None or not is_private(self.broker) else _freeing_slot(push)
+
+    async def _connect_and_submit(self, jobs: Sequence[Job]) -> list[str]:
+        await self.connect()
+        return await self.submit_jobs(jobs)
 
     def now(self) -> float:
         """Return the wall clock, in seconds since the epoch."""
         return self.clock.time()
-
-    def is_open_here(self) -> bool:
-        """Whether the stores are open on the running loop."""
-        return self.sessions.open_here() is not None
 
     # Results and jobs --------------------------------------------------------------------------
 
@@ -11829,12 +11778,12 @@ class Flowrra(Declarations):
             async with result_limit(task_id, timeout):
                 await self.connect()
             left = None if timeout is None else round(max(0.0, began + timeout - time.monotonic()), 3)
-        with _slot_freed():
-            result = await self.broker.wait_for(task_id, left)
+        result = await _freeing_slot(self.broker.wait_for(task_id, left))
         if self.backend is not None:
             async with result_limit(task_id, timeout, began):
                 result = await _kept_by(self.backend, result)
-        return await _as_annotated(self.registry, result)
+        converters = self.registry.converters_of(result.task)
+        return result if converters is None else await _as_annotated(converters, result)
 
     @overload
     async def get_result(self, task_id: TaskId[R]) -> TaskResult[R] | None: ...
@@ -11847,7 +11796,7 @@ class Flowrra(Declarations):
         (result,) = await self.broker.get([task_id])
         if self.backend is not None:
             (result,) = await self.backend.get([task_id]) if result is None else [await _kept_by(self.backend, result)]
-        return None if result is None else await _as_annotated(self.registry, result)
+        return result and await _as_annotated(self.registry.converters_of(result.task), result)
 
     async def cancel(self, task_id: str, *, by: str | None = None) -> bool:
         """Cancel a job: immediately if it waits, through its worker if it runs. False: it has finished, or is unknown.
@@ -12013,18 +11962,22 @@ def _check_own(app: Flowrra, call: object) -> None:
         raise TaskNotFoundError(f"the task {task.name!r} belongs to another app: submit it there")
 
 
-def _slot_freed() -> contextlib.AbstractContextManager[None]:
-    """If the caller is a job, let other jobs use its slot while it waits for others."""
+def _freeing_slot(call: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+    """If the caller is a job, let other jobs use its slot during the call, in which it waits for others."""
     context = current_job_var.get()
-    return contextlib.nullcontext() if context is None else context.waiting()
+    return call if context is None else _in_free_slot(context, call)
 
 
-async def _as_annotated(registry: Registry, result: TaskResult[Any]) -> TaskResult[Any]:
+async def _in_free_slot(context: JobContext, call: Coroutine[Any, Any, T]) -> T:
+    with context.waiting():
+        return await call
+
+
+async def _as_annotated(converters: Converters | None, result: TaskResult[Any]) -> TaskResult[Any]:
     """Return a stored result as the type that the task returned."""
-    task = registry.get(result.task)
-    if task is None or task.converters is None or not result.is_success:
+    if converters is None or not result.is_success:
         return result
-    load = functools.partial(task.converters.result, loading=True)
+    load = functools.partial(converters.result, loading=True)
     return dataclasses.replace(result, result=await apart(load, result.result))
 
 

@@ -256,7 +256,7 @@ class DictBroker(Broker):
 
     def copied(self, job: Job) -> Job:
         job = flowrra.copy_of(job)
-        job.result = flowrra.copied(job.result)
+        job.result = flowrra.decode(flowrra.encode(job.result))
         job.steps = tuple(self.steps[job.id].values())
         return job
 
@@ -285,7 +285,7 @@ class DictBroker(Broker):
             if result.task_id in self.jobs and self.jobs[result.task_id].queue:
                 continue  # this id is a job of this broker
             job = flowrra.recorded(result, self.retention)
-            job.result, job.seq = flowrra.copied(result.result), next(self.numbers)
+            job.result, job.seq = flowrra.decode(flowrra.encode(result.result)), next(self.numbers)
             self.jobs[job.id] = job
             self.hub.wake(("job", job.id))
 

@@ -24,21 +24,21 @@ from hypothesis import strategies as st
 from flowrra import (
     MAX_DEPTH,
     Job,
+    Outcome,
     Progress,
     ResultError,
     ResultOf,
     SerializationError,
     TaskResult,
     TaskStatus,
-    copied,
-    copy_arguments,
-    copy_returned,
+    are_plain,
     decode,
     decode_arguments,
     decode_result,
     encode,
     encode_arguments,
     encode_result,
+    encode_value,
     is_plain,
 )
 
@@ -204,7 +204,8 @@ def test_huge_ints_survive_up_to_the_digits_that_python_allows() -> None:
 
 
 @given(VALUES)
-def test_what_is_plain_needs_no_copy(value: Any) -> None:
+def test_what_is_plain_needs_no_text(value: Any) -> None:
+    assert are_plain([None, value]) == is_plain(value)
     if is_plain(value):
         assert same(decode(encode(value)), value)
         hash(value)
@@ -215,78 +216,27 @@ def test_what_may_not_be_kept_is_not_plain() -> None:
     assert all(map(is_plain, (2**63 - 1, -(2**63), None, True, math.nan, "text")))
 
 
-def shared(one: Any, other: Any) -> bool:
-    """Whether they have a list, dictionary or set in common."""
-    return bool({id(part) for part in parts(one)} & {id(part) for part in parts(other)})
-
-
-def parts(value: Any) -> Iterator[Any]:
-    """Everything in `value` that can be changed, itself included."""
-    if isinstance(value, list | dict | set):
-        yield value
-    if isinstance(value, list | tuple | dict):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from parts(inner)
-
-
-ODD: tuple[Any, ...] = (10**5_000, math.nan, Job, {1, (2, 10**5_000)}, {frozenset({1}): [1]}, {(): {}}, {"$": "tuple"})
-ODDLY = st.recursive(
-    VALUES | st.integers(0, len(ODD) - 1).map(lambda number: ODD[number]),  # not sampled: a huge int has no repr
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=5,
-)
-
-
-@given(ODDLY)
-def test_a_copy_is_what_comes_back_from_the_text(value: Any) -> None:
-    wanted = outcome_of(lambda value: decode(encode(value)), value)
-    found = outcome_of(copied, value)
-    assert same(found, wanted) or repr(found) == repr(wanted)  # NaN is not equal to itself
-    assert not shared(found, value)
-
-
-@given(st.lists(ODDLY, max_size=3), st.dictionaries(st.text(), ODDLY, max_size=3))
-def test_copied_arguments_are_what_comes_back_from_the_text(args: list[Any], kwargs: dict[str, Any]) -> None:
-    job = Job("id", "task", tuple(args), kwargs)
-    wanted = outcome_of(lambda job: decode_arguments(Job("id", "task", payload=encode_arguments(job))), job)
-    found = outcome_of(copy_arguments, job)
-    if not isinstance(found, str):
-        wanted = tuple(wanted[0]), dict(wanted[1])
-    assert same(found, wanted) or repr(found) == repr(wanted)
-    assert not shared(found, (args, kwargs))
-
-
-@given(VALUES)
-def test_a_copied_result_is_what_comes_back_from_the_text(value: Any) -> None:
-    assert same(copy_returned(value, "task"), value)
-
-
-def test_what_a_result_may_not_hold_is_refused_in_its_copy() -> None:
+def test_what_a_result_may_not_hold_is_refused() -> None:
     for value, complaint in (([ResultOf("a")], "result of task contains result_of"), ({"a": object()}, r"task\['a'\]")):
         with pytest.raises(ResultError, match=complaint):
-            copy_returned(value, "task")
+            encode_value(Outcome.succeed(Job("id", "task"), value))
 
 
-def test_copied_arguments_name_the_one_that_cannot_be_kept() -> None:
+def test_arguments_come_back_and_a_refusal_names_the_one_that_cannot_be_kept() -> None:
     args = ([1, {"a": (2, ResultOf("b"))}],)
-    copies = copy_arguments(Job("id", "app.send", args, {"to": [1]}))
-    assert str(copies) == str((args, {"to": [1]}))
-    assert not shared(copies[0], args)
-    assert copy_arguments(Job("id", "app.send", payload="[[1],{}]")) == ((1,), {})
+    text = encode_arguments(Job("id", "app.send", args, {"to": [1]}))
+    assert str(decode_arguments(Job("id", "app.send", payload=text))) == str((list(args), {"to": [1]}))
     with pytest.raises(SerializationError, match=r"argument of app\.send: args\[1\] is a builtins.object"):
-        copy_arguments(Job("id", "app.send", (1, object())))
+        encode_arguments(Job("id", "app.send", (1, object())))
     with pytest.raises(SerializationError, match=r"argument of app\.send: kwargs\['to'\]"):
-        copy_arguments(Job("id", "app.send", (), {"to": object()}))
+        encode_arguments(Job("id", "app.send", (), {"to": object()}))
 
 
-def test_a_copy_nests_as_deep_as_a_text() -> None:
-    for depth in (MAX_DEPTH - 1, MAX_DEPTH):
-        for value in (nested(depth), nested(depth - 1, [1.0]), nested(depth - 1, {1: [2]}), nested(depth, (1,))):
-            assert outcome_of(copied, value) == outcome_of(lambda value: decode(encode(value)), value)
+def test_a_value_that_contains_itself_is_refused() -> None:
     cycle: list[Any] = []
     cycle += [cycle, cycle]
     with pytest.raises(SerializationError, match=r"^value\.\.\.\[.*contains itself"):
-        copied(cycle)
+        encode(cycle)
 
 
 def outcome_of(make: Callable[[Any], Any], value: Any) -> Any:
