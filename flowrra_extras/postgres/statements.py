@@ -28,16 +28,11 @@ FINISHED = "('success', 'failed', 'cancelled')"
 # Of jobs that have a limit: those that hold a place of it, and those that wait for one, as `awaits_limit` has it.
 ADMITTED = "limit_key IS NOT NULL AND status IN ('pending', 'running')"
 AWAITS = "limit_key IS NOT NULL AND status = 'blocked' AND waits = 0"
+PURGE_SECOND = "(least(purge_at, 9e15)::bigint)"  # of an index; a ttl may exceed any bigint
 
 # Entry n takes a store from schema n to n + 1.
 MIGRATIONS = tuple(
-    Path(__file__)
-    .with_name("schema.sql")
-    .read_text(encoding="utf-8")
-    .format(
-        DUE_LATER=DUE_LATER, NOT_BEGUN=NOT_BEGUN, UNFINISHED=UNFINISHED, RARE=RARE, ADMITTED=ADMITTED, AWAITS=AWAITS
-    )
-    .split("-" * 72)[1:]
+    Path(__file__).with_name("schema.sql").read_text(encoding="utf-8").format_map(globals()).split("-" * 72)[1:]
 )
 
 META = """
@@ -464,8 +459,9 @@ DELETE = f"""
 PURGE = f"""
     WITH gone AS (
         DELETE FROM flowrra.job WHERE seq = ANY (ARRAY(
-            SELECT seq FROM flowrra.job WHERE purge_at IS NOT NULL AND purge_at < $1
-            ORDER BY purge_at LIMIT $2 FOR UPDATE SKIP LOCKED))
+            SELECT seq FROM flowrra.job
+            WHERE purge_at < $1 AND {PURGE_SECOND} <= {PURGE_SECOND.replace("purge_at", "$1")}
+            ORDER BY {PURGE_SECOND} LIMIT $2 FOR UPDATE SKIP LOCKED))
         RETURNING seq, id){_WITHOUT_STEPS}"""
 FORGET_AWAITED = f"""
     DELETE FROM flowrra.awaited

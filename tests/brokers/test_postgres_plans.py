@@ -253,7 +253,7 @@ def faults(desk: Desk, plan: Mapping[str, Any], *, under_limit: bool = False) ->
     if table in desk.filled and kind == "Seq Scan":
         found.append(f"{kind} of {table}: {filters}")
     if "Index Name" in plan and (leading := desk.leading.get(f"{desk.schema}.{plan['Index Name']}")):
-        is_narrow = re.search(rf"\b{leading}\b", plan.get("Index Cond", ""))
+        is_narrow = re.search(rf"\b{leading}\b", plan.get("Index Cond", ""), re.IGNORECASE)  # LEAST(purge_at, ...)
         is_first = under_limit and filters is None and kind != "Bitmap Index Scan"
         if not is_narrow and not is_first:
             found.append(f"{kind} of all {plan['Index Name']}: {plan.get('Index Cond')} {filters}")

@@ -143,3 +143,29 @@ async def test_a_store_of_the_eighth_version_gets_limits() -> None:
             assert [job.id for job in await broker.claim("default", limit=9, worker="w", now=NOW)] == ["child", "next"]
         finally:
             await broker.close()
+
+
+# What the ninth version wrote. Its index for purges had the times as they are, whatever they are.
+ROWS_9 = """
+INSERT INTO flowrra.job (id, task, queue, priority, status, payload, submitted, finished, purge_at) VALUES
+    ('forever', 'task', 'default', 0, 'success', '[[],{}]', 1, 2, 1.7e308),
+    ('later', 'task', 'default', 0, 'success', '[[],{}]', 1, 2, 10.75),
+    ('now', 'task', 'default', 0, 'success', '[[],{}]', 1, 2, 10.5),
+    ('before', 'task', 'default', 0, 'success', '[[],{}]', 1, 2, 3);
+UPDATE flowrra.meta SET version = 9
+"""
+
+
+async def test_a_store_of_the_ninth_version_is_purged_to_the_moment() -> None:
+    with clean_schema(POSTGRES_URL) as (connection, schema):
+        for script in (f"CREATE SCHEMA {schema}", sql.META, *sql.MIGRATIONS[:9], ROWS_9):
+            connection.execute(sql.in_schema(script, schema).encode())
+        broker = PostgresBroker(f"{POSTGRES_URL}?schema={schema}")
+        await broker.open()
+        try:
+            assert await broker.remove(before=10.5) == ["before"]
+            assert await broker.remove(before=10.6) == ["now"]
+            assert await broker.remove(before=1.7e308) == ["later"]
+            assert [job.id for job in await broker.find(JobFilter())] == ["forever"]
+        finally:
+            await broker.close()
