@@ -63,6 +63,7 @@ if __name__ == "__main__":
 import asyncio
 import atexit
 import binascii
+import bisect
 import calendar
 import collections
 import concurrent.futures
@@ -849,6 +850,10 @@ def _is_ahead(job: Job, other: Job) -> bool:
     return waits or job.status in (PENDING, RUNNING)
 
 
+# The bucket of a duration in seconds: bucket k holds durations below 0.0001 s * 2**k. Without a function in Python.
+length_bucket = functools.partial(bisect.bisect_right, [0.0001 * 2**k for k in range(50)])
+
+
 @dataclass(slots=True)
 class Activity:
     """What workers did with the jobs of one task in the minute that starts at `minute` (seconds since the epoch).
@@ -863,8 +868,8 @@ class Activity:
     succeeded: int = 0
     failed: int = 0
     retried: int = 0
-    waits: dict[int, int] = field(default_factory=lambda: collections.defaultdict(int))
-    runs: dict[int, int] = field(default_factory=lambda: collections.defaultdict(int))
+    waits: dict[int, int] = field(default_factory=dict)
+    runs: dict[int, int] = field(default_factory=dict)
     waited: float = 0.0
     ran: float = 0.0
 
@@ -872,20 +877,27 @@ class Activity:
         """Return a copy with its own histograms."""
         return dataclasses.replace(self, waits=self.waits.copy(), runs=self.runs.copy())
 
-    def count(self, job: Job, status: TaskStatus, began: float, ended: float) -> None:
-        """Add an attempt of `job` that ended as SUCCESS, FAILED or RETRYING. Costs 0.5 us, once per job."""
-        if status is SUCCESS:
-            self.succeeded += 1
-        else:
-            self.failed += status is FAILED
-            self.retried += status is RETRYING
-        if (ran := ended - began) > 0.0:
-            self.ran += ran
-        self.runs[length_bucket(ran)] += 1
-        if job.attempt == 1 and not job.parents:
-            if (waited := began - (job.submitted if job.due is None else max(job.due, job.submitted))) > 0.0:
-                self.waited += waited
-            self.waits[length_bucket(waited)] += 1
+    def count(self, status: TaskStatus, attempts: Sequence[tuple[Job, float]], ended: float) -> None:
+        """Add attempts, each a job and the moment when it began, that ended as SUCCESS, FAILED or RETRYING."""
+        self.succeeded += len(attempts) * (status is SUCCESS)
+        self.failed += len(attempts) * (status is FAILED)
+        self.retried += len(attempts) * (status is RETRYING)
+        runs = [ended - began if ended > began else 0.0 for _, began in attempts]
+        ready = [
+            (began, job.submitted if job.due is None else max(job.due, job.submitted))
+            for job, began in attempts
+            if job.attempt == 1 and not job.parents
+        ]
+        waits = [began - since if began > since else 0.0 for began, since in ready]
+        self.ran += sum(runs)
+        self.waited += sum(waits)
+        _add_counts(self.runs, collections.Counter(map(length_bucket, runs)))
+        _add_counts(self.waits, collections.Counter(map(length_bucket, waits)))
+
+
+def _add_counts(own: dict[int, int], others: Mapping[int, int]) -> None:
+    for bucket, number in others.items():
+        own[bucket] = own.get(bucket, 0) + number
 
 
 class ActivitySums(dict[tuple[int, str], Activity]):
@@ -903,18 +915,12 @@ class ActivitySums(dict[tuple[int, str], Activity]):
         row.retried += other.retried
         row.waited += other.waited
         row.ran += other.ran
-        for own, others in ((row.waits, other.waits), (row.runs, other.runs)):
-            for bucket, number in others.items():
-                own[bucket] += number
+        _add_counts(row.waits, other.waits)
+        _add_counts(row.runs, other.runs)
 
     def in_order(self) -> list[Activity]:
         """Return the rows, the oldest minute first."""
         return [self[key] for key in sorted(self)]
-
-
-def length_bucket(seconds: float) -> int:
-    """Return the bucket of a duration in a histogram: bucket k holds durations below 0.0001 s * 2**k."""
-    return int(seconds * 10_000).bit_length() if seconds > 0 else 0
 
 
 @dataclass(slots=True)
@@ -1394,7 +1400,19 @@ def _queues_from_text(name: str, text: str) -> dict[str, int]:
 
 MAX_DEPTH = 100
 _TAG = "$"
-_dump = json.JSONEncoder(ensure_ascii=True, allow_nan=False, check_circular=False, separators=(",", ":")).encode
+
+
+def _make_dump() -> Callable[[Any], str]:
+    """Return what writes JSON in ASCII. `JSONEncoder.encode` makes the encoder in C for each call: 1.9 us, not 0.5."""
+    encoder = json.JSONEncoder(ensure_ascii=True, allow_nan=False, check_circular=False, separators=(",", ":"))
+    make = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:  # not CPython
+        return encoder.encode
+    write = make(None, encoder.default, json.encoder.encode_basestring_ascii, None, ":", ",", False, False, False)
+    return lambda value: "".join(write(value, 0))
+
+
+_dump = _make_dump()
 
 
 class ResultOf(Generic[R]):
@@ -1459,7 +1477,7 @@ def encode(value: Any, name: str = "value") -> str:
         return "null"
     try:
         packed = _pack(value, 0)
-        return "".join(_pieces(packed)) if is_large(packed) else _dump(packed)
+        return _dump(packed) if type(packed) in _NUMBERS or not is_large(packed) else "".join(_pieces(packed))
     except _Unfit as unfit:
         raise SerializationError(f"{name}{unfit.path} {unfit.why}") from None
     except ValueError as error:  # an int with more digits than Python turns into text
@@ -1514,12 +1532,12 @@ async def apart(work: Callable[..., T], *values: Any) -> T:
     return await asyncio.to_thread(work, *values) if is_large(*values) else work(*values)
 
 
-def check_size(text: str, most: int, error: type[SerializationError], what: str) -> None:
+def check_size(text: str, most: int, error: type[SerializationError], what: str, task: str) -> None:
     """Refuse the text of a value that is too long."""
     if len(text) > most:
         raise error(
-            f"{what} has {len(text):,} characters, and max_value_size is {most:,}: pass the place of the data, such "
-            "as a path or a key"
+            f"{what} {task} has {len(text):,} characters, and max_value_size is {most:,}: pass the place of the data, "
+            "such as a path or a key"
         )
 
 
@@ -1811,8 +1829,16 @@ def _unpack(found: dict[str, Any]) -> Any:
     return unpacker(found["v"])
 
 
-_load = json.JSONDecoder(object_hook=_unpack).decode
 _scan = json.JSONDecoder(object_hook=_unpack).raw_decode  # returns a value, and where it ends
+
+
+def _load(text: str) -> Any:
+    """Return the value of a JSON text. `JSONDecoder.decode` also matches patterns of spaces: 1.4 us, not 0.6."""
+    text = text.strip()
+    value, end = _scan(text)
+    if end != len(text):
+        raise ValueError(f"there is more text after {end} characters")
+    return value
 
 
 _UNPACKERS: Mapping[str, Callable[[Any], Any]] = {
@@ -9289,8 +9315,11 @@ class _Steps:
                 _warn_of_left_steps(attempt)
             outcome = Outcome.succeed(job, result, attempt.options.result_ttl)
             if worker.broker.keeps_text or not is_plain(result):
-                outcome.text = await apart(encode_returned, result, job.task)
-                check_size(outcome.text, worker.max_value_size, ResultError, f"the text of the result of {job.task}")
+                if type(result) in _NUMBERS:
+                    outcome.text = encode_returned(result, job.task)
+                else:
+                    outcome.text = await apart(encode_returned, result, job.task)
+                check_size(outcome.text, worker.max_value_size, ResultError, "the text of the result of", job.task)
         except BaseException as error:
             if is_kind(error, TypeError) and (wrong := _wrong_call(task, arguments)) is not None:
                 return self._keep_failure(attempt, _failure(job, wrong))  # another attempt would end in the same way
@@ -9327,7 +9356,8 @@ class _Steps:
         """Return the arguments; if they cannot be read, the outcome of the attempt."""
         job = attempt.job
         try:
-            args, kwargs = await apart(lambda _: decode_arguments(job), job.payload)
+            is_short = len(job.payload or "") < _LARGE
+            args, kwargs = decode_arguments(job) if is_short else await asyncio.to_thread(decode_arguments, job)
             if job.parents:
                 args, kwargs = await self._put_results(job, args, kwargs)
             if task.converters is not None and not task.settings.cpu_bound:  # else its process does that
@@ -9691,12 +9721,16 @@ class _Tally:
 
     def count(self, attempts: Iterable[tuple[_Attempt, Outcome]], now: float) -> None:
         """Count attempts whose outcomes were written."""
-        minute = int(now) // 60 * 60
+        minute, alike = (
+            int(now) // 60 * 60,
+            collections.defaultdict[tuple[str, TaskStatus], list[tuple[Job, float]]](list),
+        )
+        for attempt, outcome in attempts:
+            alike[attempt.job.task, outcome.status].append((attempt.job, attempt.began))
         with self._lock:
-            for attempt, outcome in attempts:
-                status = outcome.status
-                if status is SUCCESS or status is FAILED or status is RETRYING:
-                    self._sums[minute, attempt.job.task].count(attempt.job, status, attempt.began, now)
+            for (task, status), those in alike.items():
+                if status in (SUCCESS, FAILED, RETRYING):
+                    self._sums[minute, task].count(status, those, now)
             self._changed.add(minute)
 
     def take(self, now: float) -> list[Activity]:
@@ -11927,7 +11961,7 @@ async def _made_apart(app: Flowrra, make: Callable[[Any, Any], Job], args: Any, 
         job = make(args, kwargs)
         job.payload = encode_arguments(job)
         most = app.config.broker.max_value_size
-        check_size(job.payload, most, SerializationError, f"the text of the arguments of {job.task}")
+        check_size(job.payload, most, SerializationError, "the text of the arguments of", job.task)
         return job
 
     return await asyncio.to_thread(make_text)

@@ -57,6 +57,7 @@ from flowrra import (
     admit,
     admit_due,
     adopt,
+    apart,
     change,
     charge,
     claimed_job,
@@ -153,16 +154,14 @@ class _View:
             values = [[self._parents[task_id] for task_id in find.of if task_id in self._parents]]
             if not values[0]:
                 return []
-        jobs = []
-        for row in await self._db.fetch(_FINDS[type(find)], *values):
-            job = _job_of_row(row)
-            has_children, revision = row[-2:]
+        rows = [tuple(row) for row in await self._db.fetch(_FINDS[type(find)], *values)]
+        jobs = await apart(jobs_of_rows, rows)
+        for job, (*_, has_children, revision) in zip(jobs, rows, strict=True):
             self.revisions.setdefault(job.id, (job.seq, revision))
             if has_children:
                 self._parents[job.id] = job.seq
             if not isinstance(find, Holders):
                 self.guarded.add(job.id)
-            jobs.append(job)
         return jobs
 
     async def _limit_keys(self, names: Sequence[str]) -> list[LimitKey]:
@@ -347,12 +346,19 @@ class Store:
         old |= {parent: unit.jobs[parent] for parent in parents - new.keys()}  # so that its end sees the child
         guards = sorted(view.revisions[task_id] for task_id in view.guarded | old.keys())
         places = {task_id: -place for place, task_id in enumerate(new, 1)} | {i: job.seq for i, job in old.items()}
+        old_values, new_values = await apart(
+            lambda *_: (
+                json.dumps([_old_values(job, unit) | {"has_children": job.id in parents} for job in old.values()]),
+                json.dumps([born_values(job) | {"has_children": job.id in parents} for job in new.values()]),
+            ),
+            *[job.result for job in unit.jobs.values()],
+        )
         rows = await self._db.fetch(
             sql.WRITE,
             [seq for seq, _ in guards],
             [revision for _, revision in guards],
-            json.dumps([_old_values(job, unit) | {"has_children": job.id in parents} for job in old.values()]),
-            json.dumps([born_values(job) | {"has_children": job.id in parents} for job in new.values()]),
+            old_values,
+            new_values,
             [places[parent] for parent, _ in waits],
             [places[child] for _, child in waits],
             [job.seq for job in old.values() if job.status in FINISHED],

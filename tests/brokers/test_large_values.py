@@ -1,5 +1,6 @@
 """Large values on all four brokers: the loop's thread neither writes nor reads their text, and they have a limit."""
 
+import asyncio
 import contextlib
 import sqlite3
 import threading
@@ -65,6 +66,28 @@ async def test_arguments_and_results(url: str, converted: list[str]) -> None:
         assert found is not None
         assert found.result == LARGE
         assert [job.result for job in await app.jobs() if job.id in (plain, row, child)] == [LARGE] * 3
+        assert {"write", "read"} <= set(converted)
+
+
+async def test_a_job_with_children(url: str, converted: list[str]) -> None:
+    async with make_app(url) as app:
+        has_children = asyncio.Event()
+
+        @app.task
+        async def make() -> Any:
+            await has_children.wait()
+            return LARGE
+
+        @app.task
+        async def echo(value: Any) -> Any:
+            return value
+
+        parent = await app.submit(make)
+        child = await app.submit(echo, result_of(parent))
+        has_children.set()
+        assert (await app.wait_for_result(child, timeout=20)).result == LARGE
+        late = await app.submit(echo, result_of(parent))
+        assert (await app.wait_for_result(late, timeout=20)).result == LARGE
         assert {"write", "read"} <= set(converted)
 
 

@@ -155,10 +155,12 @@ def test_quantiles_lie_in_their_buckets() -> None:
 
 def test_an_attempt_is_counted_where_it_ended() -> None:
     sums = ActivitySums()
-    sums[60, "t"].count(Job("a", "t", attempt=1, submitted=50.0), TaskStatus.SUCCESS, 58.0, 61.0)
-    sums[60, "t"].count(Job("b", "t", attempt=1, submitted=50.0, due=60.0), TaskStatus.FAILED, 61.0, 61.0)
-    sums[60, "t"].count(Job("c", "t", attempt=2, submitted=50.0), TaskStatus.RETRYING, 60.0, 61.0)
-    sums[120, "t"].count(Job("d", "t", attempt=1, submitted=50.0, parents=("a",)), TaskStatus.SUCCESS, 60.0, 120.0)
+    first, second = Job("a", "t", attempt=1, submitted=50.0), Job("b", "t", attempt=1, submitted=50.0, due=60.0)
+    sums[60, "t"].count(TaskStatus.SUCCESS, [(first, 58.0)], 61.0)
+    sums[60, "t"].count(TaskStatus.FAILED, [(second, 61.0)], 61.0)
+    sums[60, "t"].count(TaskStatus.RETRYING, [(Job("c", "t", attempt=2, submitted=50.0), 60.0)], 61.0)
+    child = Job("d", "t", attempt=1, submitted=50.0, parents=("a",))
+    sums[120, "t"].count(TaskStatus.SUCCESS, [(child, 60.0)], 120.0)
     runs = {length_bucket(3.0): 1, 0: 1, length_bucket(1.0): 1}
     assert sums.in_order() == [
         Activity(60, "t", 1, 1, 1, {length_bucket(8.0): 1, length_bucket(1.0): 1}, runs, waited=9.0, ran=4.0),

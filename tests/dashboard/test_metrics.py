@@ -84,7 +84,7 @@ async def test_the_sum_of_a_histogram_is_the_sum_of_the_lengths() -> None:
         first, second = await broker.claim("default", limit=2, worker="w", now=107.0)
         done = ActivitySums()
         for job, status in ((first, TaskStatus.SUCCESS), (second, TaskStatus.FAILED)):
-            done[60, "t"].count(job, status, began=107.0, ended=110.0)
+            done[60, "t"].count(status, [(job, 107.0)], ended=110.0)
         worker = WorkerInfo("w", queues={"default": 9}, activity=done.in_order())
         await broker.heartbeat(worker, lease=60, now=110.0)
         found = read(await Exporter(app).text())
