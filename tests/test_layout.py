@@ -31,7 +31,8 @@ MAKE = shutil.which("make")
 CORE_LINES = 12_931
 # On the way to 45 modules and 10,000 lines.
 EXTRAS_MODULES = 95
-EXTRAS_LINES = 22_512
+EXTRAS_LINES = 20_921
+LUA_LINES = 1_680  # of the scripts in Redis
 FUNCTION_LINES = 60
 CLASS_LINES = 400
 CLASS_METHODS = 25
@@ -107,6 +108,8 @@ def test_the_extras_do_not_grow() -> None:
     files = project_files("flowrra_extras")
     assert len(files) <= EXTRAS_MODULES
     assert sum(len(path.read_text().splitlines()) for path in files) <= EXTRAS_LINES
+    scripts = (ROOT / "flowrra_extras/redis/lua").glob("*.lua")
+    assert sum(len(path.read_text().splitlines()) for path in scripts) <= LUA_LINES
 
 
 def test_the_core_has_sections_in_order() -> None:

@@ -14,8 +14,9 @@ What Redis keeps on disk depends on its configuration. So that no job is lost, s
     # Any other policy deletes jobs when memory is full.
     maxmemory-policy noeviction
 
-`scripts` has the scripts that run in the server, and the keys; `calls` their arguments and answers; `changes` applies
-the rules; `search` finds jobs; `connection` has the connections; `notifications` has the waiting callers.
+`lua` has the scripts that run in the server, and in `common.lua` the keys; `scripts` loads them; `calls` has their
+arguments and answers; `changes` applies the rules; `search` finds jobs; `connection` has the connections;
+`notifications` has the waiting callers.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def test_the_wheel_holds_the_library_only(wheel: Path) -> None:
         f"{records}/entry_points.txt",
         f"{records}/licenses/LICENSE",
     }
-    assert "flowrra_extras/py.typed" in names
+    assert names >= {"flowrra_extras/py.typed", "flowrra_extras/redis/lua/claim.lua"}
 
 
 def test_the_wheel_holds_the_file_as_it_is(wheel: Path) -> None:
@@ -207,6 +207,11 @@ def test_the_metadata_knows_the_version(environment: Environment) -> None:
 
 def test_the_extras_are_importable(environment: Environment) -> None:
     assert environment.says("import flowrra_extras; print(flowrra_extras.__name__)")
+
+
+def test_the_lua_scripts_are_where_they_are_read(environment: Environment) -> None:
+    code = "import importlib.resources as r; print((r.files('flowrra_extras') / 'redis/lua/claim.lua').read_text())"
+    assert environment.says(code) == (ROOT / "flowrra_extras/redis/lua/claim.lua").read_text().strip()
 
 
 def test_an_editable_install_is_this_file_and_no_copy(editable: Environment) -> None:

@@ -62,6 +62,7 @@ WRITTEN = [
     *sorted((ROOT / "examples").rglob("*.py")),
     *sorted((ROOT / "flowrra_extras/dashboard/templates").glob("*.html")),
     *sorted((ROOT / "flowrra_extras/dashboard/static").glob("*.js")),
+    *sorted((ROOT / "flowrra_extras/redis/lua").glob("*.lua")),
 ]
 
 

@@ -1,0 +1,22 @@
+-- Delete finished jobs, or held ones.
+--
+-- KEYS: P:
+-- ARGV: again, who holds them or '', then ids.
+-- Returns: the ids of the deleted jobs; for a repetition, the ids that do not exist.
+--
+-- include common.lua
+
+local by, gone = ARGV[2], {}
+for i = 3, #ARGV do
+    local status, worker = unpack(call('HMGET', p .. 'job:' .. ARGV[i], F.status, F.worker), 1, 2)
+    local is_held = by ~= '' and status == 'blocked' and worker == by
+    if is_held or (by == '' and is_finished(status)) then
+        erase(ARGV[i])
+        gone[#gone + 1] = ARGV[i]
+    elseif again and not status then
+        gone[#gone + 1] = ARGV[i]
+    end
+end
+ended = gone
+publish()
+return gone
