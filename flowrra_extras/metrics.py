@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Counts = Mapping[tuple[str, TaskStatus], int]
 
-__all__ = ["CONTENT_TYPE", "Exporter", "oldest_ready", "ready_since"]
+__all__ = ["CONTENT_TYPE", "Exporter", "oldest_ready", "quantile", "ready_since"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _BUCKETS = range(0, 32, 2)  # of the 35 buckets of a histogram: 0.1 ms to 30 hours, each four times the one before
@@ -80,6 +80,19 @@ def ready_since(job: Job) -> float:
     """Return the time at which a job became ready for its latest attempt."""
     ended = job.history[-1].ended if job.history else None
     return max(job.submitted, job.due or 0.0, ended or 0.0)
+
+
+def quantile(histogram: Mapping[int, int], share: float) -> float | None:
+    """Return the duration in seconds that `share` (0 to 1) of the durations do not exceed; None if there are none.
+
+    Durations inside a bucket (see `flowrra.length_bucket`) are assumed to be evenly spread on a logarithmic scale.
+    """
+    rank = share * sum(histogram.values())
+    for bucket, number in sorted(histogram.items()):
+        if 0 < number >= rank:
+            return float(0.0001 * 2.0 ** (bucket - 1 + rank / number))
+        rank -= number
+    return None
 
 
 def _lags(counts: Counts, oldest: Mapping[str, float], now: float) -> Iterator[str]:

@@ -11,10 +11,8 @@ from flowrra import OPERATOR_COMMANDS, ConfigError, import_extra
 
 # Command: the module whose `main` takes the command's arguments, and the package that installs its dependencies.
 _COMMANDS: Mapping[str, tuple[str, str]] = {
-    **dict.fromkeys(("jobs", "cancel", "requeue", "purge"), ("flowrra_extras.commands.jobs", "flowrra")),
-    **dict.fromkeys(("pause", "resume"), ("flowrra_extras.commands.queues", "flowrra")),
-    "limit": ("flowrra_extras.commands.limits", "flowrra"),
-    "emit": ("flowrra_extras.commands.events", "flowrra"),
+    **dict.fromkeys(("jobs", "cancel", "requeue", "purge", "emit"), ("flowrra_extras.commands.jobs", "flowrra")),
+    **dict.fromkeys(("pause", "resume", "limit"), ("flowrra_extras.commands.queues", "flowrra")),
     "cron": ("flowrra_extras.commands.cron", "flowrra"),
     "schedules": ("flowrra_extras.commands.schedules", "flowrra"),
     "dashboard": ("flowrra_extras.dashboard.command", "flowrra[dashboard]"),

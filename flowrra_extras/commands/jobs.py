@@ -1,4 +1,4 @@
-"""`flowrra jobs | cancel | requeue | purge`: list jobs, cancel them, run them again, delete finished ones."""
+"""`flowrra jobs | cancel | requeue | purge | emit`: list jobs and change them; emit an event that jobs wait for."""
 
 import argparse
 import json
@@ -51,12 +51,16 @@ def main(argv: Sequence[str]) -> int:
     elif command in _CHANGES:
         parser.add_argument("id", nargs="?", help="the id of a job; or select jobs by --task, --queue and --tag")
         _add_filter(parser)
+    elif command == "emit":
+        parser.add_argument("event", help="the name of the event")
+        parser.add_argument("--payload", default="null", metavar="JSON", help="what wait_event() returns (null)")
     add_store(parser)
     arguments = parsed(parser, words)
     if command in _CHANGES:
         change = _CHANGES[command]
         return _change_all(arguments, change) if any(_filter(arguments).values()) else _change(arguments, change)
-    return _list(arguments) if command == "jobs" else _purge(arguments)
+    run = {"jobs": _list, "purge": _purge, "emit": _emit}[command]
+    return run(arguments)
 
 
 def _add_filter(parser: argparse.ArgumentParser) -> None:
@@ -121,3 +125,16 @@ def _purge(arguments: argparse.Namespace) -> int:
 
     print(f"purged: {ask(arguments, purge)} job(s)")
     return 0
+
+
+def _emit(arguments: argparse.Namespace) -> int:
+    """Emit the event. Return 1 if it was emitted before."""
+    try:
+        payload = json.loads(arguments.payload)
+    except ValueError:
+        raise ConfigError(f"--payload {arguments.payload!r} is not JSON: write a text as '\"text\"'") from None
+    if ask(arguments, lambda app: app.emit(arguments.event, payload)):
+        print(f"emitted: {arguments.event}")
+        return 0
+    print(f"flowrra: the event {arguments.event} was emitted before; its first payload is kept", file=sys.stderr)
+    return 1

@@ -6,8 +6,8 @@ import itertools
 from typing import Any
 
 from flowrra import Activity, ExecutorConfig, Flowrra, length_bucket
-from flowrra_extras.activity import quantile
 from flowrra_extras.contracts.harness import SOON, Contract, Harness, tests_take
+from flowrra_extras.metrics import quantile
 
 MINUTE = 1_700_000_040  # the next one after the start of the manual clock
 

@@ -20,7 +20,6 @@ from flowrra import (
     length_bucket,
 )
 from flowrra_extras import metrics
-from flowrra_extras.activity import quantile
 from flowrra_extras.dashboard import html
 from flowrra_extras.dashboard.failures import HOUR, FailureGroup, latest_first
 from flowrra_extras.dashboard.health import QueueRow  # noqa: TC001 (as above)
@@ -28,6 +27,7 @@ from flowrra_extras.dashboard.http import Done, text_answer
 from flowrra_extras.dashboard.job_search import search_path
 from flowrra_extras.dashboard.jobs import REDACTED, STALE, JobRow, Relative, arguments_line, job_row, moment, relative
 from flowrra_extras.dashboard.schedules import ScheduleRow  # noqa: TC001 (as above)
+from flowrra_extras.metrics import quantile
 from flowrra_extras.urls import shown_url
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ What Redis keeps on disk depends on its configuration. So that no job is lost, s
     maxmemory-policy noeviction
 
 `lua` has the scripts that run in the server, and in `common.lua` the keys; `scripts` loads them; `calls` has their
-arguments and answers; `changes` applies the rules; `search` finds jobs; `connection` has the connections;
-`notifications` has the waiting callers.
+arguments and answers; `changes` applies the rules; `search` finds jobs; `connection` has the connections, and the
+callers that wait for published messages.
 """
 
 from __future__ import annotations
@@ -94,8 +94,7 @@ from flowrra_extras.redis.calls import (
     worker_text,
 )
 from flowrra_extras.redis.changes import Changes, Leases
-from flowrra_extras.redis.connection import Call, Link, address_from_client, address_from_url
-from flowrra_extras.redis.notifications import Notifications
+from flowrra_extras.redis.connection import Call, Link, Notifications, address_from_client, address_from_url
 from flowrra_extras.redis.scripts import FIELDS, VERSION
 from flowrra_extras.redis.search import PAGE, Search
 

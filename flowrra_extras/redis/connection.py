@@ -2,7 +2,7 @@
 
 redis-py opens them: it supports Sentinel, TLS, users and credentials. This module packs commands and pairs them with
 their answers, because redis-py's pipelines need 1.8 times the CPU per job. Used in this way, its connections cost no
-more than a client of our own. This module knows scripts by name, and no jobs.
+more than a client of our own. This module knows scripts and channels by name, and no jobs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import collections
 import contextlib
 import itertools
+import json
 import logging
 import math
 import os
@@ -38,20 +39,22 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from flowrra import BrokerError, ConfigError, StoreStatus, describe, jittered
+from flowrra import BrokerError, ConfigError, StoreStatus, WaiterHub, describe, jittered
 from flowrra_extras.backoff import note_outage, pauses
 from flowrra_extras.batching import closed
 from flowrra_extras.redis.scripts import SCRIPTS
 from flowrra_extras.urls import ServerURL, check_options, read_server_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from redis.asyncio.connection import AbstractConnection
 
+    from flowrra import Topic
+
     ClientMaker = Callable[[], redis.asyncio.Redis]
 
-__all__ = ["Address", "Call", "Link", "Subscription", "address_from_client", "address_from_url"]
+__all__ = ["Address", "Call", "Link", "Notifications", "Subscription", "address_from_client", "address_from_url"]
 
 logger = logging.getLogger("flowrra")
 
@@ -608,3 +611,39 @@ class Subscription:
             self._on_message(channel, message[2] if message[0] == "message" else None)
         elif isinstance(message, ResponseError):
             logger.warning("%s: cannot receive published messages (%s)", self._address.name, message)
+
+
+_CHANNELS = {"queue": "jobs", "job": "results", "worker": "notices"}
+_KINDS = {channel: kind for kind, channel in _CHANNELS.items()}
+
+
+class Notifications:
+    """The callers that wait on this loop (`hub`), and the channels that wake them."""
+
+    def __init__(self, address: Address) -> None:
+        self.hub = WaiterHub()
+        self._subscription = Subscription(address, self._on_message)
+
+    async def abandon(self) -> None:
+        """Stop listening for a loop that has ended."""
+        await self._subscription.abandon()
+
+    async def close(self) -> None:
+        """Stop listening. Waiting callers get a BrokerError."""
+        await self._subscription.close()
+        self.hub.close(closed())
+
+    def want(self, topics: Sequence[Topic]) -> None:
+        """Start to listen for these topics."""
+        for kind, _ in topics:
+            self._subscription.want(_CHANNELS[kind])
+
+    def _on_message(self, channel: str, text: str | None) -> None:
+        """Handle a published message. A text of None means that some may have been missed; "" means all queues."""
+        kind = _KINDS[channel]
+        if not text:  # any queue, or anything since this began
+            self.hub.wake_all(kind)
+            return
+        names: Iterable[str] = json.loads(text) if kind == "job" else [text if kind == "queue" else ""]
+        for name in names:
+            self.hub.wake((kind, name))

@@ -30,7 +30,7 @@ from flowrra import (
     sources,
     sum_of_activity,
 )
-from flowrra_extras.activity import quantile
+from flowrra_extras.metrics import quantile
 
 
 def reachable(start: TaskStatus) -> set[TaskStatus]:
