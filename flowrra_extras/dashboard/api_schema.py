@@ -166,6 +166,11 @@ def body(*required: str, **properties: Schema) -> Schema:
     }  # fmt: skip
 
 
+def _all_of(**properties: Schema) -> Schema:
+    """An object that has each of these fields."""
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
 _ARGUMENTS: dict[str, Schema] = {
     "args": {"type": "array", "description": "arguments by position"},
     "kwargs": {"type": "object", "description": "arguments by name"},
@@ -202,15 +207,11 @@ SCHEDULE = {
     for rule, schema in _RULES.items()
 }
 CHANGE = body(**_RULES, **_ARGUMENTS, **{name: one for name, one in STORED_OPTIONS.items() if name != "task_id"})
-JOB_ID: Schema = {"type": "object", "properties": {"id": {"type": "string"}}, "required": ["id"]}
-SCHEDULE_ID: Schema = {
-    "type": "object",
-    "properties": {"id": {"type": "string"}, "schedule_id": {"type": "string"}},
-    "required": ["id", "schedule_id"],
-}
 OBJECT: Schema = {"type": "object"}
 STRING: Schema = {"type": "string"}
-EMITTED: Schema = {"type": "object", "properties": {"event": STRING}, "required": ["event"]}
+JOB_ID = _all_of(id=STRING)
+SCHEDULE_ID = _all_of(id=STRING, schedule_id=STRING)
+EMITTED = _all_of(event=STRING)
 _STATES = "|".join(flowrra.TaskStatus)
 
 
@@ -334,12 +335,7 @@ _TROUBLES = {
 
 def document(root: str, routes: Iterable[Route]) -> Schema:
     """The document of an API of these routes that is served under `root`."""
-    trouble = {
-        "type": "object",
-        "description": "Why a request was refused or failed.",
-        "properties": {"error": {"type": "string"}},
-        "required": ["error"],
-    }
+    trouble = {**_all_of(error=STRING), "description": "Why a request was refused or failed."}
     paths: dict[str, Schema] = {}
     for route in routes:
         path = route.path.removeprefix("/api")
@@ -360,9 +356,7 @@ def _operation(path: str, route: Route) -> Schema:
     operation["parameters"] += entry.query
     if entry.body is not None:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": entry.body}}}
-    answer = entry.answer
-    if listed := entry.listed:
-        answer = {"type": "object", "properties": {listed: answer}, "required": [listed]}
+    answer = _all_of(**{entry.listed: entry.answer}) if entry.listed else entry.answer
     answered = {str(entry.status): _answered(entry.text, answer, entry.media)}
     operation["responses"] = {**answered, **_troubles(path, entry.answer)}
     return operation

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from flowrra import ConfigError, Flowrra, FlowrraError, MemoryBroker, SQLiteBroker, load_app
+from flowrra import ConfigError, Flowrra, FlowrraError, SQLiteBroker, check_shared, load_app
 from flowrra_extras.dashboard.app import Dashboard
 from flowrra_extras.dashboard.asgi import AsgiApp
 
@@ -79,11 +79,9 @@ def _app_for(arguments: argparse.Namespace) -> Flowrra:
         app = Flowrra.from_urls(url)
     else:
         raise ConfigError("no store is given: give module:app or --broker URL, or set FLOWRRA_APP or FLOWRRA_BROKER")
-    broker = app.broker
-    if isinstance(broker, MemoryBroker) or (isinstance(broker, SQLiteBroker) and broker.path is None):
-        raise ConfigError(f"{app.config.broker.url} is in the memory of one process: use a file or a server")
-    if isinstance(broker, SQLiteBroker) and not Path(broker.path or "").exists():
-        raise ConfigError(f"the file {broker.path} does not exist: the first worker or submit creates it")
+    check_shared(app)
+    if isinstance(app.broker, SQLiteBroker) and not Path(app.broker.path or "").exists():
+        raise ConfigError(f"the file {app.broker.path} does not exist: the first worker or submit creates it")
     return app
 
 

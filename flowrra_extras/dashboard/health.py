@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from flowrra import ConfigError, FlowrraError, JobFilter, TaskStatus, duration
-from flowrra_extras.dashboard.html import NO_ANSWER, PATIENCE, trend
+from flowrra_extras.dashboard.html import NO_ANSWER, PATIENCE, several, trend
 from flowrra_extras.dashboard.http import json_answer, path_of
 from flowrra_extras.dashboard.job_search import search_path
 from flowrra_extras.dashboard.jobs import moment
@@ -216,14 +216,14 @@ class HealthCheck:
     async def _judge(self) -> Verdict:
         problems, warnings, queues, workers = await self._look()
         if problems:
-            word = _several(len(problems), "problem")
-            more = f" and {_several(len(warnings), 'warning')}" if warnings else ""
+            word = several(len(problems), "problem")
+            more = f" and {several(len(warnings), 'warning')}" if warnings else ""
             return Verdict("bad", word, f"{word}{more}", [*problems, *warnings])
         if warnings:
-            word = _several(len(warnings), "warning")
+            word = several(len(warnings), "warning")
             return Verdict("warning", word, word, warnings)
         limit = _span(max((queue["max_lag"] for queue in queues), default=MAX_LAG))
-        alive = f"{_several(len(workers), 'worker')} alive"
+        alive = f"{several(len(workers), 'worker')} alive"
         return Verdict("ok", "OK", f"No problems: {alive}, and no ready job has waited longer than {limit}.")
 
 
@@ -251,10 +251,6 @@ def _problem(what: str, text: str, path: str, since: dt.datetime | None = None) 
 def _span(seconds: float) -> str:
     """A round length of time: 10 m."""
     return duration(seconds).removesuffix(" 0 s").removesuffix(" 0 m")
-
-
-def _several(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def about(number: int) -> str:
@@ -323,7 +319,7 @@ def _of_crashes(groups: Iterable[FailureGroup], running: Iterable[Job], now: flo
     """Jobs that kill their workers."""
     for group in groups:
         if group["killed"] and now - group["latest"].timestamp() < RECENT:
-            text = f"{_several(group['number'], 'job')} failed: {group['error']}"
+            text = f"{several(group['number'], 'job')} failed: {group['error']}"
             yield _problem(f"task {group['task']}", text, search_path(group["search"]))
     for job in running:
         if job.crashes:
@@ -350,7 +346,7 @@ class LostWorkers:
         self._lost = {name: one for name, one in lost.items() if now - one[1] < RECENT and name not in alive}
         self._alive, self._looked = alive, now
         for worker, _ in self._lost.values():
-            text = f"it was lost while it ran {_several(worker.running, 'job')}; a lost job runs again elsewhere"
+            text = f"it was lost while it ran {several(worker.running, 'job')}; a lost job runs again elsewhere"
             yield _problem(f"worker {worker.host} {worker.pid}", text, "/workers", moment(worker.seen))
 
 

@@ -390,21 +390,17 @@ def notice_of(given: Mapping[str, str], token: str, notices: Mapping[str, str]) 
         key, _, seal = found[0].rpartition(".")
         if not (token and hmac.compare_digest(seal, _seal(key, token, parts))):
             return None
-    jobs = _jobs(int(found[2] or 0))
+    jobs = several(int(found[2] or 0), "job")
     return Notice(_said(found, notices[found[1]]), found[1], after, jobs, **parts)
-
-
-def _jobs(amount: int) -> str:
-    return f"{number(amount)} job{'' if amount == 1 else 's'}"
 
 
 def _said(found: re.Match[str], said: str) -> str:
     if found[2] is None:
         return said if said.endswith(".") else f"{said}."
     done, refused = int(found[2]), int(found[3])
-    said = f"{said} {_jobs(done)}." if done else f"No job was {said.lower()}."
+    said = f"{said} {several(done, 'job')}." if done else f"No job was {said.lower()}."
     if refused:
-        said += f" {_jobs(refused)} not changed: deleted, or in a state that does not allow it."
+        said += f" {several(refused, 'job')} not changed: deleted, or in a state that does not allow it."
     return said + (" More jobs are left." if found[4] else "")
 
 
@@ -416,6 +412,11 @@ NOTHING = "\N{EN DASH}"
 def number(value: float) -> str:
     """1,234,567: with commas, and a fraction only where there is one."""
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
+
+
+def several(amount: int, what: str) -> str:
+    """1 job, 1,234 jobs."""
+    return f"{number(amount)} {what}{'' if amount == 1 else 's'}"
 
 
 def count(value: Count) -> str:

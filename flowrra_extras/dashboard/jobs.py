@@ -404,19 +404,6 @@ class Jobs:
         self._store.forget()
         return job_id
 
-    async def emit(self, task_id: str, payload: str, *, by: str) -> str:
-        """Emit the event that a job waits for, with a payload as JSON text. Return the event's name."""
-        await self._store.app.connect()
-        job = await self._store.app.get_job(task_id)
-        event = event_of(job)
-        if event is None:
-            raise ConfigError(f"the job {task_id} is {job.status} and does not wait for an event")
-        if not await self._store.app.emit(event, read_value(payload)):
-            raise ConfigError(f"the event {event!r} was already emitted; its payload does not change")
-        logger.info("%s has emitted the event %s", by, event)
-        self._store.forget()
-        return event
-
     async def whole_text(self, request: Request, access: Access, task_id: str, field: str) -> Response:
         """The whole of a long text, as a text."""
         return text_answer(await self.text(task_id, field))
@@ -471,7 +458,15 @@ class Jobs:
 
     async def emit_it(self, fields: Fields, access: Access, task_id: str) -> Done:
         """Emits the event that a job waits for."""
-        event = await self.emit(task_id, fields.json_text("payload") or "null", by=access.who)
+        await self._store.app.connect()
+        job = await self._store.app.get_job(task_id)
+        event = event_of(job)
+        if event is None:
+            raise ConfigError(f"the job {task_id} is {job.status} and does not wait for an event")
+        if not await self._store.app.emit(event, read_value(fields.json_text("payload") or "null")):
+            raise ConfigError(f"the event {event!r} was already emitted; its payload does not change")
+        logger.info("%s has emitted the event %s", access.who, event)
+        self._store.forget()
         return Done({"event": event}, path_of("jobs", task_id))
 
     # Pages -------------------------------------------------------------------------------------

@@ -65,24 +65,20 @@ class Limits:
     def sets_key(self, *, paused: bool) -> Callable[..., Awaitable[Done]]:
         """Pauses a key of a limit, or resumes it."""
 
+        action: Action = "pause" if paused else "resume"
+
         async def set_key(fields: Fields, access: Access, name: str) -> Done:
-            key = fields.text("key", "")
-            await self.set_key(name, key, paused=paused, by=access.who)
+            app, key = self._store.app, fields.text("key", "")
+            await app.connect()
+            (state,) = await app.broker.limit_states([join_limit_key(name, key)])
+            if state.limit is None and not (state.running or state.pending or state.has_waiting or state.paused):
+                raise TaskNotFoundError(f"there is no limit {name!r}")
+            await app.broker.change([state.name], action, now=app.now(), by=access.who)
+            logger.info("%s: %s of the key %r of the limit %s", access.who, action, key, name)
+            self._store.forget()
             return Done({"limit": name, "key": key, "paused": paused}, "/limits", touched=search_path(limit=name))
 
         return set_key
-
-    async def set_key(self, name: str, key: str, *, paused: bool, by: str) -> None:
-        """Pause or resume a key of a limit; TaskNotFoundError if there is no such limit."""
-        app = self._store.app
-        action: Action = "pause" if paused else "resume"
-        await app.connect()
-        (state,) = await app.broker.limit_states([join_limit_key(name, key)])
-        if state.limit is None and not (state.running or state.pending or state.has_waiting or state.paused):
-            raise TaskNotFoundError(f"there is no limit {name!r}")
-        await app.broker.change([state.name], action, now=app.now(), by=by)
-        logger.info("%s: %s of the key %r of the limit %s", by, action, key, name)
-        self._store.forget()
 
 
 def limit_row(use: LimitUse) -> LimitRow:

@@ -14,7 +14,6 @@ from flowrra import (
     Job,
     JobFilter,
     Schedule,
-    TaskNotFoundError,
     TaskStatus,
     job_of_fire,
     make_schedule,
@@ -26,7 +25,7 @@ from flowrra_extras.dashboard.health import is_overdue
 from flowrra_extras.dashboard.html import filled
 from flowrra_extras.dashboard.http import Done, path_of, read_list, read_object, refusing_misfits, submitted, whole
 from flowrra_extras.dashboard.jobs import REDACTED, Text, arguments_json, arguments_line, moment, text
-from flowrra_extras.scheduler import submit_now
+from flowrra_extras.scheduler import submit_now, unknown_schedule
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -165,17 +164,6 @@ class Schedules:
         logger.info("%s has stored the schedule %s of %s: %s %r", by, schedule_id, task, kind, rule)
         return schedule_id
 
-    async def run_schedule(self, schedule_id: str, *, by: str) -> str:
-        """Submit a job of a schedule now, in addition to its fires; the job's id."""
-        await self._store.app.connect()
-        if schedule_id in self._store.app.schedules:
-            job_id: str = await submit_now(self._store.app, self._store.app.schedules[schedule_id])
-        else:
-            _, schedule = await self._stored(schedule_id)
-            job_id = await submit_now(self._store.app, schedule)
-        logger.info("%s has run the schedule %s: job %s", by, schedule_id, job_id)
-        return job_id
-
     async def _stored(self, schedule_id: str) -> tuple[Scheduler, Schedule]:
         """The schedule, and the scheduler that stores it."""
         await self._store.app.connect()
@@ -185,9 +173,7 @@ class Schedules:
                 return scheduler, schedule
         if schedule_id in self._store.app.schedules:
             raise ConfigError(f"the schedule {schedule_id!r} is declared in code: change it there")
-        raise TaskNotFoundError(
-            f"there is no schedule {schedule_id!r}: it was never created, was deleted, or ended a week ago"
-        )
+        raise unknown_schedule(schedule_id)
 
     def _schedule_row(self, schedule: Schedule, *, in_code: bool, fires: int = 1) -> ScheduleRow:
         now = self._store.app.now()
@@ -284,7 +270,12 @@ class Schedules:
         return switch
 
     async def run_now(self, fields: Fields, access: Access, schedule_id: str) -> Done:
-        return submitted(await self.run_schedule(schedule_id, by=access.who))
+        """Submits a job of a schedule now, in addition to its fires."""
+        app = self._store.app
+        await app.connect()
+        job_id = await submit_now(app, app.schedules.get(schedule_id) or (await self._stored(schedule_id))[1])
+        logger.info("%s has run the schedule %s: job %s", access.who, schedule_id, job_id)
+        return submitted(job_id)
 
     # Pages -------------------------------------------------------------------------------------
 

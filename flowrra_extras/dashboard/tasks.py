@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import difflib
 import enum
 import inspect
 import json
@@ -14,7 +13,7 @@ import typing
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from flowrra import SUBMIT_OPTIONS, ConfigError, Job, JobFilter, TaskNotFoundError, WorkerInfo, kind_name
+from flowrra import SUBMIT_OPTIONS, ConfigError, Job, JobFilter, TaskNotFoundError, WorkerInfo, kind_name, nearest
 from flowrra_extras.dashboard import html
 from flowrra_extras.dashboard.api_schema import JOB_OPTIONS, form_options, given_options
 from flowrra_extras.dashboard.http import Done, read_list, read_object, refusing_misfits, submitted, value_of, whole
@@ -23,7 +22,7 @@ from flowrra_extras.dashboard.jobs import JobRow, job_row, line
 from flowrra_extras.dashboard.overview import Minute, begin, by_task, each_minute, summed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from flowrra import Activity, Task
     from flowrra_extras.dashboard.auth import Access
@@ -141,7 +140,8 @@ class Tasks:
         await self._store.app.connect()
         registered = self._store.app.registry.get(task)
         if registered is None:
-            raise unknown_task(task, list(self._store.app.registry))
+            near = nearest(task, self._store.app.registry)
+            raise TaskNotFoundError(f"no task {task!r} is registered in this program, so it cannot be run here{near}")
         with refusing_misfits():
             submission = registered.options(**_options(options or {}))
             job = submission.make_job(*registered.typed(read_list(args), read_object(kwargs)))
@@ -226,13 +226,6 @@ def options_of(task: Task[..., Any]) -> dict[str, Any]:
 
 
 _MOMENTS = ("run_at", "expires")
-
-
-def unknown_task(name: str, known: Iterable[str]) -> TaskNotFoundError:
-    """The error that says which task may have been meant."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5) or [one for one in known if one.endswith(f".{name}")]
-    hint = f": did you mean {near[0]!r}?" if near else ""
-    return TaskNotFoundError(f"no task {name!r} is registered in this program, so it cannot be run here{hint}")
 
 
 def _options(given: Mapping[str, Any]) -> dict[str, Any]:

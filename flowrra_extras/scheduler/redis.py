@@ -9,10 +9,10 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from flowrra import MAX_LEASE, BackendError, BrokerError, ConfigError, Fired, Schedule
+from flowrra import BackendError, BrokerError, ConfigError, Fired, Schedule
 from flowrra_extras.redis.connection import Call, Link, address_from_url
 from flowrra_extras.redis.scripts import SCRIPTS, Script
-from flowrra_extras.scheduler.store import FIELDS, ScheduleStore, check_changes
+from flowrra_extras.scheduler.store import FIELDS, ScheduleStore, check_changes, check_lease
 
 __all__ = ["RedisScheduleStore", "store_from_url"]
 
@@ -88,8 +88,7 @@ class RedisScheduleStore(ScheduleStore):
         return int(await self._run("purge", repr(before)))
 
     async def take(self, *, now: float, lease: float, limit: int) -> list[Schedule]:
-        if not 0 < lease <= MAX_LEASE:
-            raise ConfigError(f"a lease must be more than 0 and at most {MAX_LEASE:g} s, not {lease!r}")
+        check_lease(lease)
         return list(map(_schedule, await self._run("take", repr(now), repr(lease), str(limit))))
 
     async def advance(self, fired: Sequence[Fired]) -> list[bool]:

@@ -32,7 +32,7 @@ from flowrra import (
     Schedule,
     describe,
 )
-from flowrra_extras.scheduler.store import FIELDS, ScheduleStore, check_changes
+from flowrra_extras.scheduler.store import FIELDS, ScheduleStore, check_changes, check_lease
 
 T = TypeVar("T")
 
@@ -432,8 +432,7 @@ class SQLScheduleStore(ScheduleStore):
     # Fires -------------------------------------------------------------------------------------
 
     async def take(self, *, now: float, lease: float, limit: int) -> list[Schedule]:
-        if not 0 < lease <= MAX_LEASE:
-            raise ConfigError(f"a lease must be more than 0 and at most {MAX_LEASE:g} s, not {lease!r}")
+        check_lease(lease)
         values = {"now": self._to_column("next_fire", now), "limit": limit, "lease": lease}
 
         async def work(link: Link) -> Sequence[Sequence[Any]]:

@@ -122,7 +122,7 @@ async def _do(number: int) -> None: ...
         ([], "no store is given"),
         (["nowhere:app"], "no module 'nowhere'"),
         (["--broker", "sqlite:///gone.db"], "gone.db does not exist: the first worker"),
-        (["--broker", "memory://"], "is in the memory of one process"),
+        (["--broker", "memory://"], "is private to one process"),
     ],
 )
 def test_what_cannot_be_shown_is_said(
