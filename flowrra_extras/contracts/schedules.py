@@ -138,32 +138,9 @@ class KeepContract(_ScheduleContract):
 
     async def test_any_text_is_kept(self, t: ScheduleHarness) -> None:
         texts = [
-            "",
-            "a",
-            "A",
-            "a ",
-            " a",
-            "á",
-            "a\u0301",
-            "ключ 🗝",
-            "new\nline",
-            "tab\t",
-            'quote"d',
-            "it's",
-            "back\\slash",
-        ]
-        texts += [
-            "' OR 1=1 --",
-            "<script>alert('&')</script>",
-            "%s %(id)s %",
-            ":id",
-            "$1",
-            "?",
-            "{free}",
-            "{}",
-            "ß",
-            "ss",
-        ]
+            "", "a", "A", "a ", " a", "á", "a\u0301", "ключ 🗝", "new\nline", "tab\t", 'quote"d', "it's", "back\\slash",
+            "' OR 1=1 --", "<script>alert('&')</script>", "%s %(id)s %", ":id", "$1", "?", "{free}", "{}", "ß", "ss",
+        ]  # fmt: skip
         kept = [schedule(f"{text}", key=text, task=text, rule=text, payload=text, description=text) for text in texts]
         assert await t.add(*kept) == texts
         assert await t.store.find() == kept
@@ -205,21 +182,11 @@ class KeepContract(_ScheduleContract):
 
     async def test_a_change_sets_the_fields_and_no_others(self, t: ScheduleHarness) -> None:
         changes: dict[str, Any] = {
-            "key": "new",
-            "task": "other",
-            "kind": "once",
-            "rule": "2026-01-01",
-            "tz": "Asia/Tokyo",
-        }
-        changes |= {
-            "payload": "[[2],{}]",
-            "options": {"priority": 1},
-            "misfire": "skip",
-            "overlap": "skip",
-            "jitter": 1.5,
-        }
-        changes |= {"enabled": False, "description": None, "anchor": 1.0, "next_fire": 2.0, "last_fire": 3.0}
-        changes |= {"last_job": "j", "updated": 4.0}
+            "key": "new", "task": "other", "kind": "once", "rule": "2026-01-01", "tz": "Asia/Tokyo",
+            "payload": "[[2],{}]", "options": {"priority": 1}, "misfire": "skip", "overlap": "skip", "jitter": 1.5,
+            "enabled": False, "description": None, "anchor": 1.0, "next_fire": 2.0, "last_fire": 3.0, "last_job": "j",
+            "updated": 4.0,
+        }  # fmt: skip
         expected = schedule("a", description="old", created=5.0)
         await t.add(expected, schedule("b"))
         for changed in ({}, *({name: value} for name, value in changes.items()), changes):
@@ -336,16 +303,10 @@ class FireContract(_ScheduleContract):
     async def test_an_advance_of_many_tells_similar_ids_apart(self, t: ScheduleHarness) -> None:
         ids = ["a", "A", "a ", "\u00e4", "\u00c4", "a%", "a'", 'a"', "a\\", "a\\n", "[1]", "null", "\U0001f550"]
         await t.add_due(*ids)
-        fired = [
-            Fired(
-                one.id,
-                one.turn,
-                None if n % 3 == 0 else t.now + n + 0.25,
-                t.now - n,
-                None if n == 1 else f"{one.id}@{n}",
-            )
-            for n, one in enumerate(await t.take())
-        ]
+        fired = []
+        for n, one in enumerate(await t.take()):
+            following, last_job = None if n % 3 == 0 else t.now + n + 0.25, None if n == 1 else f"{one.id}@{n}"
+            fired.append(Fired(one.id, one.turn, following, t.now - n, last_job))
         assert await t.store.advance(fired) == [True] * len(ids)
         found = await t.store.find()
         assert [(one.id, one.turn, one.next_fire, one.last_fire, one.last_job) for one in found] == fired
