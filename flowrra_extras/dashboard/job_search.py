@@ -276,15 +276,17 @@ def quoted(value: str) -> str:
 
 # Completion ------------------------------------------------------------------------------------
 
+_COMPLETIONS = 20  # values that are offered
 
-def complete(word: str, choices: Mapping[str, Sequence[str]], limit: int = 20) -> list[str]:
+
+def complete(word: str, choices: Mapping[str, Sequence[str]]) -> list[str]:
     """How the word that is being typed may go on: keys, or the values that a key may have."""
     key, colon, begun = word.partition(":")
     if not colon:
         return [f"{name}." if name == "args" else f"{name}:" for name in KEYS if name.startswith(word)]
     found = [value for value in choices.get(key, ()) if begun.lower() in value.lower()]
     found.sort(key=lambda value: not value.lower().startswith(begun.lower()))
-    return [f"{key}:{quoted(value)}" for value in found[:limit]]
+    return [f"{key}:{quoted(value)}" for value in found[:_COMPLETIONS]]
 
 
 # The plain controls of the page: each stands for a word of the line -----------------------------

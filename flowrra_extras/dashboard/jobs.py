@@ -275,7 +275,6 @@ class Jobs:
 
     async def job(self, task_id: str) -> JobView:
         """A job with all its data."""
-        await self._store.app.connect()
         job = await self._store.app.get_job(task_id)
         children = await self._store.app.broker.find(JobFilter(parent=task_id), limit=FAMILY)
         return job_view(
@@ -295,7 +294,6 @@ class Jobs:
 
     async def text(self, task_id: str, field: str) -> str:
         """The whole of a long text of a job: args, kwargs, result, message, traceback, or traceback-2 of attempt 2."""
-        await self._store.app.connect()
         job = await self._store.app.get_job(task_id)
         texts: dict[str, str | None] = {f"traceback-{attempt.number}": attempt.traceback for attempt in job.attempts}
         texts |= {"message": job.error, "traceback": job.traceback}
@@ -382,7 +380,6 @@ class Jobs:
 
         The new job's id. It has no `unique` key, and runs as soon as it can.
         """
-        await self._store.app.connect()
         old = await self._store.app.get_job(task_id)
         new = Job(self._store.app.new_id(), old.task, old.args, old.kwargs, old.queue, old.priority, old.payload)
         new.parents, new.tolerates, new.overrides, new.tags = old.parents, old.tolerates, old.overrides, old.tags
@@ -458,7 +455,6 @@ class Jobs:
 
     async def emit_it(self, fields: Fields, access: Access, task_id: str) -> Done:
         """Emits the event that a job waits for."""
-        await self._store.app.connect()
         job = await self._store.app.get_job(task_id)
         event = event_of(job)
         if event is None:
@@ -582,10 +578,10 @@ def text_or_none(whole: str | None) -> Text | None:
     return None if whole is None else text(whole)
 
 
-def line(whole: str, limit: int = LINE_LIMIT) -> str:
-    """The first line of a text, cut to `limit` characters."""
-    first = whole[: limit + 1].partition("\n")[0]
-    return first if len(first) <= limit else f"{first[: limit - 1]}…"
+def line(whole: str) -> str:
+    """The first line of a text, cut to LINE_LIMIT characters."""
+    first = whole[: LINE_LIMIT + 1].partition("\n")[0]
+    return first if len(first) <= LINE_LIMIT else f"{first[: LINE_LIMIT - 1]}…"
 
 
 # Arguments -------------------------------------------------------------------------------------

@@ -144,7 +144,6 @@ class Schedules:
 
         `options` are those of `Scheduler.schedule_cron`, with `args` and `kwargs`.
         """
-        await self._store.app.connect()
         if not self._store.schedulers:
             raise FlowrraError("this program has no store of schedules: call app.create_scheduler() in it")
         scheduler = self._store.schedulers[0]
@@ -166,7 +165,6 @@ class Schedules:
 
     async def _stored(self, schedule_id: str) -> tuple[Scheduler, Schedule]:
         """The schedule, and the scheduler that stores it."""
-        await self._store.app.connect()
         for scheduler in self._store.schedulers:
             schedule = await scheduler.get_scheduled_task(schedule_id)
             if schedule is not None:
@@ -272,7 +270,6 @@ class Schedules:
     async def run_now(self, fields: Fields, access: Access, schedule_id: str) -> Done:
         """Submits a job of a schedule now, in addition to its fires."""
         app = self._store.app
-        await app.connect()
         job_id = await submit_now(app, app.schedules.get(schedule_id) or (await self._stored(schedule_id))[1])
         logger.info("%s has run the schedule %s: job %s", access.who, schedule_id, job_id)
         return submitted(job_id)

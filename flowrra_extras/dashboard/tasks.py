@@ -137,7 +137,6 @@ class Tasks:
         self, task: str, args: str = "[]", kwargs: str = "{}", options: Mapping[str, Any] | None = None, *, by: str
     ) -> str:
         """Submit a job of a task that is registered here; its id. `options` are those of `Task.options`."""
-        await self._store.app.connect()
         registered = self._store.app.registry.get(task)
         if registered is None:
             near = nearest(task, self._store.app.registry)
