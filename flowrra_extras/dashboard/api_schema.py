@@ -89,6 +89,7 @@ _KNOWN: dict[str, Schema] = {
     "run_at": {**MOMENT, "title": "Or run at", "description": "a time, such as 2026-12-24T18:00Z"},
     "expires": {"anyOf": [SECONDS, MOMENT], "title": "Expires", "description": "seconds from now, or a time"},
     "unique": {**TEXT, "title": "Unique key"},
+    "limit": NO_NUL,
     "key": {**TEXT, "title": "Limit key"},
     "on_conflict": {"enum": ["keep", "replace", "postpone"], "title": "If the unique key is in use"},
     "task_id": {**TEXT, "title": "Id"},
