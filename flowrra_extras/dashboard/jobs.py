@@ -68,9 +68,7 @@ PAGE_LIMIT = 500  # jobs on a page at the most
 FAMILY = 50  # parents and children of a job that are shown
 IDS_LIMIT = 1_000  # jobs that are named in one request
 IDS_SHOWN = 100  # changed jobs that a report names
-API_PATIENCE = (
-    2.0  # seconds for which a search that has found nothing goes on: a caller reads an empty answer as "none"
-)
+API_PATIENCE = 2.0  # seconds that a search without a match goes on: a caller reads an empty answer as "none"
 AT_ONCE = 50
 ACTION_BATCH = 200  # jobs of a filter that are changed at once
 ACTION_SECONDS = 2.0  # that a request may spend on a filter; the rest is for another one

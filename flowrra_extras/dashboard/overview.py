@@ -158,9 +158,7 @@ class Overview:
     async def _few_schedules(self) -> list[ScheduleRow]:
         try:
             return (await self._schedules.by_trouble())[:SCHEDULES]
-        except (
-            BackendError
-        ):  # their store may be another one than that of the jobs; the verdict says that it is unreachable
+        except BackendError:  # their store may be another one than that of the jobs; the verdict reports it
             return []
 
     async def _longest(self, now: float) -> list[JobRow]:

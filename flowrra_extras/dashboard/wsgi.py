@@ -53,12 +53,7 @@ class WsgiApp:
         return [response.body]
 
 
-def request_from(
-    environ: Mapping[str, Any],
-    *,
-    place: tuple[str, str] | None = None,
-    native: object = None,
-) -> Request:
+def request_from(environ: Mapping[str, Any], *, place: tuple[str, str] | None = None, native: object = None) -> Request:
     """The request as the dashboard knows it.
 
     A framework that has routed it tells the `place`, which is the dashboard's root and the path below it, and its own

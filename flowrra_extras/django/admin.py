@@ -40,9 +40,7 @@ class JobAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # Django's own is n
 
     def get_urls(self) -> list[URLPattern]:
         """Return the URLs of the dashboard, which replaces the lists and forms of a model."""
-        view = self.admin_site.admin_view(
-            csrf_exempt(self._dashboard)
-        )  # the dashboard protects itself against other sites
+        view = self.admin_site.admin_view(csrf_exempt(self._dashboard))  # it protects itself against other sites
         name = f"{self.opts.app_label}_{self.opts.model_name}_changelist"
         return [path("", view, name=name), re_path(r"^(?P<path>.*)\Z", view)]
 

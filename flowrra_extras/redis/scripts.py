@@ -8,10 +8,11 @@ Limits are different: each script that moves a job of a limit calls `admit`, whi
 seldom be unchanged when it writes.
 """
 
+import functools
 import hashlib
 import importlib.resources
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from flowrra import ENDINGS_KEPT, ENDINGS_TAKEN, UPKEEP_STEP
 
@@ -42,21 +43,17 @@ READ_FIELDS = (
 )  # fmt: skip
 
 
-def _quoted(names: Sequence[str]) -> str:
+def _quoted(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)
-
-
-def _stored(fields: Sequence[str]) -> str:
-    return _quoted([FIELDS[field] for field in fields])
 
 
 # The words of the scripts that stand for something else.
 _WORDS = {
     **{f"F.{name}": f"'{short}'" for name, short in FIELDS.items()},
-    "CLAIMED_FIELDS": _stored(CLAIMED_FIELDS),
+    "CLAIMED_FIELDS": _quoted(FIELDS[name] for name in CLAIMED_FIELDS),
     "CLAIMED_NUMBER": len(CLAIMED_FIELDS),
-    "READ_FIELDS": _stored(READ_FIELDS),
-    "RESULT_FIELDS": _stored(RESULT_FIELDS),
+    "READ_FIELDS": _quoted(FIELDS[name] for name in READ_FIELDS),
+    "RESULT_FIELDS": _quoted(FIELDS[name] for name in RESULT_FIELDS),
     "VERSION": VERSION,
     "READ_AT_ONCE": READ_AT_ONCE,
     "MOST_LOOKS": 500,  # entries of queues and priorities in one step
@@ -72,25 +69,36 @@ _WORDS = {
     "PURGE_SIZE": 500,  # bytes
     "PURGE_LOOKS": PURGE_LOOKS,
 }
+_WORD = re.compile(r"\bF\.\w+|\b[A-Z][A-Z_]+\b")
 _INCLUDE = re.compile(r"^-- include (\w+)\.lua\n", re.MULTILINE)
 _COMMENT = re.compile(r"^ *(--.*)?\n", re.MULTILINE)  # the server keeps the texts in its memory
 _FOLDER = importlib.resources.files("flowrra_extras.redis") / "lua"
 
 
-def _with_parts(name: str) -> str:
-    """Return the text of a file, and of those that it includes."""
+def _word(found: re.Match[str]) -> str:
+    """Return what a word stands for. An unknown field is a KeyError."""
+    word = found[0]
+    return str(_WORDS[word] if word.startswith("F.") else _WORDS.get(word, word))
+
+
+@functools.cache
+def _text_of(name: str) -> str:
+    """Return the text of a file, after those of the files that it includes."""
     text = (_FOLDER / f"{name}.lua").read_text(encoding="utf-8")
-    return _INCLUDE.sub(lambda found: _with_parts(found[1]), text)
+    return "".join(map(_text_of, _INCLUDE.findall(text))) + _WORD.sub(_word, _COMMENT.sub("", text))
 
 
 class Script:
-    """The script of a file, as it is sent, and the hash by which the server knows it."""
+    """The script of a file, as it is sent, and the hash by which the server knows it.
 
-    def __init__(self, name: str, **lists: Sequence[str]) -> None:
-        words = _WORDS | {word: _quoted(names) for word, names in lists.items()}
-        text = _COMMENT.sub("", _with_parts(name))
-        known = re.compile(rf"\bF\.\w+|\b(?:{'|'.join(map(re.escape, words))})\b")  # an unknown field is a KeyError
-        self.text = known.sub(lambda found: str(words[found[0]]), text).encode()
+    `words`: further words of the file, and the lists of names that they stand for.
+    """
+
+    def __init__(self, name: str, **words: Iterable[str]) -> None:
+        text = _text_of(name)
+        for word, names in words.items():
+            text = text.replace(word, _quoted(names))
+        self.text = text.encode()
         self.sha = hashlib.sha1(self.text).hexdigest().encode()  # noqa: S324 (Redis's name for it, no secret)
 
 
