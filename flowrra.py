@@ -882,13 +882,9 @@ class Activity:
         self.succeeded += len(attempts) * (status is SUCCESS)
         self.failed += len(attempts) * (status is FAILED)
         self.retried += len(attempts) * (status is RETRYING)
-        runs = [ended - began if ended > began else 0.0 for _, began in attempts]
-        ready = [
-            (began, job.submitted if job.due is None else max(job.due, job.submitted))
-            for job, began in attempts
-            if job.attempt == 1 and not job.parents
-        ]
-        waits = [began - since if began > since else 0.0 for began, since in ready]
+        runs = [max(0.0, ended - began) for _, began in attempts]
+        first = [(job, began) for job, began in attempts if job.attempt == 1 and not job.parents]
+        waits = [max(0.0, began - max(job.submitted, job.due or 0.0)) for job, began in first]
         self.ran += sum(runs)
         self.waited += sum(waits)
         for counts, seconds in ((self.runs, runs), (self.waits, waits)):
@@ -4725,7 +4721,7 @@ def totals_of_activity(numbers: Iterable[tuple[str, str, float]]) -> list[Activi
 
 
 class _Text(str):
-    """The text of a result that is not plain. It is decoded for each reader."""
+    """The text of a result or of arguments that are not plain. It is decoded for each reader."""
 
     __slots__ = ()
 
@@ -4733,12 +4729,14 @@ class _Text(str):
 def _seal_arguments(job: Job) -> None:
     """Keep arguments from changes by their owner: as their text, unless they are plain."""
     if job.payload is None and not (are_plain(job.args) and are_plain(job.kwargs.values())):
-        job.payload = encode_arguments(job)
+        job.payload = _Text(encode_arguments(job))
     job.args, job.kwargs = (job.args, dict(job.kwargs)) if job.payload is None else ((), {})
 
 
 def _copied(job: Job, steps: Mapping[str, Step]) -> Job:
-    return dataclasses.replace(job, kwargs=dict(job.kwargs), steps=tuple(steps.values()))
+    args, kwargs = decode_arguments(job) if type(job.payload) is _Text else (job.args, dict(job.kwargs))
+    payload = None if type(job.payload) is _Text else job.payload
+    return dataclasses.replace(job, args=tuple(args), kwargs=kwargs, payload=payload, steps=tuple(steps.values()))
 
 
 def _text_of(outcome: Outcome) -> _Text:
