@@ -392,7 +392,7 @@ WORKER_COLUMNS = "id, host, pid, queues, tasks, started, seen, running, version,
 # them, $15 the oldest minute to keep, $16 whether it is a new worker that had no trouble to reach the server, $17
 # whether it may be a repetition. It returns the notices, and the other workers that are dead. Doubtful workers get a
 # fresh lease in the same statement, because a repeated heartbeat would find this worker on time. All reads see the
-# state before it.
+# state before it. `unnest(ARRAY())` is planned as 10 rows, not 100: above some cost, a server with jit on compiles it.
 BEAT = f"""
     WITH mine AS MATERIALIZED (SELECT id, lease, length FROM flowrra.worker WHERE id = $1),
     lapsed AS MATERIALIZED (
@@ -422,8 +422,8 @@ BEAT = f"""
         SELECT line ->> 1, place - 1 || CASE bucket WHEN '' THEN '' ELSE '.' || bucket END, sum(sign * number::float8)
         FROM (SELECT 1 AS sign, minute, counts FROM unnest($13::bigint[], $14::text[]) AS v (minute, counts)
             UNION ALL SELECT -1, minute, counts FROM flowrra.activity WHERE minute = ANY ($13::bigint[]) AND worker = $1
-            ) AS texts,
-            jsonb_array_elements(counts::jsonb) AS line, jsonb_array_elements(line) WITH ORDINALITY AS v (part, place),
+            ) AS texts, unnest(ARRAY(SELECT jsonb_array_elements(counts::jsonb))) AS line,
+            jsonb_array_elements(line) WITH ORDINALITY AS v (part, place),
             jsonb_each_text(CASE jsonb_typeof(part) WHEN 'object' THEN part ELSE jsonb_build_object('', part) END)
                 AS one (bucket, number)
         WHERE place > 2 AND minute >= $15::bigint  -- what was forgotten is not known to be counted
