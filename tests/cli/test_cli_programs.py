@@ -16,6 +16,7 @@ import pytest
 from docs import terminal
 from flowrra import Flowrra
 from tests.support.apps import SECONDS
+from tests.support.pages import copy_program
 
 ROOT = Path(__file__).parents[2]
 
@@ -286,7 +287,7 @@ def test_a_reader_that_was_never_there_is_no_error(folder: Path) -> None:
 
 def demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """The demonstration by the file alone."""
-    (folder / "flowrra.py").write_bytes((ROOT / "flowrra.py").read_bytes())
+    copy_program(folder)
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     command = [sys.executable, "-S", "flowrra.py", "demo", *options]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=140, check=False)

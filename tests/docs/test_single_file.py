@@ -4,7 +4,6 @@ The trap is `__main__`: run as a program, the file must import itself under its 
 or a user's module that imports it would meet a second registry and a second set of classes.
 """
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import source_layout as layout
+from tests.support.pages import copy_program
 
 CORE = Path(__file__).parents[2] / "flowrra.py"
 VERSION = layout.source_version(CORE.read_text())
@@ -47,7 +47,7 @@ def run(*command: str, cwd: Path) -> str:
 
 @pytest.fixture
 def alone(tmp_path: Path) -> Path:
-    shutil.copy(CORE, tmp_path)
+    copy_program(tmp_path)
     (tmp_path / "user.py").write_text("from flowrra import Flowrra\n")
     return tmp_path
 
@@ -58,7 +58,7 @@ def vendored(tmp_path: Path) -> Path:
     vendor.mkdir(parents=True)
     for package in (vendor.parent, vendor):
         (package / "__init__.py").touch()
-    shutil.copy(CORE, vendor)
+    copy_program(vendor)
     (tmp_path / "user.py").write_text("from pkg._vendor.flowrra import Flowrra\n")
     return tmp_path
 

@@ -17,7 +17,9 @@ Marks are comments, each on a line of its own right above the block:
     <!-- not run: why -->           leave it; the reason is needed
 """
 
+import functools
 import os
+import py_compile
 import re
 import shlex
 import shutil
@@ -140,6 +142,22 @@ def command_for(block: Block, folder: Path) -> list[str]:
     return [sys.executable, script.name]
 
 
+@functools.cache
+def compiled_program() -> Path:
+    mode = py_compile.PycInvalidationMode.TIMESTAMP
+    compiled = py_compile.compile(str(ROOT / "flowrra.py"), doraise=True, invalidation_mode=mode)
+    assert compiled
+    return Path(compiled)
+
+
+def copy_program(folder: Path) -> None:
+    """Copy `flowrra.py`, and the compiled module beside it: to compile it takes longer than most examples."""
+    shutil.copy2(ROOT / "flowrra.py", folder)  # with its time, which is in the compiled module
+    cache = folder / "__pycache__"
+    cache.mkdir(exist_ok=True)
+    shutil.copy(compiled_program(), cache)
+
+
 @contextmanager
 def started(command: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A process group of its own, of which nothing is left afterwards."""
@@ -172,7 +190,7 @@ def kill(process: subprocess.Popen[str], number: signal.Signals) -> None:
 
 def run_block(block: Block, folder: Path) -> str:
     """The block's output; AssertionError if it ends badly or never says what it should."""
-    shutil.copy(ROOT / "flowrra.py", folder)
+    copy_program(folder)
     for name, text in block.files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
