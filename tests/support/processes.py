@@ -56,8 +56,10 @@ async def nap(seconds):
 PATIENCE = 25.0
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]], what: str, *, within: float = PATIENCE) -> None:
-    """Look every 20 ms whether `condition` holds; fail if it does not within so many seconds."""
+async def until(
+    condition: Callable[[], bool | Awaitable[bool]], what: str, *, within: float = PATIENCE, pause: float = 0.02
+) -> None:
+    """Look each `pause` whether `condition` holds; fail if it does not within so many seconds."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within
     while True:
@@ -65,7 +67,7 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], what: str, *, w
         if await holds if inspect.isawaitable(holds) else holds:
             return
         assert loop.time() < deadline, f"not within {within:g} s: {what}"
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(pause)
 
 
 class Process:
@@ -253,7 +255,8 @@ async def all_finished(app: Flowrra, *, within: float = PATIENCE) -> list[Job]:
     async def nothing_is_left() -> bool:
         return await count(app, *(frozenset(TaskStatus) - FINISHED)) == 0
 
-    await until(nothing_is_left, "the end of all jobs", within=within)
+    # To count hundreds of jobs more often takes the CPU that the workers need.
+    await until(nothing_is_left, "the end of all jobs", within=within, pause=0.1)
     return await all_jobs(app)
 
 
