@@ -696,9 +696,6 @@ class TaskResult(_Moments, Generic[R]):
         return max(0, self.attempts - 1)
 
 
-AnyResult = TypeVar("AnyResult", Job, TaskResult[Any])
-
-
 def result_from(job: Job) -> TaskResult[Any]:
     """Return the result of `job` in its current state."""
     return TaskResult(
@@ -1693,11 +1690,7 @@ def is_plain(value: Any) -> bool:
 
 def are_plain(values: Iterable[Any]) -> bool:
     """Whether all values are plain."""
-    for value in values:
-        kind = type(value)
-        if kind not in _PLAIN and (kind is not int or not -(2**63) <= value < 2**63):
-            return False
-    return True
+    return all(map(is_plain, values))
 
 
 def _pack_list(value: Iterable[Any], depth: int) -> list[Any]:
@@ -4743,7 +4736,10 @@ def _text_of(outcome: Outcome) -> _Text:
     return _Text(outcome.text or encode_value(outcome))
 
 
-async def _decoded(found: AnyResult) -> AnyResult:
+_Found = TypeVar("_Found", Job, TaskResult[Any])
+
+
+async def _decoded(found: _Found) -> _Found:
     """Return a job or result, as it is stored, with the value in place of its text."""
     if type(found.result) is _Text:
         found.result = await apart(decode, found.result)
@@ -5097,7 +5093,7 @@ class MemoryBroker(Broker):
     async def push(self, jobs: Sequence[Job], *, now: float, by: str | None = None) -> list[str]:
         is_plain = True
         for job in jobs:
-            if job.kwargs or not are_plain(job.args):
+            if job.payload is not None or job.kwargs or not are_plain(job.args):
                 _seal_arguments(job)
             if job.parents or job.conflict or job.limit is not None:
                 is_plain = False
@@ -9730,10 +9726,8 @@ class _Tally:
 
     def count(self, attempts: Iterable[tuple[_Attempt, Outcome]], now: float) -> None:
         """Count attempts whose outcomes were written."""
-        minute, alike = (
-            int(now) // 60 * 60,
-            collections.defaultdict[tuple[str, TaskStatus], list[tuple[Job, float]]](list),
-        )
+        minute = int(now) // 60 * 60
+        alike: dict[tuple[str, TaskStatus], list[tuple[Job, float]]] = collections.defaultdict(list)
         for attempt, outcome in attempts:
             alike[attempt.job.task, outcome.status].append((attempt.job, attempt.began))
         with self._lock:

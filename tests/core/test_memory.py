@@ -9,12 +9,14 @@ from flowrra import (
     BackendConfig,
     BrokerConfig,
     Job,
+    JobFilter,
     MemoryBroker,
     Outcome,
     QueueFullError,
     TaskResult,
     TaskStatus,
     WorkerInfo,
+    decode_arguments,
 )
 from flowrra_extras.migrate import adopt_jobs, hold_jobs, unhold_jobs
 from flowrra_extras.testing import ManualClock
@@ -32,6 +34,41 @@ async def fail_all(broker: MemoryBroker, ids: list[str], now: float) -> None:
     await broker.heartbeat(WorkerInfo("w", queues={"default": 1}), lease=100, now=now)
     jobs = await broker.claim("default", limit=len(ids), worker="w", now=now)
     assert await broker.settle([Outcome.fail(job, "boom") for job in jobs], now=now) == [True] * len(ids)
+
+
+# ---------------------------------------------------------------------------
+# Arguments
+# ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("payload", [None, '[["text",[1]],{"more":{}}]'])
+async def test_arguments_that_can_be_changed_are_stored_as_text_alone(clock: ManualClock, payload: str | None) -> None:
+    broker = MemoryBroker(clock=clock)
+    items, more = [1], dict[str, int]()
+    await broker.push([Job("a", "task", ("text", items), {"more": more}, payload=payload)], now=clock.time())
+    items.append(2)
+    more["changed"] = 1
+    await broker.heartbeat(WorkerInfo("w", queues={"default": 1}), lease=100, now=clock.time())
+    (job,) = await broker.claim("default", limit=1, worker="w", now=clock.time())
+    assert (job.args, job.kwargs) == ((), {})
+    assert decode_arguments(job) == (["text", [1]], {"more": {}})
+
+
+async def test_the_text_of_a_large_argument_is_not_stored_twice(clock: ManualClock) -> None:
+    """The app has made the text of what is large before it pushes the job."""
+    broker = MemoryBroker(clock=clock)
+    await broker.push([Job("a", "task", ("large",), payload='[["large"],{}]')], now=clock.time())
+    (found,) = await broker.find(JobFilter(ids=["a"]))
+    assert (found.args, found.payload) == ((), '[["large"],{}]')
+
+
+async def test_arguments_that_cannot_be_changed_are_stored_as_they_are(clock: ManualClock) -> None:
+    broker = MemoryBroker(clock=clock)
+    more = {"more": 1}
+    await broker.push([Job("a", "task", ("text", 2**63 - 1, None), more)], now=clock.time())
+    more["more"] = 2
+    (found,) = await broker.find(JobFilter(ids=["a"]))
+    assert (found.args, found.kwargs, found.payload) == (("text", 2**63 - 1, None), {"more": 1}, None)
 
 
 # ---------------------------------------------------------------------------
