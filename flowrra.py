@@ -584,13 +584,14 @@ class Job(_Moments):
 
     `due` is the moment at which the job becomes (or became) ready. `seq` is the order of submission. `attempt` never
     decreases and is the fencing token. `failures` use up retries; `crashes` do not. `payload` is the stored text of the
-    arguments, if the broker stores text. `overrides` are the task options that this submission changed. `worker` runs
-    the job; for a BLOCKED job, it names the holder of a hold. `started` is the start of the latest attempt, or None
-    once that attempt is in the history. `waits` is the number of parents and holds that a BLOCKED job waits for; it is
-    0 in other states. `tags` are for searching. `meta` is data that the submitter stored with the job. `tolerates`: the
-    parents that may end without success. `conflict` is used by the push and is not stored. `steps`: the finished steps,
-    in the order in which they ended, if a claim or a search returned the job; see `Unit`. `limit` and `key`: what
-    limits it, see `Limit`. `place`: if its queue is fair, its place among the ready jobs of its priority; else 0.
+    arguments, if there is one. `args` and `kwargs` are then empty, except in jobs that `Flowrra.jobs` and `get_job`
+    return. `overrides` are the task options that this submission changed. `worker` runs the job; for a BLOCKED job, it
+    names the holder of a hold. `started` is the start of the latest attempt, or None once that attempt is in the
+    history. `waits` is the number of parents and holds that a BLOCKED job waits for; it is 0 in other states. `tags`
+    are for searching. `meta` is data that the submitter stored with the job. `tolerates`: the parents that may end
+    without success. `conflict` is used by the push and is not stored. `steps`: the finished steps, in the order in
+    which they ended, if a claim or a search returned the job; see `Unit`. `limit` and `key`: what limits it, see
+    `Limit`. `place`: if its queue is fair, its place among the ready jobs of its priority; else 0.
     """
 
     id: str
@@ -699,18 +700,9 @@ class TaskResult(_Moments, Generic[R]):
 def result_from(job: Job) -> TaskResult[Any]:
     """Return the result of `job` in its current state."""
     return TaskResult(
-        job.id,
-        job.task,
-        job.status,
-        job.result,
-        job.error,
-        job.traceback,
-        job.attempt,
-        job.submitted,
-        job.started,
-        job.finished,
-        job.progress,
-    )
+        job.id, job.task, job.status, job.result, job.error, job.traceback,
+        job.attempt, job.submitted, job.started, job.finished, job.progress,
+    )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -4714,7 +4706,7 @@ def totals_of_activity(numbers: Iterable[tuple[str, str, float]]) -> list[Activi
 
 
 class _Text(str):
-    """The text of a result or of arguments that are not plain. It is decoded for each reader."""
+    """The text of a result that is not plain. It is decoded for each reader."""
 
     __slots__ = ()
 
@@ -4722,14 +4714,12 @@ class _Text(str):
 def _seal_arguments(job: Job) -> None:
     """Keep arguments from changes by their owner: as their text, unless they are plain."""
     if job.payload is None and not (are_plain(job.args) and are_plain(job.kwargs.values())):
-        job.payload = _Text(encode_arguments(job))
+        job.payload = encode_arguments(job)
     job.args, job.kwargs = (job.args, dict(job.kwargs)) if job.payload is None else ((), {})
 
 
 def _copied(job: Job, steps: Mapping[str, Step]) -> Job:
-    args, kwargs = decode_arguments(job) if type(job.payload) is _Text else (job.args, dict(job.kwargs))
-    payload = None if type(job.payload) is _Text else job.payload
-    return dataclasses.replace(job, args=tuple(args), kwargs=kwargs, payload=payload, steps=tuple(steps.values()))
+    return dataclasses.replace(job, kwargs=dict(job.kwargs), steps=tuple(steps.values()))
 
 
 def _text_of(outcome: Outcome) -> _Text:
@@ -11921,12 +11911,12 @@ class Flowrra(Declarations):
         wanted = [status] if isinstance(status, str) else status
         states = None if wanted is None else frozenset(map(_status, wanted))
         which = JobFilter(status=states, task=task, queue=queue, tag=tag)
-        return await self.broker.find(which, limit=_whole("limit", limit, least=1), after=after)
+        return _with_arguments(await self.broker.find(which, limit=_whole("limit", limit, least=1), after=after))
 
     async def get_job(self, task_id: str) -> Job:
         """Return a job with its attempts; TaskNotFoundError for an unknown id."""
         await self.connect()
-        found = await self.broker.find(JobFilter(ids=[task_id]), limit=1)
+        found = _with_arguments(await self.broker.find(JobFilter(ids=[task_id]), limit=1))
         if not found:
             raise unknown_job(task_id)
         return found[0]
@@ -11948,6 +11938,16 @@ def _job_for(
     options = {name: value for name, value in kwargs.items() if name in call.submit_options}
     own = {name: value for name, value in kwargs.items() if name not in options}
     return call.options(**options).make_job(args, own)
+
+
+def _with_arguments(jobs: list[Job]) -> list[Job]:
+    """Give jobs their arguments as values, unless their text is large or cannot be read."""
+    for job in jobs:
+        if job.payload is not None and len(job.payload) < _LARGE:
+            with contextlib.suppress(SerializationError):
+                args, job.kwargs = decode_arguments(job)
+                job.args = tuple(args)
+    return jobs
 
 
 async def _made(app: Flowrra, make: Callable[[Any, Any], Job], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Job:

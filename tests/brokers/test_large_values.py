@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 import flowrra
-from flowrra import BackendConfig, BrokerConfig, ConfigError, SerializationError, current_job, result_of
+from flowrra import (
+    BackendConfig,
+    BrokerConfig,
+    ConfigError,
+    SerializationError,
+    current_job,
+    decode_arguments,
+    result_of,
+)
 from tests.support.apps import make_app
 from tests.support.postgres_server import clean_schema
 from tests.support.typed_work import total_length
@@ -89,6 +97,26 @@ async def test_a_job_with_children(url: str, converted: list[str]) -> None:
         late = await app.submit(echo, result_of(parent))
         assert (await app.wait_for_result(late, timeout=20)).result == LARGE
         assert {"write", "read"} <= set(converted)
+
+
+async def test_jobs_that_are_looked_up_have_their_arguments_if_these_are_short(url: str) -> None:
+    async with make_app(url).client() as app:
+
+        @app.task
+        async def take(*args: Any, **kwargs: Any) -> None: ...
+
+        lines = [(1, "a"), {2}]
+        short = await app.submit(take, lines, 7, name={"b": None})
+        plain = await app.submit(take, 7, name="c")
+        large = await app.submit(take, LARGE)
+        lines.clear()
+        for found in (await app.jobs(), [await app.get_job(task_id) for task_id in (large, plain, short)]):
+            assert [(job.id, job.args, job.kwargs) for job in found] == [
+                (large, (), {}),
+                (plain, (7,), {"name": "c"}),
+                (short, ([(1, "a"), {2}], 7), {"name": {"b": None}}),
+            ]
+        assert decode_arguments(found[0])[0] == [LARGE]
 
 
 async def test_each_reader_gets_its_own_copy(url: str) -> None:
