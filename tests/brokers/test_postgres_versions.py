@@ -1,8 +1,9 @@
 """A PostgreSQL store that an earlier Flowrra wrote is brought up to date when it is opened."""
 
 import asyncio
+import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -40,13 +41,26 @@ UPDATE flowrra.meta SET version = 1
 @pytest.fixture
 def url() -> Iterator[str]:
     with clean_schema(POSTGRES_URL) as (connection, schema):
-        write_version_1(connection, schema)
+        write_version(1, ROWS_1, connection, schema)
         yield f"{POSTGRES_URL}?schema={schema}"
 
 
-def write_version_1(connection: Connection, schema: str) -> None:
-    for script in (f"CREATE SCHEMA {schema}", sql.META, sql.MIGRATIONS[0], ROWS_1):
+def write_version(version: int, rows: str, connection: Connection, schema: str) -> None:
+    for script in (f"CREATE SCHEMA {schema}", sql.META, *sql.MIGRATIONS[:version], rows):
         connection.execute(sql.in_schema(script, schema).encode())
+
+
+@contextlib.asynccontextmanager
+async def opened(version: int, rows: str) -> AsyncIterator[PostgresBroker]:
+    """A broker on a store of an earlier version."""
+    with clean_schema(POSTGRES_URL) as (connection, schema):
+        write_version(version, rows, connection, schema)
+        broker = PostgresBroker(f"{POSTGRES_URL}?schema={schema}")
+        await broker.open()
+        try:
+            yield broker
+        finally:
+            await broker.close()
 
 
 def test_the_first_schema_stays_as_it_was() -> None:
@@ -94,24 +108,17 @@ UPDATE flowrra.meta SET version = 6
 
 
 async def test_what_waits_in_a_store_of_the_sixth_version_goes_on_to_wait() -> None:
-    with clean_schema(POSTGRES_URL) as (connection, schema):
-        for script in (f"CREATE SCHEMA {schema}", sql.META, *sql.MIGRATIONS[:6], ROWS_6):
-            connection.execute(sql.in_schema(script, schema).encode())
-        broker = PostgresBroker(f"{POSTGRES_URL}?schema={schema}")
-        await broker.open()
-        try:
-            jobs = await broker.find(JobFilter(status=frozenset((TaskStatus.BLOCKED,))))
-            assert {job.id: job.waits for job in jobs} == {"child": 2, "held": 1}
-            await broker.heartbeat(WorkerInfo("w"), lease=60, now=NOW)
-            one, two = await broker.claim("default", limit=9, worker="w", now=NOW)
-            await broker.settle([Outcome.succeed(one, 1)], now=NOW)
-            assert await broker.claim("default", limit=9, worker="w", now=NOW) == []
-            await broker.settle([Outcome.succeed(two, 1)], now=NOW)
-            assert [job.id for job in await broker.claim("default", limit=9, worker="w", now=NOW)] == ["child"]
-            assert await broker.change(["held"], "unhold", now=NOW, by="move") == [True]
-            assert [job.id for job in await broker.claim("default", limit=9, worker="w", now=NOW)] == ["held"]
-        finally:
-            await broker.close()
+    async with opened(6, ROWS_6) as broker:
+        jobs = await broker.find(JobFilter(status=frozenset((TaskStatus.BLOCKED,))))
+        assert {job.id: job.waits for job in jobs} == {"child": 2, "held": 1}
+        await broker.heartbeat(WorkerInfo("w"), lease=60, now=NOW)
+        one, two = await broker.claim("default", limit=9, worker="w", now=NOW)
+        await broker.settle([Outcome.succeed(one, 1)], now=NOW)
+        assert await broker.claim("default", limit=9, worker="w", now=NOW) == []
+        await broker.settle([Outcome.succeed(two, 1)], now=NOW)
+        assert [job.id for job in await broker.claim("default", limit=9, worker="w", now=NOW)] == ["child"]
+        assert await broker.change(["held"], "unhold", now=NOW, by="move") == [True]
+        assert [job.id for job in await broker.claim("default", limit=9, worker="w", now=NOW)] == ["held"]
 
 
 ROWS_8 = """
@@ -128,21 +135,14 @@ UPDATE flowrra.meta SET version = 8
 
 
 async def test_a_store_of_the_eighth_version_gets_limits() -> None:
-    with clean_schema(POSTGRES_URL) as (connection, schema):
-        for script in (f"CREATE SCHEMA {schema}", sql.META, *sql.MIGRATIONS[:8], ROWS_8):
-            connection.execute(sql.in_schema(script, schema).encode())
-        broker = PostgresBroker(f"{POSTGRES_URL}?schema={schema}")
-        await broker.open()
-        try:
-            await broker.heartbeat(WorkerInfo("w"), lease=60, now=NOW)
-            await broker.set_limit(Limit(name="api", concurrency=1), now=NOW)
-            await broker.push([Job(task_id, "task", limit="api") for task_id in ("new", "next")], now=NOW)
-            jobs = await broker.claim("default", limit=9, worker="w", now=NOW)
-            assert [job.id for job in jobs] == ["ready", "due", "new", "low"]
-            assert await broker.settle([Outcome.succeed(job, 1) for job in jobs], now=NOW) == [True] * 4
-            assert [job.id for job in await broker.claim("default", limit=9, worker="w", now=NOW)] == ["child", "next"]
-        finally:
-            await broker.close()
+    async with opened(8, ROWS_8) as broker:
+        await broker.heartbeat(WorkerInfo("w"), lease=60, now=NOW)
+        await broker.set_limit(Limit(name="api", concurrency=1), now=NOW)
+        await broker.push([Job(task_id, "task", limit="api") for task_id in ("new", "next")], now=NOW)
+        jobs = await broker.claim("default", limit=9, worker="w", now=NOW)
+        assert [job.id for job in jobs] == ["ready", "due", "new", "low"]
+        assert await broker.settle([Outcome.succeed(job, 1) for job in jobs], now=NOW) == [True] * 4
+        assert [job.id for job in await broker.claim("default", limit=9, worker="w", now=NOW)] == ["child", "next"]
 
 
 # What the ninth version wrote. Its index for purges had the times as they are, whatever they are.
@@ -157,15 +157,8 @@ UPDATE flowrra.meta SET version = 9
 
 
 async def test_a_store_of_the_ninth_version_is_purged_to_the_moment() -> None:
-    with clean_schema(POSTGRES_URL) as (connection, schema):
-        for script in (f"CREATE SCHEMA {schema}", sql.META, *sql.MIGRATIONS[:9], ROWS_9):
-            connection.execute(sql.in_schema(script, schema).encode())
-        broker = PostgresBroker(f"{POSTGRES_URL}?schema={schema}")
-        await broker.open()
-        try:
-            assert await broker.remove(before=10.5) == ["before"]
-            assert await broker.remove(before=10.6) == ["now"]
-            assert await broker.remove(before=1.7e308) == ["later"]
-            assert [job.id for job in await broker.find(JobFilter())] == ["forever"]
-        finally:
-            await broker.close()
+    async with opened(9, ROWS_9) as broker:
+        assert await broker.remove(before=10.5) == ["before"]
+        assert await broker.remove(before=10.6) == ["now"]
+        assert await broker.remove(before=1.7e308) == ["later"]
+        assert [job.id for job in await broker.find(JobFilter())] == ["forever"]

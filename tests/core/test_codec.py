@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import flowrra
 from flowrra import (
     MAX_DEPTH,
     Job,
@@ -43,7 +44,7 @@ from flowrra import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 # ---------------------------------------------------------------------------
 # Round trip
@@ -232,18 +233,20 @@ def test_arguments_come_back_and_a_refusal_names_the_one_that_cannot_be_kept() -
         encode_arguments(Job("id", "app.send", (), {"to": object()}))
 
 
+@given(VALUES)
+def test_a_python_without_the_encoder_in_c_writes_the_same(value: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json.encoder, "c_make_encoder", None)
+        patch.setattr(flowrra, "_dump", flowrra._make_dump())
+        slow = encode(value)
+    assert encode(value) == slow
+
+
 def test_a_value_that_contains_itself_is_refused() -> None:
     cycle: list[Any] = []
     cycle += [cycle, cycle]
     with pytest.raises(SerializationError, match=r"^value\.\.\.\[.*contains itself"):
         encode(cycle)
-
-
-def outcome_of(make: Callable[[Any], Any], value: Any) -> Any:
-    try:
-        return make(value)
-    except SerializationError as error:
-        return str(error)
 
 
 def test_a_placeholder_comes_back_as_one() -> None:
