@@ -27,9 +27,10 @@ def pauses() -> Iterator[float]:
     yield from map(jittered, itertools.chain((0.02, 0.05, 0.1, 0.2), itertools.repeat(0.5)))
 
 
-def note_outage(status: StoreStatus, name: str, error: Exception, timeout: float) -> None:
-    """Store why a server does not answer. Log it when the outage begins, and not again with each attempt."""
+def note_outage(status: StoreStatus, name: str, error: Exception, timeout: float) -> str:
+    """Store and return why a server does not answer. Log it when the outage begins, and not again with each attempt."""
     why = str(error) or "it is silent"
     if not status.problem:
         logger.warning("%s does not answer (%s); trying again for up to %g s", name, why, timeout)
     status.problem = why
+    return why

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import itertools
 import logging
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from flowrra import (
@@ -40,7 +41,7 @@ logger = logging.getLogger("flowrra")
 
 _CHUNK = 2_000  # jobs of one INSERT
 _SETTLED = 1_000  # outcomes of one statement
-_DOUBT = 60.0  # seconds during which later claims look for the jobs of a claim whose answer was lost
+_DOUBT = 60.0  # seconds during which claims look for the jobs of a claim whose answer was lost, from the first look
 _STEADY = 0.005  # seconds: single pushes that follow each other, and take no longer, are a steady flow
 
 
@@ -83,7 +84,7 @@ class Claims:
         # (queue, worker) -> (place of the last job, valid from, valid until)
         self._marks: dict[tuple[str, str], tuple[_Place, float, float]] = {}
         self._charged: set[str] = set()  # queues whose latest jobs have limits to which claims are charged
-        self._doubts: list[tuple[float, Claim]] = []  # claims whose answer was lost, and until when to ask
+        self._doubts: dict[Claim, float] = {}  # claims whose answer was lost > until when to look for their jobs
         self._latest = 0.0  # when the latest try started
         self.next_due: float | None = None
 
@@ -97,11 +98,8 @@ class Claims:
 
     async def serve(self, claim: Claim, session: Session) -> list[Job]:
         """Return the jobs for a claim. An earlier try of it may have claimed jobs although its answer was lost."""
-        loop = asyncio.get_running_loop()
-        if self._doubts:
-            self._doubts = [doubt for doubt in self._doubts if doubt[0] > loop.time()]
-            if jobs := await self._resume(session, claim):
-                return jobs
+        if self._doubts and (jobs := await self._resume(session, claim)):
+            return jobs
         now = claim.now
         if 0 <= self._latest - now < 1:  # the jobs of a try are found by its start time, so it must be unique
             claim = claim._replace(now=self._latest + 1e-6)
@@ -109,19 +107,19 @@ class Claims:
         try:
             return await self._claim(session, claim, now)
         except BaseException:
-            self._doubts.append((loop.time() + _DOUBT, claim))
+            self._doubts[claim] = math.inf  # however long the server cannot be reached
             raise
 
     async def _resume(self, session: Session, claim: Claim) -> list[Job]:
         """Return the jobs of an earlier claim whose answer was lost."""
-        for doubt in list(self._doubts):
-            queue, _, worker, started, _ = doubt[1]
-            if (queue, worker) == (claim.queue, claim.worker):
-                rows = await session.fetch(sql.RESUME, queue, worker, started)
-                if rows:
-                    jobs = await jobs_of_claim(session, rows, worker, started)
-                    self._doubts = [other for other in self._doubts if other is not doubt]
-                    return jobs
+        now = asyncio.get_running_loop().time()
+        for doubt in [doubt for doubt in self._doubts if (doubt.queue, doubt.worker) == (claim.queue, claim.worker)]:
+            jobs = await _jobs(session, doubt, await session.fetch(sql.RESUME, doubt.queue, doubt.worker, doubt.now))
+            self._doubts[doubt] = min(self._doubts[doubt], now + _DOUBT)
+            if jobs or self._doubts[doubt] < now:
+                del self._doubts[doubt]
+            if jobs:
+                return jobs
         return []
 
     async def _claim(self, session: Session, claim: Claim, now: float) -> list[Job]:

@@ -118,9 +118,9 @@ class Claim(Call):
         super().__init__("claim", queue, str(limit), worker, repr(now), *flags, *self._numbers)
 
     def take(self, answer: Any) -> None:
-        if isinstance(answer, BrokerError) or answer[0] == "upkeep":
+        if isinstance(answer, BrokerError) or answer[0] in ("upkeep", "lapsed"):
             self.lose()
-            super().take(answer)
+            super().take((None, []) if answer == ["lapsed"] else answer)
         else:
             due, *rows = answer
             jobs = [_claimed_job(rows[i : i + _ROW], *self._place, self._now) for i in range(0, len(rows), _ROW)]

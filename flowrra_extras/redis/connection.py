@@ -426,12 +426,11 @@ class Link:
                 _give_up(left, error)
             except OSError as error:  # a TimeoutError is one
                 self.failed = asyncio.get_running_loop().time()
-                if self._is_open:
-                    note_outage(self._status, self._address.name, error, self._timeout)
+                why = note_outage(self._status, self._address.name, error, self._timeout) if self._is_open else ""
                 if not self._is_open:
                     _give_up(left, closed())
                 elif asyncio.get_running_loop().time() + pause >= deadline:
-                    _give_up(left, self._error(f"has not answered for {self._timeout:g} s: {error or 'it is silent'}"))
+                    _give_up(left, self._error(f"has not answered for {self._timeout:g} s: {why}"))
                 else:
                     await asyncio.sleep(pause)
             left = [call for call in left if not call.is_answered]

@@ -147,6 +147,7 @@ async def test_what_a_lost_answer_had_claimed_is_not_mixed_up_with_jobs_of_a_hos
 
 
 async def test_what_a_claim_took_that_failed_for_good_comes_with_a_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups, "_DOUBT", 0.1)  # the server is away for longer
     async with through_a_proxy(timeout=0.3) as (broker, proxy):
         await push(broker, "a", "b")
         proxy.lose_answer_to = b"worker-w"
@@ -154,6 +155,7 @@ async def test_what_a_claim_took_that_failed_for_good_comes_with_a_later_one(mon
         with pytest.raises(BrokerError, match=r"has not answered for 0.3 s"):
             await claim(broker, 1.0)
         monkeypatch.undo()
+        await asyncio.sleep(0.1)
         await push(broker, "c")
         assert [job.id for job in await claim(broker, 2.0)] == ["a", "b"]
         assert [job.id for job in await claim(broker, 3.0)] == ["c"]

@@ -125,6 +125,22 @@ async def test_it_is_handed_out_to_a_later_claim_where_the_server_was_away_for_l
         assert [(job.id, job.attempt) for job in await claim(broker)] == [("a", 1), ("b", 1)]
 
 
+async def test_it_is_handed_out_after_a_claim_that_came_when_the_lease_had_ended() -> None:
+    async with through_a_proxy(timeout=0.3) as (broker, proxy):
+        worker = WorkerInfo("w", queues={"default": 9})
+        await push(broker, "a")
+        proxy.loses_answers = True
+        with pytest.raises(BrokerError):
+            await claim(broker)
+        proxy.loses_answers = False
+        await broker.heartbeat(worker, lease=0.001, now=0.0)
+        await asyncio.sleep(0.01)
+        assert await claim(broker) == []
+        assert not (await broker.heartbeat(worker, lease=60, now=0.0)).lapsed
+        assert [(job.id, job.attempt, job.crashes) for job in await claim(broker)] == [("a", 1, 0)]
+        assert await claim(broker) == []
+
+
 async def test_what_a_cancelled_claim_took_is_handed_out_to_a_later_one() -> None:
     async with through_a_proxy() as (broker, _):
         await push(broker, "a")
@@ -461,6 +477,7 @@ async def test_a_stall_longer_than_the_lease_ends_no_worker(tmp_path: Path) -> N
             jobs = await all_finished(app)
             await assert_all_go_on(app, workers)
     assert statuses(jobs) == {TaskStatus.SUCCESS: 200}
+    assert "for 0.5 s:  " not in workers[0].log  # each error says why
 
 
 async def test_a_submit_says_within_its_time_that_the_server_is_away(tmp_path: Path) -> None:

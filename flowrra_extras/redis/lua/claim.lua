@@ -2,10 +2,9 @@
 --
 -- KEYS: P:
 -- ARGV: again, queue, limit, worker, now, the maximum of crashes of a suspect, 1 if upkeep was done, the number of the
---   claim, then the numbers of earlier claims whose answers were lost: their jobs are returned again. A claim that
---   arrives after a later one takes nothing.
+--   claim, then those of claims whose answers were lost, to get their jobs. A claim after a later one takes nothing.
 -- Returns: when the next waiting job is due ('' if none), then for each job PLACE ID, its CLAIMED_FIELDS, and its
---   steps; or `upkeep`, 1 if jobs have expired, and the answer of `lapsed_leases`.
+--   steps; or `upkeep`, 1 if jobs have expired, and the answer of `lapsed_leases`; or `lapsed`: it has no lease now.
 --
 -- include admit.lua
 
@@ -91,13 +90,12 @@ local function take(entry, kind, score)
     local key = p .. 'job:' .. id
     local fields = call('HMGET', key, CLAIMED_FIELDS, F.expires)
     if not fields[2] then return count(kind .. queue, -1) end  -- the server has evicted it
-    local expires = fields[CLAIMED_NUMBER + 1]
+    local limit, expires = fields[CLAIMED_NUMBER], fields[CLAIMED_NUMBER + 1]
     if has_come(expires) then
         aside[#aside + 1] = score
         aside[#aside + 1] = entry
         return
     end
-    local limit = fields[CLAIMED_NUMBER]
     if limit then
         asking[limit], charged[limit] = true, charged[limit] or {}
         table.insert(charged[limit], id)
@@ -174,18 +172,20 @@ end
 local asked = {'claims ' .. worker, 'paused ' .. queue, 'alone ' .. worker, 'suspect ' .. queue}
 local latest, paused, alone, suspects = unpack(call('HMGET', state, unpack(asked)), 1, 4)
 local leases_hold = tonumber(first('leases') or 0) > clock()
-if latest and (leases_hold or tonumber(call('ZSCORE', p .. 'leases', worker)) > clock()) then
-    local expired = has_come(first('expiring'))
-    if ARGV[7] == '0' and not paused and (expired or not leases_hold) then
-        local lapsed, leases = lapsed_leases(worker, false)
-        if expired or #lapsed > 0 then
-            publish()
-            return {'upkeep', expired and 1 or 0, leases}
-        end
-    end
-    if may_be_repeated then hand_out_again() end
-    if number > tonumber(latest) and not paused then claim(suspects, alone) end
+if not latest or not leases_hold and tonumber(call('ZSCORE', p .. 'leases', worker)) <= clock() then
+    publish()
+    return {'lapsed'}
 end
+local expired = has_come(first('expiring'))
+if ARGV[7] == '0' and not paused and (expired or not leases_hold) then
+    local lapsed, leases = lapsed_leases(worker, false)
+    if expired or #lapsed > 0 then
+        publish()
+        return {'upkeep', expired and 1 or 0, leases}
+    end
+end
+if may_be_repeated then hand_out_again() end
+if number > tonumber(latest) and not paused then claim(suspects, alone) end
 publish()
 if answer[1] == '' then answer[1] = due or '' end
 return answer
