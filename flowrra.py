@@ -4718,14 +4718,6 @@ def _seal_arguments(job: Job) -> None:
     job.args, job.kwargs = (job.args, dict(job.kwargs)) if job.payload is None else ((), {})
 
 
-def _copied(job: Job, steps: Mapping[str, Step]) -> Job:
-    return dataclasses.replace(job, kwargs=dict(job.kwargs), steps=tuple(steps.values()))
-
-
-def _text_of(outcome: Outcome) -> _Text:
-    return _Text(outcome.text or encode_value(outcome))
-
-
 _Found = TypeVar("_Found", Job, TaskResult[Any])
 
 
@@ -4786,10 +4778,8 @@ class _Limits:
             return None
         key.pending.pop(job.id, None)
         key.running.pop(job.id, None)
-        return key.row.name if key.waiting and self._is_counted(job) else None
-
-    def _is_counted(self, job: Job) -> bool:
-        return (limit := self.declared.get(job.limit or "")) is not None and limit.is_counted
+        limit = self.declared.get(job.limit or "")
+        return key.row.name if key.waiting and limit is not None and limit.is_counted else None
 
     def start(self, job: Job) -> str | None:
         """Count a job that was ready as running. Return its limit key if the claim is charged."""
@@ -4880,14 +4870,11 @@ class _Limits:
 
     def use(self) -> list[LimitUse]:
         """Return the use of each limit."""
-        rows = [
-            (name, len(key.running), len(key.pending), self._count_waiting(name), key.row.paused)
-            for name, key in self.keys.items()
-        ]
+        rows = []
+        for name, key in self.keys.items():
+            waiting = sum(self._waiting(entry, name) is not None for entry in set(key.waiting))
+            rows.append((name, len(key.running), len(key.pending), waiting, key.row.paused))
         return uses_of(self.declared.values(), rows)
-
-    def _count_waiting(self, name: str) -> int:
-        return sum(self._waiting(entry, name) is not None for entry in set(self.keys[name].waiting))
 
     def _waiting(self, entry: tuple[Any, ...], name: str) -> Job | None:
         """Return the job of an entry; None if it is outdated."""
@@ -5175,8 +5162,7 @@ class MemoryBroker(Broker):
             if self._size is not None:
                 self._leave(PENDING, job)
         if self._limits.keys:
-            started = [self._limits.start(job) for job in jobs if job.limit is not None]
-            if charged := [name for name in started if name is not None]:
+            if charged := [name for job in jobs if job.limit is not None and (name := self._limits.start(job))]:
                 unit = Unit(now, self.retention)
                 self._run(unit, charge(unit, charged))
         self._given += len(jobs)
@@ -5247,7 +5233,9 @@ class MemoryBroker(Broker):
 
     async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
         # Before anything is written: it may be refused.
-        results = [o.result if o.text is None and is_plain(o.result) else _text_of(o) for o in outcomes]
+        results = [
+            o.result if o.text is None and is_plain(o.result) else _Text(o.text or encode_value(o)) for o in outcomes
+        ]
         unit = Unit(now, self.retention)
         ended = unit.ended
         written = [self._settle_one(o, result, now, unit) for o, result in zip(outcomes, results, strict=True)]
@@ -5366,7 +5354,9 @@ class MemoryBroker(Broker):
             jobs = sorted(known, key=lambda job: job.seq, reverse=not oldest_first)
         is_behind = operator.gt if oldest_first else operator.lt
         found = (job for job in jobs if which.matches(job) and (after is None or is_behind(job.seq, after)))
-        jobs = [_copied(job, self._steps.get(job.id, {})) for job in itertools.islice(found, limit)]
+        jobs = [copy_of(job) for job in itertools.islice(found, limit)]
+        for job in jobs:
+            job.kwargs, job.steps = dict(job.kwargs), tuple(self._steps.get(job.id, {}).values())
         return [await _decoded(job) for job in jobs]
 
     async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
@@ -9287,12 +9277,13 @@ class _Steps:
                 return Outcome.release(job, _LEASE_LOST, begun=False)
             if options.cpu_bound and not await self._take_place(attempt):
                 return Outcome.release(job, "it was claimed in advance, and no process became free", begun=False)
-            if worker.hooks.any:
-                worker.settler.emit(Event("start", worker.info.id, job))
             if job.overrides:
                 attempt.options = dataclasses.replace(options, **job.overrides)
-            if job.payload is not None or job.parents or task.converters is not None:
+            is_observed = worker.hooks.any or self._middleware
+            if is_observed or job.payload is not None or job.parents or task.converters is not None:
                 decoded = await self._decode(attempt, task)
+                if is_observed:
+                    job = self._show(attempt, decoded)
                 if isinstance(decoded, Outcome):
                     return decoded
                 arguments = decoded
@@ -9359,6 +9350,14 @@ class _Steps:
             return self._keep_failure(attempt, _failure(job, error))
         except BrokerError as error:
             return Outcome.release(job, describe(error), self._worker.clock.time() + _AWAY_DELAY, begun=False)
+
+    def _show(self, attempt: _Attempt, decoded: _Arguments | Outcome) -> Job:
+        """Return the job as middleware and hooks see it, with its arguments, and fire the first event."""
+        if not isinstance(decoded, Outcome):
+            attempt.job = copy_of(attempt.job)  # a broker may share the other one
+            attempt.job.args, attempt.job.kwargs = tuple(decoded[0]), decoded[1]
+        self._worker.settler.emit(Event("start", self._worker.info.id, attempt.job))
+        return attempt.job
 
     async def _put_results(self, job: Job, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Arguments:
         """Return the arguments with the results of the job's parents in place of the placeholders."""

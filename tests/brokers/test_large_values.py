@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import enum
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from flowrra import (
     BackendConfig,
     BrokerConfig,
     ConfigError,
+    Event,
+    Job,
     SerializationError,
     current_job,
     decode_arguments,
@@ -22,7 +25,13 @@ from flowrra import (
 )
 from tests.support.apps import make_app
 from tests.support.postgres_server import clean_schema
+from tests.support.processes import until
 from tests.support.typed_work import total_length
+
+
+class Color(enum.Enum):
+    RED = "red"
+
 
 LARGE = [{"name": f"name {n}", "tags": ["a", "b"]} for n in range(4_000)]
 
@@ -117,6 +126,42 @@ async def test_jobs_that_are_looked_up_have_their_arguments_if_these_are_short(u
                 (short, ([(1, "a"), {2}], 7), {"name": {"b": None}}),
             ]
         assert decode_arguments(found[0])[0] == [LARGE]
+
+
+async def test_middleware_and_hooks_get_the_arguments_as_the_task_does(url: str) -> None:
+    app = make_app(url)
+    seen: list[Any] = []
+
+    @app.middleware
+    async def around(job: Job, call_next: Any) -> Any:
+        seen.append(("middleware", job.args, dict(job.kwargs)))
+        return await call_next(job)
+
+    @app.on("start")
+    @app.on("retry")
+    @app.on("success")
+    def hear(event: Event) -> None:
+        assert event.job is not None
+        seen.append((event.name, event.job.args, dict(event.job.kwargs)))
+
+    @app.task
+    async def one() -> list[int]:
+        return [1]
+
+    @app.task(max_retries=1, retry_delay=0.0)
+    async def take(rows: list[int], color: Color, number: int = 0) -> None:
+        if current_job().failures == 0:
+            raise ValueError
+
+    async with app.client():
+        rows = await app.submit(one)
+        task_id = await app.submit(take, result_of(rows), Color.RED, number=7)
+        await app.start()
+        await app.wait_for_result(task_id, timeout=20)
+        await until(lambda: len(seen) == 9, "all events")
+    with_arguments = [entry for entry in seen if entry[1]]  # in no fixed order: events follow a little later
+    assert sorted(name for name, *_ in with_arguments) == ["middleware"] * 2 + ["retry", "start", "start", "success"]
+    assert all(entry[1:] == (([1], Color.RED), {"number": 7}) for entry in with_arguments)
 
 
 async def test_each_reader_gets_its_own_copy(url: str) -> None:
