@@ -5161,10 +5161,9 @@ class MemoryBroker(Broker):
                 job.steps = tuple(self._steps[task_id].values())
             if self._size is not None:
                 self._leave(PENDING, job)
-        if self._limits.keys:
-            if charged := [name for job in jobs if job.limit is not None and (name := self._limits.start(job))]:
-                unit = Unit(now, self.retention)
-                self._run(unit, charge(unit, charged))
+        if charged := [name for job in jobs if job.limit is not None and (name := self._limits.start(job))]:
+            unit = Unit(now, self.retention)
+            self._run(unit, charge(unit, charged))
         self._given += len(jobs)
         return None if passed == UPKEEP_STEP and not jobs else jobs
 
