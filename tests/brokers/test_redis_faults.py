@@ -61,8 +61,8 @@ async def push(broker: RedisBroker, *task_ids: str) -> list[str]:
     return await broker.push([Job(task_id, "task") for task_id in task_ids], now=0.0)
 
 
-async def claim(broker: RedisBroker) -> list[Job]:
-    return await broker.claim("default", limit=9, worker="w", now=0.0)
+async def claim(broker: RedisBroker, limit: int = 9) -> list[Job]:
+    return await broker.claim("default", limit=limit, worker="w", now=0.0)
 
 
 def lose_answer_to(proxy: Proxy, script: str) -> None:
@@ -113,16 +113,20 @@ async def test_what_a_lost_answer_had_claimed_is_handed_out_again() -> None:
 
 async def test_it_is_handed_out_to_a_later_claim_where_the_server_was_away_for_long() -> None:
     async with through_a_proxy(timeout=0.6) as (broker, proxy):
-        await push(broker, "a")
+        await push(broker, "a", "b")
         proxy.loses_answers = True
         with pytest.raises(BrokerError, match=r"has not answered for 0\.6 s"):
-            await claim(broker)
+            await claim(broker, limit=2)
         with pytest.raises(BrokerError):
             await claim(broker)
         proxy.loses_answers = False
-        assert await broker.counts() == {("default", TaskStatus.RUNNING): 1}
-        await push(broker, "b")
-        assert [(job.id, job.attempt) for job in await claim(broker)] == [("a", 1), ("b", 1)]
+        assert await broker.counts() == {("default", TaskStatus.RUNNING): 2}
+        await push(broker, "c", "d")
+        lost = broker._claims.lost.copy()
+        for limit, expected in ((1, "ab"), (2, "ab"), (3, "abc"), (9, "abd")):  # no more than it may run at once
+            broker._claims.lost = lost.copy()
+            found = await claim(broker, limit=limit)
+            assert [(job.id, job.attempt) for job in found] == [(task_id, 1) for task_id in expected]
 
 
 async def test_it_is_handed_out_after_a_claim_that_came_when_the_lease_had_ended() -> None:

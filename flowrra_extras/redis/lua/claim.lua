@@ -12,7 +12,6 @@ local queue, limit, worker, now, number = ARGV[2], tonumber(ARGV[3]), ARGV[4], A
 local answer, taken, running = {''}, {}, p .. 'running:' .. worker
 local aside = {}  -- expired jobs, which are left to the rules
 local charged = {}  -- limit keys > the ids of their jobs that were taken
-local may_be_repeated = again or ARGV[9]
 
 local function has_come(moment)
     return moment and tonumber(moment) <= tonumber(now)
@@ -78,6 +77,7 @@ local function hand_out_again()
         if lost[number] then members[#members + 1] = place .. id end
     end
     table.sort(members)
+    limit = limit - #members
     for _, member in ipairs(members) do
         hand_out(member, call('HMGET', p .. 'job:' .. string.sub(member, 30), CLAIMED_FIELDS))
     end
@@ -115,7 +115,7 @@ end
 
 -- Take a suspect if the worker runs nothing, otherwise ready jobs. While it runs a suspect, take nothing.
 local function choose(suspects, alone)
-    if alone then return end
+    if alone or limit < 1 then return end
     if (suspects or 0) + (counts['suspect ' .. queue] or 0) > 0 and call('SCARD', running) == 0 then
         local key = p .. 'suspects:' .. queue
         for crashes = tonumber(ARGV[6]), 1, -1 do
@@ -162,7 +162,7 @@ local function claim(suspects, alone)
         admit(now, UPKEEP, charged)
         due = first('due')
     end
-    if #taken > 0 or may_be_repeated then call('HSET', state, 'claims ' .. worker, number) end
+    if #taken > 0 or again or ARGV[9] then call('HSET', state, 'claims ' .. worker, number) end
 end
 
 if has_come(due) then  -- always: workers wait for the first of the remaining jobs
@@ -184,7 +184,7 @@ if ARGV[7] == '0' and not paused and (expired or not leases_hold) then
         return {'upkeep', expired and 1 or 0, leases}
     end
 end
-if may_be_repeated then hand_out_again() end
+if again or ARGV[9] then hand_out_again() end
 if number > tonumber(latest) and not paused then claim(suspects, alone) end
 publish()
 if answer[1] == '' then answer[1] = due or '' end
