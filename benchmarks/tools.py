@@ -7,10 +7,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -106,12 +107,17 @@ def read_marks(folder: Path) -> Marks:
     return [marks for marks in found if marks]
 
 
+def all_at_it(marks: Marks) -> int:
+    """When the last worker began its first job."""
+    return max(worker[0][0] for worker in marks)
+
+
 def rate(marks: Marks, total: int, end: int) -> float:
     """Jobs a second from the moment when all workers were at it until the end.
 
     What the first worker did before the last one had its first job does not count.
     """
-    begin = max(worker[0][0] for worker in marks)
+    begin = all_at_it(marks)
     before = sum(_done_before(worker, begin) for worker in marks)
     return (total - before) / (end - begin) * 1e9
 
@@ -138,6 +144,33 @@ def cpu_seconds(pid: int) -> float:
     A process's CPU clock has the id (~pid << 3) | 2, see clock_getcpuclockid(3).
     """
     return time.clock_gettime((~pid << 3) | 2)
+
+
+class BusyCores(threading.Thread):
+    """How many of the machine's cores are busy, in any process, while this context lasts (Linux)."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._samples: list[tuple[int, int]] = []  # time in ns, seconds of all cores in ticks
+        self._is_over = threading.Event()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self._is_over.wait(0.01):
+            user, nice, system, _idle, _waiting, *interrupts = map(int, Path("/proc/stat").read_text().split()[1:8])
+            self._samples.append((time.monotonic_ns(), user + nice + system + sum(interrupts)))
+
+    def between(self, begin: int, end: int) -> float:
+        """How many cores were busy on average between two times."""
+        first, *_, last = (sample for sample in self._samples if begin <= sample[0] <= end)
+        return (last[1] - first[1]) / os.sysconf("SC_CLK_TCK") / (last[0] - first[0]) * 1e9
 
 
 def family(pid: int) -> list[int]:

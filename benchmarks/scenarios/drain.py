@@ -45,14 +45,25 @@ def start_workers(stack: ExitStack, count: int, *command: str, marks: Path) -> N
 def flowrra(synchronous: str, workers: int = 1) -> Callable[[Settings], Figures]:
     def run(settings: Settings) -> Figures:
         os.environ["BENCH_URL"] = url(synchronous)
-        marks = tools.marks_folder()
-        ids = asyncio.run(fill(OURS * workers))
-        with ExitStack() as stack:
-            start_workers(stack, workers, *WORKER, marks=marks)
-            end = asyncio.run(wait_for_all(ids))
-        return {"jobs": tools.rate(tools.read_marks(marks), len(ids), end)}
+        return drained(workers)
 
     return run
+
+
+def drained(workers: int, jobs: int = OURS) -> Figures:
+    """Fill the store at BENCH_URL with so many jobs for each worker, and measure until they are done."""
+    folder = tools.marks_folder()
+    ids = asyncio.run(fill(jobs * workers))
+    with tools.BusyCores() as busy, ExitStack() as stack:
+        start_workers(stack, workers, *WORKER, marks=folder)
+        end = asyncio.run(wait_for_all(ids))
+    marks = tools.read_marks(folder)
+    return {"jobs": tools.rate(marks, len(ids), end), "cores": busy.between(tools.all_at_it(marks), end)}
+
+
+def busy_cores(label: str, part: str) -> Check:
+    """The row of the cores that a drain keeps busy: if it is all of them, another worker cannot add to them."""
+    return Check(label=f"{label}: busy cores of {os.cpu_count()}", ours=part, figure="cores", unit="cores")
 
 
 async def fill(jobs: int) -> list[Any]:
@@ -178,6 +189,8 @@ SCENARIO = Scenario(
         Check(label="NORMAL", ours="NORMAL", figure="jobs", against="huey tuned", goal=3),
         Check(label="FULL, 2 workers", ours="FULL, 2 workers", figure="jobs", against="FULL",
               goal=1.3),
+        busy_cores("FULL", "FULL"),
+        busy_cores("FULL, 2 workers", "FULL, 2 workers"),
         Check(label="FULL", ours="FULL", figure="jobs", against="NORMAL"),
         Check(label="FULL", ours="FULL", figure="jobs", against="raw FULL"),
     ),

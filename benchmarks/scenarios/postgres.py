@@ -18,7 +18,7 @@ from benchmarks import tools
 from benchmarks.databases import command, connect, database
 from benchmarks.model import Check, Figures, Part, Scenario, Settings
 from benchmarks.scenarios import enqueue, latency
-from benchmarks.scenarios.drain import OURS, WORKER, fill, start_workers, wait_for_all
+from benchmarks.scenarios.drain import WORKER, busy_cores, drained, fill, start_workers, wait_for_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,16 +29,12 @@ RAW = 60_000
 RAW_LONE = 1_000
 
 
-def drained(workers: int) -> Callable[[Settings], Figures]:
+def flowrra(workers: int) -> Callable[[Settings], Figures]:
     """Measure Flowrra, with results, and one worker process or several."""
 
     def run(settings: Settings) -> Figures:
-        with database(), ExitStack() as stack:
-            marks = tools.marks_folder()
-            ids = asyncio.run(fill(OURS * workers))
-            start_workers(stack, workers, *WORKER, marks=marks)
-            end = asyncio.run(wait_for_all(ids))
-            return {"jobs": tools.rate(tools.read_marks(marks), len(ids), end)}
+        with database():
+            return drained(workers)
 
     return run
 
@@ -212,8 +208,8 @@ OWN = "flowrra worker --concurrency 100, statements and pool as they come"
 SCENARIO = Scenario(
     title="PostgreSQL: no-op jobs, results kept, commits as the server makes them",
     parts={
-        "drain": Part(run=drained(1), needs="flowrra", setting=OWN),
-        "drain, 2 workers": Part(run=drained(2), needs="flowrra", setting="from the time both are at it"),
+        "drain": Part(run=flowrra(1), needs="flowrra", setting=OWN),
+        "drain, 2 workers": Part(run=flowrra(2), needs="flowrra", setting="from the time both are at it"),
         "drain, analyzed": Part(
             run=analyzed, needs="flowrra", setting=f"{FINISHED:,} done, ANALYZE, {BEHIND:,} more"
         ),
@@ -241,6 +237,8 @@ SCENARIO = Scenario(
         Check(label="drain, time after ANALYZE / before", ours="drain, analyzed", figure="ratio", unit="x", goal=1.2,
               at_most=True),
         Check(label="drain, 2 workers", ours="drain, 2 workers", figure="jobs", against="drain", goal=1.1),
+        busy_cores("drain", "drain"),
+        busy_cores("drain, 2 workers", "drain, 2 workers"),
         *(Check(label="submit_many", ours="submit", figure="many", against=f"{name} submit", goal=goal)
           for name, goal in (("pgqueuer", 1.2), ("procrastinate", None))),
         Check(label="submit_many", ours="submit", figure="many", against="raw"),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import tools
 from benchmarks.model import Check, Figures, Part, Scenario, Settings
-from benchmarks.scenarios.drain import CONCURRENCY, LOSES_RUNNING, WORKER, fill, start_workers, wait_for_all
+from benchmarks.scenarios.drain import CONCURRENCY, LOSES_RUNNING, busy_cores, drained, start_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,17 +27,13 @@ GROUP = 100
 
 def flowrra(workers: int) -> Callable[[Settings], Figures]:
     def run(settings: Settings) -> Figures:
-        with tools.redis_server(), ExitStack() as stack:
-            marks = tools.marks_folder()
-            ids = asyncio.run(fill(OURS * workers))
-            start_workers(stack, workers, *WORKER, marks=marks)
-            end = asyncio.run(wait_for_all(ids))
-            return {"jobs": tools.rate(tools.read_marks(marks), len(ids), end)}
+        with tools.redis_server():
+            return drained(workers, OURS)
 
     return run
 
 
-def drained(command: tuple[str, ...], wait: Callable[[], None]) -> Figures:
+def drained_by(command: tuple[str, ...], wait: Callable[[], None]) -> Figures:
     """Return the jobs per second of one worker of another queue, until `wait` returns."""
     marks = tools.marks_folder()
     with ExitStack() as stack:
@@ -55,7 +51,9 @@ def huey(threads: int) -> Callable[[Settings], Figures]:
                 queue.noop(n)
             command = ("-m", "huey.bin.huey_consumer", "benchmarks.apps.huey_redis.huey", "--quiet", "-w", str(threads))
             storage = queue.huey.storage
-            return drained(command, lambda: tools.wait_until(lambda: storage.result_store_size() == PEERS, pause=0.02))
+            return drained_by(
+                command, lambda: tools.wait_until(lambda: storage.result_store_size() == PEERS, pause=0.02)
+            )
 
     return run
 
@@ -77,7 +75,7 @@ def dramatiq(settings: Settings) -> Figures:
                 tools.wait_until(functools.partial(is_done, message))
 
         command = ("-m", "dramatiq", "benchmarks.apps.dramatiq_redis", "-p", "1", "-t", "8")
-        return drained(command, wait)
+        return drained_by(command, wait)
 
 
 def saq(settings: Settings) -> Figures:
@@ -92,7 +90,7 @@ def saq(settings: Settings) -> Figures:
         asyncio.run(enqueue())
         client: Any = import_module("redis").Redis.from_url(url)
         command = ("-m", "saq", "benchmarks.apps.saq_redis.settings", "--quiet")
-        return drained(
+        return drained_by(
             command, lambda: tools.wait_until(lambda: not client.zcard("saq:default:incomplete"), pause=0.02)
         )
 
@@ -133,6 +131,8 @@ SCENARIO = Scenario(
         Check(label="1 worker", ours="Flowrra", figure="jobs", against="dramatiq", goal=4),
         Check(label="1 worker", ours="Flowrra", figure="jobs", against="saq"),
         Check(label="2 workers", ours="Flowrra, 2 workers", figure="jobs", against="Flowrra", goal=1.2),
+        busy_cores("1 worker", "Flowrra"),
+        busy_cores("2 workers", "Flowrra, 2 workers"),
         Check(label="1 worker", ours="Flowrra", figure="jobs", against="raw"),
     ),
 )
