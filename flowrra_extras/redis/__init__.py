@@ -302,7 +302,7 @@ class RedisBroker(Broker):
     async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
         self._notifications.hub.look(("worker", ""))
         is_new = not worker.term and not self._calls.was_away(lease)
-        about = worker_text(worker, now), to_json(list(worker.queues)), repr(now - ACTIVITY_KEPT)
+        about = worker_text(worker, now), to_json(list(worker.queues)), self._claims.number(), repr(now - ACTIVITY_KEPT)
         activity = [str(word) for pair in activity_texts(worker.activity).items() for word in pair]
         lost: list[str] | None = None
         while True:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import signal
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,32 @@ async def test_a_broker_opens_though_the_look_at_the_settings_is_lost() -> None:
         assert await push(broker, "a") == ["a"]
 
 
-async def test_a_claim_that_comes_late_takes_nothing() -> None:
+Step = Callable[[RedisBroker], Awaitable[None]]
+
+
+async def nothing(broker: RedisBroker) -> None:
+    pass
+
+
+async def pause(broker: RedisBroker) -> None:
+    await broker.set_queue("default", paused=True)
+
+
+async def resume(broker: RedisBroker) -> None:
+    await broker.set_queue("default", paused=False)
+
+
+async def lose_the_lease(broker: RedisBroker) -> None:
+    """Another worker takes `w` for dead, which then registers anew."""
+    worker = WorkerInfo("w", queues={"default": 9})
+    await broker.heartbeat(dataclasses.replace(worker), lease=0, now=0.0)
+    await broker.heartbeat(worker, lease=60, now=0.0)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(nothing, nothing), (pause, resume), (nothing, lose_the_lease)], ids=lambda do: do.__name__
+)
+async def test_a_claim_that_comes_late_takes_nothing(before: Step, after: Step) -> None:
     """It was sent before a connection was lost, and is carried out when its worker has long claimed anew."""
     async with through_a_proxy() as (broker, _):
         words = Claim(Claims(), "default", 9, "w", 0.0, 2).words
@@ -174,12 +199,30 @@ async def test_a_claim_that_comes_late_takes_nothing() -> None:
         again.pack("")  # as if it had been sent before
         link = Link(address_from_url(broker.url))
         link.open(timeout=5.0)
+        await before(broker)
         await link.send([again])
+        await after(broker)
         await push(broker, "a")
         await link.send([late])
         await link.close()
-        assert again.answer == late.answer == [""]
+        assert (again.answer, late.answer) == ([""], ["0.0"])  # the worker is to claim again
         assert len(await claim(broker)) == 1
+
+
+async def test_claims_whose_answers_are_lost_again_and_again_take_no_more_than_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As when a slow server answers each one too late."""
+    async with through_a_proxy() as (broker, _):
+        await push(broker, *map(str, range(9)))
+        take = Claim.take
+        with monkeypatch.context() as patch:
+            patch.setattr(Claim, "take", lambda call, _: take(call, BrokerError("has not answered")))
+            for _ in range(3):
+                with pytest.raises(BrokerError):
+                    await broker.claim("default", limit=2, worker="w", now=0.0)
+        jobs = [await broker.claim("default", limit=4, worker="w", now=0.0) for _ in range(2)]
+        assert [[job.id for job in some] for some in jobs] == [list("0123"), list("4567")]
 
 
 async def test_a_settle_whose_answer_is_lost_is_recognised() -> None:

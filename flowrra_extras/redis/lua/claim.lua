@@ -162,7 +162,6 @@ local function claim(suspects, alone)
         admit(now, UPKEEP, charged)
         due = first('due')
     end
-    if #taken > 0 or again or ARGV[9] then call('HSET', state, 'claims ' .. worker, number) end
 end
 
 if has_come(due) then  -- always: workers wait for the first of the remaining jobs
@@ -185,7 +184,12 @@ if ARGV[7] == '0' and not paused and (expired or not leases_hold) then
     end
 end
 if again or ARGV[9] then hand_out_again() end
-if number > tonumber(latest) and not paused then claim(suspects, alone) end
+if number <= tonumber(latest) then
+    answer[1] = now  -- the worker claims again
+else
+    if not paused then claim(suspects, alone) end
+    if #taken > 0 or again or ARGV[9] then call('HSET', state, 'claims ' .. worker, number) end
+end
 publish()
 if answer[1] == '' then answer[1] = due or '' end
 return answer

@@ -1,8 +1,8 @@
 -- Register a worker or extend its lease. With a lease of 0, only its activity is stored.
 --
 -- KEYS: P:
--- ARGV: again, worker, lease, 1 if lapsed leases have been judged, info (JSON), queues (JSON), the oldest minute to
---   keep, then for each minute whose activity has changed: its start, and the activity (JSON).
+-- ARGV: again, worker, lease, 1 if lapsed leases have been judged, info (JSON), queues (JSON), a number above those of
+--   its claims, the oldest minute to keep, then for each with new activity: its start, and the activity (JSON).
 -- Returns: the term of the lease, its jobs that are to be cancelled, paused queues, the fewest crashes of a waiting
 --   suspect (0: none waits), jobs that ended without an attempt; or the answer of `lapsed_leases`, and nothing was
 --   done.
@@ -27,9 +27,9 @@ end
 -- The totals grow by the difference to the replaced row, so a row that is reported twice counts once.
 local function keep_activity()
     local changes = {}
-    for i = 8, #ARGV, 2 do
+    for i = 9, #ARGV, 2 do
         local minute = p .. 'minute:' .. ARGV[i]
-        if tonumber(ARGV[i]) >= tonumber(ARGV[7]) then  -- purged minutes cannot be compared
+        if tonumber(ARGV[i]) >= tonumber(ARGV[8]) then  -- purged minutes cannot be compared
             add_rows(changes, call('HGET', minute, worker), -1)
             add_rows(changes, ARGV[i + 1], 1)
             call('ZADD', p .. 'minutes', ARGV[i], ARGV[i])
@@ -39,7 +39,7 @@ local function keep_activity()
     for name, number in pairs(changes) do
         if number ~= 0 then call('HINCRBYFLOAT', p .. 'totals', name, string.format('%.17g', number)) end
     end
-    for _, minute in ipairs(call('ZRANGEBYSCORE', p .. 'minutes', '-inf', '(' .. ARGV[7])) do
+    for _, minute in ipairs(call('ZRANGEBYSCORE', p .. 'minutes', '-inf', '(' .. ARGV[8])) do
         call('UNLINK', p .. 'minute:' .. minute)
         call('ZREM', p .. 'minutes', minute)
     end
@@ -58,7 +58,7 @@ call('ZADD', p .. 'leases', string.format('%.6f', time + lease), worker)
 call('HSET', state, 'length ' .. worker, ARGV[3], 'term ' .. worker, term)
 call('HDEL', state, 'graced ' .. worker)
 call('HSET', p .. 'workers', worker, info)
-call('HSETNX', state, 'claims ' .. worker, 0)
+call('HSETNX', state, 'claims ' .. worker, ARGV[7])  -- those from before the lease take nothing
 local to_end, paused, suspects = {}, {}, 0
 for _, id in ipairs(call('SMEMBERS', p .. 'cancelling')) do
     if call('SISMEMBER', p .. 'running:' .. worker, id) == 1 then to_end[#to_end + 1] = id end

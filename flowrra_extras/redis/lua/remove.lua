@@ -10,12 +10,9 @@ local by, gone = ARGV[2], {}
 for i = 3, #ARGV do
     local status, worker = unpack(call('HMGET', p .. 'job:' .. ARGV[i], F.status, F.worker), 1, 2)
     local is_held = by ~= '' and status == 'blocked' and worker == by
-    if is_held or (by == '' and is_finished(status)) then
-        erase(ARGV[i])
-        gone[#gone + 1] = ARGV[i]
-    elseif again and not status then
-        gone[#gone + 1] = ARGV[i]
-    end
+    local goes = is_held or (by == '' and is_finished(status))
+    if goes then erase(ARGV[i]) end
+    if goes or (again and not status) then gone[#gone + 1] = ARGV[i] end
 end
 ended = gone
 publish()
