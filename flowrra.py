@@ -9084,7 +9084,8 @@ class _Attempt(JobContext):
         await self.served.worker.settler.keep_step(self, step)
 
     async def find_event(self, name: str) -> str | None:
-        found = await self.served.worker.broker.find(JobFilter(ids=[event_id(name)]), limit=1)
+        worker, which = self.served.worker, JobFilter(ids=[event_id(name)])
+        found = await worker.call(lambda _: worker.broker.find(which, limit=1))
         return await apart(encode, found[0].result) if found and found[0].status is SUCCESS else None
 
     def wait_until(self, call: Coroutine[Any, Any, T]) -> T:
@@ -9477,20 +9478,10 @@ class _Settler:
 
     async def keep_step(self, attempt: _Attempt, step: Step) -> None:
         """Write a step, and retry while the store is unreachable. An attempt that has ended writes none."""
-        worker, failures = self._worker, 0
         outcome = Outcome.done(attempt.job, attempt.attempt, step)
-        while True:
-            try:
-                (is_kept,) = await worker.broker.settle([outcome], now=worker.clock.time())
-            except BrokerError as error:
-                failures += 1
-                await worker.recover(error, failures)
-                continue
-            if not is_kept:
-                raise FlowrraError(
-                    f"the step {step.name!r} is not kept: the job's lease was lost, and it runs elsewhere"
-                )
-            return
+        (is_kept,) = await self._worker.call(lambda now: self._worker.broker.settle([outcome], now=now))
+        if not is_kept:
+            raise FlowrraError(f"the step {step.name!r} is not kept: the job's lease was lost, and it runs elsewhere")
 
     async def settle_all(self) -> None:
         """Write outcomes in groups: those that arrive while one group is being written are the next group."""
@@ -9508,19 +9499,13 @@ class _Settler:
 
     async def _settle(self, group: Sequence[tuple[_Attempt, Outcome]]) -> None:
         """Settle the group, retry as long as the broker fails, and announce what was written."""
-        worker, failures = self._worker, 0
-        while True:
-            now = worker.clock.time()
-            try:
-                written = await worker.broker.settle([outcome for _, outcome in group], now=now)
-                break
-            except BrokerError as error:
-                failures += 1
-                await worker.recover(error, failures)
-            except Exception as error:
-                await self._settle_apart(group, error)
-                return
-        worker.tally.count(itertools.compress(group, written), now)
+        worker, outcomes = self._worker, [outcome for _, outcome in group]
+        try:
+            written = await worker.call(lambda now: worker.broker.settle(outcomes, now=now))
+        except Exception as error:
+            await self._settle_apart(group, error)
+            return
+        worker.tally.count(itertools.compress(group, written), worker.clock.time())
         worker.note_ended(len(group))
         if self._backend is not None:
             await self._record(self._backend, [o for (_, o), ok in zip(group, written, strict=True) if ok])
@@ -9855,7 +9840,7 @@ class _ServedQueue:
             worker.changed.clear()
             await worker.changed.wait()
             return
-        crashes, now = worker.turns.crashes(self.queue), worker.clock.time()
+        crashes, now, term = worker.turns.crashes(self.queue), worker.clock.time(), worker.info.term
         jobs = await worker.broker.claim(self.queue, limit=limit, worker=worker.info.id, now=now, crashes=crashes)
         worker.turns.note(self.queue, jobs)
         self.claimed.extend([_Attempt(job, self) for job in jobs])
@@ -9863,6 +9848,8 @@ class _ServedQueue:
             worker.is_reserved = True
         if worker.is_draining:
             self.hand_back()
+        elif worker.info.term != term:  # the lease was lost after this claim, perhaps
+            self.hand_back("lapsed")
         elif crashes and not jobs:  # else suspects may be left
             await worker.broker.wait([("queue", self.queue)], _IDLE_WAIT)
 
@@ -9889,10 +9876,10 @@ class _ServedQueue:
         worker.changed.set()
         return is_clean
 
-    def hand_back(self) -> None:
+    def hand_back(self, why: str = "release") -> None:
         """Release the claimed jobs that have not started."""
         for attempt in self.claimed:
-            attempt.stop("release")
+            attempt.stop(why)
 
 
 class Worker:
@@ -10127,6 +10114,16 @@ class Worker:
                     raise
                 failures = 1 if time.monotonic() - began > _WELL else failures + 1
                 await self.recover(error, failures, longest)
+
+    async def call(self, operation: Callable[[float], Awaitable[T]]) -> T:
+        """Return what an operation of the broker, called with the time, returns. Retry as long as it fails."""
+        failures = 0
+        while True:
+            try:
+                return await operation(self.clock.time())
+            except BrokerError as error:
+                failures += 1
+                await self.recover(error, failures)
 
     async def recover(self, error: BaseException, failures: int, longest: float = 10.0) -> None:
         """Log the latest of several failures in a row, and sleep before the next try, longer each time."""

@@ -212,6 +212,34 @@ async def test_what_arrives_after_the_lease_was_lost_is_not_begun() -> None:
     assert begun[0] > 1, "not the attempt that had become another's"
 
 
+async def test_what_arrives_when_the_lease_was_lost_and_given_anew_is_not_begun(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broker = Far()
+    app = make_app(broker=broker, heartbeat=0.05, lease=0.3)
+    begun: list[int] = []
+
+    @app.task
+    async def work() -> None:
+        begun.append(current_job().attempt)
+
+    async with app:
+        task_id = await app.submit(work)
+        await eventually(lambda: bool(broker.claimed))
+        broker.away = True
+        await asyncio.sleep(0.4)
+        other = WorkerInfo("other", queues={"default": 1})
+        assert len((await broker.heartbeat(other, lease=10.0, now=app.now())).lost_workers) == 1
+        (taken,) = await MemoryBroker.claim(broker, "default", limit=1, worker="other", now=app.now())
+        broker.away = False
+        await eventually(lambda: "lost its lease" in caplog.text)
+        broker.arrives.set()
+        await eventually(lambda: "so this attempt changes nothing" in caplog.text)
+        assert begun == [], "the other worker runs it"
+        await broker.settle([Outcome.release(taken, "not here")], now=app.now())
+        assert (await app.wait_for_result(task_id, timeout=20.0)).is_success
+
+
 class Spy(MemoryBroker):
     """Remembers what was reported."""
 

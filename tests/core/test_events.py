@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 
-from flowrra import ConfigError, Flowrra, SerializationError, Snooze, TaskStatus, TaskTimeoutError, current_job
+from flowrra import (
+    BrokerError,
+    ConfigError,
+    Flowrra,
+    Job,
+    JobFilter,
+    SerializationError,
+    Snooze,
+    TaskStatus,
+    TaskTimeoutError,
+    current_job,
+)
 from flowrra_extras.testing import ManualClock, job_context
 from tests.support.apps import eventually, make_app, within
 
@@ -53,6 +64,21 @@ async def test_an_event_that_was_emitted_before_is_not_waited_for(app: Flowrra) 
         assert await app.emit("approved:1", True)
         result = await within(app.wait_for_result(await app.submit("order", 1)))
     assert (result.result, result.attempts) == (True, 1)
+
+
+async def test_a_store_that_is_away_costs_no_retry(app: Flowrra, monkeypatch: pytest.MonkeyPatch) -> None:
+    find, outages = app.broker.find, [BrokerError("away"), BrokerError("still away")]
+
+    async def find_at_last(which: JobFilter, **options: Any) -> list[Job]:
+        if outages and which.ids == ["event:approved:1"]:
+            raise outages.pop()
+        return await find(which, **options)
+
+    async with app:
+        await app.emit("approved:1", True)
+        monkeypatch.setattr(app.broker, "find", find_at_last)
+        result = await within(app.wait_for_result(await app.submit("order", 1)))
+    assert (outages, result.result, result.attempts) == ([], True, 1)
 
 
 async def test_the_first_emit_counts(app: Flowrra) -> None:
