@@ -3546,24 +3546,25 @@ class Lease(NamedTuple):
 
 
 def judge_leases(
-    lapsed: Mapping[str, Lease], mine: Lease | None, clock: float, *, is_new: bool = False
+    others: Mapping[str, Lease], mine: Lease | None, clock: float, *, is_new: bool = False
 ) -> tuple[list[str], list[str]]:
-    """Divide the workers whose leases have ended into those that are dead and those that get one more lease.
+    """Return, of other workers that have missed a heartbeat, those that are dead and those that get one more lease.
 
-    `mine` is the lease of the worker that asks. If it has ended, too, or there is none, the store may have been
-    unreachable for all workers, so none is declared dead. Otherwise, another worker is dead if it had already missed a
-    heartbeat at the last heartbeat of the worker that asks: half a lease after its own (a lease is at least two
-    heartbeats). `is_new`: the worker that asks has just started; it declares all of them dead, so that jobs do not wait
-    after a restart. One more lease is given once, until the next heartbeat. Otherwise, a worker that is sometimes late
-    would keep the leases of dead workers valid.
+    A heartbeat is missed half a lease after the last one (a lease is at least two heartbeats). `mine` is the lease of
+    the worker that asks. If three quarters of it are over, or there is none, the store may have been unreachable for
+    all workers, so none is declared dead. Otherwise, another worker is dead if its lease has ended, and it had already
+    missed a heartbeat at the last one of the worker that asks. `is_new`: the worker that asks has just started; it
+    declares all whose leases have ended dead, so that jobs do not wait after a restart. One more lease is given once,
+    until the next heartbeat. Otherwise, a worker that is sometimes late would keep the leases of dead workers valid.
     """
-    if mine is None or mine.until <= clock:
-        heard = math.inf if mine is None and is_new else -math.inf
-    else:
-        heard = mine.until - mine.length
-    # A lease that ends later than any lease can is from an earlier boot: the store has listed it among the ended ones.
-    dead = [name for name, (until, length, _) in lapsed.items() if until > clock or until - length / 2 <= heard]
-    return dead, [name for name, lease in lapsed.items() if not lease.graced and name not in dead]
+    is_late = mine is not None and mine.until - mine.length / 4 <= clock
+    heard = -math.inf if mine is None or is_late else mine.until - mine.length
+    if mine is None and is_new:
+        heard = math.inf
+    # A lease that ends later than any lease can is from an earlier boot.
+    ended = {w: one for w, one in others.items() if not clock < one.until <= clock + one.length + 1.0}
+    dead = [w for w, (until, length, _) in ended.items() if until > clock or until - length / 2 <= heard]
+    return dead, [w for w, one in (others if is_late else ended).items() if not one.graced and w not in dead]
 
 
 # Walks over several jobs -----------------------------------------------------------------------
@@ -5210,12 +5211,12 @@ class MemoryBroker(Broker):
         """Put back the jobs of workers that `by` may presume dead. A claim leaves doubtful ones to heartbeats."""
         clock = self._clock.monotonic()
         leases = self._leases.items()
-        lapsed = {w: o for w, o in leases if o.until <= clock and w != by and (beats or not o.graced)}
-        if not lapsed:
+        late = {w: o for w, o in leases if o.until - o.length / 2 <= clock and w != by and (beats or not o.graced)}
+        if not late:
             return []
-        dead, fresh = judge_leases(lapsed, self._leases.get(by), clock, is_new=is_new)
+        dead, fresh = judge_leases(late, self._leases.get(by), clock, is_new=is_new)
         for name in fresh if beats else ():
-            self._leases[name] = Lease(clock + lapsed[name].length, lapsed[name].length, graced=True)
+            self._leases[name] = Lease(clock + late[name].length, late[name].length, graced=True)
         self._remove_workers(dead, now, crashed=True)
         return dead
 
@@ -6081,7 +6082,8 @@ class SQLiteTable:
         however late it is. A stopped process runs nothing, so it may be.
         """
         clock = self._clock.monotonic()
-        query = f"SELECT id, lease, length, graced, home, pid, birth FROM flowrra_worker WHERE id = :by OR {_LAPSED}"
+        late = f"lease - coalesce(length, 0) / 2 <= :clock OR {_LAPSED}"
+        query = f"SELECT id, lease, length, graced, home, pid, birth FROM flowrra_worker WHERE id = :by OR {late}"
         rows = {row[0]: row[1:] for row in self._db.execute(query, {"by": by, "clock": clock}).fetchall()}
         leases = {w: Lease(row[0], row[1] or beat or MAX_LEASE, bool(row[2])) for w, row in rows.items()}
         mine = leases.pop(by, None)

@@ -212,11 +212,11 @@ class DictBroker(Broker):
 
     def rescue_dead(self, by: str, now: float, *, beats: bool, is_new: bool = False) -> list[str]:
         clock = self.clock.monotonic()
-        lapsed = {w: one for w, one in self.leases.items() if one.until <= clock and w != by}
-        lapsed = {w: one for w, one in lapsed.items() if beats or not one.graced}
-        dead, fresh = flowrra.judge_leases(lapsed, self.leases.get(by), clock, is_new=is_new)
+        late = {w: one for w, one in self.leases.items() if one.until - one.length / 2 <= clock and w != by}
+        late = {w: one for w, one in late.items() if beats or not one.graced}
+        dead, fresh = flowrra.judge_leases(late, self.leases.get(by), clock, is_new=is_new)
         for name in fresh if beats else ():
-            self.leases[name] = Lease(clock + lapsed[name].length, lapsed[name].length, graced=True)
+            self.leases[name] = Lease(clock + late[name].length, late[name].length, graced=True)
         for name in dead:
             self.remove_worker(name, now, crashed=True)
         return dead

@@ -175,12 +175,13 @@ STEPS_OF = f"SELECT seq, {_STEPS} FROM flowrra.job WHERE seq = ANY ($1::bigint[]
 # because it had already missed a heartbeat at the last heartbeat of `mine`. See `judge_leases` of the core. If the
 # length of a lease is unknown, half of the other one's length counts.
 LAPSED = "other.lease <= clock_timestamp() AND other.id <> mine.id"
+LATE = "mine.lease - make_interval(secs => coalesce(mine.length, 0) / 4) <= clock_timestamp()"
 MISSED = """other.lease - make_interval(secs => coalesce(other.length, mine.length, 0) / 2)
         <= mine.lease - make_interval(secs => coalesce(mine.length, 0))"""
 # The workers whose jobs a claim of $2 rescues. Heartbeats decide on doubtful workers.
 LOST = f"""
     SELECT other.id FROM flowrra.worker AS other, flowrra.worker AS mine
-    WHERE mine.id = $2 AND mine.lease > clock_timestamp() AND {LAPSED} AND {MISSED} AND NOT other.graced"""
+    WHERE mine.id = $2 AND NOT {LATE} AND {LAPSED} AND {MISSED} AND NOT other.graced"""
 LOST_TO = LOST.replace("$2", "$1")
 # A claim locks its worker's row. A rescue of that worker's jobs first deletes the row, so it waits for the claim and
 # then sees all its jobs. `FOR KEY SHARE` does not block heartbeats.
@@ -397,12 +398,14 @@ BEAT = f"""
     WITH mine AS MATERIALIZED (SELECT id, lease, length FROM flowrra.worker WHERE id = $1),
     lapsed AS MATERIALIZED (
         SELECT other.id, other.graced, CASE WHEN $17::boolean THEN false
-            WHEN mine.id IS NULL THEN $16::boolean ELSE mine.lease > clock_timestamp() AND {MISSED} END AS dead
-        FROM flowrra.worker AS other LEFT JOIN mine ON true WHERE other.lease <= clock_timestamp() AND other.id <> $1),
+            WHEN mine.id IS NULL THEN $16::boolean ELSE NOT {LATE} AND {MISSED} END AS dead
+        FROM flowrra.worker AS other LEFT JOIN mine ON true WHERE other.id <> $1 AND other.lease <= clock_timestamp()
+            + make_interval(secs => CASE WHEN {LATE} THEN coalesce(other.length, 0) / 2 ELSE 0 END)),
     fresh AS (
         UPDATE flowrra.worker SET lease = clock_timestamp() + make_interval(secs => coalesce(length, $11::float8)),
             graced = true
-        WHERE id = ANY (ARRAY(SELECT id FROM flowrra.worker WHERE lease <= clock_timestamp() AND NOT graced
+        WHERE id = ANY (ARRAY(SELECT id FROM flowrra.worker WHERE NOT graced
+            AND lease <= clock_timestamp() + make_interval(secs => coalesce(length, 0) / 2)
             AND id = ANY (ARRAY(SELECT id FROM lapsed WHERE NOT dead)) FOR NO KEY UPDATE SKIP LOCKED))),
     renewed AS (
         UPDATE flowrra.worker SET lease = clock_timestamp() + make_interval(secs => $11::float8), queues = $4,

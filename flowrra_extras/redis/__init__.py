@@ -228,7 +228,7 @@ class RedisBroker(Broker):
         self._notifications.hub.look(("queue", queue))
         due, jobs = await self._claim(Claim(self._claims, queue, limit, worker, now, crashes))
         if due == "upkeep":
-            is_left = await self._do_upkeep(worker, now, *jobs)
+            is_left = await self._do_upkeep(now, *jobs)
             due, jobs = await self._claim(Claim(self._claims, queue, limit, worker, now, crashes, goes_on=True))
             due = now if is_left else due
         self._next_due = due
@@ -242,10 +242,10 @@ class RedisBroker(Broker):
             raise
         return first, rest if first == "upkeep" else rest[0]
 
-    async def _do_upkeep(self, worker: str, now: float, expired: int, leases: Sequence[Any]) -> bool:
+    async def _do_upkeep(self, now: float, expired: int, leases: Sequence[Any]) -> bool:
         """Run a bounded step of the upkeep that is due before a claim. Return whether more jobs may have expired."""
         if leases[3]:
-            await self._leases.judge(leases, now, worker)
+            await self._leases.judge(leases, now)
         if not expired:
             return False
         unit, plan, is_left = await self._changes.attempt(now, lambda unit: expire(unit, UPKEEP_STEP))
@@ -310,9 +310,7 @@ class RedisBroker(Broker):
             answer = await self._calls.run(call)
             if len(answer) != _LEASES:
                 break
-            lost = await self._leases.judge(
-                answer, now, worker.id, beat=lease, is_new=is_new, is_sure=not call.is_repeated
-            )
+            lost = await self._leases.judge(answer, now, beat=lease, is_new=is_new, is_sure=not call.is_repeated)
         if lease <= 0:
             await self._leases.rescue([worker.id], now)
         term, cancelled, paused, suspects, endings = answer

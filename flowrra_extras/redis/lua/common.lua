@@ -205,17 +205,19 @@ local function clock()
     return time[1] + time[2] / 1000000
 end
 
--- The input for `judge_leases`: the clock, the lease of the worker that asks, and the leases that have ended.
+-- The input for `judge_leases`: the clock, the lease of the worker that asks, and the leases that have ended. To a
+-- heartbeat that is late, those of workers that have missed one, too.
 local function lapsed_leases(by, graced_too)
     local time, found = clock(), {}
-    local lapsed = call('ZRANGEBYSCORE', p .. 'leases', '-inf', time, 'WITHSCORES')
+    local mine, length = call('ZSCORE', p .. 'leases', by), call('HGET', state, 'length ' .. by)
+    local is_late = graced_too and mine and length and mine - length / 4 <= time
+    local lapsed = call('ZRANGEBYSCORE', p .. 'leases', '-inf', is_late and time + length / 2 or time, 'WITHSCORES')
     for i = 1, #lapsed, 2 do
         local length, graced = unpack(call('HMGET', state, 'length ' .. lapsed[i], 'graced ' .. lapsed[i]), 1, 2)
         if lapsed[i] ~= by and (graced_too or not graced) then
             found[#found + 1] = {lapsed[i], lapsed[i + 1], length or '', graced or ''}
         end
     end
-    local mine, length = call('ZSCORE', p .. 'leases', by), call('HGET', state, 'length ' .. by)
     return found, {string.format('%.6f', time), mine or '', length or '', found}
 end
 
