@@ -32,7 +32,7 @@ CORE_LINES = 12_938
 # On the way to 45 modules and 10,000 lines.
 EXTRAS_MODULES = 87
 EXTRAS_LINES = 20_824
-LUA_LINES = 1_679  # of the scripts in Redis
+LUA_LINES = 1_680  # of the scripts in Redis
 FUNCTION_LINES = 60
 CLASS_LINES = 400
 CLASS_METHODS = 25

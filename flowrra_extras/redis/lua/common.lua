@@ -205,8 +205,7 @@ local function clock()
     return time[1] + time[2] / 1000000
 end
 
--- The input for `judge_leases`: the clock, the lease of the worker that asks, and the leases that have ended. To a
--- heartbeat that is late, those of workers that have missed one, too.
+-- The input for `judge_leases`: the clock, the own lease, those that have ended, and if it is late, all that may be.
 local function lapsed_leases(by, graced_too)
     local time, found = clock(), {}
     local mine, length = call('ZSCORE', p .. 'leases', by), call('HGET', state, 'length ' .. by)
