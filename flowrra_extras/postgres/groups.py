@@ -339,10 +339,7 @@ class Groups:
         early = began >= self._steady_until
         notice = self.notifications.notice(job.queue)
 
-        async def run(session: Session) -> None:
-            await Store(session, self._retention).push_one(job, now, *notice, early=early)
-
-        await self._link.run(run)
+        await self._link.run(lambda session: Store(session, self._retention).push_one(job, now, *notice, early=early))
         self.notifications.wake(job.queue)
         ended = self._loop.time()
         self._steady_until = ended + _STEADY if ended - began < _STEADY else 0.0
@@ -359,7 +356,10 @@ class Groups:
             self.publish(store)
             return ids, []
 
-        ids, finished = await self._link.run(run, SILENCE + len(jobs) / 1000)
+        if any(job.conflict is not None for job in jobs):  # one that has replaced a job must not do so again
+            ids, finished = await self.transact(lambda store: store.push(jobs, now)), list[str]()
+        else:
+            ids, finished = await self._link.run(run, SILENCE + len(jobs) / 1000)
         self.notifications.notify(ready={job.queue for job in jobs}, finished=finished)
         return ids
 

@@ -14,8 +14,9 @@ import asyncpg
 import psycopg
 import pytest
 
-from flowrra import BrokerConfig, BrokerError, Flowrra, Job, JobFilter, Outcome, TaskStatus, WorkerInfo
+from flowrra import BrokerConfig, BrokerError, Conflict, Flowrra, Job, JobFilter, Outcome, TaskStatus, WorkerInfo
 from flowrra_extras.postgres import PostgresBroker, connections, groups
+from flowrra_extras.postgres.connections import Link
 from flowrra_extras.postgres.store import Store
 from tests.brokers.test_redis_faults import (
     AHEAD,
@@ -232,6 +233,28 @@ async def test_what_is_done_by_hand_is_told_as_done_though_the_answer_is_lost() 
         assert await broker.cancel("b", now=4.0) is True
         proxy.lose_answer_to = b"COMMIT"
         assert await broker.delete(["a", "b"]) == [False, True]
+
+
+async def test_a_replacement_whose_answer_is_lost_and_that_starts_meanwhile_runs_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with through_a_proxy() as (broker, _):
+        run = Link.run
+
+        async def run_again(link: Link, work: Any, *patience: float) -> Any:
+            """As if the answer was lost, and the job claimed before the call is sent again."""
+            monkeypatch.undo()
+            await run(link, work, *patience)
+            (claimed,) = await broker.claim("default", limit=9, worker="worker-w", now=2.0)
+            assert claimed.payload is not None
+            assert "new" in claimed.payload
+            return await run(link, work, *patience)
+
+        await broker.push([Job("a", "task", ("old",), unique="key")], now=0.0)
+        monkeypatch.setattr(Link, "run", run_again)
+        replacement = Job("b", "task", ("new",), unique="key", conflict=Conflict("replace"))
+        assert await broker.push([replacement], now=1.0) == ["a"]
+        assert [job.id for job in await broker.find(JobFilter())] == ["a"]
 
 
 async def test_a_call_under_way_ends_when_the_broker_is_closed() -> None:
