@@ -375,6 +375,11 @@ def _whole(name: str, value: object, *, least: int | None = None) -> int:
     return value
 
 
+def _flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):  # a text such as "false" would count as true
+        raise ConfigError(f"{name} must be True or False, not {value!r}")
+
+
 def import_extra(module: str, name: str, trouble: str, package: str = "flowrra") -> Any:
     """Import a module or name of an extra. If it is missing, raise a ConfigError that begins with `trouble`."""
     if __name__ != "flowrra":  # extras import `flowrra`, which would be another module with other classes
@@ -982,6 +987,13 @@ def check_queue(name: object) -> str:
     return name
 
 
+def check_id(task_id: object) -> str:
+    """Return `task_id` if it can be the id of a job, and not, for example, the coroutine of a submit."""
+    if not isinstance(task_id, str) or not (task_id.isalnum() or _is_storable(task_id)):  # the first is faster
+        raise ConfigError(f"the id of a job is the text that submit() returned, not {task_id!r}")
+    return task_id
+
+
 def check_limit(name: object) -> str:
     """Return `name` if it can be the name of a limit: as that of a queue, and not longer than 200 characters."""
     if not _is_storable(name) or not 0 < len(name) <= 200 or name != name.strip() or set(name) & {",", ":"}:
@@ -1256,8 +1268,10 @@ class ExecutorConfig:
                 _whole(name, getattr(self, name), least=1)
         _whole("io_workers", self.io_workers, least=1)
         _whole("cpu_workers", self.cpu_workers, least=1)
-        if self.queues is not None and not self.queues:
-            raise ConfigError("queues is empty, so no job would run: leave it out to serve the queues of the tasks")
+        _flag("scheduler", self.scheduler)
+        if self.queues is not None and not (self.queues and isinstance(self.queues, Mapping)):
+            wanted = "gives each queue its capacity, such as {'mail': 5}; leave it out to serve those of the tasks"
+            raise ConfigError(f"queues {wanted}, not {self.queues!r}")
         for name, capacity in (self.queues or {}).items():
             _whole(f"the capacity of queue {check_queue(name)!r}", capacity, least=1)
         self.drain = _seconds("drain", self.drain)
@@ -1279,8 +1293,10 @@ class Config:
 
     def __post_init__(self) -> None:
         for part in dataclasses.fields(self):  # None is the default, as in from_urls()
-            if getattr(self, part.name) is None:
-                setattr(self, part.name, cast("type", part.default_factory)())
+            kind, value = cast("type", part.default_factory), getattr(self, part.name)
+            if not isinstance(value, kind | None):  # the value may be a URL with a password
+                raise ConfigError(f"{part.name} must be a {kind.__name__}, not a {type(value).__name__}")
+            setattr(self, part.name, kind() if value is None else value)
 
     @classmethod
     def from_env(cls, prefix: str = "FLOWRRA_", environ: Mapping[str, str] | None = None) -> Config:
@@ -1435,11 +1451,9 @@ def result_of(task_id: TaskId[Any], *, failed: Literal["cancel", "pass"] = "canc
         failed: what happens if the parent ends without success. "cancel" cancels the job. With "pass" the job runs
             anyway, and receives the whole TaskResult of the parent.
     """
-    if not isinstance(task_id, str):
-        raise ConfigError(f"result_of() takes the id that submit() returned, not {task_id!r}")
     if failed not in ("cancel", "pass"):
         raise ConfigError(f"failed must be 'cancel' or 'pass', not {failed!r}")
-    return ResultOf(task_id, failed == "pass")
+    return ResultOf(check_id(task_id), failed == "pass")
 
 
 @overload
@@ -2295,7 +2309,9 @@ class Annotations:
             return self._known[cls, args]
         hints, fields, defaults = self._hints(cls, args), dict[str, Converter](), dict[str, Any]()
         if issubclass(cls, dict):
-            required = _required_keys(cls, hints)
+            # A TypedDict does not know its required keys itself if its annotations are texts.
+            known = {typing.Required: True, typing.NotRequired: False}
+            required = [n for n, h in hints.items() if known.get(typing.get_origin(h), n in cls.__required_keys__)]
         else:
             named = [one for one in inspect.signature(cls).parameters.values() if one.kind not in _REST]
             defaults = {one.name: one.default for one in named}
@@ -2358,12 +2374,6 @@ def _filled(hint: Any, variables: Mapping[Any, Any]) -> Any:
         return variables.get(hint, hint)
     parameters = getattr(hint, "__parameters__", ()) if typing.get_origin(hint) else ()
     return hint[tuple([variables.get(one, one) for one in parameters])] if parameters else hint
-
-
-def _required_keys(cls: Any, hints: Mapping[str, Any]) -> list[str]:
-    """Return the required keys. A TypedDict does not know them itself if its annotations are texts."""
-    known = {typing.Required: True, typing.NotRequired: False}
-    return [n for n, hint in hints.items() if known.get(typing.get_origin(hint), n in cls.__required_keys__)]
 
 
 class Converters:
@@ -2517,10 +2527,10 @@ class TaskOptions:
 
     def __post_init__(self) -> None:
         _whole("max_retries", self.max_retries, least=0)
-        if self.batch is not None and self.cpu_bound:
+        _flag("jitter", self.jitter)
+        _flag("cpu_bound", self.cpu_bound)
+        if self.batch is not None and _whole("batch", self.batch, least=1) and self.cpu_bound:
             raise ConfigError("batch= and cpu_bound=True cannot be combined: submit lists of rows to a CPU-bound task")
-        if self.batch is not None:
-            _whole("batch", self.batch, least=1)
         self._check_executor()
         self._check_limit()
         check_priority(self.priority)
@@ -4712,11 +4722,12 @@ class _Text(str):
     __slots__ = ()
 
 
-def _seal_arguments(job: Job) -> None:
-    """Keep arguments from changes by their owner: as their text, unless they are plain."""
-    if job.payload is None and not (are_plain(job.args) and are_plain(job.kwargs.values())):
-        job.payload = encode_arguments(job)
-    job.args, job.kwargs = (job.args, dict(job.kwargs)) if job.payload is None else ((), {})
+def _copied(job: Job, steps: Mapping[str, Step]) -> Job:
+    return dataclasses.replace(job, kwargs=dict(job.kwargs), steps=tuple(steps.values()))
+
+
+def _text_of(outcome: Outcome) -> _Text:
+    return _Text(outcome.text or encode_value(outcome))
 
 
 _Found = TypeVar("_Found", Job, TaskResult[Any])
@@ -5071,8 +5082,10 @@ class MemoryBroker(Broker):
     async def push(self, jobs: Sequence[Job], *, now: float, by: str | None = None) -> list[str]:
         is_plain = True
         for job in jobs:
-            if job.payload is not None or job.kwargs or not are_plain(job.args):
-                _seal_arguments(job)
+            if job.payload is not None or job.kwargs or not are_plain(job.args):  # their owner may change them
+                if job.payload is None and not (are_plain(job.args) and are_plain(job.kwargs.values())):
+                    job.payload = encode_arguments(job)
+                job.args, job.kwargs = (job.args, dict(job.kwargs)) if job.payload is None else ((), {})
             if job.parents or job.conflict or job.limit is not None:
                 is_plain = False
         if by is not None:
@@ -5898,8 +5911,9 @@ class SQLiteTable:
         else:
             payloads: dict[str, str | None] = {}
             for job in jobs:
-                payloads.setdefault(job.id, job.payload)
-            text = ",".join([f"{_json_key(task_id)}:{payload}" for task_id, payload in payloads.items()])
+                key = f'"{job.id}"' if job.id.isalnum() and job.id.isascii() else json.dumps(job.id)
+                payloads.setdefault(key, job.payload)
+            text = ",".join([f"{key}:{payload}" for key, payload in payloads.items()])
             done = self._db.execute(_PUSH_ALIKE, (*shared, f"{{{text}}}"))
         if done.rowcount and status is not BLOCKED:
             self.woken["queue", first.queue] = None
@@ -6244,10 +6258,6 @@ def _plainness(job: Job) -> tuple[Any, ...]:
     if job.unique is not None or job.parents:
         return ()
     return (job.task, job.queue, job.priority, job.due, job.expires, labels_text(job), job.limit is None)
-
-
-def _json_key(text: str) -> str:
-    return f'"{text}"' if text.isalnum() and text.isascii() else json.dumps(text)
 
 
 def _parsed(text: str | None, default: Any) -> Any:
@@ -6738,8 +6748,9 @@ class _Signals(asyncio.DatagramProtocol):
             topics = []
         if topics:
             self.wake(topics)
-        else:
-            self._look_everywhere()  # too much for one datagram
+        else:  # too much for one datagram; notices come with the next heartbeat
+            self._wake_finished()
+            self.wake([("queue", "")])
 
     def wake(self, topics: Iterable[Topic]) -> None:
         """Wake those who wait for the topic; ("queue", "") stands for all queues."""
@@ -6790,11 +6801,6 @@ class _Signals(asyncio.DatagramProtocol):
             self._due, ready = due, [""]
         self._wake_finished()
         self.wake(("queue", queue) for queue in ready)
-
-    def _look_everywhere(self) -> None:
-        """Wake all callers, as anything may have changed; notices come with the next heartbeat."""
-        self._wake_finished()
-        self.wake([("queue", "")])
 
     def _wake_finished(self) -> None:
         if waited := self._broker.hub.waiting("job"):
@@ -7436,6 +7442,8 @@ class Task(Generic[P, R]):
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         if "delay" in given and "run_at" in given:
             raise ConfigError("give delay= or run_at=, not both")
+        if str(given.get("task_id")).startswith(event_id("")):
+            raise ConfigError(f"task_id={given['task_id']!r} is the id of an event: emit() that, or give another id")
         overrides = {name: value for name, value in given.items() if name in _OVERRIDES}
         checked = dataclasses.replace(self.settings, **overrides)
         expires = given.get("expires")
@@ -7832,9 +7840,17 @@ def names_like(registry: Registry, name: str) -> list[str]:
 
 
 def _is_reloaded(old: Callable[..., Any], new: Callable[..., Any]) -> bool:
-    """Whether a module reload has compiled the function again. Two closures of one `def` share their code."""
-    codes = [getattr(inspect.unwrap(function), "__code__", None) for function in (old, new)]
-    return codes[0] is not codes[1] and _place(old) == _place(new)
+    """Whether a reload of a module, or an edited cell of a notebook, has compiled the function again.
+
+    Two closures of one `def` share their code, and two lambdas of one line differ in their columns.
+    """
+    was, now = inspect.unwrap(old), inspect.unwrap(new)
+    if not (inspect.isfunction(was) and inspect.isfunction(now)) or was.__code__ is now.__code__:
+        return False
+    is_named, codes = was.__name__ != "<lambda>", (was.__code__, now.__code__)
+    if codes[0].co_filename != codes[1].co_filename:  # each cell has its own
+        return is_named and was.__globals__ is now.__globals__
+    return _place(old) == _place(new) and (is_named or [*codes[0].co_positions()] == [*codes[1].co_positions()])
 
 
 def _place(function: Callable[..., Any]) -> str:
@@ -8464,7 +8480,10 @@ class _ProcessSlot:
             process.kill()
             process.communicate()
         try:
-            self._process = process = _start_process() if self.executor == "process" else _start_interpreter()
+            trouble, start = "a task with executor='interpreter' cannot run", _start_process
+            if self.executor == "interpreter":
+                start = import_extra("flowrra_extras.interpreters", "Interpreter", trouble)
+            self._process = process = start()
         except OSError as error:
             raise ProcessDiedError(f"no process could be started for the task: {error}") from error
         if self._killed:  # the call was cancelled while the process was starting
@@ -8512,11 +8531,6 @@ def _start_process() -> subprocess.Popen[bytes]:
     pipe = subprocess.PIPE
     # In a separate session: Ctrl-C in the terminal is for the worker, and would break a process that is starting.
     return subprocess.Popen(python("serve_calls()"), stdin=pipe, stdout=pipe, start_new_session=True)
-
-
-def _start_interpreter() -> subprocess.Popen[bytes]:
-    trouble = "a task with executor='interpreter' cannot run"
-    return cast("subprocess.Popen[bytes]", import_extra("flowrra_extras.interpreters", "Interpreter", trouble)())
 
 
 def _handle_record(fields: dict[str, Any]) -> None:
@@ -8941,7 +8955,7 @@ def describe(error: BaseException) -> str:
     """Return an exception in a few words: its type and its message."""
     try:
         text = _written_out(str(error))
-    except Exception:  # from its own __str__; a traceback uses the same words
+    except BaseException:  # from its own __str__; a traceback uses the same words
         text = "<exception str() failed>"
     if isinstance(error, RemoteError):
         return text
@@ -9029,8 +9043,6 @@ class Hooks:
 
     def add(self, name: str, hook: Callable[[Event], Any]) -> None:
         """Call `hook`, a plain or async function, on each event of that name."""
-        if name not in EVENTS:
-            raise ConfigError(f"there is no event {name!r}, only {', '.join(sorted(EVENTS))}")
         self._hooks.setdefault(name, []).append(hook)
         self.any = True
 
@@ -9222,17 +9234,15 @@ class _Batches:
         if not batch.is_closed.is_set():
             self._close(task.name)
         members = dict(batch.members)
+        rows = [row for row, _ in members.values()]
         answers: list[tuple[Any, BaseException | None]]
         try:
-            answers = _answers(task, await self._perform(task, [row for row, _ in members.values()]), len(members))
+            call = task.function(rows) if task.is_async else self._threads.run(lambda: task.function(rows))
+            answers = _answers(task, await _within(task.settings.timeout, call), len(members))
         except BaseException as error:
             answers = [(None, error)] * len(members)
         for (_, future), answer in zip(members.values(), answers, strict=True):
             _resolve(future, answer)
-
-    def _perform(self, task: Task[..., Any], rows: list[Any]) -> Awaitable[Any]:
-        call = task.function(rows) if task.is_async else self._threads.run(lambda: task.function(rows))
-        return call if task.settings.timeout is None else _within(task.settings.timeout, call)
 
 
 def _answers(task: Task[..., Any], returned: Any, number: int) -> list[tuple[Any, BaseException | None]]:
@@ -9320,8 +9330,9 @@ class _Steps:
                 async with asyncio.timeout(_AT_HAND):
                     attempt.has_place = await self.processes.places.acquire()
             except TimeoutError:
-                attempt.served.claim_ahead(False)
-                if attempt.served.is_beyond_capacity:
+                served = attempt.served
+                served.claim_ahead(False)
+                if len(served.running) + len(served.claimed) > served.capacity + len(served._waits):
                     return False
         return True
 
@@ -9798,11 +9809,6 @@ class _ServedQueue:
         """Claim twice as many CPU-bound jobs as run if they are short; no more if slots outnumber processes."""
         self.ahead = self.capacity if are_short and self.capacity <= self.worker.config.cpu_workers else 0
 
-    @property
-    def is_beyond_capacity(self) -> bool:
-        """Whether the worker holds jobs that were claimed in advance."""
-        return len(self.running) + len(self.claimed) > self.capacity + len(self._waits)
-
     def count_wait(self, attempt: _Attempt, change: int) -> None:
         """Count that a running job starts to wait for another (1) or stops (-1). It may wait several times at once."""
         waits = self._waits.pop(attempt, 0) + change
@@ -9995,8 +10001,11 @@ class Worker:
             # If the broker is unreachable for longer, they are rescued.
             await self._until(lambda: not self._unsettled, patience)
             self.settler.emit(Event("worker_stop", self.info.id))
-            with contextlib.suppress(TimeoutError):
+            try:
                 await asyncio.wait_for(self.settler.events.join(), patience)
+            except TimeoutError:
+                left = self.settler.events.qsize() + 1  # that which is with its hooks
+                logger.warning("%d event(s) are dropped: their hooks did not end within %g s", left, patience)
         finally:
             await self._leave(patience)
 
@@ -11093,6 +11102,8 @@ class Declarations(TaskSet):
 
         It runs in the process that submits the job, also for schedules. If it raises, the submit raises the same error.
         """
+        if inspect.iscoroutinefunction(function):
+            raise ConfigError(f"on_submit takes a plain def, since it runs in plain code too, not {function!r}")
         self._submit_hooks.append(function)
         return function
 
@@ -11110,6 +11121,9 @@ class Declarations(TaskSet):
         the worker's loop, after the outcome is stored. If one raises an exception, it is logged.
         """
 
+        if name not in EVENTS:  # or it is the function, if the decorator was written without a name
+            raise ConfigError(f"there is no event {name!r}, only {', '.join(sorted(EVENTS))}")
+
         def register(hook: Callable[[Event], T]) -> Callable[[Event], T]:
             self._hooks.add(name, hook)
             return hook
@@ -11121,6 +11135,10 @@ class Declarations(TaskSet):
 
         The value that it yields is `app.state`, and in tasks that are not CPU-bound also `current_job().state`.
         """
+        if not callable(function) or inspect.isasyncgenfunction(function):
+            raise ConfigError(f"a lifespan is a function with @contextlib.asynccontextmanager, not {function!r}")
+        if self._lifespan not in (None, function) and not _is_reloaded(self._lifespan, function):
+            raise ConfigError(f"the app has a lifespan, at {_place(self._lifespan)}: open both resources in one")
         self._lifespan = function
         return function
 
@@ -11543,6 +11561,8 @@ class Flowrra(Declarations):
         clock: Clock | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(config, Config | None) or isinstance(broker, str) or isinstance(backend, str):
+            raise ConfigError("Flowrra() takes a Config, Broker and Backend; for URLs, write Flowrra.from_urls(broker)")
         self.config = config or Config()
         self.clock = clock or Clock()
         self.broker = broker or broker_from_url(self.config.broker.url, self.config, self.clock)
@@ -11757,7 +11777,7 @@ class Flowrra(Declarations):
     def submit_jobs(self, jobs: Sequence[Job]) -> Coroutine[Any, Any, list[str]]:
         """Push jobs that a task has made. While a job waits for room in a queue, other jobs may use its slot."""
         if self.sessions.open_here() is None:
-            return self._connect_and_submit(jobs)
+            return _connect_and_submit(self, jobs)
         if self._submit_hooks:
             self._stamp(jobs)
         if self.limits:
@@ -11767,10 +11787,6 @@ class Flowrra(Declarations):
             job.submitted = now
         push = self.broker.push(jobs, now=now)
         return push if self.config.broker.max_queue_size is None or not is_private(self.broker) else _freeing_slot(push)
-
-    async def _connect_and_submit(self, jobs: Sequence[Job]) -> list[str]:
-        await self.connect()
-        return await self.submit_jobs(jobs)
 
     def now(self) -> float:
         """Return the wall clock, in seconds since the epoch."""
@@ -11802,7 +11818,7 @@ class Flowrra(Declarations):
             async with result_limit(task_id, timeout):
                 await self.connect()
             left = None if timeout is None else round(max(0.0, began + timeout - time.monotonic()), 3)
-        result = await _freeing_slot(self.broker.wait_for(task_id, left))
+        result = await _freeing_slot(self.broker.wait_for(check_id(task_id), left))
         if self.backend is not None:
             async with result_limit(task_id, timeout, began):
                 result = await _kept_by(self.backend, result)
@@ -11817,7 +11833,7 @@ class Flowrra(Declarations):
     async def get_result(self, task_id: str) -> TaskResult[Any] | None:
         """Return the current result of a job, finished or not; None for an unknown id."""
         await self.connect()
-        (result,) = await self.broker.get([task_id])
+        (result,) = await self.broker.get([check_id(task_id)])
         if self.backend is not None:
             (result,) = await self.backend.get([task_id]) if result is None else [await _kept_by(self.backend, result)]
         return result and await _as_annotated(self.registry.converters_of(result.task), result)
@@ -11830,7 +11846,7 @@ class Flowrra(Declarations):
             by: who cancels it. A note of it is stored with the attempts of the job.
         """
         await self.connect()
-        return await self.broker.cancel(task_id, now=self.now(), by=by)
+        return await self.broker.cancel(check_id(task_id), now=self.now(), by=by)
 
     async def requeue(self, task_id: str, *, by: str | None = None) -> bool:
         """Run a failed or cancelled job again, and reset its failures. Return False if it has another state.
@@ -11840,7 +11856,7 @@ class Flowrra(Declarations):
             by: who requeues it.
         """
         await self.connect()
-        return (await self.broker.requeue([task_id], now=self.now(), by=by))[0]
+        return (await self.broker.requeue([check_id(task_id)], now=self.now(), by=by))[0]
 
     async def cancel_all(
         self, *, task: str | None = None, queue: str | None = None, tag: str | None = None, by: str | None = None
@@ -11884,7 +11900,7 @@ class Flowrra(Declarations):
     async def delete(self, task_id: str) -> bool:
         """Delete a finished job before its retention ends. False: it has not finished, or is unknown."""
         await self.connect()
-        return (await self.broker.delete([task_id]))[0]
+        return (await self.broker.delete([check_id(task_id)]))[0]
 
     async def jobs(
         self,
@@ -11913,7 +11929,7 @@ class Flowrra(Declarations):
     async def get_job(self, task_id: str) -> Job:
         """Return a job with its attempts; TaskNotFoundError for an unknown id."""
         await self.connect()
-        found = _with_arguments(await self.broker.find(JobFilter(ids=[task_id]), limit=1))
+        found = _with_arguments(await self.broker.find(JobFilter(ids=[check_id(task_id)]), limit=1))
         if not found:
             raise unknown_job(task_id)
         return found[0]
@@ -11921,6 +11937,11 @@ class Flowrra(Declarations):
     async def explain(self, task_id: str) -> str:
         """Return one sentence: the state of a job and, if it does not run, the reason."""
         return await _explain(self.broker, await self.get_job(task_id), self.now())
+
+
+async def _connect_and_submit(app: Flowrra, jobs: Sequence[Job]) -> list[str]:
+    await app.connect()
+    return await app.submit_jobs(jobs)
 
 
 def _job_for(
@@ -12042,7 +12063,9 @@ async def _explain(broker: Broker, job: Job, now: float) -> str:
         case TaskStatus.BLOCKED if awaits_limit(job):
             return await _why_limited(broker, job, now)
         case TaskStatus.BLOCKED:
-            return f"It is blocked by {await _blockers(broker, job)}."
+            parents = [one for one in await broker.get(job.parents) if one is not None and not one.is_finished]
+            named = " and ".join(f"its parent {one.task_id} ({one.task}), which is {one.status}" for one in parents)
+            return f"It is blocked by {named or 'parents that have just ended'}."
         case TaskStatus.SCHEDULED | TaskStatus.RETRYING if due <= 0:
             return f"It has been due for {duration(-due)}, {await _why_waiting(broker, job)}."
         case TaskStatus.SCHEDULED if job.task == EVENT:
@@ -12063,13 +12086,6 @@ async def _explain(broker: Broker, job: Job, now: float) -> str:
             return f"It succeeded {ago} ago."
         case _:
             return f"It ended as {job.status} {ago} ago: {error}."
-
-
-async def _blockers(broker: Broker, job: Job) -> str:
-    parents = await broker.get(job.parents)
-    open_ones = [p for p in parents if p is not None and not p.is_finished]
-    named = " and ".join(f"its parent {p.task_id} ({p.task}), which is {p.status}" for p in open_ones)
-    return named or "parents that have just ended"
 
 
 async def _why_limited(broker: Broker, job: Job, now: float) -> str:
@@ -12344,7 +12360,8 @@ def _parser() -> argparse.ArgumentParser:
     enqueue.add_argument("--wait", action="store_true", help="wait for the result and print it")
     status = add("status", _status_command, "show queues and workers")
     show = add("show", _show_command, "show one job with its attempts and traceback")
-    explain = add("explain", _explain_command, "explain in one sentence why a job is not running")
+    say = lambda arguments: print(ask(arguments, lambda app: app.explain(arguments.id)))  # noqa: E731
+    explain = add("explain", say, "explain in one sentence why a job is not running")
     for sub in (show, explain):
         sub.add_argument("id", help="the id of the job")
     for sub in (status, show):
@@ -12742,12 +12759,11 @@ def _status_command(arguments: argparse.Namespace) -> None:
     ]
     print_table(["QUEUE", *(status.upper() for status in TaskStatus), ""], rows, "no jobs")
     print()
-    print_table(["WORKER", "PID", "RUNNING", "QUEUES", "UP"], map(_worker_row, workers), "no live workers")
-
-
-def _worker_row(worker: WorkerInfo) -> list[str]:
-    queues = ",".join(f"{queue}:{capacity}" for queue, capacity in worker.queues.items())
-    return [worker.id, str(worker.pid), str(worker.running), queues, duration(time.time() - worker.started)]
+    rows = [
+        [one.id, str(one.pid), str(one.running), ",".join(f"{queue}:{most}" for queue, most in one.queues.items()),
+         duration(time.time() - one.started)] for one in workers
+    ]  # fmt: skip
+    print_table(["WORKER", "PID", "RUNNING", "QUEUES", "UP"], rows, "no live workers")
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], none: str = "") -> None:
@@ -12818,10 +12834,6 @@ def _attempt_row(attempt: Attempt) -> list[str]:
         return ["", attempt.error or "", f"by {attempt.worker}", "", ""]
     took = "" if attempt.ended is None else duration(attempt.ended - attempt.started)
     return [str(attempt.number), attempt.outcome, attempt.worker, took, first_line(attempt.error)]
-
-
-def _explain_command(arguments: argparse.Namespace) -> None:
-    print(ask(arguments, lambda app: app.explain(arguments.id)))
 
 
 # The demonstration -----------------------------------------------------------------------------

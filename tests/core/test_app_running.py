@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import re
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -235,9 +236,64 @@ def test_an_event_that_does_not_exist_is_refused(app: Flowrra) -> None:
         app.on("sucess")(lambda event: None)
 
 
+async def test_events_that_a_stop_drops_are_counted(app: Flowrra, caplog: pytest.LogCaptureFixture) -> None:
+    begun = asyncio.Event()
+
+    @app.on("success")
+    async def never_ends(event: Event) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async with app:
+        await app.submit_many(app.registry["double"], [(1,), (2,), (3,)])
+        await begun.wait()
+        await eventually(lambda: app._worker is not None and app._worker.settler.events.qsize() == 2)
+        await app.stop(wait=False)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
+        "3 event(s) are dropped: their hooks did not end within 1 s"
+    ]
+
+
+def test_a_hook_without_the_name_of_its_event_is_refused(app: Flowrra) -> None:
+    def forgotten(event: Event) -> None:
+        """It would never be called."""
+
+    with pytest.raises(ConfigError, match=r"there is no event <function .*forgotten"):
+        app.on(forgotten)  # type: ignore[arg-type]
+
+
+def test_a_hook_of_submits_that_nobody_would_await_is_refused(app: Flowrra) -> None:
+    with pytest.raises(ConfigError, match=r"on_submit takes a plain def, .*, not <function .*stamp"):
+
+        @app.on_submit
+        async def stamp(job: Job) -> None:
+            """A submit in plain code cannot await it."""
+
+
 # ---------------------------------------------------------------------------
 # Lifespan and state
 # ---------------------------------------------------------------------------
+
+
+def test_a_second_lifespan_is_refused_and_no_lifespan_too(app: Flowrra) -> None:
+    @contextlib.asynccontextmanager
+    async def first(app: Flowrra) -> AsyncIterator[None]:
+        yield
+
+    @contextlib.asynccontextmanager
+    async def second(app: Flowrra) -> AsyncIterator[None]:
+        yield
+
+    async def bare(app: Flowrra) -> AsyncIterator[None]:
+        yield
+
+    for wrong in (bare, None, 5):
+        with pytest.raises(ConfigError, match=r"a lifespan is a function with @contextlib\.asynccontextmanager, not "):
+            app.lifespan(wrong)  # type: ignore[arg-type]
+    app.lifespan(first)
+    app.lifespan(first)
+    with pytest.raises(ConfigError, match=rf"the app has a lifespan, at {re.escape(__file__)}:\d+: open both"):
+        app.lifespan(second)
 
 
 async def test_what_the_lifespan_yields_reaches_tasks(app: Flowrra) -> None:

@@ -196,8 +196,44 @@ async def test_a_time_out_that_is_none(app: Flowrra, timeout: Any) -> None:
 
 
 def test_result_of_takes_an_id(app: Flowrra) -> None:
-    with pytest.raises(ConfigError, match=r"result_of\(\) takes the id that submit\(\) returned, not 17"):
+    with pytest.raises(ConfigError, match=r"the id of a job is the text that submit\(\) returned, not 17"):
         loose(result_of)(17)
+
+
+@pytest.mark.parametrize("url", ["memory://", "sqlite://"])
+@pytest.mark.parametrize("call", ["wait_for_result", "get_result", "get_job", "explain", "cancel", "requeue", "delete"])
+async def test_what_is_no_id_is_refused_on_every_broker(url: str, call: str) -> None:
+    async with Flowrra.from_urls(url).client() as app:
+        for wrong in (None, 17, b"id", ["id"], ("id",), object(), "a\0b", "\ud800"):
+            message = f"the id of a job is the text that submit() returned, not {wrong!r}"
+            with pytest.raises(ConfigError, match=re.escape(message)):
+                await getattr(app, call)(wrong)
+
+
+@pytest.mark.parametrize("how", [{"config": "sqlite:///a.db"}, {"broker": "sqlite:///a.db"}, {"backend": "sqlite://"}])
+def test_a_url_where_an_object_belongs(how: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"for URLs, write Flowrra\.from_urls\(broker\)"):
+        loose(Flowrra)(**how)
+
+
+def test_a_part_of_the_configuration_of_another_type() -> None:
+    with pytest.raises(ConfigError, match=r"^broker must be a BrokerConfig, not a str$"):  # which may hold a password
+        loose(Config)(broker="redis://:secret@host")
+    for queues in (["mail"], "mail:5", 5):
+        with pytest.raises(ConfigError, match=re.escape("such as {'mail': 5}; leave it out to serve those")):
+            loose(ExecutorConfig)(queues=queues)
+
+
+@pytest.mark.parametrize("wrong", ["false", 0, 30, None])
+def test_what_is_neither_true_nor_false(app: Flowrra, wrong: Any) -> None:
+    with pytest.raises(ConfigError, match=f"scheduler must be True or False, not {wrong!r}"):
+        ExecutorConfig(scheduler=wrong)
+    for name in ("jitter", "cpu_bound"):
+        with pytest.raises(ConfigError, match=f"{name} must be True or False, not {wrong!r}"):
+            loose(app.task)(**{name: wrong})
+    if wrong is not None:  # of one submission, it means that the option is not given
+        with pytest.raises(ConfigError, match=f"jitter must be True or False, not {wrong!r}"):
+            app.registry["send"].options(jitter=wrong)
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5])

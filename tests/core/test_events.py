@@ -190,6 +190,15 @@ async def test_what_cannot_name_an_event_is_refused(app: Flowrra, name: Any) -> 
         await job.wait_event(name)
 
 
+async def test_no_job_takes_the_id_of_an_event(app: Flowrra) -> None:
+    """An emit would change nothing, and those who wait would get the job's result."""
+    with pytest.raises(
+        ConfigError, match=r"task_id='event:x' is the id of an event: emit\(\) that, or give another id"
+    ):
+        await app.submit("some.task", task_id="event:x")
+    assert await app.emit("x")
+
+
 async def test_a_payload_that_cannot_be_stored_is_refused(app: Flowrra) -> None:
     with pytest.raises(SerializationError, match="the event 'x'"):
         await app.emit("x", object())

@@ -160,6 +160,30 @@ def test_a_module_may_be_loaded_again(tmp_path: Path, monkeypatch: pytest.Monkey
         del sys.modules[name]
 
 
+def run_cell(text: str, file: str, names: dict[str, Any]) -> None:
+    exec(compile(text, file, "exec"), names)  # noqa: S102 (as a notebook does)
+
+
+def test_a_cell_of_a_notebook_may_be_run_again(app: Flowrra) -> None:
+    """Each run of a cell is compiled as a file of its own, in one namespace."""
+    cells: dict[str, Any] = {"__name__": "cells", "app": app}
+    for number in (1, 2):
+        text = f"@app.task\ndef answer() -> int:\n    return {number}\n"
+        run_cell(text, f"<ipython-input-{number}>", cells)
+    assert app.registry["cells.answer"].function() == 2
+    with pytest.raises(
+        ConfigError, match=r"two tasks are called 'cells\.answer', at <ipython-input-2>:1 and <other>:1"
+    ):
+        run_cell(text, "<other>", {"__name__": "cells", "app": app})
+
+
+def test_two_lambdas_are_refused_wherever_they_are(app: Flowrra) -> None:
+    cells: dict[str, Any] = {"__name__": "cells", "app": app}
+    for text in ("app.task(lambda: 1), app.task(lambda: 2)", "app.task(lambda: 3)"):
+        with pytest.raises(ConfigError, match=r"two tasks are called 'cells\.<lambda>'"):
+            run_cell(text, f"<{text}>", cells)
+
+
 def test_a_misspelt_option_of_a_task_gets_the_nearest_one(app: Flowrra) -> None:
     with pytest.raises(ConfigError, match=r"@app\.task has no option 'retries'; did you mean 'max_retries'\?"):
         app.task(retries=3)  # type: ignore[call-overload]

@@ -77,11 +77,17 @@ class WithoutTextError(Exception):
         raise RuntimeError("it says nothing")
 
 
+class WithExitInTextError(Exception):
+    def __str__(self) -> str:
+        raise SystemExit(3)  # of the attempt it would be a failure like others, too
+
+
 @pytest.mark.parametrize(
     ("error", "text"),
     [
         (WithTracebackError("boom"), "WithTracebackError: boom"),
         (WithoutTextError(), "WithoutTextError: <exception str() failed>"),
+        (WithExitInTextError(), "WithExitInTextError: <exception str() failed>"),
     ],
 )
 async def test_a_strange_exception_is_a_failure_like_others(error: Exception, text: str) -> None:

@@ -64,6 +64,8 @@ async def options_keep_the_signature() -> None:
     await describe.options(delay=1.0).submit()  # E: missing argument
     add.options(priority="high")  # E: wrong type of an option
     add.options(colour="red")  # E: unknown option
+    await app.submit(add, 1, 2, delay=5)  # E: only options() is typed
+    app.sync.submit(add, 1, 2, delay=5)  # E: only options() is typed
 
 
 def plain_code_is_checked_too() -> None:
