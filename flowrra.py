@@ -1245,9 +1245,8 @@ class ExecutorConfig:
     then the worker serves only these. `lease`: the seconds after which a silent worker counts as dead. `heartbeat`: the
     seconds between renewals. `drain`: how many seconds a stop waits for running jobs. `scheduler`: whether this worker
     fires schedules. A process for CPU-bound tasks is replaced, between two jobs, after `max_jobs` jobs or when it uses
-    more than `max_memory` bytes.
-    The process of a worker that the command line runs drains and ends after `recycle_jobs` attempts, or when it uses
-    more than `recycle_memory` bytes.
+    more than `max_memory` bytes. The process of a worker that the command line runs drains and ends after
+    `recycle_jobs` attempts, or when it uses more than `recycle_memory` bytes.
     """
 
     io_workers: int = 10
@@ -1270,8 +1269,8 @@ class ExecutorConfig:
         _whole("cpu_workers", self.cpu_workers, least=1)
         _flag("scheduler", self.scheduler)
         if self.queues is not None and not (self.queues and isinstance(self.queues, Mapping)):
-            wanted = "gives each queue its capacity, such as {'mail': 5}; leave it out to serve those of the tasks"
-            raise ConfigError(f"queues {wanted}, not {self.queues!r}")
+            wanted = f"such as {{'mail': 5}}, not {self.queues!r}: leave it out to serve the queues of the tasks"
+            raise ConfigError(f"queues must be a dictionary with the capacity of each queue, {wanted}")
         for name, capacity in (self.queues or {}).items():
             _whole(f"the capacity of queue {check_queue(name)!r}", capacity, least=1)
         self.drain = _seconds("drain", self.drain)
@@ -11012,6 +11011,8 @@ class TaskSet(Submitter):
         return self._schedule("interval", interval, args=args, kwargs=kwargs, **options)
 
     def _schedule(self, kind: str, rule: object, **options: Any) -> Callable[[TaskT], TaskT]:
+        _rule_text(kind, rule, None)  # raises an error if the rule is the task: `@app.every` without an interval
+
         def declare(task: TaskT) -> TaskT:
             if not isinstance(task, Task) or task.app is not self._home:
                 raise ConfigError(f"{task!r} is not a task of this app: write the schedule above @app.task, not below")
@@ -11721,12 +11722,13 @@ class Flowrra(Declarations):
         for number, row in enumerate(rows):
             if number % 1000 == 999:
                 await asyncio.sleep(0)  # let others have the loop
-            if isinstance(row, tuple | list):
-                jobs.append(await _made(self, task.make_job, row, {}))
-            elif isinstance(row, Mapping):
-                jobs.append(await _made(self, task.make_job, (), row))
-            else:
+            if not isinstance(row, tuple | list | Mapping):
                 raise TypeError(f"row {number} is {row!r}: a row is a tuple of arguments, such as ({row!r},)")
+            try:
+                jobs.append(await _made(self, task.make_job, *(((), row) if isinstance(row, Mapping) else (row, {}))))
+            except Exception as error:
+                error.add_note(f"Row {number} of submit_many has these arguments. No job was submitted.")
+                raise
         return cast("list[TaskId[R]]", await self.submit_jobs(jobs)) if jobs else []
 
     @_never_dropped
@@ -11921,8 +11923,7 @@ class Flowrra(Declarations):
             after: the `seq` of the last job of the previous page.
         """
         await self.connect()
-        wanted = [status] if isinstance(status, str) else status
-        states = None if wanted is None else frozenset(map(_status, wanted))
+        states = None if status is None else frozenset(map(_status, [status] if isinstance(status, str) else status))
         which = JobFilter(status=states, task=task, queue=queue, tag=tag)
         return _with_arguments(await self.broker.find(which, limit=_whole("limit", limit, least=1), after=after))
 
@@ -12419,7 +12420,7 @@ def load_app(target: str) -> Flowrra:
     found = functools.reduce(lambda found, name: getattr(found, name, None), attribute.split("."), module)
     if isinstance(found, Flowrra):
         return found
-    kind = "" if found is None else f" but of type {type(found).__name__}"
+    kind = "" if found is None else f" but of type {kind_name(type(found)).removeprefix('builtins.')}"
     if inspect.isroutine(found):
         kind = f" but a function: write app = {attribute}() there and name {module_name}:app"
     apps = ", ".join(name for name, value in vars(module).items() if isinstance(value, Flowrra))

@@ -35,6 +35,7 @@ def make_app():
 class Settings:
     app = "shop"
 number = 17
+copied = type("Flowrra", (), {"__module__": "vendor.flowrra"})()
 @app.task
 async def double(number: int) -> int:
     return number * 2
@@ -107,6 +108,7 @@ def test_a_module_that_ends_the_program_is_named(say: Say, folder: Path, argv: t
             "'make_app' is not an app in the module shop but a function: write app = make_app() there and name",
         ),
         ("shop:app.submit", "'app.submit' is not an app in the module shop but a function"),
+        ("shop:copied", "'copied' is not an app in the module shop but of type vendor.flowrra.Flowrra; it has app"),
         ("shop:Settings.app", "'Settings.app' is not an app in the module shop but of type str"),
         ("shop:Flowrra", "'Flowrra' is not an app in the module shop but of type type"),
         ("shop:apq", "'apq' is not an app in the module shop; it has app\n"),
@@ -197,7 +199,7 @@ def test_queues_that_cannot_be_served_are_refused(say: Say, queues: str, complai
 
 
 def test_no_queues_at_all_are_refused_in_code_and_environment_too() -> None:
-    with pytest.raises(ConfigError, match="queues is empty"):
+    with pytest.raises(ConfigError, match=r"queues must be a dictionary .*, not \{\}: leave it out"):
         ExecutorConfig(queues={})
     with pytest.raises(ConfigError, match="FLOWRRA_EXECUTOR_QUEUES='' names no queue"):
         Config.from_env(environ={"FLOWRRA_EXECUTOR_QUEUES": ""})

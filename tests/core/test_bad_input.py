@@ -105,6 +105,15 @@ async def test_a_row_that_is_no_row(app: Flowrra) -> None:
         await app.submit_many(app.registry["send"], [("a",), "abc"])
 
 
+@pytest.mark.parametrize("row", [("b", "c"), {"nope": 1}, ("x" * 200_000, "c")], ids=["number", "name", "large"])
+async def test_a_row_with_wrong_arguments_is_named(app: Flowrra, row: Any) -> None:
+    """Among thousands, the message about the arguments alone does not lead to it."""
+    with pytest.raises((TypeError, SerializationError)) as caught:
+        await app.submit_many(app.registry["send"], [("a",), row])
+    assert caught.value.__notes__ == ["Row 1 of submit_many has these arguments. No job was submitted."]
+    assert await app.jobs() == []
+
+
 @pytest.mark.parametrize(
     ("args", "path"),
     [
@@ -220,7 +229,7 @@ def test_a_part_of_the_configuration_of_another_type() -> None:
     with pytest.raises(ConfigError, match=r"^broker must be a BrokerConfig, not a str$"):  # which may hold a password
         loose(Config)(broker="redis://:secret@host")
     for queues in (["mail"], "mail:5", 5):
-        with pytest.raises(ConfigError, match=re.escape("such as {'mail': 5}; leave it out to serve those")):
+        with pytest.raises(ConfigError, match=re.escape(f"such as {{'mail': 5}}, not {queues!r}: leave it out")):
             loose(ExecutorConfig)(queues=queues)
 
 

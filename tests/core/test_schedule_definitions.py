@@ -77,6 +77,18 @@ def test_a_second_one_alike_is_refused(options: Any) -> None:
     assert [one.options for one in app.schedules.values()] == [{}]
 
 
+def test_a_schedule_without_a_rule_is_refused() -> None:
+    """As a decorator without parentheses it would otherwise take the place of the task, which never fires."""
+    app = Flowrra.from_urls()
+
+    @app.task
+    async def sweep() -> None: ...
+
+    for declare in (app.every, app.cron):
+        with pytest.raises(ConfigError, match=r", not <task .*sweep>$"):
+            declare(sweep)  # type: ignore[arg-type]
+
+
 def test_a_module_that_is_loaded_again_may_declare_its_schedules_again() -> None:
     app = make_app()
     for _ in range(2):
