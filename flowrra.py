@@ -7301,9 +7301,7 @@ class _Unawaited(Coroutine[Any, Any, T]):
 
     def __del__(self) -> None:  # Python itself warns too, to stderr, without a way out
         if inspect.getcoroutinestate(self._call) == inspect.CORO_CREATED:
-            logger.error(
-                "%s() was called without await, so nothing was submitted: use app.sync in plain code", self._name
-            )
+            logger.error("%s() was called without await, so it did nothing: use app.sync in plain code", self._name)
 
 
 def _never_dropped(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
@@ -10767,7 +10765,7 @@ def _sqlite_from_url(url: str, config: Config, clock: Clock) -> Broker:
     import urllib.parse
 
     parts = urllib.parse.urlsplit(url)
-    if parts.netloc or parts.fragment or parts.path == "/:memory:":
+    if parts.netloc or parts.fragment or parts.path == "/:memory:" or "%00" in parts.path:
         form = "sqlite:///name.db or sqlite:////folder/name.db, with %23 for #; sqlite:// is private and in memory"
         raise ConfigError(f"{url!r} names no file: the form is {form}")
     options = dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True))
@@ -11840,6 +11838,7 @@ class Flowrra(Declarations):
             (result,) = await self.backend.get([task_id]) if result is None else [await _kept_by(self.backend, result)]
         return result and await _as_annotated(self.registry.converters_of(result.task), result)
 
+    @_never_dropped
     async def cancel(self, task_id: str, *, by: str | None = None) -> bool:
         """Cancel a job: immediately if it waits, through its worker if it runs. False: it has finished, or is unknown.
 
@@ -11883,6 +11882,7 @@ class Flowrra(Declarations):
         """
         return await _change_all(self, "requeue", JobFilter(status=REQUEUABLE, task=task, queue=queue, tag=tag), by)
 
+    @_never_dropped
     async def emit(self, event: str, payload: Any = None) -> bool:
         """Emit an event: jobs that wait for it by `current_job().wait_event(event)` get the payload, now or later.
 

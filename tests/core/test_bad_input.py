@@ -322,6 +322,7 @@ def test_two_tasks_of_one_name(app: Flowrra) -> None:
         ("sqlite://jobs.db", "'sqlite://jobs.db' names no file: the form is sqlite:///name.db or"),
         ("sqlite:///jobs#1.db", "'sqlite:///jobs#1.db' names no file: the form is sqlite:///name.db or"),
         ("sqlite:///:memory:", "; sqlite:// is private and in memory"),
+        ("sqlite:///a%00b.db", "'sqlite:///a%00b.db' names no file: the form is sqlite:///name.db or"),
         ("sqlite:jobs.db", "'sqlite:jobs.db' is not a URL: a file is sqlite:///jobs.db"),
         ("sqlite:///jobs.db?sync=off", "has the unknown option 'sync'; there is synchronous=full|normal"),
         ("sqlite:///jobs.db?synchronous=off", "synchronous must be 'full' or 'normal', not 'off'"),

@@ -274,7 +274,7 @@ def test_a_word_that_is_neither_a_parameter_nor_an_option_is_refused(app: Flowrr
         asyncio.run(app.submit(task, dealy=5))  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("way", ["task", "options", "app", "many"])
+@pytest.mark.parametrize("way", ["task", "options", "app", "many", "cancel", "emit"])
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 def test_a_submit_that_nobody_awaits_is_said(app: Flowrra, way: str, caplog: pytest.LogCaptureFixture) -> None:
     task = app.task(send_mail)
@@ -283,11 +283,13 @@ def test_a_submit_that_nobody_awaits_is_said(app: Flowrra, way: str, caplog: pyt
         "options": lambda: task.options(priority=1).submit("ann"),
         "app": lambda: app.submit(task, "ann"),
         "many": lambda: app.submit_many(task, [("ann",)]),
+        "cancel": lambda: app.cancel("an id"),
+        "emit": lambda: app.emit("approved:42"),
     }
     with caplog.at_level(logging.ERROR, "flowrra"):
         calls[way]()
         gc.collect()
-    assert "was called without await, so nothing was submitted: use app.sync in plain code" in caplog.text
+    assert "was called without await, so it did nothing: use app.sync in plain code" in caplog.text
 
 
 def test_a_submit_that_is_run_by_asyncio_is_not_complained_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
