@@ -4721,14 +4721,6 @@ class _Text(str):
     __slots__ = ()
 
 
-def _copied(job: Job, steps: Mapping[str, Step]) -> Job:
-    return dataclasses.replace(job, kwargs=dict(job.kwargs), steps=tuple(steps.values()))
-
-
-def _text_of(outcome: Outcome) -> _Text:
-    return _Text(outcome.text or encode_value(outcome))
-
-
 _Found = TypeVar("_Found", Job, TaskResult[Any])
 
 
