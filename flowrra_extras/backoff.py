@@ -1,21 +1,11 @@
 """What clients do while a server does not answer: pauses between attempts, and one line in the log."""
 
-from __future__ import annotations
-
 import itertools
-import logging
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
-from flowrra import jittered
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from flowrra import StoreStatus
+from flowrra import StoreStatus, jittered, logger
 
 __all__ = ["note_outage", "pauses"]
-
-logger = logging.getLogger("flowrra")
 
 
 def pauses() -> Iterator[float]:

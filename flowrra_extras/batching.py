@@ -7,16 +7,12 @@ While one group is being sent, the items of other callers are collected for the 
 script or one statement then serves the whole group. This module does not know jobs and stores.
 """
 
-from __future__ import annotations
-
 import asyncio
 import collections
-from typing import TYPE_CHECKING, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
 
 from flowrra import BrokerError
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")

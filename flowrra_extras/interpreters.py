@@ -4,8 +4,6 @@ Each interpreter has its own lock (GIL), so calls in several interpreters run on
 the worker: calls and answers go through a socket, in the same form as to a process.
 """
 
-from __future__ import annotations
-
 import asyncio
 import atexit
 import contextlib

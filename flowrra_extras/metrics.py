@@ -7,20 +7,14 @@ The dashboard serves it under `metrics`. All figures come from the store, and it
 workers or exporters restart. So all exporters on one store show the same figures: do not add them up.
 """
 
-from __future__ import annotations
-
 import collections
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 from flowrra import Activity, Broker, Flowrra, Job, JobFilter, TaskStatus, WorkerInfo
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-
-    Counts = Mapping[tuple[str, TaskStatus], int]
-
 __all__ = ["CONTENT_TYPE", "Exporter", "oldest_ready", "quantile", "ready_since"]
 
+Counts = Mapping[tuple[str, TaskStatus], int]
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _BUCKETS = range(0, 32, 2)  # of the 35 buckets of a histogram: 0.1 ms to 30 hours, each four times the one before
 _OLDEST_OF = 20  # ready jobs of a queue, the first submitted: one of them may have become ready just now

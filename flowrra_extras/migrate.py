@@ -16,8 +16,6 @@ it runs at the target as soon as it has moved, and begins to wait there.
 Schedules have separate stores and are not moved. This module uses the broker protocol only, and no specific store.
 """
 
-from __future__ import annotations
-
 import asyncio
 import collections
 import contextlib
@@ -27,8 +25,9 @@ import socket
 import time
 import urllib.parse
 import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flowrra import (
     BLOCKED,
@@ -60,9 +59,6 @@ from flowrra import (
     result_from,
 )
 from flowrra_extras.urls import read_server_url
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 
 __all__ = ["Moved", "adopt_jobs", "count_open_events", "hold_jobs", "migrate", "opened", "shared_broker", "unhold_jobs"]
 

@@ -10,24 +10,18 @@ a task submits jobs, those spans are children of its attempt. An attempt has a l
 in the same process, and to the submissions of the jobs whose results it takes. The job's `meta` carries the trace.
 """
 
-from __future__ import annotations
-
 import collections
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from opentelemetry import metrics, propagate, trace
-from opentelemetry.trace import Link, SpanKind, StatusCode
+from opentelemetry.context import Context
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, StatusCode, TracerProvider
 
 from flowrra import Cancel, Flowrra, Job, JobFilter, Snooze, __version__, current_job, describe
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
-
-    from opentelemetry.context import Context
-    from opentelemetry.metrics import MeterProvider
-    from opentelemetry.trace import Span, SpanContext, TracerProvider
 
 __all__ = ["attempt_context", "instrument"]
 

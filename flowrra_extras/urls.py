@@ -4,16 +4,11 @@ A message never contains a password: it shows the part of a URL between its last
 is refused. This module does not know what the options mean.
 """
 
-from __future__ import annotations
-
 import urllib.parse
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from flowrra import ConfigError, nearest
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
 
 __all__ = ["ServerURL", "check_options", "read_server_url", "shown_url"]
 

@@ -7,8 +7,6 @@
 By default it answers this host only. `--health 0.0.0.0:8081` answers other hosts too.
 """
 
-from __future__ import annotations
-
 import asyncio
 import concurrent.futures
 import http.server
@@ -16,20 +14,17 @@ import os
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flowrra import ConfigError, Flowrra, FlowrraError, logger
 from flowrra_extras.metrics import CONTENT_TYPE, Exporter
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 BLOCKED = 5.0  # seconds without a turn after which the loop counts as blocked
 _METRICS_WAIT = 10.0  # seconds
 _CLIENT_WAIT = 10.0  # seconds for which a client may be silent
 
 
-def serve(app: Flowrra, address: str, number: int = 0) -> Server:
+def serve(app: Flowrra, address: str, number: int = 0) -> "Server":
     """Serve the probes of the worker that `app` runs, until the process ends.
 
     The second process of a supervisor (`number` 2) uses the next port after that of the first, and so on.
@@ -64,7 +59,7 @@ class Probes:
     def __init__(self, app: Flowrra) -> None:
         self._app = app
         self._exporter = Exporter(app)
-        self.routes: Mapping[str, Callable[[], tuple[int, str, str]]] = {
+        self.routes = {
             "/live": self.live,
             "/ready": self.ready,
             "/metrics": self.metrics,

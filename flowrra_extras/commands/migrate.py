@@ -1,21 +1,16 @@
 """`flowrra migrate SRC DST`: move jobs from one broker to another, and report the result."""
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import collections
 import contextlib
 import itertools
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flowrra import FINISHED, RUNNING, ConfigError, FlowrraError, SQLiteBroker, TaskStatus, split_limit_key
 from flowrra_extras.migrate import Moved, count_open_events, migrate, opened, shared_broker
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 
 def main(argv: Sequence[str]) -> int:

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import logging
 import math
 import os
 import signal
@@ -13,9 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from flowrra import RECYCLED, main, python
-
-logger = logging.getLogger("flowrra")
+from flowrra import RECYCLED, logger, main, python
 
 _LOOK_EVERY = 0.1  # seconds
 

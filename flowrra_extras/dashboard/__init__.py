@@ -9,17 +9,13 @@
 All of them take an app and the same options. Without `auth=` they answer this host only.
 """
 
-from __future__ import annotations
+from typing import Unpack
 
-from typing import TYPE_CHECKING, Unpack
-
+from flowrra import Flowrra
 from flowrra_extras.dashboard.app import Dashboard, Options
 from flowrra_extras.dashboard.asgi import AsgiApp
 from flowrra_extras.dashboard.auth import Access
 from flowrra_extras.dashboard.wsgi import WsgiApp
-
-if TYPE_CHECKING:
-    from flowrra import Flowrra
 
 __all__ = ["Access", "AsgiApp", "Dashboard", "Options", "WsgiApp", "create_asgi_app", "create_wsgi_app"]
 

@@ -60,7 +60,7 @@ def schema_of(kind: Any) -> Schema:
 
 
 def _component(kind: Any) -> Schema:
-    hints = typing.get_type_hints(kind, localns={"dt": dt})
+    hints = typing.get_type_hints(kind)
     return {
         "type": "object",
         "description": inspect.cleandoc(kind.__doc__ or ""),

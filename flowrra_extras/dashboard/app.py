@@ -5,18 +5,17 @@ Knows of no web framework: asgi.py, wsgi.py and the four frameworks make a Reque
 Response.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import gzip
-import logging
 import re
 import urllib.parse
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack, cast
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict, Unpack, cast
 
-from flowrra import BackendError, ConfigError, FlowrraError, SerializationError, TaskNotFoundError
+from flowrra import BackendError, ConfigError, Flowrra, FlowrraError, Job, SerializationError, TaskNotFoundError
 from flowrra_extras.dashboard import api_schema, auth
 from flowrra_extras.dashboard.api_schema import JOB_ID, NOTHING, OBJECT, SCHEDULE, STRING, Schema, query, schema_of
+from flowrra_extras.dashboard.auth import Access
 from flowrra_extras.dashboard.failures import FailureGroups, Failures
 from flowrra_extras.dashboard.health import Health, HealthCheck, QueueRow, Verdict, store_is_away
 from flowrra_extras.dashboard.html import Entered, PageHandler, Pages, notice_query
@@ -24,10 +23,13 @@ from flowrra_extras.dashboard.http import (
     BODY_LIMIT,
     FIELDS,
     Done,
+    Fields,
+    Request,
     Response,
     UnreadableError,
     UnsureError,
     json_answer,
+    logger,
     media_type,
     read_fields,
     static_answer,
@@ -40,16 +42,7 @@ from flowrra_extras.dashboard.overview import Overview, Stats, WorkerRow
 from flowrra_extras.dashboard.schedules import Preview, ScheduleRow, Schedules
 from flowrra_extras.dashboard.store import Store
 from flowrra_extras.dashboard.tasks import TaskRow, Tasks, TaskView
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-
-    from flowrra import Flowrra, Job
-    from flowrra_extras.dashboard.auth import Access
-    from flowrra_extras.dashboard.http import Fields, Request
-    from flowrra_extras.scheduler import Scheduler
-
-logger = logging.getLogger("flowrra.dashboard")
+from flowrra_extras.scheduler import Scheduler
 
 _WORTH_PACKING = 600  # bytes
 
@@ -133,7 +126,7 @@ class Route(NamedTuple):
         return not self.path.startswith("/api/")
 
 
-def looks(board: Dashboard) -> list[Look]:
+def looks(board: "Dashboard") -> list[Look]:
     """What can be looked at."""
     overview, jobs, tasks, schedules = board.overview, board.jobs, board.tasks, board.schedules
     text, events = "text/plain", "text/event-stream"
@@ -183,7 +176,7 @@ _ON_JOBS = (
 )
 
 
-def acts(board: Dashboard) -> list[Act]:
+def acts(board: "Dashboard") -> list[Act]:
     """What can be done."""
     overview, jobs, tasks, schedules = board.overview, board.jobs, board.tasks, board.schedules
     report, schedule, job = schema_of(Report), "/schedules/{schedule_id}", "/jobs/{task_id}"

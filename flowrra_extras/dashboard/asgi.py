@@ -1,26 +1,19 @@
 """The dashboard as an ASGI application, to be mounted anywhere or served alone."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import dataclasses
 import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from typing import Any
 
+from flowrra_extras.dashboard.app import Dashboard
 from flowrra_extras.dashboard.auth import SAFE_METHODS
-from flowrra_extras.dashboard.http import BODY_LIMIT, Request
+from flowrra_extras.dashboard.http import BODY_LIMIT, Request, Response
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-
-    from flowrra_extras.dashboard.app import Dashboard
-    from flowrra_extras.dashboard.http import Response
-
-    Scope = MutableMapping[str, Any]
-    Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-    Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 # How many seconds a client may take for a body, and for a piece of a stream.
 PATIENCE = 20.0

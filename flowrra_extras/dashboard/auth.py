@@ -3,23 +3,17 @@
 All access decisions are made here, from the request alone.
 """
 
-from __future__ import annotations
-
 import hmac
 import ipaddress
 import re
 import secrets
 import urllib.parse
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from flowrra import ConfigError
-from flowrra_extras.dashboard.http import media_type
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from flowrra_extras.dashboard.http import Request
+from flowrra_extras.dashboard.http import Request, media_type
 
 Level = Literal["none", "read", "full"]
 LEVELS: tuple[Level, ...] = ("none", "read", "full")

@@ -1,15 +1,14 @@
 """`python -m flowrra dashboard`: the dashboard alone, served by uvicorn, with bounded connections."""
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import contextlib
 import logging
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
@@ -17,9 +16,6 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from flowrra import ConfigError, Flowrra, FlowrraError, SQLiteBroker, check_shared, load_app
 from flowrra_extras.dashboard.app import Dashboard
 from flowrra_extras.dashboard.asgi import AsgiApp
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 PORT = 8420
 

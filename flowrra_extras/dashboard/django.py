@@ -1,21 +1,16 @@
 """The dashboard for Django: `path("flowrra/", include(get_urls(flowrra)))`."""
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING, Unpack
+from collections.abc import Callable
+from typing import Unpack
 
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, re_path
 from django.views.decorators.csrf import csrf_exempt
 
+from flowrra import Flowrra
 from flowrra_extras.dashboard import wsgi
 from flowrra_extras.dashboard.app import Dashboard, Options
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from flowrra import Flowrra
 
 
 def get_urls(

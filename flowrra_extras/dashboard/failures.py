@@ -1,20 +1,15 @@
 """Failed jobs in groups of the same task and error."""
 
-from __future__ import annotations
-
 import asyncio
-import datetime as dt  # noqa: TC003 (schemas of the API are read from annotations)
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+import datetime as dt
+from collections.abc import Iterable
+from typing import NamedTuple, TypedDict
 
 from flowrra import KILLED, Job, JobFilter, TaskStatus
+from flowrra_extras.dashboard.html import Entered, Shown, View
 from flowrra_extras.dashboard.job_search import failure_key, failure_search
 from flowrra_extras.dashboard.jobs import Count, line, moment, moment_after
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from flowrra_extras.dashboard.html import Entered, Shown, View
-    from flowrra_extras.dashboard.store import Fresh, Store
+from flowrra_extras.dashboard.store import Fresh, Store
 
 READ = 1_000  # failed jobs that are put into groups
 TASKS_READ = 10  # tasks with failures in the last hour of which none is among those jobs

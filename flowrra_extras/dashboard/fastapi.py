@@ -1,22 +1,17 @@
 """The dashboard for FastAPI: `app.include_router(create_router(flowrra), prefix="/flowrra")`."""
 
-from __future__ import annotations
-
 import contextlib
-from typing import TYPE_CHECKING, Unpack
+from collections.abc import AsyncIterator
+from typing import Unpack
 
 from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from flowrra import Flowrra
 from flowrra_extras.dashboard import asgi
 from flowrra_extras.dashboard.app import Dashboard, Options
 from flowrra_extras.dashboard.http import BODY_LIMIT, METHODS
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from flowrra import Flowrra
 
 
 class _Answer(Response):

@@ -1,18 +1,14 @@
 """The dashboard for Flask: `app.register_blueprint(create_blueprint(flowrra), url_prefix="/flowrra")`."""
 
-from __future__ import annotations
-
 import urllib.parse
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 import flask
 
+from flowrra import Flowrra
 from flowrra_extras.dashboard import wsgi
 from flowrra_extras.dashboard.app import Dashboard, Options
 from flowrra_extras.dashboard.http import METHODS
-
-if TYPE_CHECKING:
-    from flowrra import Flowrra
 
 
 def _body() -> bytes:

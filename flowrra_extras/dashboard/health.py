@@ -3,28 +3,20 @@
 A problem needs action now, a warning needs attention. Each links to the page that shows its cause.
 """
 
-from __future__ import annotations
-
 import asyncio
 import collections
-import datetime as dt  # noqa: TC003 (schemas of the API are read from annotations)
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+import datetime as dt
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypedDict
 
-from flowrra import ConfigError, FlowrraError, JobFilter, TaskStatus, duration
+from flowrra import Activity, ConfigError, FlowrraError, Job, JobFilter, TaskStatus, WorkerInfo, duration
+from flowrra_extras.dashboard.auth import Access
+from flowrra_extras.dashboard.failures import FailureGroup, FailureGroups
 from flowrra_extras.dashboard.html import NO_ANSWER, PATIENCE, several, trend
-from flowrra_extras.dashboard.http import json_answer, path_of
+from flowrra_extras.dashboard.http import Request, Response, json_answer, path_of
 from flowrra_extras.dashboard.job_search import search_path
 from flowrra_extras.dashboard.jobs import moment
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from flowrra import Activity, Job, WorkerInfo
-    from flowrra_extras.dashboard.auth import Access
-    from flowrra_extras.dashboard.failures import FailureGroup, FailureGroups
-    from flowrra_extras.dashboard.http import Request, Response
-    from flowrra_extras.dashboard.store import Fresh, Store, Tally
+from flowrra_extras.dashboard.store import Fresh, Store, Tally
 
 MAX_LAG = 60.0  # seconds that the oldest ready job of a queue may wait, by default
 RECENT = 600.0  # seconds for which failures, crashes and lost workers are reported

@@ -1,7 +1,5 @@
 """Requests and responses as the dashboard knows them, whatever framework they came through; fields, JSON, files."""
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import datetime as dt
@@ -9,17 +7,18 @@ import functools
 import gzip
 import hashlib
 import json
+import logging
 import math
 import re
 import urllib.parse
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from flowrra import ConfigError, FlowrraError, decode
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+logger = logging.getLogger("flowrra.dashboard")
 
 BODY_LIMIT = 1_000_000  # bytes of a request
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]  # that a framework hands on: it refuses others

@@ -4,8 +4,6 @@ A line becomes a filter for the store, as far as the store can tell, and tests f
 a store of any size within a given time.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import datetime as dt
 import hashlib
@@ -13,15 +11,11 @@ import math
 import re
 import time
 import urllib.parse
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from flowrra import JobFilter, SerializationError, TaskStatus, decode_arguments
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
-
-    from flowrra import Broker, Job
+from flowrra import Broker, Job, JobFilter, SerializationError, TaskStatus, decode_arguments
 
 KEYS = (
     *("state", "task", "queue", "tag", "worker", "error", "alike", "parent", "id", "unique", "limit", "key", "args"),

@@ -4,16 +4,14 @@ Moments are aware UTC datetimes and lengths are seconds. Values of a job (argume
 to a length, since a page shows nothing else.
 """
 
-from __future__ import annotations
-
 import asyncio
 import datetime as dt
 import json
-import logging
 import math
 import reprlib
 import time
-from typing import TYPE_CHECKING, Any, TypedDict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypedDict
 
 from flowrra import (
     EVENT,
@@ -34,11 +32,17 @@ from flowrra import (
     event_id,
     find_parents,
 )
+from flowrra import Progress as JobProgress
 from flowrra_extras.dashboard import job_search
+from flowrra_extras.dashboard.auth import Access
 from flowrra_extras.dashboard.html import Entered, Shown, View, filled, query_of, timeline
 from flowrra_extras.dashboard.http import (
     Done,
+    Fields,
+    Request,
+    Response,
     UnsureError,
+    logger,
     path_of,
     read_list,
     read_object,
@@ -47,19 +51,9 @@ from flowrra_extras.dashboard.http import (
     submitted,
     text_answer,
 )
-from flowrra_extras.dashboard.job_search import Search, Surroundings, find_jobs, parse
+from flowrra_extras.dashboard.job_search import Found, Search, Surroundings, find_jobs, parse
+from flowrra_extras.dashboard.store import Store
 from flowrra_extras.metrics import ready_since
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
-
-    from flowrra import Progress as JobProgress
-    from flowrra_extras.dashboard.auth import Access
-    from flowrra_extras.dashboard.http import Fields, Request, Response
-    from flowrra_extras.dashboard.job_search import Found
-    from flowrra_extras.dashboard.store import Store
-
-logger = logging.getLogger("flowrra.dashboard")
 
 ACTIONS = ("cancel", "requeue", "delete")
 PAGE_LENGTH = 50  # jobs in a list

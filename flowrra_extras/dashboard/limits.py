@@ -1,26 +1,16 @@
 """Limits: their numbers, their use, and the key for which the most jobs wait; a key can be paused and resumed."""
 
-from __future__ import annotations
+import datetime as dt
+from collections.abc import Awaitable, Callable
+from typing import TypedDict
 
-import logging
-from typing import TYPE_CHECKING, TypedDict
-
-from flowrra import TaskNotFoundError, join_limit_key
-from flowrra_extras.dashboard.http import Done
+from flowrra import Action, LimitUse, TaskNotFoundError, join_limit_key
+from flowrra_extras.dashboard.auth import Access
+from flowrra_extras.dashboard.html import Entered, Shown, View
+from flowrra_extras.dashboard.http import Done, Fields, logger
 from flowrra_extras.dashboard.job_search import search_path
 from flowrra_extras.dashboard.jobs import moment_or_none
-
-if TYPE_CHECKING:
-    import datetime as dt
-    from collections.abc import Awaitable, Callable
-
-    from flowrra import Action, LimitUse
-    from flowrra_extras.dashboard.auth import Access
-    from flowrra_extras.dashboard.html import Entered, Shown, View
-    from flowrra_extras.dashboard.http import Fields
-    from flowrra_extras.dashboard.store import Store
-
-logger = logging.getLogger("flowrra.dashboard")
+from flowrra_extras.dashboard.store import Store
 
 REST = 1.0  # seconds between two counts: they read all jobs that wait for a limit
 

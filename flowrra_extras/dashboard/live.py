@@ -4,26 +4,15 @@ One rendering serves all tabs with the same view. The hub rests for REST times a
 its load is at most a quarter of a core, whatever the number of tabs.
 """
 
-from __future__ import annotations
-
 import asyncio
-import logging
 import re
 import urllib.parse
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator
 
 from flowrra import ConfigError, FlowrraError, TaskNotFoundError
-from flowrra_extras.dashboard.html import REST, VIEWS, View
-from flowrra_extras.dashboard.http import Response
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from flowrra_extras.dashboard.auth import Access
-    from flowrra_extras.dashboard.html import Pages
-    from flowrra_extras.dashboard.http import Request
-
-logger = logging.getLogger("flowrra.dashboard")
+from flowrra_extras.dashboard.auth import Access
+from flowrra_extras.dashboard.html import REST, VIEWS, Pages, View
+from flowrra_extras.dashboard.http import Request, Response, logger
 
 TICK = 0.2  # seconds between two looks: with the rendering, a change is on the screen within 0.3
 # How many seconds a stream lasts. Then the browser connects again, and its access is checked again. A server that waits

@@ -1,12 +1,10 @@
 """The overview by cause, queues with pause and resume, the workers' page, and metrics."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
-import datetime as dt  # noqa: TC003 (schemas of the API are read from annotations)
-import logging
-from typing import TYPE_CHECKING, TypedDict
+import datetime as dt
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TypedDict
 
 from flowrra import (
     Activity,
@@ -21,27 +19,23 @@ from flowrra import (
 )
 from flowrra_extras import metrics
 from flowrra_extras.dashboard import html
-from flowrra_extras.dashboard.failures import HOUR, FailureGroup, latest_first
-from flowrra_extras.dashboard.health import QueueRow  # noqa: TC001 (as above)
-from flowrra_extras.dashboard.http import Done, text_answer
+from flowrra_extras.dashboard.auth import Access
+from flowrra_extras.dashboard.failures import HOUR, FailureGroup, FailureGroups, latest_first
+from flowrra_extras.dashboard.health import (
+    HealthCheck,
+    QueueRow,
+)
+from flowrra_extras.dashboard.html import Entered, Shown, View
+from flowrra_extras.dashboard.http import Done, Fields, Request, Response, logger, text_answer
 from flowrra_extras.dashboard.job_search import search_path
 from flowrra_extras.dashboard.jobs import REDACTED, STALE, JobRow, Relative, arguments_line, job_row, moment, relative
-from flowrra_extras.dashboard.schedules import ScheduleRow  # noqa: TC001 (as above)
+from flowrra_extras.dashboard.schedules import (
+    ScheduleRow,
+    Schedules,
+)
+from flowrra_extras.dashboard.store import Store, Tally
 from flowrra_extras.metrics import quantile
 from flowrra_extras.urls import shown_url
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-
-    from flowrra_extras.dashboard.auth import Access
-    from flowrra_extras.dashboard.failures import FailureGroups
-    from flowrra_extras.dashboard.health import HealthCheck
-    from flowrra_extras.dashboard.html import Entered, Shown, View
-    from flowrra_extras.dashboard.http import Fields, Request, Response
-    from flowrra_extras.dashboard.schedules import Schedules
-    from flowrra_extras.dashboard.store import Store, Tally
-
-logger = logging.getLogger("flowrra.dashboard")
 
 GROUPS = 5  # groups of failures on the overview
 LONGEST = 5  # running jobs there

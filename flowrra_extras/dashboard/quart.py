@@ -1,17 +1,13 @@
 """The dashboard for Quart: `app.register_blueprint(create_blueprint(flowrra), url_prefix="/flowrra")`."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 import quart
 
+from flowrra import Flowrra
 from flowrra_extras.dashboard import asgi
 from flowrra_extras.dashboard.app import Dashboard, Options
 from flowrra_extras.dashboard.http import METHODS
-
-if TYPE_CHECKING:
-    from flowrra import Flowrra
 
 
 def create_blueprint(app: Flowrra, name: str = "flowrra", **options: Unpack[Options]) -> quart.Blueprint:

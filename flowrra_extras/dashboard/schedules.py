@@ -1,11 +1,9 @@
 """Schedules, those in code and those in stores: their list, the page and the form of one, and changing them."""
 
-from __future__ import annotations
-
 import dataclasses
 import datetime as dt
-import logging
-from typing import TYPE_CHECKING, Any, TypedDict
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any, TypedDict
 
 from flowrra import (
     ConfigError,
@@ -21,22 +19,23 @@ from flowrra import (
     upcoming,
 )
 from flowrra_extras.dashboard.api_schema import STORED_OPTIONS, form_options, given_options
+from flowrra_extras.dashboard.auth import Access
 from flowrra_extras.dashboard.health import is_overdue
-from flowrra_extras.dashboard.html import filled
-from flowrra_extras.dashboard.http import Done, path_of, read_list, read_object, refusing_misfits, submitted, whole
+from flowrra_extras.dashboard.html import Entered, Shown, View, filled
+from flowrra_extras.dashboard.http import (
+    Done,
+    Fields,
+    logger,
+    path_of,
+    read_list,
+    read_object,
+    refusing_misfits,
+    submitted,
+    whole,
+)
 from flowrra_extras.dashboard.jobs import REDACTED, Text, arguments_json, arguments_line, moment, text
-from flowrra_extras.scheduler import submit_now, unknown_schedule
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-
-    from flowrra_extras.dashboard.auth import Access
-    from flowrra_extras.dashboard.html import Entered, Shown, View
-    from flowrra_extras.dashboard.http import Fields
-    from flowrra_extras.dashboard.store import Store
-    from flowrra_extras.scheduler import Scheduler
-
-logger = logging.getLogger("flowrra.dashboard")
+from flowrra_extras.dashboard.store import Store
+from flowrra_extras.scheduler import Scheduler, submit_now, unknown_schedule
 
 # What JSON calls the rule of each kind, as Python does; forms call it `rule`.
 RULES: Mapping[str, str] = {"cron": "cron", "interval": "interval", "once": "run_at"}

@@ -1,24 +1,16 @@
 """The app and its store as all pages share them: hidden arguments, and counts that take long to find."""
 
-from __future__ import annotations
-
 import asyncio
 import collections
-import logging
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
-from flowrra import JobFilter, TaskStatus
+from flowrra import Flowrra, Job, JobFilter, TaskStatus, WorkerInfo
 from flowrra_extras.dashboard import job_search
+from flowrra_extras.dashboard.http import logger
 from flowrra_extras.metrics import oldest_ready, ready_since
+from flowrra_extras.scheduler import Scheduler
 from flowrra_extras.urls import shown_url
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
-
-    from flowrra import Flowrra, Job, WorkerInfo
-    from flowrra_extras.scheduler import Scheduler
-
-logger = logging.getLogger("flowrra.dashboard")
 
 T = TypeVar("T")
 

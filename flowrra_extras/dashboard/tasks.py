@@ -1,36 +1,47 @@
 """Tasks: their list, the page of one task with its form, and running one."""
 
-from __future__ import annotations
-
 import dataclasses
 import datetime as dt
 import enum
 import inspect
 import json
-import logging
 import types
 import typing
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
-from flowrra import SUBMIT_OPTIONS, ConfigError, Job, JobFilter, TaskNotFoundError, WorkerInfo, kind_name, nearest
+from flowrra import (
+    SUBMIT_OPTIONS,
+    Activity,
+    ConfigError,
+    Job,
+    JobFilter,
+    Task,
+    TaskNotFoundError,
+    WorkerInfo,
+    kind_name,
+    nearest,
+)
 from flowrra_extras.dashboard import html
 from flowrra_extras.dashboard.api_schema import JOB_OPTIONS, form_options, given_options
-from flowrra_extras.dashboard.http import Done, read_list, read_object, refusing_misfits, submitted, value_of, whole
+from flowrra_extras.dashboard.auth import Access
+from flowrra_extras.dashboard.html import Entered, Shown, View
+from flowrra_extras.dashboard.http import (
+    Done,
+    Fields,
+    logger,
+    read_list,
+    read_object,
+    refusing_misfits,
+    submitted,
+    value_of,
+    whole,
+)
 from flowrra_extras.dashboard.job_search import Search, find_jobs
 from flowrra_extras.dashboard.jobs import JobRow, job_row, line
 from flowrra_extras.dashboard.overview import Minute, begin, by_task, each_minute, summed
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from flowrra import Activity, Task
-    from flowrra_extras.dashboard.auth import Access
-    from flowrra_extras.dashboard.html import Entered, Shown, View
-    from flowrra_extras.dashboard.http import Fields
-    from flowrra_extras.dashboard.store import Store
-
-logger = logging.getLogger("flowrra.dashboard")
+from flowrra_extras.dashboard.store import Store
 
 LATEST = 10  # jobs of a task's page
 
@@ -49,7 +60,7 @@ class Parameter(TypedDict):
     required: bool
     input: str
     choices: list[str]
-    fields: list[Parameter]
+    fields: list["Parameter"]
 
 
 class TaskRow(TypedDict):

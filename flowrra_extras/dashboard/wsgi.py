@@ -1,20 +1,14 @@
 """The dashboard as a WSGI application. What it asks runs on the loop of `app.sync`; pages look for news by polling."""
 
-from __future__ import annotations
-
 import dataclasses
 import http
 import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
+from flowrra_extras.dashboard.app import Dashboard
 from flowrra_extras.dashboard.auth import SAFE_METHODS
-from flowrra_extras.dashboard.http import BODY_LIMIT, Request
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-
-    from flowrra_extras.dashboard.app import Dashboard
-    from flowrra_extras.dashboard.http import Response
+from flowrra_extras.dashboard.http import BODY_LIMIT, Request, Response
 
 
 def answer(board: Dashboard, request: Request, body: Callable[[], bytes]) -> Response:

@@ -1,22 +1,17 @@
 """The dashboard in Django's admin, for users with the permission to view or to change jobs."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.contrib import admin
+from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, path, re_path
 from django.views.decorators.csrf import csrf_exempt
 
+from flowrra import Flowrra
 from flowrra_extras.dashboard.auth import Access, Level
 from flowrra_extras.dashboard.django import get_urls
 from flowrra_extras.django.backend import get_app
 from flowrra_extras.django.models import Job
-
-if TYPE_CHECKING:
-    from django.http import HttpRequest, HttpResponse
-
-    from flowrra import Flowrra
 
 VIEW, CHANGE = "flowrra.view_job", "flowrra.change_job"
 

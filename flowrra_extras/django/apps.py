@@ -1,7 +1,5 @@
 """The Django app: it imports the tasks of the project, and `migrate` creates the tables of the jobs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from django.apps import AppConfig

@@ -1,17 +1,18 @@
 """The backend of Django's tasks. If the jobs are in Django's database, it enqueues in Django's transaction."""
 
-from __future__ import annotations
-
 import dataclasses
+import datetime as dt
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from django.core import checks
 from django.db import connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 from django.utils.asyncio import async_unsafe
 
-from flowrra import ConfigError, Flowrra, SQLiteBroker, TaskNotFoundError, TaskOptions
+from flowrra import ConfigError, Flowrra, Job, SQLiteBroker, TaskNotFoundError, TaskOptions
 from flowrra_extras.django.interface import (
     BaseTaskBackend,
     Task,
@@ -24,14 +25,6 @@ from flowrra_extras.django.interface import (
     task_enqueued,
 )
 from flowrra_extras.django.project import OF_TASKS, Options, ProjectApp, given_options, project_of
-
-if TYPE_CHECKING:
-    import datetime as dt
-    from collections.abc import Mapping, Sequence
-
-    from django.db.backends.base.base import BaseDatabaseWrapper
-
-    from flowrra import Job
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -65,7 +58,7 @@ class FlowrraTask(Task):  # type: ignore[type-arg]  # Django's own is not generi
         run_after: dt.datetime | None = None,
         backend: str | None = None,
         **options: Any,
-    ) -> FlowrraTask:
+    ) -> "FlowrraTask":
         """Return the task with other options: those of `Task.using` and the fields of this class."""
         given = {"priority": priority, "queue_name": queue_name, "run_after": run_after, "backend": backend}
         return dataclasses.replace(self, **{n: v for n, v in {**given, **options}.items() if v is not None})

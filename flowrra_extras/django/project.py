@@ -1,27 +1,20 @@
 """Reads Flowrra's settings from Django's settings, and makes one app for each backend in TASKS."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import threading
 import urllib.parse
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
-from flowrra import BackendConfig, BrokerConfig, Config, ConfigError, ExecutorConfig, Flowrra, TaskOptions, nearest
+from flowrra import BackendConfig, BrokerConfig, Config, ConfigError, ExecutorConfig, Flowrra, Job, TaskOptions, nearest
+from flowrra_extras.django.interface import BaseTaskBackend, Task
 from flowrra_extras.django.running import announce_endings, runner
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
-
-    from django.db.backends.base.base import BaseDatabaseWrapper
-
-    from flowrra import Job
-    from flowrra_extras.django.interface import BaseTaskBackend, Task
 
 _SECTIONS: Mapping[str, Any] = {"broker": BrokerConfig, "backend": BackendConfig, "executor": ExecutorConfig}
 # The settings in FLOWRRA, named like the environment variables without their prefix; in OPTIONS in lower case.

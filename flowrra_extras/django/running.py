@@ -1,18 +1,19 @@
 """Runs a Django task in a worker: with usable database connections, the task's context, and Django's signals."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.db import close_old_connections, connections, reset_queries
 
 from flowrra import Event, Flowrra, FlowrraError, Job, TaskNotFoundError, current_job
 from flowrra_extras.django.interface import (
+    BaseTaskBackend,
+    Task,
     TaskContext,
     TaskResultStatus,
     normalize_json,
@@ -20,11 +21,6 @@ from flowrra_extras.django.interface import (
     task_finished,
     task_started,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from flowrra_extras.django.interface import BaseTaskBackend, Task
 
 
 @contextlib.contextmanager

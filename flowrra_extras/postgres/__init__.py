@@ -16,15 +16,14 @@ A job is one row, and every change of it is guarded. The calls of concurrent cal
 The SQL is in `schema.sql` and `statements`, its use in `store`, the connections in `connections`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import dataclasses
 import itertools
 import math
 import os
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Collection, Sequence
+from typing import Any, Self, cast
 
 import asyncpg
 
@@ -62,7 +61,7 @@ from flowrra import (
     uses_of,
 )
 from flowrra_extras.postgres import statements as sql
-from flowrra_extras.postgres.connections import SILENCE, Address, Link, Session, callers_session
+from flowrra_extras.postgres.connections import SILENCE, Address, CallersSession, Link, Session, callers_session
 from flowrra_extras.postgres.groups import Claim, Groups, encode_payloads
 from flowrra_extras.postgres.notifications import LOOK_EVERY
 from flowrra_extras.postgres.statements import counting, search
@@ -75,12 +74,6 @@ from flowrra_extras.postgres.store import (
     recorded_columns,
     worker_of_row,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
-    from typing import Self
-
-    from flowrra_extras.postgres.connections import CallersSession
 
 __all__ = ["PostgresBroker", "broker_from_url"]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import logging
 import math
 import re
 import urllib.parse
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
-from flowrra import BrokerError, ConfigError, FlowrraError, SerializationError, StoreStatus, describe, jittered
+from flowrra import BrokerError, ConfigError, FlowrraError, SerializationError, StoreStatus, describe, jittered, logger
 from flowrra_extras.backoff import note_outage, pauses
 from flowrra_extras.batching import closed
 from flowrra_extras.postgres.statements import in_schema
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["SILENCE", "Address", "AwayError", "Link", "Listener", "Session", "callers_session"]
 
 T = TypeVar("T")
-
-logger = logging.getLogger("flowrra")
 
 SILENCE = 5.0  # seconds without an answer after which a connection is replaced
 STANDBY = "name the primary, or all hosts and target_session_attrs=read-write, which finds it"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-import logging
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -22,6 +21,7 @@ from flowrra import (
     WorkerInfo,
     apart,
     encode_arguments,
+    logger,
     split_limit_key,
 )
 from flowrra_extras.batching import Batcher
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["Claim", "Groups", "encode_payloads"]
 
 T = TypeVar("T")
-
-logger = logging.getLogger("flowrra")
 
 _CHUNK = 2_000  # jobs of one INSERT
 _SETTLED = 1_000  # outcomes of one statement

@@ -1,28 +1,18 @@
 """Notifications that wake callers who wait for jobs, notices and results, in this process and in others."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json
-import logging
 import math
 import secrets
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
 
-from flowrra import Clock, FlowrraError, WaiterHub
+from flowrra import Clock, FlowrraError, Topic, WaiterHub, logger
 from flowrra_extras.batching import Batcher, closed
 from flowrra_extras.postgres import statements as sql
 from flowrra_extras.postgres.connections import Address, Link, Listener
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from flowrra import Topic
-
 __all__ = ["LOOK_EVERY", "Notifications"]
-
-logger = logging.getLogger("flowrra")
 
 LOOK_EVERY = 1.0  # seconds after which a waiting caller polls, if it may get no notification
 

@@ -3,16 +3,11 @@
 Times are seconds since the epoch by the callers' clocks. Only leases use the server's clock.
 """
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from flowrra import ENDINGS_TAKEN, NO_ARGUMENTS, TaskStatus, awaits_limit, limit_key
-
-if TYPE_CHECKING:
-    from flowrra import Job, JobFilter
+from flowrra import ENDINGS_TAKEN, NO_ARGUMENTS, Job, JobFilter, TaskStatus, awaits_limit, limit_key
 
 UPKEEP = 1_000  # jobs that one step of upkeep makes ready, and the same number that it cancels as expired
 UPKEEP_KEYS = 100  # limit keys of which one step of upkeep admits jobs

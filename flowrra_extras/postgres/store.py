@@ -8,15 +8,14 @@ What moves jobs of limits does so in a transaction, and remembers their limit ke
 that it sees all that others have done, and lets the next jobs run. So rows are locked before limit keys, always.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import json
 import operator
 import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import asyncpg
 
@@ -37,6 +36,7 @@ from flowrra import (
     DueKeys,
     EventWaiters,
     Expired,
+    Find,
     Holders,
     Job,
     Jobs,
@@ -52,6 +52,7 @@ from flowrra import (
     TaskStatus,
     Unit,
     WaitingFor,
+    Walk,
     WorkerInfo,
     activity_texts,
     admit,
@@ -81,12 +82,7 @@ from flowrra import (
     stored_limit_key,
 )
 from flowrra_extras.postgres import statements as sql
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
-    from flowrra import Find, Walk
-    from flowrra_extras.postgres.connections import Session
+from flowrra_extras.postgres.connections import Session
 
 T = TypeVar("T")
 

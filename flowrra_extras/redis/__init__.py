@@ -19,16 +19,14 @@ arguments and answers; `changes` applies the rules; `search` finds jobs; `connec
 callers that wait for published messages.
 """
 
-from __future__ import annotations
-
 import asyncio
 import copy
 import dataclasses
 import functools
-import logging
 import math
 import os
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, cast
 
 from flowrra import (
     ACTIVITY_KEPT,
@@ -73,6 +71,7 @@ from flowrra import (
     encode_value,
     ended_job,
     expire,
+    logger,
     push,
     recorded,
     resolved,
@@ -94,18 +93,19 @@ from flowrra_extras.redis.calls import (
     worker_text,
 )
 from flowrra_extras.redis.changes import Changes, Leases
-from flowrra_extras.redis.connection import Call, Link, Notifications, address_from_client, address_from_url
+from flowrra_extras.redis.connection import (
+    Address,
+    Call,
+    ClientMaker,
+    Link,
+    Notifications,
+    address_from_client,
+    address_from_url,
+)
 from flowrra_extras.redis.scripts import FIELDS, VERSION
 from flowrra_extras.redis.search import PAGE, Search
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
-
-    from flowrra_extras.redis.connection import Address, ClientMaker
-
 __all__ = ["RedisBroker", "broker_from_url"]
-
-logger = logging.getLogger("flowrra")
 
 _LEASES = 4  # the answer to a heartbeat if leases must be judged first
 _LOOK_EVERY = 5.0  # seconds between polls for a result, in case a message was lost
@@ -171,7 +171,7 @@ class RedisBroker(Broker):
         self._notifications = Notifications(self._address)
         self._next_due: float | None = None
 
-    def clone(self) -> RedisBroker:
+    def clone(self) -> "RedisBroker":
         new = copy.copy(self)
         new._start_new()
         return new

@@ -1,11 +1,10 @@
 """Applies the rules: jobs are read, a walk decides, and one script writes if nothing that was read has changed."""
 
-from __future__ import annotations
-
 import collections
 import itertools
 import os
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 from flowrra import (
     BLOCKED,
@@ -18,16 +17,20 @@ from flowrra import (
     SCHEDULED,
     SUCCESS,
     UNFINISHED,
+    BackendConfig,
     Children,
     EventWaiters,
     Expired,
+    Find,
     Holders,
+    Job,
     Jobs,
     Lease,
     LimitKey,
     LimitKeys,
     Running,
     Unit,
+    Walk,
     awaits_limit,
     copy_of,
     drive_async,
@@ -36,15 +39,9 @@ from flowrra import (
     rescue,
     stored_limit_key,
 )
-from flowrra_extras.redis.calls import head_of, in_turns, job_of, member_of, ready_place, task_index, to_json
+from flowrra_extras.redis.calls import Calls, head_of, in_turns, job_of, member_of, ready_place, task_index, to_json
 from flowrra_extras.redis.connection import Call
 from flowrra_extras.redis.scripts import FIELDS, READ_AT_ONCE, READ_FIELDS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
-    from flowrra import BackendConfig, Find, Job, Walk
-    from flowrra_extras.redis.calls import Calls
 
 __all__ = ["Changes", "Leases", "Plan"]
 
@@ -81,13 +78,13 @@ class Changes:
 
     async def attempt(
         self, now: float, start: Callable[[Unit], Walk[T]], *, new: int = 0, assumed: Iterable[Job] = ()
-    ) -> tuple[Unit, Plan, T]:
+    ) -> tuple[Unit, "Plan", T]:
         """Run a walk once. Return its unit, the plan of what to write, and its answer."""
         unit, plan = Unit(now, self._retention), Plan(self._calls, new, assumed)
         answer = await drive_async(start(unit), plan.look)
         return unit, plan, answer
 
-    async def write(self, unit: Unit, plan: Plan) -> bool:
+    async def write(self, unit: Unit, plan: "Plan") -> bool:
         """Write a plan. False: something that the walk has read has changed."""
         await plan.add(unit)
         return plan.is_empty or bool(

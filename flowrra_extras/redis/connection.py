@@ -5,22 +5,21 @@ their answers, because redis-py's pipelines need 1.8 times the CPU per job. Used
 more than a client of our own. This module knows scripts and channels by name, and no jobs.
 """
 
-from __future__ import annotations
-
 import asyncio
 import collections
 import contextlib
 import itertools
 import json
-import logging
 import math
 import os
 import re
 import ssl
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import hiredis
 import redis.asyncio
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
@@ -39,25 +38,15 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from flowrra import BrokerError, ConfigError, StoreStatus, WaiterHub, describe, jittered
+from flowrra import BrokerError, ConfigError, StoreStatus, Topic, WaiterHub, describe, jittered, logger
 from flowrra_extras.backoff import note_outage, pauses
 from flowrra_extras.batching import closed
 from flowrra_extras.redis.scripts import SCRIPTS
 from flowrra_extras.urls import ServerURL, check_options, read_server_url
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
-    from redis.asyncio.connection import AbstractConnection
-
-    from flowrra import Topic
-
-    ClientMaker = Callable[[], redis.asyncio.Redis]
-
 __all__ = ["Address", "Call", "Link", "Notifications", "Subscription", "address_from_client", "address_from_url"]
 
-logger = logging.getLogger("flowrra")
-
+ClientMaker = Callable[[], redis.asyncio.Redis]
 PATIENCE = 5.0  # seconds without an answer after which a connection counts as dead
 _SENTINEL_PATIENCE = 1.0  # the same for a sentinel; after that the next one is asked
 _TLS_FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
@@ -93,7 +82,7 @@ class Address:
         self._hosts = itertools.cycle(hosts or (None,))
         self._place = next(self._hosts)
 
-    async def connect(self, on_message: Callable[[Any], None] | None = None) -> Connection:
+    async def connect(self, on_message: Callable[[Any], None] | None = None) -> "Connection":
         """Open a connection. `on_message` receives published messages."""
         client = self._make_client()
         pool = client.connection_pool

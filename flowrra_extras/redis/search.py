@@ -1,13 +1,12 @@
 """Searches in Redis: for jobs through an index, for workers, and for the activity of workers."""
 
-from __future__ import annotations
-
 import asyncio
 import collections
 import dataclasses
 import json
 import operator
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 from flowrra import (
     BLOCKED,
@@ -29,13 +28,8 @@ from flowrra import (
     totals_of_activity,
     uses_of,
 )
-from flowrra_extras.redis.calls import counted, filter_text, job_of, limit_state, member_of, ready_place
+from flowrra_extras.redis.calls import Calls, counted, filter_text, job_of, limit_state, member_of, ready_place
 from flowrra_extras.redis.connection import Call
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
-
-    from flowrra_extras.redis.calls import Calls
 
 __all__ = ["PAGE", "Search"]
 

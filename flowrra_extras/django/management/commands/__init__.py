@@ -1,7 +1,5 @@
 """The base of the commands of `manage.py`: it passes their arguments to Flowrra's command line."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path
