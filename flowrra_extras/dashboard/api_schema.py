@@ -217,7 +217,6 @@ _STATES = "|".join(flowrra.TaskStatus)
 
 
 def query(name: str, text: str, **schema: Any) -> Schema:
-    """A parameter of a query."""
     return {"name": name, "in": "query", "description": text, "schema": {"type": "string", **schema}}
 
 
@@ -335,7 +334,6 @@ _TROUBLES = {
 
 
 def document(root: str, routes: Iterable[Route]) -> Schema:
-    """The document of an API of these routes that is served under `root`."""
     trouble = {**_all_of(error=STRING), "description": "Why a request was refused or failed."}
     paths: dict[str, Schema] = {}
     for route in routes:

@@ -127,7 +127,6 @@ class Route(NamedTuple):
 
 
 def looks(board: "Dashboard") -> list[Look]:
-    """What can be looked at."""
     overview, jobs, tasks, schedules = board.overview, board.jobs, board.tasks, board.schedules
     text, events = "text/plain", "text/event-stream"
     field = "/jobs/{task_id}/text/{field}"
@@ -177,7 +176,6 @@ _ON_JOBS = (
 
 
 def acts(board: "Dashboard") -> list[Act]:
-    """What can be done."""
     overview, jobs, tasks, schedules = board.overview, board.jobs, board.tasks, board.schedules
     report, schedule, job = schema_of(Report), "/schedules/{schedule_id}", "/jobs/{task_id}"
     pause, resume = "/queues/{name}/pause", "/queues/{name}/resume"
@@ -413,7 +411,6 @@ class Dashboard:
         return response
 
     def _told(self, request: Request, error: Exception) -> tuple[int, str]:
-        """The status and the message for an error."""
         if isinstance(error, _Refused):
             return error.status, str(error)
         for kinds, status in _STATUSES:

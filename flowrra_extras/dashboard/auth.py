@@ -139,7 +139,6 @@ def stranger(request: Request) -> str | None:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether it is an address of the loopback."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:

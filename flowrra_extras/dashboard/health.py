@@ -138,7 +138,6 @@ class HealthCheck:
         }
 
     async def health(self) -> Health:
-        """The health of queues, workers and schedules."""
         problems, warnings, queues, workers = await self._look()
         lags = [queue["lag"] for queue in queues if queue["lag"] is not None]
         now = self._store.app.now()
@@ -152,7 +151,6 @@ class HealthCheck:
         }
 
     async def _look(self) -> tuple[list[Problem], list[Problem], list[QueueRow], list[WorkerInfo]]:
-        """Problems and warnings, with the queues and workers."""
         await self._store.app.connect()
         now = self._store.app.now()
         tally, seen = await self._store.counting.tally(), await self._store.app.broker.overview(now - RECENT)
@@ -225,12 +223,10 @@ def store_is_away(reason: str) -> Verdict:
 
 
 def is_overdue(next_fire: float | None, now: float) -> bool:
-    """Whether a schedule should have fired by now."""
     return next_fire is not None and now - next_fire > OVERDUE
 
 
 def in_words(problem: Problem, now: float) -> str:
-    """A problem in a line of text."""
     since = problem["since"]
     said = f"{problem['what']}: {problem['text']}" if problem["text"] else problem["what"]
     return said if since is None else f"{said}, for {duration(now - since.timestamp())}"
@@ -357,7 +353,6 @@ class Trend:
         self._latest: tuple[float, Mapping[str, int]] = 0.0, {}
 
     def note(self, tally: Tally) -> None:
-        """Store a count."""
         ready = {queue: number for (queue, status), number in tally.counts.items() if status is TaskStatus.PENDING}
         self._latest = tally.at, ready
         if not self._counts or tally.at - self._counts[-1][0] >= _STEP:

@@ -74,7 +74,6 @@ def _plain(value: object) -> object:
 
 
 def text_answer(text: str, media_type: str = "text/plain; charset=utf-8") -> Response:
-    """A text as it is."""
     return Response(200, text.encode("utf-8", "replace"), {"content-type": media_type})
 
 
@@ -95,7 +94,6 @@ class Done(NamedTuple):
 
 
 def submitted(job_id: str) -> Done:
-    """A job was submitted: this one."""
     return Done({"id": job_id}, path_of("jobs", job_id), "", 201)
 
 
@@ -132,7 +130,6 @@ class Fields:
 
     @property
     def token(self) -> str | None:
-        """The token that the form brought."""
         return self.values.get(TOKEN_FIELD) if self.is_form else None
 
     def text(self, name: str, default: str | None = None) -> str:
@@ -290,7 +287,6 @@ class StaticFile(NamedTuple):
 
 @functools.cache
 def static_file(name: str) -> StaticFile:
-    """The file with one of the NAMES."""
     whole = resources.files("flowrra_extras.dashboard").joinpath("static", name).read_bytes()
     # Comments and indentation are a kilobyte of a first visit. No text in our files goes over several lines.
     lines = (line.strip() for line in whole.splitlines())

@@ -80,7 +80,6 @@ class Surroundings:
 
 
 def parse(line: str, around: Surroundings) -> Search:
-    """The search that `line` stands for."""
     search = Search()
     if len(line) > LINE_LIMIT:
         search.problems.append(f"the search has {len(line)} characters; at most {LINE_LIMIT} are allowed")

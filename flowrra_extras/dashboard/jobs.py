@@ -260,13 +260,11 @@ class Jobs:
         return ({"number": len(found.jobs), "is_exact": False} if is_first else None), math.inf
 
     async def understood(self, line: str) -> Search:
-        """The search that a line stands for."""
         workers = await self._store.app.broker.workers()
         tasks = await self._store.known_tasks(workers)
         return parse(line, Surroundings(self._store.app.now(), tasks, self._store.named_arguments))
 
     async def job(self, task_id: str) -> JobView:
-        """A job with all its data."""
         job = await self._store.app.get_job(task_id)
         children = await self._store.app.broker.find(JobFilter(parent=task_id), limit=FAMILY)
         return job_view(
@@ -394,7 +392,6 @@ class Jobs:
         return job_id
 
     async def whole_text(self, request: Request, access: Access, task_id: str, field: str) -> Response:
-        """The whole of a long text, as a text."""
         return text_answer(await self.text(task_id, field))
 
     # What forms and JSON ask for ---------------------------------------------------------------
@@ -665,7 +662,6 @@ def ran(job: Job, now: float) -> float | None:
 
 
 def job_row(job: Job, now: float, *, redacted: bool) -> JobRow:
-    """A job in a list."""
     return {
         "id": job.id,
         "task": job.task,
@@ -690,7 +686,6 @@ def job_row(job: Job, now: float, *, redacted: bool) -> JobRow:
 
 
 def attempt_row(attempt: Attempt) -> AttemptRow:
-    """One try at a job."""
     return {
         "number": attempt.number,
         "worker": attempt.worker,
@@ -715,7 +710,6 @@ def relative(job: Job) -> Relative:
 
 
 def step_row(step: Step, *, redacted: bool) -> StepRow:
-    """A step as it is shown."""
     return {
         "name": step.name,
         "ended": moment(step.ended),
@@ -734,7 +728,6 @@ def job_view(
     max_attempts: int | None,
     explanation: str,
 ) -> JobView:
-    """A job with all its data."""
     args, kwargs = (REDACTED, REDACTED) if redacted else arguments_json(job)
     result = REDACTED if redacted and job.status is TaskStatus.SUCCESS else result_json(job)
     return {

@@ -53,8 +53,6 @@ class Limits:
         return "Limits", "limits.html", {"limits": await self.limits()}
 
     def sets_key(self, *, paused: bool) -> Callable[..., Awaitable[Done]]:
-        """Pauses a key of a limit, or resumes it."""
-
         action: Action = "pause" if paused else "resume"
 
         async def set_key(fields: Fields, access: Access, name: str) -> Done:
@@ -72,7 +70,6 @@ class Limits:
 
 
 def limit_row(use: LimitUse) -> LimitRow:
-    """A limit as it is shown."""
     limit = use.limit
     return {
         "name": limit.name,

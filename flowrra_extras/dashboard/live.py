@@ -63,7 +63,6 @@ class Hub:
 
     @property
     def tabs(self) -> int:
-        """How many tabs look on."""
         return sum(len(channel.waiters) for channel in self._channels.values())
 
     async def answer(self, request: Request, access: Access) -> Response:
@@ -117,7 +116,6 @@ class Hub:
                 del self._channels[view]
 
     async def close(self) -> None:
-        """End all streams."""
         self._end_streams()
         ending = {*self._looks, *([self._work] if self._work else [])}
         for task in ending:
@@ -193,6 +191,5 @@ async def _set_before(end: float, event: asyncio.Event) -> bool:
 
 
 def event_of(digest: str, text: str) -> bytes:
-    """The event that brings a main part."""
     lines = "".join(f"data: {line}\n" for line in _LINE_END.split(text))
     return f"id: {digest}\nevent: main\n{lines}\n".encode("utf-8", "replace")

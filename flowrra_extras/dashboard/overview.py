@@ -121,7 +121,6 @@ class Overview:
         self._exporter = metrics.Exporter(store.app, self._tally)
 
     async def stats(self) -> Stats:
-        """The overview."""
         await self._store.app.connect()
         now, tally = self._store.app.now(), await self._store.counting.tally()
         seen = await self._store.app.broker.overview(begin(now))
@@ -265,7 +264,6 @@ def with_waiting(started: Minute, all_of_them: Minute, longest: float) -> Minute
 
 
 def summed(rows: Iterable[Activity], at: float) -> Minute:
-    """All of these rows as one."""
     waits: collections.Counter[int] = collections.Counter()
     runs: collections.Counter[int] = collections.Counter()
     succeeded = failed = retried = 0
@@ -300,7 +298,6 @@ def each_minute(rows: Sequence[Activity], now: float) -> list[Minute]:
 
 
 def by_task(rows: Iterable[Activity]) -> dict[str, list[Activity]]:
-    """The rows of each task."""
     found: dict[str, list[Activity]] = collections.defaultdict(list)
     for row in rows:
         found[row.task].append(row)

@@ -118,7 +118,6 @@ class Schedules:
                 row["last_fire"] = row["last_job"] = None
 
     async def schedule(self, schedule_id: str) -> ScheduleRow:
-        """A schedule with its next fires."""
         await self._store.app.connect()
         coded = self._store.app.schedules.get(schedule_id)
         schedule = coded or (await self._stored(schedule_id))[1]
@@ -127,7 +126,6 @@ class Schedules:
         return row
 
     async def preview(self, kind: str = "cron", rule: str = "", tz: str = "UTC") -> Preview:
-        """The meaning of a rule."""
         now = self._store.app.now()
         try:
             schedule = make_schedule("preview", kind, read_rule(kind, rule), tz=tz or "UTC")
@@ -163,7 +161,6 @@ class Schedules:
         return schedule_id
 
     async def _stored(self, schedule_id: str) -> tuple[Scheduler, Schedule]:
-        """The schedule, and the scheduler that stores it."""
         for scheduler in self._store.schedulers:
             schedule = await scheduler.get_scheduled_task(schedule_id)
             if schedule is not None:
@@ -336,7 +333,6 @@ def _rule_in(fields: Fields, kind: str) -> object:
 
 
 def _options_in(fields: Fields) -> dict[str, Any]:
-    """The options and arguments that came."""
     options = given_options(fields, STORED_OPTIONS)
     args, kwargs = fields.json_text("args"), fields.json_text("kwargs")
     options |= {} if args is None else {"args": read_list(args)}

@@ -115,7 +115,6 @@ class Fresh(Generic[T]):
             self._found = self._found._replace(at=_FORGOTTEN)
 
     async def close(self) -> None:
-        """End a search that is under way."""
         if self._search is not None and not self._search.done():
             self._search.cancel()
             await asyncio.wait({self._search})
@@ -183,7 +182,6 @@ class Counting:
             fresh.forget()
 
     async def close(self) -> None:
-        """End what is being counted."""
         await self._all.close()
         for fresh in self._some.values():
             await fresh.close()

@@ -105,7 +105,6 @@ class Tasks:
         return [self._task_row(name, workers, activity.get(name, [])) for name in names]
 
     async def task(self, name: str) -> TaskView:
-        """A task with its options and parameters."""
         await self._store.app.connect()
         now, workers = self._store.app.now(), await self._store.app.broker.workers()
         activity = by_task(await self._activity(now)).get(name, [])

@@ -135,7 +135,6 @@ class _Life(Broker):
         return self._groups
 
     async def _run(self, text: str, *values: Any, patience: float = SILENCE) -> Sequence[Any]:
-        """Run one statement and return its rows."""
         self._opened()
         return await cast("Link", self._link).fetch(text, *values, silence=patience)
 

@@ -314,7 +314,6 @@ class Link:
         raise AwayError(f"{self._address.name} has not answered for {self._timeout:g} s: {why}") from failure
 
     async def fetch(self, text: str, *values: Any, silence: float = SILENCE) -> Sequence[Any]:
-        """Run one statement and return its rows."""
         return await self.run(lambda session: session.fetch(text, *values), silence)
 
     async def _try(self, work: Callable[[Session], Awaitable[T]]) -> T:
@@ -413,7 +412,6 @@ class Listener:
         self._is_closed = False
 
     def want(self, channel: str) -> None:
-        """Start to listen to `channel`."""
         if channel in self._wanted or self._address.is_pooled or self._is_closed:
             return
         self._wanted.append(channel)

@@ -543,7 +543,6 @@ class Subscription:
         self._task: asyncio.Task[None] | None = None
 
     def want(self, channel: str) -> None:
-        """Start to listen to `channel`."""
         if channel in self._wanted:
             return
         self._wanted.append(channel)
@@ -622,7 +621,6 @@ class Notifications:
         self.hub.close(closed())
 
     def want(self, topics: Sequence[Topic]) -> None:
-        """Start to listen for these topics."""
         for kind, _ in topics:
             self._subscription.want(_CHANNELS[kind])
 

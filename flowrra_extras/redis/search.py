@@ -135,7 +135,6 @@ class Search:
                 return
 
     async def limits(self) -> list[LimitUse]:
-        """Return the use of each limit."""
         texts, paused, keys = await self._calls.run(Call("limit_keys", "", str(_MEMBERS)))
         found = {name: (name, 0, 0, 0, True) for name in paused}
         while keys:
@@ -145,7 +144,6 @@ class Search:
         return uses_of(map(Limit.from_text, texts), found.values())
 
     async def limit_states(self, names: Sequence[str]) -> list[LimitKey]:
-        """Return the states of limit keys, in the order of their names."""
         rows = await self._calls.run(Call("limit_states", *names)) if names else []
         return list(map(limit_state, names, rows))
 

@@ -51,7 +51,6 @@ class RedisScheduleStore(ScheduleStore):
             await link.close()
 
     async def _run(self, act: str, *words: str) -> Any:
-        """Return the answer of the script."""
         link, call = self._link, Call("schedules", act, *words)
         if link is not None:
             await link.send([call])

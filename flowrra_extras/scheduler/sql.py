@@ -105,23 +105,18 @@ class Link(Protocol):
 
     async def is_alive(self) -> bool:
         """Whether the server still knows the connection, as far as this can be said without waiting for a dead one."""
-        ...
 
     async def fetch(self, statement: str, values: Sequence[Any] = ()) -> Sequence[Sequence[Any]]:
         """Run a statement and return its rows."""
-        ...
 
     async def execute(self, statement: str, values: Sequence[Any] = ()) -> int:
         """Run a statement and return how many rows it changed."""
-        ...
 
     async def drop(self) -> bool:
         """Roll back what was begun, in any state and without asking the server. True: the link is now closed."""
-        ...
 
     async def close(self) -> None:
         """Close the connection."""
-        ...
 
 
 class Database(NamedTuple):
@@ -249,8 +244,6 @@ class Session:
         self._link = None
 
     async def transact(self, work: Callable[[Link], Awaitable[T]]) -> T:
-        """Run `work` in a transaction."""
-
         async def whole(link: Link) -> T:
             await link.execute(self._dialect.begin)
             done = await work(link)

@@ -69,13 +69,11 @@ class ScheduleStore:
 
 
 def check_changes(changes: Mapping[str, Any]) -> None:
-    """Raise a ConfigError if a field cannot be changed."""
     if wrong := changes.keys() - FIELDS | changes.keys() & _FIXED:
         raise ConfigError(f"{min(wrong)!r} of a schedule cannot be changed")
 
 
 def check_lease(lease: float) -> None:
-    """Raise a ConfigError if a lease is too short or too long."""
     if not 0 < lease <= MAX_LEASE:
         raise ConfigError(f"a lease must be more than 0 and at most {MAX_LEASE:g} s, not {lease!r}")
 
