@@ -28,7 +28,7 @@ def get_urls(
     board = Dashboard(app, **options)
 
     def dashboard(request: HttpRequest, path: str = "") -> HttpResponse:
-        place = wsgi.place_of(request.path, f"/{path}")
+        place = request.path.removesuffix(f"/{path}"), f"/{path}"
         asked = wsgi.request_from(request.META, place=place, native=request)
         asked = dataclasses.replace(asked, scheme=request.scheme or "http")
         response = wsgi.answer(board, asked, lambda: request.body)

@@ -27,7 +27,7 @@ def create_blueprint(app: Flowrra, name: str = "flowrra", **options: Unpack[Opti
 
     def dashboard(path: str = "") -> flask.Response:
         whole = flask.request.root_path.rstrip("/") + flask.request.path
-        place = wsgi.place_of(whole, f"/{path}")
+        place = whole.removesuffix(f"/{path}"), f"/{path}"
         request = wsgi.request_from(flask.request.environ, place=place, native=flask.request)
         response = wsgi.answer(board, request, _body)
         # As a list, of which Flask does not take the length: a HEAD has that of what it leaves out.

@@ -260,8 +260,7 @@ class Jobs:
         return ({"number": len(found.jobs), "is_exact": False} if is_first else None), math.inf
 
     async def understood(self, line: str) -> Search:
-        workers = await self._store.app.broker.workers()
-        tasks = await self._store.known_tasks(workers)
+        tasks = await self._store.task_names()
         return parse(line, Surroundings(self._store.app.now(), tasks, self._store.named_arguments))
 
     async def job(self, task_id: str) -> JobView:
@@ -282,7 +281,7 @@ class Jobs:
         retries = (job.overrides or {}).get("max_retries", None if task is None else task.settings.max_retries)
         return None if retries is None else retries + 1
 
-    async def text(self, task_id: str, field: str) -> str:
+    async def whole_text(self, request: Request, access: Access, task_id: str, field: str) -> Response:
         """The whole of a long text of a job: args, kwargs, result, message, traceback, or traceback-2 of attempt 2."""
         job = await self._store.app.get_job(task_id)
         texts: dict[str, str | None] = {f"traceback-{attempt.number}": attempt.traceback for attempt in job.attempts}
@@ -295,7 +294,7 @@ class Jobs:
         found = texts.get(field)
         if found is None:
             raise TaskNotFoundError(f"the job {task_id} has no text {field!r}")
-        return found
+        return text_answer(found)
 
     async def _parents(self, job: Job) -> list[Relative]:
         if not job.parents:
@@ -311,7 +310,7 @@ class Jobs:
         workers = await self._store.app.broker.workers()
         choices = {
             "state": list(map(str, TaskStatus)),
-            "task": await self._store.known_tasks(workers),
+            "task": self._store.known_tasks(workers),
             "queue": await self._store.queue_names(),
             "worker": [worker.id for worker in workers],
         }
@@ -365,12 +364,13 @@ class Jobs:
         refused = len(ids) - len(changed)
         return {"action": action, "done": len(changed), "refused": refused, "after": None, "jobs": changed[:IDS_SHOWN]}
 
-    async def clone(self, task_id: str, args: str | None = None, kwargs: str | None = None, *, by: str) -> str:
-        """Submit a job of the same task with the same options, its arguments changed where JSON texts are given.
+    async def clone_it(self, fields: Fields, access: Access, task_id: str) -> Done:
+        """Submits a job of the same task with the same options, its arguments changed where JSON texts are given.
 
-        The new job's id. It has no `unique` key, and runs as soon as it can.
+        It has no `unique` key, and runs as soon as it can.
         """
         old = await self._store.app.get_job(task_id)
+        args, kwargs = fields.json_text("args"), fields.json_text("kwargs")
         new = Job(self._store.app.new_id(), old.task, old.args, old.kwargs, old.queue, old.priority, old.payload)
         new.parents, new.tolerates, new.overrides, new.tags = old.parents, old.tolerates, old.overrides, old.tags
         new.limit, new.key = old.limit, old.key
@@ -387,12 +387,9 @@ class Jobs:
                 if task.settings.key is not None:
                     new.key = checked.key
         (job_id,) = await self._store.app.submit_jobs([new])
-        logger.info("%s has cloned the job %s: job %s", by, task_id, job_id)
+        logger.info("%s has cloned the job %s: job %s", access.who, task_id, job_id)
         self._store.forget()
-        return job_id
-
-    async def whole_text(self, request: Request, access: Access, task_id: str, field: str) -> Response:
-        return text_answer(await self.text(task_id, field))
+        return submitted(job_id)
 
     # What forms and JSON ask for ---------------------------------------------------------------
 
@@ -437,10 +434,6 @@ class Jobs:
             return Done({"error": f"the job is {status}, so {action} is not possible"}, path, said, 409)
 
         return change
-
-    async def clone_it(self, fields: Fields, access: Access, task_id: str) -> Done:
-        """Submits a job like this one, with other arguments if some are given."""
-        return submitted(await self.clone(task_id, fields.json_text("args"), fields.json_text("kwargs"), by=access.who))
 
     async def emit_it(self, fields: Fields, access: Access, task_id: str) -> Done:
         """Emits the event that a job waits for."""

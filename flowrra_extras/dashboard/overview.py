@@ -189,17 +189,13 @@ class Overview:
         """Pauses a queue, or resumes it."""
 
         async def set_queue(fields: Fields, access: Access, name: str) -> Done:
-            await self.set_queue(name, paused=paused, by=access.who)
+            await self._store.app.connect()
+            await self._store.app.broker.set_queue(check_queue(name), paused=paused)
+            self._store.forget()
+            logger.info("%s has %s the queue %s", access.who, "paused" if paused else "resumed", name)
             return Done({"queue": name, "paused": paused}, "/", touched=search_path(queue=name))
 
         return set_queue
-
-    async def set_queue(self, queue: str, *, paused: bool, by: str) -> None:
-        """Pause or resume a queue."""
-        await self._store.app.connect()
-        await self._store.app.broker.set_queue(check_queue(queue), paused=paused)
-        self._store.forget()
-        logger.info("%s has %s the queue %s", by, "paused" if paused else "resumed", queue)
 
     async def metrics(self, request: Request, access: Access) -> Response:
         return text_answer(await self._exporter.text(), metrics.CONTENT_TYPE)

@@ -136,30 +136,6 @@ class Schedules:
         problem = None if fires else "The rule has no time in the future: the schedule would never fire."
         return {"explanation": schedule.explanation, "fires": fires, "problem": problem}
 
-    async def add(self, kind: str, task: str, rule: object, options: Mapping[str, Any], *, by: str) -> str:
-        """Store a schedule of a task, which may be one that is registered elsewhere only; its id.
-
-        `options` are those of `Scheduler.schedule_cron`, with `args` and `kwargs`.
-        """
-        if not self._store.schedulers:
-            raise FlowrraError("this program has no store of schedules: call app.create_scheduler() in it")
-        scheduler = self._store.schedulers[0]
-        ways: Mapping[str, Any] = {
-            "cron": scheduler.schedule_cron,
-            "interval": scheduler.schedule_interval,
-            "once": scheduler.schedule_once,
-        }
-        moment = read_rule(kind, rule)
-        if not task:
-            raise ConfigError(f"a schedule needs the name of a task, not {task!r}")
-        known = await self._store.task_names()
-        if known and task not in known:
-            raise ConfigError(f"no task {task!r} is registered here or known to a live worker{nearest(task, known)}")
-        with refusing_misfits():
-            schedule_id: str = await ways[kind](task, moment, **whole(options))
-        logger.info("%s has stored the schedule %s of %s: %s %r", by, schedule_id, task, kind, rule)
-        return schedule_id
-
     async def _stored(self, schedule_id: str) -> tuple[Scheduler, Schedule]:
         for scheduler in self._store.schedulers:
             schedule = await scheduler.get_scheduled_task(schedule_id)
@@ -177,7 +153,7 @@ class Schedules:
             following = list(fires_of(schedule, now, fires)) if schedule.enabled else []
         except ValueError:  # a rule or a zone that this version cannot read
             following = []
-        job = job_of(schedule)
+        job = Job("", schedule.task, payload=schedule.payload)  # to show its arguments by
         redacted = self._store.hides(job)
         args, kwargs = (REDACTED, REDACTED) if redacted else arguments_json(job)
         options: Mapping[str, Any] = schedule.options
@@ -217,15 +193,32 @@ class Schedules:
     # What forms and JSON ask for ---------------------------------------------------------------
 
     def adds(self, kind: str | None = None) -> Callable[..., Awaitable[Done]]:
-        """Stores a schedule of that kind, or of the one that the form names."""
+        """Stores a schedule of that kind, or of the one that the form names. Its task may be registered elsewhere."""
 
         async def add(fields: Fields, access: Access) -> Done:
             its_kind = kind or fields.text("kind")
-            rule = _rule_in(fields, its_kind)
+            rule, task = _rule_in(fields, its_kind), fields.text("task" if fields.is_form else "task_name")
+            options = _options_in(fields)
             if rule is None:
                 raise ConfigError("the rule is missing: it says when the schedule fires")
-            task = fields.text("task" if fields.is_form else "task_name")
-            schedule_id = await self.add(its_kind, task, rule, _options_in(fields), by=access.who)
+            if not self._store.schedulers:
+                raise FlowrraError("this program has no store of schedules: call app.create_scheduler() in it")
+            scheduler, read = self._store.schedulers[0], read_rule(its_kind, rule)
+            if not task:
+                raise ConfigError(f"a schedule needs the name of a task, not {task!r}")
+            known = await self._store.task_names()
+            if known and task not in known:
+                raise ConfigError(
+                    f"no task {task!r} is registered here or known to a live worker{nearest(task, known)}"
+                )
+            ways: Mapping[str, Any] = {
+                "cron": scheduler.schedule_cron,
+                "interval": scheduler.schedule_interval,
+                "once": scheduler.schedule_once,
+            }
+            with refusing_misfits():
+                schedule_id: str = await ways[its_kind](task, read, **whole(options))
+            logger.info("%s has stored the schedule %s of %s: %s %r", access.who, schedule_id, task, its_kind, rule)
             value = {"id": schedule_id, "schedule_id": schedule_id}
             return Done(value, path_of("schedules", schedule_id), "", 201)
 
@@ -381,8 +374,3 @@ def previous_fire(schedule: Schedule, now: float) -> int | None:
 
 def is_in_trouble(row: ScheduleRow) -> bool:
     return row["overdue"] or row["last_status"] == TaskStatus.FAILED
-
-
-def job_of(schedule: Schedule) -> Job:
-    """The job that a schedule would submit, to show its arguments by."""
-    return Job("", schedule.task, payload=schedule.payload)

@@ -258,14 +258,14 @@ class Store:
         task = self.app.registry.get(job.task)
         return job_search.arguments_by_name(job, list(task.signature.parameters) if task is not None else ())
 
-    async def known_tasks(self, workers: Sequence[WorkerInfo]) -> list[str]:
+    def known_tasks(self, workers: Sequence[WorkerInfo]) -> list[str]:
         """The names of all tasks that are registered here or known to a live worker."""
         return sorted({*self.app.registry, *(name for worker in workers for name in worker.tasks)})
 
     async def task_names(self) -> list[str]:
         """The known tasks, for a choice among them."""
         await self.app.connect()
-        return await self.known_tasks(await self.app.broker.workers())
+        return self.known_tasks(await self.app.broker.workers())
 
     async def queue_names(self) -> list[str]:
         """The queues that hold jobs or are served."""

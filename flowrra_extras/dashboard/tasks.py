@@ -12,10 +12,8 @@ from types import MappingProxyType
 from typing import Any, TypedDict
 
 from flowrra import (
-    SUBMIT_OPTIONS,
     Activity,
     ConfigError,
-    Job,
     JobFilter,
     Task,
     TaskNotFoundError,
@@ -100,17 +98,17 @@ class Tasks:
         """The tasks that are registered here, known to a live worker, or were run in the last hour."""
         await self._store.app.connect()
         workers = await self._store.app.broker.workers()
-        activity = by_task(await self._activity(self._store.app.now()))
-        names = sorted({*await self._store.known_tasks(workers), *activity})
+        activity = by_task(await self._store.app.broker.activity(begin(self._store.app.now())))
+        names = sorted({*self._store.known_tasks(workers), *activity})
         return [self._task_row(name, workers, activity.get(name, [])) for name in names]
 
     async def task(self, name: str) -> TaskView:
         await self._store.app.connect()
         now, workers = self._store.app.now(), await self._store.app.broker.workers()
-        activity = by_task(await self._activity(now)).get(name, [])
+        activity = by_task(await self._store.app.broker.activity(begin(now))).get(name, [])
         task = self._store.app.registry.get(name)
-        latest = await self._latest_of(name)
-        if task is None and not activity and not latest and name not in await self._store.known_tasks(workers):
+        latest = (await find_jobs(self._store.app.broker, Search(JobFilter(task=name)), limit=LATEST)).jobs
+        if task is None and not activity and not latest and name not in self._store.known_tasks(workers):
             raise TaskNotFoundError(f"there is no task {name!r}: no program, worker or job here has it")
         return {
             **self._task_row(name, workers, activity),
@@ -121,10 +119,6 @@ class Tasks:
             "minutes": each_minute(activity, now),
             "latest": [job_row(job, now, redacted=self._store.hides(job)) for job in latest],
         }
-
-    async def _latest_of(self, task: str) -> list[Job]:
-        wanted = Search(JobFilter(task=task))
-        return (await find_jobs(self._store.app.broker, wanted, limit=LATEST)).jobs
 
     def _task_row(self, name: str, workers: list[WorkerInfo], activity: list[Activity]) -> TaskRow:
         task, hour = self._store.app.registry.get(name), summed(activity, self._store.app.now())
@@ -143,25 +137,6 @@ class Tasks:
             "workers": sum(name in worker.tasks for worker in workers),
         }
 
-    async def run(
-        self, task: str, args: str = "[]", kwargs: str = "{}", options: Mapping[str, Any] | None = None, *, by: str
-    ) -> str:
-        """Submit a job of a task that is registered here; its id. `options` are those of `Task.options`."""
-        registered = self._store.app.registry.get(task)
-        if registered is None:
-            near = nearest(task, self._store.app.registry)
-            raise TaskNotFoundError(f"no task {task!r} is registered in this program, so it cannot be run here{near}")
-        with refusing_misfits():
-            submission = registered.options(**_options(options or {}))
-            job = submission.make_job(*registered.typed(read_list(args), read_object(kwargs)))
-        (job_id,) = await self._store.app.submit_jobs([job])
-        logger.info("%s has run %s: job %s", by, task, job_id)
-        self._store.forget()
-        return job_id
-
-    async def _activity(self, now: float) -> list[Activity]:
-        return await self._store.app.broker.activity(begin(now))
-
     async def run_named(self, fields: Fields, access: Access) -> Done:
         """Submits a job of the task that the fields name."""
         return await self.run_it(fields, access, fields.text("task_name"))
@@ -169,12 +144,21 @@ class Tasks:
     async def run_it(self, fields: Fields, access: Access, name: str) -> Done:
         """Submits a job of a task, by its form (`param.NAME`, `option.NAME`) or by `args` and `kwargs`."""
         args, kwargs = fields.json_text("args", "[]") or "", fields.json_text("kwargs", "{}") or ""
+        options = given_options(fields, JOB_OPTIONS, prefix="option.")
         task = self._store.app.registry.get(name)
-        if fields.is_form and task is not None:
+        if task is None:
+            near = nearest(name, self._store.app.registry)
+            raise TaskNotFoundError(f"no task {name!r} is registered in this program, so it cannot be run here{near}")
+        if fields.is_form:
             given = call_from(task.signature, fields.named("param."), hints_of(task.function))
             args, kwargs = map(json.dumps, given)
-        options = given_options(fields, JOB_OPTIONS, prefix="option.")
-        return submitted(await self.run(name, args, kwargs, options, by=access.who))
+        with refusing_misfits():
+            submission = task.options(**_options(options))
+            job = submission.make_job(*task.typed(read_list(args), read_object(kwargs)))
+        (job_id,) = await self._store.app.submit_jobs([job])
+        logger.info("%s has run %s: job %s", access.who, name, job_id)
+        self._store.forget()
+        return submitted(job_id)
 
     async def list_page(self, view: View, entered: Entered | None) -> Shown:
         return "Tasks", "tasks.html", {"tasks": await self.tasks()}
@@ -238,9 +222,7 @@ _MOMENTS = ("run_at", "expires")
 
 
 def _options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a job as JSON brings them; ConfigError for one that there is not."""
-    if unknown := given.keys() - SUBMIT_OPTIONS:
-        raise ConfigError(f"a job has no option {min(unknown)!r}; its options are {', '.join(sorted(SUBMIT_OPTIONS))}")
+    """Options of a job as JSON brings them."""
     options = whole({name: value for name, value in given.items() if value is not None})
     for name in _MOMENTS:
         if isinstance(options.get(name), str):

@@ -66,11 +66,6 @@ def request_from(environ: Mapping[str, Any], *, place: tuple[str, str] | None = 
     )
 
 
-def place_of(whole: str, below: str) -> tuple[str, str]:
-    """The dashboard's root and the path below it: `whole` is both, `below` what the framework's route has found."""
-    return whole.removesuffix(below), below
-
-
 def _headers(environ: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in environ.items():
         if name.startswith("HTTP_") or name in ("CONTENT_TYPE", "CONTENT_LENGTH"):

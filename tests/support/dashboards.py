@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -9,15 +10,17 @@ from typing import Any
 
 import httpx
 
-from flowrra import FINISHED, Flowrra, TaskStatus, current_job
-from flowrra_extras.dashboard import create_asgi_app
+from flowrra import FINISHED, ConfigError, Flowrra, TaskStatus, current_job
+from flowrra_extras.dashboard import Access, api_schema, create_asgi_app
 from flowrra_extras.dashboard.app import Dashboard
+from flowrra_extras.dashboard.http import Fields, Request
 from tests.support.apps import eventually, make_app
 from tests.support.postgres_server import clean_schema
 from tests.support.redis_server import clean
 from tests.support.services import POSTGRES_URL, REDIS_URL, require
 
 LOOPBACK = "127.0.0.1"
+NO_FIELDS = Fields({}, {}, is_form=False)
 
 
 @contextlib.contextmanager
@@ -83,12 +86,13 @@ class Service:
 
     def __init__(self, board: Dashboard) -> None:
         overview, jobs, tasks, schedules = board.overview, board.jobs, board.tasks, board.schedules
+        self._board = board
         self.overview, self.failures, self.health = overview.stats, board.failures.failures, board.health.health
-        self.queues, self.workers, self._set_queue = board.health.queues, overview.workers, overview.set_queue
+        self.queues, self.workers = board.health.queues, overview.workers
         self.verdict = board.health.verdict
-        self.jobs, self.job, self.text, self.clone = jobs.jobs, jobs.job, jobs.text, jobs.clone
+        self.jobs, self.job = jobs.jobs, jobs.job
         self.complete, self.act, self._change = jobs.complete, jobs.act, jobs.change
-        self.tasks, self.task, self.run = tasks.tasks, tasks.task, tasks.run
+        self.tasks, self.task = tasks.tasks, tasks.task
         self.schedules, self.schedule, self.preview = schedules.schedules, schedules.schedule, schedules.preview
         self.forget = board.store.forget
 
@@ -102,10 +106,28 @@ class Service:
         return await self._change("delete", ids, by=by)
 
     async def pause(self, queue: str, *, by: str) -> None:
-        await self._set_queue(queue, paused=True, by=by)
+        await self._board.overview.sets_queue(paused=True)(NO_FIELDS, Access("full", by), queue)
 
     async def resume(self, queue: str, *, by: str) -> None:
-        await self._set_queue(queue, paused=False, by=by)
+        await self._board.overview.sets_queue(paused=False)(NO_FIELDS, Access("full", by), queue)
+
+    async def text(self, task_id: str, field: str) -> str:
+        return (await self._board.jobs.whole_text(Request("GET", "/"), Access("read"), task_id, field)).body.decode()
+
+    async def clone(self, task_id: str, *, by: str, **arguments: str) -> Any:
+        """Send the form that submits a copy of a job."""
+        fields = Fields(arguments, {}, is_form=True)
+        return (await self._board.jobs.clone_it(fields, Access("full", by), task_id)).path.rpartition("/")[2]
+
+    async def run(
+        self, task: str, args: str = "[]", kwargs: str = "{}", options: Mapping[str, Any] | None = None, *, by: str
+    ) -> Any:
+        """Send the JSON that runs a task."""
+        values = {"args": json.loads(args), "kwargs": json.loads(kwargs), **(options or {})}
+        if fault := api_schema.fault(values, api_schema.RUN_IT):
+            raise ConfigError(fault)
+        fields = Fields(values, {}, is_form=False)
+        return (await self._board.tasks.run_it(fields, Access("full", by), task)).path.rpartition("/")[2]
 
 
 @contextlib.asynccontextmanager
