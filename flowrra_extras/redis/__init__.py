@@ -39,23 +39,17 @@ from flowrra import (
     UPKEEP_STEP,
     Action,
     BackendConfig,
-    Broker,
     BrokerConfig,
     BrokerError,
     Clock,
     Config,
     ConfigError,
     Job,
-    JobFilter,
     Limit,
-    LimitKey,
-    LimitUse,
     Notices,
     Outcome,
-    Overview,
     StoreStatus,
     TaskResult,
-    TaskStatus,
     Topic,
     Unit,
     Walk,
@@ -94,7 +88,6 @@ from flowrra_extras.redis.calls import (
 )
 from flowrra_extras.redis.changes import Changes, Leases
 from flowrra_extras.redis.connection import (
-    Address,
     Call,
     ClientMaker,
     Link,
@@ -103,7 +96,7 @@ from flowrra_extras.redis.connection import (
     address_from_url,
 )
 from flowrra_extras.redis.scripts import FIELDS, VERSION
-from flowrra_extras.redis.search import PAGE, Search
+from flowrra_extras.redis.search import PAGE, Reader
 
 __all__ = ["RedisBroker", "broker_from_url"]
 
@@ -112,7 +105,7 @@ _LOOK_EVERY = 5.0  # seconds between polls for a result, in case a message was l
 _MOST = 500_000  # jobs in one push: Redis 6.2 takes a million arguments, and other callers wait for 5 s
 
 
-class RedisBroker(Broker):
+class RedisBroker(Reader):
     """Stores jobs in Redis, for many processes on many machines.
 
     If the server is unreachable, restarts or fails over, a call waits up to `config.timeout` seconds, then raises a
@@ -167,7 +160,6 @@ class RedisBroker(Broker):
         self._calls = Calls(self._link)
         self._changes = Changes(self._calls, self.retention)
         self._leases = Leases(self._changes)
-        self._search = Search(self._calls)
         self._notifications = Notifications(self._address)
         self._next_due: float | None = None
 
@@ -193,10 +185,22 @@ class RedisBroker(Broker):
             settings = await self._link.settings()
             self.store_id = settings.get("store")
             _warn(self._address.name, settings)
-            await _bring_up_to_date(self._calls, self._address)
+            await self._bring_up_to_date()
         except BaseException:
             await self.close()
             raise
+
+    async def _bring_up_to_date(self) -> None:
+        """Migrate the keys to this version. Several processes may do it at once: each does all of it."""
+        state, _ = await self.look()
+        version = int(state.get("version", 1))
+        if version > VERSION:
+            raise BrokerError(
+                f"{self._address.name} has keys of version {version} under {self._address.prefix}, "
+                f"newer than the {VERSION} of this flowrra: upgrade it"
+            )
+        while version < VERSION and await self._calls.run(Call("upgrade", str(PAGE), to_json(FIELDS))):
+            pass
 
     async def close(self) -> None:
         if self._is_open:
@@ -372,25 +376,6 @@ class RedisBroker(Broker):
             if all(result and not result.is_finished for result in await self.get([name for _, name in topics])):
                 await resolved(waiter, min(limit, _LOOK_EVERY))
 
-    # Reading -----------------------------------------------------------------------------------
-
-    async def find(
-        self, which: JobFilter, *, limit: int = 100, after: int | None = None, oldest_first: bool = False
-    ) -> list[Job]:
-        return await self._search.find(which, limit=limit, after=after, oldest_first=oldest_first)
-
-    async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
-        return await self._search.counts(which)
-
-    async def overview(self, since: float | None = None) -> Overview:
-        return await self._search.overview(since)
-
-    async def limits(self) -> list[LimitUse]:
-        return await self._search.limits()
-
-    async def limit_states(self, names: Sequence[str]) -> list[LimitKey]:
-        return await self._search.limit_states(names)
-
     async def get(self, task_ids: Sequence[str]) -> list[TaskResult[Any] | None]:
         if not task_ids:
             return []
@@ -406,19 +391,6 @@ async def _change_limits(calls: Calls, names: Sequence[str], action: Action, now
     changed = await calls.run(Call("limit", action, repr(now), os.urandom(8).hex(), *words))
     done = dict(zip(words, changed, strict=False))
     return [bool(done.get(name, True)) for name in names]
-
-
-async def _bring_up_to_date(calls: Calls, address: Address) -> None:
-    """Migrate the keys to this version. Several processes may do it at once: each does all of it."""
-    state, _ = await Search(calls).look()
-    version = int(state.get("version", 1))
-    if version > VERSION:
-        raise BrokerError(
-            f"{address.name} has keys of version {version} under {address.prefix}, "
-            f"newer than the {VERSION} of this flowrra: upgrade it"
-        )
-    while version < VERSION and await calls.run(Call("upgrade", str(PAGE), to_json(FIELDS))):
-        pass
 
 
 def _is_plain_failure(outcome: Outcome, doubtful: Attempts) -> bool:

@@ -44,7 +44,7 @@ from flowrra_extras.batching import closed
 from flowrra_extras.redis.scripts import SCRIPTS
 from flowrra_extras.urls import ServerURL, check_options, read_server_url
 
-__all__ = ["Address", "Call", "Link", "Notifications", "Subscription", "address_from_client", "address_from_url"]
+__all__ = ["Address", "Call", "Link", "Notifications", "address_from_client", "address_from_url"]
 
 ClientMaker = Callable[[], redis.asyncio.Redis]
 PATIENCE = 5.0  # seconds without an answer after which a connection counts as dead
@@ -527,28 +527,31 @@ def _give_up(calls: Sequence[Call], error: BrokerError) -> None:
             call.take(error)
 
 
-class Subscription:
-    """The connection for published messages. It reconnects by itself, and subscribes to all channels again.
+_CHANNELS = {"queue": "jobs", "job": "results", "worker": "notices"}
+_KINDS = {channel: kind for kind, channel in _CHANNELS.items()}
 
-    `on_message(channel, text)` is called for each message. It is called with a text of None when a subscription starts,
-    because earlier messages may have been missed.
+
+class Notifications:
+    """The callers that wait on this loop (`hub`), and the connection for the published messages that wake them.
+
+    It reconnects by itself, and subscribes to all channels again.
     """
 
-    def __init__(self, address: Address, on_message: Callable[[str, str | None], None]) -> None:
+    def __init__(self, address: Address) -> None:
+        self.hub = WaiterHub()
         self._address = address
-        self._on_message = on_message
         self._wanted: list[str] = []
         self._is_silent = False
         self._connection: Connection | None = None
         self._task: asyncio.Task[None] | None = None
 
-    def want(self, channel: str) -> None:
-        if channel in self._wanted:
-            return
-        self._wanted.append(channel)
-        if self._task is not None:
-            self._task.cancel()
-        self._task = asyncio.create_task(self._listen())
+    def want(self, topics: Sequence[Topic]) -> None:
+        for kind, _ in topics:
+            if _CHANNELS[kind] not in self._wanted:
+                self._wanted.append(_CHANNELS[kind])
+                if self._task is not None:
+                    self._task.cancel()
+                self._task = asyncio.create_task(self._listen())
 
     async def abandon(self) -> None:
         """Stop listening for a loop that has ended, in which no task can run."""
@@ -556,10 +559,12 @@ class Subscription:
             await self._connection.abandon()
 
     async def close(self) -> None:
+        """Stop listening. Waiting callers get a BrokerError."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
             self._task = None
+        self.hub.close(closed())
 
     async def _listen(self) -> None:
         for failures in itertools.count():
@@ -594,40 +599,14 @@ class Subscription:
     def _take(self, message: Any) -> None:
         self._is_silent = False
         if isinstance(message, list) and message[0] in ("message", "subscribe"):
-            channel = message[1].rpartition(":")[2]
-            self._on_message(channel, message[2] if message[0] == "message" else None)
+            kind = _KINDS[message[1].rpartition(":")[2]]
+            self._wake(kind, message[2] if message[0] == "message" else "")  # some may have been missed before
         elif isinstance(message, ResponseError):
             logger.warning("%s: cannot receive published messages (%s)", self._address.name, message)
 
-
-_CHANNELS = {"queue": "jobs", "job": "results", "worker": "notices"}
-_KINDS = {channel: kind for kind, channel in _CHANNELS.items()}
-
-
-class Notifications:
-    """The callers that wait on this loop (`hub`), and the channels that wake them."""
-
-    def __init__(self, address: Address) -> None:
-        self.hub = WaiterHub()
-        self._subscription = Subscription(address, self._on_message)
-
-    async def abandon(self) -> None:
-        """Stop listening for a loop that has ended."""
-        await self._subscription.abandon()
-
-    async def close(self) -> None:
-        """Stop listening. Waiting callers get a BrokerError."""
-        await self._subscription.close()
-        self.hub.close(closed())
-
-    def want(self, topics: Sequence[Topic]) -> None:
-        for kind, _ in topics:
-            self._subscription.want(_CHANNELS[kind])
-
-    def _on_message(self, channel: str, text: str | None) -> None:
-        """Handle a published message. A text of None means that some may have been missed; "" means all queues."""
-        kind = _KINDS[channel]
-        if not text:  # any queue, or anything since this began
+    def _wake(self, kind: str, text: str) -> None:
+        """Wake those whom a message is for. One without a text is for all of its kind."""
+        if not text:
             self.hub.wake_all(kind)
             return
         names: Iterable[str] = json.loads(text) if kind == "job" else [text if kind == "queue" else ""]

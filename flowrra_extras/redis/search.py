@@ -13,6 +13,7 @@ from flowrra import (
     PENDING,
     RUNNING,
     Activity,
+    Broker,
     Job,
     JobFilter,
     Limit,
@@ -31,7 +32,7 @@ from flowrra import (
 from flowrra_extras.redis.calls import Calls, counted, filter_text, job_of, limit_state, member_of, ready_place
 from flowrra_extras.redis.connection import Call
 
-__all__ = ["PAGE", "Search"]
+__all__ = ["PAGE", "Reader"]
 
 # The limits of one call, so that it never blocks the server for long.
 PAGE = 250  # jobs
@@ -40,11 +41,10 @@ _MEMBERS = 1_000  # of an index
 _HIGHEST = 2**52 - 1  # seq: the maximum of 13 hex digits
 
 
-class Search:
-    """Reads jobs, workers and their activity, and changes nothing."""
+class Reader(Broker):
+    """The part of the broker that reads jobs, workers and their activity, and changes nothing."""
 
-    def __init__(self, calls: Calls) -> None:
-        self._calls = calls
+    _calls: Calls
 
     async def find(
         self, which: JobFilter, *, limit: int = 100, after: int | None = None, oldest_first: bool = False

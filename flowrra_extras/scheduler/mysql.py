@@ -4,7 +4,7 @@ import contextlib
 import datetime as dt
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any
 
 import asyncmy
 
@@ -58,22 +58,6 @@ _SETTINGS = (
 )
 
 
-class _Cursor(Protocol):
-    """What is used of asyncmy's cursor, which has no types."""
-
-    async def execute(self, statement: str, values: Sequence[Any]) -> int: ...
-    async def fetchall(self) -> Sequence[Sequence[Any]]: ...
-
-
-class _Connection(Protocol):
-    """What is used of asyncmy's connection."""
-
-    def cursor(self) -> contextlib.AbstractAsyncContextManager[_Cursor]: ...
-    async def ping(self, reconnect: bool) -> None: ...
-    async def ensure_closed(self) -> None: ...
-    def close(self) -> None: ...
-
-
 def database_from_url(url: str) -> Database:
     """The database that a URL names.
 
@@ -96,7 +80,7 @@ def database_from_url(url: str) -> Database:
 
     async def connect(timeout: float) -> Link:
         connection = await asyncmy.connect(connect_timeout=math.ceil(timeout), **options)
-        link = _Link(cast("_Connection", connection))
+        link = _Link(connection)
         try:
             for setting in _SETTINGS:
                 await link.execute(setting)
@@ -109,7 +93,7 @@ def database_from_url(url: str) -> Database:
 
 
 class _Link:
-    def __init__(self, connection: _Connection) -> None:
+    def __init__(self, connection: Any) -> None:  # asyncmy has no types
         self._connection = connection
 
     async def is_alive(self) -> bool:
@@ -122,11 +106,13 @@ class _Link:
     async def fetch(self, statement: str, values: Sequence[Any] = ()) -> Sequence[Sequence[Any]]:
         async with self._connection.cursor() as cursor:
             await cursor.execute(statement, values)
-            return await cursor.fetchall()
+            rows: Sequence[Sequence[Any]] = await cursor.fetchall()
+            return rows
 
     async def execute(self, statement: str, values: Sequence[Any] = ()) -> int:
         async with self._connection.cursor() as cursor:
-            return await cursor.execute(statement, values)
+            number: int = await cursor.execute(statement, values)
+            return number
 
     async def drop(self) -> bool:
         with contextlib.suppress(RuntimeError):  # its loop has ended, and the connection with it
