@@ -9,12 +9,10 @@ if not __debug__:
         " Run it without -O, and with PYTHONOPTIMIZE unset"
     )
 
-from flowrra_extras.contracts.activity import ActivityContract
 from flowrra_extras.contracts.changes import CancelContract, DeleteContract, HoldContract
 from flowrra_extras.contracts.claims import ClaimContract, PushContract, SettleContract
-from flowrra_extras.contracts.events import EventContract
 from flowrra_extras.contracts.finding import FindContract, ResultContract, WaitContract
-from flowrra_extras.contracts.leases import CrashContract, OutageContract
+from flowrra_extras.contracts.leases import ActivityContract, CrashContract, OutageContract
 from flowrra_extras.contracts.limits import (
     ConcurrencyContract,
     FairContract,
@@ -22,7 +20,7 @@ from flowrra_extras.contracts.limits import (
     RateContract,
     RefusedLimitContract,
 )
-from flowrra_extras.contracts.parents import ConflictContract, ParentsContract
+from flowrra_extras.contracts.parents import ConflictContract, EventContract, ParentsContract
 from flowrra_extras.contracts.schedules import ScheduleStoreContract
 from flowrra_extras.contracts.values import ValuesContract
 

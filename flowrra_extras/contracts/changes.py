@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import itertools
 
 from flowrra import (
     FINISHED,
@@ -34,14 +35,6 @@ class CancelContract(Contract):
                 t.clock.advance(100)
                 await t.beat()
                 assert await t.claim() == []
-
-    async def test_what_is_finished_or_unknown_is_not_cancelled(self) -> None:
-        for status in FINISHED:
-            async with self.harness() as t:
-                before = await job_in(t, status)
-                assert await t.cancel("a") is False
-                assert await t.cancel("unknown") is False
-                assert await t.job("a") == before
 
     async def test_what_runs_is_ended_by_its_worker(self, t: Harness) -> None:
         (claimed,) = await t.run(job("a"))
@@ -184,15 +177,16 @@ class DeleteContract(Contract):
         assert sorted(await t.endings("a")) == [(1, "cancel"), (1, "note"), (1, "note")]
         assert [again.attempt for again in await t.claim()] == [2]
 
-    async def test_what_is_refused_leaves_no_note(self) -> None:
-        for status in TaskStatus:
+    async def test_what_is_refused_changes_nothing_and_leaves_no_note(self) -> None:
+        for status, by in itertools.product(TaskStatus, (None, "Ada")):
             async with self.harness() as t:
                 before = await job_in(t, status)
                 may_cancel, may_requeue = status in UNFINISHED, status in FINISHED - {TaskStatus.SUCCESS}
+                assert await t.broker.cancel("unknown", now=t.now, by=by) is False
                 if not may_cancel:
-                    assert await t.broker.cancel("a", now=t.now, by="Ada") is False
+                    assert await t.broker.cancel("a", now=t.now, by=by) is False
                 if not may_requeue:
-                    assert await t.broker.requeue(["a"], now=t.now, by="Ada") == [False]
+                    assert await t.broker.requeue(["a"], now=t.now, by=by) == [False]
                 assert await t.job("a") == before
 
     async def test_notes_are_bounded_with_the_history(self, t: Harness) -> None:

@@ -485,21 +485,6 @@ class SettleContract(Contract):
         assert [(await t.job(task_id)).due for task_id in ("released", "retried", "child")] == [past] * 3
         assert await t.claim_ids() == ["released", "retried", "child"]
 
-    async def test_a_late_outcome_of_a_deleted_job_misses_its_successor(self) -> None:
-        """Even if the successor has the same id, queue and attempt."""
-        for make in outcomes_of():
-            async with self.harness() as t:
-                (old, _) = await t.run(job("a"), job("b"))
-                late = make(old, t.now)
-                await t.beat("w1", lease=0)
-                await t.cancel("a")
-                assert await t.broker.delete(["a"]) == [True]
-                await t.beat("w1")
-                await t.run(job("a"))
-                before = await t.job("a")
-                assert await t.settle(late) == [False]
-                assert await t.job("a") == before
-
     async def test_a_place_in_the_queue_goes_with_its_job(self, t: Harness) -> None:
         await t.push(job("a", priority=-1), job("due", due=t.now + 1), job("stale", expires=t.now + 1))
         for task_id in ("a", "due", "stale"):
@@ -542,12 +527,12 @@ class SettleContract(Contract):
         assert await t.settle(Outcome.succeed(new, "mine")) == [True]
 
     async def test_a_late_outcome_of_a_deleted_job_hits_no_other(self) -> None:
-        """Neither a job with the same id, nor a job that the store might put in the same place."""
-        for name, make in itertools.product(("a", "b"), outcomes_of()):
+        """Neither a job with the same id, queue and attempt, nor a job that the store might put in the same place."""
+        for name, leaves, make in itertools.product(("a", "b"), (True, False), outcomes_of()):
             async with self.harness() as t:
                 (old,) = await t.run(job("a"))
                 late = make(old, t.now)
-                await t.crash("w1", seen_by="w2")
+                await (t.beat("w1", lease=0) if leaves else t.crash("w1", seen_by="w2"))
                 assert await t.cancel("a") is True
                 assert await t.broker.delete(["a"]) == [True]
                 await t.push(job(name))

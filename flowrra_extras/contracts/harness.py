@@ -1,5 +1,6 @@
 """The test harness: an open broker or store, its clock, and short calls for the tests."""
 
+import asyncio
 import contextlib
 import dataclasses
 import functools
@@ -137,6 +138,14 @@ class Harness:
     async def endings(self, task_id: str) -> list[tuple[int, str]]:
         """Return the recorded attempts of a job: number and outcome."""
         return [(attempt.number, attempt.outcome) for attempt in (await self.job(task_id)).attempts]
+
+    @contextlib.asynccontextmanager
+    async def woken(self, queue: str = "default") -> AsyncIterator[None]:
+        """Check that the block wakes a caller that waits for jobs of the queue."""
+        waiting = asyncio.ensure_future(self.broker.wait([("queue", queue)], 60))
+        await asyncio.sleep(0.05)
+        yield
+        await asyncio.wait_for(waiting, SOON)
 
     async def lapse(self, share: float = 1.1) -> None:
         """Let this share of a lease pass."""

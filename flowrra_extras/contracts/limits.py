@@ -269,10 +269,8 @@ class ConcurrencyContract(_LimitContract):
         await t.push(of("k", "a"), of("k", "b", queue="other"))
         (claimed,) = await t.claim()
         assert await t.claim(queue="other") == []
-        waiting = asyncio.ensure_future(t.broker.wait([("queue", "other")], 60))
-        await asyncio.sleep(0.05)
-        await t.settle(Outcome.succeed(claimed, 1))
-        await asyncio.wait_for(waiting, SOON)
+        async with t.woken("other"):
+            await t.settle(Outcome.succeed(claimed, 1))
         assert await t.claim_ids(queue="other") == ["b"]
 
     async def test_a_push_of_many_keys_at_once_comes_to_an_end(self, t: Harness) -> None:
@@ -341,10 +339,8 @@ class RateContract(_LimitContract):
         await t.push(of(None, "a"))
         assert await t.claim_ids() == ["a"]
         assert await t.claim_ids() == []
-        waiting = asyncio.ensure_future(t.broker.wait([("queue", "default")], 60))
-        await asyncio.sleep(0.05)
-        await t.push(of(None, "b"))
-        await asyncio.wait_for(waiting, SOON)
+        async with t.woken():
+            await t.push(of(None, "b"))
 
     async def test_a_job_that_comes_back_needs_the_rate_again(self, t: Harness) -> None:
         await declare(t, rate="1/s", burst=2)
@@ -399,10 +395,8 @@ class LimitChangeContract(_LimitContract):
         await t.push(of("k", "a"), of("k", "b"), of("l", "c"))
         assert await t.claim_ids() == []
         assert (await state(t, "k")).limit is None
-        waiting = asyncio.ensure_future(t.broker.wait([("queue", "default")], 60))
-        await asyncio.sleep(0.05)
-        await declare(t, concurrency=1)
-        await asyncio.wait_for(waiting, SOON)
+        async with t.woken():
+            await declare(t, concurrency=1)
         assert sorted(await t.claim_ids()) == ["a", "c"]
 
     async def test_a_higher_limit_lets_more_run_and_a_lower_one_lets_them_end(self, t: Harness) -> None:
@@ -472,10 +466,8 @@ class LimitChangeContract(_LimitContract):
         await declare(t, concurrency=3)
         assert await t.claim_ids() == []
         assert (await state(t, "k")).paused
-        waiting = asyncio.ensure_future(t.broker.wait([("queue", "default")], 60))
-        await asyncio.sleep(0.05)
-        assert await t.broker.change(["api:k"], "resume", now=t.now) == [True]
-        await asyncio.wait_for(waiting, SOON)
+        async with t.woken():
+            assert await t.broker.change(["api:k"], "resume", now=t.now) == [True]
         assert await t.claim_ids() == ["b", "c", "d"]
         assert await t.broker.change(["api:k"], "resume", now=t.now) == [False]
 
