@@ -12482,7 +12482,7 @@ def _worker_command(arguments: argparse.Namespace) -> int:
     _whole("--processes", arguments.processes, least=1)
     formatter: logging.Formatter = LogFormatter()
     if arguments.log_format == "json":
-        formatter = import_extra("flowrra_extras.commands.json_lines", "JsonLines", "JSON cannot be logged here")()
+        formatter = import_extra("flowrra_extras.commands.supervisor", "JsonLines", "JSON cannot be logged here")()
     (handler := LogHandler()).setFormatter(formatter)
     logging.basicConfig(level=arguments.log_level.upper(), handlers=[handler])
     if not arguments.supervised:

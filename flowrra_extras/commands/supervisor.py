@@ -1,7 +1,10 @@
-"""`flowrra worker --processes N` and `--reload`: starts worker processes, and restarts them."""
+"""`flowrra worker`: --processes N and --reload start worker processes and restart them; --log-format json."""
 
 import argparse
 import contextlib
+import datetime as dt
+import json
+import logging
 import math
 import os
 import signal
@@ -117,3 +120,20 @@ class Supervisor:
                     with contextlib.suppress(OSError):  # an editor may just have renamed it
                         seen[path] = path.stat().st_mtime
         return seen
+
+
+_FIELDS = ("job_id", "task", "attempt", "duration")  # attributes of records about jobs
+
+
+class JsonLines(logging.Formatter):
+    """Formats a log record as one JSON object on one line, with the attributes of records about jobs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat(), "level": record.levelname}
+        line |= {"logger": record.name, "message": record.getMessage()}
+        line |= {name: vars(record)[name] for name in _FIELDS if name in vars(record)}
+        if record.exc_text:  # from a child process, which has formatted it
+            line["traceback"] = record.exc_text
+        elif record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)

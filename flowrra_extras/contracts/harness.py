@@ -57,15 +57,15 @@ def tests_take(opened: Callable[[Any], contextlib.AbstractAsyncContextManager[An
     return wrap_tests
 
 
+@dataclasses.dataclass
 class Harness:
     """An open broker, its clock, and short calls for the tests."""
 
-    def __init__(self, broker: Broker, clock: ManualClock, lease: float, contract: "Contract") -> None:
-        self.broker = broker
-        self.clock = clock
-        self.lease = lease
-        self._contract = contract
-        self._workers: dict[str, WorkerInfo] = {}
+    broker: Broker
+    clock: ManualClock
+    lease: float
+    contract: "Contract"
+    _workers: dict[str, WorkerInfo] = dataclasses.field(default_factory=dict)
 
     @property
     def now(self) -> float:
@@ -149,7 +149,7 @@ class Harness:
 
     async def lapse(self, share: float = 1.1) -> None:
         """Let this share of a lease pass."""
-        await self._contract.let_pass(self.broker, self.clock, self.lease * share)
+        await self.contract.let_pass(self.broker, self.clock, self.lease * share)
 
     async def crash(self, worker: str, *, seen_by: str) -> Notices:
         """Let the lease of `worker` end, while the worker `seen_by` renews its own."""

@@ -21,16 +21,14 @@ def schedule(schedule_id: str, **fields: Any) -> Schedule:
     return Schedule(id=schedule_id, **values)
 
 
+@dataclasses.dataclass
 class ScheduleHarness:
     """An open store, its clock, and short calls for the tests."""
 
-    def __init__(
-        self, store: ScheduleStore, twin: ScheduleStore, clock: ManualClock, contract: "_ScheduleContract"
-    ) -> None:
-        self.store = store
-        self.twin = twin  # another handle on the same schedules, if the store supports that
-        self.clock = clock
-        self._contract = contract
+    store: ScheduleStore
+    twin: ScheduleStore  # another handle on the same schedules, if the store supports that
+    clock: ManualClock
+    contract: "_ScheduleContract"
 
     @property
     def now(self) -> float:
@@ -64,7 +62,7 @@ class ScheduleHarness:
 
     async def lapse(self, share: float = 1.1) -> None:
         """Let this share of a short lease pass."""
-        await self._contract.let_pass(self.store, self.clock, self._contract.lease * share)
+        await self.contract.let_pass(self.store, self.clock, self.contract.lease * share)
 
 
 class _ScheduleContract:

@@ -111,15 +111,13 @@ class Main:
     at: str = ""
 
 
+@dataclasses.dataclass(slots=True)
 class Latest:
     """The latest main part of a view, and until when it can be used, on the monotonic clock."""
 
-    __slots__ = ("lock", "main", "until")
-
-    def __init__(self) -> None:
-        self.lock = asyncio.Lock()
-        self.main: Main | None = None
-        self.until = 0.0
+    lock: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
+    main: Main | None = None
+    until: float = 0.0
 
 
 class Pages:

@@ -8,6 +8,7 @@ import asyncio
 import re
 import urllib.parse
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
 
 from flowrra import ConfigError, FlowrraError, TaskNotFoundError
 from flowrra_extras.dashboard.auth import Access
@@ -28,19 +29,17 @@ _TROUBLE = b"event: trouble\ndata:\n\n"
 _LINE_END = re.compile(r"\r\n|\r|\n")  # what ends a line of an event: a text must not bring lines of its own
 
 
+@dataclass(slots=True)
 class Channel:
     """A view, its latest event, and the streams that wait for the next one."""
 
-    __slots__ = ("digest", "event", "has_failed", "is_over", "look", "rests_until", "waiters")
-
-    def __init__(self) -> None:
-        self.digest = ""
-        self.event = b""
-        self.has_failed = False
-        self.is_over = False
-        self.waiters: set[asyncio.Event] = set()
-        self.look: asyncio.Task[None] | None = None
-        self.rests_until = 0.0  # on the loop's clock
+    digest: str = ""
+    event: bytes = b""
+    has_failed: bool = False
+    is_over: bool = False
+    waiters: set[asyncio.Event] = field(default_factory=set)
+    look: asyncio.Task[None] | None = None
+    rests_until: float = 0.0  # on the loop's clock
 
     def tell(self, digest: str, event: bytes) -> None:
         """Pass the event to all streams. A slow one gets only the latest event."""

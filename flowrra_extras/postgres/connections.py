@@ -25,8 +25,6 @@ from flowrra_extras.urls import read_server_url
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
-__all__ = ["SILENCE", "Address", "AwayError", "Link", "Listener", "Session", "callers_session"]
-
 T = TypeVar("T")
 
 SILENCE = 5.0  # seconds without an answer after which a connection is replaced

@@ -33,8 +33,6 @@ from flowrra_extras.postgres.store import Store, is_plain, jobs_of_claim, result
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-__all__ = ["Claim", "Groups", "encode_payloads"]
-
 T = TypeVar("T")
 
 _CHUNK = 2_000  # jobs of one INSERT

@@ -12,8 +12,6 @@ from flowrra_extras.batching import Batcher, closed
 from flowrra_extras.postgres import statements as sql
 from flowrra_extras.postgres.connections import Address, Link, Listener
 
-__all__ = ["LOOK_EVERY", "Notifications"]
-
 LOOK_EVERY = 1.0  # seconds after which a waiting caller polls, if it may get no notification
 
 

@@ -86,7 +86,7 @@ from flowrra_extras.redis.calls import (
     to_json,
     worker_text,
 )
-from flowrra_extras.redis.changes import Changes, Leases
+from flowrra_extras.redis.changes import Changes
 from flowrra_extras.redis.connection import (
     Call,
     ClientMaker,
@@ -159,7 +159,6 @@ class RedisBroker(Reader):
         self._link = Link(self._address, self.store_status)
         self._calls = Calls(self._link)
         self._changes = Changes(self._calls, self.retention)
-        self._leases = Leases(self._changes)
         self._notifications = Notifications(self._address)
         self._next_due: float | None = None
 
@@ -249,7 +248,7 @@ class RedisBroker(Reader):
     async def _do_upkeep(self, now: float, expired: int, leases: Sequence[Any]) -> bool:
         """Run a bounded step of the upkeep that is due before a claim. Return whether more jobs may have expired."""
         if leases[3]:
-            await self._leases.judge(leases, now)
+            await self._changes.judge(leases, now, worker)
         if not expired:
             return False
         unit, plan, is_left = await self._changes.attempt(now, lambda unit: expire(unit, UPKEEP_STEP))
@@ -314,9 +313,11 @@ class RedisBroker(Reader):
             answer = await self._calls.run(call)
             if len(answer) != _LEASES:
                 break
-            lost = await self._leases.judge(answer, now, beat=lease, is_new=is_new, is_sure=not call.is_repeated)
+            lost = await self._changes.judge(
+                answer, now, worker.id, beat=lease, is_new=is_new, is_sure=not call.is_repeated
+            )
         if lease <= 0:
-            await self._leases.rescue([worker.id], now)
+            await self._changes.rescue([worker.id], now)
         term, cancelled, paused, suspects, endings = answer
         lapsed = worker.term not in ("", term) and lease > 0
         worker.seen, worker.term = now, term or worker.term

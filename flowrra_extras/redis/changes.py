@@ -43,8 +43,6 @@ from flowrra_extras.redis.calls import Calls, head_of, in_turns, job_of, member_
 from flowrra_extras.redis.connection import Call
 from flowrra_extras.redis.scripts import FIELDS, READ_AT_ONCE, READ_FIELDS
 
-__all__ = ["Changes", "Leases", "Plan"]
-
 T = TypeVar("T")
 _REVISION = READ_FIELDS.index("rev") + 1  # the fields of the revision come first
 _CHILDREN = READ_FIELDS.index("children")
@@ -90,6 +88,49 @@ class Changes:
         return plan.is_empty or bool(
             await self._calls.join(Call("apply", await plan.text(unit)), 1 + len(unit.changed))
         )
+
+    # Workers that have died or left ------------------------------------------------------------
+
+    async def judge(
+        self,
+        leases: Sequence[Any],
+        now: float,
+        by: str,
+        *,
+        beat: float = 0.0,
+        is_new: bool = False,
+        is_sure: bool = True,
+    ) -> list[str] | None:
+        """Rescue the jobs of dead workers, and give others fresh leases. None: the leases have changed meanwhile.
+
+        A claim does not decide on doubtful workers, only a heartbeat does. Without `is_sure`, the server was silent, or
+        its answer was lost.
+        """
+        clock, until, length, lapsed = leases
+        others = {w: Lease(float(end), float(size or beat), graced == "1") for w, end, size, graced in lapsed}
+        mine = Lease(float(until), float(length or beat)) if until and is_sure else None
+        dead, fresh = judge_leases(others, mine, float(clock), is_new=is_new and is_sure)
+        renewed = {worker: float(clock) + others[worker].length for worker in fresh} if beat else {}
+        ends = {worker: end for worker, end, *_ in lapsed if worker in dead or worker in renewed}
+        return dead if await self.rescue(dead, now, ends, renewed) else None
+
+    async def rescue(
+        self,
+        workers: Sequence[str],
+        now: float,
+        ends: Mapping[str, str] | None = None,
+        renewed: Mapping[str, float] | None = None,
+    ) -> bool:
+        """Release the jobs of workers. `ends`: the ends of their leases as judged; without it, the workers leave."""
+        while True:
+            unit, plan, _ = await self.attempt(now, lambda unit: rescue(unit, workers, crashed=ends is not None))
+            plan.leases.update(ends or {})
+            plan.end_leases(workers)
+            plan.renew_leases(renewed or {})
+            if await self.write(unit, plan):
+                return True
+            if ends is not None:
+                return False
 
 
 class Plan:
@@ -358,46 +399,3 @@ def _fields(job: Job) -> dict[str, str]:
     if job.status is SUCCESS and job.result is not None:
         values["result"] = job.result
     return values
-
-
-class Leases:
-    """Releases the jobs of workers that have died or left."""
-
-    def __init__(self, changes: Changes) -> None:
-        self._changes = changes
-
-    async def judge(
-        self, leases: Sequence[Any], now: float, *, beat: float = 0.0, is_new: bool = False, is_sure: bool = True
-    ) -> list[str] | None:
-        """Rescue the jobs of dead workers, and give others fresh leases. None: the leases have changed meanwhile.
-
-        A claim does not decide on doubtful workers, only a heartbeat does. Without `is_sure`, the server was silent, or
-        its answer was lost.
-        """
-        clock, until, length, lapsed = leases
-        others = {w: Lease(float(end), float(size or beat), graced == "1") for w, end, size, graced in lapsed}
-        mine = Lease(float(until), float(length or beat)) if until and is_sure else None
-        dead, fresh = judge_leases(others, mine, float(clock), is_new=is_new and is_sure)
-        renewed = {worker: float(clock) + others[worker].length for worker in fresh} if beat else {}
-        ends = {worker: end for worker, end, *_ in lapsed if worker in dead or worker in renewed}
-        return dead if await self.rescue(dead, now, ends, renewed) else None
-
-    async def rescue(
-        self,
-        workers: Sequence[str],
-        now: float,
-        ends: Mapping[str, str] | None = None,
-        renewed: Mapping[str, float] | None = None,
-    ) -> bool:
-        """Release the jobs of workers. `ends`: the ends of their leases as judged; without it, the workers leave."""
-        while True:
-            unit, plan, _ = await self._changes.attempt(
-                now, lambda unit: rescue(unit, workers, crashed=ends is not None)
-            )
-            plan.leases.update(ends or {})
-            plan.end_leases(workers)
-            plan.renew_leases(renewed or {})
-            if await self._changes.write(unit, plan):
-                return True
-            if ends is not None:
-                return False

@@ -44,8 +44,6 @@ from flowrra_extras.batching import closed
 from flowrra_extras.redis.scripts import SCRIPTS
 from flowrra_extras.urls import ServerURL, check_options, read_server_url
 
-__all__ = ["Address", "Call", "Link", "Notifications", "address_from_client", "address_from_url"]
-
 ClientMaker = Callable[[], redis.asyncio.Redis]
 PATIENCE = 5.0  # seconds without an answer after which a connection counts as dead
 _SENTINEL_PATIENCE = 1.0  # the same for a sentinel; after that the next one is asked

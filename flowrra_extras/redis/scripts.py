@@ -16,8 +16,6 @@ from collections.abc import Iterable
 
 from flowrra import ENDINGS_KEPT, ENDINGS_TAKEN, UPKEEP_STEP
 
-__all__ = ["CLAIMED_FIELDS", "FIELDS", "READ_AT_ONCE", "READ_FIELDS", "RESULT_FIELDS", "SCRIPTS", "VERSION", "Script"]
-
 VERSION = 7  # of the keys
 READ_AT_ONCE = 2000  # jobs
 RATE_SLACK = 2e-6  # seconds, as in the rules

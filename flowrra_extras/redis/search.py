@@ -32,8 +32,6 @@ from flowrra import (
 from flowrra_extras.redis.calls import Calls, counted, filter_text, job_of, limit_state, member_of, ready_place
 from flowrra_extras.redis.connection import Call
 
-__all__ = ["PAGE", "Reader"]
-
 # The limits of one call, so that it never blocks the server for long.
 PAGE = 250  # jobs
 _MINUTES = 60  # of activity

@@ -14,8 +14,6 @@ from flowrra_extras.redis.connection import Call, Link, address_from_url
 from flowrra_extras.redis.scripts import SCRIPTS, Script
 from flowrra_extras.scheduler.store import FIELDS, ScheduleStore, check_changes, check_lease
 
-__all__ = ["RedisScheduleStore", "store_from_url"]
-
 _CHUNK = 500  # schedules in one answer: the server does nothing else meanwhile
 
 SCRIPTS["schedules"] = Script("schedules", SCHEDULE_FIELDS=FIELDS)

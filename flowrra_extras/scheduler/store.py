@@ -92,15 +92,10 @@ class MemoryScheduleStore(ScheduleStore):
         old = self._ids.get(schedule.key) or (schedule.id if schedule.id in self._schedules else None)
         if old is not None:
             return old
-        self.put(schedule)
-        return schedule.id
-
-    def put(self, schedule: Schedule) -> None:
-        """Store a schedule; replace the one with its id."""
-        self._drop(schedule.id)
         self._schedules[schedule.id] = schedule = dataclasses.replace(schedule)
         self._ids[schedule.key] = schedule.id
         self._queue(schedule)
+        return schedule.id
 
     def _queue(self, schedule: Schedule) -> None:
         self._leases.pop(schedule.id, None)
