@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from flowrra import OPERATOR_COMMANDS, ConfigError, import_extra
 
-# Command: the module whose `main` takes the command's arguments, and the package that installs its dependencies.
+# Command: the module whose `main` takes the command line (of `dashboard`, without its name) and returns the exit
+# status, and the package that installs its dependencies.
 _COMMANDS: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys(("jobs", "cancel", "requeue", "purge", "emit"), ("flowrra_extras.commands.jobs", "flowrra")),
     **dict.fromkeys(("pause", "resume", "limit"), ("flowrra_extras.commands.queues", "flowrra")),

@@ -10,7 +10,6 @@ from flowrra_extras.cron_words import clock_marks, explain, takes_either_day
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command and return the exit status. `argv` starts with the command's name."""
     parser = parser_of(argv[0])
     parser.add_argument("expression", help="a cron expression such as '30 2 * * mon-fri'")
     parser.add_argument("--tz", default="UTC", metavar="ZONE", help="the time zone, such as Europe/Riga (UTC)")

@@ -39,7 +39,6 @@ _CHANGES: Mapping[str, _Change] = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one of these commands and return the exit status. `argv` starts with the command's name."""
     command, *words = argv
     parser = parser_of(command)
     if command == "jobs":

@@ -14,7 +14,6 @@ from flowrra_extras.migrate import Moved, count_open_events, migrate, opened, sh
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command and return the exit status. `argv` starts with the command's name."""
     arguments = _parser().parse_args(argv[1:])
     for url in (arguments.source, arguments.target):
         broker = shared_broker(url)

@@ -23,7 +23,6 @@ from flowrra_extras.commands import parser_of
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one of the three commands and return the exit status. `argv` starts with the command's name."""
     command, *words = argv
     return _limit(words) if command == "limit" else _pause(words, paused=command == "pause")
 

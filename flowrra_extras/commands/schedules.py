@@ -36,7 +36,6 @@ _HERD = 5  # schedules that fire in one moment
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command and return the exit status. `argv` starts with `schedules`."""
     _act(parsed(_parser(), argv[1:]))
     return 0
 

@@ -50,10 +50,10 @@ _WORTH_PACKING = 600  # bytes
 class Options(TypedDict, total=False):
     """The options that every framework takes.
 
-    `auth` receives the framework's own request and returns "none", "read" or "full". Without it, only requests from
-    this host are allowed, unless `insecure` is True. With `read_only`, nobody can change anything. `redact` hides the
-    arguments and results of all jobs (True), or of the jobs for which the function returns True. `schedulers`: whose
-    schedules are shown (default: those of the app).
+    `auth` receives the framework's own request and returns "none", "read", "full" or an Access (False and None mean
+    none, True full); it may be async. Without it, only requests from this host are allowed, unless `insecure` is True.
+    With `read_only`, nobody can change anything. `redact` hides the arguments and results of all jobs (True), or of the
+    jobs for which the function returns True. `schedulers`: whose schedules are shown (default: those of the app).
     `max_lag`: how many seconds the oldest ready job of a queue may wait before health reports a problem: one number for
     all queues, or by queue ("*" for the others). `searches`: search lines by name, which the page of jobs shows as
     links.

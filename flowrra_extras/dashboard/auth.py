@@ -66,13 +66,7 @@ class Access:
 
 
 class Door:
-    """Decides the access of visitors.
-
-    Args:
-        auth: receives the framework's own request, and returns "none", "read", "full" or an Access
-            (False and None mean none, True full). It may be async. Without it, only this host has access.
-        insecure: allow every request, without `auth`.
-        read_only: allow no changes, whatever `auth` returns.
+    """Decides the access of visitors, by the arguments that `Options` describes.
 
     Raises:
         ConfigError: `auth` and `insecure` are both given, or `auth` cannot be called.

@@ -64,7 +64,7 @@ class FailureGroups:
     async def failures(self) -> Failures:
         """The latest failed jobs in groups, most jobs first."""
         await self._store.app.connect()
-        found, counted = await self.groups.get(), await self._store.counting.number(FAILED_JOBS)
+        found, counted = await self.groups.get(), await self._store.number(FAILED_JOBS)
         return {
             "groups": found.groups,
             "looked_at": found.looked_at,

@@ -108,7 +108,7 @@ class HealthCheck:
     async def queues(self) -> list[QueueRow]:
         """The queues that hold jobs, are paused or are served."""
         await self._store.app.connect()
-        tally, seen = await self._store.counting.tally(), await self._store.app.broker.overview()
+        tally, seen = await self._store.tally(), await self._store.app.broker.overview()
         return self.queue_rows(tally, seen.workers, seen.paused)
 
     def queue_rows(self, tally: Tally, workers: Sequence[WorkerInfo], paused: set[str]) -> list[QueueRow]:
@@ -153,7 +153,7 @@ class HealthCheck:
     async def _look(self) -> tuple[list[Problem], list[Problem], list[QueueRow], list[WorkerInfo]]:
         await self._store.app.connect()
         now = self._store.app.now()
-        tally, seen = await self._store.counting.tally(), await self._store.app.broker.overview(now - RECENT)
+        tally, seen = await self._store.tally(), await self._store.app.broker.overview(now - RECENT)
         queues = self.queue_rows(tally, seen.workers, seen.paused)
         problems = [*_of_queues(queues, seen.workers), *await self._of_schedules(now)]
         groups = (await self._failures.groups.get()).groups

@@ -150,7 +150,7 @@ class Pages:
         view = View(request.root, request.path, request.query, access.allows("full"))
         if FRAGMENT in request.headers:
             main = await self._shared(view)
-            return _answer(request, self._filled(main, access), main.digest)
+            return _answer(request, self.filled(main, access), main.digest)
         main = await self.main(view, entered)
         text = self._framed(request, access, main, is_still=entered is not None or _is_form(view.path))
         return _answer(request, text, _digest(text), status=422 if entered and entered.problem else 200)
@@ -181,10 +181,6 @@ class Pages:
                 latest.until = ended + max(SHARED, REST * (ended - began))
             return latest.main
 
-    def for_all(self, main: Main) -> str:
-        """The main part's text as it may be sent to anybody: the script puts in the token of its page."""
-        return self._filled(main, None)
-
     def error(self, request: Request, status: int, message: str, verdict: Verdict | None = None) -> Response:
         """A page that says what went wrong, or could not be done, and what to do."""
         view = View(request.root, request.path)
@@ -214,7 +210,7 @@ class Pages:
         if verdict is not None:
             text = f"{_environment().get_template('verdict.html').render(given)}\n{text}"
         main, moment = Main(title, text, "", verdict), context.get("at")
-        digest = _digest(self._filled(main, None))
+        digest = _digest(self.filled(main, None))
         return dataclasses.replace(main, digest=digest, at=moment.isoformat() if moment else "")
 
     def _framed(self, request: Request, access: Access | None, main: Main, *, is_still: bool) -> str:
@@ -226,7 +222,7 @@ class Pages:
             root=urllib.parse.quote(request.root),
             title=main.title,
             verdict=main.verdict,
-            main=Markup(self._filled(main, access)),  # noqa: S704 (a template made it)
+            main=Markup(self.filled(main, access)),  # noqa: S704 (a template made it)
             digest=main.digest,
             live=live,
             view=_address(request),
@@ -242,8 +238,11 @@ class Pages:
             version=flowrra.__version__,
         )
 
-    def _filled(self, main: Main, access: Access | None) -> str:
-        """The main part's text with the moment that it is of, and with the visitor's token."""
+    def filled(self, main: Main, access: Access | None) -> str:
+        """The main part's text with the moment that it is of, and with the visitor's token.
+
+        Without one, it may be sent to anybody: the script puts in the token of its page.
+        """
         text = main.text.replace(self._moment_mark, main.at)
         return text.replace(self._token_mark, str(escape(access.token)) if access else "")
 

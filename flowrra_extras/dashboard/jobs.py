@@ -254,7 +254,7 @@ class Jobs:
             return None, math.inf
         if is_first and found.after is None:
             return {"number": len(found.jobs), "is_exact": True}, math.inf
-        counted = await self._store.counting.number(wanted.which) if wanted.is_for_the_store else None
+        counted = await self._store.number(wanted.which) if wanted.is_for_the_store else None
         if counted is not None:
             return {"number": counted.number, "is_exact": True}, counted.at
         return ({"number": len(found.jobs), "is_exact": False} if is_first else None), math.inf
@@ -411,10 +411,8 @@ class Jobs:
             else:
                 raise ConfigError("no jobs are given: give ids, or a search for all jobs that match it")
             more = f".more.{report['after']}" if report["after"] is not None else ""
-            figures, (touched, is_exact) = (
-                f".{report['done']}.{report['refused']}{more}",
-                touched_by(report, line, begin),
-            )
+            figures = f".{report['done']}.{report['refused']}{more}"
+            touched, is_exact = touched_by(report, line, begin)
             at = job_search.search_path(touched) if touched else ""
             undo = "/jobs/requeue" if action == "cancel" and is_exact else ""
             return Done(report, "/jobs", figures, touched=at, undo=undo, line=line if more else "")

@@ -177,7 +177,7 @@ class Hub:
         else:
             channel.has_failed = False
             if main.digest != channel.digest:
-                channel.tell(main.digest, event_of(main.digest, self._pages.for_all(main)))
+                channel.tell(main.digest, event_of(main.digest, self._pages.filled(main, None)))
 
 
 async def _set_before(end: float, event: asyncio.Event) -> bool:

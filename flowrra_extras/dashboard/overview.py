@@ -122,7 +122,7 @@ class Overview:
 
     async def stats(self) -> Stats:
         await self._store.app.connect()
-        now, tally = self._store.app.now(), await self._store.counting.tally()
+        now, tally = self._store.app.now(), await self._store.tally()
         seen = await self._store.app.broker.overview(begin(now))
         minutes, hour = each_minute(seen.activity, now), summed(seen.activity, begin(now))
         if tally.oldest:
@@ -180,7 +180,7 @@ class Overview:
         return [job for one in by_worker for job in await self._store.app.broker.find(one, limit=RUNNING_SHOWN)]
 
     async def _tally(self) -> tuple[Mapping[tuple[str, TaskStatus], int], Mapping[str, float]]:
-        tally = await self._store.counting.tally()
+        tally = await self._store.tally()
         return tally.counts, tally.oldest
 
     # Actions and answers of their own kind ------------------------------------------------------

@@ -150,66 +150,8 @@ class Tally(NamedTuple):
         )
 
 
-class Counting:
-    """Counts all jobs, and those of some filters."""
-
-    def __init__(self, app: Flowrra) -> None:
-        self._app = app
-        self._all = Fresh(self._count)
-        self._some: collections.OrderedDict[str, Fresh[Counted]] = collections.OrderedDict()
-        self._one_at_a_time = asyncio.Lock()
-
-    async def tally(self) -> Tally:
-        """All jobs; a second old at the most where that takes less than 50 ms."""
-        return await self._all.get()
-
-    async def number(self, which: JobFilter) -> Counted | None:
-        """How many jobs a filter finds; None while that is not known."""
-        if which == JobFilter(status=which.status, queue=which.queue):
-            tally = await self.tally()
-            return Counted(tally.total(*(which.status or TaskStatus), queue=which.queue), tally.at)
-        key = repr(which)
-        fresh = self._some.setdefault(key, Fresh(lambda: self._count_some(which)))
-        self._some.move_to_end(key)
-        if len(self._some) > _KEPT:
-            await self._some.popitem(last=False)[1].close()
-        return await fresh.glance()
-
-    def forget(self) -> None:
-        """Count again, because this program has changed something."""
-        self._all.forget()
-        for fresh in self._some.values():
-            fresh.forget()
-
-    async def close(self) -> None:
-        await self._all.close()
-        for fresh in self._some.values():
-            await fresh.close()
-
-    async def _count_some(self, which: JobFilter) -> Counted:
-        async with self._one_at_a_time:
-            begin = self._app.now()
-            return Counted(sum((await self._app.broker.counts(which)).values()), begin)
-
-    async def _count(self) -> Tally:
-        begin, counts = self._app.now(), await self._app.broker.counts()
-        oldest = await oldest_ready(self._app.broker, counts)
-        newest = {}
-        for queue in oldest:
-            ready = JobFilter(queue=queue, status=frozenset({TaskStatus.PENDING}))
-            for job in await self._app.broker.find(ready, limit=1):
-                newest[queue] = ready_since(job)
-        return Tally(begin, counts, oldest, newest)
-
-
 class Store:
-    """The app and the way to its store.
-
-    Args:
-        app: what is shown and steered. Its stores are opened at the first question.
-        schedulers: those whose schedules are shown (None: those that the app has made).
-        redact: True hides the arguments and results of all jobs; a function says of which.
-    """
+    """The app, whose stores are opened at the first question, and counts of its jobs: of all, and of some filters."""
 
     def __init__(
         self,
@@ -221,8 +163,10 @@ class Store:
         self.app = app
         self._schedulers = schedulers
         self._redact = redact
-        self.counting = Counting(app)
         self._shared: list[Fresh[Any]] = []
+        self._all = self.share(self._count)
+        self._some: collections.OrderedDict[str, Fresh[Counted]] = collections.OrderedDict()
+        self._one_at_a_time = asyncio.Lock()
 
     @property
     def schedulers(self) -> Sequence[Scheduler]:
@@ -231,8 +175,7 @@ class Store:
 
     async def close(self) -> None:
         """End what is being counted. The app's stores are left to the app."""
-        await self.counting.close()
-        for fresh in self._shared:
+        for fresh in (*self._shared, *self._some.values()):
             await fresh.close()
 
     def explained(self, error: object) -> str:
@@ -270,13 +213,12 @@ class Store:
     async def queue_names(self) -> list[str]:
         """The queues that hold jobs or are served."""
         await self.app.connect()
-        tally, workers = await self.counting.tally(), await self.app.broker.workers()
+        tally, workers = await self.tally(), await self.app.broker.workers()
         return sorted({queue for queue, _ in tally.counts} | {queue for worker in workers for queue in worker.queues})
 
     def forget(self) -> None:
         """Find everything again, because this program has changed something."""
-        self.counting.forget()
-        for fresh in self._shared:
+        for fresh in (*self._shared, *self._some.values()):
             fresh.forget()
 
     def share(self, find: Callable[[], Awaitable[T]], *, rest: float | None = None) -> Fresh[T]:
@@ -284,3 +226,36 @@ class Store:
         fresh = Fresh(find, rest=rest)
         self._shared.append(fresh)
         return fresh
+
+    # Counts --------------------------------------------------------------------------------------
+
+    async def tally(self) -> Tally:
+        """All jobs; a second old at the most where that takes less than 50 ms."""
+        return await self._all.get()
+
+    async def number(self, which: JobFilter) -> Counted | None:
+        """How many jobs a filter finds; None while that is not known."""
+        if which == JobFilter(status=which.status, queue=which.queue):
+            tally = await self.tally()
+            return Counted(tally.total(*(which.status or TaskStatus), queue=which.queue), tally.at)
+        key = repr(which)
+        fresh = self._some.setdefault(key, Fresh(lambda: self._count_some(which)))
+        self._some.move_to_end(key)
+        if len(self._some) > _KEPT:
+            await self._some.popitem(last=False)[1].close()
+        return await fresh.glance()
+
+    async def _count_some(self, which: JobFilter) -> Counted:
+        async with self._one_at_a_time:
+            begin = self.app.now()
+            return Counted(sum((await self.app.broker.counts(which)).values()), begin)
+
+    async def _count(self) -> Tally:
+        begin, counts = self.app.now(), await self.app.broker.counts()
+        oldest = await oldest_ready(self.app.broker, counts)
+        newest = {}
+        for queue in oldest:
+            ready = JobFilter(queue=queue, status=frozenset({TaskStatus.PENDING}))
+            for job in await self.app.broker.find(ready, limit=1):
+                newest[queue] = ready_since(job)
+        return Tally(begin, counts, oldest, newest)

@@ -207,15 +207,16 @@ _SET_VERSION = "INSERT INTO {table}_meta VALUES (:version)"
 # ---------------------------------------------------------------------------
 
 
-class Session:
-    """One link, reconnected when it was lost, with the schema created or migrated.
+class _Connected(ScheduleStore):
+    """The part of the store that connects: one link, reconnected when it was lost, with the schema up to date.
 
     It runs one call after the other. `SQLScheduleStore` says what a call guarantees.
     """
 
-    def __init__(self, database: Database, timeout: float) -> None:
+    def __init__(self, database: Database, clock: Clock | None = None, *, timeout: float = 10.0) -> None:
         self._database = database
         self._dialect = database.dialect
+        self._clock = clock or Clock()
         self._timeout = timeout
         self._link: Link | None = None
         self._lock: asyncio.Lock | None = None  # held by whoever uses the link; None: not open
@@ -227,7 +228,7 @@ class Session:
         if self._pid != os.getpid():  # the parent of a fork goes on to use its link: neither used nor collected
             self._inherited, self._link, self._pid = self._link, None, os.getpid()
         self._lock, self._answered = asyncio.Lock(), -math.inf  # another loop has another clock
-        await self.call(lambda link: link.is_alive())
+        await self._call(lambda link: link.is_alive())
 
     async def close(self) -> None:
         lock, self._lock = self._lock, None
@@ -243,16 +244,16 @@ class Session:
                 raise
         self._link = None
 
-    async def transact(self, work: Callable[[Link], Awaitable[T]]) -> T:
+    async def _transact(self, work: Callable[[Link], Awaitable[T]]) -> T:
         async def whole(link: Link) -> T:
             await link.execute(self._dialect.begin)
             done = await work(link)
             await link.execute("COMMIT")
             return done
 
-        return await self.call(whole)
+        return await self._call(whole)
 
-    async def call(self, work: Callable[[Link], Awaitable[T]]) -> T:
+    async def _call(self, work: Callable[[Link], Awaitable[T]]) -> T:
         """Run `work` on the link, and again if another transaction had precedence.
 
         The time-out counts from the call, or from the latest answer to an earlier call: waiting in a long line is not a
@@ -327,25 +328,30 @@ class Session:
             await link.fetch(self._dialect.lock)  # the time-out of the call bounds the wait
         version = await self._version(link)
         for statement in itertools.chain.from_iterable(_MIGRATIONS[version:]):
-            await link.execute(*self._dialect.bind(statement, {}))
-        await link.execute(*self._dialect.bind(_FORGET_VERSION, {}))
-        await link.execute(*self._dialect.bind(_SET_VERSION, {"version": len(_MIGRATIONS)}))
+            await self._execute(link, statement)
+        await self._execute(link, _FORGET_VERSION)
+        await self._execute(link, _SET_VERSION, {"version": len(_MIGRATIONS)})
         await link.execute("COMMIT")
         if self._dialect.unlock:
             await link.fetch(self._dialect.unlock)
 
     async def _version(self, link: Link) -> int:
-        if not await link.fetch(*self._dialect.bind(self._dialect.existing, {})):
+        if not await self._fetch(link, "{existing}"):
             return 0
-        rows = await link.fetch(*self._dialect.bind(_GET_VERSION, {}))
-        version = int(rows[0][0])
-        if version > len(_MIGRATIONS):
-            newest = len(_MIGRATIONS)
+        rows = await self._fetch(link, _GET_VERSION)
+        version, newest = int(rows[0][0]), len(_MIGRATIONS)
+        if version > newest:
             raise BackendError(
                 f"{self._database.place} has schema {version} of schedules, newer than the {newest} of this flowrra: "
                 "upgrade it"
             )
         return version
+
+    async def _fetch(self, link: Link, text: str, values: Mapping[str, Any] | None = None) -> Sequence[Sequence[Any]]:
+        return await link.fetch(*self._dialect.bind(text, {"clock": self._clock.monotonic(), **(values or {})}))
+
+    async def _execute(self, link: Link, text: str, values: Mapping[str, Any] | None = None) -> int:
+        return await link.execute(*self._dialect.bind(text, {"clock": self._clock.monotonic(), **(values or {})}))
 
 
 # ---------------------------------------------------------------------------
@@ -353,24 +359,13 @@ class Session:
 # ---------------------------------------------------------------------------
 
 
-class SQLScheduleStore(ScheduleStore):
+class SQLScheduleStore(_Connected):
     """Schedules in a table that many processes share. `store_from_url` makes it.
 
     Uses one connection, and reconnects when it was lost. If a call does not finish within `timeout` seconds, or its
     connection fails, it raises a BackendError; the next call connects again. A cancelled call leaves nothing open: what
     it had begun is rolled back.
     """
-
-    def __init__(self, database: Database, clock: Clock | None = None, *, timeout: float = 10.0) -> None:
-        self._session = Session(database, timeout)
-        self._dialect = database.dialect
-        self._clock = clock or Clock()
-
-    async def open(self) -> None:
-        await self._session.open()
-
-    async def close(self) -> None:
-        await self._session.close()
 
     # Schedules ---------------------------------------------------------------------------------
 
@@ -383,7 +378,7 @@ class SQLScheduleStore(ScheduleStore):
                 if rows := await self._fetch(link, _HOLDER, values):
                     return str(rows[0][0])
 
-        return await self._session.call(work)
+        return await self._call(work)
 
     async def find(self, ids: Sequence[str] | None = None) -> list[Schedule]:
         async def work(link: Link) -> list[Sequence[Any]]:
@@ -392,7 +387,7 @@ class SQLScheduleStore(ScheduleStore):
             rows = [row for chunk in _chunks(set(ids)) for row in await self._fetch(link, _FIND_SOME, {"ids": chunk})]
             return sorted(rows, key=lambda row: row[-1])
 
-        return [self._schedule(row) for row in await self._session.call(work)]
+        return [self._schedule(row) for row in await self._call(work)]
 
     async def change(self, schedule_id: str, changes: Mapping[str, Any]) -> bool:
         check_changes(changes)
@@ -408,7 +403,7 @@ class SQLScheduleStore(ScheduleStore):
                     raise
                 return None
 
-        changed = await self._session.call(work)
+        changed = await self._call(work)
         if changed is None:
             raise ConfigError(
                 f"schedule {schedule_id} cannot become the same as another schedule: {changes.get('key')!r}"
@@ -416,11 +411,11 @@ class SQLScheduleStore(ScheduleStore):
         return changed > 0
 
     async def remove(self, schedule_id: str) -> bool:
-        return await self._session.call(lambda link: self._execute(link, _REMOVE, {"id": schedule_id})) > 0
+        return await self._call(lambda link: self._execute(link, _REMOVE, {"id": schedule_id})) > 0
 
     async def purge(self, before: float) -> int:
         values = {"before": self._to_column("last_fire", before)}
-        return await self._session.call(lambda link: self._execute(link, _PURGE, values))
+        return await self._call(lambda link: self._execute(link, _PURGE, values))
 
     # Fires -------------------------------------------------------------------------------------
 
@@ -434,7 +429,7 @@ class SQLScheduleStore(ScheduleStore):
                 await self._execute(link, _LEASE, {**values, "ids": ids})
             return rows
 
-        taken = [self._schedule(row) for row in await self._session.transact(work)]
+        taken = [self._schedule(row) for row in await self._transact(work)]
         for schedule in taken:
             schedule.turn += 1
         return taken
@@ -452,10 +447,10 @@ class SQLScheduleStore(ScheduleStore):
                 await self._execute(link, "{advance}", {"rows": written})
             return done
 
-        return await self._session.transact(work) if fired else []
+        return await self._transact(work) if fired else []
 
     async def next_fire(self) -> float | None:
-        rows = await self._session.call(lambda link: self._fetch(link, _NEXT))
+        rows = await self._call(lambda link: self._fetch(link, _NEXT))
         return self._seconds(rows[0][0]) if rows else None
 
     # Rows --------------------------------------------------------------------------------------
@@ -483,12 +478,6 @@ class SQLScheduleStore(ScheduleStore):
         if isinstance(value, str):
             _check_text(field, value)
         return value
-
-    async def _fetch(self, link: Link, text: str, values: Mapping[str, Any] | None = None) -> Sequence[Sequence[Any]]:
-        return await link.fetch(*self._dialect.bind(text, {"clock": self._clock.monotonic(), **(values or {})}))
-
-    async def _execute(self, link: Link, text: str, values: Mapping[str, Any] | None = None) -> int:
-        return await link.execute(*self._dialect.bind(text, {"clock": self._clock.monotonic(), **(values or {})}))
 
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)

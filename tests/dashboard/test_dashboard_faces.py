@@ -445,8 +445,8 @@ def test_what_is_still_being_counted_ends_with_app_sync(
             ended.set()
 
     monkeypatch.setattr(app.broker, "counts", count_for_ever)
-    counting = create_wsgi_app(app).board.store.counting
-    assert app.sync.run(counting.number(JobFilter(task="shop.greet"))) is None
+    store = create_wsgi_app(app).board.store
+    assert app.sync.run(store.number(JobFilter(task="shop.greet"))) is None
     assert not ended.is_set()
     app.sync.close()
     assert ended.is_set()

@@ -35,7 +35,7 @@ class Board:
             raise self.error
         return Main("", self.text, self.text)
 
-    def for_all(self, main: Main) -> str:
+    def filled(self, main: Main, access: None) -> str:
         return main.text
 
 

@@ -165,7 +165,7 @@ async def test_a_main_part_is_the_same_for_all_who_may_do_the_same() -> None:
     made = make()
     one, other = [await made.main(View("", "/jobs", can_act=True)) for _ in range(2)]
     assert one.digest == other.digest
-    assert FULL.token not in made.for_all(one)
+    assert FULL.token not in made.filled(one, None)
     assert (await get("/jobs", made=made)).body.decode().count(FULL.token) > 1
     assert (await made.main(View("", "/jobs"))).digest != one.digest
 

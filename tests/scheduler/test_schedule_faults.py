@@ -230,7 +230,7 @@ async def main(url, where):
     store = store_from_url(url)
     await store.open()
     if where == "before the commit":
-        link = type(store._session._link)
+        link = type(store._link)
         execute = link.execute
 
         async def halting(self, statement, values=()):

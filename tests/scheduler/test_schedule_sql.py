@@ -268,7 +268,7 @@ async def test_what_is_due_at_once_costs_as_many_statements_as_one_schedule(url:
 @contextlib.contextmanager
 def counted_statements(store: sql.SQLScheduleStore) -> Iterator[list[str]]:
     """The statements that the store runs meanwhile."""
-    link = store._session._link
+    link = store._link
     assert link is not None
     statements: list[str] = []
 
