@@ -347,7 +347,9 @@ class _Move:
 
         If two processes ran the same move, each could undo steps of the other, and a job could be lost on both sides.
         """
-        await self._check()
+        # Both brokers must support moves: checked before any job is held.
+        await hold_jobs(self._source, [], by=self._by, now=self._clock.time())
+        await adopt_jobs(self._target, [], by=self._by, now=self._clock.time())
         await self._enter()
         beating = asyncio.create_task(self._keep_beating())
         try:
@@ -359,11 +361,6 @@ class _Move:
             await asyncio.wait([beating])
             with contextlib.suppress(BrokerError):
                 await self._beat(0.0)
-
-    async def _check(self) -> None:
-        """Check that both brokers support moves, before any job is held."""
-        await hold_jobs(self._source, [], by=self._by, now=self._clock.time())
-        await adopt_jobs(self._target, [], by=self._by, now=self._clock.time())
 
     async def _enter(self) -> None:
         """Register this move. If the same move is registered already, unregister and try again for a few seconds."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-import itertools
+from typing import Any
 
 from flowrra import (
     FINISHED,
@@ -15,7 +15,7 @@ from flowrra import (
     TaskStatus,
     decode_arguments,
 )
-from flowrra_extras.contracts.harness import SOON, Contract, Harness, job, job_in, raises, tests_take
+from flowrra_extras.contracts.harness import SOON, Contract, Harness, for_each, job, job_in, raises, tests_take
 from flowrra_extras.migrate import adopt_jobs, hold_jobs, unhold_jobs
 
 
@@ -23,18 +23,17 @@ from flowrra_extras.migrate import adopt_jobs, hold_jobs, unhold_jobs
 class CancelContract(Contract):
     """Cancelling and requeueing jobs."""
 
-    async def test_what_waits_ends_at_once(self) -> None:
-        for status in (TaskStatus.SCHEDULED, TaskStatus.BLOCKED, TaskStatus.PENDING, TaskStatus.RETRYING):
-            async with self.harness() as t:
-                await job_in(t, status)
-                t.clock.advance(1)
-                assert await t.cancel("a") is True
-                ended = await t.job("a")
-                assert (ended.status, ended.error) == (TaskStatus.CANCELLED, "it was cancelled")
-                assert (ended.finished, ended.traceback) == (t.now, None)
-                t.clock.advance(100)
-                await t.beat()
-                assert await t.claim() == []
+    @for_each((TaskStatus.SCHEDULED, TaskStatus.BLOCKED, TaskStatus.PENDING, TaskStatus.RETRYING))
+    async def test_what_waits_ends_at_once(self, t: Harness, status: TaskStatus) -> None:
+        await job_in(t, status)
+        t.clock.advance(1)
+        assert await t.cancel("a") is True
+        ended = await t.job("a")
+        assert (ended.status, ended.error) == (TaskStatus.CANCELLED, "it was cancelled")
+        assert (ended.finished, ended.traceback) == (t.now, None)
+        t.clock.advance(100)
+        await t.beat()
+        assert await t.claim() == []
 
     async def test_what_runs_is_ended_by_its_worker(self, t: Harness) -> None:
         (claimed,) = await t.run(job("a"))
@@ -54,33 +53,29 @@ class CancelContract(Contract):
         assert await t.status("a") is TaskStatus.SUCCESS
         assert list((await t.beat("w1")).cancelled) == []
 
-    async def test_a_cancelled_job_does_not_run_again(self) -> None:
+    @for_each(("retry", "release", "crash", "leave"))
+    async def test_a_cancelled_job_does_not_run_again(self, t: Harness, way: str) -> None:
         """Cancel returned True, so no retry, release or crash may run the job again."""
-        for back in (Outcome.retry_at, lambda job, due, why: Outcome.release(job, why, due)):
-            async with self.harness() as t:
-                (claimed,) = await t.run(job("a"))
-                await t.cancel("a")
-                assert await t.settle(back(claimed, t.now + 1, "boom")) == [True]
-                assert await t.status("a") is TaskStatus.CANCELLED
-        async with self.harness() as t:
-            await t.run(job("a"))
-            await t.cancel("a")
+        (claimed,) = await t.run(job("a"))
+        await t.cancel("a")
+        if way == "crash":
             await t.crash("w1", seen_by="w2")
-            assert (await t.statuses("a"), await t.endings("a")) == (["cancelled"], [(1, "crash")])
-        async with self.harness() as t:
-            await t.run(job("a"))
-            await t.cancel("a")
+            assert await t.endings("a") == [(1, "crash")]
+        elif way == "leave":
             await t.beat("w1", lease=0)
-            assert (await t.statuses("a"), await t.endings("a")) == (["cancelled"], [(1, "release")])
+            assert await t.endings("a") == [(1, "release")]
+        else:
+            retry = Outcome.retry_at(claimed, t.now + 1, "boom")
+            assert await t.settle(retry if way == "retry" else Outcome.release(claimed, "boom", t.now + 1)) == [True]
+        assert await t.status("a") is TaskStatus.CANCELLED
 
-    async def test_requeue_makes_ready(self) -> None:
-        for status in TaskStatus:
-            async with self.harness() as t:
-                before = await job_in(t, status)
-                may = status in (TaskStatus.FAILED, TaskStatus.CANCELLED)
-                assert await t.requeue("a") == [may]
-                after = await t.job("a")
-                assert after.status is TaskStatus.PENDING if may else after == before
+    @for_each(TaskStatus)
+    async def test_requeue_makes_ready(self, t: Harness, status: TaskStatus) -> None:
+        before = await job_in(t, status)
+        may = status in (TaskStatus.FAILED, TaskStatus.CANCELLED)
+        assert await t.requeue("a") == [may]
+        after = await t.job("a")
+        assert after.status is TaskStatus.PENDING if may else after == before
 
     async def test_requeue_is_now_also_for_what_was_due_later_or_expired(self, t: Harness) -> None:
         await t.push(job("later", due=t.now + 60), job("stale", expires=t.now + 1))
@@ -101,16 +96,15 @@ class CancelContract(Contract):
         assert await t.status("a") is TaskStatus.RETRYING
         assert await t.cancel("a") is True
 
-    async def test_requeue_leaves_the_past_as_it_was(self) -> None:
-        for end in (Outcome.fail, Outcome.cancel):
-            async with self.harness() as t:
-                (claimed,) = await t.run(job("a"))
-                t.clock.advance(1)
-                await t.settle(end(claimed, "boom"))
-                before = (await t.job("a")).attempts
-                t.clock.advance(100)
-                await t.requeue("a")
-                assert (await t.job("a")).history == before
+    @for_each((Outcome.fail, Outcome.cancel))
+    async def test_requeue_leaves_the_past_as_it_was(self, t: Harness, end: Any) -> None:
+        (claimed,) = await t.run(job("a"))
+        t.clock.advance(1)
+        await t.settle(end(claimed, "boom"))
+        before = (await t.job("a")).attempts
+        t.clock.advance(100)
+        await t.requeue("a")
+        assert (await t.job("a")).history == before
 
     async def test_a_deleted_child_waits_for_nobody(self, t: Harness) -> None:
         """A new job with the id of a deleted one has its own parents."""
@@ -135,38 +129,35 @@ class CancelContract(Contract):
 class DeleteContract(Contract):
     """Deleting jobs, and the record of changes by hand in the history."""
 
-    async def test_a_finished_job_can_be_deleted(self) -> None:
-        for status in FINISHED:
-            async with self.harness() as t:
-                await job_in(t, status, unique="key")
-                assert await t.broker.delete(["unknown", "a"]) == [False, True]
-                assert await t.broker.get(["a"]) == [None]
-                assert (await t.find(), await t.broker.counts()) == ([], {})
-                assert await t.broker.delete(["a"]) == [False]
-                assert await t.broker.purge(t.now + 1e9, 10) == 0
-                assert await t.push(job("a", unique="key")) == ["a"]
-                assert await t.claim_ids() == ["a"]
-                assert await t.broker.delete([]) == []
+    @for_each(FINISHED)
+    async def test_a_finished_job_can_be_deleted(self, t: Harness, status: TaskStatus) -> None:
+        await job_in(t, status, unique="key")
+        assert await t.broker.delete(["unknown", "a"]) == [False, True]
+        assert await t.broker.get(["a"]) == [None]
+        assert (await t.find(), await t.broker.counts()) == ([], {})
+        assert await t.broker.delete(["a"]) == [False]
+        assert await t.broker.purge(t.now + 1e9, 10) == 0
+        assert await t.push(job("a", unique="key")) == ["a"]
+        assert await t.claim_ids() == ["a"]
+        assert await t.broker.delete([]) == []
 
-    async def test_an_unfinished_job_is_not_deleted(self) -> None:
-        for status in UNFINISHED:
-            async with self.harness() as t:
-                before = await job_in(t, status)
-                assert await t.broker.delete(["a"]) == [False]
-                assert await t.job("a") == before
+    @for_each(UNFINISHED)
+    async def test_an_unfinished_job_is_not_deleted(self, t: Harness, status: TaskStatus) -> None:
+        before = await job_in(t, status)
+        assert await t.broker.delete(["a"]) == [False]
+        assert await t.job("a") == before
 
-    async def test_who_cancelled_and_requeued_is_noted(self) -> None:
-        for status in (TaskStatus.SCHEDULED, TaskStatus.BLOCKED, TaskStatus.PENDING, TaskStatus.RETRYING):
-            async with self.harness() as t:
-                before = await job_in(t, status)
-                t.clock.advance(1)
-                assert await t.broker.cancel("a", now=t.now, by="Ada") is True
-                cancelled = Attempt(before.attempt, "Ada", t.now, t.now, "note", "cancelled")
-                assert (await t.job("a")).attempts == (*before.attempts, cancelled)
-                t.clock.advance(1)
-                assert await t.broker.requeue(["a", "unknown"], now=t.now, by="Бо") == [True, False]
-                requeued = Attempt(before.attempt, "Бо", t.now, t.now, "note", "requeued")
-                assert (await t.job("a")).attempts == (*before.attempts, cancelled, requeued)
+    @for_each((TaskStatus.SCHEDULED, TaskStatus.BLOCKED, TaskStatus.PENDING, TaskStatus.RETRYING))
+    async def test_who_cancelled_and_requeued_is_noted(self, t: Harness, status: TaskStatus) -> None:
+        before = await job_in(t, status)
+        t.clock.advance(1)
+        assert await t.broker.cancel("a", now=t.now, by="Ada") is True
+        cancelled = Attempt(before.attempt, "Ada", t.now, t.now, "note", "cancelled")
+        assert (await t.job("a")).attempts == (*before.attempts, cancelled)
+        t.clock.advance(1)
+        assert await t.broker.requeue(["a", "unknown"], now=t.now, by="Бо") == [True, False]
+        requeued = Attempt(before.attempt, "Бо", t.now, t.now, "note", "requeued")
+        assert (await t.job("a")).attempts == (*before.attempts, cancelled, requeued)
 
     async def test_a_note_stays_when_what_runs_is_cancelled(self, t: Harness) -> None:
         (claimed,) = await t.run(job("a"))
@@ -177,17 +168,16 @@ class DeleteContract(Contract):
         assert sorted(await t.endings("a")) == [(1, "cancel"), (1, "note"), (1, "note")]
         assert [again.attempt for again in await t.claim()] == [2]
 
-    async def test_what_is_refused_changes_nothing_and_leaves_no_note(self) -> None:
-        for status, by in itertools.product(TaskStatus, (None, "Ada")):
-            async with self.harness() as t:
-                before = await job_in(t, status)
-                may_cancel, may_requeue = status in UNFINISHED, status in FINISHED - {TaskStatus.SUCCESS}
-                assert await t.broker.cancel("unknown", now=t.now, by=by) is False
-                if not may_cancel:
-                    assert await t.broker.cancel("a", now=t.now, by=by) is False
-                if not may_requeue:
-                    assert await t.broker.requeue(["a"], now=t.now, by=by) == [False]
-                assert await t.job("a") == before
+    @for_each(TaskStatus, (None, "Ada"))
+    async def test_what_is_refused_leaves_no_trace(self, t: Harness, status: TaskStatus, by: str | None) -> None:
+        before = await job_in(t, status)
+        may_cancel, may_requeue = status in UNFINISHED, status in FINISHED - {TaskStatus.SUCCESS}
+        assert await t.broker.cancel("unknown", now=t.now, by=by) is False
+        if not may_cancel:
+            assert await t.broker.cancel("a", now=t.now, by=by) is False
+        if not may_requeue:
+            assert await t.broker.requeue(["a"], now=t.now, by=by) == [False]
+        assert await t.job("a") == before
 
     async def test_notes_are_bounded_with_the_history(self, t: Harness) -> None:
         await t.push(job("a"))
@@ -226,20 +216,19 @@ async def claim_ids(t: Harness) -> list[str]:
 class HoldContract(Contract):
     """Holding and adopting jobs, and ending the hold."""
 
-    async def test_a_held_job_does_not_run_until_it_is_let_go(self) -> None:
-        for status in UNFINISHED - {TaskStatus.RUNNING}:
-            async with self.harness() as t:
-                before = await job_in(t, status, expires=None)
-                assert await hold(t, "a") == [True]
-                held = await t.job("a")
-                assert (held.status, held.worker) == (TaskStatus.BLOCKED, MOVE)
-                t.clock.advance(100)
-                assert "a" not in await claim_ids(t)
-                assert await let_go(t, "a") == [True]
-                after = await t.job("a")
-                assert after.worker is None
-                assert dataclasses.replace(after, status=before.status, due=before.due) == before
-                assert await claim_ids(t) == ([] if status is TaskStatus.BLOCKED else ["a"])
+    @for_each(UNFINISHED - {TaskStatus.RUNNING})
+    async def test_a_held_job_does_not_run_until_it_is_let_go(self, t: Harness, status: TaskStatus) -> None:
+        before = await job_in(t, status, expires=None)
+        assert await hold(t, "a") == [True]
+        held = await t.job("a")
+        assert (held.status, held.worker) == (TaskStatus.BLOCKED, MOVE)
+        t.clock.advance(100)
+        assert "a" not in await claim_ids(t)
+        assert await let_go(t, "a") == [True]
+        after = await t.job("a")
+        assert after.worker is None
+        assert dataclasses.replace(after, status=before.status, due=before.due) == before
+        assert await claim_ids(t) == ([] if status is TaskStatus.BLOCKED else ["a"])
 
     async def test_a_job_that_waits_for_its_time_does_so_again(self, t: Harness) -> None:
         await t.push(job("a", due=t.now + 60))
@@ -249,13 +238,12 @@ class HoldContract(Contract):
         t.clock.advance(61)
         assert await claim_ids(t) == ["a"]
 
-    async def test_only_what_waits_can_be_held(self) -> None:
-        for status in (*(set(TaskStatus) - UNFINISHED), TaskStatus.RUNNING):
-            async with self.harness() as t:
-                before = await job_in(t, status)
-                assert await hold(t, "a", "nobody") == [False, False]
-                assert await let_go(t, "a", gone=True) == [False]
-                assert await t.job("a") == before
+    @for_each((*(set(TaskStatus) - UNFINISHED), TaskStatus.RUNNING))
+    async def test_only_what_waits_can_be_held(self, t: Harness, status: TaskStatus) -> None:
+        before = await job_in(t, status)
+        assert await hold(t, "a", "nobody") == [False, False]
+        assert await let_go(t, "a", gone=True) == [False]
+        assert await t.job("a") == before
 
     async def test_a_hold_is_its_holders(self, t: Harness) -> None:
         await t.push(job("a"))
@@ -366,13 +354,12 @@ class HoldContract(Contract):
         assert await claim_ids(t) == ["suspect"]
         assert await claim_ids(t) == []
 
-    async def test_a_known_id_is_not_adopted_again(self) -> None:
-        for status in TaskStatus:
-            async with self.harness() as t:
-                before = await job_in(t, status)
-                assert await adopt(t, job("a", args=(2,))) == [True]
-                assert await t.job("a") == before
-                assert await let_go(t, "a", gone=True) == [False]
+    @for_each(TaskStatus)
+    async def test_a_known_id_is_not_adopted_again(self, t: Harness, status: TaskStatus) -> None:
+        before = await job_in(t, status)
+        assert await adopt(t, job("a", args=(2,))) == [True]
+        assert await t.job("a") == before
+        assert await let_go(t, "a", gone=True) == [False]
 
     async def test_an_unfinished_job_with_its_key_keeps_a_job_out(self, t: Harness) -> None:
         (claimed,) = await t.run(job("a", unique="key"))

@@ -24,7 +24,17 @@ from flowrra import (
     TaskStatus,
     decode_arguments,
 )
-from flowrra_extras.contracts.harness import SOON, Contract, Harness, job, job_in, outcomes_of, raises, tests_take
+from flowrra_extras.contracts.harness import (
+    SOON,
+    Contract,
+    Harness,
+    for_each,
+    job,
+    job_in,
+    outcomes_of,
+    raises,
+    tests_take,
+)
 from flowrra_extras.migrate import hold_jobs
 
 
@@ -79,12 +89,11 @@ class PushContract(Contract):
         assert [claimed.id for claimed in jobs] == ["b", "a", "c"]
         assert list(decode_arguments(jobs[0])[0]) == [1]
 
-    async def test_a_known_id_changes_nothing_in_any_state(self) -> None:
-        for status in TaskStatus:
-            async with self.harness() as t:
-                before = await job_in(t, status)
-                assert await t.push(job(before.id, args=(2,))) == [before.id]
-                assert await t.job(before.id) == before
+    @for_each(TaskStatus)
+    async def test_a_known_id_changes_nothing_in_any_state(self, t: Harness, status: TaskStatus) -> None:
+        before = await job_in(t, status)
+        assert await t.push(job(before.id, args=(2,))) == [before.id]
+        assert await t.job(before.id) == before
 
     async def test_a_unique_key_gives_the_unfinished_job(self, t: Harness) -> None:
         await t.push(job("a", unique="key"))
@@ -92,11 +101,10 @@ class PushContract(Contract):
         assert await t.push(job("d", unique="new"), job("e", unique="new")) == ["d", "d"]
         assert await t.find() == ["d", "c", "a"]
 
-    async def test_a_unique_key_is_taken_in_every_unfinished_state(self) -> None:
-        for status in TaskStatus:
-            async with self.harness() as t:
-                held = await job_in(t, status, unique="key")
-                assert await t.push(job("new", unique="key")) == ["new" if status.is_finished else held.id]
+    @for_each(TaskStatus)
+    async def test_a_unique_key_is_taken_in_every_unfinished_state(self, t: Harness, status: TaskStatus) -> None:
+        held = await job_in(t, status, unique="key")
+        assert await t.push(job("new", unique="key")) == ["new" if status.is_finished else held.id]
 
     async def test_a_requeue_needs_the_unique_key(self, t: Harness) -> None:
         held = await job_in(t, TaskStatus.FAILED, unique="key")
@@ -253,36 +261,33 @@ class ClaimContract(Contract):
         t.clock.advance(6)
         assert await t.claim_ids() == ["a"]
 
-    async def test_a_job_that_was_handed_back_untouched_still_expires(self) -> None:
-        for due in (None, 1):
-            async with self.harness() as t:
-                (claimed,) = await t.run(job("a", expires=t.now + 5))
-                later = None if due is None else t.now + due
-                assert await t.settle(Outcome.release(claimed, "it never began", later, begun=False)) == [True]
-                t.clock.advance(6)
-                await t.beat()
-                assert (await t.claim_ids(), await t.statuses("a")) == ([], ["cancelled"])
+    @for_each((None, 1))
+    async def test_a_job_that_was_handed_back_untouched_still_expires(self, t: Harness, due: Any) -> None:
+        (claimed,) = await t.run(job("a", expires=t.now + 5))
+        later = None if due is None else t.now + due
+        assert await t.settle(Outcome.release(claimed, "it never began", later, begun=False)) == [True]
+        t.clock.advance(6)
+        await t.beat()
+        assert (await t.claim_ids(), await t.statuses("a")) == ([], ["cancelled"])
 
-    async def test_it_may_begin_before_it_expires_after_all(self) -> None:
-        for back in outcomes_of()[2:4]:  # a retry, a release
-            async with self.harness() as t:
-                (claimed,) = await t.run(job("a", expires=t.now + 5))
-                await t.settle(Outcome.release(claimed, "it never began", begun=False))
-                (claimed,) = await t.claim()
-                await t.settle(back(claimed, t.now))
-                t.clock.advance(6)
-                await t.beat()
-                assert await t.claim_ids() == ["a"]
+    @for_each(outcomes_of()[2:4])  # a retry, a release
+    async def test_it_may_begin_before_it_expires_after_all(self, t: Harness, back: Any) -> None:
+        (claimed,) = await t.run(job("a", expires=t.now + 5))
+        await t.settle(Outcome.release(claimed, "it never began", begun=False))
+        (claimed,) = await t.claim()
+        await t.settle(back(claimed, t.now))
+        t.clock.advance(6)
+        await t.beat()
+        assert await t.claim_ids() == ["a"]
 
-    async def test_a_job_whose_worker_died_does_not_expire(self) -> None:
+    @for_each((True, False))
+    async def test_a_job_whose_worker_died_does_not_expire(self, t: Harness, leaves: Any) -> None:
         """Because its attempt may have started."""
-        for leaves in (True, False):
-            async with self.harness() as t:
-                await t.run(job("a", expires=t.now + 5))
-                await (t.beat("w1", lease=0) if leaves else t.crash("w1", seen_by="w2"))
-                t.clock.advance(6)
-                await t.beat("w2")
-                assert await t.claim_ids(worker="w2") == ["a"]
+        await t.run(job("a", expires=t.now + 5))
+        await (t.beat("w1", lease=0) if leaves else t.crash("w1", seen_by="w2"))
+        t.clock.advance(6)
+        await t.beat("w2")
+        assert await t.claim_ids(worker="w2") == ["a"]
 
     async def test_many_that_expire_or_come_due_at_once(self, t: Harness) -> None:
         """With more jobs than one claim processes, no expired job is claimed, and all of them end soon."""
@@ -462,16 +467,15 @@ class SettleContract(Contract):
         results = await t.broker.get(["a", "b", "c"])
         assert [(result.result, result.error) for result in results if result] == [(1, None), (None, "boom"), (3, None)]
 
-    async def test_of_several_endings_in_one_call_the_first_counts(self) -> None:
-        for first in range(len(outcomes_of())):
-            async with self.harness() as t:
-                (a, b) = await t.run(job("a"), job("b"))
-                made = [make(a, t.now) for make in outcomes_of()]
-                made = [*made[first:], *made[:first]]
-                others = [Outcome.succeed(b, 1), Outcome.fail(b, "late")]
-                assert await t.settle(others[0], *made, others[1]) == [True, True, *[False] * len(made)]
-                assert (await t.job("a")).status is made[0].status
-                assert [ending for _, ending in await t.endings("a")] == [made[0].ending]
+    @for_each(range(len(outcomes_of())))
+    async def test_of_several_endings_in_one_call_the_first_counts(self, t: Harness, first: Any) -> None:
+        (a, b) = await t.run(job("a"), job("b"))
+        made = [make(a, t.now) for make in outcomes_of()]
+        made = [*made[first:], *made[:first]]
+        others = [Outcome.succeed(b, 1), Outcome.fail(b, "late")]
+        assert await t.settle(others[0], *made, others[1]) == [True, True, *[False] * len(made)]
+        assert (await t.job("a")).status is made[0].status
+        assert [ending for _, ending in await t.endings("a")] == [made[0].ending]
 
     async def test_a_job_that_was_due_before_is_ready_at_the_next_claim(self, t: Harness) -> None:
         past = t.now - 5
@@ -494,19 +498,18 @@ class SettleContract(Contract):
         t.clock.advance(1)
         assert await t.claim_ids() == ["b", "a", "stale"]
 
-    async def test_a_late_outcome_is_refused(self) -> None:
+    @for_each(outcomes_of())
+    async def test_a_late_outcome_is_refused(self, t: Harness, make: Any) -> None:
         """The fencing token: an attempt that lost its job cannot overwrite a newer attempt."""
-        for make in outcomes_of():
-            async with self.harness() as t:
-                (first,) = await t.run(job("a"))
-                late = make(first, t.now)
-                await t.settle(Outcome.release(first, "stopping"))
-                (second,) = await t.claim()
-                running = await t.job("a")
-                assert await t.settle(late) == [False]
-                assert await t.job("a") == running
-                assert await t.settle(Outcome.succeed(second, "mine"), late) == [True, False]
-                assert (await t.job("a")).result == "mine"
+        (first,) = await t.run(job("a"))
+        late = make(first, t.now)
+        await t.settle(Outcome.release(first, "stopping"))
+        (second,) = await t.claim()
+        running = await t.job("a")
+        assert await t.settle(late) == [False]
+        assert await t.job("a") == running
+        assert await t.settle(Outcome.succeed(second, "mine"), late) == [True, False]
+        assert (await t.job("a")).result == "mine"
 
     async def test_unknown_jobs_are_refused(self, t: Harness) -> None:
         stranger = job("a", attempt=1, seq=1, status=TaskStatus.RUNNING)
@@ -526,23 +529,24 @@ class SettleContract(Contract):
         assert await t.status("new") is TaskStatus.RUNNING
         assert await t.settle(Outcome.succeed(new, "mine")) == [True]
 
-    async def test_a_late_outcome_of_a_deleted_job_hits_no_other(self) -> None:
+    @for_each(("a", "b"), (True, False), outcomes_of())
+    async def test_a_late_outcome_of_a_deleted_job_hits_no_other(
+        self, t: Harness, name: Any, leaves: Any, make: Any
+    ) -> None:
         """Neither a job with the same id, queue and attempt, nor a job that the store might put in the same place."""
-        for name, leaves, make in itertools.product(("a", "b"), (True, False), outcomes_of()):
-            async with self.harness() as t:
-                (old,) = await t.run(job("a"))
-                late = make(old, t.now)
-                await (t.beat("w1", lease=0) if leaves else t.crash("w1", seen_by="w2"))
-                assert await t.cancel("a") is True
-                assert await t.broker.delete(["a"]) == [True]
-                await t.push(job(name))
-                await t.beat("w1")
-                (new,) = await t.claim(worker="w1")
-                assert (new.id, new.attempt) == (name, old.attempt)
-                before = await t.job(name)
-                assert await t.settle(late) == [False]
-                assert await t.job(name) == before
-                assert await t.settle(late, Outcome.succeed(new, "mine")) == [False, True]
+        (old,) = await t.run(job("a"))
+        late = make(old, t.now)
+        await (t.beat("w1", lease=0) if leaves else t.crash("w1", seen_by="w2"))
+        assert await t.cancel("a") is True
+        assert await t.broker.delete(["a"]) == [True]
+        await t.push(job(name))
+        await t.beat("w1")
+        (new,) = await t.claim(worker="w1")
+        assert (new.id, new.attempt) == (name, old.attempt)
+        before = await t.job(name)
+        assert await t.settle(late) == [False]
+        assert await t.job(name) == before
+        assert await t.settle(late, Outcome.succeed(new, "mine")) == [False, True]
 
     async def test_the_history_is_bounded(self, t: Harness) -> None:
         await t.push(job("a"))
@@ -580,13 +584,12 @@ class SettleContract(Contract):
         by_limits = {(TaskStatus.RUNNING, TaskStatus.BLOCKED)}  # see ConcurrencyContract
         assert made == {(one, target) for one, targets in TRANSITIONS.items() for target in targets} - by_limits
 
-    async def test_only_a_running_job_can_be_settled(self) -> None:
-        for status in set(TaskStatus) - {TaskStatus.RUNNING}:
-            async with self.harness() as t:
-                before = await job_in(t, status)
-                outcomes = [make(before, t.now) for make in outcomes_of()]
-                assert await t.settle(*outcomes) == [False] * len(outcomes)
-                assert await t.job(before.id) == before
+    @for_each(set(TaskStatus) - {TaskStatus.RUNNING})
+    async def test_only_a_running_job_can_be_settled(self, t: Harness, status: TaskStatus) -> None:
+        before = await job_in(t, status)
+        outcomes = [make(before, t.now) for make in outcomes_of()]
+        assert await t.settle(*outcomes) == [False] * len(outcomes)
+        assert await t.job(before.id) == before
 
 
 async def come_due(t: Harness, _: Job) -> None:

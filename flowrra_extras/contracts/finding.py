@@ -13,7 +13,7 @@ from flowrra import (
     TaskStatus,
     TaskTimeoutError,
 )
-from flowrra_extras.contracts.harness import SOON, Contract, Harness, job, job_in, raises, tests_take
+from flowrra_extras.contracts.harness import SOON, Contract, Harness, for_each, job, job_in, raises, tests_take
 from flowrra_extras.testing import ManualClock
 
 
@@ -45,17 +45,16 @@ class ResultContract(Contract):
         assert await t.broker.purge(late + 100 + ttl, 10) == 2
         assert await t.broker.get(["a", "b"]) == [None, None]
 
-    async def test_a_job_is_not_recorded_over(self) -> None:
+    @for_each(TaskStatus)
+    async def test_a_job_is_not_recorded_over(self, t: Harness, status: TaskStatus) -> None:
         """A record describes a job of another store. The row of a job of this store contains more."""
-        for status in TaskStatus:
-            async with self.harness() as t:
-                before = await job_in(t, status)
-                ended = TaskResult[Any]("a", "task", TaskStatus.SUCCESS, 7, attempts=9, started=t.now, finished=t.now)
-                await t.broker.record([ended, TaskResult("b", "task", TaskStatus.SUCCESS, 8, finished=t.now)])
-                assert await t.job("a") == before
-                other = (await t.broker.get(["b"]))[0]
-                assert other is not None, "it ended before it ever ran, as far as the record tells"
-                assert (other.status, other.result, other.attempts) == (TaskStatus.SUCCESS, 8, 0)
+        before = await job_in(t, status)
+        ended = TaskResult[Any]("a", "task", TaskStatus.SUCCESS, 7, attempts=9, started=t.now, finished=t.now)
+        await t.broker.record([ended, TaskResult("b", "task", TaskStatus.SUCCESS, 8, finished=t.now)])
+        assert await t.job("a") == before
+        other = (await t.broker.get(["b"]))[0]
+        assert other is not None, "it ended before it ever ran, as far as the record tells"
+        assert (other.status, other.result, other.attempts) == (TaskStatus.SUCCESS, 8, 0)
 
     async def test_find_by_each_property(self, t: Harness) -> None:
         await t.push(job("a", task="t1"), job("b", task="t2", queue="q2"), job("c", task="t1", due=t.now + 9))

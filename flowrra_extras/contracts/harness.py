@@ -5,9 +5,10 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import itertools
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from flowrra import LAST_CHANCE, Activity, Broker, Job, JobFilter, Notices, Outcome, TaskStatus, WorkerInfo
@@ -55,6 +56,23 @@ def tests_take(opened: Callable[[Any], contextlib.AbstractAsyncContextManager[An
         return contract
 
     return wrap_tests
+
+
+def for_each(*values: Iterable[Any]) -> Callable[[Callable[..., Awaitable[None]]], Callable[[Any], Awaitable[None]]]:
+    """Return a decorator: a test runs for each combination of these values, each time with an empty store."""
+    cases = list(itertools.product(*values))
+
+    def with_values(test: Callable[..., Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
+        @functools.wraps(test)
+        async def run(contract: Any) -> None:
+            for case in cases:
+                async with contract.harness() as t:
+                    await test(contract, t, *case)
+
+        del run.__dict__["__wrapped__"]  # otherwise pytest treats the values as fixtures
+        return run
+
+    return with_values
 
 
 @dataclasses.dataclass

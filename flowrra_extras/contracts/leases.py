@@ -25,7 +25,7 @@ from flowrra import (
     length_bucket,
     orphaned,
 )
-from flowrra_extras.contracts.harness import SOON, Contract, Harness, job, tests_take
+from flowrra_extras.contracts.harness import SOON, Contract, Harness, for_each, job, tests_take
 from flowrra_extras.metrics import quantile
 from flowrra_extras.testing import ManualClock
 
@@ -195,11 +195,9 @@ class CrashContract(Contract):
         await t.push(job("b"))
         assert await t.claim_ids(worker="w3") == ["a", "b"]
 
-    async def test_a_worker_that_is_killed_each_second_ends_the_guilty_only(self, t: Harness) -> None:
-        await RepeatedKills(t, workers=1).run()
-
-    async def test_two_workers_that_are_killed_each_second_end_the_guilty_only(self, t: Harness) -> None:
-        await RepeatedKills(t, workers=2).run()
+    @for_each((1, 2))
+    async def test_a_worker_that_is_killed_each_second_ends_the_guilty_only(self, t: Harness, workers: int) -> None:
+        await RepeatedKills(t, workers=workers).run()
 
     async def test_the_guilty_is_given_up(self, t: Harness) -> None:
         await t.push(job("a"))

@@ -16,7 +16,7 @@ from flowrra import (
     decode_arguments,
     event_id,
 )
-from flowrra_extras.contracts.harness import SOON, Contract, Harness, job, raises, tests_take
+from flowrra_extras.contracts.harness import SOON, Contract, Harness, for_each, job, raises, tests_take
 
 
 @tests_take(Contract.harness)
@@ -94,18 +94,17 @@ class ParentsContract(Contract):
             assert all(await t.settle(*[Outcome.succeed(parent, None) for parent in jobs]))
         assert await t.claim_ids() == ["child"]
 
-    async def test_a_late_outcome_of_a_parent_tells_its_children_nothing(self) -> None:
-        for late in (Outcome.succeed, Outcome.fail):
-            async with self.harness() as t:
-                (first,) = await t.run(job("parent"))
-                stale = late(first, "late")
-                await t.push(job("child", parents=("parent",)), job("grandchild", parents=("child",)))
-                await t.settle(Outcome.release(first, "stopping"))
-                (second,) = await t.claim()
-                end = Outcome.fail(second, "boom") if late is Outcome.succeed else Outcome.succeed(second, 1)
-                assert await t.settle(end, stale) == [True, False]
-                expected = ["cancelled"] * 2 if late is Outcome.succeed else ["pending", "blocked"]
-                assert await t.statuses("child", "grandchild") == expected
+    @for_each((Outcome.succeed, Outcome.fail))
+    async def test_a_late_outcome_of_a_parent_tells_its_children_nothing(self, t: Harness, late: Any) -> None:
+        (first,) = await t.run(job("parent"))
+        stale = late(first, "late")
+        await t.push(job("child", parents=("parent",)), job("grandchild", parents=("child",)))
+        await t.settle(Outcome.release(first, "stopping"))
+        (second,) = await t.claim()
+        end = Outcome.fail(second, "boom") if late is Outcome.succeed else Outcome.succeed(second, 1)
+        assert await t.settle(end, stale) == [True, False]
+        expected = ["cancelled"] * 2 if late is Outcome.succeed else ["pending", "blocked"]
+        assert await t.statuses("child", "grandchild") == expected
 
     async def test_of_two_parents_that_fail_the_first_is_named(self, t: Harness) -> None:
         one, two = await t.run(job("one"), job("two"))
@@ -135,22 +134,21 @@ class ParentsContract(Contract):
         await t.settle(Outcome.retry_at(parent, t.now, "boom"))
         assert await t.status("child") is TaskStatus.BLOCKED
 
-    async def test_a_parent_that_fails_cancels_its_line(self) -> None:
-        for end in ("fail", "cancel", "cancel by hand"):
-            async with self.harness() as t:
-                await t.push(job("p"), job("other", queue="other"))
-                await t.push(job("child", parents=("other", "p"), unique="key"), job("bystander", parents=("other",)))
-                await t.push(job("grandchild", parents=("child",)))
-                if end != "cancel by hand":
-                    (parent,) = await t.claim()
-                    await t.settle(Outcome.fail(parent, "boom") if end == "fail" else Outcome.cancel(parent, "why"))
-                else:
-                    await t.cancel("p")
-                assert await t.statuses("child", "grandchild", "bystander") == ["cancelled", "cancelled", "blocked"]
-                child = await t.job("child")
-                assert child.error == f"its parent p ended as {await t.status('p')}"
-                assert (await t.job("grandchild")).error == "its parent child ended as cancelled"
-                assert await t.push(job("free", unique="key")) == ["free"]
+    @for_each(("fail", "cancel", "cancel by hand"))
+    async def test_a_parent_that_fails_cancels_its_line(self, t: Harness, end: Any) -> None:
+        await t.push(job("p"), job("other", queue="other"))
+        await t.push(job("child", parents=("other", "p"), unique="key"), job("bystander", parents=("other",)))
+        await t.push(job("grandchild", parents=("child",)))
+        if end != "cancel by hand":
+            (parent,) = await t.claim()
+            await t.settle(Outcome.fail(parent, "boom") if end == "fail" else Outcome.cancel(parent, "why"))
+        else:
+            await t.cancel("p")
+        assert await t.statuses("child", "grandchild", "bystander") == ["cancelled", "cancelled", "blocked"]
+        child = await t.job("child")
+        assert child.error == f"its parent p ended as {await t.status('p')}"
+        assert (await t.job("grandchild")).error == "its parent child ended as cancelled"
+        assert await t.push(job("free", unique="key")) == ["free"]
 
     async def test_a_long_line_is_cancelled_to_its_end(self, t: Harness) -> None:
         await t.push(job("j0"))
@@ -207,22 +205,21 @@ class ParentsContract(Contract):
         assert await t.requeue("child") == [True]
         assert await t.claim_ids() == ["child"]
 
-    async def test_a_child_may_tolerate_that_a_parent_ends_without_success(self) -> None:
-        for end in (Outcome.fail, Outcome.cancel):
-            async with self.harness() as t:
-                bad, good, late = await t.run(job("bad"), job("good"), job("late"))
-                await t.push(job("both", parents=("bad", "good"), tolerates=("bad",)), job("strict", parents=("bad",)))
-                await t.push(job("grandchild", parents=("strict",), tolerates=("strict",)))
-                await t.settle(end(bad, "boom"))
-                assert await t.statuses("both", "strict", "grandchild") == ["blocked", "cancelled", "pending"]
-                await t.push(job("new", parents=("bad", "late"), tolerates=("bad",)))
-                assert await t.statuses("new") == ["blocked"]
-                await t.settle(Outcome.succeed(good, 1))
-                assert sorted(await t.claim_ids()) == ["both", "grandchild"]
-                await t.settle(Outcome.fail(late, "boom"))
-                assert await t.statuses("new") == ["cancelled"]
-                assert (await t.job("new")).error == "its parent late ended as failed"
-                assert (await t.job("both")).tolerates == ("bad",)
+    @for_each((Outcome.fail, Outcome.cancel))
+    async def test_a_child_may_tolerate_that_a_parent_ends_without_success(self, t: Harness, end: Any) -> None:
+        bad, good, late = await t.run(job("bad"), job("good"), job("late"))
+        await t.push(job("both", parents=("bad", "good"), tolerates=("bad",)), job("strict", parents=("bad",)))
+        await t.push(job("grandchild", parents=("strict",), tolerates=("strict",)))
+        await t.settle(end(bad, "boom"))
+        assert await t.statuses("both", "strict", "grandchild") == ["blocked", "cancelled", "pending"]
+        await t.push(job("new", parents=("bad", "late"), tolerates=("bad",)))
+        assert await t.statuses("new") == ["blocked"]
+        await t.settle(Outcome.succeed(good, 1))
+        assert sorted(await t.claim_ids()) == ["both", "grandchild"]
+        await t.settle(Outcome.fail(late, "boom"))
+        assert await t.statuses("new") == ["cancelled"]
+        assert (await t.job("new")).error == "its parent late ended as failed"
+        assert (await t.job("both")).tolerates == ("bad",)
 
     async def test_a_cancelled_child_is_requeued_though_a_tolerated_parent_has_failed(self, t: Harness) -> None:
         (bad,) = await t.run(job("bad"))
@@ -283,24 +280,23 @@ class ConflictContract(Contract):
         (claimed,) = await t.claim()
         assert (claimed.id, list(decode_arguments(claimed)[0])) == ("a", [2])
 
-    async def test_one_that_has_begun_is_followed_by_another(self) -> None:
+    @for_each((True, False))
+    async def test_one_that_has_begun_is_followed_by_another(self, t: Harness, is_success: Any) -> None:
         """Of the jobs with one key, at most one runs and one waits at any time, however earlier ones ended."""
-        for is_success in (True, False):
-            async with self.harness() as t:
-                replace = Conflict("replace")
-                (running,) = await t.run(job("a", unique="k"))
-                for round_ in range(3):
-                    names = [f"b{round_}", f"c{round_}"]
-                    assert await t.push(job(names[0], args=(1,), unique="k", conflict=replace)) == [names[0]]
-                    assert await t.push(job(names[1], args=(2,), unique="k", conflict=replace)) == [names[0]]
-                    assert await t.push(job("kept", unique="k")) == [names[0]]
-                    assert await t.claim() == []
-                    await t.settle(Outcome.succeed(running, 1) if is_success else Outcome.fail(running, "boom"))
-                    assert await t.push(job("late", args=(3,), unique="k", conflict=replace)) == [names[0]]
-                    (running,) = await t.claim()
-                    assert (running.id, list(decode_arguments(running)[0])) == (names[0], [3])
-                await t.settle(Outcome.succeed(running, 1))
-                assert await t.push(job("free", unique="k", conflict=replace)) == ["free"]
+        replace = Conflict("replace")
+        (running,) = await t.run(job("a", unique="k"))
+        for round_ in range(3):
+            names = [f"b{round_}", f"c{round_}"]
+            assert await t.push(job(names[0], args=(1,), unique="k", conflict=replace)) == [names[0]]
+            assert await t.push(job(names[1], args=(2,), unique="k", conflict=replace)) == [names[0]]
+            assert await t.push(job("kept", unique="k")) == [names[0]]
+            assert await t.claim() == []
+            await t.settle(Outcome.succeed(running, 1) if is_success else Outcome.fail(running, "boom"))
+            assert await t.push(job("late", args=(3,), unique="k", conflict=replace)) == [names[0]]
+            (running,) = await t.claim()
+            assert (running.id, list(decode_arguments(running)[0])) == (names[0], [3])
+        await t.settle(Outcome.succeed(running, 1))
+        assert await t.push(job("free", unique="k", conflict=replace)) == ["free"]
 
     async def test_one_that_waits_for_a_retry_has_begun(self, t: Harness) -> None:
         (claimed,) = await t.run(job("a", args=(1,), unique="k"))

@@ -62,16 +62,16 @@ async def answer(
     board: Dashboard, request: Request, receive: Receive, send: Send, body: Callable[[], Awaitable[bytes | None]]
 ) -> None:
     """Answer a request: by its head if that settles it, else with its `body`, unless the client disconnects."""
-    granted = await asked(board.door.auth, request.native)
-    response = await response_to(board, request, granted, body)
+    response = await response_to(board, request, body)
     if response is not None:
         await respond(response, receive, send)
 
 
 async def response_to(
-    board: Dashboard, request: Request, granted: Any, body: Callable[[], Awaitable[bytes | None]]
+    board: Dashboard, request: Request, body: Callable[[], Awaitable[bytes | None]]
 ) -> Response | None:
     """What a request is answered; None if the client disconnects before its body was received."""
+    granted = await asked(board.door.auth, request.native)
     if request.method in SAFE_METHODS:
         return await board.handle(request, granted)
     if refused := await board.turned_away(request, granted):

@@ -22,10 +22,7 @@ def create_blueprint(app: Flowrra, name: str = "flowrra", **options: Unpack[Opti
     async def dashboard(path: str = "") -> quart.Response:
         native: Any = quart.request
         request = asgi.request_from(native.scope, f"/{path}", native)
-        granted = await asgi.asked(board.door.auth, native)
-        response = await asgi.response_to(
-            board, request, granted, lambda: native.get_data(cache=False, parse_form_data=False)
-        )
+        response = await asgi.response_to(board, request, lambda: native.get_data(cache=False, parse_form_data=False))
         if response is None:
             quart.abort(400)
         answer = quart.Response(response.body if response.stream is None else response.stream, response.status)
