@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from flowrra import Broker, Job, JobFilter, SerializationError, TaskStatus, decode_arguments
+from flowrra import Broker, ConfigError, Job, JobFilter, SerializationError, TaskStatus, decode_arguments
 
 KEYS = (
     *("state", "task", "queue", "tag", "worker", "error", "alike", "parent", "id", "unique", "limit", "key", "args"),
@@ -97,8 +97,11 @@ def parse(line: str, around: Surroundings) -> Search:
             search.tests.append(_holds(word))
         elif not value:
             search.problems.append(f"{word!r} has no value after the colon")
-        elif problem := read(search, key, value, around):
-            search.problems.append(problem)
+        else:
+            try:
+                read(search, key, value, around)
+            except ConfigError as error:
+                search.problems.append(str(error))
     return search
 
 
@@ -113,20 +116,18 @@ def _holds(word: str) -> Callable[[Job], bool]:
     return lambda job: wanted in job.id.lower() or wanted in job.task.lower() or wanted in (job.error or "").lower()
 
 
-# One reader a key: puts the word into the search, or says what is wrong with it ------------------
+# One reader a key: puts the word into the search, or raises a ConfigError -------------------------
 
 
-def _read_state(search: Search, key: str, value: str, around: Surroundings) -> str | None:
+def _read_state(search: Search, key: str, value: str, around: Surroundings) -> None:
     try:
         search.which.status = frozenset(TaskStatus(name) for name in value.lower().split(","))
     except ValueError:
-        return f"{value!r} is not a state; use one of {', '.join(TaskStatus)}"
-    return None
+        raise ConfigError(f"{value!r} is not a state; use one of {', '.join(TaskStatus)}") from None
 
 
-def _read_task(search: Search, key: str, value: str, around: Surroundings) -> str | None:
+def _read_task(search: Search, key: str, value: str, around: Surroundings) -> None:
     search.which.task = task_named(value, around.tasks)
-    return None
 
 
 def task_named(text: str, tasks: Sequence[str]) -> str:
@@ -137,55 +138,48 @@ def task_named(text: str, tasks: Sequence[str]) -> str:
     return alike[0] if len(alike) == 1 else text
 
 
-def _read_alike(search: Search, key: str, value: str, around: Surroundings) -> str | None:
+def _read_alike(search: Search, key: str, value: str, around: Surroundings) -> None:
     search.tests.append(lambda job: failure_key(job) == value)
-    return None
 
 
-def _read_exactly(search: Search, key: str, value: str, around: Surroundings) -> str | None:
+def _read_exactly(search: Search, key: str, value: str, around: Surroundings) -> None:
     """A key that the store's filter has under the same name."""
     setattr(search.which, key, value)
-    return None
 
 
-def _read_id(search: Search, key: str, value: str, around: Surroundings) -> str | None:
+def _read_id(search: Search, key: str, value: str, around: Surroundings) -> None:
     search.which.ids = value.split(",")[:100]
-    return None
 
 
-def _read_moment(search: Search, key: str, value: str, around: Surroundings) -> str | None:
+def _read_moment(search: Search, key: str, value: str, around: Surroundings) -> None:
     moment = _moment(value, around.now)
-    if moment is None:
-        return f"{value!r} is not a time; use 2026-03-07, 2026-03-07T12:00 (UTC), or an age such as 90m, 2h or 3d"
     # All words must hold: of two for one key, the narrower.
     narrower, known = max if key in ("after", "since") else min, getattr(search, key)
     setattr(search, key, moment if known is None else narrower(known, moment))
-    return None
 
 
-def _moment(text: str, now: float) -> float | None:
+def _moment(text: str, now: float) -> float:
     if ago := _AGO.fullmatch(text):
         return now - float(ago[1]) * _UNITS[ago[2]]
     try:
         read = dt.datetime.fromisoformat(text)
         return (read if read.tzinfo else read.replace(tzinfo=dt.UTC)).timestamp()
     except (ValueError, OverflowError):
-        return None
+        form = "2026-03-07, 2026-03-07T12:00 (UTC), or an age such as 90m, 2h or 3d"
+        raise ConfigError(f"{text!r} is not a time; use {form}") from None
 
 
-def _read_equal(search: Search, key: str, value: str, around: Surroundings) -> str | None:
+def _read_equal(search: Search, key: str, value: str, around: Surroundings) -> None:
     """A field of the job under the same name, for which the store's filter has none."""
     search.tests.append(lambda job: getattr(job, key) == value)
-    return None
 
 
-def _read_argument(search: Search, key: str, value: str, around: Surroundings) -> str | None:
+def _read_argument(search: Search, key: str, value: str, around: Surroundings) -> None:
     path = key.split(".")[1:]
     if not path or not all(path):
-        return f"{key!r} names no argument; use args.user:42, args.0:42 or args.order.id:42"
+        raise ConfigError(f"{key!r} names no argument; use args.user:42, args.0:42 or args.order.id:42")
     named = around.named
     search.tests.append(lambda job: _says(_inside(_arguments(job, named), path), value))
-    return None
 
 
 def _arguments(job: Job, named: Callable[[Job], Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -214,7 +208,7 @@ def _says(value: Any, text: str) -> bool:
     return isinstance(value, str | int | float | dt.date) and str(value) == text
 
 
-_READERS: Mapping[str, Callable[[Search, str, str, Surroundings], str | None]] = {
+_READERS: Mapping[str, Callable[[Search, str, str, Surroundings], None]] = {
     "state": _read_state,
     "task": _read_task,
     "queue": _read_exactly,
