@@ -87,14 +87,7 @@ from flowrra_extras.redis.calls import (
     worker_text,
 )
 from flowrra_extras.redis.changes import Changes
-from flowrra_extras.redis.connection import (
-    Call,
-    ClientMaker,
-    Link,
-    Notifications,
-    address_from_client,
-    address_from_url,
-)
+from flowrra_extras.redis.connection import Call, ClientMaker, Notifications, address_from_client, address_from_url
 from flowrra_extras.redis.scripts import FIELDS, VERSION
 from flowrra_extras.redis.search import PAGE, Reader
 
@@ -156,8 +149,7 @@ class RedisBroker(Reader):
 
     def _make_parts(self) -> None:
         """Make the parts that belong to one loop."""
-        self._link = Link(self._address, self.store_status)
-        self._calls = Calls(self._link)
+        self._calls = Calls(self._address, self.store_status)
         self._changes = Changes(self._calls, self.retention)
         self._notifications = Notifications(self._address)
         self._next_due: float | None = None
@@ -171,17 +163,17 @@ class RedisBroker(Reader):
 
     async def open(self) -> None:
         if self._is_open and self._pid == os.getpid():
-            await self._link.abandon()
+            await self._calls.abandon()
             await self._notifications.abandon()
         elif self._is_open:  # of the parent of a fork, which still uses them: never used or collected
-            self._inherited = self._link, self._notifications
+            self._inherited = self._calls, self._notifications
         self._pid = os.getpid()
         self._make_parts()
-        self._link.open(self.config.timeout)
+        self._calls.open(self.config.timeout)
         self._is_open = True
         try:
             await self._calls.run(Call("look"))
-            settings = await self._link.settings()
+            settings = await self._calls.settings()
             self.store_id = settings.get("store")
             _warn(self._address.name, settings)
             await self._bring_up_to_date()

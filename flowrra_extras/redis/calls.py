@@ -36,29 +36,29 @@ from flowrra import (
     stored_limit_key,
 )
 from flowrra_extras.batching import Batcher
-from flowrra_extras.redis.connection import Call
+from flowrra_extras.redis.connection import Call, Link
 from flowrra_extras.redis.scripts import CLAIMED_FIELDS, FIELDS, RESULT_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 
-    from flowrra import Step
-    from flowrra_extras.redis.connection import Link
+    from flowrra import Step, StoreStatus
+    from flowrra_extras.redis.connection import Address
 
 T = TypeVar("T")
 
 
-class Calls:
-    """Sends calls over a link, alone or in groups."""
+class Calls(Link):
+    """A link that sends calls alone or in groups."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self._batcher: Batcher[Call, Any] = Batcher(lambda calls: send_group(link, calls))
+    def __init__(self, address: Address, status: StoreStatus) -> None:
+        super().__init__(address, status)
+        self._batcher: Batcher[Call, Any] = Batcher(lambda calls: send_group(self, calls))
         self._is_joined = False  # whether a call is being sent; later calls wait for the next group
 
     async def run(self, call: Call) -> Any:
         """Send a call immediately, and return its answer. If cancelled, it may or may not be carried out."""
-        await self._link.send([call])
+        await self.send([call])
         return _checked(call.answer)
 
     async def join(self, call: Call, weight: int) -> Any:
@@ -67,18 +67,18 @@ class Calls:
             return await self._batcher.put(call, weight)
         self._is_joined = True
         try:
-            (answer,) = await send_group(self._link, [call])
+            (answer,) = await send_group(self, [call])
         finally:
             self._is_joined = False
         return _checked(answer)
 
     def was_away(self, seconds: float) -> bool:
         """Whether a call had no answer from the server within the last `seconds` seconds."""
-        return asyncio.get_running_loop().time() - self._link.failed < seconds
+        return asyncio.get_running_loop().time() - self.failed < seconds
 
     async def close(self) -> None:
         """Close the link. Waiting callers get a BrokerError."""
-        await self._link.close()
+        await super().close()
         await self._batcher.close()
 
 

@@ -361,7 +361,7 @@ async def test_the_time_out_of_a_call_does_not_count_the_calls_before_it(tmp_pat
     scheduler = app.create_scheduler(store)
     async with app.client():
         await scheduler.schedule_interval("add", 60, (0, 0))
-        store._session._link = SlowLink(store._session._link, 0.1)
+        store._link = SlowLink(store._link, 0.1)
         made = await asyncio.gather(*(scheduler.schedule_interval("add", 60, (0, n)) for n in range(1, 21)))
         assert len({*made}) == 20
 
@@ -370,7 +370,7 @@ async def test_calls_that_wait_in_line_for_a_silent_store_end_together(tmp_path:
     """Each keeps its time-out: it is not that of the calls before it, one after the other."""
     store: Any = store_from_url(f"sqlite:///{tmp_path}/schedules.db", timeout=0.4)
     await store.open()
-    store._session._link = SlowLink(store._session._link, 60)
+    store._link = SlowLink(store._link, 60)
     loop = asyncio.get_running_loop()
     began = loop.time()
     ended = await asyncio.gather(*(store.remove("x") for _ in range(50)), return_exceptions=True)
