@@ -35,44 +35,39 @@ def raises(kind: type[BaseException], *, match: str = "") -> Iterator[None]:
 
 
 T = TypeVar("T", bound=type)
+Test = TypeVar("Test", bound=Callable[..., Awaitable[None]])
+
+
+def for_each(*values: Iterable[Any]) -> Callable[[Test], Test]:
+    """Return a decorator: `tests_take` runs the test for each combination of these values, its further arguments."""
+
+    def with_cases(test: Test) -> Test:
+        vars(test)["cases"] = list(itertools.product(*values))
+        return test
+
+    return with_cases
 
 
 def tests_take(opened: Callable[[Any], contextlib.AbstractAsyncContextManager[Any]]) -> Callable[[T], T]:
-    """Return a class decorator: a test with an argument gets what `opened(contract)` yields."""
+    """Return a class decorator: a test with arguments gets what `opened(contract)` yields, anew for each case."""
 
-    def with_argument(test: Callable[[Any, Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
+    def with_argument(test: Callable[..., Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
         @functools.wraps(test)
         async def run(contract: Any) -> None:
-            async with opened(contract) as argument:
-                await test(contract, argument)
+            for case in vars(test).get("cases", [()]):
+                async with opened(contract) as argument:
+                    await test(contract, argument, *case)
 
-        del run.__dict__["__wrapped__"]  # otherwise pytest treats the argument as a fixture
+        del run.__dict__["__wrapped__"]  # otherwise pytest treats the arguments as fixtures
         return run
 
     def wrap_tests(contract: T) -> T:
         for name, test in list(vars(contract).items()):
-            if name.startswith("test_") and len(inspect.signature(test).parameters) == 2:
+            if name.startswith("test_") and len(inspect.signature(test).parameters) > 1:
                 setattr(contract, name, with_argument(test))
         return contract
 
     return wrap_tests
-
-
-def for_each(*values: Iterable[Any]) -> Callable[[Callable[..., Awaitable[None]]], Callable[[Any], Awaitable[None]]]:
-    """Return a decorator: a test runs for each combination of these values, each time with an empty store."""
-    cases = list(itertools.product(*values))
-
-    def with_values(test: Callable[..., Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
-        @functools.wraps(test)
-        async def run(contract: Any) -> None:
-            for case in cases:
-                async with contract.harness() as t:
-                    await test(contract, t, *case)
-
-        del run.__dict__["__wrapped__"]  # otherwise pytest treats the values as fixtures
-        return run
-
-    return with_values
 
 
 @dataclasses.dataclass
