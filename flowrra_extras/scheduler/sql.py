@@ -105,15 +105,19 @@ class Link(Protocol):
 
     async def is_alive(self) -> bool:
         """Whether the server still knows the connection, as far as this can be said without waiting for a dead one."""
+        ...
 
     async def fetch(self, statement: str, values: Sequence[Any] = ()) -> Sequence[Sequence[Any]]:
         """Run a statement and return its rows."""
+        ...
 
     async def execute(self, statement: str, values: Sequence[Any] = ()) -> int:
         """Run a statement and return how many rows it changed."""
+        ...
 
     async def drop(self) -> bool:
         """Roll back what was begun, in any state and without asking the server. True: the link is now closed."""
+        ...
 
     async def close(self) -> None:
         """Close the connection."""
@@ -127,9 +131,7 @@ class Database(NamedTuple):
     connect: Callable[[float], Awaitable[Link]]  # returns within that number of seconds; is not cancelled
 
 
-# ---------------------------------------------------------------------------
-# Statements
-# ---------------------------------------------------------------------------
+# Statements --------------------------------------------------------------------------------------
 
 
 def _column(field: str) -> str:
@@ -202,9 +204,7 @@ _FORGET_VERSION = "DELETE FROM {table}_meta"
 _SET_VERSION = "INSERT INTO {table}_meta VALUES (:version)"
 
 
-# ---------------------------------------------------------------------------
-# The connection
-# ---------------------------------------------------------------------------
+# The connection ----------------------------------------------------------------------------------
 
 
 class _Connected(ScheduleStore):
@@ -354,9 +354,7 @@ class _Connected(ScheduleStore):
         return await link.execute(*self._dialect.bind(text, {"clock": self._clock.monotonic(), **(values or {})}))
 
 
-# ---------------------------------------------------------------------------
-# The store
-# ---------------------------------------------------------------------------
+# The store ---------------------------------------------------------------------------------------
 
 
 class SQLScheduleStore(_Connected):
@@ -512,9 +510,7 @@ def _chunks(ids: Iterable[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-# ---------------------------------------------------------------------------
-# SQLite
-# ---------------------------------------------------------------------------
+# SQLite ------------------------------------------------------------------------------------------
 
 SQLITE = Dialect(
     mark=lambda number: "?",
