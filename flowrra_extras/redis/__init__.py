@@ -213,7 +213,7 @@ class RedisBroker(Reader):
         async for job in in_turns(jobs):
             job.payload = encode_arguments(job)
 
-        def take_in(unit: Unit) -> Walk[list[str]]:
+        def take_in(unit: Unit) -> "Walk[list[str]]":  # as text: not evaluated at each push
             new = [copy_of(job) for job in jobs]  # for each run of the walk
             return push(unit, new) if by is None else adopt(unit, new, by)
 
@@ -342,7 +342,7 @@ class RedisBroker(Reader):
     async def record(self, results: Sequence[TaskResult[Any]]) -> None:
         texts = [await apart(encode, result.result) if result.is_success else None for result in results]
 
-        def keep(unit: Unit) -> Walk[None]:
+        def keep(unit: Unit) -> "Walk[None]":
             known = yield from unit.get(result.task_id for result in results)
             for result, job, text in zip(results, known, texts, strict=True):
                 if job is None or not job.queue:  # a job of this store, which is in a queue, is not overwritten
