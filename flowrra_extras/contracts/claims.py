@@ -308,6 +308,59 @@ class ClaimContract(Contract):
                 await asyncio.sleep(0)
 
 
+async def come_due(t: Harness, _: Job) -> None:
+    t.clock.advance(61)
+    await t.beat()
+    await t.claim(queue="another")  # a claim promotes the jobs of all queues
+
+
+async def succeed_parent(t: Harness, _: Job) -> None:
+    (parent,) = await t.claim(queue="parents")
+    await t.settle(Outcome.succeed(parent, 1))
+
+
+def claim(t: Harness, _: Job) -> Any:
+    return t.claim()
+
+
+def cancel(t: Harness, job: Job) -> Any:
+    return t.cancel(job.id)
+
+
+def requeue(t: Harness, job: Job) -> Any:
+    return t.requeue(job.id)
+
+
+def postpone(t: Harness, before: Job) -> Any:
+    return t.push(job("later", unique=before.unique, due=t.now + 60, conflict=Conflict("postpone")))
+
+
+def hold(t: Harness, job: Job) -> Any:
+    return hold_jobs(t.broker, [job.id], by="a move", now=t.now)
+
+
+async def emit(t: Harness, job: Job) -> None:
+    assert await t.broker.change([job.id], "emit", now=t.now, by="1") == [True]
+
+
+SETTLES = [lambda t, job, make=make: t.settle(make(job, t.now)) for make in outcomes_of()]
+MOVES: Sequence[Any] = (claim, cancel, requeue, *SETTLES)
+# The first state of a job, its fields (numbers are seconds from now), and the calls that follow.
+WAYS: Sequence[Any] = (
+    *((TaskStatus.SCHEDULED, {}, move) for move in (come_due, hold, cancel)),
+    (TaskStatus.SCHEDULED, {"task": EVENT}, emit),
+    *((TaskStatus.RETRYING, {}, move) for move in (come_due, hold, cancel)),
+    *((TaskStatus.PENDING, {}, move) for move in (claim, hold, cancel)),
+    (TaskStatus.PENDING, {"unique": "k"}, postpone),
+    *((TaskStatus.RUNNING, {}, settle) for settle in SETTLES),
+    (TaskStatus.BLOCKED, {}, succeed_parent),
+    (TaskStatus.BLOCKED, {"due": 60}, succeed_parent),
+    (TaskStatus.BLOCKED, {}, cancel, requeue),
+    (TaskStatus.CANCELLED, {}, requeue),
+    (TaskStatus.FAILED, {}, requeue),
+)
+
+
 @tests_take(Contract.harness)
 class SettleContract(Contract):
     """Settling attempts."""
@@ -556,19 +609,17 @@ class SettleContract(Contract):
         numbers = [attempt.number for attempt in (await t.job("a")).history]
         assert numbers == list(range(6, HISTORY_LIMIT + 6))
 
-    async def test_no_move_but_those_of_the_table(self) -> None:
+    @for_each(TaskStatus, MOVES)
+    async def test_no_move_but_those_of_the_table(self, t: Harness, status: TaskStatus, move: Any) -> None:
         """In every state, every call makes a transition of TRANSITIONS or changes nothing.
 
         The exception is that a cancel marks a running job.
         """
-        for status in TaskStatus:
-            for move in range(len(MOVES)):
-                async with self.harness() as t:
-                    before = await job_in(t, status)
-                    await MOVES[move](t, before)
-                    after = await t.job(before.id)
-                    after.cancel_requested = before.cancel_requested
-                    assert after == before or after.status in TRANSITIONS[status], (status, move)
+        before = await job_in(t, status)
+        await move(t, before)
+        after = await t.job(before.id)
+        after.cancel_requested = before.cancel_requested
+        assert after == before or after.status in TRANSITIONS[status], (status, move)
 
     async def test_every_move_of_the_table_can_be_made(self) -> None:
         made = set()
@@ -590,60 +641,3 @@ class SettleContract(Contract):
         outcomes = [make(before, t.now) for make in outcomes_of()]
         assert await t.settle(*outcomes) == [False] * len(outcomes)
         assert await t.job(before.id) == before
-
-
-async def come_due(t: Harness, _: Job) -> None:
-    t.clock.advance(61)
-    await t.beat()
-    await t.claim(queue="another")  # a claim promotes the jobs of all queues
-
-
-async def succeed_parent(t: Harness, _: Job) -> None:
-    (parent,) = await t.claim(queue="parents")
-    await t.settle(Outcome.succeed(parent, 1))
-
-
-def claim(t: Harness, _: Job) -> Any:
-    return t.claim()
-
-
-def cancel(t: Harness, job: Job) -> Any:
-    return t.cancel(job.id)
-
-
-def requeue(t: Harness, job: Job) -> Any:
-    return t.requeue(job.id)
-
-
-def postpone(t: Harness, before: Job) -> Any:
-    return t.push(job("later", unique=before.unique, due=t.now + 60, conflict=Conflict("postpone")))
-
-
-def hold(t: Harness, job: Job) -> Any:
-    return hold_jobs(t.broker, [job.id], by="a move", now=t.now)
-
-
-SETTLES = [lambda t, job, make=make: t.settle(make(job, t.now)) for make in outcomes_of()]
-
-
-MOVES: Sequence[Any] = (claim, cancel, requeue, *SETTLES)
-
-
-# The first state of a job, its fields (numbers are seconds from now), and the calls that follow.
-async def emit(t: Harness, job: Job) -> None:
-    assert await t.broker.change([job.id], "emit", now=t.now, by="1") == [True]
-
-
-WAYS: Sequence[Any] = (
-    *((TaskStatus.SCHEDULED, {}, move) for move in (come_due, hold, cancel)),
-    (TaskStatus.SCHEDULED, {"task": EVENT}, emit),
-    *((TaskStatus.RETRYING, {}, move) for move in (come_due, hold, cancel)),
-    *((TaskStatus.PENDING, {}, move) for move in (claim, hold, cancel)),
-    (TaskStatus.PENDING, {"unique": "k"}, postpone),
-    *((TaskStatus.RUNNING, {}, settle) for settle in SETTLES),
-    (TaskStatus.BLOCKED, {}, succeed_parent),
-    (TaskStatus.BLOCKED, {"due": 60}, succeed_parent),
-    (TaskStatus.BLOCKED, {}, cancel, requeue),
-    (TaskStatus.CANCELLED, {}, requeue),
-    (TaskStatus.FAILED, {}, requeue),
-)
