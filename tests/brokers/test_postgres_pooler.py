@@ -39,7 +39,6 @@ class TestPooled(BrokerContract):
 
     test_no_move_but_those_of_the_table = None  # type: ignore[assignment]
     test_every_move_of_the_table_can_be_made = None  # type: ignore[assignment]
-    test_a_late_outcome_of_a_deleted_job_hits_no_other = None  # type: ignore[assignment]
 
     @pytest.fixture(autouse=True)
     def use_schema(self, pooler: str, schema_of_module: tuple[Connection, str]) -> None:
