@@ -49,7 +49,7 @@ def for_each(*values: Iterable[Any]) -> Callable[[Test], Test]:
 
 
 def tests_take(opened: Callable[[Any], contextlib.AbstractAsyncContextManager[Any]]) -> Callable[[T], T]:
-    """Return a class decorator: a test with arguments gets what `opened(contract)` yields, anew for each case."""
+    """Return a class decorator: a test with arguments gets what `opened(contract)` yields, a new one for each case."""
 
     def with_argument(test: Callable[..., Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
         @functools.wraps(test)
