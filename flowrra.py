@@ -4095,12 +4095,6 @@ def _tat(state: LimitKey, limit: Limit, now: float) -> float:
     return min(state.tat, now + (limit.most + 1) * limit.interval)
 
 
-def _free(state: LimitKey, limit: Limit) -> float:
-    """Return how many more jobs may be admitted, if the rate allows them."""
-    places = math.inf if limit.concurrency is None else limit.concurrency - state.running - state.pending
-    return min(places, math.inf if limit.turn is None else limit.turn - state.pending)
-
-
 def _allowed(state: LimitKey, limit: Limit, now: float) -> float:
     """Return how many more jobs the rate allows now."""
     if limit.rate is None:
@@ -4136,7 +4130,10 @@ def _fill(unit: Unit, states: Sequence[LimitKey]) -> Walk[None]:
             state.tat = _tat(state, limit, unit.now)
         if state.paused or not (state.has_waiting or name in lines):
             continue
-        if (free := _free(state, limit)) <= 0:
+        free = math.inf if limit.concurrency is None else limit.concurrency - state.running - state.pending
+        if limit.turn is not None:
+            free = min(free, limit.turn - state.pending)
+        if free <= 0:
             continue  # only a job that moves makes room
         allowed = _allowed(state, limit, unit.now)
         most = min(budget, share if state.has_waiting else len(lines[name]))
@@ -9288,10 +9285,8 @@ class _Steps:
                 if isinstance(decoded, Outcome):
                     return decoded
                 arguments = decoded
-            if self._middleware:
-                result = await self._run_wrapped(attempt, task, arguments)
-            else:
-                result = await self._execute(attempt, task, arguments)
+            run = self._run_wrapped if self._middleware else self._execute
+            result = await run(attempt, task, arguments)
             if task.converters is not None:
                 result = await apart(functools.partial(task.converters.result, loading=False), result)
             if job.steps and not options.cpu_bound:  # a process does not say which steps it used
@@ -9319,9 +9314,8 @@ class _Steps:
                 async with asyncio.timeout(_AT_HAND):
                     attempt.has_place = await self.processes.places.acquire()
             except TimeoutError:
-                served = attempt.served
-                served.claim_ahead(False)
-                if len(served.running) + len(served.claimed) > served.capacity + len(served._waits):
+                attempt.served.claim_ahead(False)
+                if attempt.served.is_beyond_capacity:
                     return False
         return True
 
@@ -9797,6 +9791,11 @@ class _ServedQueue:
     def claim_ahead(self, are_short: bool) -> None:
         """Claim twice as many CPU-bound jobs as run if they are short; no more if slots outnumber processes."""
         self.ahead = self.capacity if are_short and self.capacity <= self.worker.config.cpu_workers else 0
+
+    @property
+    def is_beyond_capacity(self) -> bool:
+        """Whether the worker holds jobs that were claimed in advance."""
+        return len(self.running) + len(self.claimed) > self.capacity + len(self._waits)
 
     def count_wait(self, attempt: _Attempt, change: int) -> None:
         """Count that a running job starts to wait for another (1) or stops (-1). It may wait several times at once."""
@@ -12341,20 +12340,15 @@ def _parser() -> argparse.ArgumentParser:
     levels = ["debug", "info", "warning", "error"]
     text = f"log messages of this level and above: {', '.join(levels)} (info)"
     worker.add_argument("--log-level", default="info", choices=levels, metavar="LEVEL", help=text)
-    worker.add_argument(
-        "--log-format", default="text", choices=["text", "json"], help="text, or one JSON object per line"
-    )
+    worker.add_argument("--log-format", default="text", choices=["text", "json"], help="text, or a JSON object a line")
     enqueue = add("enqueue", _enqueue_command, "submit one job")
     enqueue.add_argument("app", help="module:app")
     enqueue.add_argument("task", help="name of the task; its last part is enough if it is unique")
-    enqueue.add_argument(
-        "--arg", action="append", default=[], metavar="JSON", help="an argument; NAME=JSON for a keyword"
-    )
+    enqueue.add_argument("--arg", action="append", default=[], metavar="JSON", help="an argument, or NAME=JSON")
     enqueue.add_argument("--wait", action="store_true", help="wait for the result and print it")
     status = add("status", _status_command, "show queues and workers")
     show = add("show", _show_command, "show one job with its attempts and traceback")
-    say = lambda arguments: print(ask(arguments, lambda app: app.explain(arguments.id)))  # noqa: E731
-    explain = add("explain", say, "explain in one sentence why a job is not running")
+    explain = add("explain", _explain_command, "explain in one sentence why a job is not running")
     for sub in (show, explain):
         sub.add_argument("id", help="the id of the job")
     for sub in (status, show):
@@ -12740,9 +12734,7 @@ def _status_command(arguments: argparse.Namespace) -> None:
         arguments, lambda app: asyncio.gather(app.broker.counts(), app.broker.workers(), app.broker.paused())
     )
     if arguments.json:
-        queues: dict[str, dict[str, int]] = collections.defaultdict(dict)
-        for (queue, status), count in counts.items():
-            queues[queue][status] = count
+        queues = {name: {status: n for (queue, status), n in counts.items() if queue == name} for name, _ in counts}
         shown = {"queues": queues, "paused": sorted(paused), "workers": [dataclasses.asdict(w) for w in workers]}
         print(json.dumps(shown))
         return
@@ -12752,11 +12744,12 @@ def _status_command(arguments: argparse.Namespace) -> None:
     ]
     print_table(["QUEUE", *(status.upper() for status in TaskStatus), ""], rows, "no jobs")
     print()
-    rows = [
-        [one.id, str(one.pid), str(one.running), ",".join(f"{queue}:{most}" for queue, most in one.queues.items()),
-         duration(time.time() - one.started)] for one in workers
-    ]  # fmt: skip
-    print_table(["WORKER", "PID", "RUNNING", "QUEUES", "UP"], rows, "no live workers")
+    print_table(["WORKER", "PID", "RUNNING", "QUEUES", "UP"], map(_worker_row, workers), "no live workers")
+
+
+def _worker_row(worker: WorkerInfo) -> list[str]:
+    queues = ",".join(f"{queue}:{capacity}" for queue, capacity in worker.queues.items())
+    return [worker.id, str(worker.pid), str(worker.running), queues, duration(time.time() - worker.started)]
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], none: str = "") -> None:
@@ -12827,6 +12820,10 @@ def _attempt_row(attempt: Attempt) -> list[str]:
         return ["", attempt.error or "", f"by {attempt.worker}", "", ""]
     took = "" if attempt.ended is None else duration(attempt.ended - attempt.started)
     return [str(attempt.number), attempt.outcome, attempt.worker, took, first_line(attempt.error)]
+
+
+def _explain_command(arguments: argparse.Namespace) -> None:
+    print(ask(arguments, lambda app: app.explain(arguments.id)))
 
 
 # The demonstration -----------------------------------------------------------------------------

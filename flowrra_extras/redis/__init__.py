@@ -240,7 +240,7 @@ class RedisBroker(Reader):
     async def _do_upkeep(self, now: float, expired: int, leases: Sequence[Any]) -> bool:
         """Run a bounded step of the upkeep that is due before a claim. Return whether more jobs may have expired."""
         if leases[3]:
-            await self._changes.judge(leases, now, worker)
+            await self._changes.judge(leases, now)
         if not expired:
             return False
         unit, plan, is_left = await self._changes.attempt(now, lambda unit: expire(unit, UPKEEP_STEP))
@@ -305,9 +305,7 @@ class RedisBroker(Reader):
             answer = await self._calls.run(call)
             if len(answer) != _LEASES:
                 break
-            lost = await self._changes.judge(
-                answer, now, worker.id, beat=lease, is_new=is_new, is_sure=not call.is_repeated
-            )
+            lost = await self._changes.judge(answer, now, beat=lease, is_new=is_new, is_sure=not call.is_repeated)
         if lease <= 0:
             await self._changes.rescue([worker.id], now)
         term, cancelled, paused, suspects, endings = answer

@@ -92,14 +92,7 @@ class Changes:
     # Workers that have died or left ------------------------------------------------------------
 
     async def judge(
-        self,
-        leases: Sequence[Any],
-        now: float,
-        by: str,
-        *,
-        beat: float = 0.0,
-        is_new: bool = False,
-        is_sure: bool = True,
+        self, leases: Sequence[Any], now: float, *, beat: float = 0.0, is_new: bool = False, is_sure: bool = True
     ) -> list[str] | None:
         """Rescue the jobs of dead workers, and give others fresh leases. None: the leases have changed meanwhile.
 

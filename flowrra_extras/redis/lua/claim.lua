@@ -10,8 +10,7 @@
 
 local queue, limit, worker, now, number = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5], tonumber(ARGV[8])
 local answer, taken, running = {''}, {}, p .. 'running:' .. worker
-local aside = {}  -- expired jobs, which are left to the rules
-local charged = {}  -- limit keys > the ids of their jobs that were taken
+local aside, charged = {}, {}  -- expired jobs, which are left to the rules; limit keys > the ids of jobs taken
 
 local function has_come(moment)
     return moment and tonumber(moment) <= tonumber(now)

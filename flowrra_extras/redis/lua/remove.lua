@@ -9,8 +9,7 @@
 local by, gone = ARGV[2], {}
 for i = 3, #ARGV do
     local status, worker = unpack(call('HMGET', p .. 'job:' .. ARGV[i], F.status, F.worker), 1, 2)
-    local is_held = by ~= '' and status == 'blocked' and worker == by
-    local goes = is_held or (by == '' and is_finished(status))
+    local goes = by == '' and is_finished(status) or by ~= '' and status == 'blocked' and worker == by
     if goes then erase(ARGV[i]) end
     if goes or (again and not status) then gone[#gone + 1] = ARGV[i] end
 end
