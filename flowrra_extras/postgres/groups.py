@@ -107,16 +107,17 @@ class Claims:
             raise
 
     async def _resume(self, session: Session, claim: Claim) -> list[Job]:
-        """Return the jobs of an earlier claim whose answer was lost."""
-        now = asyncio.get_running_loop().time()
-        for doubt in [doubt for doubt in self._doubts if (doubt.queue, doubt.worker) == (claim.queue, claim.worker)]:
-            jobs = await _jobs(session, doubt, await session.fetch(sql.RESUME, doubt.queue, doubt.worker, doubt.now))
+        """Return the jobs of an earlier claim whose answer was lost. One statement looks for all such claims."""
+        now, place = asyncio.get_running_loop().time(), (claim.queue, claim.worker)
+        doubts = {doubt.now: doubt for doubt in self._doubts if (doubt.queue, doubt.worker) == place}
+        rows = await session.fetch(sql.RESUME, *place, [*doubts]) if doubts else ()
+        found = doubts[rows[0]["began"]] if rows else claim
+        jobs = await _jobs(session, found, [row for row in rows if row["began"] == found.now])
+        for doubt in doubts.values():
             self._doubts[doubt] = min(self._doubts[doubt], now + _DOUBT)
-            if jobs or self._doubts[doubt] < now:
+            if doubt is found or self._doubts[doubt] < now:
                 del self._doubts[doubt]
-            if jobs:
-                return jobs
-        return []
+        return jobs
 
     async def _claim(self, session: Session, claim: Claim, now: float) -> list[Job]:
         place = claim.queue, claim.worker

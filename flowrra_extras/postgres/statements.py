@@ -247,7 +247,8 @@ CLAIM_SUSPECT = f"""
         RETURNING place, {CLAIMED})
     SELECT busy, alone, started.* FROM held LEFT JOIN started ON true"""
 RESUME = f"""
-    SELECT place, {CLAIMED} FROM flowrra.job WHERE status = 'running' AND worker = $2 AND queue = $1 AND started = $3"""
+    SELECT started AS began, place, {CLAIMED} FROM flowrra.job
+    WHERE status = 'running' AND worker = $2 AND queue = $1 AND started = ANY ($3::float8[])"""
 
 # Jobs of a limit begin to wait for it.
 PROMOTE = f"""

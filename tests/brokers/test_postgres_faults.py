@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import itertools
+import math
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -16,7 +17,8 @@ import pytest
 
 from flowrra import BrokerConfig, BrokerError, Conflict, Flowrra, Job, JobFilter, Outcome, TaskStatus, WorkerInfo
 from flowrra_extras.postgres import PostgresBroker, connections, groups
-from flowrra_extras.postgres.connections import Link
+from flowrra_extras.postgres.connections import Link, Session
+from flowrra_extras.postgres.statements import RESUME
 from flowrra_extras.postgres.store import Store
 from tests.brokers.test_redis_faults import (
     AHEAD,
@@ -165,6 +167,26 @@ async def test_what_a_claim_took_that_failed_for_good_comes_with_a_later_one(mon
 
 async def refuse(_: object) -> None:
     raise ConnectionRefusedError("refused")
+
+
+async def test_many_claims_whose_answers_are_lost_are_looked_for_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by one, each later claim would take longer, until none is done within its time."""
+    async with through_a_proxy() as (broker, _):
+        claims, fetch, looks = broker._groups.claims, Session.fetch, list[str]()
+
+        async def count_looks(session: Session, text: str, *values: Any) -> Any:
+            looks.extend([text] * (text == RESUME))
+            return await fetch(session, text, *values)
+
+        await push(broker, "a", "b")
+        for moment in range(1, 20):
+            claims._doubts[groups.Claim("default", 1, "worker-w", float(moment), 2)] = math.inf
+        await broker._run(
+            "UPDATE flowrra.job SET status = 'running', attempt = 1, worker = 'worker-w', started = seq + 4"
+        )
+        monkeypatch.setattr(Session, "fetch", count_looks)
+        taken = [[job.id for job in await claim(broker, 30.0 + moment)] for moment in range(3)]
+        assert (sorted(taken), len(looks)) == ([[], ["a"], ["b"]], 3)
 
 
 async def test_a_settle_whose_answer_is_lost_is_recognised() -> None:
