@@ -97,7 +97,7 @@ class Claims:
         if self._doubts and (jobs := await self._resume(session, claim)):
             return jobs
         now = claim.now
-        if 0 <= self._latest - now < 1:  # the jobs of a try are found by its start time, so it must be unique
+        if 0 <= self._latest - now < _DOUBT:  # the jobs of a try are found by its start time, so it must be unique
             claim = claim._replace(now=self._latest + 1e-6)
         self._latest = claim.now
         try:

@@ -189,6 +189,17 @@ async def test_many_claims_whose_answers_are_lost_are_looked_for_at_once(monkeyp
         assert (sorted(taken), len(looks)) == ([[], ["a"], ["b"]], 3)
 
 
+async def test_a_claim_that_is_sent_again_after_seconds_is_told_apart() -> None:
+    """Its first try may be carried out later still, and other queues have been claimed from meanwhile."""
+    async with through_a_proxy() as (broker, _):
+        claims = broker._groups.claims
+        claims._doubts[groups.Claim("default", 9, "worker-w", 10.0, 2)] = math.inf
+        claims._latest = 15.0
+        await push(broker, "a")
+        assert [job.id for job in await claim(broker, 10.0)] == ["a"]
+        assert await claim(broker, 16.0) == []
+
+
 async def test_a_settle_whose_answer_is_lost_is_recognised() -> None:
     async with through_a_proxy() as (broker, proxy):
         await push(broker, "good", "bad", "again", "parent", "lost")
