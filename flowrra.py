@@ -6509,9 +6509,7 @@ class _SQLiteFile:
         db.execute("CREATE TABLE IF NOT EXISTS flowrra_meta (schema INTEGER NOT NULL)")
         (version,) = db.execute("SELECT coalesce(max(schema), 0) FROM flowrra_meta").fetchone()
         if version > _SCHEMA_VERSION:
-            raise BrokerError(
-                f"{self.path} has schema {version}, newer than the {_SCHEMA_VERSION} of this flowrra: upgrade it"
-            )
+            raise BrokerError(f"{self.path} has schema {version}, newer than {_SCHEMA_VERSION}: upgrade this flowrra")
         if version < _SCHEMA_VERSION:
             self._rebuild(version)
             db.execute("DELETE FROM flowrra_meta")
@@ -6525,6 +6523,8 @@ class _SQLiteFile:
         ours = {*re.findall(r"CREATE .*?(flowrra_\w+)", _SCHEMA), "flowrra_dependency", "flowrra_child"}
         made = [row for row in db.execute("SELECT type, name FROM sqlite_master").fetchall() if row[1] in ours]
         tables = [name for kind, name in made if kind == "table"]
+        if tables and not version:
+            raise BrokerError(f"{self.path} has a table {tables[0]} that Flowrra has not made: use another file")
         for kind, name in made:
             db.execute(f"ALTER TABLE {name} RENAME TO old_{name}" if kind == "table" else f"DROP {kind} {name}")
         for statement in _statements(_SCHEMA):

@@ -30,8 +30,8 @@ MAKE = shutil.which("make")
 # is almost twice what it should be.
 CORE_LINES = 12_938
 # On the way to 45 modules and 10,000 lines.
-EXTRAS_MODULES = 87
-EXTRAS_LINES = 20_826
+EXTRAS_MODULES = 83
+EXTRAS_LINES = 20_289
 LUA_LINES = 1_680  # of the scripts in Redis
 FUNCTION_LINES = 60
 CLASS_LINES = 400

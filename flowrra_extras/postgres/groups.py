@@ -111,8 +111,8 @@ class Claims:
         now, place = asyncio.get_running_loop().time(), (claim.queue, claim.worker)
         doubts = {doubt.now: doubt for doubt in self._doubts if (doubt.queue, doubt.worker) == place}
         rows = await session.fetch(sql.RESUME, *place, [*doubts]) if doubts else ()
-        found = doubts[rows[0]["began"]] if rows else claim
-        jobs = await _jobs(session, found, [row for row in rows if row["began"] == found.now])
+        found = doubts[rows[0]["began"]] if rows else None  # the claim may be a doubt itself, if it is sent again
+        jobs = await _jobs(session, found, [row for row in rows if row["began"] == found.now]) if found else []
         for doubt in doubts.values():
             self._doubts[doubt] = min(self._doubts[doubt], now + _DOUBT)
             if doubt is found or self._doubts[doubt] < now:

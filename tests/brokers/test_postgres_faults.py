@@ -189,6 +189,16 @@ async def test_many_claims_whose_answers_are_lost_are_looked_for_at_once(monkeyp
         assert (sorted(taken), len(looks)) == ([[], ["a"], ["b"]], 3)
 
 
+async def test_a_claim_that_is_carried_out_after_it_was_sent_again_is_found() -> None:
+    async with through_a_proxy() as (broker, _):
+        claims, first = broker._groups.claims, groups.Claim("default", 9, "worker-w", 10.0, 2)
+        claims._doubts[first] = math.inf
+        assert await broker._groups.claim(first) == []
+        await push(broker, "a")
+        await broker._run("UPDATE flowrra.job SET status = 'running', attempt = 1, worker = 'worker-w', started = 10.0")
+        assert [job.id for job in await claim(broker, 11.0)] == ["a"]
+
+
 async def test_a_claim_that_is_sent_again_after_seconds_is_told_apart() -> None:
     """Its first try may be carried out later still, and other queues have been claimed from meanwhile."""
     async with through_a_proxy() as (broker, _):

@@ -204,9 +204,19 @@ async def test_a_newer_schema_is_refused_and_left_alone(path: Path) -> None:
     with plain(path) as db:
         db.execute("UPDATE flowrra_meta SET schema = 99")
         before = list(db.iterdump())
-        with pytest.raises(BrokerError, match=r"jobs\.db has schema 99, newer than .*: upgrade it"):
+        with pytest.raises(BrokerError, match=r"jobs\.db has schema 99, newer than .*: upgrade this"):
             await SQLiteBroker(str(path)).open()
         assert list(db.iterdump()) == before
+
+
+async def test_a_table_of_somebody_else_is_left_alone(path: Path) -> None:
+    with plain(path) as db:
+        db.execute("CREATE TABLE flowrra_tag AS SELECT 'kept' AS mine")
+        with pytest.raises(
+            BrokerError, match=r"jobs\.db has a table flowrra_tag that Flowrra has not made: use another"
+        ):
+            await SQLiteBroker(str(path)).open()
+        assert [row[0] for row in db.execute("SELECT mine FROM flowrra_tag")] == ["kept"]
 
 
 def schema_of(path: Path) -> list[int]:
