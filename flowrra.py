@@ -2309,8 +2309,8 @@ class Annotations:
         hints, fields, defaults = self._hints(cls, args), dict[str, Converter](), dict[str, Any]()
         if issubclass(cls, dict):
             # A TypedDict does not know its required keys itself if its annotations are texts.
-            known = {typing.Required: True, typing.NotRequired: False}
-            required = [n for n, h in hints.items() if known.get(typing.get_origin(h), n in cls.__required_keys__)]
+            known, own = {typing.Required: True, typing.NotRequired: False}, cast("Any", cls).__required_keys__
+            required = [name for name, hint in hints.items() if known.get(typing.get_origin(hint), name in own)]
         else:
             named = [one for one in inspect.signature(cls).parameters.values() if one.kind not in _REST]
             defaults = {one.name: one.default for one in named}

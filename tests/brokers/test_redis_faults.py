@@ -113,7 +113,7 @@ async def test_what_a_lost_answer_had_claimed_is_handed_out_again() -> None:
 
 async def test_it_is_handed_out_to_a_later_claim_where_the_server_was_away_for_long() -> None:
     async with through_a_proxy(timeout=0.6) as (broker, proxy):
-        await push(broker, "a", "b")
+        await push(broker, "1", "2")
         proxy.loses_answers = True
         with pytest.raises(BrokerError, match=r"has not answered for 0\.6 s"):
             await claim(broker, limit=2)
@@ -121,9 +121,9 @@ async def test_it_is_handed_out_to_a_later_claim_where_the_server_was_away_for_l
             await claim(broker)
         proxy.loses_answers = False
         assert await broker.counts() == {("default", TaskStatus.RUNNING): 2}
-        await push(broker, "c", "d")
+        await push(broker, "3", "4")
         lost = broker._claims.lost.copy()
-        for limit, expected in ((1, "ab"), (2, "ab"), (3, "abc"), (9, "abd")):  # no more than it may run at once
+        for limit, expected in ((1, "12"), (2, "12"), (3, "123"), (9, "124")):  # no more than it may run at once
             broker._claims.lost = lost.copy()
             found = await claim(broker, limit=limit)
             assert [(job.id, job.attempt) for job in found] == [(task_id, 1) for task_id in expected]
