@@ -3567,9 +3567,8 @@ def judge_leases(
     until the next heartbeat. Otherwise, a worker that is sometimes late would keep the leases of dead workers valid.
     """
     is_late = mine is not None and mine.until - mine.length / 4 <= clock
-    heard = -math.inf if mine is None or is_late else mine.until - mine.length
-    if mine is None and is_new:
-        heard = math.inf
+    unheard = math.inf if mine is None and is_new else -math.inf
+    heard = unheard if mine is None or is_late else mine.until - mine.length
     # A lease that ends later than any lease can is from an earlier boot.
     ended = {w: one for w, one in others.items() if not clock < one.until <= clock + one.length + 1.0}
     dead = [w for w, (until, length, _) in ended.items() if until > clock or until - length / 2 <= heard]
@@ -4718,6 +4717,10 @@ class _Text(str):
     __slots__ = ()
 
 
+def _copied(job: Job, steps: Mapping[str, Step]) -> Job:
+    return dataclasses.replace(job, kwargs=dict(job.kwargs), steps=tuple(steps.values()))
+
+
 _Found = TypeVar("_Found", Job, TaskResult[Any])
 
 
@@ -5355,9 +5358,7 @@ class MemoryBroker(Broker):
             jobs = sorted(known, key=lambda job: job.seq, reverse=not oldest_first)
         is_behind = operator.gt if oldest_first else operator.lt
         found = (job for job in jobs if which.matches(job) and (after is None or is_behind(job.seq, after)))
-        jobs = [copy_of(job) for job in itertools.islice(found, limit)]
-        for job in jobs:
-            job.kwargs, job.steps = dict(job.kwargs), tuple(self._steps.get(job.id, {}).values())
+        jobs = [_copied(job, self._steps.get(job.id, {})) for job in itertools.islice(found, limit)]
         return [await _decoded(job) for job in jobs]
 
     async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
@@ -5668,6 +5669,7 @@ _TAKE_ENDINGS = f"""
 
 # Later than possible: from an earlier boot. A second more, because clocks of two cores differ (0.1 ms in a VM).
 _LAPSED = f"(lease <= :clock OR lease > :clock + coalesce(length, {MAX_LEASE}) + 1.0)"
+_LATE = f"(lease - coalesce(length, 0) / 2 <= :clock OR {_LAPSED})"
 # All that a claim must know first. One statement, because each costs an idle worker 20 us with cold caches. The
 # last but one is NULL if the worker runs nothing, otherwise the most crashes of its running jobs.
 _BEFORE_CLAIM = f"""
@@ -6084,8 +6086,7 @@ class SQLiteTable:
         however late it is. A stopped process runs nothing, so it may be.
         """
         clock = self._clock.monotonic()
-        late = f"lease - coalesce(length, 0) / 2 <= :clock OR {_LAPSED}"
-        query = f"SELECT id, lease, length, graced, home, pid, birth FROM flowrra_worker WHERE id = :by OR {late}"
+        query = f"SELECT id, lease, length, graced, home, pid, birth FROM flowrra_worker WHERE id = :by OR {_LATE}"
         rows = {row[0]: row[1:] for row in self._db.execute(query, {"by": by, "clock": clock}).fetchall()}
         leases = {w: Lease(row[0], row[1] or beat or MAX_LEASE, bool(row[2])) for w, row in rows.items()}
         mine = leases.pop(by, None)
