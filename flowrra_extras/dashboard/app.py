@@ -314,14 +314,14 @@ class Dashboard:
         if "\0" in request.path:
             raise TaskNotFoundError("There is no such page.")
         method = "GET" if request.method == "HEAD" else request.method
-        found = [*self._found(request.path), *self._found(request.path.rstrip("/"))]
+        found = [one for path in (request.path, request.path.rstrip("/")) if (one := self._found(path))]
         if not found:
             raise TaskNotFoundError("There is no such page.")
         routes, parts = next((one for one in found if method in one[0]), found[0])
         if method == "OPTIONS":
-            return Response(204, b"", {"allow": _methods(found)})
+            return Response(204, b"", {"allow": _methods(routes)})
         if method not in routes:
-            methods = _methods(found)
+            methods = _methods(routes)
             raise _Refused(405, f"The method {request.method[:20]} is not allowed here. Allowed: {methods}.", methods)
         route = routes[method]
         if route.method != "GET" and not access.allows("full"):
@@ -330,10 +330,12 @@ class Dashboard:
             raise _Refused(403, f"This request may have been sent by another site: {reason}.")
         return route, parts
 
-    def _found(self, path: str) -> list[tuple[dict[str, Route], dict[str, str]]]:
-        """The routes of a path by method, and the parts of the path; several for a job with an id such as "cancel"."""
-        matches = ((routes, pattern.fullmatch(path)) for pattern, routes in self._paths)
-        return [(routes, match.groupdict()) for routes, match in matches if match]
+    def _found(self, path: str) -> tuple[dict[str, Route], dict[str, str]] | None:
+        """The routes of a path by method, and the parts of the path."""
+        for pattern, routes in self._paths:
+            if match := pattern.fullmatch(path):
+                return routes, match.groupdict()
+        return None
 
     async def _enter(self, request: Request, access: Access, route: Route, parts: dict[str, str]) -> Response:
         """What the route answers, if a request that changes something proves that the visitor has sent it."""
@@ -373,12 +375,11 @@ class Dashboard:
 
     def page_at(self, path: str) -> tuple[PageHandler, dict[str, str]] | None:
         """The page at a path, and the parts of the path."""
-        route, parts = next(
-            ((routes["GET"], parts) for routes, parts in self._found(path) if "GET" in routes), (None, {})
-        )
-        if route is None or not isinstance(route.entry, Look) or route.entry.page is None or not route.is_page:
+        found = self._found(path)
+        route = found[0].get("GET") if found else None
+        if found is None or route is None or not isinstance(route.entry, Look) or route.entry.page is None:
             return None
-        return route.entry.page, parts
+        return (route.entry.page, found[1]) if route.is_page else None
 
     async def openapi(self, request: Request, access: Access) -> Response:
         return json_answer(self.document(f"{request.root}/api"))
@@ -484,10 +485,9 @@ def _length(request: Request) -> int:
     return max(len(request.body), int(said[:18]) if said.isascii() and said.isdecimal() else 0)
 
 
-def _methods(found: Iterable[tuple[Mapping[str, Route], object]]) -> str:
+def _methods(routes: Iterable[str]) -> str:
     """The methods of a path as the header Allow names them."""
-    methods = {method for routes, _ in found for method in routes}
-    return ", ".join(sorted({*methods, "OPTIONS", *(["HEAD"] if "GET" in methods else [])}))
+    return ", ".join(sorted({*routes, "OPTIONS", *(["HEAD"] if "GET" in routes else [])}))
 
 
 def _by_path(routes: Iterable[Route]) -> list[tuple[re.Pattern[str], dict[str, Route]]]:

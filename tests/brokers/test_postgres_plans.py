@@ -89,7 +89,7 @@ VALUES: Mapping[str, Sequence[str | None]] = {
     "PROMOTE": ("9",),
     "PURGE": ("9", "500"),
     "RECORD": ("{x}", "{x}", "{success}", "{1}", "{1}", "{1}", "{1}", "{1}", "{}", "{}", "{}"),
-    "RESUME": ("default", "w1", "9"),
+    "RESUME": ("default", "w1", "{9}"),
     "SET_LIMIT": ("api", "", "true", "true"),
     "STEPS_OF": (SEQS,),
     "SUCCEED": ("9", SEQS, "{1,1,1,1}", TEXTS, "{9,9,9,9}"),
