@@ -69,20 +69,20 @@ FOREIGN_TYPES = (
     "APIRouter",
     "HttpResponse",
     "URLPattern",
-    r"flask\.Blueprint",
-    r"quart\.Blueprint",
+    "Blueprint",
     "Dashboard",
     "Counts",
     "ClientMaker",
     "MeterProvider",
-    r"flowrra\.RetryKeywords",
-    r"flowrra\.RetriedSteps",
+    "RetryKeywords",
+    "RetriedSteps",
+    "Redis",
     "TracerProvider",
     "Context",
 )
 nitpick_ignore_regex = [
     ("py:(class|obj)", rf"([\w.]+\.)?({'|'.join(TYPE_VARIABLES)})(\.k?w?args)?"),
-    ("py:class", "|".join(FOREIGN_TYPES)),
+    ("py:class", rf"([\w.]+\.)?({'|'.join(FOREIGN_TYPES)})"),
 ]
 
 
