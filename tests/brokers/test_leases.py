@@ -16,12 +16,14 @@ import pytest
 import flowrra
 from flowrra import (
     BrokerError,
+    Flowrra,
     Job,
     MemoryBroker,
     Notices,
     Outcome,
     Progress,
     SQLiteBroker,
+    TaskId,
     TaskStatus,
     WorkerInfo,
     current_job,
@@ -163,8 +165,9 @@ class Far(MemoryBroker):
         return await super().heartbeat(worker, lease=lease, now=now)
 
 
-async def test_nothing_is_begun_without_a_lease() -> None:
-    """What was claimed before an outage, and arrives when the lease has run out, waits for its renewal."""
+@contextlib.asynccontextmanager
+async def claimed_before_an_outage() -> AsyncIterator[tuple[Flowrra, Far, TaskId[None], list[int]]]:
+    """A job that the store has handed out and that has not arrived when the lease ends; and the attempts that begin."""
     broker = Far()
     app = make_app(broker=broker, heartbeat=0.05, lease=0.3)
     begun: list[int] = []
@@ -178,6 +181,12 @@ async def test_nothing_is_begun_without_a_lease() -> None:
         await eventually(lambda: bool(broker.claimed))
         broker.away = True
         await asyncio.sleep(0.4)  # longer than the lease
+        yield app, broker, task_id, begun
+
+
+async def test_nothing_is_begun_without_a_lease() -> None:
+    """What was claimed before an outage, and arrives when the lease has run out, waits for its renewal."""
+    async with claimed_before_an_outage() as (app, broker, task_id, begun):
         broker.arrives.set()
         await asyncio.sleep(0.1)
         assert begun == []
@@ -187,19 +196,7 @@ async def test_nothing_is_begun_without_a_lease() -> None:
 
 
 async def test_what_arrives_after_the_lease_was_lost_is_not_begun() -> None:
-    broker = Far()
-    app = make_app(broker=broker, heartbeat=0.05, lease=0.3)
-    begun: list[int] = []
-
-    @app.task
-    async def work() -> None:
-        begun.append(current_job().attempt)
-
-    async with app:
-        task_id = await app.submit(work)
-        await eventually(lambda: bool(broker.claimed))
-        broker.away = True
-        await asyncio.sleep(0.4)
+    async with claimed_before_an_outage() as (app, broker, task_id, begun):
         notices = await broker.heartbeat(WorkerInfo("other", queues={"default": 1}), lease=0.1, now=app.now())
         assert len(notices.lost_workers) == 1
         broker.arrives.set()
@@ -215,19 +212,7 @@ async def test_what_arrives_after_the_lease_was_lost_is_not_begun() -> None:
 async def test_what_arrives_when_the_lease_was_lost_and_given_anew_is_not_begun(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    broker = Far()
-    app = make_app(broker=broker, heartbeat=0.05, lease=0.3)
-    begun: list[int] = []
-
-    @app.task
-    async def work() -> None:
-        begun.append(current_job().attempt)
-
-    async with app:
-        task_id = await app.submit(work)
-        await eventually(lambda: bool(broker.claimed))
-        broker.away = True
-        await asyncio.sleep(0.4)
+    async with claimed_before_an_outage() as (app, broker, task_id, begun):
         other = WorkerInfo("other", queues={"default": 1})
         assert len((await broker.heartbeat(other, lease=10.0, now=app.now())).lost_workers) == 1
         (taken,) = await MemoryBroker.claim(broker, "default", limit=1, worker="other", now=app.now())
