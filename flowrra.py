@@ -166,21 +166,8 @@ __all__ += ["are_plain", "decode", "decode_arguments", "decode_result", "drive",
 __all__ += ["encode_arguments", "encode_result", "encode_value", "expire", "is_expired", "is_held", "judge_leases"]
 __all__ += ["Backend", "give_labels", "labels_of", "labels_text", "logger", "promote_one", "push", "recorded"]
 __all__ += ["EVENT", "awaited_event", "emitted", "event_id", "rescue", "settle", "spread", "start"]
-__all__ += [
-    "LIMIT_ACTIONS",
-    "Admitted",
-    "DueKeys",
-    "EventWaiters",
-    "Limit",
-    "LimitKey",
-    "LimitKeys",
-    "LimitUse",
-    "LimitWaiter",
-    "WaitingFor",
-    "admit",
-    "admit_due",
-    "admit_one",
-]
+__all__ += ["LIMIT_ACTIONS", "Admitted", "DueKeys", "EventWaiters", "Limit", "LimitKey", "LimitKeys", "LimitUse"]
+__all__ += ["LimitWaiter", "WaitingFor", "admit", "admit_due", "admit_one"]
 __all__ += ["awaits_limit", "charge", "conclude", "give_limit_key", "join_limit_key", "limit_key", "refuse_limits"]
 __all__ += ["StoreStatus", "apart", "jittered", "jobs_of_rows", "split_limit_key", "stored_limit_key", "uses_of"]
 # For brokers and extras, and not for others:
@@ -366,12 +353,13 @@ def _finite(name: str, value: object, wanted: str = "a finite number") -> float:
     return value
 
 
-def _whole(name: str, value: object, *, least: int | None = None) -> int:
-    """Return `value` as an int if it is at least `least`. A bool is refused."""
+def _whole(name: str, value: object, *, least: int = -(2**63)) -> int:
+    """Return `value` as an int of at least `least` that every store can hold. A bool is refused."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigError(f"{name} must be an int, not {value!r}")
-    if least is not None and value < least:
-        raise ConfigError(f"{name} must be at least {least}, not {value!r}")
+    if not least <= value < 2**63:
+        wanted = f"at least {least}" if value < least else f"at most {2**63 - 1}"
+        raise ConfigError(f"{name} must be {wanted}, not {value!r}")
     return value
 
 
@@ -970,14 +958,6 @@ def ended_job(text: str) -> Job:
 def _is_storable(text: object) -> TypeGuard[str]:
     """Whether every store can hold the text: no NUL, and no halves of surrogate pairs."""
     return isinstance(text, str) and not re.search("[\0\ud800-\udfff]", text)
-
-
-def check_priority(priority: object) -> int:
-    """Return `priority` as an int that every store can hold."""
-    checked = _whole("priority", priority)
-    if not -(2**63) <= checked < 2**63:
-        raise ConfigError(f"priority must be between {-(2**63)} and {2**63 - 1}, not {priority!r}")
-    return checked
 
 
 def check_queue(name: object) -> str:
@@ -2532,7 +2512,7 @@ class TaskOptions:
             raise ConfigError("batch= and cpu_bound=True cannot be combined: submit lists of rows to a CPU-bound task")
         self._check_executor()
         self._check_limit()
-        check_priority(self.priority)
+        _whole("priority", self.priority)
         if _finite("backoff", self.backoff) < 0:
             raise ConfigError(f"backoff must be at least 0, not {self.backoff!r}")
         for name, least in _LEAST_SECONDS.items():
@@ -6623,7 +6603,9 @@ class _SQLiteFile:
                 return
             if began + 1.0 <= now and not has_warned:
                 has_warned = True
-                logger.warning("%s is locked by another process; waiting for up to %g s", self.path, deadline - began)
+                logger.warning(
+                    "%s is locked by another connection; waiting for up to %g s", self.path, deadline - began
+                )
             time.sleep(jittered(pause))
             pause = min(pause * 1.5, 0.01)
 
@@ -7218,8 +7200,7 @@ def _is_busy(error: Exception) -> bool:
 
 
 _SQLITE_REASONS: Mapping[int, str] = {
-    5: "has been locked by another process for {timeout:g} s: is something holding a transaction open?",
-    6: "has been locked by another connection for {timeout:g} s: is something holding a transaction open?",
+    **dict.fromkeys((5, 6), "has been locked for {timeout:g} s: is something holding a transaction open?"),
     8: "cannot be written: make the file and its folder writable for this user",
     10: "cannot be read or written ({error}): look at the disk and its mount",
     11: "is damaged ({error}): restore a backup, or use another file",
@@ -7436,7 +7417,7 @@ class Task(Generic[P, R]):
         expires = given.get("expires")
         return Submission(
             self,
-            priority=check_priority(given.get("priority", self.priority)),
+            priority=_whole("priority", given.get("priority", self.priority)),
             queue=check_queue(given.get("queue", self.queue)),
             delay=_seconds("delay", given["delay"]) if "delay" in given else None,
             run_at=_timestamp("run_at", given["run_at"]) if "run_at" in given else None,
@@ -8350,6 +8331,7 @@ class ThreadExecutor:
         self._calls: thread_queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None]
         self._calls = thread_queue.SimpleQueue()
         self._idle = 0  # threads that wait for a call
+        self._pid = os.getpid()
         self._is_closed = False
 
     async def run(self, function: Callable[[], T]) -> T:
@@ -8380,6 +8362,8 @@ class ThreadExecutor:
                 answer: tuple[Any, BaseException | None] = (function(), None)
             except BaseException as error:
                 answer = (None, error)
+            if os.getpid() != self._pid:
+                return  # a process that the call has forked, whose only thread this is
             _call_soon(self._loop, self._resolve, future, answer)
             del item, function, future, answer
             item = self._calls.get()
@@ -8995,20 +8979,8 @@ _LEASE_LOST = "its worker had lost its lease"
 
 Middleware = Callable[[Job, Callable[[Job], Awaitable[Any]]], Awaitable[Any]]
 
-EVENTS = frozenset(
-    (
-        "start",
-        "success",
-        "failure",
-        "retry",
-        "cancel",
-        "release",
-        "snooze",
-        "worker_lost",
-        "worker_start",
-        "worker_stop",
-    )
-)
+_ENDINGS = ("success", "failure", "retry", "cancel", "release", "snooze")
+EVENTS = frozenset(("start", *_ENDINGS, "worker_lost", "worker_start", "worker_stop"))
 
 
 class Event(NamedTuple):
@@ -9376,7 +9348,7 @@ class _Steps:
 
         wrapped: Callable[[Job], Awaitable[Any]] = call
         for middleware in reversed(self._middleware):
-            wrapped = functools.partial(lambda around, inner, job: around(job, inner), middleware, wrapped)
+            wrapped = functools.partial(_wrap, middleware, wrapped)
         return wrapped(attempt.job)
 
     def _execute(self, attempt: _Attempt, task: Task[..., Any], arguments: _Arguments) -> Awaitable[Any]:
@@ -9440,6 +9412,13 @@ class _Steps:
             return Outcome.cancel(attempt.job, BY_HAND)
         why = _LEASE_LOST if attempt.stop_reason == "lapsed" else "the worker stopped"
         return Outcome.release(attempt.job, why if begun else f"{why} before it began", begun=begun)
+
+
+def _wrap(middleware: Middleware, inner: Callable[[Job], Awaitable[Any]], job: Job) -> Awaitable[Any]:
+    answer = middleware(job, inner)
+    if not inspect.isawaitable(answer):
+        raise ConfigError(f"a middleware is an async def that returns `await call_next(job)`; {middleware!r} is not")
+    return answer
 
 
 async def _within(timeout: float | None, call: Awaitable[Any], limit: asyncio.Timeout | None = None) -> Any:
@@ -10893,6 +10872,8 @@ class TaskSet(Submitter):
         known = [option.name for option in dataclasses.fields(TaskOptions)]
         for wrong in options.keys() - set(known):
             raise ConfigError(f"@app.task has no option {wrong!r}{nearest(wrong, known)}")
+        if "linger" in options and options.get("batch") is None:
+            raise ConfigError("linger= goes with batch=: it is how long a job waits for others of its batch")
         settings = TaskOptions(**options)
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
@@ -11917,6 +11898,7 @@ class Flowrra(Declarations):
         await self.connect()
         states = None if status is None else frozenset(map(_status, [status] if isinstance(status, str) else status))
         which = JobFilter(status=states, task=task, queue=queue, tag=tag)
+        after = None if after is None else _whole("after", after)
         return _with_arguments(await self.broker.find(which, limit=_whole("limit", limit, least=1), after=after))
 
     async def get_job(self, task_id: str) -> Job:

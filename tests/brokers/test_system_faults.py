@@ -80,7 +80,7 @@ async def test_a_worker_survives_a_lock_that_lasts_longer_than_it_waits(site: Si
         worker = await site.worker(env={"FLOWRRA_BROKER_TIMEOUT": "0.2"})
         await some_running(app, 10)
         with locked(site.store):
-            await worker.says("has been locked by another process for 0.2 s")
+            await worker.says("has been locked for 0.2 s")
         jobs = await all_finished(app)
     assert statuses(jobs) == {TaskStatus.SUCCESS: 30}
     assert {job.attempt for job in jobs} == {1}
@@ -93,7 +93,7 @@ async def test_a_submit_that_waited_long_enough_says_who_is_in_the_way(site: Sit
     app = Flowrra(Config(broker=BrokerConfig(url=site.url, timeout=0.2)))
     nap = stand_in(app, "app.nap")
     async with app.client():
-        with locked(site.store), pytest.raises(BrokerError, match=r"locked by another process for 0\.2 s") as caught:
+        with locked(site.store), pytest.raises(BrokerError, match=r"locked for 0\.2 s") as caught:
             await app.submit(nap, 0)
         assert "database is locked" not in str(caught.value)
         assert await all_jobs(app) == []
@@ -135,7 +135,7 @@ async def test_opening_waits_for_no_lock_where_there_is_nothing_to_do(site: Site
     with locked(site.store):
         await asyncio.wait_for(open_and_close(Flowrra.from_urls(site.url)), timeout=20)
         worker = site.begin_worker()
-        await worker.says("is locked by another process")  # its first heartbeat waits
+        await worker.says("is locked by another connection")  # its first heartbeat waits
     await worker.says("worker ready")
 
 

@@ -107,6 +107,22 @@ async def test_an_exception_of_the_middleware_is_the_failure_of_the_job(app: Flo
     assert (result.status, result.error) == (TaskStatus.FAILED, "PermissionError: double is not allowed")
 
 
+async def test_a_middleware_that_does_not_await_is_named_in_the_failure(app: Flowrra) -> None:
+    def plain(job: Job, call_next: CallNext) -> Any:
+        return "not awaited"
+
+    async def outer(job: Job, call_next: CallNext) -> Any:
+        return await call_next(job)
+
+    for middleware in (outer, plain):
+        app.middleware(middleware)
+    async with app:
+        result = await run(app, "double", 1)
+    assert result.error == (
+        f"ConfigError: a middleware is an async def that returns `await call_next(job)`; {plain!r} is not"
+    )
+
+
 async def test_middleware_wraps_plain_functions_too(app: Flowrra) -> None:
     @app.task
     def plain() -> str:

@@ -155,7 +155,7 @@ async def test_submitting_to_a_stopped_app(app: Flowrra) -> None:
         ({"expires": -0.5}, "expires must be at least 0 s, not -0.5"),
         ({"priority": "high"}, "priority must be an int, not 'high'"),
         ({"priority": 1.5}, "priority must be an int, not 1.5"),
-        ({"priority": 2**63}, f"priority must be between -9223372036854775808 and 9223372036854775807, not {2**63}"),
+        ({"priority": 2**63}, f"priority must be at most 9223372036854775807, not {2**63}"),
         ({"queue": "a,b"}, "a queue's name is text without ',' and ':', and without blanks at its ends, not 'a,b'"),
         ({"queue": ""}, "a queue's name is text without ',' and ':', and without blanks at its ends, not ''"),
         ({"unique": ""}, "unique must be a text of 1 to 255 characters, not ''"),
@@ -267,6 +267,7 @@ async def test_a_limit_that_is_none(app: Flowrra, limit: Any) -> None:
         ({"no_retry_on": (ValueError, 3)}, "no_retry_on takes exception types, not 3"),
         ({"timeout": -1}, "timeout must be at least 0.001 s, not -1"),
         ({"priority": None}, "priority must be an int, not None"),
+        ({"linger": 5}, "linger= goes with batch=: it is how long a job waits for others of its batch"),
         ({"queue": " mail"}, "a queue's name is text without ',' and ':', and without blanks at its ends, not ' mail'"),
         ({"name": ""}, "name must be a text of 1 to 255 characters, not ''"),
         ({"retries": 3}, "@app.task has no option 'retries'; did you mean 'max_retries'?"),
@@ -276,6 +277,22 @@ async def test_a_limit_that_is_none(app: Flowrra, limit: Any) -> None:
 def test_a_task_option_out_of_range(app: Flowrra, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         loose(app.task)(**options)(lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        ({"after": "x"}, "after must be an int, not 'x'"),
+        ({"after": 2**63}, f"after must be at most {2**63 - 1}, not {2**63}"),
+        ({"limit": 10**30}, f"limit must be at most {2**63 - 1}, not {10**30}"),
+        ({"limit": 0}, "limit must be at least 1, not 0"),
+    ],
+    ids=str,
+)
+async def test_a_page_that_cannot_be(app: Flowrra, page: dict[str, Any], message: str) -> None:
+    async with app.client():
+        with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+            await app.jobs(**page)
 
 
 def test_what_is_no_function(app: Flowrra) -> None:

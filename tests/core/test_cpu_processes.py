@@ -249,6 +249,24 @@ async def test_a_copy_that_a_task_forks_ends_with_the_task(tmp_path: Path, how: 
         )
 
 
+FORGOTTEN = """
+@app.task(max_retries=0, timeout=20)
+def forget():
+    pid = os.fork()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) if pid else "the copy"
+"""
+
+
+async def test_a_copy_that_a_task_in_a_thread_forks_ends_with_the_call(tmp_path: Path) -> None:
+    """It would wait for the next call for ever: it has no loop that hears of this one's end."""
+    with Site(tmp_path, FORGOTTEN) as site:
+        await site.worker()
+        async with site.client() as app:
+            task_id = await app.submit(stand_in(app, "app.forget"))
+            result: TaskResult[Any] = await app.wait_for_result(task_id, timeout=30)
+    assert (result.result, result.error) == (0, None)
+
+
 # ---------------------------------------------------------------------------
 # Logs
 # ---------------------------------------------------------------------------

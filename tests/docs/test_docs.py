@@ -189,7 +189,7 @@ def test_the_symptoms_are_messages_of_the_code() -> None:
         "is paused",
         "are ahead of it",
         "whose lease has ended",
-        "is locked by another process",
+        "is locked by another connection",
         "is presumed dead; its jobs are ready again",
         "lost its lease",
         "the event loop has been blocked",
