@@ -148,14 +148,16 @@ class Model:
 
     def rescue(self, now: float, clock: float, by: str, *, beats: bool) -> list[str]:
         """Who was late rescues nobody, and a claim leaves to heartbeats who got a fresh lease since its own."""
-        lapsed = [worker for worker, until in self.leases.items() if until <= clock and worker != by]
-        graced = {worker for worker in lapsed if self.leases[worker] > self.heard[worker] + LEASE}
-        on_time = self.leases.get(by, 0.0) > clock
+        others = {worker: until for worker, until in self.leases.items() if worker != by}
+        lapsed = [worker for worker, until in others.items() if until <= clock]
+        graced = {worker for worker, until in others.items() if until > self.heard[worker] + LEASE}
+        is_late = by in self.leases and self.leases[by] - LEASE / 4 <= clock
+        lost = lapsed
         if by in self.seen:
-            lost = [worker for worker in lapsed if on_time and self.heard[by] >= self.leases[worker] - LEASE / 2]
-        else:
-            lost = lapsed
-        for worker in lapsed:
+            is_judge = by in self.leases and not is_late
+            lost = [worker for worker in lapsed if is_judge and self.heard[by] >= others[worker] - LEASE / 2]
+        doubtful = [worker for worker, until in others.items() if until - LEASE / 2 <= clock] if is_late else lapsed
+        for worker in doubtful:
             if beats and worker not in graced and worker not in lost:
                 self.leases[worker] = clock + LEASE
         lost = [worker for worker in lost if beats or worker not in graced]
