@@ -11538,8 +11538,7 @@ class Flowrra(Declarations):
         self.config = config or Config()
         self.clock = clock or Clock()
         self.broker = broker or broker_from_url(self.config.broker.url, self.config, self.clock)
-        url = self.config.backend.url
-        if url not in (None, self.config.broker.url):
+        if (url := self.config.backend.url) not in (None, self.config.broker.url):
             backend = backend or broker_from_url(url, self.config, self.clock)
         self.backend = backend if backend is not self.broker else None
         self.state: Any = None
