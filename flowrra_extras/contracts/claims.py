@@ -496,7 +496,7 @@ class SettleContract(Contract):
 
     async def test_a_snooze_uses_up_nothing_and_forgets_the_expiry(self, t: Harness) -> None:
         (first,) = await t.run(job("a", expires=t.now + 5))
-        assert await t.settle(Outcome.snooze(first, t.now + 60, "429")) == [True]
+        assert await t.settle(Outcome.release(first, "429", t.now + 60)) == [True]
         waiting = await t.job("a")
         assert (waiting.status, waiting.due, waiting.error) == (TaskStatus.SCHEDULED, t.now + 60, "429")
         t.clock.advance(60)

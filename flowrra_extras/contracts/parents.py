@@ -312,7 +312,7 @@ LATER = 3600.0
 
 def waits_for(claimed: Job, event: str, due: float) -> Outcome:
     """Return an outcome with which the job waits until the event is emitted, or until `due`."""
-    outcome = Outcome.snooze(claimed, due, f"it waits for {event}")
+    outcome = Outcome.release(claimed, f"it waits for {event}", due)
     outcome.event = event_id(event)
     return outcome
 

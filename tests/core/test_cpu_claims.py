@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from flowrra import Config, ExecutorConfig, Flowrra, Job, MemoryBroker, Task, TaskStatus
+import pytest
+
+from flowrra import Config, Event, ExecutorConfig, Flowrra, Job, MemoryBroker, Task, TaskStatus, task_name
 from tests.support import cpu_work as work
 from tests.support.apps import eventually
 
@@ -51,8 +54,18 @@ async def test_a_process_has_its_next_short_job_at_hand() -> None:
         assert broker.most == 2
 
 
-async def test_what_waits_at_hand_behind_a_long_job_is_handed_back_and_not_claimed_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_observed", [False, True])
+async def test_what_waits_at_hand_behind_a_long_job_is_handed_back_and_not_claimed_again(
+    tmp_path: Path, is_observed: bool
+) -> None:
+    seen: list[str] = []
     async with processes() as (app, broker):
+        if is_observed:
+
+            @app.on("start")
+            def note(event: Event) -> None:
+                seen.append(event.job.id if event.job else "")
+
         await run_short_ones(app, 3)
         hold: Task[..., Any] = app.task(cpu_bound=True)(work.wait_for)
         first, second = await app.submit(hold, str(tmp_path / "go")), await app.submit(hold, str(tmp_path / "go"))
@@ -67,6 +80,7 @@ async def test_what_waits_at_hand_behind_a_long_job_is_handed_back_and_not_claim
         (tmp_path / "go").touch()
         assert (await app.wait_for_result(second, timeout=20)).attempts == 2
         assert (await app.wait_for_result(first, timeout=20)).attempts == 1
+    assert seen[3:] == [first, second] * is_observed, "no hook hears of an attempt that was handed back"
 
 
 async def test_a_job_at_hand_that_is_cancelled_never_begins(tmp_path: Path) -> None:
@@ -82,6 +96,28 @@ async def test_a_job_at_hand_that_is_cancelled_never_begins(tmp_path: Path) -> N
         assert (await app.wait_for_result(first, timeout=20)).is_success
         await run_short_ones(app, 3)  # its place is not lost
         assert not (tmp_path / "touched").exists()
+
+
+async def test_calls_that_end_die_and_are_cancelled_together_lose_no_process(tmp_path: Path) -> None:
+    dice = random.Random(11)  # noqa: S311
+    async with processes(2) as (app, _):
+        await run_short_ones(app, 5)
+        die: Task[..., Any] = app.task(cpu_bound=True, max_retries=0)(work.die)
+        short = app.registry[task_name(work.pid)]
+        ids = [await (app.submit(short) if number % 12 else app.submit(die, "exit")) for number in range(120)]
+        for task_id in dice.sample(ids, 40):
+            await app.cancel(task_id)
+            await asyncio.sleep(dice.choice((0.0, 0.001, 0.004)))
+        for number, task_id in enumerate(ids):
+            result: Any = await app.wait_for_result(task_id, timeout=20)
+            wanted = TaskStatus.SUCCESS if number % 12 else TaskStatus.FAILED
+            assert result.status in (wanted, TaskStatus.CANCELLED), result
+        await run_short_ones(app, 5)
+        worker = app.sessions.worker()
+        assert worker is not None
+        executor = worker.steps.processes
+        await eventually(lambda: len(executor._idle) == 2)
+        assert (executor._waiting, executor._busy) == ({}, {})
 
 
 async def test_a_queue_with_more_slots_than_processes_claims_nothing_ahead() -> None:

@@ -184,7 +184,7 @@ async def test_code_without_async_emits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "x" * 201, "a\0b", 7, None])
 async def test_what_cannot_name_an_event_is_refused(app: Flowrra, name: Any) -> None:
-    with pytest.raises(ConfigError, match="the name of an event is a text of 1 to 200 characters"):
+    with pytest.raises(ConfigError, match="the name of an event must be a text of 1 to 200 characters"):
         await app.emit(name)
     with job_context() as job, pytest.raises(ConfigError, match="the name of an event"):
         await job.wait_event(name)

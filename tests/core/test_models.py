@@ -69,7 +69,7 @@ def test_only_a_ready_job_begins_to_run() -> None:
         (Outcome.retry_at(Job("a", "t", attempt=3), 5.0, "E"), TaskStatus.RETRYING, "failure"),
         (Outcome.release(Job("a", "t", attempt=3), "stop"), TaskStatus.PENDING, "release"),
         (Outcome.release(Job("a", "t", attempt=3), "later", 5.0, begun=False), TaskStatus.SCHEDULED, "release"),
-        (Outcome.snooze(Job("a", "t", attempt=3), 5.0, "429"), TaskStatus.SCHEDULED, "snooze"),
+        (Outcome.release(Job("a", "t", attempt=3), "429", 5.0), TaskStatus.SCHEDULED, "snooze"),
         (Outcome.cancel(Job("a", "t", attempt=3), "asked"), TaskStatus.CANCELLED, "cancel"),
     ],
 )

@@ -120,7 +120,7 @@ async def test_what_a_hook_raises_the_submit_raises_and_nothing_is_taken(app: Fl
     async with app.client():
         with pytest.raises(PermissionError, match="no tenant"):
             await app.submit_many(task, [(1,), (2,)])
-        with pytest.raises(ConfigError, match="a tag is a text"):
+        with pytest.raises(ConfigError, match="a tag must be a text"):
             await task.submit()
         assert await app.jobs() == []
 
