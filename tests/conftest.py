@@ -90,7 +90,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 # Where the loop is not in debug mode, which finds calls from other threads, and takes a third of the time.
-PLAIN = frozenset(("cli", "dashboard", "django", "docs", "scheduler", "test_postgres_pooler"))
+PLAIN = frozenset((
+    "cli", "dashboard", "django", "docs", "scheduler", "test_differential", "test_postgres_pooler",
+    "test_redis_indexes", "test_redis_lookups",
+))  # fmt: skip
 
 
 def run_in_loop(
