@@ -778,9 +778,8 @@ class JobFilter:
     """Selects jobs. A field that is None is not compared.
 
     `ahead_of`: ready jobs that are ahead of this one; of a job that waits for its limit, those that the limit lets run
-    before it. `error`: a part of the job's error, in upper or lower case.
-    `parent`: jobs that wait or waited for this one. `tag`: jobs with this tag. `from_seq`: jobs with at least this
-    `seq`, to search a large store in parts.
+    before it. `error`: a part of the job's error, in upper or lower case. `parent`: jobs that wait or waited for this
+    one. `tag`: jobs with this tag. `from_seq`: jobs with at least this `seq`, to search a large store in parts.
     """
 
     ids: Sequence[str] | None = None
@@ -5258,12 +5257,11 @@ class MemoryBroker(Broker):
         self._leases[worker.id] = Lease(self._clock.monotonic() + lease, lease)
         for queue in () if may_claim else worker.queues:
             self.hub.wake(("queue", queue))
-        suspects = [self._first_suspect(queue) for queue in worker.queues if queue not in self._paused]
         return Notices(
             cancelled=[task_id for task_id in self._cancelling if self._jobs[task_id].worker == worker.id],
             lapsed=lapsed,
             paused=frozenset(self._paused),
-            suspects=min(filter(None, suspects), default=0),
+            suspects=min(filter(None, map(self._first_suspect, worker.queues.keys() - self._paused)), default=0),
             lost_workers=lost,
             endings=[self._endings.popleft() for _ in range(min(ENDINGS_TAKEN, len(self._endings)))],
         )
@@ -5319,9 +5317,9 @@ class MemoryBroker(Broker):
             jobs = sorted(known, key=lambda job: job.seq, reverse=not oldest_first)
         is_behind = operator.gt if oldest_first else operator.lt
         found = (job for job in jobs if which.matches(job) and (after is None or is_behind(job.seq, after)))
-        jobs = [dataclasses.replace(job, kwargs=dict(job.kwargs)) for job in itertools.islice(found, limit)]
+        jobs = [copy_of(job) for job in itertools.islice(found, limit)]
         for job in jobs:
-            job.steps = tuple(self._steps.get(job.id, {}).values())
+            job.kwargs, job.steps = dict(job.kwargs), tuple(self._steps.get(job.id, {}).values())
         return [await _decoded(job) for job in jobs]
 
     async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
@@ -5377,11 +5375,8 @@ class MemoryBroker(Broker):
 
     async def set_queue(self, queue: str, *, paused: bool) -> None:
         check_queue(queue)
-        if paused:
-            self._paused.add(queue)
-        else:
-            self._paused.discard(queue)
-            self.hub.wake(("queue", queue))
+        (self._paused.add if paused else self._paused.discard)(queue)
+        self.hub.wake(("queue", queue))
         self.hub.wake(("worker", ""))
 
 
@@ -10756,8 +10751,7 @@ class CodeSchedules(Firing):
 # 15. App
 #
 # The app object: it registers tasks, submits jobs, waits for results, and runs
-# a worker if it is started. Only this section decides which class a URL stands
-# for.
+# a worker if it is started. Only here is decided which class a URL stands for.
 # ---------------------------------------------------------------------------
 
 BrokerFactory = Callable[[str, Config, Clock], Broker]
@@ -12352,8 +12346,8 @@ def _parser() -> argparse.ArgumentParser:
     enqueue.add_argument("--wait", action="store_true", help="wait for the result and print it")
     status = add("status", _status_command, "show queues and workers")
     show = add("show", _show_command, "show one job with its attempts and traceback")
-    explain = add("explain", lambda given: print(ask(given, lambda app: app.explain(given.id))),
-                  "explain in one sentence why a job is not running")  # fmt: skip
+    text = "explain in one sentence why a job is not running"
+    explain = add("explain", lambda given: print(ask(given, lambda app: app.explain(given.id))), text)
     for sub in (show, explain):
         sub.add_argument("id", help="the id of the job")
     for sub in (status, show):
@@ -12749,12 +12743,9 @@ def _status_command(arguments: argparse.Namespace) -> None:
     ]
     print_table(["QUEUE", *(status.upper() for status in TaskStatus), ""], rows, "no jobs")
     print()
-    print_table(["WORKER", "PID", "RUNNING", "QUEUES", "UP"], map(_worker_row, workers), "no live workers")
-
-
-def _worker_row(worker: WorkerInfo) -> list[str]:
-    queues = ",".join(f"{queue}:{capacity}" for queue, capacity in worker.queues.items())
-    return [worker.id, str(worker.pid), str(worker.running), queues, duration(time.time() - worker.started)]
+    served = (",".join(f"{queue}:{capacity}" for queue, capacity in worker.queues.items()) for worker in workers)
+    rows = [[w.id, str(w.pid), str(w.running), next(served), duration(time.time() - w.started)] for w in workers]
+    print_table(["WORKER", "PID", "RUNNING", "QUEUES", "UP"], rows, "no live workers")
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], none: str = "") -> None:
@@ -12776,8 +12767,7 @@ def first_line(text: str | None) -> str:
 
 _SHOWN = (
     *("id", "task", "arguments", "status", "queue", "priority", "unique", "tags", "meta", "parents"),
-    *("limit", "key", "submitted_at", "due_at"),
-    *("started_at", "finished_at", "worker", "progress", "error"),
+    *("limit", "key", "submitted_at", "due_at", "started_at", "finished_at", "worker", "progress", "error"),
 )
 
 
