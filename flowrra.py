@@ -3819,8 +3819,12 @@ def _holder(unit: Unit, job: Job, holders: Mapping[str, str]) -> str | None:
         if unit.write(holder, replace_one(holder, job, job.conflict, unit.now)):
             unit.replaced.add(holder.id)
             return holder.id
-    job.unique = next(key for key in pair if key not in holders)
     begun = [holder.id for holder in those]
+    if len(begun) == len(pair):  # one is being moved to another store: it can neither be replaced nor followed
+        raise FlowrraError(
+            f"the jobs {' and '.join(begun)} have the key {job.unique!r}: submit again when one has ended"
+        )
+    job.unique = next(key for key in pair if key not in holders)
     job.parents, job.tolerates = (*job.parents, *begun), (*job.tolerates, *begun)
     return None
 
@@ -3997,12 +4001,13 @@ def _changed(unit: Unit, job: Job, action: Action, by: str | None, holders: dict
     parents = [unit.jobs.get(parent) for parent in job.parents]
     if action == "unhold":
         return unhold_one(job, parents, by or "", unit.now, unit.retention)
-    if job.unique is not None and holders.get(job.unique, job.id) != job.id:
-        return False  # an unfinished job has the key now
-    if not requeue_one(job, parents, by, unit.now, unit.retention):
-        return False
-    holders |= {} if job.unique is None else {job.unique: job.id}
-    return True
+    if job.unique is not None:  # only one that this job waits for may be unfinished and have the key
+        beside = holders.get(next_key(job.unique), job.id)
+        if holders.get(job.unique, job.id) != job.id or beside not in (job.id, *job.parents):
+            return False
+    done = requeue_one(job, parents, by, unit.now, unit.retention)
+    holders |= {job.unique: job.id} if done and job.unique is not None else {}
+    return done
 
 
 # Limits ----------------------------------------------------------------------------------------

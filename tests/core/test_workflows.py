@@ -1,12 +1,23 @@
 """Jobs that get the results of others: chains, fan-ins, and parents that may end without success."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flowrra import ConfigError, Flowrra, TaskId, TaskNotFoundError, TaskResult, TaskStatus, result_of, results_of
-from tests.support.apps import make_app, within
+from flowrra import (
+    ConfigError,
+    Flowrra,
+    FlowrraError,
+    TaskId,
+    TaskNotFoundError,
+    TaskResult,
+    TaskStatus,
+    result_of,
+    results_of,
+)
+from tests.support.apps import eventually, make_app, within
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -128,6 +139,53 @@ async def test_a_burst_of_submits_runs_once_after_it(app: Flowrra) -> None:
         assert await double.options(unique="k", on_conflict="postpone", delay=600, max_wait=90).submit(2) == task_id
         last = await app.get_job(task_id)
     assert (last.due, last.status) == (first.submitted + 90, TaskStatus.SCHEDULED)
+
+
+async def test_a_requeue_lets_no_two_jobs_of_a_key_run(app: Flowrra) -> None:
+    begin = asyncio.Event()
+
+    @app.task(max_retries=0)
+    async def work(number: int) -> int:
+        await begin.wait()
+        if number < 0:
+            raise ValueError(number)
+        return number
+
+    latest = work.options(unique="k", on_conflict="replace")
+
+    async def runs(task_id: str) -> bool:
+        return (await app.get_job(task_id)).status is TaskStatus.RUNNING
+
+    async with app:
+        first = await latest.submit(-1)
+        await eventually(lambda: runs(first))
+        second = await latest.submit(2)
+        assert await app.cancel(second)
+        assert await app.requeue(second)  # it waits for the first one again
+        assert (await app.get_job(second)).status is TaskStatus.BLOCKED
+        begin.set()
+        assert (await result(app, first)).status is TaskStatus.FAILED
+        begin.clear()
+        await eventually(lambda: runs(second))
+        assert not await app.requeue(first)
+        third = await latest.submit(3)
+        assert (await app.get_job(third)).parents == (second,)
+        begin.set()
+        assert [(await result(app, task_id)).result for task_id in (second, third)] == [2, 3]
+        assert await app.requeue(first)
+
+
+async def test_jobs_of_a_key_that_are_being_moved_are_neither_replaced_nor_followed(app: Flowrra) -> None:
+    double = app.registry["double"]
+    latest = double.options(unique="k", on_conflict="replace")
+    async with app.client():
+        first = await latest.submit(1)
+        await app.broker.change([first], "hold", now=app.now(), by="a move")
+        second = await latest.submit(2)
+        await app.broker.change([second], "hold", now=app.now(), by="a move")
+        with pytest.raises(FlowrraError, match=f"the jobs {first} and {second} have the key 'k': submit again when"):
+            await latest.submit(3)
+        assert await double.options(unique="k").submit(3) in (first, second)
 
 
 @pytest.mark.parametrize(
