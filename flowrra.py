@@ -10625,15 +10625,15 @@ class Firing:
             return None
         try:
             rule = _rule_of(schedule)
-        except ValueError as error:
-            self._report(schedule, f"it cannot be read, so it does not fire: {error}")
+            moments, following = _due_moments(rule, _micro(cast("float", schedule.next_fire)), _micro(now))
+            chosen = _to_fire(schedule.misfire, moments, _micro(now))
+            jobs = [job_of_fire(schedule, task, moment, self._app.broker.retention) for moment in chosen]
+        except (ValueError, SerializationError) as error:  # its rule cannot be read, or its arguments give no key
+            self._report(schedule, f"it does not fire: {error}")
             return None
-        moments, following = _due_moments(rule, _micro(cast("float", schedule.next_fire)), _micro(now))
-        chosen = _to_fire(schedule.misfire, moments, _micro(now))
         if len(chosen) < len(moments):
             logger.warning("schedule %s (%s) is late: %d of %d fires up to %s are dropped", schedule.id, task.name,
                            len(moments) - len(chosen), len(moments), _stamp(moments[-1]))  # fmt: skip
-        jobs = [job_of_fire(schedule, task, moment, self._app.broker.retention) for moment in chosen]
         over = moments if following is None else chosen  # where nothing follows, what was dropped is over, too
         last = over[-1] / 1e6 if over else schedule.last_fire
         following_at = None if following is None else following / 1e6
@@ -10653,9 +10653,11 @@ class Firing:
         jobs = [job for its_jobs, _ in due for job in its_jobs]
         try:
             ids = iter(await self._app.submit_jobs(jobs) if jobs else ())
-        except (QueueFullError, SerializationError) as error:  # must not affect other schedules
+        except Exception as error:  # of a full queue, or a hook: it must not affect other schedules
+            if isinstance(error, BackendError) and not isinstance(error, QueueFullError):
+                raise
             if len(due) == 1:
-                logger.error("schedule %s cannot fire, trying again: %s", due[0][1].schedule_id, error)
+                logger.error("schedule %s cannot fire, trying again: %s", due[0][1].schedule_id, describe(error))
                 return []
             half = len(due) // 2
             return [*await self.push(due[:half]), *await self.push(due[half:])]

@@ -335,6 +335,36 @@ async def test_a_fire_that_a_full_queue_refuses_is_tried_again_later(
         assert [job.id.partition("@")[2] for job in await app.jobs(status="pending")] == ["2023-11-14T22:14:00Z"]
 
 
+@pytest.mark.parametrize("of", ["a hook", "a key function"])
+@pytest.mark.parametrize("is_stored", [False, True])
+async def test_a_fire_that_the_program_refuses_holds_up_no_other_schedule(
+    clock: ManualClock, caplog: pytest.LogCaptureFixture, of: str, is_stored: bool
+) -> None:
+    def refuse(what: str) -> str:
+        raise LookupError(f"no tenant of {what}")
+
+    app = make_app(clock=clock)
+    good, bad = app.task(name="tick")(tick), app.task(name="bad", concurrency=1, key=refuse)(lambda what: None)
+    if of == "a hook":
+        bad = app.task(name="worse")(lambda what: None)
+        app.on_submit(lambda job: refuse("x") if job.task == "worse" else None)
+    if not is_stored:
+        app.every(60, args=("x",))(bad)
+        app.every(60)(good)
+    async with app.client():
+        if is_stored:
+            scheduler = app.create_scheduler("memory://")
+            await scheduler.schedule_interval(bad, 60, ("x",))
+            await scheduler.schedule_interval(good, 60)
+        for _ in range(3):
+            await fire_due(app)
+            clock.advance(60)
+        assert [job.task for job in await jobs_of(app)] == ["tick", "tick"]
+    said = [record.getMessage() for record in caplog.records if "LookupError: no tenant of x" in record.getMessage()]
+    assert said
+    assert all("schedule " in text and "fire" in text for text in said)
+
+
 # ---------------------------------------------------------------------------
 # Many calls at once
 # ---------------------------------------------------------------------------

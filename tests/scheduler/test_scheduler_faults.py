@@ -172,7 +172,10 @@ async def test_a_full_queue_keeps_its_own_schedules_only(clock: ManualClock, cap
         clock.advance(60)
         await fire_due(stage.app)
         assert [job.id for job in await jobs_of(stage.app)] == ["in the way", "free@2023-11-14T22:14:20Z"]
-        assert len(warnings_of(caplog, "schedule full cannot fire, trying again: queue 'full' is full")) == 1
+        assert (
+            len(warnings_of(caplog, "schedule full cannot fire, trying again: QueueFullError: queue 'full' is full"))
+            == 1
+        )
 
 
 # ---------------------------------------------------------------------------
@@ -286,7 +289,7 @@ async def test_a_rule_that_cannot_be_read_is_reported_once_and_holds_up_nobody(
             assert await stage.scheduler.step() == 0.0
             assert await stage.scheduler.step() > 0.0
         assert len(await jobs_of(stage.app)) == 4
-        assert len(warnings_of(caplog, "it cannot be read, so it does not fire")) == 1
+        assert len(warnings_of(caplog, "it does not fire: ")) == 1
 
 
 # ---------------------------------------------------------------------------
