@@ -7403,7 +7403,7 @@ class Task(Generic[P, R]):
         return Submission(
             self,
             priority=_whole("priority", given.get("priority", self.priority)),
-            queue=check_queue(given.get("queue", self.queue)),
+            queue=check_queue(given["queue"]) if "queue" in given else None,
             delay=_seconds("delay", given["delay"]) if "delay" in given else None,
             run_at=_timestamp("run_at", given["run_at"]) if "run_at" in given else None,
             expires=expires if expires is None or isinstance(expires, dt.datetime) else _seconds("expires", expires),
@@ -7705,7 +7705,7 @@ class Submission(Generic[P, R]):
 
     task: Task[P, R]
     priority: int
-    queue: str
+    queue: str | None
     delay: float | None
     run_at: float | None
     expires: float | dt.datetime | None
@@ -7734,7 +7734,8 @@ class Submission(Generic[P, R]):
         job = self.task.make_job(args, kwargs, is_limited=False)
         now = self.task.app.now()
         job.id = self.task_id or job.id
-        job.priority, job.queue, job.unique, job.overrides = self.priority, self.queue, self.unique, self.overrides
+        job.priority, job.unique, job.overrides = self.priority, self.unique, self.overrides
+        job.queue = self.queue or job.queue  # that of the task is known only when its set is included
         job.tags, job.meta, job.conflict = self.tags, self.meta, self.conflict
         if job.conflict is not None and job.parents:
             raise ConfigError("on_conflict= cannot be given with result_of(): the waiting job has its own parents")

@@ -61,6 +61,16 @@ def test_the_queue_of_an_include_is_for_tasks_that_name_none(tasks: TaskSet) -> 
         app.include(tasks, queue="a,b")
 
 
+async def test_options_given_before_the_include_keep_its_queue(tasks: TaskSet) -> None:
+    send, report = tasks.registry.values()
+    urgent, slow, elsewhere = send.options(priority=-1), report.options(priority=-1), report.options(queue="elsewhere")
+    app = make_app()
+    app.include(tasks, queue="mail")
+    async with app.client():
+        ids = [await urgent.submit("Ada"), await slow.submit(), await elsewhere.submit()]
+        assert [(await app.get_job(task_id)).queue for task_id in ids] == ["mail", "slow", "elsewhere"]
+
+
 async def test_tasks_of_no_app_cannot_be_submitted(tasks: TaskSet) -> None:
     report = tasks.registry["report"]
     assert report() == "report"
