@@ -2099,7 +2099,7 @@ def _rebuilt(cls: Any, pack: Callable[[Any], Any], make: Callable[[Any], Any], *
             raise _Unfit(f"{failed}: {type(error).__name__}: {said[:500]}") from error
 
     def convert(value: Any, loading: bool) -> Any:
-        if not isinstance(value, cls):
+        if not isinstance(value, cls) or (loading and cls is TaskResult):  # that of a parent, with plain data in it
             made = guarded(make, value, f"makes no {cls.__qualname__}")
             return made if loading else value
         if loading:
@@ -2176,7 +2176,7 @@ def _record(cls: Any, fields: Mapping[str, Converter], required: Collection[str]
         return tuple(values.values()) if is_tuple else values
 
     def make(value: Any) -> Any:
-        values = parts(value, True)
+        values = parts({n: getattr(value, n) for n in fields} if isinstance(value, cls) else value, True)
         made = cls(**{n: one for n, one in values.items() if n in given})
         for n in values.keys() - given:
             object.__setattr__(made, n, values[n])
@@ -2279,6 +2279,8 @@ class Annotations:
     def _read_fields(self, cls: Any, args: tuple[Any, ...], names: Iterable[str]) -> Converter:
         if (cls, args) in self._known:
             return self._known[cls, args]
+        if cls is TaskResult:  # without success, there is no result
+            args = tuple(arg | None for arg in args)
         hints, fields, defaults = self._hints(cls, args), dict[str, Converter](), dict[str, Any]()
         if issubclass(cls, dict):
             # A TypedDict does not know its required keys itself if its annotations are texts.

@@ -115,6 +115,17 @@ async def test_threads_and_processes_get_the_same() -> None:
     assert failed.error == f"SerializationError: {where} lacks 'lines', which Order must have"
 
 
+@pytest.mark.parametrize("task", [shop.looked_at, shop.looked_at_in_process], ids=["thread", "process"])
+async def test_the_result_of_a_parent_that_may_fail_has_the_annotated_type(task: Any) -> None:
+    async with shop.app as app:
+        good, bad = await shop.in_process.submit(ORDER), await shop.in_process.options(delay=60).submit(ORDER)
+        assert await app.cancel(bad)
+        outcome = await call(task, [result_of(good, failed="pass"), result_of(bad, failed="pass")])
+        assert outcome.status is TaskStatus.SUCCESS, outcome.error
+        assert outcome.result == [await app.get_result(good), await app.get_result(bad)]
+        assert [one.result for one in outcome.result] == [dataclasses.replace(ORDER, id=2), None]
+
+
 async def test_annotations_are_resolved_when_what_they_name_is_there(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "flowrra")
     async with shop.app as app:

@@ -14,7 +14,7 @@ import msgspec
 import pydantic
 from typing_extensions import TypeAliasType
 
-from flowrra import Flowrra
+from flowrra import Flowrra, TaskResult
 
 if TYPE_CHECKING:
     from tests.support.apps import MovableClock
@@ -110,6 +110,15 @@ def in_process(order: Order) -> Order:
 @app.task(max_retries=2, retry_delay=0, cpu_bound=True)
 def in_process_by_annotation(order: Order) -> None:
     """Gets nothing that is no order."""
+
+
+def look_at(orders: list[TaskResult[Order]]) -> list[TaskResult[Order]]:
+    assert [type(one.result) for one in orders] == [Order if one.is_success else type(None) for one in orders]
+    return orders
+
+
+looked_at = app.task(name="looked_at", max_retries=0)(look_at)
+looked_at_in_process = app.task(cpu_bound=True, max_retries=0)(look_at)
 
 
 @app.task
