@@ -12042,7 +12042,7 @@ async def _as_annotated(converters: Converters | None, result: TaskResult[Any]) 
 async def _kept_by(backend: Backend, result: TaskResult[Any]) -> TaskResult[Any]:
     """Return the result from the separate backend; from the broker if the backend does not have it (yet)."""
     (kept,) = await backend.get([result.task_id])
-    return kept if kept is not None and kept.attempts == result.attempts else result
+    return kept if kept is not None and (kept.attempts, kept.status) == (result.attempts, result.status) else result
 
 
 def _status(name: str) -> TaskStatus:

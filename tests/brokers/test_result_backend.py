@@ -42,6 +42,29 @@ async def test_an_equal_url_is_no_separate_backend(url: str, tmp_path: Path, mon
     await runs_and_requeues(app)
 
 
+@pytest.mark.parametrize("url", ["memory://", "sqlite:///jobs.db"])
+async def test_a_job_that_was_requeued_has_no_longer_its_earlier_result(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The separate backend has that until the next attempt ends."""
+    monkeypatch.chdir(tmp_path)
+    app = app_of(url, "sqlite:///results.db")
+    task = app.task(max_retries=0, name="fail")(fail)
+    async with app.client():
+        async with app:
+            task_id = await task.options(queue="mail").submit(1)
+            assert (await app.wait_for_result(task_id, timeout=20)).status is TaskStatus.FAILED
+        assert app.backend is not None
+        (kept,) = await app.backend.get([task_id])
+        assert kept is not None
+        assert await app.requeue(task_id)
+        result = await app.get_result(task_id)
+        assert result is not None
+        assert (result.status, result.error) == (TaskStatus.PENDING, None)
+        assert await app.cancel(task_id)
+        assert (await app.wait_for_result(task_id, timeout=20)).status is TaskStatus.CANCELLED
+
+
 async def test_a_broker_is_no_backend_of_its_own() -> None:
     broker = MemoryBroker()
     assert Flowrra(broker=broker, backend=broker).backend is None
