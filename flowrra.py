@@ -4887,6 +4887,7 @@ class MemoryBroker(Broker):
         self._cancelling: set[str] = set()  # running jobs that are to be cancelled
         # In the order of their ends. A dict would step over all removed entries to find its first one.
         self._finished: collections.OrderedDict[str, Job] = collections.OrderedDict()
+        self._emitted: dict[str, Job] = {}  # events, which stay however many jobs finish
         self._unique: dict[str, str] = {}
         self._children: dict[str, dict[str, None]] = {}  # of parents that have not finished
         self._depth: collections.Counter[str] = collections.Counter()  # ready jobs, for max_queue_size only
@@ -4904,7 +4905,7 @@ class MemoryBroker(Broker):
 
     async def open(self) -> None:
         if self._pid != os.getpid():  # a fork: both processes would run the same jobs
-            if waiting := len(self._jobs) - len(self._finished):
+            if waiting := sum(job.status in UNFINISHED for job in self._jobs.values()):
                 logger.warning("%d jobs in memory stay with the process that this one was forked from", waiting)
             MemoryBroker.__init__(self, self.config, self.retention, self._clock)
         self.hub.close(None)
@@ -5004,7 +5005,7 @@ class MemoryBroker(Broker):
             self.hub.wake(("queue", job.queue))
 
     def _enter_finished(self, job: Job) -> None:
-        self._finished[job.id] = job
+        (self._emitted if job.task == EVENT else self._finished)[job.id] = job
         if len(self._finished) > self.retention.max_results:
             self._drop((next(iter(self._finished)),))
         if job.unique is not None:
@@ -5362,7 +5363,8 @@ class MemoryBroker(Broker):
         self, task_ids: Sequence[str] = (), *, by: str | None = None, before: float | None = None, limit: int = 1000
     ) -> Collection[str]:
         if before is not None:
-            due = ((job.purge_at, job.seq, job.id) for job in self._finished.values() if (job.purge_at or 0.0) < before)
+            ended = itertools.chain(self._finished.values(), self._emitted.values())
+            due = ((job.purge_at, job.seq, job.id) for job in ended if (job.purge_at or 0.0) < before)
             gone = {task_id for *_, task_id in heapq.nsmallest(limit, due)}
             self._limits.forget(before)
         else:
@@ -5374,8 +5376,8 @@ class MemoryBroker(Broker):
     def _drop(self, ids: Iterable[str]) -> None:
         for task_id in ids:
             job = self._jobs.pop(task_id, None)
-            self._finished.pop(task_id, None)
-            self._steps.pop(task_id, None)
+            for of in (self._finished, self._emitted, self._steps):
+                of.pop(task_id, None)
             if job is not None and job.unique is not None and self._unique.get(job.unique) == task_id:
                 del self._unique[job.unique]
             self.hub.wake(("job", task_id))

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from flowrra import (
+    BackendConfig,
     BrokerError,
+    Config,
     ConfigError,
     Flowrra,
     Job,
@@ -149,6 +151,32 @@ async def test_a_year_of_waiting() -> None:
         assert await waits(app, task_id)
         await app.emit("paid", "at last")
         assert (await within(app.wait_for_result(task_id))).result == "at last"
+
+
+async def test_events_in_memory_stay_however_many_jobs_finish() -> None:
+    clock = ManualClock()
+    app = Flowrra(Config(backend=BackendConfig(max_results=3)), clock=clock)
+
+    @app.task
+    async def order(number: int) -> Any:
+        return await current_job().wait_event("paid") if number == 0 else number
+
+    async with app:
+        assert await app.emit("paid", "early")
+        for task_id in [await order.submit(number) for number in range(1, 9)]:
+            await eventually(lambda task_id=task_id: ended(app, task_id))
+        assert (await within(app.wait_for_result(await order.submit(0)))).result == "early"
+        assert not await app.emit("paid", "late")
+        assert len(await app.jobs(task="order")) <= 3
+        clock.advance(31 * 86_400.0)
+        await app.broker.purge(clock.time(), 100)
+        assert await app.emit("paid", "a month later")
+
+
+async def ended(app: Flowrra, task_id: str) -> bool:
+    """Whether it has finished, or is gone."""
+    result = await app.get_result(task_id)
+    return result is None or result.is_finished
 
 
 async def test_a_cancelled_job_does_not_run_when_its_event_comes(app: Flowrra) -> None:
