@@ -2176,7 +2176,10 @@ def _record(cls: Any, fields: Mapping[str, Converter], required: Collection[str]
         return tuple(values.values()) if is_tuple else values
 
     def make(value: Any) -> Any:
-        values = parts({n: getattr(value, n) for n in fields} if isinstance(value, cls) else value, True)
+        if isinstance(value, cls):  # as elsewhere, what the codec has restored is not checked
+            own = {n: one for n, one in fields.items() if not one.is_plain}
+            return dataclasses.replace(value, **{n: _part(own[n], getattr(value, n), True, f".{n}") for n in own})
+        values = parts(value, True)
         made = cls(**{n: one for n, one in values.items() if n in given})
         for n in values.keys() - given:
             object.__setattr__(made, n, values[n])

@@ -126,6 +126,15 @@ async def test_the_result_of_a_parent_that_may_fail_has_the_annotated_type(task:
         assert [one.result for one in outcome.result] == [dataclasses.replace(ORDER, id=2), None]
 
 
+async def test_a_plain_result_of_a_parent_that_may_fail_is_not_checked() -> None:
+    """As it is not in an argument: the type checker has done that."""
+    async with make_app() as app:
+        parent = await app.task(name="text")(lambda: "text").submit()
+        child = task_of(TaskResult[int], app, returns=str)
+        outcome = await call(child, result_of(parent, failed="pass"))
+        assert outcome.status is TaskStatus.SUCCESS, outcome.error
+
+
 async def test_annotations_are_resolved_when_what_they_name_is_there(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "flowrra")
     async with shop.app as app:
