@@ -7405,6 +7405,8 @@ class Task(Generic[P, R]):
         if str(given.get("task_id")).startswith(event_id("")):
             raise ConfigError(f"task_id={given['task_id']!r} is the id of an event: emit() that, or give another id")
         overrides = {name: value for name, value in given.items() if name in _OVERRIDES}
+        if "timeout" in overrides and self.settings.batch is not None:
+            raise ConfigError(f"timeout={given['timeout']!r} of one job: a batch has that of its task {self.name}")
         checked = dataclasses.replace(self.settings, **overrides)
         expires = given.get("expires")
         return Submission(
@@ -7435,8 +7437,7 @@ class Task(Generic[P, R]):
 
     def typed(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """Convert arguments from JSON to the annotated types; a SerializationError names the part that does not fit."""
-        converters = Converters(self.name, self.function, self.signature)
-        return converters.arguments(args, kwargs, loading=True, every=True)
+        return Converters(self.name, self.function, self.signature).arguments(args, kwargs, loading=True, every=True)
 
     def make_job(self, args: Sequence[Any], kwargs: Mapping[str, Any], *, is_limited: bool = True) -> Job:
         """Make a job of this task: checked, and ready to be pushed. If not `is_limited`, call `limit_job` next."""

@@ -231,6 +231,15 @@ async def test_a_timeout_counts_for_the_call(app: Flowrra) -> None:
     assert {one.error for one in ended} == {"TaskTimeoutError: the attempt took longer than its timeout of 0.05 s"}
 
 
+async def test_one_job_has_no_timeout_of_its_own(app: Flowrra) -> None:
+    task: Any = app.task(batch=2, name="store")(lambda rows: None)
+    async with app.client():
+        for submit in (lambda: task.options(timeout=5).submit(1), lambda: app.submit(task, 1, timeout=5)):
+            with pytest.raises(ConfigError, match="timeout=5 of one job: a batch has that of its task store"):
+                await submit()
+        assert await app.submit(task, 1, timeout=None)
+
+
 async def test_inside_of_a_batch_there_is_no_current_job(app: Flowrra) -> None:
     @app.task(batch=1, max_retries=0)
     async def store(rows: list[int]) -> None:
