@@ -3826,9 +3826,7 @@ def _holder(unit: Unit, job: Job, holders: Mapping[str, str]) -> str | None:
             return holder.id
     begun = [holder.id for holder in those]
     if len(begun) == len(pair):  # one is being moved to another store: it can neither be replaced nor followed
-        raise FlowrraError(
-            f"the jobs {' and '.join(begun)} have the key {job.unique!r}: submit again when one has ended"
-        )
+        raise FlowrraError(f"{' and '.join(begun)} have the key {job.unique!r}: submit again when one has ended")
     job.unique = next(key for key in pair if key not in holders)
     job.parents, job.tolerates = (*job.parents, *begun), (*job.tolerates, *begun)
     return None
@@ -6592,9 +6590,7 @@ class _SQLiteFile:
                 return
             if began + 1.0 <= now and not has_warned:
                 has_warned = True
-                logger.warning(
-                    "%s is locked by another connection; waiting for up to %g s", self.path, deadline - began
-                )
+                logger.warning("%s is locked by another connection; waiting up to %g s", self.path, deadline - began)
             time.sleep(jittered(pause))
             pause = min(pause * 1.5, 0.01)
 
@@ -10520,7 +10516,8 @@ def make_schedule(
     """
     if unknown := options.keys() - ScheduleOptions.__annotations__.keys():
         raise TypeError(f"a schedule has no option {min(unknown)!r}")
-    of_jobs = {name: value for name in _OF_JOBS if (value := options.pop(name, None)) is not None}
+    names = ("priority", "queue", "max_retries", "retry_delay")  # of the options that its jobs get
+    of_jobs = {name: value for name in names if (value := options.pop(name, None)) is not None}
     TaskOptions(**of_jobs)  # checks them
     schedule = Schedule(
         id="",
@@ -10544,9 +10541,6 @@ def make_schedule(
     schedule.id = f"{schedule.task[:100]}:{key[:12]}"
     _rule_of(schedule)
     return schedule
-
-
-_OF_JOBS = ("priority", "queue", "max_retries", "retry_delay")  # options of a schedule that its jobs get
 
 
 def _rule_text(kind: str, rule: object, tz: str | dt.tzinfo | None) -> str:

@@ -261,7 +261,7 @@ async def test_a_start_on_a_locked_file_says_so(tmp_path: Path, caplog: pytest.L
     with contextlib.closing(sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         starting = asyncio.create_task(app.start())
-        await eventually(lambda: "jobs.db is locked by another connection; waiting for up to 30 s" in caplog.text)
+        await eventually(lambda: "jobs.db is locked by another connection; waiting up to 30 s" in caplog.text)
         assert not starting.done()
     await within(starting)
     await app.stop()

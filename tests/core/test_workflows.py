@@ -183,7 +183,7 @@ async def test_jobs_of_a_key_that_are_being_moved_are_neither_replaced_nor_follo
         await app.broker.change([first], "hold", now=app.now(), by="a move")
         second = await latest.submit(2)
         await app.broker.change([second], "hold", now=app.now(), by="a move")
-        with pytest.raises(FlowrraError, match=f"the jobs {first} and {second} have the key 'k': submit again when"):
+        with pytest.raises(FlowrraError, match=f"{first} and {second} have the key 'k': submit again when"):
             await latest.submit(3)
         assert await double.options(unique="k").submit(3) in (first, second)
 
