@@ -7,34 +7,21 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from flowrra import (
-    RUNNING,
-    ConfigError,
-    Flowrra,
-    Job,
-    TaskStatus,
-    add_store,
-    ask,
-    duration,
-    first_line,
-    job_as_json,
-    parsed,
-    print_table,
-)
+import flowrra
 from flowrra_extras.commands import parser_of
 
 
 class _Change(NamedTuple):
     """The calls of a command, for one job and for many, and the word that it prints when they are done."""
 
-    one: Callable[[Flowrra, str], Awaitable[bool]]
+    one: Callable[[flowrra.Flowrra, str], Awaitable[bool]]
     many: Callable[..., Awaitable[int]]
     done: str
 
 
 _CHANGES: Mapping[str, _Change] = {
-    "cancel": _Change(Flowrra.cancel, Flowrra.cancel_all, "cancelled"),
-    "requeue": _Change(Flowrra.requeue, Flowrra.requeue_all, "requeued"),
+    "cancel": _Change(flowrra.Flowrra.cancel, flowrra.Flowrra.cancel_all, "cancelled"),
+    "requeue": _Change(flowrra.Flowrra.requeue, flowrra.Flowrra.requeue_all, "requeued"),
 }
 
 
@@ -42,8 +29,8 @@ def main(argv: Sequence[str]) -> int:
     command, *words = argv
     parser = parser_of(command)
     if command == "jobs":
-        states = f"only jobs in this state: {', '.join(TaskStatus)}"
-        parser.add_argument("--state", choices=list(map(str, TaskStatus)), metavar="STATE", help=states)
+        states = f"only jobs in this state: {', '.join(flowrra.TaskStatus)}"
+        parser.add_argument("--state", choices=list(map(str, flowrra.TaskStatus)), metavar="STATE", help=states)
         _add_filter(parser)
         parser.add_argument("--limit", type=int, default=50, metavar="N", help="list at most N jobs (50)")
         parser.add_argument("--json", action="store_true", help="print JSON")
@@ -53,8 +40,8 @@ def main(argv: Sequence[str]) -> int:
     elif command == "emit":
         parser.add_argument("event", help="the name of the event")
         parser.add_argument("--payload", default="null", metavar="JSON", help="what wait_event() returns (null)")
-    add_store(parser)
-    arguments = parsed(parser, words)
+    flowrra.add_store(parser)
+    arguments = flowrra.parsed(parser, words)
     if command in _CHANGES:
         change = _CHANGES[command]
         return _change_all(arguments, change) if any(_filter(arguments).values()) else _change(arguments, change)
@@ -74,55 +61,55 @@ def _filter(arguments: argparse.Namespace) -> dict[str, str | None]:
 
 def _list(arguments: argparse.Namespace) -> int:
     which: dict[str, Any] = {"status": arguments.state, "limit": arguments.limit, **_filter(arguments)}
-    jobs = ask(arguments, lambda app: app.jobs(**which))
+    jobs = flowrra.ask(arguments, lambda app: app.jobs(**which))
     if arguments.json:
         for job in jobs:
-            print(json.dumps(job_as_json(job)))
+            print(json.dumps(flowrra.job_as_json(job)))
         return 0
     head = ["ID", "TASK", "QUEUE", "STATE", "ATTEMPT", "AGE", "ERROR"]
-    print_table(head, map(_row, jobs), "no such jobs")
+    flowrra.print_table(head, map(_row, jobs), "no such jobs")
     return 0
 
 
-def _row(job: Job) -> list[str]:
-    age = duration(time.time() - job.submitted)
-    return [job.id, job.task, job.queue, job.status, str(job.attempt), age, first_line(job.error)]
+def _row(job: flowrra.Job) -> list[str]:
+    age = flowrra.duration(time.time() - job.submitted)
+    return [job.id, job.task, job.queue, job.status, str(job.attempt), age, flowrra.first_line(job.error)]
 
 
 def _change(arguments: argparse.Namespace, change: _Change) -> int:
     """Cancel or requeue one job and print the result. Return 1 if the state of the job does not allow it."""
     if arguments.id is None:
-        raise ConfigError("no jobs are selected: give an id, or --task, --queue or --tag")
+        raise flowrra.ConfigError("no jobs are selected: give an id, or --task, --queue or --tag")
 
-    async def change_and_look(app: Flowrra) -> tuple[bool, Job]:
+    async def change_and_look(app: flowrra.Flowrra) -> tuple[bool, flowrra.Job]:
         return await change.one(app, arguments.id), await app.get_job(arguments.id)
 
-    changed, job = ask(arguments, change_and_look)
+    changed, job = flowrra.ask(arguments, change_and_look)
     if not changed:
         print(f"flowrra: job {job.id} is {job.status}, so it cannot be {change.done}", file=sys.stderr)
         return 1
-    print(f"{change.done}: {job.id}" + (" (its worker was notified)" if job.status is RUNNING else ""))
+    print(f"{change.done}: {job.id}" + (" (its worker was notified)" if job.status is flowrra.RUNNING else ""))
     return 0
 
 
 def _change_all(arguments: argparse.Namespace, change: _Change) -> int:
     """Cancel or requeue the jobs that match, and print their number."""
     if arguments.id is not None and arguments.where is not None:
-        raise ConfigError(f"give the id {arguments.id!r} or --task, --queue and --tag, not both")
+        raise flowrra.ConfigError(f"give the id {arguments.id!r} or --task, --queue and --tag, not both")
     arguments.where = arguments.where or arguments.id  # with a filter, the only positional argument is the app
-    count = ask(arguments, lambda app: change.many(app, **_filter(arguments)))
+    count = flowrra.ask(arguments, lambda app: change.many(app, **_filter(arguments)))
     print(f"{change.done}: {count} job(s)")
     return 0
 
 
 def _purge(arguments: argparse.Namespace) -> int:
-    async def purge(app: Flowrra) -> int:
+    async def purge(app: flowrra.Flowrra) -> int:
         total = 0
         while count := await app.broker.purge(app.now(), 1000):
             total += count
         return total
 
-    print(f"purged: {ask(arguments, purge)} job(s)")
+    print(f"purged: {flowrra.ask(arguments, purge)} job(s)")
     return 0
 
 
@@ -131,8 +118,8 @@ def _emit(arguments: argparse.Namespace) -> int:
     try:
         payload = json.loads(arguments.payload)
     except ValueError:
-        raise ConfigError(f"--payload {arguments.payload!r} is not JSON: write a text as '\"text\"'") from None
-    if ask(arguments, lambda app: app.emit(arguments.event, payload)):
+        raise flowrra.ConfigError(f"--payload {arguments.payload!r} is not JSON: write a text as '\"text\"'") from None
+    if flowrra.ask(arguments, lambda app: app.emit(arguments.event, payload)):
         print(f"emitted: {arguments.event}")
         return 0
     print(f"flowrra: the event {arguments.event} was emitted before; its first payload is kept", file=sys.stderr)

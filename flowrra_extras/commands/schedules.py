@@ -15,20 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from flowrra import (
-    MISFIRES,
-    OVERLAPS,
-    ConfigError,
-    Flowrra,
-    Schedule,
-    check_shared,
-    find_task,
-    load_app,
-    parsed,
-    print_table,
-    read_arguments,
-    upcoming,
-)
+import flowrra
 from flowrra_extras.commands import iso_moment
 from flowrra_extras.scheduler import MemoryScheduleStore, Scheduler, submit_now
 
@@ -36,7 +23,7 @@ _HERD = 5  # schedules that fire in one moment
 
 
 def main(argv: Sequence[str]) -> int:
-    _act(parsed(_parser(), argv[1:]))
+    _act(flowrra.parsed(_parser(), argv[1:]))
     return 0
 
 
@@ -67,9 +54,11 @@ def _parser() -> argparse.ArgumentParser:
     adding.add_argument("--id", help="the id of the schedule")
     adding.add_argument("--description", metavar="TEXT", help="a text that says what the schedule is for")
     adding.add_argument("--priority", type=int, metavar="N", help="the priority of its jobs; a lower number runs first")
-    adding.add_argument("--misfire", choices=MISFIRES, default="latest", help="which missed fires to run (latest)")
+    adding.add_argument(
+        "--misfire", choices=flowrra.MISFIRES, default="latest", help="which missed fires to run (latest)"
+    )
     overlap = "whether to fire while the previous job is unfinished (allow)"
-    adding.add_argument("--overlap", choices=OVERLAPS, default="allow", help=overlap)
+    adding.add_argument("--overlap", choices=flowrra.OVERLAPS, default="allow", help=overlap)
     for name, change, text in (
         ("remove", Scheduler.unschedule, "delete a stored schedule"),
         ("enable", Scheduler.enable_task, "enable a schedule, so that it fires again"),
@@ -84,10 +73,12 @@ def _act(arguments: argparse.Namespace) -> None:
     """List and change the schedules of an app, or of a store that is given by its URL."""
     where = arguments.where or os.environ.get("FLOWRRA_APP")
     if not where:
-        raise ConfigError("no store is given: pass module:app or the URL of a store of schedules, or set FLOWRRA_APP")
-    app = Flowrra()
+        raise flowrra.ConfigError(
+            "no store is given: pass module:app or the URL of a store of schedules, or set FLOWRRA_APP"
+        )
+    app = flowrra.Flowrra()
     if "://" not in where:
-        loaded = load_app(where)
+        loaded = flowrra.load_app(where)
         if arguments.action is _run_schedule:
             app = loaded
         else:  # nothing is submitted; the app's broker is not opened, because that could create it
@@ -95,11 +86,13 @@ def _act(arguments: argparse.Namespace) -> None:
             app.schedulers = [Scheduler(app, scheduler.store) for scheduler in loaded.schedulers]
     else:
         if arguments.action is _run_schedule:
-            raise ConfigError("a URL names no app that could submit a job: pass module:app")
+            raise flowrra.ConfigError("a URL names no app that could submit a job: pass module:app")
         app.create_scheduler(where)
         scheme, _, path = where.partition(":///")
         if scheme.lower() == "sqlite" and arguments.action is not _add_schedule and not Path(unquote(path)).exists():
-            raise ConfigError(f"there is no {unquote(path)} yet: the first worker or `schedules add` creates it")
+            raise flowrra.ConfigError(
+                f"there is no {unquote(path)} yet: the first worker or `schedules add` creates it"
+            )
     logging.basicConfig(level=logging.WARNING, format="flowrra: %(message)s")  # a changed definition is a warning
 
     async def act() -> None:
@@ -109,22 +102,22 @@ def _act(arguments: argparse.Namespace) -> None:
     asyncio.run(act())
 
 
-async def _list_schedules(app: Flowrra, arguments: argparse.Namespace) -> None:
+async def _list_schedules(app: flowrra.Flowrra, arguments: argparse.Namespace) -> None:
     stored = [schedule for scheduler in app.schedulers for schedule in await scheduler.list_scheduled_tasks()]
-    coded = [dataclasses.replace(s, next_fire=upcoming(s, app.now())) for s in app.schedules.values()]
+    coded = [dataclasses.replace(s, next_fire=flowrra.upcoming(s, app.now())) for s in app.schedules.values()]
     if arguments.json:
         for schedule in (*coded, *stored):
             print(json.dumps(_schedule_as_json(schedule, in_code=schedule in coded)))
         return
     rows = [_schedule_row(schedule, in_code=schedule in coded) for schedule in (*coded, *stored)]
-    print_table(["ID", "TASK", "NEXT FIRE", "STATE", "SCHEDULE"], rows, "no schedules")
+    flowrra.print_table(["ID", "TASK", "NEXT FIRE", "STATE", "SCHEDULE"], rows, "no schedules")
     alike = [s.next_fire_at for s in (*coded, *stored) if s.enabled and s.kind == "cron" and not s.jitter]
     for moment, count in collections.Counter(filter(None, alike)).items():
         if count >= _HERD:
             print(f"{count} schedules fire at {moment:%Y-%m-%d %H:%M} UTC: write H for the minute to spread them")
 
 
-def _schedule_as_json(schedule: Schedule, *, in_code: bool) -> dict[str, Any]:
+def _schedule_as_json(schedule: flowrra.Schedule, *, in_code: bool) -> dict[str, Any]:
     shown = dataclasses.asdict(schedule)
     for name in ("anchor", "next_fire", "last_fire", "created", "updated"):
         moment = shown[name]
@@ -133,7 +126,7 @@ def _schedule_as_json(schedule: Schedule, *, in_code: bool) -> dict[str, Any]:
     return {**shown, "arguments": arguments, "in_code": in_code, "explanation": schedule.explanation}
 
 
-def _schedule_row(schedule: Schedule, *, in_code: bool) -> list[str]:
+def _schedule_row(schedule: flowrra.Schedule, *, in_code: bool) -> list[str]:
     following = schedule.next_fire_at
     with contextlib.suppress(ValueError, LookupError):  # this host may not know the zone
         following = following and following.astimezone(zoneinfo.ZoneInfo(schedule.tz))
@@ -142,18 +135,18 @@ def _schedule_row(schedule: Schedule, *, in_code: bool) -> list[str]:
     return [schedule.id, schedule.task, at, f"{'in code ' * in_code}{state}".strip(), schedule.explanation]
 
 
-def _one_scheduler(app: Flowrra) -> Scheduler:
+def _one_scheduler(app: flowrra.Flowrra) -> Scheduler:
     if not app.schedulers or isinstance(app.schedulers[0].store, MemoryScheduleStore):
-        raise ConfigError("the app has no store of schedules for other processes: call app.create_scheduler()")
+        raise flowrra.ConfigError("the app has no store of schedules for other processes: call app.create_scheduler()")
     return app.schedulers[0]
 
 
-async def _add_schedule(app: Flowrra, arguments: argparse.Namespace) -> None:
+async def _add_schedule(app: flowrra.Flowrra, arguments: argparse.Namespace) -> None:
     scheduler = _one_scheduler(app)
-    args, kwargs = read_arguments(arguments.arg)
+    args, kwargs = flowrra.read_arguments(arguments.arg)
     options = {name: getattr(arguments, name) for name in ("tz", "description", "priority", "misfire", "overlap")}
     options |= {"args": args, "kwargs": kwargs, "task_id": arguments.id}
-    task = find_task(app, arguments.task).name if app.registry else arguments.task
+    task = flowrra.find_task(app, arguments.task).name if app.registry else arguments.task
     try:
         if arguments.cron is not None:
             print(await scheduler.schedule_cron(task, arguments.cron, **options))
@@ -162,18 +155,18 @@ async def _add_schedule(app: Flowrra, arguments: argparse.Namespace) -> None:
         else:
             print(await scheduler.schedule_once(task, iso_moment(arguments.at), **options))
     except TypeError as error:
-        raise ConfigError(str(error)) from None
+        raise flowrra.ConfigError(str(error)) from None
 
 
-async def _change_schedule(app: Flowrra, arguments: argparse.Namespace) -> None:
+async def _change_schedule(app: flowrra.Flowrra, arguments: argparse.Namespace) -> None:
     if arguments.id in app.schedules:
-        raise ConfigError(f"{arguments.id!r} is declared in code: change it there")
+        raise flowrra.ConfigError(f"{arguments.id!r} is declared in code: change it there")
     await arguments.change(_one_scheduler(app), arguments.id)
     print(f"{arguments.done}: {arguments.id}")
 
 
-async def _run_schedule(app: Flowrra, arguments: argparse.Namespace) -> None:
-    check_shared(app)
+async def _run_schedule(app: flowrra.Flowrra, arguments: argparse.Namespace) -> None:
+    flowrra.check_shared(app)
     if arguments.id in app.schedules:
         print(await submit_now(app, app.schedules[arguments.id]))
     else:

@@ -13,26 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
-from flowrra import (
-    EVENT,
-    FINISHED,
-    REQUEUABLE,
-    Attempt,
-    ConfigError,
-    Job,
-    JobFilter,
-    SerializationError,
-    Step,
-    TaskNotFoundError,
-    TaskStatus,
-    awaited_event,
-    decode_arguments,
-    encode,
-    encode_arguments,
-    event_id,
-    find_parents,
-)
-from flowrra import Progress as JobProgress
+import flowrra
 from flowrra_extras.dashboard import job_search
 from flowrra_extras.dashboard.auth import Access
 from flowrra_extras.dashboard.html import Entered, Shown, View, filled, query_of, timeline
@@ -233,7 +214,7 @@ class Jobs:
         If a search has found nothing, it ends after `patience` seconds (None: as long as a page can wait).
         """
         if not 1 <= limit <= PAGE_LIMIT:
-            raise ConfigError(f"limit must be between 1 and {PAGE_LIMIT}, not {limit}")
+            raise flowrra.ConfigError(f"limit must be between 1 and {PAGE_LIMIT}, not {limit}")
         await self._store.app.connect()
         now, wanted = self._store.app.now(), await self.understood(line)
         found = await find_jobs(self._store.app.broker, wanted, limit=limit, after=position(after), patience=patience)
@@ -265,7 +246,7 @@ class Jobs:
 
     async def job(self, task_id: str) -> JobView:
         job = await self._store.app.get_job(task_id)
-        children = await self._store.app.broker.find(JobFilter(parent=task_id), limit=FAMILY)
+        children = await self._store.app.broker.find(flowrra.JobFilter(parent=task_id), limit=FAMILY)
         return job_view(
             job,
             self._store.app.now(),
@@ -276,7 +257,7 @@ class Jobs:
             explanation=await self._store.app.explain(task_id),
         )
 
-    def _max_attempts(self, job: Job) -> int | None:
+    def _max_attempts(self, job: flowrra.Job) -> int | None:
         task = self._store.app.registry.get(job.task)
         retries = (job.overrides or {}).get("max_retries", None if task is None else task.settings.max_retries)
         return None if retries is None else retries + 1
@@ -293,14 +274,17 @@ class Jobs:
             texts |= {"args": args, "kwargs": kwargs, "result": result_json(job)}
         found = texts.get(field)
         if found is None:
-            raise TaskNotFoundError(f"the job {task_id} has no text {field!r}")
+            raise flowrra.TaskNotFoundError(f"the job {task_id} has no text {field!r}")
         return text_answer(found)
 
-    async def _parents(self, job: Job) -> list[Relative]:
+    async def _parents(self, job: flowrra.Job) -> list[Relative]:
         if not job.parents:
             return []
         shown = job.parents[:FAMILY]
-        found = {parent.id: parent for parent in await self._store.app.broker.find(JobFilter(ids=shown), limit=FAMILY)}
+        found = {
+            parent.id: parent
+            for parent in await self._store.app.broker.find(flowrra.JobFilter(ids=shown), limit=FAMILY)
+        }
         gone: Relative = {"id": "", "task": "", "status": "purged"}
         return [relative(found[i]) if i in found else {**gone, "id": i} for i in shown]
 
@@ -309,7 +293,7 @@ class Jobs:
         await self._store.app.connect()
         workers = await self._store.app.broker.workers()
         choices = {
-            "state": list(map(str, TaskStatus)),
+            "state": list(map(str, flowrra.TaskStatus)),
             "task": self._store.known_tasks(workers),
             "queue": await self._store.queue_names(),
             "worker": [worker.id for worker in workers],
@@ -327,7 +311,7 @@ class Jobs:
         await self._store.app.connect()
         wanted, place = await self.understood(line), position(after)
         if wanted.problems:
-            raise ConfigError(f"nothing was changed: {'; '.join(wanted.problems)}")
+            raise flowrra.ConfigError(f"nothing was changed: {'; '.join(wanted.problems)}")
         report: Report = {"action": action, "done": 0, "refused": 0, "after": None, "jobs": []}
         deadline = time.monotonic() + ACTION_SECONDS
         while True:
@@ -343,9 +327,9 @@ class Jobs:
 
     async def change(self, action: str, ids: Sequence[str], *, by: str) -> Report:
         if action not in ACTIONS:
-            raise ConfigError(f"unknown action {action!r}: use one of {', '.join(ACTIONS)}")
+            raise flowrra.ConfigError(f"unknown action {action!r}: use one of {', '.join(ACTIONS)}")
         if len(ids) > IDS_LIMIT:
-            raise ConfigError(
+            raise flowrra.ConfigError(
                 f"a request can name at most {IDS_LIMIT} jobs, not {len(ids)}; to change more, give a search"
             )
         await self._store.app.connect()
@@ -371,15 +355,17 @@ class Jobs:
         """
         old = await self._store.app.get_job(task_id)
         args, kwargs = fields.json_text("args"), fields.json_text("kwargs")
-        new = Job(self._store.app.new_id(), old.task, old.args, old.kwargs, old.queue, old.priority, old.payload)
+        new = flowrra.Job(
+            self._store.app.new_id(), old.task, old.args, old.kwargs, old.queue, old.priority, old.payload
+        )
         new.parents, new.tolerates, new.overrides, new.tags = old.parents, old.tolerates, old.overrides, old.tags
         new.limit, new.key = old.limit, old.key
         if args is not None or kwargs is not None:
-            old_args, old_kwargs = decode_arguments(old)
+            old_args, old_kwargs = flowrra.decode_arguments(old)
             new.args = tuple(old_args if args is None else read_list(args))
             new.kwargs = old_kwargs if kwargs is None else read_object(kwargs)
             new.payload = None
-            find_parents(new)
+            flowrra.find_parents(new)
             if task := self._store.app.registry.get(old.task):
                 with refusing_misfits():
                     checked = task.make_job(*task.typed(new.args, new.kwargs))
@@ -409,7 +395,7 @@ class Jobs:
                     # Of those that were counted, some were gone, or in another state, before they were looked at.
                     report["refused"] = max(report["refused"], int(counted[:9]) - report["done"])
             else:
-                raise ConfigError("no jobs are given: give ids, or a search for all jobs that match it")
+                raise flowrra.ConfigError("no jobs are given: give ids, or a search for all jobs that match it")
             more = f".more.{report['after']}" if report["after"] is not None else ""
             figures = f".{report['done']}.{report['refused']}{more}"
             touched, is_exact = touched_by(report, line, begin)
@@ -438,9 +424,9 @@ class Jobs:
         job = await self._store.app.get_job(task_id)
         event = event_of(job)
         if event is None:
-            raise ConfigError(f"the job {task_id} is {job.status} and does not wait for an event")
+            raise flowrra.ConfigError(f"the job {task_id} is {job.status} and does not wait for an event")
         if not await self._store.app.emit(event, read_value(fields.json_text("payload") or "null")):
-            raise ConfigError(f"the event {event!r} was already emitted; its payload does not change")
+            raise flowrra.ConfigError(f"the event {event!r} was already emitted; its payload does not change")
         logger.info("%s has emitted the event %s", access.who, event)
         self._store.forget()
         return Done({"event": event}, path_of("jobs", task_id))
@@ -495,7 +481,9 @@ class Jobs:
 
     async def emit_page(self, view: View, entered: Entered | None, task_id: str) -> Shown:
         job = await self.job(task_id)
-        waiting = await self._store.app.broker.find(JobFilter(ids=[event_id(job["event"] or "")]), limit=1)
+        waiting = await self._store.app.broker.find(
+            flowrra.JobFilter(ids=[flowrra.event_id(job["event"] or "")]), limit=1
+        )
         return "Emit an event", "emit.html", {
             "job": job, "waiting": sum(len(one.steps) for one in waiting), **filled(entered, {"payload": "null"})
         }  # fmt: skip
@@ -519,7 +507,7 @@ def position(after: str | None) -> int | None:
     if after is None:
         return None
     if not (after.isdecimal() and len(after) <= 18):
-        raise ConfigError(f"after={after!r:.80} is not a cursor: use the `after` of the previous page")
+        raise flowrra.ConfigError(f"after={after!r:.80} is not a cursor: use the `after` of the previous page")
     return int(after)
 
 
@@ -575,52 +563,52 @@ def _short() -> reprlib.Repr:
     return short
 
 
-def arguments_line(job: Job) -> str:
+def arguments_line(job: flowrra.Job) -> str:
     """The arguments in a line, as they would be written in Python."""
     if job.payload is not None and len(job.payload) > _DECODED:
         return line(job.payload)
     try:
-        args, kwargs = decode_arguments(job)
-    except SerializationError:
+        args, kwargs = flowrra.decode_arguments(job)
+    except flowrra.SerializationError:
         return line(job.payload or "")
     short = _short().repr
     return line(", ".join([*map(short, args), *(f"{name}={short(value)}" for name, value in kwargs.items())]))
 
 
-def arguments_json(job: Job) -> tuple[str, str]:
+def arguments_json(job: flowrra.Job) -> tuple[str, str]:
     """Arguments and keyword arguments as JSON texts, as the store keeps them."""
     try:
-        args, kwargs = json.loads(encode_arguments(job))
-    except SerializationError:  # the memory broker keeps what no other could
+        args, kwargs = json.loads(flowrra.encode_arguments(job))
+    except flowrra.SerializationError:  # the memory broker keeps what no other could
         return _short().repr(list(job.args)), _short().repr(dict(job.kwargs))
     return json.dumps(args, ensure_ascii=False), json.dumps(kwargs, ensure_ascii=False)
 
 
-def result_json(job: Job) -> str | None:
+def result_json(job: flowrra.Job) -> str | None:
     """The result as a JSON text; None unless the job succeeded."""
-    if job.status is not TaskStatus.SUCCESS:
+    if job.status is not flowrra.TaskStatus.SUCCESS:
         return None
     try:
-        return json.dumps(json.loads(encode(job.result)), ensure_ascii=False)
-    except SerializationError:
+        return json.dumps(json.loads(flowrra.encode(job.result)), ensure_ascii=False)
+    except flowrra.SerializationError:
         return _short().repr(job.result)
 
 
-def actions(job: Job) -> list[str]:
+def actions(job: flowrra.Job) -> list[str]:
     """The actions that the job's state allows now."""
-    if job.task == EVENT:
-        return ["delete"] if job.status in FINISHED else []
+    if job.task == flowrra.EVENT:
+        return ["delete"] if job.status in flowrra.FINISHED else []
     allowed = []
-    if job.status not in FINISHED and not job.cancel_requested:
+    if job.status not in flowrra.FINISHED and not job.cancel_requested:
         allowed.append("cancel")
-    if job.status in REQUEUABLE:
+    if job.status in flowrra.REQUEUABLE:
         allowed.append("requeue")
-    if job.status in FINISHED:
+    if job.status in flowrra.FINISHED:
         allowed.append("delete")
     return [*allowed, "clone"]
 
 
-def progress_of(progress: JobProgress | None) -> Progress | None:
+def progress_of(progress: flowrra.Progress | None) -> Progress | None:
     if progress is None:
         return None
     done, total = _finite(progress.done) or 0, _finite(progress.total)
@@ -637,22 +625,22 @@ def _finite(value: float | None) -> float | None:
         return None
 
 
-def waited(job: Job, now: float) -> float | None:
+def waited(job: flowrra.Job, now: float) -> float | None:
     """Seconds from ready to the latest start; so far, if it waits for a worker."""
     if job.started is not None:
         return max(0.0, job.started - ready_since(job))
-    return max(0.0, now - ready_since(job)) if job.status is TaskStatus.PENDING else None
+    return max(0.0, now - ready_since(job)) if job.status is flowrra.TaskStatus.PENDING else None
 
 
-def ran(job: Job, now: float) -> float | None:
+def ran(job: flowrra.Job, now: float) -> float | None:
     """Seconds of the latest attempt; so far, if it runs."""
     if job.started is None:
         return None
-    end = now if job.status is TaskStatus.RUNNING else job.finished
+    end = now if job.status is flowrra.TaskStatus.RUNNING else job.finished
     return None if end is None else max(0.0, end - job.started)
 
 
-def job_row(job: Job, now: float, *, redacted: bool) -> JobRow:
+def job_row(job: flowrra.Job, now: float, *, redacted: bool) -> JobRow:
     return {
         "id": job.id,
         "task": job.task,
@@ -676,7 +664,7 @@ def job_row(job: Job, now: float, *, redacted: bool) -> JobRow:
     }
 
 
-def attempt_row(attempt: Attempt) -> AttemptRow:
+def attempt_row(attempt: flowrra.Attempt) -> AttemptRow:
     return {
         "number": attempt.number,
         "worker": attempt.worker,
@@ -689,18 +677,18 @@ def attempt_row(attempt: Attempt) -> AttemptRow:
     }
 
 
-def event_of(job: Job) -> str | None:
+def event_of(job: flowrra.Job) -> str | None:
     """The event that a job waits for, or that it stands for, as long as that has not been emitted."""
-    if job.task == EVENT:
-        return None if job.status in FINISHED else job.id.removeprefix(event_id(""))
-    return awaited_event(job)
+    if job.task == flowrra.EVENT:
+        return None if job.status in flowrra.FINISHED else job.id.removeprefix(flowrra.event_id(""))
+    return flowrra.awaited_event(job)
 
 
-def relative(job: Job) -> Relative:
+def relative(job: flowrra.Job) -> Relative:
     return {"id": job.id, "task": job.task, "status": str(job.status)}
 
 
-def step_row(step: Step, *, redacted: bool) -> StepRow:
+def step_row(step: flowrra.Step, *, redacted: bool) -> StepRow:
     return {
         "name": step.name,
         "ended": moment(step.ended),
@@ -710,7 +698,7 @@ def step_row(step: Step, *, redacted: bool) -> StepRow:
 
 
 def job_view(
-    job: Job,
+    job: flowrra.Job,
     now: float,
     *,
     redacted: bool,
@@ -720,7 +708,7 @@ def job_view(
     explanation: str,
 ) -> JobView:
     args, kwargs = (REDACTED, REDACTED) if redacted else arguments_json(job)
-    result = REDACTED if redacted and job.status is TaskStatus.SUCCESS else result_json(job)
+    result = REDACTED if redacted and job.status is flowrra.TaskStatus.SUCCESS else result_json(job)
     return {
         **job_row(job, now, redacted=redacted),
         "args": text(args),

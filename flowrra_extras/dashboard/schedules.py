@@ -5,19 +5,7 @@ import datetime as dt
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
-from flowrra import (
-    ConfigError,
-    Cron,
-    FlowrraError,
-    Job,
-    JobFilter,
-    Schedule,
-    TaskStatus,
-    job_of_fire,
-    make_schedule,
-    nearest,
-    upcoming,
-)
+import flowrra
 from flowrra_extras.dashboard.api_schema import STORED_OPTIONS, form_options, given_options
 from flowrra_extras.dashboard.auth import Access
 from flowrra_extras.dashboard.health import is_overdue
@@ -109,7 +97,7 @@ class Schedules:
     async def _find_outcomes(self, rows: Sequence[ScheduleRow]) -> None:
         """Fill in the state of the last job of each."""
         ids = [row["last_job"] for row in rows if row["last_job"]]
-        jobs = await self._store.app.broker.find(JobFilter(ids=ids), limit=len(ids)) if ids else []
+        jobs = await self._store.app.broker.find(flowrra.JobFilter(ids=ids), limit=len(ids)) if ids else []
         found = {job.id: job for job in jobs}
         for row in rows:
             job = found.get(row["last_job"] or "")
@@ -128,32 +116,34 @@ class Schedules:
     async def preview(self, kind: str = "cron", rule: str = "", tz: str = "UTC") -> Preview:
         now = self._store.app.now()
         try:
-            schedule = make_schedule("preview", kind, read_rule(kind, rule), tz=tz or "UTC")
+            schedule = flowrra.make_schedule("preview", kind, read_rule(kind, rule), tz=tz or "UTC")
             schedule.anchor = now
             fires = list(fires_of(schedule, now, FIRES))
-        except (FlowrraError, ValueError, OverflowError) as error:
+        except (flowrra.FlowrraError, ValueError, OverflowError) as error:
             return {"explanation": None, "fires": [], "problem": str(error)}
         problem = None if fires else "The rule has no time in the future: the schedule would never fire."
         return {"explanation": schedule.explanation, "fires": fires, "problem": problem}
 
-    async def _stored(self, schedule_id: str) -> tuple[Scheduler, Schedule]:
+    async def _stored(self, schedule_id: str) -> tuple[Scheduler, flowrra.Schedule]:
         for scheduler in self._store.schedulers:
             schedule = await scheduler.get_scheduled_task(schedule_id)
             if schedule is not None:
                 return scheduler, schedule
         if schedule_id in self._store.app.schedules:
-            raise ConfigError(f"the schedule {schedule_id!r} is declared in code: change it there")
+            raise flowrra.ConfigError(f"the schedule {schedule_id!r} is declared in code: change it there")
         raise unknown_schedule(schedule_id)
 
-    def _schedule_row(self, schedule: Schedule, *, in_code: bool, fires: int = 1) -> ScheduleRow:
+    def _schedule_row(self, schedule: flowrra.Schedule, *, in_code: bool, fires: int = 1) -> ScheduleRow:
         now = self._store.app.now()
         if in_code:
-            schedule = dataclasses.replace(schedule, next_fire=upcoming(schedule, now), **self._last_of(schedule, now))
+            schedule = dataclasses.replace(
+                schedule, next_fire=flowrra.upcoming(schedule, now), **self._last_of(schedule, now)
+            )
         try:
             following = list(fires_of(schedule, now, fires)) if schedule.enabled else []
         except ValueError:  # a rule or a zone that this version cannot read
             following = []
-        job = Job("", schedule.task, payload=schedule.payload)  # to show its arguments by
+        job = flowrra.Job("", schedule.task, payload=schedule.payload)  # to show its arguments by
         redacted = self._store.hides(job)
         args, kwargs = (REDACTED, REDACTED) if redacted else arguments_json(job)
         options: Mapping[str, Any] = schedule.options
@@ -182,12 +172,12 @@ class Schedules:
             "overdue": not in_code and is_overdue(schedule.next_fire if schedule.enabled else None, now),
         }
 
-    def _last_of(self, schedule: Schedule, now: float) -> dict[str, Any]:
+    def _last_of(self, schedule: flowrra.Schedule, now: float) -> dict[str, Any]:
         """The latest fire of a schedule in code, by its rule: nobody keeps it, but its job has a name of its own."""
         task, fire = self._store.app.registry.get(schedule.task), previous_fire(schedule, now)
         if task is None or fire is None:
             return {}
-        job = job_of_fire(schedule, task, fire, self._store.app.broker.retention)
+        job = flowrra.job_of_fire(schedule, task, fire, self._store.app.broker.retention)
         return {"last_fire": fire / 1e6, "last_job": job.id}
 
     # What forms and JSON ask for ---------------------------------------------------------------
@@ -200,16 +190,16 @@ class Schedules:
             rule, task = _rule_in(fields, its_kind), fields.text("task" if fields.is_form else "task_name")
             options = _options_in(fields)
             if rule is None:
-                raise ConfigError("the rule is missing: it says when the schedule fires")
+                raise flowrra.ConfigError("the rule is missing: it says when the schedule fires")
             if not self._store.schedulers:
-                raise FlowrraError("this program has no store of schedules: call app.create_scheduler() in it")
+                raise flowrra.FlowrraError("this program has no store of schedules: call app.create_scheduler() in it")
             scheduler, read = self._store.schedulers[0], read_rule(its_kind, rule)
             if not task:
-                raise ConfigError(f"a schedule needs the name of a task, not {task!r}")
+                raise flowrra.ConfigError(f"a schedule needs the name of a task, not {task!r}")
             known = await self._store.task_names()
             if known and task not in known:
-                raise ConfigError(
-                    f"no task {task!r} is registered here or known to a live worker{nearest(task, known)}"
+                raise flowrra.ConfigError(
+                    f"no task {task!r} is registered here or known to a live worker{flowrra.nearest(task, known)}"
                 )
             ways: Mapping[str, Any] = {
                 "cron": scheduler.schedule_cron,
@@ -319,9 +309,9 @@ def _rule_in(fields: Fields, kind: str) -> object:
         return fields.values.get("rule")
     rules = [name for name in RULES.values() if name in fields.values]
     if len(rules) > 1:
-        raise ConfigError(f"a schedule has only one rule: give one of {', '.join(RULES.values())}")
+        raise flowrra.ConfigError(f"a schedule has only one rule: give one of {', '.join(RULES.values())}")
     if rules and RULES.get(kind) != rules[0]:
-        raise ConfigError(f"the kind of this schedule is {kind}, so give its rule as {RULES.get(kind)}")
+        raise flowrra.ConfigError(f"the kind of this schedule is {kind}, so give its rule as {RULES.get(kind)}")
     return fields.values[rules[0]] if rules else None
 
 
@@ -338,9 +328,9 @@ def _options_in(fields: Fields) -> dict[str, Any]:
 def read_rule(kind: str, rule: object) -> Any:
     """A rule as it was typed or sent, as `make_schedule` takes it."""
     if kind not in KINDS:
-        raise ConfigError(f"the kind of a schedule must be one of {', '.join(KINDS)}, not {kind!r:.80}")
+        raise flowrra.ConfigError(f"the kind of a schedule must be one of {', '.join(KINDS)}, not {kind!r:.80}")
     if isinstance(rule, str) and len(rule) > RULE_LIMIT:
-        raise ConfigError(f"a rule can have at most {RULE_LIMIT} characters, not {len(rule)}")
+        raise flowrra.ConfigError(f"a rule can have at most {RULE_LIMIT} characters, not {len(rule)}")
     try:
         if kind == "interval" and isinstance(rule, str):
             return float(rule)
@@ -348,29 +338,29 @@ def read_rule(kind: str, rule: object) -> Any:
             return dt.datetime.fromisoformat(rule.strip())
     except ValueError:
         wanted = "a number of seconds, such as 300" if kind == "interval" else "a time, such as 2026-12-24T18:00"
-        raise ConfigError(f"the rule must be {wanted}, not {rule!r}") from None
+        raise flowrra.ConfigError(f"the rule must be {wanted}, not {rule!r}") from None
     return rule
 
 
-def fires_of(schedule: Schedule, now: float, limit: int) -> Iterator[dt.datetime]:
+def fires_of(schedule: flowrra.Schedule, now: float, limit: int) -> Iterator[dt.datetime]:
     """The next fires by the schedule's rule."""
-    at = upcoming(schedule, now)
+    at = flowrra.upcoming(schedule, now)
     while at is not None and limit:
         yield moment(at)
-        at, limit = upcoming(schedule, at), limit - 1
+        at, limit = flowrra.upcoming(schedule, at), limit - 1
 
 
-def previous_fire(schedule: Schedule, now: float) -> int | None:
+def previous_fire(schedule: flowrra.Schedule, now: float) -> int | None:
     """The latest moment at which the rule was due, in microseconds since the epoch; None if there was none."""
     if schedule.kind == "interval":
-        following = upcoming(schedule, now)
+        following = flowrra.upcoming(schedule, now)
         return None if following is None else round(following * 1e6) - round(float(schedule.rule) * 1e6)
     try:
-        before = Cron(schedule.rule, tz=schedule.tz).previous(moment(now))
+        before = flowrra.Cron(schedule.rule, tz=schedule.tz).previous(moment(now))
     except ValueError:
         return None
     return (before - moment(0)) // dt.timedelta(microseconds=1)
 
 
 def is_in_trouble(row: ScheduleRow) -> bool:
-    return row["overdue"] or row["last_status"] == TaskStatus.FAILED
+    return row["overdue"] or row["last_status"] == flowrra.TaskStatus.FAILED

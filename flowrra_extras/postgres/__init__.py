@@ -27,39 +27,7 @@ from typing import Any, Self, cast
 
 import asyncpg
 
-from flowrra import (
-    LAST_CHANCE,
-    SUCCESS,
-    Action,
-    BackendConfig,
-    Broker,
-    BrokerConfig,
-    BrokerError,
-    Clock,
-    Config,
-    ConfigError,
-    Job,
-    JobFilter,
-    Limit,
-    LimitKey,
-    LimitUse,
-    Notices,
-    Outcome,
-    Overview,
-    StoreStatus,
-    TaskResult,
-    TaskStatus,
-    Topic,
-    WorkerInfo,
-    apart,
-    check_queue,
-    encode,
-    encode_value,
-    resolved,
-    sum_of_activity,
-    totals_of_activity,
-    uses_of,
-)
+import flowrra
 from flowrra_extras.postgres import statements as sql
 from flowrra_extras.postgres.connections import SILENCE, Address, CallersSession, Link, Session, callers_session
 from flowrra_extras.postgres.groups import Claim, Groups, encode_payloads
@@ -80,22 +48,22 @@ __all__ = ["PostgresBroker", "broker_from_url"]
 _TRIES = 3  # tries of a push in a caller's transaction, while others take its unique keys
 
 
-class _Life(Broker):
+class _Life(flowrra.Broker):
     """How the broker is created, opened and closed."""
 
     def __init__(
         self,
         url: str,
-        config: BrokerConfig | None = None,
-        retention: BackendConfig | None = None,
-        clock: Clock | None = None,
+        config: flowrra.BrokerConfig | None = None,
+        retention: flowrra.BackendConfig | None = None,
+        clock: flowrra.Clock | None = None,
     ) -> None:
         self.url = url
-        self.config = config or BrokerConfig()
-        self.retention = retention or BackendConfig()
-        self._clock = clock or Clock()
+        self.config = config or flowrra.BrokerConfig()
+        self.retention = retention or flowrra.BackendConfig()
+        self._clock = clock or flowrra.Clock()
         self._address = Address(url)
-        self.store_status = StoreStatus()
+        self.store_status = flowrra.StoreStatus()
         self._link: Link | None = None
         self._groups: Groups
         self._pid = 0
@@ -131,7 +99,7 @@ class _Life(Broker):
 
     def _opened(self) -> Groups:
         if self._link is None:
-            raise BrokerError(f"the broker on {self._address.name} is not open")
+            raise flowrra.BrokerError(f"the broker on {self._address.name} is not open")
         return self._groups
 
     async def _run(self, text: str, *values: Any, patience: float = SILENCE) -> Sequence[Any]:
@@ -158,13 +126,13 @@ class PostgresBroker(_Life):
 
     # Jobs --------------------------------------------------------------------------------------
 
-    async def push(self, jobs: Sequence[Job], *, now: float, by: str | None = None) -> list[str]:
+    async def push(self, jobs: Sequence[flowrra.Job], *, now: float, by: str | None = None) -> list[str]:
         groups = self._opened()
         if by is not None:
             return await groups.transact(lambda store: store.adopt(jobs, by, now))
         return await groups.push(jobs, now) if jobs else []
 
-    async def push_in(self, connection: Any, jobs: Sequence[Job], *, now: float) -> list[str]:
+    async def push_in(self, connection: Any, jobs: Sequence[flowrra.Job], *, now: float) -> list[str]:
         self._opened()
         encode_payloads(jobs)
         session = callers_session(connection, self._address.schema)
@@ -173,10 +141,10 @@ class PostgresBroker(_Life):
                 return await self._push_through(session, jobs, now)
         return await self._push_through(session, jobs, now)
 
-    async def _push_through(self, session: CallersSession, jobs: Sequence[Job], now: float) -> list[str]:
+    async def _push_through(self, session: CallersSession, jobs: Sequence[flowrra.Job], now: float) -> list[str]:
         async with session.savepoint():
             if (await session.store())[1] != self.store_id:
-                raise ConfigError(
+                raise flowrra.ConfigError(
                     f"the connection is to another database than {self._address.name}, where the jobs are"
                 )
             store = Store(session, self.retention)
@@ -186,21 +154,25 @@ class PostgresBroker(_Life):
             await session.fetch(sql.NOTIFY.replace(sql.LAZY, "true"), store.finished, channels, [" "])
         return ids
 
-    async def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = LAST_CHANCE) -> list[Job]:
+    async def claim(
+        self, queue: str, *, limit: int, worker: str, now: float, crashes: int = flowrra.LAST_CHANCE
+    ) -> list[flowrra.Job]:
         groups = self._opened()
         groups.notifications.hub.look(("queue", queue))
         return await groups.claim(Claim(queue, limit, worker, now, crashes))
 
-    async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
+    async def settle(self, outcomes: Sequence[flowrra.Outcome], *, now: float) -> list[bool]:
         groups = self._opened()
         if not outcomes:
             return []
         for outcome in outcomes:
-            if outcome.status is SUCCESS and outcome.text is None:
-                outcome.text = encode_value(outcome)
+            if outcome.status is flowrra.SUCCESS and outcome.text is None:
+                outcome.text = flowrra.encode_value(outcome)
         return cast("list[bool]", await groups.settles.put((outcomes, now), len(outcomes)))
 
-    async def change(self, task_ids: Sequence[str], action: Action, *, now: float, by: str | None = None) -> list[bool]:
+    async def change(
+        self, task_ids: Sequence[str], action: flowrra.Action, *, now: float, by: str | None = None
+    ) -> list[bool]:
         groups = self._opened()
         return await groups.transact(lambda store: store.change(task_ids, action, now, by))
 
@@ -214,52 +186,56 @@ class PostgresBroker(_Life):
             return [row[0] for row in await self._run(sql.PURGE, before, limit, patience=self.config.timeout)]
         return await groups.transact(lambda store: store.remove(task_ids, by))
 
-    async def record(self, results: Sequence[TaskResult[Any]]) -> None:
+    async def record(self, results: Sequence[flowrra.TaskResult[Any]]) -> None:
         latest = {result.task_id: result for result in results}
         if latest:
             chosen = [latest[i] for i in sorted(latest)]
-            texts = [await apart(encode, result.result) if result.is_success else None for result in chosen]
+            texts = [
+                await flowrra.apart(flowrra.encode, result.result) if result.is_success else None for result in chosen
+            ]
             await self._run(sql.RECORD, *recorded_columns(chosen, texts, self.retention))
             self._groups.notifications.notify(finished=list(latest))
 
     # Workers -----------------------------------------------------------------------------------
 
-    async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
+    async def heartbeat(self, worker: flowrra.WorkerInfo, *, lease: float, now: float) -> flowrra.Notices:
         groups = self._opened()
         groups.notifications.hub.look(("worker", ""))
         if lease <= 0:
             await groups.transact(lambda store: store.leave(worker, now))
-            return Notices()
+            return flowrra.Notices()
         notices, term = await groups.beat(worker, lease, now)
         worker.seen, worker.term = now, term or worker.term
         return notices
 
     async def set_queue(self, queue: str, *, paused: bool) -> None:
-        await self._run(sql.PAUSE if paused else sql.RESUME_QUEUE, check_queue(queue))
+        await self._run(sql.PAUSE if paused else sql.RESUME_QUEUE, flowrra.check_queue(queue))
         self._groups.notifications.notify(ready=[queue], notices=True)
 
-    async def overview(self, since: float | None = None) -> Overview:
+    async def overview(self, since: float | None = None) -> flowrra.Overview:
         workers = [worker_of_row(*row) for row in await self._run(sql.WORKERS)]
         paused = {row[0] for row in await self._run("SELECT queue FROM flowrra.paused")}
         if since is None:
-            return Overview(workers, paused, [], [])
+            return flowrra.Overview(workers, paused, [], [])
         first = math.ceil(min(since, 2.0**31 - 1))
         texts = await self._run("SELECT counts FROM flowrra.activity WHERE minute >= $1", first)
         totals = await self._run("SELECT task, what, number FROM flowrra.total")
-        return Overview(workers, paused, sum_of_activity(row[0] for row in texts), totals_of_activity(totals))
+        return flowrra.Overview(
+            workers, paused, flowrra.sum_of_activity(row[0] for row in texts), flowrra.totals_of_activity(totals)
+        )
 
-    async def limits(self) -> list[LimitUse]:
-        declared = [Limit.from_text(row[0]) for row in await self._run(sql.LIMITS)]
+    async def limits(self) -> list[flowrra.LimitUse]:
+        declared = [flowrra.Limit.from_text(row[0]) for row in await self._run(sql.LIMITS)]
         rows = await self._run(sql.LIMIT_USE, patience=self.config.timeout)
-        return uses_of(declared, [(name, *numbers) for name, *numbers in rows])
+        return flowrra.uses_of(declared, [(name, *numbers) for name, *numbers in rows])
 
-    async def limit_states(self, names: Sequence[str]) -> list[LimitKey]:
+    async def limit_states(self, names: Sequence[str]) -> list[flowrra.LimitKey]:
         states = limit_keys_of_rows(await self._run(sql.LIMIT_KEYS, names, [0] * len(names), False, True))
         return [states[name] for name in names]
 
     # Waiting and looking -----------------------------------------------------------------------
 
-    async def wait(self, topics: Sequence[Topic], timeout: float | None) -> None:
+    async def wait(self, topics: Sequence[flowrra.Topic], timeout: float | None) -> None:
         groups, limit = self._opened(), math.inf if timeout is None else timeout
         if topics[0][0] != "job":
             await groups.notifications.wait(topics, limit, groups.claims.next_due)
@@ -268,26 +244,26 @@ class PostgresBroker(_Life):
         with groups.notifications.expecting_ends(topics) as waiter:
             await groups.notifications.ask_for_ends(ids)
             if all(result is not None and not result.is_finished for result in await self.get(ids)):
-                await resolved(waiter, min(limit, LOOK_EVERY))
+                await flowrra.resolved(waiter, min(limit, LOOK_EVERY))
 
-    async def get(self, task_ids: Sequence[str]) -> list[TaskResult[Any] | None]:
+    async def get(self, task_ids: Sequence[str]) -> list[flowrra.TaskResult[Any] | None]:
         groups = self._opened()
-        return cast("list[TaskResult[Any] | None]", await groups.gets.put(task_ids, len(task_ids)))
+        return cast("list[flowrra.TaskResult[Any] | None]", await groups.gets.put(task_ids, len(task_ids)))
 
     async def find(
-        self, which: JobFilter, *, limit: int = 100, after: int | None = None, oldest_first: bool = False
-    ) -> list[Job]:
-        if which.status is not None and len(which.status) > 1 and SUCCESS not in which.status:
+        self, which: flowrra.JobFilter, *, limit: int = 100, after: int | None = None, oldest_first: bool = False
+    ) -> list[flowrra.Job]:
+        if which.status is not None and len(which.status) > 1 and flowrra.SUCCESS not in which.status:
             single = [dataclasses.replace(which, status=frozenset((status,))) for status in which.status]
             found = [await self.find(one, limit=limit, after=after, oldest_first=oldest_first) for one in single]
             jobs = itertools.chain.from_iterable(found)  # the index job_rare is sorted by state
             return sorted(jobs, key=lambda job: job.seq, reverse=not oldest_first)[:limit]
         query, values = search(which, limit=limit, after=after, oldest_first=oldest_first)
         rows = await self._run(query, *values, patience=self.config.timeout)
-        return await apart(jobs_of_rows, [tuple(row) for row in rows])
+        return await flowrra.apart(jobs_of_rows, [tuple(row) for row in rows])
 
-    async def counts(self, which: JobFilter | None = None) -> dict[tuple[str, TaskStatus], int]:
-        query, values = counting(which or JobFilter())
+    async def counts(self, which: flowrra.JobFilter | None = None) -> dict[tuple[str, flowrra.TaskStatus], int]:
+        query, values = counting(which or flowrra.JobFilter())
 
         async def count(session: Session) -> Sequence[Any]:
             async with session.transaction():
@@ -296,9 +272,9 @@ class PostgresBroker(_Life):
 
         self._opened()
         rows = await cast("Link", self._link).run(count, self.config.timeout)
-        return {(queue, TaskStatus(status)): number for queue, status, number in rows}
+        return {(queue, flowrra.TaskStatus(status)): number for queue, status, number in rows}
 
 
-def broker_from_url(url: str, config: Config, clock: Clock) -> PostgresBroker:
+def broker_from_url(url: str, config: flowrra.Config, clock: flowrra.Clock) -> PostgresBroker:
     """Return the broker for `postgresql://` and `postgres://`."""
     return PostgresBroker(url, config.broker, config.backend, clock)

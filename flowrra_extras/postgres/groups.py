@@ -8,22 +8,7 @@ import itertools
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from flowrra import (
-    RUNNING,
-    BackendConfig,
-    Clock,
-    FlowrraError,
-    Job,
-    Limit,
-    Notices,
-    Outcome,
-    TaskResult,
-    WorkerInfo,
-    apart,
-    encode_arguments,
-    logger,
-    split_limit_key,
-)
+import flowrra
 from flowrra_extras.batching import Batcher
 from flowrra_extras.postgres import statements as sql
 from flowrra_extras.postgres.connections import SILENCE, Address, AwayError, Link, Session
@@ -44,7 +29,7 @@ _STEADY = 0.005  # seconds: single pushes that follow each other, and take no lo
 class Settling:
     """Outcomes that are being sent. What was written is remembered while the rest is tried again."""
 
-    def __init__(self, outcomes: Iterable[Outcome], now: float) -> None:
+    def __init__(self, outcomes: Iterable[flowrra.Outcome], now: float) -> None:
         self.left = list(outcomes)
         self.now = now
         self.size = _SETTLED  # of a group: each try divides it by four, so that some groups succeed
@@ -72,7 +57,7 @@ class Claims:
     """
 
     def __init__(
-        self, retention: BackendConfig, publish: Callable[[Store], None], go_on: Callable[[str, float], None]
+        self, retention: flowrra.BackendConfig, publish: Callable[[Store], None], go_on: Callable[[str, float], None]
     ) -> None:
         self._retention = retention
         self._publish = publish
@@ -92,7 +77,7 @@ class Claims:
             if priority is None or priority < self._marks[place][0][0]:
                 del self._marks[place]
 
-    async def serve(self, claim: Claim, session: Session) -> list[Job]:
+    async def serve(self, claim: Claim, session: Session) -> list[flowrra.Job]:
         """Return the jobs for a claim. An earlier try of it may have claimed jobs although its answer was lost."""
         if self._doubts and (jobs := await self._resume(session, claim)):
             return jobs
@@ -106,7 +91,7 @@ class Claims:
             self._doubts[claim] = math.inf  # however long the server cannot be reached
             raise
 
-    async def _resume(self, session: Session, claim: Claim) -> list[Job]:
+    async def _resume(self, session: Session, claim: Claim) -> list[flowrra.Job]:
         """Return the jobs of an earlier claim whose answer was lost. One statement looks for all such claims."""
         now, place = asyncio.get_running_loop().time(), (claim.queue, claim.worker)
         doubts = {doubt.now: doubt for doubt in self._doubts if (doubt.queue, doubt.worker) == place}
@@ -119,7 +104,7 @@ class Claims:
                 del self._doubts[doubt]
         return jobs
 
-    async def _claim(self, session: Session, claim: Claim, now: float) -> list[Job]:
+    async def _claim(self, session: Session, claim: Claim, now: float) -> list[flowrra.Job]:
         place = claim.queue, claim.worker
         mark = self._marks.pop(place, None)
         if mark is not None and mark[1] <= claim.now < mark[2]:
@@ -148,7 +133,7 @@ class Claims:
             self._marks[place] = (_place_of(jobs[-1]), claim.now, until)
         return jobs
 
-    async def _claim_carefully(self, session: Session, claim: Claim, now: float) -> list[Job]:
+    async def _claim_carefully(self, session: Session, claim: Claim, now: float) -> list[flowrra.Job]:
         """Claim while suspects are waiting: one suspect for an idle worker, otherwise only jobs without crashes."""
         for crashes in range(max(claim.crashes, 1), 0, -1):
             store = Store(session, self._retention)
@@ -184,9 +169,9 @@ class Claims:
         store = Store(session, self._retention)
         async with session.transaction():
             rows = await session.fetch(sql.CLAIM_CHARGED, *values)
-            charged = {limit.name: limit for limit in map(Limit.from_text, rows[0]["texts"])}
+            charged = {limit.name: limit for limit in map(flowrra.Limit.from_text, rows[0]["texts"])}
             keys = [row["limit_key"] for row in rows if row["limit_key"] is not None]
-            await store.charge([key for key in keys if split_limit_key(key)[0] in charged], now, charged)
+            await store.charge([key for key in keys if flowrra.split_limit_key(key)[0] in charged], now, charged)
         self._publish(store)
         if rows[0]["seq"] is not None and not charged:
             self._charged.discard(queue)
@@ -196,18 +181,18 @@ class Claims:
 _Place = tuple[int, int, int]  # of a job among those that are ready
 
 
-def _place_of(job: Job) -> _Place:
+def _place_of(job: flowrra.Job) -> _Place:
     return job.priority, job.place, job.seq
 
 
-async def _jobs(session: Session, claim: Claim, rows: Sequence[Any]) -> list[Job]:
+async def _jobs(session: Session, claim: Claim, rows: Sequence[Any]) -> list[flowrra.Job]:
     return await jobs_of_claim(session, rows, claim.worker, claim.now)
 
 
 class Groups:
     """Sends concurrent calls in groups, and notifies others of the changes."""
 
-    def __init__(self, address: Address, link: Link, retention: BackendConfig, clock: Clock) -> None:
+    def __init__(self, address: Address, link: Link, retention: flowrra.BackendConfig, clock: flowrra.Clock) -> None:
         self._link = link
         self._retention = retention
         self._loop = asyncio.get_running_loop()
@@ -271,16 +256,16 @@ class Groups:
         try:
             while await self.transact(lambda store: store.upkeep(worker, now)):
                 self.notifications.wake(None)
-        except FlowrraError as error:
-            logger.warning("upkeep of due and expired jobs failed, a later claim continues it: %s", error)
+        except flowrra.FlowrraError as error:
+            flowrra.logger.warning("upkeep of due and expired jobs failed, a later claim continues it: %s", error)
         finally:
             self._upkeep = None
             self.notifications.wake(None)
 
-    async def claim(self, claim: Claim) -> list[Job]:
+    async def claim(self, claim: Claim) -> list[flowrra.Job]:
         return await self._link.run(functools.partial(self.claims.serve, claim))
 
-    async def beat(self, worker: WorkerInfo, lease: float, now: float) -> tuple[Notices, str]:
+    async def beat(self, worker: flowrra.WorkerInfo, lease: float, now: float) -> tuple[flowrra.Notices, str]:
         """Send a heartbeat. Return the notices and the term. A silent connection is replaced before the lease ends.
 
         A repeated heartbeat rescues no jobs, and neither does a new worker if the server was unreachable just before.
@@ -289,7 +274,7 @@ class Groups:
         is_new = not worker.term and self._loop.time() - self._link.failed > lease
         tries = itertools.count()
 
-        async def renew(session: Session) -> tuple[Notices, str]:
+        async def renew(session: Session) -> tuple[flowrra.Notices, str]:
             again = next(tries) > 0
             return await Store(session, self._retention).beat(worker, lease, now, is_new=is_new, again=again)
 
@@ -302,7 +287,7 @@ class Groups:
 
     # Together ----------------------------------------------------------------------------------
 
-    async def push(self, jobs: Sequence[Job], now: float) -> list[str]:
+    async def push(self, jobs: Sequence[flowrra.Job], now: float) -> list[str]:
         is_family = any(job.parents for job in jobs)
         if is_family or len(jobs) <= _CHUNK:
             encode_payloads(jobs)
@@ -314,7 +299,7 @@ class Groups:
         self.claims.forget()
         return ids
 
-    async def _push_group(self, items: Sequence[tuple[Sequence[Job], float]]) -> list[list[str]]:
+    async def _push_group(self, items: Sequence[tuple[Sequence[flowrra.Job], float]]) -> list[list[str]]:
         jobs = list(itertools.chain.from_iterable(item[0] for item in items))
         now = items[0][1]
         if len(jobs) == 1 and is_plain(jobs[0]) and jobs[0].limit is None:
@@ -326,7 +311,7 @@ class Groups:
             self.claims.forget(queue, priority)
         return [list(itertools.islice(ids, len(item[0]))) for item in items]
 
-    async def _push_one(self, job: Job, now: float) -> None:
+    async def _push_one(self, job: flowrra.Job, now: float) -> None:
         """Push with one statement, or with two, so that the job can start elsewhere before its commit is on disk.
 
         Use two after a pause: a worker is notified after 0.6 instead of 1.1 to 4 ms, and the caller waits 0.04 ms
@@ -341,7 +326,7 @@ class Groups:
         ended = self._loop.time()
         self._steady_until = ended + _STEADY if ended - began < _STEADY else 0.0
 
-    async def _push_on(self, jobs: Sequence[Job], now: float) -> list[str]:
+    async def _push_on(self, jobs: Sequence[flowrra.Job], now: float) -> list[str]:
         async def run(session: Session) -> tuple[list[str], list[str]]:
             store = Store(session, self._retention)
             are_plain, is_limited = all(map(is_plain, jobs)), any(job.limit is not None for job in jobs)
@@ -360,7 +345,7 @@ class Groups:
         self.notifications.notify(ready={job.queue for job in jobs}, finished=finished)
         return ids
 
-    async def _push_chunks(self, store: Store, jobs: Sequence[Job], now: float) -> list[str]:
+    async def _push_chunks(self, store: Store, jobs: Sequence[flowrra.Job], now: float) -> list[str]:
         """Push in chunks. While the server stores one chunk, the next one is encoded."""
         ids: list[str] = []
         sent: asyncio.Task[list[str]] | None = None
@@ -379,11 +364,11 @@ class Groups:
             raise
         return ids
 
-    async def _settle_group(self, items: list[tuple[Sequence[Outcome], float]]) -> list[list[bool]]:
+    async def _settle_group(self, items: list[tuple[Sequence[flowrra.Outcome], float]]) -> list[list[bool]]:
         """Settle outcomes. Of two ends of one attempt, the first counts. Its steps and progress are written before."""
-        now, chosen, going_on = items[0][1], dict[tuple[int, int], Outcome](), list[Outcome]()
+        now, chosen, going_on = items[0][1], dict[tuple[int, int], flowrra.Outcome](), list[flowrra.Outcome]()
         for outcome in itertools.chain.from_iterable(item[0] for item in items):
-            if outcome.status is RUNNING:
+            if outcome.status is flowrra.RUNNING:
                 going_on.append(outcome)
             else:
                 chosen.setdefault(_key(outcome), outcome)
@@ -398,11 +383,14 @@ class Groups:
             raise
         written = settling.written
         return [
-            [_key(o) in told if o.status is RUNNING else chosen[_key(o)] is o and _key(o) in written for o in outcomes]
+            [
+                _key(o) in told if o.status is flowrra.RUNNING else chosen[_key(o)] is o and _key(o) in written
+                for o in outcomes
+            ]
             for outcomes, _ in items
         ]
 
-    async def _tell(self, outcomes: Sequence[Outcome], now: float, session: Session) -> set[tuple[int, int]]:
+    async def _tell(self, outcomes: Sequence[flowrra.Outcome], now: float, session: Session) -> set[tuple[int, int]]:
         store, told = Store(session, self._retention), set[tuple[int, int]]()
         if steps := [outcome for outcome in outcomes if outcome.step is not None]:
             told |= await store.keep_steps(steps)
@@ -417,7 +405,9 @@ class Groups:
             settling.written |= await self._settle_some(settling.left[:size], settling.now, session)
             del settling.left[:size]
 
-    async def _settle_some(self, outcomes: Sequence[Outcome], now: float, session: Session) -> set[tuple[int, int]]:
+    async def _settle_some(
+        self, outcomes: Sequence[flowrra.Outcome], now: float, session: Session
+    ) -> set[tuple[int, int]]:
         store = Store(session, self._retention)
         limited = [outcome for outcome in outcomes if outcome.job.limit is not None]
         free = [outcome for outcome in outcomes if outcome.job.limit is None] if limited else outcomes
@@ -435,7 +425,7 @@ class Groups:
         self.publish(store)
         return written
 
-    async def _settle_with(self, store: Store, outcomes: Sequence[Outcome], now: float) -> set[tuple[int, int]]:
+    async def _settle_with(self, store: Store, outcomes: Sequence[flowrra.Outcome], now: float) -> set[tuple[int, int]]:
         written = await store.settle(outcomes, now, careful=False)
         left = [outcome for outcome in outcomes if _key(outcome) not in written]
         doubtful = [outcome for outcome in left if _key(outcome) in self._doubtful]
@@ -446,10 +436,10 @@ class Groups:
             written |= await store.settle(left, now, careful=True)
         return written
 
-    async def _get_group(self, items: list[Sequence[str]]) -> list[list[TaskResult[Any] | None]]:
+    async def _get_group(self, items: list[Sequence[str]]) -> list[list[flowrra.TaskResult[Any] | None]]:
         wanted = list(set(itertools.chain.from_iterable(items)))
         found = [tuple(row) for row in await self._link.fetch(sql.GET, wanted)]
-        results = {one.task_id: one for one in await apart(results_of_rows, found)}
+        results = {one.task_id: one for one in await flowrra.apart(results_of_rows, found)}
         return [[results.get(i) for i in ids] for ids in items]
 
 
@@ -472,10 +462,10 @@ async def _apart(send: Callable[[list[Any]], Awaitable[list[Any]]], items: list[
     return [*await _apart(send, items[:middle]), *await _apart(send, items[middle:])]
 
 
-def _key(outcome: Outcome) -> tuple[int, int]:
+def _key(outcome: flowrra.Outcome) -> tuple[int, int]:
     return outcome.job.seq, outcome.attempt
 
 
-def encode_payloads(jobs: Sequence[Job]) -> None:
+def encode_payloads(jobs: Sequence[flowrra.Job]) -> None:
     for job in jobs:
-        job.payload = encode_arguments(job)
+        job.payload = flowrra.encode_arguments(job)

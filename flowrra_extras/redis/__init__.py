@@ -28,49 +28,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
-from flowrra import (
-    ACTIVITY_KEPT,
-    FAILED,
-    LAST_CHANCE,
-    LIMIT_ACTIONS,
-    RETRYING,
-    RUNNING,
-    SUCCESS,
-    UPKEEP_STEP,
-    Action,
-    BackendConfig,
-    BrokerConfig,
-    BrokerError,
-    Clock,
-    Config,
-    ConfigError,
-    Job,
-    Limit,
-    Notices,
-    Outcome,
-    StoreStatus,
-    TaskResult,
-    Topic,
-    Unit,
-    Walk,
-    WorkerInfo,
-    activity_texts,
-    adopt,
-    apart,
-    change,
-    check_queue,
-    copy_of,
-    encode,
-    encode_arguments,
-    encode_value,
-    ended_job,
-    expire,
-    logger,
-    push,
-    recorded,
-    resolved,
-    settle,
-)
+import flowrra
 from flowrra_extras.redis.calls import (
     Attempts,
     Calls,
@@ -122,26 +80,26 @@ class RedisBroker(Reader):
     def __init__(
         self,
         url: str = "",
-        config: BrokerConfig | None = None,
-        retention: BackendConfig | None = None,
-        clock: Clock | None = None,
+        config: flowrra.BrokerConfig | None = None,
+        retention: flowrra.BackendConfig | None = None,
+        clock: flowrra.Clock | None = None,
         *,
         client: ClientMaker | None = None,
         prefix: str = "flowrra",
     ) -> None:
         if bool(url) == (client is not None):
-            raise ConfigError("a RedisBroker takes either a URL, which also contains the prefix, or a client")
+            raise flowrra.ConfigError("a RedisBroker takes either a URL, which also contains the prefix, or a client")
         self._address = address_from_url(url) if client is None else address_from_client(client, prefix)
         self.url = url or self._address.name
-        self.config = config or BrokerConfig()
-        self.retention = retention or BackendConfig()
-        self._clock = clock or Clock()
+        self.config = config or flowrra.BrokerConfig()
+        self.retention = retention or flowrra.BackendConfig()
+        self._clock = clock or flowrra.Clock()
         self._start_new()
 
     def _start_new(self) -> None:
         self._claims = Claims()
         self._doubtful: Attempts = set()
-        self.store_status = StoreStatus()
+        self.store_status = flowrra.StoreStatus()
         self._make_parts()
         self._is_open = False
         self._pid = 0
@@ -186,7 +144,7 @@ class RedisBroker(Reader):
         state, _ = await self.look()
         version = int(state.get("version", 1))
         if version > VERSION:
-            raise BrokerError(
+            raise flowrra.BrokerError(
                 f"{self._address.name} has keys of version {version} under {self._address.prefix}, "
                 f"newer than the {VERSION} of this flowrra: upgrade it"
             )
@@ -202,24 +160,28 @@ class RedisBroker(Reader):
 
     # Jobs --------------------------------------------------------------------------------------
 
-    async def push(self, jobs: Sequence[Job], *, now: float, by: str | None = None) -> list[str]:
+    async def push(self, jobs: Sequence[flowrra.Job], *, now: float, by: str | None = None) -> list[str]:
         if not jobs:
             return []
         if len(jobs) > _MOST:
-            raise BrokerError(f"at most {_MOST:,} jobs go into Redis at once, not {len(jobs):,}: submit them in parts")
+            raise flowrra.BrokerError(
+                f"at most {_MOST:,} jobs go into Redis at once, not {len(jobs):,}: submit them in parts"
+            )
         if by is None and all(map(is_plain, jobs)):
             await self._calls.join(Call("push", *await push_words(jobs, now)), len(jobs))
             return [job.id for job in jobs]
         async for job in in_turns(jobs):
-            job.payload = encode_arguments(job)
+            job.payload = flowrra.encode_arguments(job)
 
-        def take_in(unit: Unit) -> "Walk[list[str]]":  # as text: not evaluated at each push
-            new = [copy_of(job) for job in jobs]  # for each run of the walk
-            return push(unit, new) if by is None else adopt(unit, new, by)
+        def take_in(unit: flowrra.Unit) -> "flowrra.Walk[list[str]]":  # as text: not evaluated at each push
+            new = [flowrra.copy_of(job) for job in jobs]  # for each run of the walk
+            return flowrra.push(unit, new) if by is None else flowrra.adopt(unit, new, by)
 
         return (await self._changes.run(now, take_in, new=len(jobs)))[0]
 
-    async def claim(self, queue: str, *, limit: int, worker: str, now: float, crashes: int = LAST_CHANCE) -> list[Job]:
+    async def claim(
+        self, queue: str, *, limit: int, worker: str, now: float, crashes: int = flowrra.LAST_CHANCE
+    ) -> list[flowrra.Job]:
         self._notifications.hub.look(("queue", queue))
         due, jobs = await self._claim(Claim(self._claims, queue, limit, worker, now, crashes))
         if due == "upkeep":
@@ -227,7 +189,7 @@ class RedisBroker(Reader):
             due, jobs = await self._claim(Claim(self._claims, queue, limit, worker, now, crashes, goes_on=True))
             due = now if is_left else due
         self._next_due = due
-        return cast("list[Job]", jobs)
+        return cast("list[flowrra.Job]", jobs)
 
     async def _claim(self, call: Claim) -> tuple[Any, Any]:
         try:
@@ -243,32 +205,32 @@ class RedisBroker(Reader):
             await self._changes.judge(leases, now)
         if not expired:
             return False
-        unit, plan, is_left = await self._changes.attempt(now, lambda unit: expire(unit, UPKEEP_STEP))
+        unit, plan, is_left = await self._changes.attempt(now, lambda unit: flowrra.expire(unit, flowrra.UPKEEP_STEP))
         return not await self._changes.write(unit, plan) or is_left  # or another worker processed the same jobs
 
-    async def settle(self, outcomes: Sequence[Outcome], *, now: float) -> list[bool]:
+    async def settle(self, outcomes: Sequence[flowrra.Outcome], *, now: float) -> list[bool]:
         for outcome in outcomes:
-            if outcome.status is SUCCESS and outcome.text is None:
-                outcome.text = encode_value(outcome)
+            if outcome.status is flowrra.SUCCESS and outcome.text is None:
+                outcome.text = flowrra.encode_value(outcome)
         try:
             flags = await self._settle_in_groups(outcomes, now)
             others = [outcome for outcome, flag in zip(outcomes, flags, strict=True) if flag == "2"]
             written = iter(await self._settle_by_rules(others, now) if others else ())
-        except BrokerError:
+        except flowrra.BrokerError:
             self._doubtful.update((outcome.job.id, outcome.attempt) for outcome in outcomes)
             raise
         if self._doubtful:
             self._doubtful.difference_update((outcome.job.id, outcome.attempt) for outcome in outcomes)
         return [next(written) if flag == "2" else flag == "1" for flag in flags]
 
-    async def _settle_in_groups(self, outcomes: Sequence[Outcome], now: float) -> list[str]:
+    async def _settle_in_groups(self, outcomes: Sequence[flowrra.Outcome], now: float) -> list[str]:
         """Write steps and successes. Return for each outcome 1 if written, 0 if not, 2 if it is left to the rules."""
         first: dict[tuple[int, int], int] = {}
         steps = [index for index, outcome in enumerate(outcomes) if outcome.step is not None]
         for index, outcome in enumerate(outcomes):
             if outcome.step is None:
                 first.setdefault((outcome.job.seq, outcome.attempt), index)
-        indices = [index for index in first.values() if outcomes[index].status is SUCCESS]
+        indices = [index for index in first.values() if outcomes[index].status is flowrra.SUCCESS]
         flags = ["2"] * len(outcomes)
         if steps:
             words = step_words([outcomes[index] for index in steps])
@@ -281,10 +243,10 @@ class RedisBroker(Reader):
                 flags[index] = flag
         return flags
 
-    async def _settle_by_rules(self, outcomes: Sequence[Outcome], now: float) -> list[bool]:
+    async def _settle_by_rules(self, outcomes: Sequence[flowrra.Outcome], now: float) -> list[bool]:
         as_text = [dataclasses.replace(outcome, result=outcome.text) for outcome in outcomes]
         plain = {outcome.job.id: outcome.job for outcome in outcomes if _is_plain_failure(outcome, self._doubtful)}
-        walks = functools.partial(settle, outcomes=as_text)
+        walks = functools.partial(flowrra.settle, outcomes=as_text)
         events = sum(outcome.event is not None for outcome in outcomes)
         written, unit = await self._changes.run(now, walks, new=events, assumed=plain.values())
         for index, outcome in enumerate(outcomes):
@@ -294,11 +256,12 @@ class RedisBroker(Reader):
                 written[index] |= is_same  # an earlier call wrote it, whose answer was lost
         return written
 
-    async def heartbeat(self, worker: WorkerInfo, *, lease: float, now: float) -> Notices:
+    async def heartbeat(self, worker: flowrra.WorkerInfo, *, lease: float, now: float) -> flowrra.Notices:
         self._notifications.hub.look(("worker", ""))
         is_new = not worker.term and not self._calls.was_away(lease)
-        about = worker_text(worker, now), to_json(list(worker.queues)), self._claims.number(), repr(now - ACTIVITY_KEPT)
-        activity = [str(word) for pair in activity_texts(worker.activity).items() for word in pair]
+        kept_from = repr(now - flowrra.ACTIVITY_KEPT)
+        about = worker_text(worker, now), to_json(list(worker.queues)), self._claims.number(), kept_from
+        activity = [str(word) for pair in flowrra.activity_texts(worker.activity).items() for word in pair]
         lost: list[str] | None = None
         while True:
             call = Call("heartbeat", worker.id, repr(lease), str(int(lost is not None)), *about, *activity)
@@ -311,19 +274,23 @@ class RedisBroker(Reader):
         term, cancelled, paused, suspects, endings = answer
         lapsed = worker.term not in ("", term) and lease > 0
         worker.seen, worker.term = now, term or worker.term
-        return Notices(
-            cancelled, lapsed, frozenset(paused), suspects, lost or [], [ended_job(text) for text in endings]
+        return flowrra.Notices(
+            cancelled, lapsed, frozenset(paused), suspects, lost or [], [flowrra.ended_job(text) for text in endings]
         )
 
-    async def change(self, task_ids: Sequence[str], action: Action, *, now: float, by: str | None = None) -> list[bool]:
-        if action in LIMIT_ACTIONS:
+    async def change(
+        self, task_ids: Sequence[str], action: flowrra.Action, *, now: float, by: str | None = None
+    ) -> list[bool]:
+        if action in flowrra.LIMIT_ACTIONS:
             return await _change_limits(self._calls, task_ids, action, now, by)
         new = len(task_ids) if action == "emit" else 0
-        unit, plan, done = await self._changes.attempt(now, lambda unit: change(unit, task_ids, action, by), new=new)
+        unit, plan, done = await self._changes.attempt(
+            now, lambda unit: flowrra.change(unit, task_ids, action, by), new=new
+        )
         if await self._changes.write(unit, plan):
             return done
         if (middle := len(task_ids) // 2) == 0:
-            return (await self._changes.run(now, lambda unit: change(unit, task_ids, action, by), new=new))[0]
+            return (await self._changes.run(now, lambda unit: flowrra.change(unit, task_ids, action, by), new=new))[0]
         # Workers may claim some of many jobs between the read and the write. The other jobs must not wait for those.
         halves = task_ids[:middle], task_ids[middle:]
         return [one for half in halves for one in await self.change(half, action, now=now, by=by)]
@@ -335,16 +302,18 @@ class RedisBroker(Reader):
         return cast("list[str]", await self._calls.run(call))
 
     async def set_queue(self, queue: str, *, paused: bool) -> None:
-        await self._calls.run(Call("set_queue", check_queue(queue), str(int(paused))))
+        await self._calls.run(Call("set_queue", flowrra.check_queue(queue), str(int(paused))))
 
-    async def record(self, results: Sequence[TaskResult[Any]]) -> None:
-        texts = [await apart(encode, result.result) if result.is_success else None for result in results]
+    async def record(self, results: Sequence[flowrra.TaskResult[Any]]) -> None:
+        texts = [
+            await flowrra.apart(flowrra.encode, result.result) if result.is_success else None for result in results
+        ]
 
-        def keep(unit: Unit) -> "Walk[None]":
+        def keep(unit: flowrra.Unit) -> "flowrra.Walk[None]":
             known = yield from unit.get(result.task_id for result in results)
             for result, job, text in zip(results, known, texts, strict=True):
                 if job is None or not job.queue:  # a job of this store, which is in a queue, is not overwritten
-                    new = recorded(result, self.retention)
+                    new = flowrra.recorded(result, self.retention)
                     new.seq = 0 if job is None else job.seq
                     new.result = text
                     unit.write(new, is_reported=True)
@@ -353,9 +322,9 @@ class RedisBroker(Reader):
 
     # Waiting -----------------------------------------------------------------------------------
 
-    async def wait(self, topics: Sequence[Topic], timeout: float | None) -> None:
+    async def wait(self, topics: Sequence[flowrra.Topic], timeout: float | None) -> None:
         if not self._is_open:
-            raise BrokerError(f"the broker on {self._address.name} is not open")
+            raise flowrra.BrokerError(f"the broker on {self._address.name} is not open")
         hub, limit = self._notifications.hub, math.inf if timeout is None else timeout
         self._notifications.want(topics)
         if topics[0][0] == "queue" and self._next_due is not None:
@@ -365,41 +334,46 @@ class RedisBroker(Reader):
             return
         with hub.expect(topics) as waiter:
             if all(result and not result.is_finished for result in await self.get([name for _, name in topics])):
-                await resolved(waiter, min(limit, _LOOK_EVERY))
+                await flowrra.resolved(waiter, min(limit, _LOOK_EVERY))
 
-    async def get(self, task_ids: Sequence[str]) -> list[TaskResult[Any] | None]:
+    async def get(self, task_ids: Sequence[str]) -> list[flowrra.TaskResult[Any] | None]:
         if not task_ids:
             return []
         rows = await self._calls.join(Call("get", str(len(task_ids)), *task_ids), len(task_ids))
-        return await apart(results_of_rows, task_ids, rows)
+        return await flowrra.apart(results_of_rows, task_ids, rows)
 
 
-async def _change_limits(calls: Calls, names: Sequence[str], action: Action, now: float, by: str | None) -> list[bool]:
+async def _change_limits(
+    calls: Calls, names: Sequence[str], action: flowrra.Action, now: float, by: str | None
+) -> list[bool]:
     words = list(dict.fromkeys(names))
     if action == "limit":
-        limit = Limit.from_text(by or "")
+        limit = flowrra.Limit.from_text(by or "")
         words = [word for name in words for word in limit_words(dataclasses.replace(limit, name=name))]
     changed = await calls.run(Call("limit", action, repr(now), os.urandom(8).hex(), *words))
     done = dict(zip(words, changed, strict=False))
     return [bool(done.get(name, True)) for name in names]
 
 
-def _is_plain_failure(outcome: Outcome, doubtful: Attempts) -> bool:
+def _is_plain_failure(outcome: flowrra.Outcome, doubtful: Attempts) -> bool:
     """Whether the job is probably unchanged since its claim, so that it need not be read before it is written."""
     job = outcome.job
-    is_first = job.attempt == 1 and job.status is RUNNING and not (job.crashes or job.parents)
-    return is_first and outcome.status in (FAILED, RETRYING) and outcome.begun and (job.id, 1) not in doubtful
+    is_first = job.attempt == 1 and job.status is flowrra.RUNNING and not (job.crashes or job.parents)
+    has_failed = outcome.status in (flowrra.FAILED, flowrra.RETRYING)
+    return is_first and has_failed and outcome.begun and (job.id, 1) not in doubtful
 
 
 def _warn(name: str, settings: Mapping[str, str]) -> None:
     """Log a warning if the configuration of the server can lose jobs."""
     if settings.get("appendonly") == "no":
-        logger.warning("%s keeps no append-only file: a restart loses jobs (set appendonly yes)", name)
+        flowrra.logger.warning("%s keeps no append-only file: a restart loses jobs (set appendonly yes)", name)
     policy = settings.get("maxmemory-policy", "noeviction")
     if policy != "noeviction":
-        logger.warning("%s deletes keys when its memory is full: set maxmemory-policy noeviction, not %s", name, policy)
+        flowrra.logger.warning(
+            "%s deletes keys when its memory is full: set maxmemory-policy noeviction, not %s", name, policy
+        )
 
 
-def broker_from_url(url: str, config: Config, clock: Clock) -> RedisBroker:
+def broker_from_url(url: str, config: flowrra.Config, clock: flowrra.Clock) -> RedisBroker:
     """Return the broker for `redis://`, `rediss://`, `redis+sentinel://` and `unix://`."""
     return RedisBroker(url, config.broker, config.backend, clock)

@@ -10,31 +10,7 @@ import time
 import types
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from flowrra import (
-    RUNNING,
-    Attempt,
-    BackendConfig,
-    BrokerError,
-    Job,
-    JobFilter,
-    Limit,
-    LimitKey,
-    Outcome,
-    Progress,
-    TaskResult,
-    TaskStatus,
-    WorkerInfo,
-    awaits_limit,
-    decode,
-    encode_arguments,
-    first_status,
-    give_labels,
-    give_limit_key,
-    labels_of,
-    limit_key,
-    steps_of,
-    stored_limit_key,
-)
+import flowrra
 from flowrra_extras.batching import Batcher
 from flowrra_extras.redis.connection import Call, Link
 from flowrra_extras.redis.scripts import CLAIMED_FIELDS, FIELDS, RESULT_FIELDS
@@ -42,7 +18,6 @@ from flowrra_extras.redis.scripts import CLAIMED_FIELDS, FIELDS, RESULT_FIELDS
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 
-    from flowrra import Step, StoreStatus
     from flowrra_extras.redis.connection import Address
 
 T = TypeVar("T")
@@ -51,7 +26,7 @@ T = TypeVar("T")
 class Calls(Link):
     """A link that sends calls alone or in groups."""
 
-    def __init__(self, address: Address, status: StoreStatus) -> None:
+    def __init__(self, address: Address, status: flowrra.StoreStatus) -> None:
         super().__init__(address, status)
         self._batcher: Batcher[Call, Any] = Batcher(lambda calls: send_group(self, calls))
         self._is_joined = False  # whether a call is being sent; later calls wait for the next group
@@ -83,7 +58,7 @@ class Calls(Link):
 
 
 def _checked(answer: Any) -> Any:
-    if isinstance(answer, BrokerError):
+    if isinstance(answer, flowrra.BrokerError):
         raise answer
     return answer
 
@@ -118,7 +93,7 @@ class Claim(Call):
         super().__init__("claim", queue, str(limit), worker, repr(now), *flags, *self._numbers)
 
     def take(self, answer: Any) -> None:
-        if isinstance(answer, BrokerError) or answer[0] in ("upkeep", "lapsed"):
+        if isinstance(answer, flowrra.BrokerError) or answer[0] in ("upkeep", "lapsed"):
             self.lose()
             super().take((None, []) if answer == ["lapsed"] else answer)
         else:
@@ -146,7 +121,7 @@ async def send_group(link: Link, calls: Sequence[Call]) -> list[Any]:
     merged = [Call(name, *itertools.chain.from_iterable(call.words for call in group)) for name, group in kinds.items()]
     await link.send([*merged, *alone])
     for whole, group in zip(merged, kinds.values(), strict=True):
-        failed = isinstance(whole.answer, BrokerError)
+        failed = isinstance(whole.answer, flowrra.BrokerError)
         for call, answer in zip(group, itertools.repeat(whole.answer) if failed else whole.answer, strict=not failed):
             call.take(answer)
     return [call.answer for call in calls]
@@ -167,17 +142,18 @@ def _text(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def is_plain(job: Job) -> bool:
+def is_plain(job: flowrra.Job) -> bool:
     """Whether the job concerns no other job, so that a script can add it without the rules."""
     return job.unique is None and not job.parents
 
 
-def _kind_of(job: Job) -> tuple[Any, ...]:
+def _kind_of(job: flowrra.Job) -> tuple[Any, ...]:
     """Return what jobs must have in common to be pushed together."""
-    return job.task, job.queue, job.priority, job.due, job.expires, labels_of(job), stored_limit_key(job)
+    labels, key = flowrra.labels_of(job), flowrra.stored_limit_key(job)
+    return job.task, job.queue, job.priority, job.due, job.expires, labels, key
 
 
-async def push_words(jobs: Sequence[Job], now: float) -> list[str]:
+async def push_words(jobs: Sequence[flowrra.Job], now: float) -> list[str]:
     """Return plain jobs as the arguments of a push."""
     words = [repr(now), ""]
     runs = 0
@@ -187,26 +163,26 @@ async def push_words(jobs: Sequence[Job], now: float) -> list[str]:
             queue,
             f"{priority + _LOWEST:016x}",
             head_of(some[0]),
-            first_status(due, now, limit),
+            flowrra.first_status(due, now, limit),
             _text(due),
             _text(expires),
             _text(limit),
         )
         words.append(str(len(some)))
         async for job in in_turns(some):
-            words += job.id, encode_arguments(job)
+            words += job.id, flowrra.encode_arguments(job)
         runs += 1
     words[1] = str(runs)
     return words
 
 
-def head_of(job: Job) -> str:
+def head_of(job: flowrra.Job) -> str:
     """Return the name of the task and the labels of the job, as stored."""
-    labels = labels_of(job)
+    labels = flowrra.labels_of(job)
     return _plain_head(job.task) if labels is None else to_json([job.task, labels])
 
 
-def task_index(job: Job) -> str:
+def task_index(job: flowrra.Job) -> str:
     """Return the name of the index of the job's task, as scripts do."""
     return "task:" + _plain_head(job.task).partition('",')[0][2:]
 
@@ -219,36 +195,38 @@ def _plain_head(task: str) -> str:
 _LOWEST = 2**63  # added to a priority, so that the lowest priority is 0
 
 
-def member_of(job: Job) -> str:
+def member_of(job: flowrra.Job) -> str:
     """Return the job's member in sorted sets: PLACE ID."""
     return f"{job.priority + _LOWEST:016x}{job.seq:013x}{job.id}"
 
 
-def ready_place(job: Job) -> str:
+def ready_place(job: flowrra.Job) -> str:
     """Return the place of the job in its queue, if it is ready: its PLACE, with the turn if it has one."""
     turn = f"g{job.place:013x}" if job.place else ""
     return f"{job.priority + _LOWEST:016x}{turn}{job.seq:013x}"
 
 
-def limit_words(limit: Limit) -> list[str]:
+def limit_words(limit: flowrra.Limit) -> list[str]:
     """Return a limit as arguments of a script: its name, its text and its numbers."""
     burst = None if limit.rate is None else limit.most
     numbers = (limit.interval, burst, limit.concurrency, limit.turn)
     return [limit.name, limit.text, " ".join("-" if number is None else repr(number) for number in numbers)]
 
 
-def limit_state(name: str, row: Sequence[Any]) -> LimitKey:
+def limit_state(name: str, row: Sequence[Any]) -> flowrra.LimitKey:
     """Return the state of a limit key from an answer of the script `limit_states`."""
     text, running, pending, waiting, tat, due, paused = row
-    limit = None if text is None else Limit.from_text(text)
+    limit = None if text is None else flowrra.Limit.from_text(text)
     due = None if due is None else float(due)
-    return LimitKey(name, limit, running, pending, waiting > 0, float(tat or 0.0), due, bool(paused))
+    return flowrra.LimitKey(name, limit, running, pending, waiting > 0, float(tat or 0.0), due, bool(paused))
 
 
-def settle_words(successes: Sequence[Outcome], now: float, retention: BackendConfig, doubtful: Attempts) -> list[str]:
+def settle_words(
+    successes: Sequence[flowrra.Outcome], now: float, retention: flowrra.BackendConfig, doubtful: Attempts
+) -> list[str]:
     """Return successes as the arguments of a settle. `doubtful`: attempts that a lost call may have settled."""
 
-    def kind_of(outcome: Outcome) -> tuple[str, str, str]:
+    def kind_of(outcome: flowrra.Outcome) -> tuple[str, str, str]:
         kept = retention.result_ttl if outcome.keep is None else outcome.keep
         again = "1" if doubtful and (outcome.job.id, outcome.attempt) in doubtful else "0"
         return _text(outcome.job.worker), repr(now + kept), again
@@ -265,27 +243,27 @@ def settle_words(successes: Sequence[Outcome], now: float, retention: BackendCon
     return [repr(now), str(runs), *words]
 
 
-def step_words(outcomes: Sequence[Outcome]) -> list[str]:
+def step_words(outcomes: Sequence[flowrra.Outcome]) -> list[str]:
     """Return finished steps as the arguments of the script `keep_steps`."""
     words = [str(len(outcomes))]
     for outcome in outcomes:
-        job, step = outcome.job, cast("Step", outcome.step)
+        job, step = outcome.job, cast("flowrra.Step", outcome.step)
         words += job.id, f"{job.seq:013x}", str(outcome.attempt), step.name, to_json(step)
     return words
 
 
-def _steps_of(values: Iterable[str]) -> tuple[Step, ...]:
+def _steps_of(values: Iterable[str]) -> tuple[flowrra.Step, ...]:
     """Return the steps of a job from the values of its hash, which come in any order."""
     placed = sorted((int(place), step) for place, _, step in (value.partition(" ") for value in values))
-    return steps_of(f"[{','.join(step for _, step in placed)}]")
+    return flowrra.steps_of(f"[{','.join(step for _, step in placed)}]")
 
 
-def filter_text(which: JobFilter) -> str:
+def filter_text(which: flowrra.JobFilter) -> str:
     """Return the part of a filter that the server checks, as JSON. The server knows lower case of ASCII only."""
     ahead, error = which.ahead_of, which.error
     limit = None
-    if ahead is not None and awaits_limit(ahead):
-        limit, ahead = limit_key(ahead), None
+    if ahead is not None and flowrra.awaits_limit(ahead):
+        limit, ahead = flowrra.limit_key(ahead), None
     parts = {
         "ids": None if which.ids is None else list(dict.fromkeys(which.ids)),
         "status": None if which.status is None else sorted(which.status),
@@ -301,19 +279,19 @@ def filter_text(which: JobFilter) -> str:
     return to_json({name: part for name, part in parts.items() if part is not None})
 
 
-def counted(state: Mapping[str, str]) -> Iterator[tuple[TaskStatus, str, int]]:
+def counted(state: Mapping[str, str]) -> Iterator[tuple[flowrra.TaskStatus, str, int]]:
     """Yield the status, the queue and the number of each count in the state. Suspects count as pending."""
     for name, number in state.items():
         word, _, queue = name.partition(" ")
         status = "pending" if word == "suspect" else word
         if status in _STATUSES:
-            yield TaskStatus(status), queue, int(number)
+            yield flowrra.TaskStatus(status), queue, int(number)
 
 
-_STATUSES = frozenset(map(str, TaskStatus))
+_STATUSES = frozenset(map(str, flowrra.TaskStatus))
 
 
-def worker_text(worker: WorkerInfo, now: float) -> str:
+def worker_text(worker: flowrra.WorkerInfo, now: float) -> str:
     values: list[Any] = [worker.id, worker.host, worker.pid, dict(worker.queues), list(worker.tasks), worker.started]
     return to_json([*values, now, worker.running, worker.version, worker.memory])
 
@@ -328,13 +306,13 @@ def _head(text: str) -> tuple[str, Mapping[str, Any] | None]:
 _ROW = 2 + len(CLAIMED_FIELDS)
 
 
-def _claimed_job(row: Sequence[Any], queue: str, worker: str, now: float) -> Job:
+def _claimed_job(row: Sequence[Any], queue: str, worker: str, now: float) -> flowrra.Job:
     member, attempt, head, payload, submitted, due, failures, crashes, parents, limit, steps = row
     task, labels = _head(head)
-    job = Job(member[29:], task, (), _NO_KEYWORDS, queue, int(member[:16], 16) - _LOWEST, payload)
+    job = flowrra.Job(member[29:], task, (), _NO_KEYWORDS, queue, int(member[:16], 16) - _LOWEST, payload)
     if labels is not None:
-        give_labels(job, labels)
-    job.status = RUNNING
+        flowrra.give_labels(job, labels)
+    job.status = flowrra.RUNNING
     job.worker = worker
     job.submitted = float(submitted)
     job.started = max(now, job.submitted)
@@ -349,7 +327,7 @@ def _claimed_job(row: Sequence[Any], queue: str, worker: str, now: float) -> Job
     if parents is not None:
         job.parents = tuple(json.loads(parents))
     if limit is not None:
-        give_limit_key(job, limit)
+        flowrra.give_limit_key(job, limit)
     if steps:
         job.steps = _steps_of(steps)
     return job
@@ -361,10 +339,10 @@ _NO_KEYWORDS: Mapping[str, Any] = types.MappingProxyType({})
 _READ: Mapping[str, Callable[[str], Any]] = {
     **dict.fromkeys(("due", "expires", "submitted", "started", "finished", "purge_at"), float),
     **dict.fromkeys(("attempt", "failures", "crashes", "waits", "turn"), int),
-    "status": TaskStatus,
+    "status": flowrra.TaskStatus,
     "parents": lambda text: tuple(json.loads(text)),
-    "progress": lambda text: Progress(*json.loads(text)),
-    "result": decode,
+    "progress": lambda text: flowrra.Progress(*json.loads(text)),
+    "result": flowrra.decode,
     "head": _head,
 }
 
@@ -376,7 +354,7 @@ def _read(name: str, text: str | None) -> Any:
 _NAMES = {short: name for name, short in FIELDS.items()}
 
 
-def job_of(task_id: str, pairs: Sequence[str], history: Sequence[str] = (), steps: Sequence[str] = ()) -> Job:
+def job_of(task_id: str, pairs: Sequence[str], history: Sequence[str] = (), steps: Sequence[str] = ()) -> flowrra.Job:
     """Return the job of a hash. Most fields have the names of `Job`."""
     names = (_NAMES[short] for short in pairs[::2])
     values = {name: _read(name, text) for name, text in zip(names, pairs[1::2], strict=True)}
@@ -386,22 +364,22 @@ def job_of(task_id: str, pairs: Sequence[str], history: Sequence[str] = (), step
     limit, turn = values.pop("limit", None), values.pop("turn", 0)
     for name in ("children", "claim", "rev"):
         values.pop(name, None)
-    attempts = tuple(Attempt(*json.loads(entry)) for entry in history)
-    job = Job(
+    attempts = tuple(flowrra.Attempt(*json.loads(entry)) for entry in history)
+    job = flowrra.Job(
         task_id, task, priority=int(place[:16], 16) - _LOWEST, seq=int(place[16:], 16), history=attempts,
         cancel_requested=is_to_end, steps=_steps_of(steps), **values,
     )  # fmt: skip
     job.place = turn
-    give_limit_key(job, limit)
-    give_labels(job, labels or {})
+    flowrra.give_limit_key(job, limit)
+    flowrra.give_labels(job, labels or {})
     return job
 
 
-def results_of_rows(task_ids: Sequence[str], rows: Sequence[Any]) -> list[TaskResult[Any] | None]:
+def results_of_rows(task_ids: Sequence[str], rows: Sequence[Any]) -> list[flowrra.TaskResult[Any] | None]:
     """Return the results of rows of RESULT_FIELDS, which are in the order of TaskResult's fields; None for no row."""
     return [_result_of_row(task_id, row) if row else None for task_id, row in zip(task_ids, rows, strict=True)]
 
 
-def _result_of_row(task_id: str, row: Sequence[Any]) -> TaskResult[Any]:
+def _result_of_row(task_id: str, row: Sequence[Any]) -> flowrra.TaskResult[Any]:
     (task, _), status, result, error, traceback, attempts, *rest = map(_read, RESULT_FIELDS, row)
-    return TaskResult(task_id, task, status, result, error, traceback, attempts or 0, *rest)
+    return flowrra.TaskResult(task_id, task, status, result, error, traceback, attempts or 0, *rest)

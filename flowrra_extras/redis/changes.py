@@ -6,44 +6,13 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-from flowrra import (
-    BLOCKED,
-    FINISHED,
-    HISTORY_LIMIT,
-    NOT_BEGUN,
-    PENDING,
-    RETRYING,
-    RUNNING,
-    SCHEDULED,
-    SUCCESS,
-    UNFINISHED,
-    BackendConfig,
-    Children,
-    EventWaiters,
-    Expired,
-    Find,
-    Holders,
-    Job,
-    Jobs,
-    Lease,
-    LimitKey,
-    LimitKeys,
-    Running,
-    Unit,
-    Walk,
-    awaits_limit,
-    copy_of,
-    drive_async,
-    judge_leases,
-    limit_key,
-    rescue,
-    stored_limit_key,
-)
+import flowrra
 from flowrra_extras.redis.calls import Calls, head_of, in_turns, job_of, member_of, ready_place, task_index, to_json
 from flowrra_extras.redis.connection import Call
 from flowrra_extras.redis.scripts import FIELDS, READ_AT_ONCE, READ_FIELDS
 
 T = TypeVar("T")
+Start = Callable[[flowrra.Unit], flowrra.Walk[T]]  # begins a walk
 _REVISION = READ_FIELDS.index("rev") + 1  # the fields of the revision come first
 _CHILDREN = READ_FIELDS.index("children")
 _UNDO = {"ZADD": "ZREM", "SADD": "SREM", "HSET": "HDEL", "ENTER": "LEAVE"}  # the script knows ENTER and PURGE
@@ -55,13 +24,13 @@ class Changes:
     A walk finds limit keys for which no job waits, so it admits none. The script admits them after it has written.
     """
 
-    def __init__(self, calls: Calls, retention: BackendConfig) -> None:
+    def __init__(self, calls: Calls, retention: flowrra.BackendConfig) -> None:
         self._calls = calls
         self._retention = retention
 
     async def run(
-        self, now: float, start: Callable[[Unit], Walk[T]], *, new: int = 0, assumed: Iterable[Job] = ()
-    ) -> tuple[T, Unit]:
+        self, now: float, start: Start[T], *, new: int = 0, assumed: Iterable[flowrra.Job] = ()
+    ) -> tuple[T, flowrra.Unit]:
         """Run a walk and write its changes. If what it has read was changed meanwhile, run it again.
 
         Args:
@@ -75,14 +44,14 @@ class Changes:
             assumed = ()
 
     async def attempt(
-        self, now: float, start: Callable[[Unit], Walk[T]], *, new: int = 0, assumed: Iterable[Job] = ()
-    ) -> tuple[Unit, "Plan", T]:
+        self, now: float, start: Start[T], *, new: int = 0, assumed: Iterable[flowrra.Job] = ()
+    ) -> tuple[flowrra.Unit, "Plan", T]:
         """Run a walk once. Return its unit, the plan of what to write, and its answer."""
-        unit, plan = Unit(now, self._retention), Plan(self._calls, new, assumed)
-        answer = await drive_async(start(unit), plan.look)
+        unit, plan = flowrra.Unit(now, self._retention), Plan(self._calls, new, assumed)
+        answer = await flowrra.drive_async(start(unit), plan.look)
         return unit, plan, answer
 
-    async def write(self, unit: Unit, plan: "Plan") -> bool:
+    async def write(self, unit: flowrra.Unit, plan: "Plan") -> bool:
         """Write a plan. False: something that the walk has read has changed."""
         await plan.add(unit)
         return plan.is_empty or bool(
@@ -100,9 +69,9 @@ class Changes:
         its answer was lost.
         """
         clock, until, length, lapsed = leases
-        others = {w: Lease(float(end), float(size or beat), graced == "1") for w, end, size, graced in lapsed}
-        mine = Lease(float(until), float(length or beat)) if until and is_sure else None
-        dead, fresh = judge_leases(others, mine, float(clock), is_new=is_new and is_sure)
+        others = {w: flowrra.Lease(float(end), float(size or beat), graced == "1") for w, end, size, graced in lapsed}
+        mine = flowrra.Lease(float(until), float(length or beat)) if until and is_sure else None
+        dead, fresh = flowrra.judge_leases(others, mine, float(clock), is_new=is_new and is_sure)
         renewed = {worker: float(clock) + others[worker].length for worker in fresh} if beat else {}
         ends = {worker: end for worker, end, *_ in lapsed if worker in dead or worker in renewed}
         return dead if await self.rescue(dead, now, ends, renewed) else None
@@ -116,7 +85,9 @@ class Changes:
     ) -> bool:
         """Release the jobs of workers. `ends`: the ends of their leases as judged; without it, the workers leave."""
         while True:
-            unit, plan, _ = await self.attempt(now, lambda unit: rescue(unit, workers, crashed=ends is not None))
+            unit, plan, _ = await self.attempt(
+                now, lambda unit: flowrra.rescue(unit, workers, crashed=ends is not None)
+            )
             plan.leases.update(ends or {})
             plan.end_leases(workers)
             plan.renew_leases(renewed or {})
@@ -129,7 +100,7 @@ class Changes:
 class Plan:
     """What one call has read, as guards, and what it writes, by command and key. Removals come first."""
 
-    def __init__(self, calls: Calls, new: int, assumed: Iterable[Job] = ()) -> None:
+    def __init__(self, calls: Calls, new: int, assumed: Iterable[flowrra.Job] = ()) -> None:
         self._calls = calls
         self._assumed = {job.id: job for job in assumed}
         self._reserve = new
@@ -149,20 +120,22 @@ class Plan:
 
     # Reading -----------------------------------------------------------------------------------
 
-    async def look(self, find: Find) -> list[Any]:
-        taken: list[Job] = []
-        if isinstance(find, LimitKeys):
-            return list(map(LimitKey, find.names))
-        if isinstance(find, Jobs):
+    async def look(self, find: flowrra.Find) -> list[Any]:
+        taken: list[flowrra.Job] = []
+        if isinstance(find, flowrra.LimitKeys):
+            return list(map(flowrra.LimitKey, find.names))
+        if isinstance(find, flowrra.Jobs):
             taken = [self._assume(self._assumed[task_id]) for task_id in find.ids if task_id in self._assumed]
-            find = Jobs([task_id for task_id in find.ids if task_id not in self._assumed])
+            find = flowrra.Jobs([task_id for task_id in find.ids if task_id not in self._assumed])
             if not find.ids:
                 return taken
-        if isinstance(find, Children):
-            find = Children([parent for parent in find.of if parent not in self._childless])
+        if isinstance(find, flowrra.Children):
+            find = flowrra.Children([parent for parent in find.of if parent not in self._childless])
             if not find.of:
                 return []
-        words = (repr(find.now), str(find.limit)) if isinstance(find, Expired) else cast("Sequence[str]", find[0])
+        words = (
+            (repr(find.now), str(find.limit)) if isinstance(find, flowrra.Expired) else cast("Sequence[str]", find[0])
+        )
         last, found, *rows = await self._calls.join(
             Call("read", str(self._reserve), type(find).__name__, *words), len(words)
         )
@@ -170,20 +143,20 @@ class Plan:
             rows += await self._read_rest(list(dict.fromkeys(itertools.chain(*found)))[READ_AT_ONCE:])
         if self._reserve:
             self._seq, self._reserve = last - self._reserve, 0
-        if isinstance(find, Holders):
+        if isinstance(find, flowrra.Holders):
             self.holders.update((key, "".join(ids)) for key, ids in zip(find.keys, found, strict=True))
-        elif isinstance(find, Running):
+        elif isinstance(find, flowrra.Running):
             self._note_running(find.workers, found)
         jobs = [self._read(*rows[i : i + 2]) async for i in in_turns(range(0, len(rows), 2))]
         known = [job for job in jobs if job is not None]
-        if isinstance(find, Jobs | Holders):
+        if isinstance(find, flowrra.Jobs | flowrra.Holders):
             return taken + known
-        if isinstance(find, Expired):
+        if isinstance(find, flowrra.Expired):
             return sorted(known, key=lambda job: (job.expires, job.seq))
-        if isinstance(find, Running | EventWaiters):
+        if isinstance(find, flowrra.Running | flowrra.EventWaiters):
             return sorted(known, key=lambda job: job.seq)
         # Held jobs too: this unit may have ended their holds.
-        return sorted((job for job in known if job.status is BLOCKED), key=lambda job: job.seq)
+        return sorted((job for job in known if job.status is flowrra.BLOCKED), key=lambda job: job.seq)
 
     async def _read_rest(self, ids: Sequence[str]) -> list[Any]:
         """Read the jobs that were too many for one call. If one changes meanwhile, nothing is written."""
@@ -193,11 +166,11 @@ class Plan:
             rows += (await self._calls.join(Call("read", "0", "Jobs", *some), len(some)))[2:]
         return rows
 
-    def _assume(self, job: Job) -> Job:
+    def _assume(self, job: flowrra.Job) -> flowrra.Job:
         """Return a job in its first attempt as its claim has left it: since its push, only the claim wrote it."""
         self.revisions[job.id] = [member_of(job)[:29], job.status, str(job.attempt), ""]
         self._childless.add(job.id)
-        found = copy_of(job)
+        found = flowrra.copy_of(job)
         found.expires = 0.0  # unknown, so it is deleted if it must be absent
         return found
 
@@ -206,7 +179,7 @@ class Plan:
             self.running[worker] = len(ids)
             self.removed["SREM", f"running:{worker}"] += ids  # also those of jobs that were deleted
 
-    def _read(self, task_id: str, values: Sequence[str | None]) -> Job | None:
+    def _read(self, task_id: str, values: Sequence[str | None]) -> flowrra.Job | None:
         self.revisions.setdefault(task_id, [value or "" for value in values[:_REVISION]])
         if values[0] is None:
             return None
@@ -217,7 +190,7 @@ class Plan:
 
     # Writing -----------------------------------------------------------------------------------
 
-    async def add(self, unit: Unit) -> None:
+    async def add(self, unit: flowrra.Unit) -> None:
         """Add the changes of a unit's jobs, and of their entries in the indexes."""
         async for before, job in in_turns(unit.changes()):
             if before is None:
@@ -231,10 +204,10 @@ class Plan:
             if _is_waiting(job) and not (before is not None and _is_waiting(before)):
                 self._with_children.update(job.parents)
         for parent in self._with_children & unit.jobs.keys():
-            if unit.jobs[parent].status in UNFINISHED:  # if its end has missed this child, that write must fail
+            if unit.jobs[parent].status in flowrra.UNFINISHED:  # if its end has missed this child, that write must fail
                 self.added["HSET", f"job:{parent}"] += (FIELDS["children"], "1", FIELDS["rev"], self.token)
 
-    def _move(self, before: Job | None, job: Job) -> None:
+    def _move(self, before: flowrra.Job | None, job: flowrra.Job) -> None:
         old, new = {} if before is None else _entries(before), _entries(job)
         for command, key, member in old:
             if (command, key, member) not in new and command in _UNDO:
@@ -247,12 +220,12 @@ class Plan:
             self.counts[_kind(before)] -= 1
         self.counts[_kind(job)] += 1
 
-    def _change_fields(self, before: Job | None, job: Job) -> None:
-        self.asking.update(limit_key(one) for one in (before, job) if one is not None and one.limit is not None)
+    def _change_fields(self, before: flowrra.Job | None, job: flowrra.Job) -> None:
+        self.asking.update(flowrra.limit_key(one) for one in (before, job) if one is not None and one.limit is not None)
         key = f"job:{job.id}"
         old, new = {} if before is None else _fields(before), _fields(job)
         gone = [name for name in old if name not in new]
-        if "started" in gone or (before is not None and before.status in FINISHED):
+        if "started" in gone or (before is not None and before.status in flowrra.FINISHED):
             gone += "progress", "result"  # they were not read
         if gone:
             self.removed["HDEL", key] += (FIELDS[name] for name in gone)
@@ -260,14 +233,14 @@ class Plan:
         self.added["HSET", key] += (word for name, text in changed.items() for word in (FIELDS[name], text))
         if job.history:
             self.added["RPUSH", f"history:{job.id}"] += map(to_json, job.history)
-            self.added["LTRIM", f"history:{job.id}"] = [str(-HISTORY_LIMIT), "-1"]
+            self.added["LTRIM", f"history:{job.id}"] = [str(-flowrra.HISTORY_LIMIT), "-1"]
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to write."""
         return not any(self.removed.values()) and not self.added
 
-    async def text(self, unit: Unit) -> str:
+    async def text(self, unit: flowrra.Unit) -> str:
         """Return the plan for the script. A job that was only read may be changed if it keeps its state."""
         jobs = (
             (task_id, *(seen if task_id in unit.changed else seen[:-1])) for task_id, seen in self.revisions.items()
@@ -280,9 +253,9 @@ class Plan:
             "counts": {name: step for name, step in self.counts.items() if step},
             "steps": [(job.id, step.name, to_json(step)) for job, step in unit.steps],
             "endings": [to_json([job.id, job.task, job.attempt, job.status, job.error]) for job in unit.endings],
-            "ended": [job.id for job in changed if job.status in FINISHED],
+            "ended": [job.id for job in changed if job.status in flowrra.FINISHED],
             "woken": _unique(job.queue for job in changed if _wakes(job)),
-            "notices": _unique(job.worker for job in changed if job.status is RUNNING and job.cancel_requested),
+            "notices": _unique(job.worker for job in changed if job.status is flowrra.RUNNING and job.cancel_requested),
         }  # fmt: skip
         if self.asking:
             others |= {"asking": list(self.asking), "now": repr(unit.now)}
@@ -313,21 +286,21 @@ def _unique(items: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(items))
 
 
-def _is_waiting(job: Job) -> bool:
+def _is_waiting(job: flowrra.Job) -> bool:
     """Whether the job waits for parents. A held job checks them when its hold ends."""
-    return job.status is BLOCKED and job.worker is None and job.waits > 0
+    return job.status is flowrra.BLOCKED and job.worker is None and job.waits > 0
 
 
-def _wakes(job: Job) -> bool:
+def _wakes(job: flowrra.Job) -> bool:
     """Whether workers that wait for jobs must be woken. For a job in an empty queue, the script does it."""
-    return job.status in (SCHEDULED, RETRYING) or (job.status is PENDING and job.crashes > 0)
+    return job.status in (flowrra.SCHEDULED, flowrra.RETRYING) or (job.status is flowrra.PENDING and job.crashes > 0)
 
 
-def _kind(job: Job) -> str:
-    return f"{'suspect' if job.status is PENDING and job.crashes else job.status} {job.queue}"
+def _kind(job: flowrra.Job) -> str:
+    return f"{'suspect' if job.status is flowrra.PENDING and job.crashes else job.status} {job.queue}"
 
 
-def _entries(job: Job) -> dict[tuple[str, str, str], str]:
+def _entries(job: flowrra.Job) -> dict[tuple[str, str, str], str]:
     """Return a job's entries in the indexes: (command, key, member) -> score or value.
 
     Each entry costs time, so a job that is pushed, runs and succeeds is in few indexes. Ready jobs are found through
@@ -336,14 +309,14 @@ def _entries(job: Job) -> dict[tuple[str, str, str], str]:
     seq = str(job.seq)
     found = {("ZADD", f"family:{parent}", job.id): seq for parent in job.parents}
     found |= {("ENTER", index, seq): "" for index in (task_index(job), *(f"tag:{tag}" for tag in job.tags))}
-    if job.status is PENDING:
+    if job.status is flowrra.PENDING:
         if job.crashes:
             found["ZADD", f"suspects:{job.queue}", member_of(job)] = str(job.crashes)
         else:
             found["ZADD", f"ready:{job.queue}", ready_place(job) + job.id] = "0"
         if job.place:
             found["ENTER", "placed", seq] = ""
-    elif job.status is RUNNING:
+    elif job.status is flowrra.RUNNING:
         found["SADD", f"running:{job.worker}", job.id] = ""
         if job.cancel_requested:
             found["SADD", "cancelling", job.id] = ""
@@ -351,19 +324,19 @@ def _entries(job: Job) -> dict[tuple[str, str, str], str]:
             found["HSET", "state", f"alone {job.worker}"] = job.id
     else:
         found["ENTER", f"by:{job.status}", seq] = ""
-    if job.limit is not None and job.status in (PENDING, RUNNING):
-        found["SADD", f"key-{job.status}:{limit_key(job)}", job.id] = ""
-    elif awaits_limit(job):
-        found["ZADD", f"key-waiting:{limit_key(job)}", member_of(job)] = "0"
+    if job.limit is not None and job.status in (flowrra.PENDING, flowrra.RUNNING):
+        found["SADD", f"key-{job.status}:{flowrra.limit_key(job)}", job.id] = ""
+    elif flowrra.awaits_limit(job):
+        found["ZADD", f"key-waiting:{flowrra.limit_key(job)}", member_of(job)] = "0"
     if job.error is not None:
         found["ENTER", "by:error", seq] = ""
-    if job.status in FINISHED:
+    if job.status in flowrra.FINISHED:
         found["PURGE", repr(job.purge_at), seq] = ""
     elif job.unique is not None:
         found["HSET", "unique", job.unique] = job.id
-    if job.status in (SCHEDULED, RETRYING):
+    if job.status in (flowrra.SCHEDULED, flowrra.RETRYING):
         found["ZADD", "due", job.id] = repr(job.due)
-    if job.expires is not None and job.status in NOT_BEGUN:
+    if job.expires is not None and job.status in flowrra.NOT_BEGUN:
         found["ZADD", "expiring", job.id] = repr(job.expires)
     return found
 
@@ -373,7 +346,7 @@ _NUMBERS = ("attempt", "failures", "crashes", "waits")  # a count of 0 has no en
 _TEXTS = ("queue", "payload", "unique", "worker", "error", "traceback")
 
 
-def _fields(job: Job) -> dict[str, str]:
+def _fields(job: flowrra.Job) -> dict[str, str]:
     """Return a job as its hash, without the fields that the script maintains."""
     values = {"place": member_of(job)[:29], "status": str(job.status), "head": head_of(job)}
     values |= {name: text for name in _TEXTS if (text := getattr(job, name)) is not None}
@@ -383,12 +356,12 @@ def _fields(job: Job) -> dict[str, str]:
         values["parents"] = to_json(job.parents)
     if job.progress is not None:
         values["progress"] = to_json(job.progress)
-    if (limit := stored_limit_key(job)) is not None:
+    if (limit := flowrra.stored_limit_key(job)) is not None:
         values["limit"] = limit
-    if job.status is PENDING and job.place:
+    if job.status is flowrra.PENDING and job.place:
         values["turn"] = str(job.place)
     if job.cancel_requested:
         values["cancel"] = "1"
-    if job.status is SUCCESS and job.result is not None:
+    if job.status is flowrra.SUCCESS and job.result is not None:
         values["result"] = job.result
     return values

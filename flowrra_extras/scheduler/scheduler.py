@@ -7,26 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Unpack
 
-from flowrra import (
-    CHECK_EVERY,
-    FIRES_AT_ONCE,
-    ConfigError,
-    Firing,
-    Flowrra,
-    Schedule,
-    ScheduleOptions,
-    Task,
-    TaskId,
-    TaskNotFoundError,
-    check_key,
-    decode,
-    job_of_fire,
-    logger,
-    make_schedule,
-    nearest,
-    schedule_key,
-    upcoming,
-)
+import flowrra
 from flowrra_extras.scheduler.store import ScheduleStore
 
 TAKE_LEASE = 10.0  # seconds that a scheduler has to push and advance what it has taken
@@ -34,7 +15,7 @@ _DONE_KEPT = 604_800.0  # seconds that a schedule with nothing left to fire is k
 _PURGE_DONE_EVERY = 3600.0
 
 
-class StoredOptions(ScheduleOptions, total=False):
+class StoredOptions(flowrra.ScheduleOptions, total=False):
     """Additional options of a stored schedule: `tz`, the key of its zone (None: UTC), and `task_id`, its id."""
 
     tz: str | dt.tzinfo | None
@@ -51,18 +32,18 @@ class ScheduleDefinition:
     def __init__(
         self,
         schedule_id: str,
-        task: str | Task[..., Any],
+        task: str | flowrra.Task[..., Any],
         *,
         cron: str | None = None,
         every: float | dt.timedelta | None = None,
         tz: str | dt.tzinfo | None = None,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-        **options: Unpack[ScheduleOptions],
+        **options: Unpack[flowrra.ScheduleOptions],
     ) -> None:
         if (cron is None) == (every is None):
-            raise ConfigError(f"the schedule {schedule_id!r} needs either cron= or every=")
-        check_key("schedule_id", schedule_id or "")
+            raise flowrra.ConfigError(f"the schedule {schedule_id!r} needs either cron= or every=")
+        flowrra.check_key("schedule_id", schedule_id or "")
         self.id = schedule_id
         self.task = task
         self.kind = "interval" if cron is None else "cron"
@@ -80,7 +61,7 @@ class SyncReport:
     unchanged: list[str] = field(default_factory=list)
 
 
-class Scheduler(Firing):
+class Scheduler(flowrra.Firing):
     """Stored schedules. `app.create_scheduler` makes it.
 
     They fire while the app runs, in any process that has a scheduler on the same store, and each fire makes one job.
@@ -88,14 +69,14 @@ class Scheduler(Firing):
     registers it; its arguments are checked if it is registered here.
     """
 
-    def __init__(self, app: Flowrra, store: ScheduleStore) -> None:
+    def __init__(self, app: flowrra.Flowrra, store: ScheduleStore) -> None:
         super().__init__(app)
         self.store = store
         self._purge_at = -math.inf
 
     async def schedule_cron(
         self,
-        task_name: str | Task[..., Any],
+        task_name: str | flowrra.Task[..., Any],
         cron: str,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
@@ -126,7 +107,7 @@ class Scheduler(Firing):
 
     async def schedule_interval(
         self,
-        task_name: str | Task[..., Any],
+        task_name: str | flowrra.Task[..., Any],
         interval: float | dt.timedelta,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
@@ -140,7 +121,7 @@ class Scheduler(Firing):
 
     async def schedule_once(
         self,
-        task_name: str | Task[..., Any],
+        task_name: str | flowrra.Task[..., Any],
         run_at: dt.datetime,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
@@ -155,9 +136,9 @@ class Scheduler(Firing):
         return await self._add(task_name, "once", run_at, args=args, kwargs=kwargs, **options)
 
     async def _add(
-        self, task: str | Task[..., Any], kind: str, rule: object, *, task_id: str | None = None, **options: Any
+        self, task: str | flowrra.Task[..., Any], kind: str, rule: object, *, task_id: str | None = None, **options: Any
     ) -> str:
-        new_id = check_key("task_id", task_id) or self._app.new_id()
+        new_id = flowrra.check_key("task_id", task_id) or self._app.new_id()
         schedule = self._make(new_id, task, kind, rule, options)
         await self._ready()
         await self._check_name(schedule.task)
@@ -169,29 +150,35 @@ class Scheduler(Firing):
         return kept
 
     def _make(
-        self, schedule_id: str, task: str | Task[..., Any], kind: str, rule: object, options: Mapping[str, Any]
-    ) -> Schedule:
+        self, schedule_id: str, task: str | flowrra.Task[..., Any], kind: str, rule: object, options: Mapping[str, Any]
+    ) -> flowrra.Schedule:
         """Make a new schedule that counts from now."""
-        schedule = make_schedule(self._task_or_name(task), kind, rule, **options)
+        schedule = flowrra.make_schedule(self._task_or_name(task), kind, rule, **options)
         schedule.id = schedule_id
         schedule.created = schedule.updated = now = self._app.clock.time()
         self._start_from(schedule, now)
         return schedule
 
-    async def _redefine(self, old: Schedule, new: Schedule, rule: object, options: Mapping[str, Any]) -> None:
+    async def _redefine(
+        self, old: flowrra.Schedule, new: flowrra.Schedule, rule: object, options: Mapping[str, Any]
+    ) -> None:
         """Change what a new definition of the schedule gives differently, and log it."""
         if old.task != new.task:
-            raise ConfigError(f"{old.id!r} is a schedule of {old.task}: give another task_id, or unschedule() it")
+            raise flowrra.ConfigError(
+                f"{old.id!r} is a schedule of {old.task}: give another task_id, or unschedule() it"
+            )
         changes = self._changes(old, new.kind, rule, **options)
         if changes and await self.store.change(old.id, changes | {"updated": new.updated}):
-            logger.warning("schedule %s (%s) has a new definition: %s", old.id, old.task, _described(old, changes))
+            flowrra.logger.warning(
+                "schedule %s (%s) has a new definition: %s", old.id, old.task, _described(old, changes)
+            )
 
-    def _changes(self, old: Schedule, kind: str, rule: object, **options: Any) -> dict[str, Any]:
+    def _changes(self, old: flowrra.Schedule, kind: str, rule: object, **options: Any) -> dict[str, Any]:
         """Return the changes that give `old` the options given here. Options that are not given stay."""
         given = {name: getattr(old, name) for name in _EDITED} | {**old.options, **options}
-        return self._difference(old, make_schedule(self._task_or_name(old.task), kind, rule, **given), options)
+        return self._difference(old, flowrra.make_schedule(self._task_or_name(old.task), kind, rule, **given), options)
 
-    def _difference(self, old: Schedule, new: Schedule, options: Mapping[str, Any]) -> dict[str, Any]:
+    def _difference(self, old: flowrra.Schedule, new: flowrra.Schedule, options: Mapping[str, Any]) -> dict[str, Any]:
         changes = {name: getattr(new, name) for name in _DEFINING if getattr(new, name) != getattr(old, name)}
         if json.loads(new.payload) != json.loads(old.payload):
             changes["payload"] = new.payload
@@ -202,15 +189,15 @@ class Scheduler(Firing):
             new.id = old.id
             self._start_from(new, now)
             changes |= {"anchor": new.anchor, "next_fire": new.next_fire}
-        if old.key == schedule_key(old) != new.key:
+        if old.key == flowrra.schedule_key(old) != new.key:
             changes["key"] = new.key
         return changes
 
-    def _task_or_name(self, task: str | Task[..., Any]) -> str | Task[..., Any]:
-        if isinstance(task, Task) and task.app is not self._app:
-            raise TaskNotFoundError(f"the task {task.name!r} belongs to another app: schedule it there")
-        if not isinstance(task, Task | str) or not task:
-            raise ConfigError(f"a schedule takes a task or its name, not {task!r}")
+    def _task_or_name(self, task: str | flowrra.Task[..., Any]) -> str | flowrra.Task[..., Any]:
+        if isinstance(task, flowrra.Task) and task.app is not self._app:
+            raise flowrra.TaskNotFoundError(f"the task {task.name!r} belongs to another app: schedule it there")
+        if not isinstance(task, flowrra.Task | str) or not task:
+            raise flowrra.ConfigError(f"a schedule takes a task or its name, not {task!r}")
         return self._app.registry.get(task, task) if isinstance(task, str) else task
 
     async def _check_name(self, name: str) -> None:
@@ -220,18 +207,20 @@ class Scheduler(Firing):
         known = {*self._app.registry, *(task for worker in await self._app.broker.workers() for task in worker.tasks)}
         if name in known:
             return
-        trouble = f"no task {name!r} is registered here or known to a live worker{nearest(name, known)}"
+        trouble = f"no task {name!r} is registered here or known to a live worker{flowrra.nearest(name, known)}"
         if self._app.is_running:
-            raise TaskNotFoundError(trouble)
-        logger.warning("%s; its schedule is stored, and fires when a program that knows the task runs", trouble)
+            raise flowrra.TaskNotFoundError(trouble)
+        flowrra.logger.warning("%s; its schedule is stored, and fires when a program that knows the task runs", trouble)
 
-    def _start_from(self, schedule: Schedule, now: float) -> None:
+    def _start_from(self, schedule: flowrra.Schedule, now: float) -> None:
         """Set the first fire, counted from now; ConfigError if there is none."""
         schedule.anchor = round(now * 1e6) / 1e6
         once = schedule.kind == "once"
-        schedule.next_fire = dt.datetime.fromisoformat(schedule.rule).timestamp() if once else upcoming(schedule, now)
+        schedule.next_fire = (
+            dt.datetime.fromisoformat(schedule.rule).timestamp() if once else flowrra.upcoming(schedule, now)
+        )
         if schedule.next_fire is None:
-            raise ConfigError(f"{schedule.rule!r} has no time in the future: it would never fire")
+            raise flowrra.ConfigError(f"{schedule.rule!r} has no time in the future: it would never fire")
 
     async def sync(
         self, definitions: Iterable[ScheduleDefinition], *, prune: bool = False, owner: str = "app"
@@ -252,15 +241,15 @@ class Scheduler(Firing):
             TaskNotFoundError, TypeError, BackendError: as `schedule_cron`.
         """
         if ":" in owner:
-            raise ConfigError(f"the name of an owner must not contain a colon: {owner!r}")
+            raise flowrra.ConfigError(f"the name of an owner must not contain a colon: {owner!r}")
         mark = f"sync:{owner}:"
-        wanted: dict[str, tuple[Schedule, ScheduleDefinition]] = {}
+        wanted: dict[str, tuple[flowrra.Schedule, ScheduleDefinition]] = {}
         for one in definitions:
             if one.id in wanted:
-                raise ConfigError(f"the schedule {one.id!r} is defined twice")
+                raise flowrra.ConfigError(f"the schedule {one.id!r} is defined twice")
             schedule = self._make(one.id, one.task, one.kind, one.rule, one.options)
             schedule.key = mark + one.id
-            check_key("an owner and a schedule_id, taken together,", schedule.key)
+            flowrra.check_key("an owner and a schedule_id, taken together,", schedule.key)
             wanted[one.id] = schedule, one
         await self._ready()
         for name in {schedule.task for schedule, _ in wanted.values()}:
@@ -268,22 +257,22 @@ class Scheduler(Firing):
         stored = {schedule.id: schedule for schedule in await self.store.find()}
         for old in stored.values():
             if old.id in wanted and old.key.startswith("sync:") and not old.key.startswith(mark):
-                raise ConfigError(f"the schedule {old.id!r} belongs to the owner {old.key.split(':')[1]!r}")
+                raise flowrra.ConfigError(f"the schedule {old.id!r} belongs to the owner {old.key.split(':')[1]!r}")
         report = SyncReport()
         for schedule, definition in wanted.values():
             await self._sync_one(stored.get(schedule.id), schedule, definition, report)
         for old in stored.values():
             if prune and old.key.startswith(mark) and old.id not in wanted and await self.store.remove(old.id):
-                logger.info("schedule %s (%s) was removed: it is no longer defined", old.id, old.task)
+                flowrra.logger.info("schedule %s (%s) was removed: it is no longer defined", old.id, old.task)
                 report.removed.append(old.id)
         return report
 
     async def _sync_one(
-        self, old: Schedule | None, new: Schedule, definition: ScheduleDefinition, report: SyncReport
+        self, old: flowrra.Schedule | None, new: flowrra.Schedule, definition: ScheduleDefinition, report: SyncReport
     ) -> None:
         if old is None:
             await self.store.add(new)
-            logger.info("schedule %s (%s) was added: %s", new.id, new.task, new.rule)
+            flowrra.logger.info("schedule %s (%s) was added: %s", new.id, new.task, new.rule)
             report.added.append(new.id)
             return
         changes = self._difference(old, new, definition.options)
@@ -292,7 +281,7 @@ class Scheduler(Firing):
             report.unchanged.append(old.id)
             return
         await self.store.change(old.id, changes | {"updated": new.updated})
-        logger.info("schedule %s (%s) was changed: %s", old.id, new.task, _described(old, changes))
+        flowrra.logger.info("schedule %s (%s) was changed: %s", old.id, new.task, _described(old, changes))
         report.changed.append(old.id)
 
     async def update(
@@ -303,8 +292,8 @@ class Scheduler(Firing):
         tz: str | dt.tzinfo | None = None,
         args: Sequence[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
-        **options: Unpack[ScheduleOptions],
-    ) -> Schedule:
+        **options: Unpack[flowrra.ScheduleOptions],
+    ) -> flowrra.Schedule:
         """Change a schedule and return it. Arguments and options that are not given stay.
 
         Args:
@@ -320,7 +309,7 @@ class Scheduler(Firing):
             ConfigError: a value is wrong, or another schedule would be the same.
         """
         old = await self._known(schedule_id)
-        old_args, old_kwargs = decode(old.payload)
+        old_args, old_kwargs = flowrra.decode(old.payload)
         changes = self._changes(
             old,
             old.kind,
@@ -358,18 +347,18 @@ class Scheduler(Firing):
         if not await self.store.change(schedule_id, changes):
             raise unknown_schedule(schedule_id)
 
-    async def get_scheduled_task(self, schedule_id: str) -> Schedule | None:
+    async def get_scheduled_task(self, schedule_id: str) -> flowrra.Schedule | None:
         """Return a schedule; None if there is none with this id."""
         await self._ready()
         found = await self.store.find([schedule_id])
         return found[0] if found else None
 
-    async def list_scheduled_tasks(self) -> list[Schedule]:
+    async def list_scheduled_tasks(self) -> list[flowrra.Schedule]:
         """Return all schedules of the store, in order of creation."""
         await self._ready()
         return await self.store.find()
 
-    async def run_now(self, schedule_id: str) -> TaskId[Any]:
+    async def run_now(self, schedule_id: str) -> flowrra.TaskId[Any]:
         """Submit a job of the schedule now, in addition to its fires. Return the id of the job.
 
         With `overlap="skip"`, if a job of the schedule is unfinished, return the id of that job.
@@ -379,7 +368,7 @@ class Scheduler(Firing):
         """
         return await submit_now(self._app, await self._known(schedule_id))
 
-    async def _known(self, schedule_id: str) -> Schedule:
+    async def _known(self, schedule_id: str) -> flowrra.Schedule:
         schedule = await self.get_scheduled_task(schedule_id)
         if schedule is None:
             raise unknown_schedule(schedule_id)
@@ -400,8 +389,8 @@ class Scheduler(Firing):
             self._purge_at = now
         first = await self.store.next_fire()
         if first is None or first > now:
-            return CHECK_EVERY if first is None else min(CHECK_EVERY, first - now)
-        taken = await self.store.take(now=now, lease=TAKE_LEASE, limit=FIRES_AT_ONCE)
+            return flowrra.CHECK_EVERY if first is None else min(flowrra.CHECK_EVERY, first - now)
+        taken = await self.store.take(now=now, lease=TAKE_LEASE, limit=flowrra.FIRES_AT_ONCE)
         await self.store.advance(await self.fire(taken, now))
         return 0.0 if taken else 0.05
 
@@ -415,7 +404,7 @@ _DEFINING = ("kind", "rule", "tz", "options", *_EDITED)
 _READERS: Mapping[str, Callable[[str], Any]] = {"cron": str, "interval": float, "once": dt.datetime.fromisoformat}
 
 
-def _described(old: Schedule, changes: Mapping[str, Any]) -> str:
+def _described(old: flowrra.Schedule, changes: Mapping[str, Any]) -> str:
     """Return the changes of a schedule in words."""
     said = [f"{name} {getattr(old, name)!r} -> {changes[name]!r}" for name in ("task", *_DEFINING) if name in changes]
     said += ["other arguments"] if "payload" in changes else []
@@ -423,27 +412,29 @@ def _described(old: Schedule, changes: Mapping[str, Any]) -> str:
     return ", ".join(said) or "another owner"
 
 
-def _switched(schedule: Schedule, now: float, *, enabled: bool) -> dict[str, Any]:
+def _switched(schedule: flowrra.Schedule, now: float, *, enabled: bool) -> dict[str, Any]:
     """Return the changes that enable or disable a schedule. Fires that came due while it was disabled are dropped."""
     changes: dict[str, Any] = {"enabled": enabled, "updated": now}
     if enabled and not schedule.enabled and schedule.kind != "once":
-        changes["next_fire"] = upcoming(schedule, now)
+        changes["next_fire"] = flowrra.upcoming(schedule, now)
     return changes
 
 
-async def submit_now(app: Flowrra, schedule: Schedule) -> TaskId[Any]:
+async def submit_now(app: flowrra.Flowrra, schedule: flowrra.Schedule) -> flowrra.TaskId[Any]:
     """Submit a job of a schedule now, in addition to its fires; TaskNotFoundError if its task is not known."""
     task = app.registry.get(schedule.task)
     if task is None:
-        raise TaskNotFoundError(f"no task {schedule.task!r} is registered here: run it in a program that has the task")
-    job = job_of_fire(schedule, task, round(app.now() * 1e6), app.broker.retention)
+        raise flowrra.TaskNotFoundError(
+            f"no task {schedule.task!r} is registered here: run it in a program that has the task"
+        )
+    job = flowrra.job_of_fire(schedule, task, round(app.now() * 1e6), app.broker.retention)
     job.id, job.due = app.new_id(), None
     (job_id,) = await app.submit_jobs([job])
-    return TaskId(job_id)
+    return flowrra.TaskId(job_id)
 
 
-def unknown_schedule(schedule_id: str) -> TaskNotFoundError:
+def unknown_schedule(schedule_id: str) -> flowrra.TaskNotFoundError:
     """Return the error for an id that is not in the store."""
-    return TaskNotFoundError(
+    return flowrra.TaskNotFoundError(
         f"no schedule {schedule_id!r} is stored here: it was never created, was removed, or ended a week ago"
     )

@@ -20,28 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from types import MappingProxyType
 from typing import Any, ParamSpec, Self, TypeVar
 
-from flowrra import (
-    FINISHED,
-    UNFINISHED,
-    BackendConfig,
-    Clock,
-    ExecutorNotRunningError,
-    Flowrra,
-    FlowrraError,
-    Job,
-    JobContext,
-    JobFilter,
-    MemoryBroker,
-    Progress,
-    SerializationError,
-    Step,
-    Submission,
-    Task,
-    TaskStatus,
-    current_job_var,
-    decode_arguments,
-    encode,
-)
+import flowrra
 
 __all__ = [
     "EnqueuedJob",
@@ -59,7 +38,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class ManualClock(Clock):
+class ManualClock(flowrra.Clock):
     """A clock that moves only when a test moves it.
 
     Args:
@@ -92,32 +71,32 @@ class ManualClock(Clock):
 # A task that is called directly ------------------------------------------------------------------
 
 
-class StandInJob(JobContext):
+class StandInJob(flowrra.JobContext):
     """What `current_job()` returns inside `job_context()`. `reported` is the progress that the task reported."""
 
     __slots__ = ("_events", "_state", "reported")
 
-    def __init__(self, job: Job, state: Any, events: Mapping[str, Any]) -> None:
+    def __init__(self, job: flowrra.Job, state: Any, events: Mapping[str, Any]) -> None:
         super().__init__(job)
         self._state = state
         self._events = events
-        self.reported: list[Progress] = []
+        self.reported: list[flowrra.Progress] = []
 
     @property
     def state(self) -> Any:
         return self._state
 
-    def report(self, progress: Progress) -> None:
+    def report(self, progress: flowrra.Progress) -> None:
         self.reported.append(progress)
 
     def count_wait(self, change: int) -> None:
         pass  # there is no slot to be freed
 
-    async def keep_step(self, step: Step) -> None:
+    async def keep_step(self, step: flowrra.Step) -> None:
         self.job.steps = (*self.job.steps, step)
 
     async def find_event(self, name: str) -> str | None:
-        return encode(self._events[name]) if name in self._events else None
+        return flowrra.encode(self._events[name]) if name in self._events else None
 
     def wait_until(self, call: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(call)
@@ -147,19 +126,19 @@ def job_context(
         state: stands for the value that the app's lifespan yields.
         events: the events that have been emitted, with their payloads.
     """
-    job = Job(id, "test", queue=queue, attempt=attempt, failures=attempt - 1 if failures is None else failures)
+    job = flowrra.Job(id, "test", queue=queue, attempt=attempt, failures=attempt - 1 if failures is None else failures)
     context = StandInJob(job, state, events)
-    token = current_job_var.set(context)
+    token = flowrra.current_job_var.set(context)
     try:
         yield context
     finally:
-        current_job_var.reset(token)
+        flowrra.current_job_var.reset(token)
 
 
 # What an app has to do, without waiting for it ---------------------------------------------------
 
 
-async def fire_due(app: Flowrra) -> None:
+async def fire_due(app: flowrra.Flowrra) -> None:
     """Fire the schedules of `app` that are due on its clock: those in code and the stored ones.
 
     A running app does this, too, but checks only once per second of real time. A schedule in code counts from the first
@@ -171,7 +150,7 @@ async def fire_due(app: Flowrra) -> None:
     await _wake(app)
 
 
-async def drain(app: Flowrra, *, timeout: float = 30.0) -> None:
+async def drain(app: flowrra.Flowrra, *, timeout: float = 30.0) -> None:
     """Let the running `app` work until nothing is left that it can run.
 
     A `ManualClock` is moved forward to jobs that are due later, including retries. With another clock, such jobs are
@@ -187,7 +166,7 @@ async def drain(app: Flowrra, *, timeout: float = 30.0) -> None:
         TimeoutError: after `timeout` seconds of real time there is still a job to run.
     """
     if app.worker is None:
-        raise ExecutorNotRunningError("drain(app) needs a worker: call it inside `async with app:`")
+        raise flowrra.ExecutorNotRunningError("drain(app) needs a worker: call it inside `async with app:`")
     async with asyncio.timeout(timeout):
         while True:
             due = await finish_what_is_ready(app)
@@ -197,10 +176,12 @@ async def drain(app: Flowrra, *, timeout: float = 30.0) -> None:
             await _wake(app)
 
 
-_RUNNABLE = frozenset((TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.SCHEDULED, TaskStatus.RETRYING))
+_RUNNABLE = frozenset(
+    (flowrra.TaskStatus.PENDING, flowrra.TaskStatus.RUNNING, flowrra.TaskStatus.SCHEDULED, flowrra.TaskStatus.RETRYING)
+)
 
 
-async def finish_what_is_ready(app: Flowrra) -> float | None:
+async def finish_what_is_ready(app: flowrra.Flowrra) -> float | None:
     """Wait until all jobs that can run have run. Return when the next one is due."""
     for pause in itertools.chain((0.0, 0.001, 0.002, 0.005), itertools.repeat(0.01)):
         moments = [job.due or 0.0 for job in await _served(app, _RUNNABLE)]
@@ -210,18 +191,18 @@ async def finish_what_is_ready(app: Flowrra) -> float | None:
     raise AssertionError("the pauses never end")
 
 
-async def _served(app: Flowrra, status: frozenset[TaskStatus]) -> list[Job]:
+async def _served(app: flowrra.Flowrra, status: frozenset[flowrra.TaskStatus]) -> list[flowrra.Job]:
     """Return the jobs in these states that this app's worker would run."""
     queues = set(app.worker.queues if app.worker else ()) - await app.broker.paused()
-    found: list[Job] = []
+    found: list[flowrra.Job] = []
     after: int | None = None
-    while page := await app.broker.find(JobFilter(status=status), limit=1_000, after=after):
+    while page := await app.broker.find(flowrra.JobFilter(status=status), limit=1_000, after=after):
         found += [job for job in page if job.queue in queues and job.task in app.registry]
         after = page[-1].seq
     return found
 
 
-async def _wake(app: Flowrra) -> None:
+async def _wake(app: flowrra.Flowrra) -> None:
     """Tell the worker that the clock has moved. It cannot notice this itself, because it waits by real time."""
     if app.worker is None:
         return
@@ -232,7 +213,7 @@ async def _wake(app: Flowrra) -> None:
 
 # An isolated app ---------------------------------------------------------------------------------
 
-_RETENTION = BackendConfig(result_ttl=1e9, failed_ttl=1e9)  # nothing is purged because a test moves the clock
+_RETENTION = flowrra.BackendConfig(result_ttl=1e9, failed_ttl=1e9)  # nothing is purged because a test moves the clock
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -257,11 +238,11 @@ class EnqueuedJob:
         return {**dict(self.overrides), **{name: getattr(self, name) for name in names}}
 
 
-def _enqueued(app: Flowrra, job: Job, now: float) -> EnqueuedJob:
-    args, kwargs = decode_arguments(job)
+def _enqueued(app: flowrra.Flowrra, job: flowrra.Job, now: float) -> EnqueuedJob:
+    args, kwargs = flowrra.decode_arguments(job)
     task = app.registry.get(job.task)
     if task is not None and task.converters is not None and not job.parents:
-        with contextlib.suppress(SerializationError):  # a worker says so
+        with contextlib.suppress(flowrra.SerializationError):  # a worker says so
             args, kwargs = task.converters.arguments(args, kwargs, loading=True)
     return EnqueuedJob(
         id=job.id,
@@ -277,23 +258,23 @@ def _enqueued(app: Flowrra, job: Job, now: float) -> EnqueuedJob:
     )
 
 
-def _arguments(task: Task[..., Any], job: EnqueuedJob) -> Mapping[str, Any]:
+def _arguments(task: flowrra.Task[..., Any], job: EnqueuedJob) -> Mapping[str, Any]:
     """Return the arguments by name, however they were passed."""
     bound = task.signature.bind(*job.args, **job.kwargs)
     bound.apply_defaults()
     return bound.arguments
 
 
-class _RecordingBroker(MemoryBroker):
+class _RecordingBroker(flowrra.MemoryBroker):
     """Records each job as it was when it was pushed."""
 
-    def __init__(self, app: Flowrra, clock: ManualClock, after_push: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, app: flowrra.Flowrra, clock: ManualClock, after_push: Callable[[], Awaitable[None]]) -> None:
         super().__init__(app.config.broker, _RETENTION, clock)
         self.enqueued: dict[str, EnqueuedJob] = {}
         self._app = app
         self._after_push = after_push
 
-    async def push(self, jobs: Sequence[Job], *, now: float, by: str | None = None) -> list[str]:
+    async def push(self, jobs: Sequence[flowrra.Job], *, now: float, by: str | None = None) -> list[str]:
         ids = await super().push(jobs, now=now, by=by)
         for job, task_id in zip(jobs, ids, strict=True):
             if job.id == task_id:  # else the unique key was taken
@@ -301,14 +282,14 @@ class _RecordingBroker(MemoryBroker):
         await self._after_push()
         return ids
 
-    def push_in(self, connection: Any, jobs: Sequence[Job], *, now: float) -> Awaitable[list[str]]:
+    def push_in(self, connection: Any, jobs: Sequence[flowrra.Job], *, now: float) -> Awaitable[list[str]]:
         return self.push(jobs, now=now)  # whether the caller's transaction commits is not looked at
 
 
 class IsolatedApp:
     """An isolated app, made by `isolated(app)`. Its `sync` has `drain` and `fire_due` for code without async."""
 
-    def __init__(self, app: Flowrra, clock: ManualClock, *, inline: bool) -> None:
+    def __init__(self, app: flowrra.Flowrra, clock: ManualClock, *, inline: bool) -> None:
         self.app = app
         self.clock = clock
         self.sync = SyncIsolatedApp(self)
@@ -321,12 +302,12 @@ class IsolatedApp:
 
     # What tests ask for and do -------------------------------------------------------------------
 
-    def enqueued(self, task: Task[..., Any] | None = None) -> list[EnqueuedJob]:
+    def enqueued(self, task: flowrra.Task[..., Any] | None = None) -> list[EnqueuedJob]:
         """Return the jobs of this task, or all jobs, that were submitted since the isolation began, in that order."""
         return [job for job in self._broker.enqueued.values() if task is None or job.task == task.name]
 
     def assert_enqueued(
-        self, task: Task[P, Any] | Submission[P, Any], /, *args: P.args, **kwargs: P.kwargs
+        self, task: flowrra.Task[P, Any] | flowrra.Submission[P, Any], /, *args: P.args, **kwargs: P.kwargs
     ) -> EnqueuedJob:
         """Return the latest job of a task with these arguments; for `task.options(...)`, one with these options.
 
@@ -335,7 +316,7 @@ class IsolatedApp:
             TypeError: the arguments do not fit the task.
         """
         wanted = _enqueued(self.app, task.make_job(args, kwargs), self.clock.time())
-        plain = task.task if isinstance(task, Submission) else task
+        plain = task.task if isinstance(task, flowrra.Submission) else task
         jobs = self.enqueued(plain)
         for job in reversed(jobs):
             has_options = task is plain or job.options == wanted.options
@@ -344,7 +325,7 @@ class IsolatedApp:
         listed = "".join(f"\n  {job}" for job in jobs) or " none"
         raise AssertionError(f"{plain.name} was not enqueued as\n  {wanted}\nbut there are:{listed}")
 
-    async def drain(self, *, timeout: float = 30.0) -> list[Job]:
+    async def drain(self, *, timeout: float = 30.0) -> list[flowrra.Job]:
         """Run all jobs. The clock is moved forward to jobs that are due later, and to retries.
 
         Returns the jobs that have finished. They run as in production: in the app's lifespan, with its middleware and
@@ -353,13 +334,13 @@ class IsolatedApp:
         Raises:
             TimeoutError: after `timeout` seconds of real time there is still a job to run.
         """
-        before = {job.id for job in await self._jobs(FINISHED)}
+        before = {job.id for job in await self._jobs(flowrra.FINISHED)}
         while True:
             async with self._worker():
                 served = set(self.app.worker.queues if self.app.worker else ())
                 await drain(self.app, timeout=timeout)
-            if {job.queue for job in await self._jobs(UNFINISHED)} <= served | await self._broker.paused():
-                return [job for job in await self._jobs(FINISHED) if job.id not in before]
+            if {job.queue for job in await self._jobs(flowrra.UNFINISHED)} <= served | await self._broker.paused():
+                return [job for job in await self._jobs(flowrra.FINISHED) if job.id not in before]
 
     async def fire_due(self) -> None:
         """Submit the jobs of the schedules that have become due on the clock since the isolation began."""
@@ -368,8 +349,8 @@ class IsolatedApp:
 
     # How ----------------------------------------------------------------------------------------
 
-    async def _jobs(self, status: frozenset[TaskStatus]) -> list[Job]:
-        return await self._broker.find(JobFilter(status=status), limit=1_000_000, oldest_first=True)
+    async def _jobs(self, status: frozenset[flowrra.TaskStatus]) -> list[flowrra.Job]:
+        return await self._broker.find(flowrra.JobFilter(status=status), limit=1_000_000, oldest_first=True)
 
     async def _run_inline(self) -> None:
         if self._is_inline and not self._runs_inline and not self.app.is_running:
@@ -389,7 +370,7 @@ class IsolatedApp:
             return
         config, executor = self.app.config, self.app.config.executor
         queues = {task.queue: executor.io_workers for task in self.app.registry.values()}
-        queues |= {job.queue: executor.io_workers for job in await self._jobs(UNFINISHED)}
+        queues |= {job.queue: executor.io_workers for job in await self._jobs(flowrra.UNFINISHED)}
         queues |= {"default": executor.io_workers, "cpu": executor.cpu_workers, **(executor.queues or {})}
         self.app.config = dataclasses.replace(config, executor=dataclasses.replace(executor, queues=queues))
         try:
@@ -411,7 +392,7 @@ class IsolatedApp:
         app = self.app
         app.sync.close()  # what plain code has left open
         if app.sessions.present is not None and app.sessions.present.is_alive:
-            raise FlowrraError("the app is open: isolate it before it is started or used")
+            raise flowrra.FlowrraError("the app is open: isolate it before it is started or used")
         firing = type(app.code_schedules)(app)  # one that has fired nothing yet
         changes = {"broker": self._broker, "backend": None, "clock": self.clock, "code_schedules": firing}
         self._change(app, **changes)
@@ -430,9 +411,9 @@ class IsolatedApp:
 
     async def _close(self) -> None:
         """Close the stores without a warning about the jobs that wait."""
-        with contextlib.suppress(ExecutorNotRunningError):  # they are closed
+        with contextlib.suppress(flowrra.ExecutorNotRunningError):  # they are closed
             await self._connect()
-            for job in await self._jobs(UNFINISHED):
+            for job in await self._jobs(flowrra.UNFINISHED):
                 await self._broker.cancel(job.id, now=self.clock.time())
             await self._clients.aclose()
             await self.app.stop(wait=False)
@@ -465,7 +446,7 @@ class SyncIsolatedApp:
     def __init__(self, isolated: IsolatedApp) -> None:
         self._isolated = isolated
 
-    def drain(self, *, timeout: float = 30.0) -> list[Job]:
+    def drain(self, *, timeout: float = 30.0) -> list[flowrra.Job]:
         """See `IsolatedApp.drain`."""
         return self._isolated.app.sync.run(self._isolated.drain(timeout=timeout))
 
@@ -474,7 +455,7 @@ class SyncIsolatedApp:
         self._isolated.app.sync.run(self._isolated.fire_due())
 
 
-def isolated(app: Flowrra, *, inline: bool = False, clock: ManualClock | None = None) -> IsolatedApp:
+def isolated(app: flowrra.Flowrra, *, inline: bool = False, clock: ManualClock | None = None) -> IsolatedApp:
     """Keep the jobs, results and schedules of an app in memory, whatever its URLs say. Nothing is connected.
 
         async with isolated(app) as test:       # or `with`, in a test that is no coroutine
