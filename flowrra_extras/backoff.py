@@ -1,11 +1,12 @@
-"""What clients do while a server does not answer: pauses between attempts, and one line in the log."""
+"""What clients do while a server does not answer: pauses between attempts, and few lines in the log."""
 
+import asyncio
 import itertools
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
-from flowrra import StoreStatus, jittered, logger
+from flowrra import BrokerError, StoreStatus, describe, jittered, logger
 
-__all__ = ["note_outage", "pauses"]
+__all__ = ["listen", "note_outage", "pauses"]
 
 
 def pauses() -> Iterator[float]:
@@ -24,3 +25,16 @@ def note_outage(status: StoreStatus, name: str, error: Exception, timeout: float
         logger.warning("%s does not answer (%s); trying again for up to %g s", name, why, timeout)
     status.problem = why
     return why
+
+
+async def listen(
+    follow: Callable[[], Awaitable[None]], name: str, lost: tuple[type[Exception], ...] = (BrokerError, OSError)
+) -> None:
+    """Receive messages with `follow`. It returns or raises one of `lost` without a connection, and is called again."""
+    for failures in itertools.count():
+        try:
+            await follow()
+        except lost as error:
+            if failures % 20 == 0:
+                logger.warning("%s: cannot receive messages (%s); trying again", name, describe(error))
+        await asyncio.sleep(jittered(0.5))

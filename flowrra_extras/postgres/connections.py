@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import math
 import re
 import urllib.parse
@@ -16,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
-from flowrra import BrokerError, ConfigError, FlowrraError, SerializationError, StoreStatus, describe, jittered, logger
-from flowrra_extras.backoff import note_outage, pauses
+from flowrra import BrokerError, ConfigError, FlowrraError, SerializationError, StoreStatus, logger
+from flowrra_extras.backoff import listen, note_outage, pauses
 from flowrra_extras.batching import closed
 from flowrra_extras.postgres.statements import in_schema
 from flowrra_extras.urls import read_server_url
@@ -415,7 +414,8 @@ class Listener:
         self._wanted.append(channel)
         self._call.set()
         if self._task is None:
-            self._task = asyncio.create_task(self._listen())
+            lost = (asyncpg.PostgresError, *_AWAY)
+            self._task = asyncio.create_task(listen(self._follow, self._address.name, lost))
 
     def receives(self, channel: str) -> bool:
         """Whether notifications arrive at present, or `receive` will be called after those that were missed."""
@@ -432,16 +432,6 @@ class Listener:
         """Drop the connection without closing it, because its loop has ended."""
         if self._connection is not None:
             drop(self._connection)
-
-    async def _listen(self) -> None:
-        for failures in itertools.count(1):
-            try:
-                await self._follow()
-            except (TimeoutError, asyncpg.PostgresError, *_AWAY) as error:
-                if failures % 20 == 1:
-                    why = describe(error)
-                    logger.warning("%s: cannot receive notifications (%s); trying again", self._address.name, why)
-            await asyncio.sleep(jittered(0.5))
 
     async def _follow(self) -> None:
         """Listen until the connection is lost. A silent connection is checked."""

@@ -38,8 +38,8 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from flowrra import BrokerError, ConfigError, StoreStatus, Topic, WaiterHub, describe, jittered, logger
-from flowrra_extras.backoff import note_outage, pauses
+from flowrra import BrokerError, ConfigError, StoreStatus, Topic, WaiterHub, logger
+from flowrra_extras.backoff import listen, note_outage, pauses
 from flowrra_extras.batching import closed
 from flowrra_extras.redis.scripts import SCRIPTS
 from flowrra_extras.urls import ServerURL, check_options, read_server_url
@@ -549,7 +549,7 @@ class Notifications:
                 self._wanted.append(_CHANNELS[kind])
                 if self._task is not None:
                     self._task.cancel()
-                self._task = asyncio.create_task(self._listen())
+                self._task = asyncio.create_task(listen(self._follow, self._address.name))
 
     async def abandon(self) -> None:
         """Stop listening for a loop that has ended, in which no task can run."""
@@ -563,16 +563,6 @@ class Notifications:
             await asyncio.wait([self._task])
             self._task = None
         self.hub.close(closed())
-
-    async def _listen(self) -> None:
-        for failures in itertools.count():
-            try:
-                await self._follow()
-            except (BrokerError, OSError) as error:
-                if failures % 20 == 0:
-                    why = describe(error)
-                    logger.warning("%s: cannot receive published messages (%s); trying again", self._address.name, why)
-            await asyncio.sleep(jittered(0.5))
 
     async def _follow(self) -> None:
         """Listen until the connection is lost. A silent connection is checked."""
