@@ -111,6 +111,22 @@ async def test_a_server_that_is_cut_off_in_a_transaction_undoes_it(server_url: s
         assert [one.id for one in await store.take(now=NOW, lease=60, limit=1)] == ["a"]
 
 
+async def test_what_is_said_to_be_removed_is_gone(server_url: str) -> None:
+    """The connection ends before the server has received the call. Redis is then asked again by the same call."""
+    async with proxy_to(server_url) as proxy, opened(through(proxy, server_url)) as store:
+        await store.add(schedule("a", next_fire=NOW))
+        proxy.silence()
+        removing = asyncio.ensure_future(store.remove("a"))
+        await proxy.holds.wait()
+        await proxy.cut()
+        await proxy.start()
+        proxy.speak()
+        await asyncio.wait([removing])
+        if removing.exception() is not None:
+            assert await store.remove("a")
+        assert await store.find() == []
+
+
 async def test_a_store_may_be_opened_before_its_server_is_there(server_url: str) -> None:
     async with proxy_to(server_url) as proxy:
         store = store_from_url(through(proxy, server_url), timeout=2.0)

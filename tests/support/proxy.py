@@ -27,6 +27,7 @@ class Proxy:
         self._speaks.set()
         self.port = 0
         self.accepted = 0  # connections so far
+        self.holds = asyncio.Event()  # something came during a silence
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
@@ -45,6 +46,7 @@ class Proxy:
     def silence(self) -> None:
         """Take everything and pass nothing on, as when a cable is pulled."""
         self._speaks.clear()
+        self.holds.clear()
 
     def speak(self) -> None:
         """Pass on again, and what came meanwhile."""
@@ -74,6 +76,8 @@ class Proxy:
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65_536):
+                if not self._speaks.is_set():
+                    self.holds.set()
                 await self._speaks.wait()
                 writer.write(data)
                 await writer.drain()

@@ -90,7 +90,7 @@ function acts.change(id, marks, ...)
     return 1
 end
 
-function acts.remove(id) return again and 1 or remove(id) end
+function acts.remove(id) return math.max(remove(id), again and 1 or 0) end
 
 function acts.purge(before)
     local gone = call('ZRANGEBYSCORE', done, '-inf', '(' .. before)
