@@ -8,18 +8,7 @@ import zoneinfo
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from flowrra import (
-    ExecutorConfig,
-    Flowrra,
-    Outcome,
-    ResultOf,
-    SerializationError,
-    Task,
-    TaskNotFoundError,
-    TaskResult,
-    TaskStatus,
-    result_of,
-)
+import flowrra
 from flowrra_extras.contracts.harness import SOON, Contract, Harness, job, raises, tests_take
 
 
@@ -43,25 +32,25 @@ class RunningApp:
     """A running app on the broker under test."""
 
     t: Harness
-    app: Flowrra
+    app: flowrra.Flowrra
     seen: list[Any] = dataclasses.field(default_factory=list)  # the arguments that tasks received
 
-    def task(self, function: Callable[..., Any], **options: Any) -> Task[..., Any]:
-        made: Task[..., Any] = self.app.task(name=function.__name__, **options)(function)
+    def task(self, function: Callable[..., Any], **options: Any) -> flowrra.Task[..., Any]:
+        made: flowrra.Task[..., Any] = self.app.task(name=function.__name__, **options)(function)
         return made
 
-    async def result(self, task_id: str) -> TaskResult[Any]:
+    async def result(self, task_id: str) -> flowrra.TaskResult[Any]:
         return await self.app.wait_for_result(task_id, timeout=SOON)
 
-    async def call(self, task: Task[..., Any], *args: Any, **kwargs: Any) -> TaskResult[Any]:
+    async def call(self, task: flowrra.Task[..., Any], *args: Any, **kwargs: Any) -> flowrra.TaskResult[Any]:
         return await self.result(await task.submit(*args, **kwargs))
 
 
 @contextlib.asynccontextmanager
 async def running_app(contract: Contract) -> AsyncIterator[RunningApp]:
     async with contract.harness() as t:
-        app = Flowrra(broker=t.broker, clock=t.clock)
-        app.config.executor = ExecutorConfig(heartbeat=0.01, lease=60)
+        app = flowrra.Flowrra(broker=t.broker, clock=t.clock)
+        app.config.executor = flowrra.ExecutorConfig(heartbeat=0.01, lease=60)
         async with app:
             yield RunningApp(t, app)
 
@@ -76,7 +65,7 @@ class ValuesContract(Contract):
             return [value, object()]
 
         async def returns_placeholder() -> Any:
-            return {"later": result_of(await returns.submit(1))}
+            return {"later": flowrra.result_of(await returns.submit(1))}
 
         def returns_huge() -> int:
             return 10**5_000
@@ -84,27 +73,27 @@ class ValuesContract(Contract):
         returns = b.task(returns_object, retry_delay=0)
         for task in (returns, b.task(returns_huge, retry_delay=0), b.task(returns_placeholder, retry_delay=0)):
             result = await b.call(task, *((1,) if task is returns else ()))
-            assert (result.status, result.attempts, result.result) == (TaskStatus.FAILED, 1, None)
+            assert (result.status, result.attempts, result.result) == (flowrra.TaskStatus.FAILED, 1, None)
             assert f"the result of {task.name}" in (result.error or ""), result.error
 
     async def test_arguments_that_cannot_be_read_end_the_job_at_once(self, b: RunningApp) -> None:
         b.task(echo, retry_delay=0)
         await b.t.push(job("a", task="echo", payload='[[{"$":"of the future","v":1}],{}]'))
         result = await b.result("a")
-        assert (result.status, result.attempts) == (TaskStatus.FAILED, 1)
+        assert (result.status, result.attempts) == (flowrra.TaskStatus.FAILED, 1)
         assert "of the future" in (result.error or "")
 
     async def test_a_parent_whose_result_is_gone_ends_the_job_at_once(self, b: RunningApp) -> None:
         b.task(echo, retry_delay=0)
-        parent: Any = ResultOf("parent")
+        parent: Any = flowrra.ResultOf("parent")
         await b.t.push(job("parent", queue="other"), job("child", args=(parent,), parents=("parent",), task="echo"))
         await b.t.cancel("child")
         (claimed,) = await b.t.claim(queue="other")
-        await b.t.settle(Outcome.succeed(claimed, 1))
+        await b.t.settle(flowrra.Outcome.succeed(claimed, 1))
         assert await b.t.broker.delete(["parent"]) == [True]
         await b.t.requeue("child")
         result = await b.result("child")
-        assert (result.status, result.attempts) == (TaskStatus.FAILED, 1)
+        assert (result.status, result.attempts) == (flowrra.TaskStatus.FAILED, 1)
         assert "the result of its parent parent was removed" in (result.error or "")
 
     async def test_a_retry_gets_what_the_first_attempt_got(self, b: RunningApp) -> None:
@@ -163,7 +152,9 @@ class ValuesContract(Contract):
         task = b.task(move)
         address = Address("Elm", (1,))
         parent = await task.submit(address, Kind.HOME, Address("Oak"))
-        child = await task.submit(Address(result_of(parent)), "away", result_of(await b.task(echo).submit(address)))
+        child = await task.submit(
+            Address(flowrra.result_of(parent)), "away", flowrra.result_of(await b.task(echo).submit(address))
+        )
         assert (await b.result(parent)).result == [address, Address("Oak")]
         plain = [{"street": "Elm", "colours": (1,)}, {"street": "Oak", "colours": ()}]
         assert (await b.result(child)).result == [Address(plain), address]
@@ -173,8 +164,8 @@ class ValuesContract(Contract):
         assert kept.result == plain
         await b.t.push(job("misfit", task="move", args=({"street": 1}, "neither")))
         failed = await b.result("misfit")
-        assert (failed.status, failed.attempts) == (TaskStatus.FAILED, 1)
-        with raises(SerializationError, match="an argument of move: kind is 'neither', where Kind"):
+        assert (failed.status, failed.attempts) == (flowrra.TaskStatus.FAILED, 1)
+        with raises(flowrra.SerializationError, match="an argument of move: kind is 'neither', where Kind"):
             await task.submit(address, "neither")
 
     async def test_each_reader_of_a_result_has_a_copy(self, b: RunningApp) -> None:
@@ -198,7 +189,7 @@ class ValuesContract(Contract):
 
     async def test_a_result_stands_in_for_its_placeholder_wherever_that_may_be(self, b: RunningApp) -> None:
         task = b.task(echo)
-        parent: Any = result_of(await task.submit(7))
+        parent: Any = flowrra.result_of(await task.submit(7))
         values: tuple[tuple[Any, Any], ...] = (
             ([{"a": (parent, 1)}], [{"a": (7, 1)}]),
             (Address(parent, (parent,)), {"street": 7, "colours": (7,)}),
@@ -208,19 +199,19 @@ class ValuesContract(Contract):
             assert (await b.call(task, value)).result == resolved
             assert (await b.call(task, value=value)).result == resolved
         for value in ({parent}, frozenset((parent,)), {parent: 1}, {(1, parent): 2}, [Address({parent})]):
-            with raises(SerializationError, match="result_of"):
+            with raises(flowrra.SerializationError, match="result_of"):
                 await task.submit(value)
-            with raises(SerializationError, match=r"kwargs\['value'\]"):
+            with raises(flowrra.SerializationError, match=r"kwargs\['value'\]"):
                 await task.submit(value=value)
 
     async def test_an_argument_that_cannot_be_kept_is_named(self, b: RunningApp) -> None:
         task = b.task(echo)
-        with raises(SerializationError, match=r"args\[0\]\['a'\]\[1\]"):
+        with raises(flowrra.SerializationError, match=r"args\[0\]\['a'\]\[1\]"):
             await task.submit({"a": [1, object()]})
-        with raises(SerializationError, match="time zone"):
+        with raises(flowrra.SerializationError, match="time zone"):
             await task.submit(dt.datetime(2024, 1, 1, tzinfo=_OddZone()))
-        with raises(TaskNotFoundError):
-            await task.submit(result_of("nobody"))  # type: ignore[call-overload]
+        with raises(flowrra.TaskNotFoundError):
+            await task.submit(flowrra.result_of("nobody"))  # type: ignore[call-overload]
         assert await b.app.jobs() == []
 
 

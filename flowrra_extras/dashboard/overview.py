@@ -6,17 +6,7 @@ import datetime as dt
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypedDict
 
-from flowrra import (
-    Activity,
-    BackendError,
-    Job,
-    JobFilter,
-    TaskStatus,
-    WorkerInfo,
-    __version__,
-    check_queue,
-    length_bucket,
-)
+import flowrra
 from flowrra_extras import metrics
 from flowrra_extras.dashboard import html
 from flowrra_extras.dashboard.auth import Access
@@ -134,24 +124,24 @@ class Overview:
         return {
             "at": moment(now),
             "counted_at": moment(tally.at),
-            "counts": {str(status): tally.total(status) for status in TaskStatus},
+            "counts": {str(status): tally.total(status) for status in flowrra.TaskStatus},
             "minutes": minutes,
             "last_hour": hour,
             "queues": self._health.queue_rows(tally, seen.workers, seen.paused),
             "workers": [worker_row(worker, ()) for worker in seen.workers],
-            "waiting": tally.total(TaskStatus.PENDING),
+            "waiting": tally.total(flowrra.TaskStatus.PENDING),
             "failures": failures[:GROUPS],
             "more_failures": len(failures[GROUPS:]),
             "longest": await self._longest(now),
             "schedules": await self._few_schedules(),
             "broker": shown_url(self._store.app.config.broker.url),
-            "version": __version__,
+            "version": flowrra.__version__,
         }
 
     async def _few_schedules(self) -> list[ScheduleRow]:
         try:
             return (await self._schedules.by_trouble())[:SCHEDULES]
-        except BackendError:  # their store may be another one than that of the jobs; the verdict reports it
+        except flowrra.BackendError:  # their store may be another one than that of the jobs; the verdict reports it
             return []
 
     async def _longest(self, now: float) -> list[JobRow]:
@@ -166,20 +156,20 @@ class Overview:
         rows = [(job.worker, self._running_row(job)) for job in running]
         return [worker_row(worker, [row for name, row in rows if name == worker.id]) for worker in workers]
 
-    def _running_row(self, job: Job) -> RunningRow:
+    def _running_row(self, job: flowrra.Job) -> RunningRow:
         arguments = REDACTED if self._store.hides(job) else arguments_line(job)
         started = None if job.started is None else moment(job.started)
         return {**relative(job), "started": started, "arguments": arguments}
 
-    async def _running_on(self, workers: Sequence[WorkerInfo]) -> list[Job]:
+    async def _running_on(self, workers: Sequence[flowrra.WorkerInfo]) -> list[flowrra.Job]:
         """The jobs that run on these workers: by worker as long as they are few, since stores find them so at once."""
-        which = JobFilter(status=frozenset({TaskStatus.RUNNING}))
+        which = flowrra.JobFilter(status=frozenset({flowrra.TaskStatus.RUNNING}))
         if len(workers) > FEW_WORKERS:
             return await self._store.app.broker.find(which, limit=RUNNING_SHOWN)
         by_worker = [dataclasses.replace(which, worker=worker.id) for worker in workers]
         return [job for one in by_worker for job in await self._store.app.broker.find(one, limit=RUNNING_SHOWN)]
 
-    async def _tally(self) -> tuple[Mapping[tuple[str, TaskStatus], int], Mapping[str, float]]:
+    async def _tally(self) -> tuple[Mapping[tuple[str, flowrra.TaskStatus], int], Mapping[str, float]]:
         tally = await self._store.tally()
         return tally.counts, tally.oldest
 
@@ -190,7 +180,7 @@ class Overview:
 
         async def set_queue(fields: Fields, access: Access, name: str) -> Done:
             await self._store.app.connect()
-            await self._store.app.broker.set_queue(check_queue(name), paused=paused)
+            await self._store.app.broker.set_queue(flowrra.check_queue(name), paused=paused)
             self._store.forget()
             logger.info("%s has %s the queue %s", access.who, "paused" if paused else "resumed", name)
             return Done({"queue": name, "paused": paused}, "/", touched=search_path(queue=name))
@@ -220,7 +210,7 @@ class Overview:
         return "Workers", "workers.html", {"workers": workers, "room": room}
 
 
-def worker_row(worker: WorkerInfo, running: Iterable[RunningRow]) -> WorkerRow:
+def worker_row(worker: flowrra.WorkerInfo, running: Iterable[RunningRow]) -> WorkerRow:
     """A worker with the running jobs that are its own."""
     return {
         "id": worker.id,
@@ -237,16 +227,16 @@ def worker_row(worker: WorkerInfo, running: Iterable[RunningRow]) -> WorkerRow:
     }
 
 
-def still_waiting(tally: Tally, now: float) -> Activity:
+def still_waiting(tally: Tally, now: float) -> flowrra.Activity:
     """The waiting so far of all ready jobs, as if they had started now: assumed to be spread evenly in each queue."""
     waits: collections.Counter[int] = collections.Counter()
     for queue, oldest in tally.oldest.items():
-        number, newest = tally.total(TaskStatus.PENDING, queue=queue), tally.newest.get(queue, oldest)
+        number, newest = tally.total(flowrra.TaskStatus.PENDING, queue=queue), tally.newest.get(queue, oldest)
         points = max(1, min(number, SPREAD))
         for point in range(points):
             since = oldest + (newest - oldest) * point / max(1, points - 1)
-            waits[length_bucket(now - since)] += number * (point + 1) // points - number * point // points
-    return Activity(int(now // 60) * 60, "", waits=dict(+waits))
+            waits[flowrra.length_bucket(now - since)] += number * (point + 1) // points - number * point // points
+    return flowrra.Activity(int(now // 60) * 60, "", waits=dict(+waits))
 
 
 def with_waiting(started: Minute, all_of_them: Minute, longest: float) -> Minute:
@@ -259,7 +249,7 @@ def with_waiting(started: Minute, all_of_them: Minute, longest: float) -> Minute
     }
 
 
-def summed(rows: Iterable[Activity], at: float) -> Minute:
+def summed(rows: Iterable[flowrra.Activity], at: float) -> Minute:
     waits: collections.Counter[int] = collections.Counter()
     runs: collections.Counter[int] = collections.Counter()
     succeeded = failed = retried = 0
@@ -284,17 +274,17 @@ def begin(now: float) -> int:
     return int(now // 60 - HOUR + 1) * 60
 
 
-def each_minute(rows: Sequence[Activity], now: float) -> list[Minute]:
+def each_minute(rows: Sequence[flowrra.Activity], now: float) -> list[Minute]:
     """The last hour minute by minute, the empty ones too."""
-    by_minute: dict[int, list[Activity]] = {begin(now) + 60 * number: [] for number in range(HOUR)}
+    by_minute: dict[int, list[flowrra.Activity]] = {begin(now) + 60 * number: [] for number in range(HOUR)}
     for row in rows:
         if row.minute in by_minute:
             by_minute[row.minute].append(row)
     return [summed(found, minute) for minute, found in by_minute.items()]
 
 
-def by_task(rows: Iterable[Activity]) -> dict[str, list[Activity]]:
-    found: dict[str, list[Activity]] = collections.defaultdict(list)
+def by_task(rows: Iterable[flowrra.Activity]) -> dict[str, list[flowrra.Activity]]:
+    found: dict[str, list[flowrra.Activity]] = collections.defaultdict(list)
     for row in rows:
         found[row.task].append(row)
     return found

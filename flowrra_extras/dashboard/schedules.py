@@ -177,7 +177,10 @@ class Schedules:
         task, fire = self._store.app.registry.get(schedule.task), previous_fire(schedule, now)
         if task is None or fire is None:
             return {}
-        job = flowrra.job_of_fire(schedule, task, fire, self._store.app.broker.retention)
+        try:
+            job = flowrra.job_of_fire(schedule, task, fire, self._store.app.broker.retention)
+        except flowrra.FlowrraError:  # no job could be made of it, so that it has not fired
+            return {}
         return {"last_fire": fire / 1e6, "last_job": job.id}
 
     # What forms and JSON ask for ---------------------------------------------------------------

@@ -156,7 +156,7 @@ class Scheduler(flowrra.Firing):
         schedule = flowrra.make_schedule(self._task_or_name(task), kind, rule, **options)
         schedule.id = schedule_id
         schedule.created = schedule.updated = now = self._app.clock.time()
-        self._start_from(schedule, now)
+        _start_from(schedule, now)
         return schedule
 
     async def _redefine(
@@ -187,7 +187,7 @@ class Scheduler(flowrra.Firing):
             changes |= _switched(old, now, enabled=new.enabled)
         if changes.keys() & {"kind", "rule", "tz"}:
             new.id = old.id
-            self._start_from(new, now)
+            _start_from(new, now)
             changes |= {"anchor": new.anchor, "next_fire": new.next_fire}
         if old.key == flowrra.schedule_key(old) != new.key:
             changes["key"] = new.key
@@ -211,16 +211,6 @@ class Scheduler(flowrra.Firing):
         if self._app.is_running:
             raise flowrra.TaskNotFoundError(trouble)
         flowrra.logger.warning("%s; its schedule is stored, and fires when a program that knows the task runs", trouble)
-
-    def _start_from(self, schedule: flowrra.Schedule, now: float) -> None:
-        """Set the first fire, counted from now; ConfigError if there is none."""
-        schedule.anchor = round(now * 1e6) / 1e6
-        once = schedule.kind == "once"
-        schedule.next_fire = (
-            dt.datetime.fromisoformat(schedule.rule).timestamp() if once else flowrra.upcoming(schedule, now)
-        )
-        if schedule.next_fire is None:
-            raise flowrra.ConfigError(f"{schedule.rule!r} has no time in the future: it would never fire")
 
     async def sync(
         self, definitions: Iterable[ScheduleDefinition], *, prune: bool = False, owner: str = "app"
@@ -394,6 +384,13 @@ class Scheduler(flowrra.Firing):
         await self.store.advance(await self.fire(taken, now))
         return 0.0 if taken else 0.05
 
+    def plan(self, schedule: flowrra.Schedule, now: float) -> tuple[list[flowrra.Job], flowrra.Fired] | None:
+        try:
+            return super().plan(schedule, now)
+        except flowrra.FlowrraError as error:  # must not affect other schedules
+            self._report(schedule, f"its jobs cannot be made, so it does not fire: {error}")
+            return None
+
     async def _ready(self) -> None:
         """Open the stores of the app and this one on this loop, unless they are open."""
         await (await self._app.sessions.connect()).open_store(self.store)
@@ -402,6 +399,17 @@ class Scheduler(flowrra.Firing):
 _EDITED = ("description", "misfire", "overlap", "jitter")  # as they are in make_schedule()
 _DEFINING = ("kind", "rule", "tz", "options", *_EDITED)
 _READERS: Mapping[str, Callable[[str], Any]] = {"cron": str, "interval": float, "once": dt.datetime.fromisoformat}
+
+
+def _start_from(schedule: flowrra.Schedule, now: float) -> None:
+    """Set the first fire, counted from now; ConfigError if there is none."""
+    schedule.anchor = round(now * 1e6) / 1e6
+    if schedule.kind == "once":
+        schedule.next_fire = dt.datetime.fromisoformat(schedule.rule).timestamp()
+    else:
+        schedule.next_fire = flowrra.upcoming(schedule, now)
+    if schedule.next_fire is None:
+        raise flowrra.ConfigError(f"{schedule.rule!r} has no time in the future: it would never fire")
 
 
 def _described(old: flowrra.Schedule, changes: Mapping[str, Any]) -> str:

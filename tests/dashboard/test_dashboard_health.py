@@ -148,6 +148,18 @@ async def test_an_overdue_schedule_is_a_problem() -> None:
         assert len((await service.health())["problems"]) == 1
 
 
+async def test_a_schedule_whose_jobs_cannot_be_made_is_shown() -> None:
+    app = Flowrra()
+
+    @app.cron("* * * * *")
+    @app.task(concurrency=1, key=lambda: str(1 / 0))
+    async def tick() -> None: ...
+
+    async with dashboard(app) as client:
+        for path in ("/", "/schedules", "/api/schedules"):
+            assert (await client.get(path)).status_code == 200
+
+
 async def test_a_schedule_says_what_became_of_its_last_job() -> None:
     app = shop()
 

@@ -22,6 +22,7 @@ from flowrra import (
     Job,
     MemoryBroker,
     Schedule,
+    encode,
 )
 from flowrra_extras.scheduler import MemoryScheduleStore, Scheduler
 from flowrra_extras.testing import ManualClock, fire_due
@@ -290,6 +291,30 @@ async def test_a_rule_that_cannot_be_read_is_reported_once_and_holds_up_nobody(
             assert await stage.scheduler.step() > 0.0
         assert len(await jobs_of(stage.app)) == 4
         assert len(warnings_of(caplog, "it does not fire: ")) == 1
+
+
+@pytest.mark.parametrize("args", [[{}], [{"id": "no number"}], ["no dictionary"]])
+async def test_jobs_that_cannot_be_made_are_reported_once_and_hold_up_nobody(
+    stage: Stage, clock: ManualClock, caplog: pytest.LogCaptureFixture, args: list[object]
+) -> None:
+    """The schedule was stored by a program whose task took other arguments."""
+
+    @stage.app.task(name="of_order", concurrency=1, key=lambda order: str(order["id"]))
+    def of_order(order: dict[str, int]) -> None: ...
+
+    async with stage.app.client():
+        broken = await stage.scheduler.schedule_interval("of_order", 60, [{"id": 1}])
+        await stage.store.change(broken, {"payload": encode([args, {}])})
+        await stage.scheduler.schedule_interval("tick", 61)
+        for _ in range(4):
+            clock.advance(61)
+            assert await stage.scheduler.step() == 0.0
+            assert await stage.scheduler.step() > 0.0
+        assert [job.task for job in await jobs_of(stage.app)] == ["tick"] * 4
+        assert len(warnings_of(caplog, "its jobs cannot be made, so it does not fire")) == 1
+        await stage.store.change(broken, {"payload": encode([[{"id": 1}], {}])})
+        await stage.scheduler.step()
+        assert {job.task for job in await jobs_of(stage.app)} == {"of_order", "tick"}
 
 
 # ---------------------------------------------------------------------------
