@@ -2,25 +2,18 @@
 
 import dataclasses
 import datetime as dt
+import decimal
 import enum
 import inspect
 import json
 import types
 import typing
+import uuid
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, TypedDict
 
-from flowrra import (
-    Activity,
-    ConfigError,
-    JobFilter,
-    Task,
-    TaskNotFoundError,
-    WorkerInfo,
-    kind_name,
-    nearest,
-)
+import flowrra
 from flowrra_extras.dashboard import html
 from flowrra_extras.dashboard.api_schema import JOB_OPTIONS, form_options, given_options
 from flowrra_extras.dashboard.auth import Access
@@ -107,9 +100,9 @@ class Tasks:
         now, workers = self._store.app.now(), await self._store.app.broker.workers()
         activity = by_task(await self._store.app.broker.activity(begin(now))).get(name, [])
         task = self._store.app.registry.get(name)
-        latest = (await find_jobs(self._store.app.broker, Search(JobFilter(task=name)), limit=LATEST)).jobs
+        latest = (await find_jobs(self._store.app.broker, Search(flowrra.JobFilter(task=name)), limit=LATEST)).jobs
         if task is None and not activity and not latest and name not in self._store.known_tasks(workers):
-            raise TaskNotFoundError(f"there is no task {name!r}: no program, worker or job here has it")
+            raise flowrra.TaskNotFoundError(f"there is no task {name!r}: no program, worker or job here has it")
         return {
             **self._task_row(name, workers, activity),
             "summary": None if task is None else inspect.getdoc(task.function),
@@ -120,7 +113,7 @@ class Tasks:
             "latest": [job_row(job, now, redacted=self._store.hides(job)) for job in latest],
         }
 
-    def _task_row(self, name: str, workers: list[WorkerInfo], activity: list[Activity]) -> TaskRow:
+    def _task_row(self, name: str, workers: list[flowrra.WorkerInfo], activity: list[flowrra.Activity]) -> TaskRow:
         task, hour = self._store.app.registry.get(name), summed(activity, self._store.app.now())
         ended = hour["succeeded"] + hour["failed"]
         return {
@@ -147,8 +140,10 @@ class Tasks:
         options = given_options(fields, JOB_OPTIONS, prefix="option.")
         task = self._store.app.registry.get(name)
         if task is None:
-            near = nearest(name, self._store.app.registry)
-            raise TaskNotFoundError(f"no task {name!r} is registered in this program, so it cannot be run here{near}")
+            near = flowrra.nearest(name, self._store.app.registry)
+            raise flowrra.TaskNotFoundError(
+                f"no task {name!r} is registered in this program, so it cannot be run here{near}"
+            )
         if fields.is_form:
             given = call_from(task.signature, fields.named("param."), hints_of(task.function))
             args, kwargs = map(json.dumps, given)
@@ -170,7 +165,7 @@ class Tasks:
         return name, "task.html", context
 
 
-def kind_of(task: Task[..., Any]) -> str:
+def kind_of(task: flowrra.Task[..., Any]) -> str:
     """Where the task runs: async, thread or process."""
     if task.settings.cpu_bound:
         return "process"
@@ -209,12 +204,12 @@ def parameter_of(parameter: inspect.Parameter, hint: Any = None) -> Parameter:
     }
 
 
-def options_of(task: Task[..., Any]) -> dict[str, Any]:
+def options_of(task: flowrra.Task[..., Any]) -> dict[str, Any]:
     """The options of a task as they would be written; exception types by their names."""
     names = task.settings.__dataclass_fields__
     values = {name: getattr(task.settings, name) for name in names}
     for name in ("retry_on", "no_retry_on"):
-        values[name] = [kind_name(kind) for kind in values[name]]
+        values[name] = [flowrra.kind_name(kind) for kind in values[name]]
     return {**values, "queue": task.queue}
 
 
@@ -229,7 +224,9 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
             try:
                 options[name] = dt.datetime.fromisoformat(options[name])
             except ValueError:
-                raise ConfigError(f"{name} must be a time, such as 2026-12-24T18:00Z, not {given[name]!r}") from None
+                raise flowrra.ConfigError(
+                    f"{name} must be a time, such as 2026-12-24T18:00Z, not {given[name]!r}"
+                ) from None
     return options
 
 
@@ -242,6 +239,8 @@ def call_from(
     """
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
+    if unknown := {name.partition(".")[0] for name in fields} - signature.parameters.keys():
+        raise flowrra.ConfigError(f"there is no parameter {min(unknown)!r}: load the form again")
     for name, parameter in signature.parameters.items():
         if name not in fields and not any(one.startswith(f"{name}.") for one in fields):
             continue
@@ -262,7 +261,8 @@ def call_from(
 def _argument(name: str, fields: Mapping[str, str], hint: Any) -> Any:
     """What the field of that name holds, or the fields below it: by the type, or else JSON, or a text.
 
-    Where the type is a text, 42 is one too. Moments are as JSON keeps them.
+    Where the type is a text, 42 is one too, and so it is of a Decimal, which a float would round, or a UUID. Moments
+    are as JSON keeps them.
     """
     kind = _without_none(hint)
     if name not in fields:
@@ -271,17 +271,19 @@ def _argument(name: str, fields: Mapping[str, str], hint: Any) -> Any:
         return {part: _argument(f"{name}.{part}", fields, hints[part]) for part in parts}
     text, choices = fields[name], _choices(kind)
     if choices and text not in choices:
-        raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {text[:80]!r}")
+        raise flowrra.ConfigError(f"{name} must be one of {', '.join(choices)}, not {text[:80]!r}")
     if choices:
         return choices[text]
     if kind in (dt.date, dt.time, dt.datetime):
         try:
             return {"$": kind.__name__, "v": kind.fromisoformat(text.strip()).isoformat()}
         except ValueError:
-            raise ConfigError(
+            raise flowrra.ConfigError(
                 f"{name} must be a {kind.__name__} such as {_EXAMPLES[kind]}, not {text[:80]!r}"
             ) from None
     value = value_of(text)
+    if kind in (decimal.Decimal, uuid.UUID) and isinstance(value, int | float):
+        return text.strip()
     return text if kind in (str, "str") and not isinstance(value, str) else value
 
 
@@ -339,5 +341,5 @@ def _fields_of(kind: Any) -> list[inspect.Parameter]:
 
 def _expect(name: str, value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
-        raise ConfigError(f"{name} must be a JSON {'list' if kind is list else 'object'}, not {value!r:.80}")
+        raise flowrra.ConfigError(f"{name} must be a JSON {'list' if kind is list else 'object'}, not {value!r:.80}")
     return value

@@ -20,18 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from flowrra import (
-    MAX_LEASE,
-    MISFIRES,
-    OVERLAPS,
-    BackendError,
-    Clock,
-    ConfigError,
-    Fired,
-    FlowrraError,
-    Schedule,
-    describe,
-)
+import flowrra
 from flowrra_extras.scheduler.store import FIELDS, ScheduleStore, check_changes, check_lease
 
 T = TypeVar("T")
@@ -169,8 +158,8 @@ _MIGRATIONS = (
             turn BIGINT NOT NULL,
             lease {{lease}},
             CHECK (kind IN ({_one_of(_RULE_KINDS)})),
-            CHECK (misfire IN ({_one_of(MISFIRES)})),
-            CHECK (overlap IN ({_one_of(OVERLAPS)})),
+            CHECK (misfire IN ({_one_of(flowrra.MISFIRES)})),
+            CHECK (overlap IN ({_one_of(flowrra.OVERLAPS)})),
             CHECK (jitter >= 0),
             CHECK (lease IS NULL OR (turn > 0 AND enabled = TRUE AND next_fire IS NOT NULL))
             {{index_in_table}}
@@ -213,10 +202,10 @@ class _Connected(ScheduleStore):
     It runs one call after the other. `SQLScheduleStore` says what a call guarantees.
     """
 
-    def __init__(self, database: Database, clock: Clock | None = None, *, timeout: float = 10.0) -> None:
+    def __init__(self, database: Database, clock: flowrra.Clock | None = None, *, timeout: float = 10.0) -> None:
         self._database = database
         self._dialect = database.dialect
-        self._clock = clock or Clock()
+        self._clock = clock or flowrra.Clock()
         self._timeout = timeout
         self._link: Link | None = None
         self._lock: asyncio.Lock | None = None  # held by whoever uses the link; None: not open
@@ -264,17 +253,19 @@ class _Connected(ScheduleStore):
         try:
             async with lock or contextlib.nullcontext():
                 if lock is None or lock is not self._lock:  # closed while this call was waiting
-                    raise BackendError(f"the store of schedules in {self._database.place} is not open")
+                    raise flowrra.BackendError(f"the store of schedules in {self._database.place} is not open")
                 async with asyncio.timeout_at(max(began, self._answered) + self._timeout):
                     done = await self._try_again(work)
                 self._answered = loop.time()
                 return done
-        except FlowrraError:
+        except flowrra.FlowrraError:
             raise
         except TimeoutError as error:
-            raise BackendError(f"{self._database.place}: no answer in time (timeout={self._timeout:g})") from error
+            raise flowrra.BackendError(
+                f"{self._database.place}: no answer in time (timeout={self._timeout:g})"
+            ) from error
         except Exception as error:  # drivers raise what they like when a server goes away
-            raise BackendError(f"{self._database.place}: {describe(error)}") from error
+            raise flowrra.BackendError(f"{self._database.place}: {flowrra.describe(error)}") from error
 
     async def _try_again(self, work: Callable[[Link], Awaitable[T]]) -> T:
         for _ in range(_TRIES - 1):
@@ -341,7 +332,7 @@ class _Connected(ScheduleStore):
         rows = await self._fetch(link, _GET_VERSION)
         version, newest = int(rows[0][0]), len(_MIGRATIONS)
         if version > newest:
-            raise BackendError(
+            raise flowrra.BackendError(
                 f"{self._database.place} has schema {version} of schedules, newer than the {newest} of this flowrra: "
                 "upgrade it"
             )
@@ -367,7 +358,7 @@ class SQLScheduleStore(_Connected):
 
     # Schedules ---------------------------------------------------------------------------------
 
-    async def add(self, schedule: Schedule) -> str:
+    async def add(self, schedule: flowrra.Schedule) -> str:
         values = {field: self._to_column(field, getattr(schedule, field)) for field in FIELDS}
 
         async def work(link: Link) -> str:
@@ -378,7 +369,7 @@ class SQLScheduleStore(_Connected):
 
         return await self._call(work)
 
-    async def find(self, ids: Sequence[str] | None = None) -> list[Schedule]:
+    async def find(self, ids: Sequence[str] | None = None) -> list[flowrra.Schedule]:
         async def work(link: Link) -> list[Sequence[Any]]:
             if ids is None:
                 return list(await self._fetch(link, _FIND))
@@ -403,7 +394,7 @@ class SQLScheduleStore(_Connected):
 
         changed = await self._call(work)
         if changed is None:
-            raise ConfigError(
+            raise flowrra.ConfigError(
                 f"schedule {schedule_id} cannot become the same as another schedule: {changes.get('key')!r}"
             )
         return changed > 0
@@ -417,7 +408,7 @@ class SQLScheduleStore(_Connected):
 
     # Fires -------------------------------------------------------------------------------------
 
-    async def take(self, *, now: float, lease: float, limit: int) -> list[Schedule]:
+    async def take(self, *, now: float, lease: float, limit: int) -> list[flowrra.Schedule]:
         check_lease(lease)
         values = {"now": self._to_column("next_fire", now), "limit": limit, "lease": lease}
 
@@ -432,7 +423,7 @@ class SQLScheduleStore(_Connected):
             schedule.turn += 1
         return taken
 
-    async def advance(self, fired: Sequence[Fired]) -> list[bool]:
+    async def advance(self, fired: Sequence[flowrra.Fired]) -> list[bool]:
         rows = [self._advanced(one) for one in fired]
 
         async def work(link: Link) -> list[bool]:
@@ -453,17 +444,17 @@ class SQLScheduleStore(_Connected):
 
     # Rows --------------------------------------------------------------------------------------
 
-    def _schedule(self, row: Sequence[Any]) -> Schedule:
+    def _schedule(self, row: Sequence[Any]) -> flowrra.Schedule:
         values = dict(zip(FIELDS, row, strict=False))
         for field in _MOMENTS:
             values[field] = self._seconds(values[field])
         values["options"], values["enabled"] = json.loads(values["options"]), bool(values["enabled"])
-        return Schedule(**values)
+        return flowrra.Schedule(**values)
 
     def _seconds(self, moment: Any) -> float | None:
         return None if moment is None else self._dialect.from_column(moment).timestamp()
 
-    def _advanced(self, fired: Fired) -> Sequence[Any]:
+    def _advanced(self, fired: flowrra.Fired) -> Sequence[Any]:
         """Return the row of `Dialect.advance`."""
         moments = [self._to_column(field, getattr(fired, field)) for field in ("next_fire", "last_fire")]
         return (fired.schedule_id, *moments, self._to_column("last_job", fired.last_job))
@@ -485,18 +476,20 @@ def _moment(field: str, seconds: float) -> dt.datetime:
     try:
         return _EPOCH + dt.timedelta(seconds=seconds)
     except (OverflowError, ValueError):
-        raise ConfigError(f"{field} must be a time in the years 1 to 9999, not {seconds!r}") from None
+        raise flowrra.ConfigError(f"{field} must be a time in the years 1 to 9999, not {seconds!r}") from None
 
 
 def _check_text(field: str, text: str) -> None:
     """Refuse text that some databases cannot store."""
     if "\0" in text or (not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)):
-        raise ConfigError(f"{field} contains a NUL or half of a surrogate pair: {text!r}")
+        raise flowrra.ConfigError(f"{field} contains a NUL or half of a surrogate pair: {text!r}")
     if field in ("id", "key") and len(text) > _NAME_LENGTH:
-        raise ConfigError(f"{field} must be at most {_NAME_LENGTH} characters, not {len(text)}: {text[:40]!r}...")
+        raise flowrra.ConfigError(
+            f"{field} must be at most {_NAME_LENGTH} characters, not {len(text)}: {text[:40]!r}..."
+        )
 
 
-def _gives_back(held: dict[str, int], fired: Fired) -> bool:
+def _gives_back(held: dict[str, int], fired: flowrra.Fired) -> bool:
     """Whether it is of the turn that holds the schedule; if so, the next one of the same turn is not."""
     if held.get(fired.schedule_id) != fired.turn:
         return False
@@ -522,7 +515,7 @@ SQLITE = Dialect(
         WHERE enabled = TRUE AND next_fire IS NOT NULL""",
     existing="SELECT 1 FROM sqlite_master WHERE name = 'flowrra_schedule_meta'",
     # A lease that is too long to be true is of an earlier boot.
-    free=f"(lease IS NULL OR lease <= :clock OR lease > :clock + {MAX_LEASE})",
+    free=f"(lease IS NULL OR lease <= :clock OR lease > :clock + {flowrra.MAX_LEASE})",
     until=":clock + :lease",
     advance="""
         UPDATE flowrra_schedule AS s SET next_fire = json_extract(v.value, '$[1]'),
@@ -597,9 +590,9 @@ def sqlite_database(url: str) -> Database:
     parts = urllib.parse.urlsplit(url)
     if parts.netloc or parts.fragment or parts.path == "/:memory:":
         form = "sqlite:///name.db or sqlite:////folder/name.db, with %23 for #; sqlite:// is private and in memory"
-        raise ConfigError(f"{url!r} names no file: the form is {form}")
+        raise flowrra.ConfigError(f"{url!r} names no file: the form is {form}")
     if parts.query:
-        raise ConfigError(f"{url!r} has options, but a SQLite store of schedules takes none")
+        raise flowrra.ConfigError(f"{url!r} has options, but a SQLite store of schedules takes none")
     name = urllib.parse.unquote(parts.path)[1:]
     path = str(Path(name).absolute()) if name else ":memory:"
 

@@ -2,10 +2,12 @@
 
 import dataclasses
 import datetime as dt
+import decimal
 import enum
 import inspect
 import json
 import re
+import uuid
 from typing import Any, Literal
 
 import pytest
@@ -71,9 +73,33 @@ def test_what_is_typed_becomes_a_value_of_the_type() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("text", ["1.50", "12345678901234567890.123456789", "1e3", " 2 ", '"3.10"', "NaN", "null"])
+async def test_a_decimal_is_the_number_that_was_typed(text: str) -> None:
+    app = shop()
+
+    @app.task(name="shop.pay")
+    async def pay(amount: decimal.Decimal | None) -> str:
+        return str(amount)
+
+    async with app, dashboard(app) as client:
+        answer = await client.post("/tasks/shop.pay/run", data={**await with_token(client), "param.amount": text})
+        assert answer.status_code == 303, answer.text
+        (job,) = await app.jobs()
+        result = await app.wait_for_result(job.id, timeout=10)
+        assert result.result == {" 2 ": "2", "1e3": "1E+3", "null": "None"}.get(text, text.strip('"'))
+
+
+def test_an_id_of_digits_only_is_an_id() -> None:
+    def find(key: uuid.UUID) -> None: ...
+
+    digits = "12345678123456781234567812345678"
+    assert call_from(inspect.signature(find), {"key": digits}, hints_of(find)) == ([digits], {})
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
+        ({"paper": "2", "colour": "red"}, "there is no parameter 'colour'"),
         ({"paper": "A5"}, "paper must be one of A4, 2, not 'A5'"),
         ({"day": "tomorrow"}, "day must be a date such as 2026-12-24, not 'tomorrow'"),
         ({"at": "6 pm"}, "at must be a datetime such as"),
