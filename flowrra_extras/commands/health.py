@@ -59,11 +59,7 @@ class Probes:
     def __init__(self, app: Flowrra) -> None:
         self._app = app
         self._exporter = Exporter(app)
-        self.routes = {
-            "/live": self.live,
-            "/ready": self.ready,
-            "/metrics": self.metrics,
-        }
+        self.routes = {"/live": self.live, "/ready": self.ready, "/metrics": self.metrics}
 
     def live(self) -> tuple[int, str, str]:
         """Answer whether the loop runs. If it is blocked for good, only a restart of the process helps."""

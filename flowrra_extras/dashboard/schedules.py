@@ -286,11 +286,8 @@ class Schedules:
         kind = kind if kind in ("interval", "once") else "cron"
         context = await self._form(kind, view.parameters, entered, preview=True)
         context["more"] = form_options(MORE_OPTIONS)
-        return (
-            "New schedule",
-            "schedule_new.html",
-            {"tasks": [(name, name) for name in sorted(self._store.app.registry)], **context},
-        )
+        context["tasks"] = [(name, name) for name in sorted(self._store.app.registry)]
+        return "New schedule", "schedule_new.html", context
 
     async def _form(
         self, kind: str, fields: Mapping[str, str], entered: Entered | None, *, preview: bool

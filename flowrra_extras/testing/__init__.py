@@ -153,9 +153,9 @@ async def fire_due(app: flowrra.Flowrra) -> None:
 async def drain(app: flowrra.Flowrra, *, timeout: float = 30.0) -> None:
     """Let the running `app` work until nothing is left that it can run.
 
-    A `ManualClock` is moved forward to jobs that are due later, including retries. With another clock, such jobs are
-    left. Jobs in paused queues, in queues that this app does not serve, and of tasks that it does not know are also
-    left.
+    A `ManualClock` is moved forward to jobs that are due later, including retries and jobs that wait for the rate of a
+    limit. With another clock, such jobs are left. Jobs in paused queues, in queues that this app does not serve, and
+    of tasks that it does not know are also left.
 
     Args:
         app: the running app.
@@ -184,7 +184,7 @@ _RUNNABLE = frozenset(
 async def finish_what_is_ready(app: flowrra.Flowrra) -> float | None:
     """Wait until all jobs that can run have run. Return when the next one is due."""
     for pause in itertools.chain((0.0, 0.001, 0.002, 0.005), itertools.repeat(0.01)):
-        moments = [job.due or 0.0 for job in await _served(app, _RUNNABLE)]
+        moments = [job.due or 0.0 for job in await _served(app, _RUNNABLE)] + await _admissions(app)
         if all(moment > app.now() for moment in moments):
             return min(moments, default=None)
         await asyncio.sleep(pause)
@@ -200,6 +200,13 @@ async def _served(app: flowrra.Flowrra, status: frozenset[flowrra.TaskStatus]) -
         found += [job for job in page if job.queue in queues and job.task in app.registry]
         after = page[-1].seq
     return found
+
+
+async def _admissions(app: flowrra.Flowrra) -> list[float]:
+    """Return when rates let jobs run that this app's worker would run. Other jobs of limits wait for those that run."""
+    blocked = await _served(app, frozenset({flowrra.TaskStatus.BLOCKED}))
+    names = sorted({flowrra.limit_key(job) for job in blocked if flowrra.awaits_limit(job)})
+    return [state.due for state in await app.broker.limit_states(names) if state.due is not None]
 
 
 async def _wake(app: flowrra.Flowrra) -> None:

@@ -228,6 +228,19 @@ async def test_the_limit_of_a_queue_holds() -> None:
         assert len(test.enqueued()) == 1
 
 
+async def test_jobs_of_a_rate_are_drained_before_a_worker_has_declared_it() -> None:
+    app = Flowrra()
+
+    @app.task(rate="1/h")
+    async def call() -> None: ...
+
+    async with isolated(app) as test:
+        began = test.clock.time()
+        await app.submit_many(call, [()] * 3)
+        assert len(await test.drain()) == 3
+        assert test.clock.time() - began == pytest.approx(7200, abs=0.01)
+
+
 async def test_an_open_app_is_not_isolated() -> None:
     app = Flowrra()
     async with app.client():

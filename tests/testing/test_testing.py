@@ -12,6 +12,7 @@ from flowrra import (
     SQLiteBroker,
     TaskStatus,
     current_job,
+    join_limit_key,
     result_of,
 )
 from flowrra_extras.testing import ManualClock, drain
@@ -69,6 +70,26 @@ async def test_drain_puts_the_clock_forward(app: Flowrra) -> None:
         await drain(app)
         assert (await app.get_job(task_id)).result == 4
     assert times == [86_400, 86_460, 87_060, 90_660]
+
+
+async def test_drain_puts_the_clock_forward_to_the_rate_of_a_limit(app: Flowrra) -> None:
+    began, times = app.now(), list[float]()
+
+    @app.task(rate="1/m", key=str)
+    async def call(_number: int) -> None:
+        times.append(app.now() - began)
+
+    @app.task(concurrency=1)
+    async def alone() -> None: ...
+
+    async with app:
+        await app.submit_many(call, [(1,)] * 3)
+        await app.submit_many(alone, [()] * 3)
+        await app.broker.change([join_limit_key(str(call.limit), "2")], "pause", now=app.now())
+        await app.submit(call, 2)
+        await drain(app)
+        assert [job.key for job in await app.jobs(status=TaskStatus.BLOCKED)] == ["2"]
+    assert times == pytest.approx([0, 60, 120], abs=0.01)
 
 
 async def test_drain_leaves_what_nobody_here_would_run(app: Flowrra) -> None:
