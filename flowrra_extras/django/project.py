@@ -133,7 +133,7 @@ def _url_of_postgresql(alias: str, place: Mapping[str, Any]) -> str:
     host = place["HOST"] or "/var/run/postgresql"
     if host.startswith("/"):
         options["host"], host = host, ""
-    login = ":".join(urllib.parse.quote(place[name], safe="") for name in ("USER", "PASSWORD") if place[name])
+    login = ":".join(urllib.parse.quote(place[name] or "", safe="") for name in ("USER", "PASSWORD")).rstrip(":")
     port = f":{place['PORT']}" if place["PORT"] and host else ""
     if place["PORT"] and not host:
         options["port"] = str(place["PORT"])

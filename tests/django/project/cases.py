@@ -532,6 +532,8 @@ class SettingsTests(SimpleTestCase):
         ({}, "postgresql:///app?host=%2Fvar%2Frun%2Fpostgresql"),
         ({"HOST": "db", "PORT": 5433}, "postgresql://db:5433/app"),
         ({"HOST": "db", "USER": "ada", "PASSWORD": "a/b@c"}, "postgresql://ada:a%2Fb%40c@db/app"),
+        ({"HOST": "db", "PASSWORD": "a/b@c:"}, "postgresql://:a%2Fb%40c%3A@db/app"),  # the user is that of libpq
+        ({"HOST": "db", "USER": "ada"}, "postgresql://ada@db/app"),
         ({"HOST": "db", "OPTIONS": {"sslmode": "require", "pool": True}}, "postgresql://db/app?sslmode=require"),
         ({"HOST": "/run/pg", "PORT": "6432"}, "postgresql:///app?host=%2Frun%2Fpg&port=6432"),
     ]
