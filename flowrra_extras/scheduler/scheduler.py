@@ -384,13 +384,6 @@ class Scheduler(flowrra.Firing):
         await self.store.advance(await self.fire(taken, now))
         return 0.0 if taken else 0.05
 
-    def plan(self, schedule: flowrra.Schedule, now: float) -> tuple[list[flowrra.Job], flowrra.Fired] | None:
-        try:
-            return super().plan(schedule, now)
-        except flowrra.FlowrraError as error:  # must not affect other schedules
-            self._report(schedule, f"its jobs cannot be made, so it does not fire: {error}")
-            return None
-
     async def _ready(self) -> None:
         """Open the stores of the app and this one on this loop, unless they are open."""
         await (await self._app.sessions.connect()).open_store(self.store)
