@@ -11078,8 +11078,8 @@ class Declarations(TaskSet):
     def include(self, tasks: TaskSet, *, queue: str | None = None) -> None:
         """Register the tasks and schedules of a set, including those that it declares later.
 
-        `queue` is the queue of its tasks that name none. A set belongs to one app. Including it in another app removes
-        it from the first, for example if each test makes an app.
+        `queue` is the queue of its tasks that name none. A set belongs to one app. If another one includes it later, as
+        when each test makes an app, its jobs go there; the first app still runs the tasks and schedules that it has.
 
         Raises:
             ConfigError: the name of a task is taken, or the tasks of the set run in another app now.
