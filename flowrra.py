@@ -3389,8 +3389,8 @@ def requeue_one(job: Job, parents: Sequence[Job | None], by: str | None, now: fl
 
 
 def replace_one(job: Job, new: Job, conflict: Conflict, now: float) -> bool:
-    """Give a job that has not started the arguments of a new job, and its due time if it is postponed."""
-    if job.status not in NOT_BEGUN or job.attempt or job.worker is not None:
+    """Give a job that has not started the arguments of a new job of its task, and its due time if it is postponed."""
+    if job.task != new.task or job.status not in NOT_BEGUN or job.attempt or job.worker is not None:
         return False
     job.args, job.kwargs, job.payload = new.args, new.kwargs, new.payload
     has_moved = (job.limit, job.key) != (new.limit, new.key)
@@ -3825,8 +3825,9 @@ def _holder(unit: Unit, job: Job, holders: Mapping[str, str]) -> str | None:
             unit.replaced.add(holder.id)
             return holder.id
     begun = [holder.id for holder in those]
-    if len(begun) == len(pair):  # one is being moved to another store: it can neither be replaced nor followed
-        raise FlowrraError(f"{' and '.join(begun)} have the key {job.unique!r}: submit again when one has ended")
+    if len(begun) == len(pair) or any(holder.task != job.task for holder in those):  # the first: one is being moved
+        taken = " and ".join(f"{holder.id} ({holder.task})" for holder in those)
+        raise FlowrraError(f"{taken} has the key {job.unique!r}: submit at its end, or give {job.task} other keys")
     job.unique = next(key for key in pair if key not in holders)
     job.parents, job.tolerates = (*job.parents, *begun), (*job.tolerates, *begun)
     return None
@@ -7286,12 +7287,12 @@ class SubmitOptions(TypedDict, total=False):
     while an unfinished job has this key, submit returns the id of that job. `on_conflict`: what happens to that job if
     it has not started. "keep", the default, changes nothing. "replace" gives it the new arguments. "postpone" also
     gives it the new `delay` or `run_at`, up to `max_wait` seconds after its submission. If it has started, "replace"
-    and "postpone" submit a second job, which waits for the end of the first. `task_id`: the id of the job; if a job
-    with this id exists, submit changes nothing. `tags`: up to 20 texts to find the job by. `meta`: data to store with
-    the job, a dictionary of plain values. `limit`: the name of a limit, in place of that of the task. `key`: limits
-    hold for each key, and a fair queue serves its keys in turns. `submit` takes these options if the task has no
-    parameter of the same name; `limit` and `key`, which may be arguments, also not if the task takes any keywords.
-    All other options replace those of the task for this job.
+    and "postpone" submit a second job, which waits for the end of the first; one of another task is an error.
+    `task_id`: the id of the job; if a job with this id exists, submit changes nothing. `tags`: up to 20 texts to find
+    the job by. `meta`: data to store with the job, a dictionary of plain values. `limit`: the name of a limit, in place
+    of that of the task. `key`: limits hold for each key, and a fair queue serves its keys in turns. `submit` takes
+    these options if the task has no parameter of the same name; `limit` and `key`, which may be arguments, also not if
+    the task takes any keywords. All other options replace those of the task for this job.
     """
 
     priority: int | None
