@@ -795,7 +795,6 @@ class JobFilter:
 
     def matches(self, job: Job) -> bool:
         """Whether the filter selects `job`."""
-        ahead = self.ahead_of
         return (
             (self.ids is None or job.id in self.ids)
             and (self.status is None or job.status in self.status)
@@ -806,7 +805,7 @@ class JobFilter:
             and (self.parent is None or self.parent in job.parents)
             and (self.tag is None or self.tag in job.tags)
             and (self.from_seq is None or job.seq >= self.from_seq)
-            and (ahead is None or _is_ahead(job, ahead))
+            and (self.ahead_of is None or _is_ahead(job, self.ahead_of))
         )
 
 
