@@ -145,16 +145,18 @@ async def _add_schedule(app: flowrra.Flowrra, arguments: argparse.Namespace) -> 
     scheduler = _one_scheduler(app)
     args, kwargs = flowrra.read_arguments(arguments.arg)
     options = {name: getattr(arguments, name) for name in ("tz", "description", "priority", "misfire", "overlap")}
-    options |= {"args": args, "kwargs": kwargs, "task_id": arguments.id}
     task = flowrra.find_task(app, arguments.task).name if app.registry else arguments.task
     try:
+        if app.registry:
+            args, kwargs = app.registry[task].typed(args, kwargs)
+        options |= {"args": args, "kwargs": kwargs, "task_id": arguments.id}
         if arguments.cron is not None:
             print(await scheduler.schedule_cron(task, arguments.cron, **options))
         elif arguments.every is not None:
             print(await scheduler.schedule_interval(task, arguments.every, **options))
         else:
             print(await scheduler.schedule_once(task, iso_moment(arguments.at), **options))
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise flowrra.ConfigError(str(error)) from None
 
 

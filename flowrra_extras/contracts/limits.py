@@ -5,35 +5,23 @@ import contextlib
 import unittest
 from collections.abc import AsyncIterator
 
-from flowrra import (
-    UPKEEP_STEP,
-    ConfigError,
-    Conflict,
-    Job,
-    JobFilter,
-    Limit,
-    LimitKey,
-    Outcome,
-    Progress,
-    TaskStatus,
-    is_held,
-)
+import flowrra
 from flowrra_extras.contracts.harness import SOON, Contract, Harness, job, outcomes_of, raises, tests_take
 
-PENDING, BLOCKED, RUNNING = TaskStatus.PENDING, TaskStatus.BLOCKED, TaskStatus.RUNNING
+PENDING, BLOCKED, RUNNING = flowrra.TaskStatus.PENDING, flowrra.TaskStatus.BLOCKED, flowrra.TaskStatus.RUNNING
 
 
-def of(key: str | None, task_id: str, **fields: object) -> Job:
+def of(key: str | None, task_id: str, **fields: object) -> flowrra.Job:
     """A job of the limit `api`, with that key."""
     return job(task_id, limit="api", key=key, **fields)
 
 
 async def declare(t: Harness, **numbers: object) -> None:
     name = str(numbers.pop("name", "api"))
-    await t.broker.set_limit(Limit(name=name, **numbers), now=t.now)  # type: ignore[arg-type]
+    await t.broker.set_limit(flowrra.Limit(name=name, **numbers), now=t.now)  # type: ignore[arg-type]
 
 
-async def state(t: Harness, key: str = "") -> LimitKey:
+async def state(t: Harness, key: str = "") -> flowrra.LimitKey:
     (found,) = await t.broker.limit_states([f"api:{key}"])
     return found
 
@@ -50,7 +38,7 @@ async def run_all(t: Harness, most: int = 100) -> list[str]:
     ids: list[str] = []
     while len(ids) < most and (claimed := await t.claim(1)):
         ids += [one.id for one in claimed]
-        await t.settle(*(Outcome.succeed(one, None) for one in claimed))
+        await t.settle(*(flowrra.Outcome.succeed(one, None) for one in claimed))
     return ids
 
 
@@ -77,10 +65,10 @@ class RefusedLimitContract(_LimitContract):
             if self.has_limits:
                 return
             for action in ("limit", "pause"):
-                with raises(ConfigError, match="limit"):
-                    await t.broker.change(["api"], action, now=t.now, by=Limit(name="api", concurrency=1).text)
+                with raises(flowrra.ConfigError, match="limit"):
+                    await t.broker.change(["api"], action, now=t.now, by=flowrra.Limit(name="api", concurrency=1).text)
             for by in (None, "a move"):
-                with raises(ConfigError, match="'api'"):
+                with raises(flowrra.ConfigError, match="'api'"):
                     await t.broker.push([of(None, "a")], now=t.now, by=by)
             assert await t.find() == []
 
@@ -107,8 +95,8 @@ class ConcurrencyContract(_LimitContract):
             assert await t.settle(make(claimed, t.now)) == [True]
             is_back = await t.status(claimed.id) is PENDING
             assert await t.claim_ids() == [claimed.id if is_back else f"b{number}"]
-            (running,) = await t.broker.find(JobFilter(status=frozenset((RUNNING,))))
-            await t.settle(Outcome.succeed(running, None))
+            (running,) = await t.broker.find(flowrra.JobFilter(status=frozenset((RUNNING,))))
+            await t.settle(flowrra.Outcome.succeed(running, None))
             await later(t, 10)
             rest = await run_all(t)
             assert len(rest) == len(set(rest)) <= 1
@@ -116,16 +104,16 @@ class ConcurrencyContract(_LimitContract):
     async def test_a_job_that_comes_back_alone_runs_again(self, t: Harness) -> None:
         await declare(t, concurrency=1)
         (claimed,) = await t.run(of("k", "a"))
-        await t.settle(Outcome.release(claimed, "why"))
+        await t.settle(flowrra.Outcome.release(claimed, "why"))
         (claimed,) = await t.claim()
-        await t.settle(Outcome.retry_at(claimed, t.now - 1, "boom"))
+        await t.settle(flowrra.Outcome.retry_at(claimed, t.now - 1, "boom"))
         assert await t.claim_ids() == ["a"]
 
     async def test_of_several_that_end_in_one_call_each_lets_one_run(self, t: Harness) -> None:
         await declare(t, concurrency=2)
         await t.push(*(of(None, name) for name in "abcde"))
         claimed = await t.claim()
-        await t.settle(Outcome.succeed(claimed[0], 1), Outcome.fail(claimed[1], "boom"))
+        await t.settle(flowrra.Outcome.succeed(claimed[0], 1), flowrra.Outcome.fail(claimed[1], "boom"))
         assert await t.claim_ids() == ["c", "d"]
         assert await t.statuses("e") == ["blocked"]
 
@@ -133,7 +121,7 @@ class ConcurrencyContract(_LimitContract):
         await declare(t, concurrency=1)
         await t.push(of(None, "a"), of(None, "b"))
         (claimed,) = await t.claim()
-        assert await t.settle(Outcome.report(claimed, 1, Progress(1, 2))) == [True]
+        assert await t.settle(flowrra.Outcome.report(claimed, 1, flowrra.Progress(1, 2))) == [True]
         assert await t.cancel("a")
         assert await t.claim_ids() == []
 
@@ -150,7 +138,7 @@ class ConcurrencyContract(_LimitContract):
         assert await t.statuses("a", "b") == ["pending", "blocked"]
         (again,) = await t.claim(worker="w2")
         assert (again.id, again.limit, again.key) == ("a", "api", "k")
-        await t.settle(Outcome.succeed(again, 1))
+        await t.settle(flowrra.Outcome.succeed(again, 1))
         assert await t.claim_ids(worker="w2") == ["b"]
 
     async def test_a_worker_that_leaves_gives_its_places_back(self, t: Harness) -> None:
@@ -187,7 +175,7 @@ class ConcurrencyContract(_LimitContract):
         await later(t, 6)
         assert await t.claim_ids() == []
         assert await t.status("a") is BLOCKED
-        await t.settle(Outcome.retry_at(claimed, t.now + 5, "boom"))
+        await t.settle(flowrra.Outcome.retry_at(claimed, t.now + 5, "boom"))
         assert await run_all(t) == ["a", "c"]
         await later(t, 6)
         assert await run_all(t) == ["b"]
@@ -197,11 +185,11 @@ class ConcurrencyContract(_LimitContract):
         await t.push(of("k", "a"), job("p", queue="parents"), of("k", "b", parents=("p",)))
         await t.claim()
         (parent,) = await t.claim(queue="parents")
-        await t.settle(Outcome.succeed(parent, 1))
+        await t.settle(flowrra.Outcome.succeed(parent, 1))
         assert await t.status("b") is BLOCKED
         assert await t.claim_ids() == []
-        (running,) = await t.broker.find(JobFilter(ids=["a"]))
-        await t.settle(Outcome.succeed(running, 1))
+        (running,) = await t.broker.find(flowrra.JobFilter(ids=["a"]))
+        await t.settle(flowrra.Outcome.succeed(running, 1))
         assert await t.claim_ids() == ["b"]
 
     async def test_a_parent_that_ends_again_lets_nothing_run_past_the_limit(self, t: Harness) -> None:
@@ -210,7 +198,7 @@ class ConcurrencyContract(_LimitContract):
         await t.claim()
         for _ in range(2):
             (parent,) = await t.claim(queue="parents")
-            await t.settle(Outcome.fail(parent, "boom"))
+            await t.settle(flowrra.Outcome.fail(parent, "boom"))
             assert await t.status("b") is BLOCKED
             await t.requeue("p")
         assert await t.claim_ids() == []
@@ -219,11 +207,11 @@ class ConcurrencyContract(_LimitContract):
         await declare(t, concurrency=1)
         await t.push(of("k", "a"), of("k", "b"))
         (claimed,) = await t.claim()
-        await t.settle(Outcome.fail(claimed, "boom"))
+        await t.settle(flowrra.Outcome.fail(claimed, "boom"))
         assert await t.requeue("a") == [True]
         assert await t.statuses("a", "b") == ["blocked", "pending"]
         assert await t.broker.change(["a"], "hold", now=t.now, by="a move") == [True]
-        assert is_held(await t.job("a"), "a move")
+        assert flowrra.is_held(await t.job("a"), "a move")
         assert await run_all(t) == ["b"]
         assert await t.broker.change(["a"], "unhold", now=t.now, by="a move") == [True]
         assert await t.claim_ids() == ["a"]
@@ -241,13 +229,13 @@ class ConcurrencyContract(_LimitContract):
     async def test_what_takes_the_place_of_a_job_takes_its_key_along(self, t: Harness) -> None:
         await declare(t, concurrency=1)
         await t.push(of("k", "a", unique="u"), of("k", "b"), of("l", "c"))
-        new = of("l", "new", unique="u", conflict=Conflict("replace"))
+        new = of("l", "new", unique="u", conflict=flowrra.Conflict("replace"))
         assert await t.push(new) == ["a"]
         assert await t.statuses("a", "b", "c") == ["blocked", "pending", "pending"]
         assert (await t.job("a")).key == "l"
-        postponed = of("k", "newer", unique="u", conflict=Conflict("postpone"), due=t.now + 5)
+        postponed = of("k", "newer", unique="u", conflict=flowrra.Conflict("postpone"), due=t.now + 5)
         assert await t.push(postponed) == ["a"]
-        assert await t.status("a") is TaskStatus.SCHEDULED
+        assert await t.status("a") is flowrra.TaskStatus.SCHEDULED
         assert await run_all(t) == ["b", "c"]
         await later(t, 6)
         assert await run_all(t) == ["a"]
@@ -260,8 +248,8 @@ class ConcurrencyContract(_LimitContract):
         await t.crash("w1", seen_by="w2")
         assert await t.statuses("a", "b") == ["blocked", "pending"]
         assert await t.claim_ids(1, worker="w2") == ["b"]
-        (running,) = await t.broker.find(JobFilter(ids=["b"]))
-        await t.settle(Outcome.succeed(running, 1))
+        (running,) = await t.broker.find(flowrra.JobFilter(ids=["b"]))
+        await t.settle(flowrra.Outcome.succeed(running, 1))
         assert await t.claim_ids(worker="w2") == ["a"]
 
     async def test_a_freed_job_wakes_those_who_wait_for_its_queue(self, t: Harness) -> None:
@@ -270,18 +258,18 @@ class ConcurrencyContract(_LimitContract):
         (claimed,) = await t.claim()
         assert await t.claim(queue="other") == []
         async with t.woken("other"):
-            await t.settle(Outcome.succeed(claimed, 1))
+            await t.settle(flowrra.Outcome.succeed(claimed, 1))
         assert await t.claim_ids(queue="other") == ["b"]
 
     async def test_a_push_of_many_keys_at_once_comes_to_an_end(self, t: Harness) -> None:
         await declare(t, concurrency=1)
-        number = UPKEEP_STEP + 200
+        number = flowrra.UPKEEP_STEP + 200
         await t.push(*(of(f"k{n % number}", f"j{n}") for n in range(2 * number)))
         seen: set[str] = set()
         for _ in range(20):
             claimed = await t.claim(number)
             seen.update(one.id for one in claimed)
-            await t.settle(*(Outcome.succeed(one, 1) for one in claimed))
+            await t.settle(*(flowrra.Outcome.succeed(one, 1) for one in claimed))
             await asyncio.sleep(0)
         assert len(seen) == 2 * number
 
@@ -345,7 +333,7 @@ class RateContract(_LimitContract):
     async def test_a_job_that_comes_back_needs_the_rate_again(self, t: Harness) -> None:
         await declare(t, rate="1/s", burst=2)
         (first, _) = await t.run(of(None, "a"), of(None, "b"))
-        await t.settle(Outcome.release(first, "why"))
+        await t.settle(flowrra.Outcome.release(first, "why"))
         assert await t.claim_ids() == []
         await later(t, 1.0)
         assert await t.claim_ids() == ["a"]
@@ -354,11 +342,11 @@ class RateContract(_LimitContract):
         await declare(t, concurrency=1, rate="1/s", burst=2)
         await t.push(of(None, "a"), of(None, "b"), of(None, "c"))
         (claimed,) = await t.claim()
-        await t.settle(Outcome.succeed(claimed, 1))
+        await t.settle(flowrra.Outcome.succeed(claimed, 1))
         (claimed,) = await t.claim()
         await later(t, 5.0)
         assert await t.claim_ids() == []
-        await t.settle(Outcome.succeed(claimed, 1))
+        await t.settle(flowrra.Outcome.succeed(claimed, 1))
         assert await t.claim_ids() == ["c"]
 
     async def test_a_cancelled_job_does_not_use_up_the_rate(self, t: Harness) -> None:
@@ -404,13 +392,13 @@ class LimitChangeContract(_LimitContract):
         await t.push(*(of("k", name) for name in "abcd"))
         assert await t.claim_ids() == ["a"]
         await declare(t, concurrency=3)
-        claimed = [*await t.claim(), *await t.broker.find(JobFilter(ids=["a"]))]
+        claimed = [*await t.claim(), *await t.broker.find(flowrra.JobFilter(ids=["a"]))]
         assert [one.id for one in claimed] == ["b", "c", "a"]
         await declare(t, concurrency=1)
         for one in claimed[:2]:
-            await t.settle(Outcome.succeed(one, 1))
+            await t.settle(flowrra.Outcome.succeed(one, 1))
             assert await t.claim_ids() == []
-        await t.settle(Outcome.succeed(claimed[2], 1))
+        await t.settle(flowrra.Outcome.succeed(claimed[2], 1))
         assert await t.claim_ids() == ["d"]
 
     async def test_a_limit_without_numbers_limits_nothing(self, t: Harness) -> None:
@@ -422,7 +410,7 @@ class LimitChangeContract(_LimitContract):
 
     async def test_a_change_reaches_all_keys_however_many(self, t: Harness) -> None:
         await declare(t, concurrency=1)
-        number = UPKEEP_STEP + 50
+        number = flowrra.UPKEEP_STEP + 50
         await t.push(*(of(f"k{n}", f"a{n}") for n in range(number)), *(of(f"k{n}", f"b{n}") for n in range(number)))
         await declare(t, concurrency=2)
         seen: set[str] = set()
@@ -461,7 +449,7 @@ class LimitChangeContract(_LimitContract):
         assert await t.broker.change(["api:l"], "resume", now=t.now) == [True]
         assert await t.claim_ids() == ["x"]
         assert await t.statuses("a", "b", "c") == ["running", "blocked", "blocked"]
-        assert await t.settle(Outcome.succeed(claimed, 1)) == [True]
+        assert await t.settle(flowrra.Outcome.succeed(claimed, 1)) == [True]
         await t.push(of("k", "d"))
         await declare(t, concurrency=3)
         assert await t.claim_ids() == []
@@ -479,8 +467,8 @@ class LimitChangeContract(_LimitContract):
         await t.claim(1)
         await t.broker.change(["api:m"], "pause", now=t.now)
         api, none, unknown = await t.broker.limits()
-        assert (api.limit, api.is_declared) == (Limit(name="api", concurrency=1), True)
-        assert (none.limit, none.waiting) == (Limit(name="none", rate="100/m", burst=20), 0)
+        assert (api.limit, api.is_declared) == (flowrra.Limit(name="api", concurrency=1), True)
+        assert (none.limit, none.waiting) == (flowrra.Limit(name="none", rate="100/m", burst=20), 0)
         assert (unknown.limit.name, unknown.is_declared, unknown.waiting) == ("unknown", False, 1)
         assert (api.running, api.pending, api.waiting, api.waiting_keys) == (1, 1, 4, 3)
         assert (api.longest_key, api.longest, api.paused) == ("k", 2, ("m",))
@@ -490,7 +478,7 @@ class LimitChangeContract(_LimitContract):
         await declare(t, concurrency=1)
         await t.push(of("k", "a"), of("l", "b"), of(None, "c"), of("k", "d"), of("k", "e"), of("k", "f", priority=-1))
         await t.push(job("x"))
-        ahead = await t.broker.counts(JobFilter(ahead_of=await t.job("e")))
+        ahead = await t.broker.counts(flowrra.JobFilter(ahead_of=await t.job("e")))
         assert ahead == {("default", PENDING): 1, ("default", BLOCKED): 2}
         (claimed,) = await t.claim(1)
         assert (claimed.limit, claimed.key) == ("api", "k")
@@ -535,8 +523,8 @@ class FairContract(_LimitContract):
         await declare(t, turn=1)
         await t.push(of("k", "a"), of("k", "b"), of("l", "c"))
         assert await t.claim_ids(1) == ["a"]
-        assert await t.broker.counts(JobFilter(ahead_of=await t.job("b"))) == {("default", PENDING): 1}
-        assert await t.broker.counts(JobFilter(ahead_of=await t.job("c"))) == {}
+        assert await t.broker.counts(flowrra.JobFilter(ahead_of=await t.job("b"))) == {("default", PENDING): 1}
+        assert await t.broker.counts(flowrra.JobFilter(ahead_of=await t.job("c"))) == {}
 
     async def test_a_fair_key_may_have_a_concurrency_as_well(self, t: Harness) -> None:
         await declare(t, turn=2, concurrency=1)
@@ -547,5 +535,5 @@ class FairContract(_LimitContract):
         await declare(t, turn=5)
         await t.push(of("k", "a"), of("l", "b"), of("l", "c"))
         (claimed,) = await t.claim(1)
-        await t.settle(Outcome.release(claimed, "why"))
+        await t.settle(flowrra.Outcome.release(claimed, "why"))
         assert await t.claim_ids() == ["b", "c", "a"]

@@ -191,7 +191,7 @@ class Schedules:
         async def add(fields: Fields, access: Access) -> Done:
             its_kind = kind or fields.text("kind")
             rule, task = _rule_in(fields, its_kind), fields.text("task" if fields.is_form else "task_name")
-            options = _options_in(fields)
+            options = _options_in(fields, self._store.app.registry.get(task))
             if rule is None:
                 raise flowrra.ConfigError("the rule is missing: it says when the schedule fires")
             if not self._store.schedulers:
@@ -220,7 +220,8 @@ class Schedules:
     async def update(self, fields: Fields, access: Access, schedule_id: str) -> Done:
         """Changes what is given of a stored schedule; what a form leaves empty stays, but for what it can empty."""
         scheduler, schedule = await self._stored(schedule_id)
-        rule, options = _rule_in(fields, schedule.kind), _options_in(fields)
+        task = self._store.app.registry.get(schedule.task)
+        rule, options = _rule_in(fields, schedule.kind), _options_in(fields, task)
         if fields.is_form and "description" in fields.values:
             options["description"] = fields.values["description"] or None
         if fields.is_form and "tz" in fields.values:  # an emptied field means what the form says beside it
@@ -315,11 +316,14 @@ def _rule_in(fields: Fields, kind: str) -> object:
     return fields.values[rules[0]] if rules else None
 
 
-def _options_in(fields: Fields) -> dict[str, Any]:
+def _options_in(fields: Fields, task: flowrra.Task[..., Any] | None) -> dict[str, Any]:
+    """The options that came. Arguments get the types of the task's annotations, if the task is registered here."""
     options = given_options(fields, STORED_OPTIONS)
     args, kwargs = fields.json_text("args"), fields.json_text("kwargs")
-    options |= {} if args is None else {"args": read_list(args)}
-    return options | ({} if kwargs is None else {"kwargs": read_object(kwargs)})
+    given: tuple[Any, Any] = read_list(args or "[]"), read_object(kwargs or "{}")
+    typed = given if task is None else task.typed(*given)
+    options |= {} if args is None else {"args": typed[0]}
+    return options | ({} if kwargs is None else {"kwargs": typed[1]})
 
 
 # Rules -----------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """`flowrra schedules`: what each action says and does, on an app and on the URL of a store."""
 
 import asyncio
+import datetime as dt
 import json
 import os
 import subprocess
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from flowrra import Flowrra, Job, Schedule, main
+from flowrra import Flowrra, Job, Schedule, decode, main
 
 APP = """
+from datetime import datetime
 from flowrra import Flowrra
 app = Flowrra.from_urls("sqlite:///jobs.db")
 bare = Flowrra.from_urls("sqlite:///jobs.db")
@@ -24,6 +26,8 @@ async def report() -> None: ...
 @app.task
 async def double(number: int) -> int:
     return number * 2
+@app.task
+async def remind(at: datetime) -> None: ...
 app.create_scheduler("sqlite:///schedules.db")
 forgetful.create_scheduler("memory://")
 """
@@ -141,6 +145,15 @@ def test_what_is_added_is_there_once(say: Say) -> None:
     assert (schedule.rule, schedule.misfire) == ("2031-05-01T03:00:00+00:00", "skip")
 
 
+def test_arguments_get_the_types_of_the_annotations(say: Say) -> None:
+    done(say, "add", "remind", "crontab:app", "--every", "60", "--arg", '"2026-12-24T18:00Z"')
+    (schedule,) = stored()
+    assert decode(schedule.payload) == [[dt.datetime(2026, 12, 24, 18, tzinfo=dt.UTC)], {}]
+    status, _, complaint = say("add", "double", "crontab:app", "--every", "60", "--arg", '"two"')
+    assert status == 2
+    assert "number is 'two', where int is annotated" in complaint
+
+
 def test_a_schedule_is_disabled_enabled_run_and_removed(say: Say) -> None:
     made = done(say, "add", "double", "crontab:app", "--every", "3600", "--arg", "4")
     assert done(say, "disable", made, STORE) == f"disabled: {made}"
@@ -192,6 +205,7 @@ def test_the_environment_names_the_app(say: Say, monkeypatch: pytest.MonkeyPatch
         (["add", "double", "crontab:app", "--cron", "0 25 * * *", "--arg", "1"], 2, "hour"),
         (["add", "double", "crontab:app", "--cron", "0 5 * * *", "--tz", "Mars/Olympus", "--arg", "1"], 2, "Mars"),
         (["add", "double", "crontab:app", "--at", "soon", "--arg", "1"], 2, "the form 2026-03-07T12:00, not 'soon'"),
+        (["add", "double", "crontab:app", "--at", "0001-01-01", "--tz", "Asia/Tokyo", "--arg", "1"], 2, "out of range"),
         (["add", "double", "crontab:app"], 2, "--cron --every --at is required"),
         (["add", "double", "crontab:bare", "--every", "30"], 2, "no store of schedules for other processes"),
         (["add", "double", "crontab:forgetful", "--every", "30"], 2, "no store of schedules for other processes"),

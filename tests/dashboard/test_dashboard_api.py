@@ -1,5 +1,6 @@
 """The JSON API: every operation, and the document that describes it."""
 
+import datetime as dt
 import re
 from typing import Any
 
@@ -10,9 +11,9 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from flowrra import BrokerConfig, Config, Flowrra
+from flowrra import BrokerConfig, Config, Flowrra, decode
 from flowrra_extras.dashboard import create_asgi_app
-from tests.support.dashboards import dashboard, finished, shop
+from tests.support.dashboards import dashboard, finished, shop, with_token
 
 RUN = {"task_name": "shop.greet", "args": ["Ann"], "kwargs": {"loud": True}}
 
@@ -81,6 +82,32 @@ async def test_a_task_that_nobody_knows_gets_neither_a_schedule_nor_a_job(app: F
         assert (await client.get("/api/schedules")).json()["schedules"] == []
         answer = await client.post("/api/run", json={"task_name": "shop.gret"})
         assert answer.status_code == 404, answer.text
+
+
+async def test_arguments_of_a_schedule_get_the_types_of_the_annotations(app: Flowrra) -> None:
+    @app.task(name="shop.remind")
+    async def remind(at: dt.datetime, *, days: int = 0) -> None: ...
+
+    async with app.client(), dashboard(app) as client:
+        new = {"task_name": "shop.remind", "interval": 300, "args": ["2026-12-24T18:00Z"]}
+        made = await client.post("/api/schedules/interval", json=new)
+        path = f"/api/schedules/{made.json()['id']}"
+        assert (await client.patch(path, json={"kwargs": {"days": 2}})).status_code == 200
+        (schedule,) = await app.schedulers[0].list_scheduled_tasks()
+        assert decode(schedule.payload) == [[dt.datetime(2026, 12, 24, 18, tzinfo=dt.UTC)], {"days": 2}]
+        assert (await client.patch(path, json={"args": ["2026-12-25T18:00Z"]})).status_code == 200
+        for answer in (
+            await client.patch(path, json={"kwargs": {"days": "two"}}),
+            await client.post("/api/schedules/interval", json=new | {"args": ["soon"]}),
+        ):
+            assert (answer.status_code, "is annotated" in answer.text) == (422, True)
+        (schedule,) = await app.schedulers[0].list_scheduled_tasks()
+        assert decode(schedule.payload) == [[dt.datetime(2026, 12, 25, 18, tzinfo=dt.UTC)], {"days": 2}]
+        shown = (await client.get(path)).json()
+        form = {**await with_token(client), "args": shown["args"]["text"], "kwargs": shown["kwargs"]["text"]}
+        assert (await client.post(f"/schedules/{schedule.id}", data=form)).status_code == 303
+        (again,) = await app.schedulers[0].list_scheduled_tasks()
+        assert again.payload == schedule.payload
 
 
 async def test_a_schedule_in_code_can_be_run_and_not_changed(app: Flowrra) -> None:
