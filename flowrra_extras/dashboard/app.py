@@ -348,9 +348,8 @@ class Dashboard:
             raise ConfigError(fault)
         try:
             done = await route.entry.run(fields, access, **parts)
-            undo = route.entry.undo.format_map(
-                {name: urllib.parse.quote(part, safe="") for name, part in parts.items()}
-            )
+            quoted = {name: urllib.parse.quote(part, safe="") for name, part in parts.items()}
+            undo = route.entry.undo.format_map(quoted)
             return _done(request, fields, route.entry.name, done, undo)
         except (ConfigError, SerializationError) as error:
             if not (fields.is_form and route.entry.form):

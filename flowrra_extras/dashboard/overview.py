@@ -11,18 +11,12 @@ from flowrra_extras import metrics
 from flowrra_extras.dashboard import html
 from flowrra_extras.dashboard.auth import Access
 from flowrra_extras.dashboard.failures import HOUR, FailureGroup, FailureGroups, latest_first
-from flowrra_extras.dashboard.health import (
-    HealthCheck,
-    QueueRow,
-)
+from flowrra_extras.dashboard.health import HealthCheck, QueueRow
 from flowrra_extras.dashboard.html import Entered, Shown, View
 from flowrra_extras.dashboard.http import Done, Fields, Request, Response, logger, text_answer
 from flowrra_extras.dashboard.job_search import search_path
 from flowrra_extras.dashboard.jobs import REDACTED, STALE, JobRow, Relative, arguments_line, job_row, moment, relative
-from flowrra_extras.dashboard.schedules import (
-    ScheduleRow,
-    Schedules,
-)
+from flowrra_extras.dashboard.schedules import ScheduleRow, Schedules
 from flowrra_extras.dashboard.store import Store, Tally
 from flowrra_extras.metrics import quantile
 from flowrra_extras.urls import shown_url

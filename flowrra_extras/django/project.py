@@ -16,21 +16,7 @@ from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, close_old_connections, connections, reset_queries
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from flowrra import (
-    BackendConfig,
-    BrokerConfig,
-    Config,
-    ConfigError,
-    Event,
-    ExecutorConfig,
-    Flowrra,
-    FlowrraError,
-    Job,
-    TaskNotFoundError,
-    TaskOptions,
-    current_job,
-    nearest,
-)
+import flowrra
 from flowrra_extras.django.interface import (
     BaseTaskBackend,
     Task,
@@ -42,7 +28,11 @@ from flowrra_extras.django.interface import (
     task_started,
 )
 
-_SECTIONS: Mapping[str, Any] = {"broker": BrokerConfig, "backend": BackendConfig, "executor": ExecutorConfig}
+_SECTIONS: Mapping[str, Any] = {
+    "broker": flowrra.BrokerConfig,
+    "backend": flowrra.BackendConfig,
+    "executor": flowrra.ExecutorConfig,
+}
 # The settings in FLOWRRA, named like the environment variables without their prefix; in OPTIONS in lower case.
 _CONFIG = {
     f"{section}_{option.name}": (section, option.name)
@@ -51,7 +41,7 @@ _CONFIG = {
 }
 # Not `cpu_bound`: its process could not import the function, which the decorator has replaced; `executor` and
 # `soft_timeout` need it. A Django task has no batches, and sets its queue and priority itself.
-OF_TASKS = {option.name for option in dataclasses.fields(TaskOptions)}
+OF_TASKS = {option.name for option in dataclasses.fields(flowrra.TaskOptions)}
 OF_TASKS -= {"cpu_bound", "executor", "soft_timeout", "batch", "linger", "queue", "priority"}
 # The options for libpq in Django's settings that say where the database is and how to connect.
 _LIBPQ = ("sslmode", "sslrootcert", "sslcert", "sslkey", "target_session_attrs")
@@ -71,10 +61,14 @@ class Options:
     def __init__(self, options: Mapping[str, Any]) -> None:
         general = getattr(settings, "FLOWRRA", {})
         for name in general.keys() - {known.upper() for known in _CONFIG}:
-            raise ConfigError(f"FLOWRRA has no setting {name!r}{nearest(name, [n.upper() for n in _CONFIG])}")
+            raise flowrra.ConfigError(
+                f"FLOWRRA has no setting {name!r}{flowrra.nearest(name, [n.upper() for n in _CONFIG])}"
+            )
         known = {"database", "url", "results", *_CONFIG, *OF_TASKS}
         for name in options.keys() - known:
-            raise ConfigError(f"OPTIONS of a backend of TASKS has no option {name!r}{nearest(name, known)}")
+            raise flowrra.ConfigError(
+                f"OPTIONS of a backend of TASKS has no option {name!r}{flowrra.nearest(name, known)}"
+            )
         merged = {name.lower(): value for name, value in general.items()} | dict(options)
         self.database: str = merged.get("database", DEFAULT_DB_ALIAS)
         self._url: str | None = merged.get("url", merged.pop("broker_url", None))
@@ -93,13 +87,13 @@ class Options:
         """The URL of the broker."""
         return url_of(connections[self.database]) if self._url is None else self._url
 
-    def config(self, url: str) -> Config:
+    def config(self, url: str) -> flowrra.Config:
         """Return the configuration of the app for this URL of the broker."""
         values: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
         values["broker"]["url"], values["backend"]["url"] = url, self._results
         for (section, option), value in self._config.items():
             values[section][option] = value
-        return Config(**{section: kind(**values[section]) for section, kind in _SECTIONS.items()})
+        return flowrra.Config(**{section: kind(**values[section]) for section, kind in _SECTIONS.items()})
 
 
 def url_of(connection: BaseDatabaseWrapper) -> str:
@@ -114,13 +108,13 @@ def url_of(connection: BaseDatabaseWrapper) -> str:
         if getattr(connection, "is_in_memory_db", bool)():
             return "memory://"  # the database of a test
         if name.startswith("file:"):
-            raise ConfigError(
+            raise flowrra.ConfigError(
                 f"the database {connection.alias!r} has the name {name!r}: use a path, or set `url` in OPTIONS"
             )
         return f"sqlite:///{urllib.parse.quote(Path(name).resolve().as_posix())}"
     if connection.vendor == "postgresql":
         return _url_of_postgresql(connection.alias, place)
-    raise ConfigError(
+    raise flowrra.ConfigError(
         f"the database {connection.alias!r} ({connection.vendor}) cannot store jobs: set `url` in OPTIONS"
     )
 
@@ -128,7 +122,9 @@ def url_of(connection: BaseDatabaseWrapper) -> str:
 def _url_of_postgresql(alias: str, place: Mapping[str, Any]) -> str:
     given = place.get("OPTIONS", {})
     if not place["NAME"] or {"service", "passfile"} & given.keys():
-        raise ConfigError(f"a file of libpq contains the address of the database {alias!r}: set `url` in OPTIONS")
+        raise flowrra.ConfigError(
+            f"a file of libpq contains the address of the database {alias!r}: set `url` in OPTIONS"
+        )
     options = {name: str(given[name]) for name in _LIBPQ if name in given}
     host = place["HOST"] or "/var/run/postgresql"
     if host.startswith("/"):
@@ -142,18 +138,18 @@ def _url_of_postgresql(alias: str, place: Mapping[str, Any]) -> str:
     return f"postgresql://{login}{'@' if login else ''}{host}{port}/{name}{query}"
 
 
-class ProjectApp(Flowrra):
+class ProjectApp(flowrra.Flowrra):
     """The app of a backend. By default its worker also serves the queues in QUEUES of the backend."""
 
     queues: Collection[str] = ()
 
-    def use(self, config: Config) -> None:
+    def use(self, config: flowrra.Config) -> None:
         """Change to the stores of another configuration."""
         self.sync.close()
-        other = Flowrra(config)
+        other = flowrra.Flowrra(config)
         self.config, self.broker, self.backend = config, other.broker, other.backend
 
-    def submit_job_in(self, connection: Any, job: Job) -> None:
+    def submit_job_in(self, connection: Any, job: flowrra.Job) -> None:
         """As `app.sync.submit_in`, for a job that a task has made. `job.submitted` is the moment that is stored."""
         self._stamp([job])
         self.sync.run(self.connect())
@@ -210,7 +206,7 @@ class Project:
             return self._app
 
 
-def _register(app: Flowrra, task: Task[Any, Any], sender: type[BaseTaskBackend], options: Options) -> None:
+def _register(app: flowrra.Flowrra, task: Task[Any, Any], sender: type[BaseTaskBackend], options: Options) -> None:
     """Register the task in the app. It replaces the same task with other options."""
     app.registry.pop(task.module_path, None)
     function = runner(task, sender, app)
@@ -245,12 +241,12 @@ def fresh_connections() -> Iterator[None]:
         close_old_connections()
 
 
-def runner(task: Task[Any, Any], sender: type[BaseTaskBackend], app: Flowrra) -> Callable[..., Any]:
+def runner(task: Task[Any, Any], sender: type[BaseTaskBackend], app: flowrra.Flowrra) -> Callable[..., Any]:
     """Return the function that a worker calls for a Django task. Its signature is that of `enqueue`."""
 
     def begin() -> tuple[Any, ...]:
         """Send the signal `task_started`. Return the arguments that precede those of the job."""
-        job = current_job().job
+        job = flowrra.current_job().job
         if job.attempt > 1:  # a claimed job comes without its earlier attempts
             job = app.sync.get_job(job.id)
         started = result_of(job, task, task.backend)
@@ -277,15 +273,15 @@ def runner(task: Task[Any, Any], sender: type[BaseTaskBackend], app: Flowrra) ->
     return chosen
 
 
-def announce_endings(app: Flowrra, tasks: Mapping[str, Task[Any, Any]], sender: type[BaseTaskBackend]) -> None:
+def announce_endings(app: flowrra.Flowrra, tasks: Mapping[str, Task[Any, Any]], sender: type[BaseTaskBackend]) -> None:
     """Send `task_finished` after the end of a job of one of the `tasks` was stored."""
 
-    async def announce(event: Event) -> None:
+    async def announce(event: flowrra.Event) -> None:
         if event.job is None or event.job.task not in tasks:
             return
         try:
             job = await app.get_job(event.job.id)
-        except TaskNotFoundError:  # it has been purged
+        except flowrra.TaskNotFoundError:  # it has been purged
             return
         if job.status.is_finished:  # otherwise it has been requeued meanwhile
             await asyncio.to_thread(_send_finished, job, tasks[job.task], sender)
@@ -294,13 +290,13 @@ def announce_endings(app: Flowrra, tasks: Mapping[str, Task[Any, Any]], sender: 
         app.on(name)(announce)
 
 
-def _send_finished(job: Job, task: Task[Any, Any], sender: type[BaseTaskBackend]) -> None:
+def _send_finished(job: flowrra.Job, task: Task[Any, Any], sender: type[BaseTaskBackend]) -> None:
     result = result_of(job, task, task.backend)
     with fresh_connections():
         if result.status == TaskResultStatus.SUCCESSFUL:
             task_finished.send(sender=sender, task_result=result)
             return
         try:  # Django's receiver of the signal logs the current exception
-            raise FlowrraError(job.traceback or job.error or str(job.status))
-        except FlowrraError:
+            raise flowrra.FlowrraError(job.traceback or job.error or str(job.status))
+        except flowrra.FlowrraError:
             task_finished.send(sender=sender, task_result=result)

@@ -176,9 +176,7 @@ async def drain(app: flowrra.Flowrra, *, timeout: float = 30.0) -> None:
             await _wake(app)
 
 
-_RUNNABLE = frozenset(
-    (flowrra.TaskStatus.PENDING, flowrra.TaskStatus.RUNNING, flowrra.TaskStatus.SCHEDULED, flowrra.TaskStatus.RETRYING)
-)
+_RUNNABLE = flowrra.UNFINISHED - {flowrra.TaskStatus.BLOCKED}
 
 
 async def finish_what_is_ready(app: flowrra.Flowrra) -> float | None:
@@ -236,13 +234,23 @@ class EnqueuedJob:
     delay: float  #: seconds until it is due
     expires: float | None  #: seconds after which it does not begin any more
     unique: str | None
+    limit: str | None
+    key: str | None
+    tags: tuple[str, ...]
+    meta: Mapping[str, Any]
     overrides: Mapping[str, Any]  #: what else was given, such as `timeout` and `max_retries`
 
     @property
     def options(self) -> Mapping[str, Any]:
         """What `task.options(...)` sets, without the id."""
         names = ("queue", "priority", "delay", "expires", "unique")
-        return {**dict(self.overrides), **{name: getattr(self, name) for name in names}}
+        given = {name: value for name in ("limit", "key", "tags", "meta") if (value := getattr(self, name))}
+        return {**dict(self.overrides), **given, **{name: getattr(self, name) for name in names}}
+
+    def has_options_of(self, wanted: "EnqueuedJob") -> bool:
+        """Whether the options are the same. Hooks may have added tags and meta."""
+        has_labels = {*wanted.tags} <= {*self.tags} and wanted.meta.items() <= self.meta.items()
+        return has_labels and dataclasses.replace(self, tags=wanted.tags, meta=wanted.meta).options == wanted.options
 
 
 def _enqueued(app: flowrra.Flowrra, job: flowrra.Job, now: float) -> EnqueuedJob:
@@ -261,6 +269,10 @@ def _enqueued(app: flowrra.Flowrra, job: flowrra.Job, now: float) -> EnqueuedJob
         delay=max(0.0, round((job.due or now) - now, 6)),
         expires=None if job.expires is None else round(job.expires - now, 6),
         unique=job.unique,
+        limit=job.limit,
+        key=job.key,
+        tags=job.tags,
+        meta=job.meta or {},
         overrides=job.overrides or {},
     )
 
@@ -326,7 +338,7 @@ class IsolatedApp:
         plain = task.task if isinstance(task, flowrra.Submission) else task
         jobs = self.enqueued(plain)
         for job in reversed(jobs):
-            has_options = task is plain or job.options == wanted.options
+            has_options = task is plain or job.has_options_of(wanted)
             if has_options and _arguments(plain, job) == _arguments(plain, wanted):
                 return job
         listed = "".join(f"\n  {job}" for job in jobs) or " none"
@@ -401,8 +413,7 @@ class IsolatedApp:
         if app.sessions.present is not None and app.sessions.present.is_alive:
             raise flowrra.FlowrraError("the app is open: isolate it before it is started or used")
         firing = type(app.code_schedules)(app)  # one that has fired nothing yet
-        changes = {"broker": self._broker, "backend": None, "clock": self.clock, "code_schedules": firing}
-        self._change(app, **changes)
+        self._change(app, broker=self._broker, backend=None, clock=self.clock, code_schedules=firing)
         self._change(app.sessions, is_stopped=False)
         if app.schedulers:
             from flowrra_extras.scheduler import MemoryScheduleStore

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flowrra import Config, Flowrra, FlowrraError, QueueFullError, Retry, TaskStatus, current_job
+from flowrra import Config, Flowrra, FlowrraError, Job, QueueFullError, Retry, TaskStatus, current_job
 from flowrra_extras.testing import ManualClock, isolated
 
 NOWHERE = "redis://127.0.0.1:1/0"  # nobody listens there
@@ -239,6 +239,30 @@ async def test_jobs_of_a_rate_are_drained_before_a_worker_has_declared_it() -> N
         await app.submit_many(call, [()] * 3)
         assert len(await test.drain()) == 3
         assert test.clock.time() - began == pytest.approx(7200, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"tags": ["b"]}, {"tags": ["a", "b"]}, {"meta": {"n": 2}}, {"meta": {"m": 1}}, {"limit": "m"}, {"key": "l"}],
+)
+async def test_a_job_with_other_labels_or_limits_is_another(other: dict[str, Any]) -> None:
+    app = Flowrra()
+    greet, _ = add_tasks(app)
+    app.limit("l", concurrency=1)
+    app.limit("m", concurrency=1)
+    given: dict[str, Any] = {"tags": ["a"], "meta": {"n": 1}, "limit": "l", "key": "k"}
+
+    @app.on_submit
+    def trace(job: Job) -> None:
+        job.tags, job.meta = (*job.tags, "traced"), {**(job.meta or {}), "trace": "id"}
+
+    async with isolated(app) as test:
+        await app.submit(greet.options(**given), "Ada")
+        job = test.assert_enqueued(greet.options(**given), "Ada")
+        assert (job.tags, job.meta) == (("a", "traced"), {"n": 1, "trace": "id"})
+        assert (job.limit, job.key) == ("l", "k")
+        with pytest.raises(AssertionError, match="was not enqueued as"):
+            test.assert_enqueued(greet.options(**given | other), "Ada")
 
 
 async def test_an_open_app_is_not_isolated() -> None:
