@@ -270,7 +270,7 @@ class Schedules:
             "description": row["description"] or "",
             "misfire": row["misfire"],
             "overlap": row["overlap"],
-            "jitter": f"{row['jitter']:g}" if row["jitter"] else "",
+            "jitter": f"{row['jitter']:.15g}" if row["jitter"] else "",
             **{name: str(value) for name, value in row["options"].items()},
         }
         if row["arguments"] != REDACTED:  # what is left empty stays as it is

@@ -1,5 +1,6 @@
 """What forms do: they lead back to a page with a word on what was done, or are shown again to be put right."""
 
+import dataclasses
 import html
 import inspect
 import re
@@ -316,6 +317,24 @@ async def test_every_option_of_the_engine_is_in_the_forms(app: Flowrra) -> None:
         assert (await client.post("/schedules/x", data=changed)).status_code == 303
         (stored,) = await app.schedulers[0].list_scheduled_tasks()
         assert (stored.options["priority"], stored.options["queue"]) == (9, "42")
+
+
+async def test_the_form_of_a_schedule_that_is_sent_as_it_is_changes_nothing(app: Flowrra) -> None:
+    given: dict[str, Any] = {"jitter": 86_400.125, "priority": 3, "retry_delay": 0.125, "description": 'a "b" <c>'}
+    async with app.client(), dashboard(app) as client:
+        fields, scheduler = await with_token(client), app.schedulers[0]
+        schedule_id = await scheduler.schedule_interval("shop.greet", 86_400.000123, ["A"], {"loud": True}, **given)
+        before = await scheduler.get_scheduled_task(schedule_id)
+        page = (await client.get(f"/schedules/{schedule_id}")).text
+        inputs = re.findall(r'<input[^>]* name="(\w+)"[^>]* value="([^"]*)"', page)
+        form = {name: html.unescape(value) for name, value in inputs}
+        assert form["description"] == given["description"]
+        answer = await client.post(f"/schedules/{schedule_id}", data={**form, **fields})
+        assert answer.status_code == 303, answer.text
+        after = await scheduler.get_scheduled_task(schedule_id)
+        assert before is not None
+        assert after is not None
+        assert after == dataclasses.replace(before, updated=after.updated, turn=after.turn)
 
 
 async def test_a_schedule_with_hidden_arguments_keeps_them(app: Flowrra) -> None:
