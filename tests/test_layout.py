@@ -31,7 +31,7 @@ MAKE = shutil.which("make")
 CORE_LINES = 12939
 # On the way to 45 modules and 10,000 lines.
 EXTRAS_MODULES = 83
-EXTRAS_LINES = 20_010
+EXTRAS_LINES = 20_003
 LUA_LINES = 1_680  # of the scripts in Redis
 FUNCTION_LINES = 60
 CLASS_LINES = 400
