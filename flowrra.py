@@ -3006,11 +3006,11 @@ class Cron:
         ConfigError: (a ValueError) the expression is wrong or never fires, or the zone does not exist.
     """
 
-    # To be read: `expr`, as it was given; `fields`, one int for each field with a bit for each value (year: 0 for any);
+    # Brokers and extras may read: `fields`, one int for each field with a bit for each value (year: 0 for any);
     # `is_fixed`, whether fires are adjusted for clock changes; `zone`.
     __slots__ = (
-        *("_days", "_first", "_hours", "_minutes", "_seconds", "_tzinfo"),
-        *("both_days", "expr", "fields", "is_fixed", "zone"),
+        *("_days", "_expr", "_first", "_hours", "_minutes", "_seconds", "_tzinfo"),
+        *("both_days", "fields", "is_fixed", "zone"),
     )
 
     def __init__(
@@ -3032,11 +3032,16 @@ class Cron:
         self.fields = tuple(bits)
         self.is_fixed = "*" not in (texts[0][0], texts[1][0], texts[2][0])
         self.zone = _zone_of(tz)
-        self.expr = expr
+        self._expr = expr
         self._tzinfo = self.zone.tzinfo
         self._days = calendar
         self._hours, self._minutes, self._seconds = _first_from(hour), _first_from(minute), _first_from(second)
         self._first = (self._hours[0] or 0, self._minutes[0] or 0, self._seconds[0] or 0)
+
+    @property
+    def expr(self) -> str:
+        """The expression as it was given."""
+        return self._expr
 
     @property
     def tz(self) -> str:
@@ -3044,7 +3049,7 @@ class Cron:
         return self.zone.key
 
     def __repr__(self) -> str:
-        return f"Cron({self.expr!r}, {self.tz!r})"
+        return f"Cron({self._expr!r}, {self.tz!r})"
 
     def __eq__(self, other: object) -> bool:
         return self._key() == other._key() if isinstance(other, Cron) else NotImplemented
@@ -7941,8 +7946,7 @@ class JobContext:
             **options: as for a task: `retry_delay`, `backoff`, `max_delay`, `jitter`, `retry_on`, `no_retry_on`.
         """
         settings = TaskOptions(max_retries=max_retries, **cast("Any", options))
-        never = (*settings.no_retry_on, Snooze, Cancel)
-        return RetriedSteps(self, dataclasses.replace(settings, no_retry_on=never))
+        return RetriedSteps(self, dataclasses.replace(settings, no_retry_on=(*settings.no_retry_on, Snooze, Cancel)))
 
     @property
     def step_key(self) -> str:
@@ -8630,7 +8634,11 @@ class ProcessExecutor:
                 deliver()  # the call may not have been sent
             deliver = functools.partial(_call_soon, self._loop, _resolve, answer, (result, failure))
             self.are_short = time.monotonic() - began < _AT_HAND
-            self._release(answer, slot)
+            with self._lock:
+                if self._busy.pop(answer, None) is not None:  # else it was killed
+                    self._idle.insert(0 if slot.is_spent else len(self._idle), slot)  # one with a process is used first
+            if slot.is_spent:
+                _call_soon(self._loop, self._threads.call, slot.run)
         deliver()
 
     def _take_next(self) -> tuple[_Answer, _ProcessSlot, CpuCall, Callable[..., Any]] | None:
@@ -8644,14 +8652,6 @@ class ProcessExecutor:
             slot = self._busy[answer] = fitting[-1] if fitting else _ProcessSlot(call.executor, *self._limits)
             self._idle = [one for one in self._idle if one is not slot]
             return answer, slot, call, report
-
-    def _release(self, answer: _Answer, slot: _ProcessSlot) -> None:
-        """Make the slot of a call that has ended idle, unless it was killed."""
-        with self._lock:
-            if self._busy.pop(answer, None) is not None:
-                self._idle.insert(0 if slot.is_spent else len(self._idle), slot)  # one with a process is used first
-        if slot.is_spent:
-            _call_soon(self._loop, self._threads.call, slot.run)
 
     def _take_back(self, answer: _Answer) -> bool:
         """Take back a call that waits for a slot. Return False if it has one."""
