@@ -11,6 +11,7 @@ import pytest
 
 from flowrra import UPKEEP_STEP, BackendConfig, Broker, Job, MemoryBroker, Outcome, SQLiteBroker, TaskStatus, WorkerInfo
 from flowrra_extras.migrate import adopt_jobs, unhold_jobs
+from flowrra_extras.testing import ManualClock
 from tests.support.apps import eventually, within
 
 NOW = 1_700_000_000.0
@@ -120,12 +121,13 @@ async def test_those_who_wait_for_what_expires_go_with_it(make: Make) -> None:
 
 async def test_a_suspect_leaves_claims_flat() -> None:
     """One that waits for its turn: each claim of others sorted all that was ready."""
-    broker = MemoryBroker()
+    clock = ManualClock(NOW)
+    broker = MemoryBroker(clock=clock)
     beat = WorkerInfo("gone", "host", 1, {"default": 10}), WorkerInfo("w", "host", 1, {"default": 10})
-    await broker.heartbeat(beat[0], lease=0.001, now=NOW)
+    await broker.heartbeat(beat[0], lease=10, now=NOW)
     await broker.push([Job("suspect", "t")], now=NOW)
     assert len(await broker.claim("default", limit=1, worker="gone", now=NOW)) == 1
-    await asyncio.sleep(0.01)
+    clock.advance(20)
     assert (await broker.heartbeat(beat[1], lease=600, now=NOW)).lost_workers == ["gone"]
     await broker.push([Job("first", "t", queue="first")], now=NOW)
     held = await broker.claim("first", limit=1, worker="w", now=NOW)
