@@ -2529,9 +2529,7 @@ class TaskOptions:
         if self.limit is not None:
             check_limit(self.limit)
             if self.has_own_limit:
-                raise ConfigError(
-                    f"limit={self.limit!r} has its own numbers: give them to app.limit(), or leave it out"
-                )
+                raise ConfigError(f"limit={self.limit!r} has its own numbers: give them to app.limit() or leave it out")
         if self.key is not None and not callable(self.key):
             raise ConfigError(
                 f"key is a function of the task's arguments, not {self.key!r}: for one job use options(key=...)"
@@ -3831,7 +3829,7 @@ def _holder(unit: Unit, job: Job, holders: Mapping[str, str]) -> str | None:
     begun = [holder.id for holder in those]
     if len(begun) == len(pair) or any(holder.task != job.task for holder in those):  # the first: one is being moved
         taken = " and ".join(f"{holder.id} ({holder.task})" for holder in those)
-        raise FlowrraError(f"{taken} has the key {job.unique!r}: submit at its end, or give {job.task} other keys")
+        raise FlowrraError(f"the key {job.unique!r} is taken by {taken}: submit later, or give {job.task} other keys")
     job.unique = next(key for key in pair if key not in holders)
     job.parents, job.tolerates = (*job.parents, *begun), (*job.tolerates, *begun)
     return None
@@ -8089,9 +8087,7 @@ class JobContext:
         if not self.step_names:
             self._kept_steps = {step.name: step for step in self.job.steps}
         if name in self.step_names:
-            raise FlowrraError(
-                f"the step {name!r} was run in this attempt: give each its own name, as f'row {{number}}'"
-            )
+            raise FlowrraError(f"the step {name!r} was run in this attempt: give each its own name: f'row {{number}}'")
         self.step_names[name] = None
         return self._kept_steps.get(name)
 
@@ -8662,6 +8658,7 @@ class ProcessExecutor:
         """Take back a call that waits for a slot, or kill the process that runs it."""
         if not self._take_back(answer) and (slot := self._busy.pop(answer, None)) is not None:
             slot.kill()
+            self._threads.call(slot.reap)  # the call may not have come to the process
             self._start_next()
 
     def close(self) -> None:
@@ -9815,7 +9812,7 @@ class _ServedQueue:
         self.ahead = self.capacity if are_short and self.capacity <= self.worker.config.cpu_workers else 0
 
     def may_wait(self) -> bool:
-        """Whether a job that no process is free for may wait on: not if jobs are here that were claimed in advance."""
+        """Claim no more in advance, as no process was free. Return False if jobs are here that were."""
         self.claim_ahead(False)
         return len(self.running) + len(self.claimed) <= self.capacity + len(self._waits)
 
@@ -12753,8 +12750,10 @@ def _status_command(arguments: argparse.Namespace) -> None:
     ]
     print_table(["QUEUE", *(status.upper() for status in TaskStatus), ""], rows, "no jobs")
     print()
-    served = (",".join(f"{queue}:{capacity}" for queue, capacity in worker.queues.items()) for worker in workers)
-    rows = [[w.id, str(w.pid), str(w.running), next(served), duration(time.time() - w.started)] for w in workers]
+    rows = []
+    for worker in workers:
+        served = ",".join(f"{queue}:{capacity}" for queue, capacity in worker.queues.items())
+        rows.append([worker.id, str(worker.pid), str(worker.running), served, duration(time.time() - worker.started)])
     print_table(["WORKER", "PID", "RUNNING", "QUEUES", "UP"], rows, "no live workers")
 
 

@@ -183,7 +183,7 @@ async def test_jobs_of_a_key_that_are_being_moved_are_neither_replaced_nor_follo
         await app.broker.change([first], "hold", now=app.now(), by="a move")
         second = await latest.submit(2)
         await app.broker.change([second], "hold", now=app.now(), by="a move")
-        with pytest.raises(FlowrraError, match=rf"{first} \(double\) and {second} \(double\) has the key 'k': submit"):
+        with pytest.raises(FlowrraError, match=rf"'k' is taken by {first} \(double\) and {second} \(double\): submit"):
             await latest.submit(3)
         assert await double.options(unique="k").submit(3) in (first, second)
 
@@ -192,7 +192,7 @@ async def test_a_job_takes_no_arguments_of_another_task(app: Flowrra) -> None:
     double, fail = (app.registry[name].options(unique="k", on_conflict="replace") for name in ("double", "fail"))
     async with app.client():
         first = await double.submit(1)
-        with pytest.raises(FlowrraError, match=rf"{first} \(double\) has the key 'k': .* or give fail other keys"):
+        with pytest.raises(FlowrraError, match=rf"'k' is taken by {first} \(double\): .* or give fail other keys"):
             await fail.submit(2)
         assert await double.submit(3) == first
         async with app:
