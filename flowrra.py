@@ -3661,17 +3661,19 @@ class Unit:
     `steps`: finished steps to store, each with its job, whose row need not change. A step replaces the one of the same
     name and takes its place. No rule reads steps, so the cost of a step does not grow with their number.
 
-    Of limits: `touched`: limit keys of which the store has moved jobs itself, for `admit`. Written are `limits`, with
-    all limit keys of each that have waiting jobs becoming due `now`; the rows of `changed_keys`; for those in `placed`,
-    in this order, the next higher `place` of their queue; and then the jobs in `admitted`, which are not in `changed`:
-    by `admit_one`, with that place. `timed`: queues whose workers are to be woken, as the next moment at which
-    something is due has changed.
+    Of limits: `touched`: for `admit`, the limit key of each job that the store has moved itself. Written are `limits`,
+    with all limit keys of each that have waiting jobs becoming due `now`; the rows of `changed_keys`; for those in
+    `placed`, in this order, the next higher `place` of their queue; and then the jobs in `admitted`, which are not in
+    `changed`: by `admit_one`, with that place. `timed`: queues whose workers are to be woken, as the next moment at
+    which something is due has changed.
     """
 
     def __init__(self, now: float, retention: BackendConfig, touched: Iterable[str] = ()) -> None:
         self.now = now
         self.retention = retention
-        self.touched = set(touched)
+        moved = list(touched)
+        self.touched = set(moved)
+        self.moved = len(moved)
         self.limit_keys: dict[str, LimitKey] = {}
         self.limits: list[Limit] = []
         self.admitted: list[LimitWaiter] = []
@@ -4091,7 +4093,7 @@ class _Room(NamedTuple):
 def _fill(unit: Unit, states: Sequence[LimitKey]) -> Walk[None]:
     """Admit the next jobs of these limit keys, and note when the rate allows more."""
     lines, stale = _waiters_of(unit)
-    budget = max(UPKEEP_STEP, len(unit.changed))
+    budget = max(UPKEEP_STEP, len(unit.changed), unit.moved)
     share = max(1, budget // max(1, len(states)))  # so that a limit key without a bound leaves room for the others
     rooms: list[_Room] = []
     wanted: dict[str, int] = {}
@@ -4705,13 +4707,13 @@ async def _decoded(found: _Found) -> _Found:
 _Heap = list[tuple[Any, ...]]  # what orders the jobs, and their id; an entry may be out of date
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _KeyJobs:
-    """The jobs of a limit key by state, and its row."""
+    """The jobs of a limit key by state, and its row, which has its limit if that is declared."""
 
     row: LimitKey
     pending: dict[str, Job] = field(default_factory=dict)
-    running: dict[str, Job] = field(default_factory=dict)
+    running: int = 0
     waiting: _Heap = field(default_factory=list)
 
     @property
@@ -4728,45 +4730,52 @@ class _Limits:
         self.declared: dict[str, Limit] = {}
         self.keys: dict[str, _KeyJobs] = {}
         self._names: dict[str, set[str]] = collections.defaultdict(set)  # of limit keys, by limit
+        self._held: dict[str, _KeyJobs] = {}  # the keys of pending and running jobs
+        self._lines: dict[str, tuple[Any, ...]] = {}  # the entries of waiting jobs; all others are outdated
         self._due: _Heap = []
 
     def _key(self, name: str) -> _KeyJobs:
         if (key := self.keys.get(name)) is None:
-            key = self.keys[name] = _KeyJobs(LimitKey(name))
-            self._names[split_limit_key(name)[0]].add(name)
+            limit = split_limit_key(name)[0]
+            key = self.keys[name] = _KeyJobs(LimitKey(name, self.declared.get(limit)))
+            self._names[limit].add(name)
         return key
 
     def enter(self, job: Job) -> None:
         """Count a job of a limit that has come into its state."""
         key = self._key(limit_key(job))
         if job.status is PENDING:
+            self._held[job.id] = key
             key.pending[job.id] = job
         elif job.status is RUNNING:
-            key.running[job.id] = job
+            self._held[job.id] = key
+            key.running += 1
         elif awaits_limit(job):
-            heapq.heappush(key.waiting, (job.priority, job.seq, job.id))
+            entry = self._lines[job.id] = (job.priority, job.seq, job.id)
+            heapq.heappush(key.waiting, entry)
 
     def leave(self, job: Job) -> str | None:
         """Remove a job from what is counted. Return its limit key if others may wait for its place."""
-        if (key := self.keys.get(limit_key(job))) is None:
+        self._lines.pop(job.id, None)
+        if (key := self._held.pop(job.id, None)) is None:
             return None
-        key.pending.pop(job.id, None)
-        key.running.pop(job.id, None)
-        limit = self.declared.get(job.limit or "")
+        if key.pending.pop(job.id, None) is None:
+            key.running -= 1
+        limit = key.row.limit
         return key.row.name if key.waiting and limit is not None and limit.is_counted else None
 
     def start(self, job: Job) -> str | None:
         """Count a job that was ready as running. Return its limit key if the claim is charged."""
-        name = limit_key(job)
-        key = self.keys[name]
-        key.pending.pop(job.id, None)
-        key.running[job.id] = job
-        limit = self.declared.get(job.limit or "")
-        return name if limit is not None and limit.is_charged else None
+        key = self._held[job.id]
+        del key.pending[job.id]
+        key.running += 1
+        limit = key.row.limit
+        return key.row.name if limit is not None and limit.is_charged else None
 
     def admit(self, waiters: Iterable[LimitWaiter]) -> Iterator[Job]:
         """Make jobs ready that waited, and return them."""
         for waiter in waiters:
+            del self._lines[waiter.id]
             job = self._jobs[waiter.id]
             admit_one(job)
             job.place = waiter.place
@@ -4784,31 +4793,27 @@ class _Limits:
 
     def state(self, name: str) -> LimitKey:
         """Return the state of a limit key, counted now."""
-        limit, key = self.declared.get(split_limit_key(name)[0]), self.keys.get(name)
-        if key is None:
-            return LimitKey(name, limit)
-        waits = bool(key.waiting) and self._first_waiting(name, key.waiting) is not None
-        row = key.row
-        return LimitKey(name, limit, len(key.running), len(key.pending), waits, row.tat, row.due, row.paused)
+        if (key := self.keys.get(name)) is None:
+            return LimitKey(name, self.declared.get(split_limit_key(name)[0]))
+        waits, row = self._has_waiting(key.waiting), key.row
+        return LimitKey(name, row.limit, key.running, len(key.pending), waits, row.tat, row.due, row.paused)
 
-    def _first_waiting(self, name: str, heap: _Heap) -> Job | None:
-        """Return the first job that waits. Drop the outdated entries before it."""
-        while heap:
-            if job := self._waiting(heap[0], name):
-                return job
+    def _has_waiting(self, heap: _Heap) -> bool:
+        """Whether jobs wait. Drop the outdated entries before the first one."""
+        while heap and self._lines.get(heap[0][2]) is not heap[0]:
             heapq.heappop(heap)
-        return None
+        return bool(heap)
 
     def _first(self, name: str, most: int) -> list[Job]:
-        """Return the first jobs that wait for a key with a `state`, and drop the outdated entries before them."""
-        heap, found = self.keys[name].waiting if name in self.keys else [], dict[tuple[Any, ...], Job]()
+        """Return the first jobs that wait for a key, and drop the outdated entries before them."""
+        heap, found = self.keys[name].waiting if name in self.keys else [], list[tuple[Any, ...]]()
         if most == 1 and heap:
             return [self._jobs[heap[0][2]]]  # `state` has looked at it
-        while len(found) < most and (job := self._first_waiting(name, heap)):
-            found[heapq.heappop(heap)] = job
+        while len(found) < most and self._has_waiting(heap):
+            found.append(heapq.heappop(heap))
         for entry in found:
             heapq.heappush(heap, entry)
-        return list(found.values())
+        return [self._jobs[entry[2]] for entry in found]
 
     def _due_keys(self, now: float, limit: int) -> dict[str, float]:
         found: dict[str, float] = {}
@@ -4831,8 +4836,9 @@ class _Limits:
             self.declared[limit.name] = limit
             for name in self._names.get(limit.name, ()):
                 key = self.keys[name]
-                if self._first_waiting(name, key.waiting):
-                    self._set_row(name, LimitKey(name, tat=key.row.tat, due=unit.now, paused=key.row.paused))
+                key.row.limit = limit
+                if self._has_waiting(key.waiting):
+                    self._set_row(name, LimitKey(name, limit, tat=key.row.tat, due=unit.now, paused=key.row.paused))
         for state in unit.changed_keys():
             self._set_row(state.name, state)
 
@@ -4844,17 +4850,9 @@ class _Limits:
 
     def use(self) -> list[LimitUse]:
         """Return the use of each limit."""
-        rows = []
-        for name, key in self.keys.items():
-            waiting = sum(self._waiting(entry, name) is not None for entry in set(key.waiting))
-            rows.append((name, len(key.running), len(key.pending), waiting, key.row.paused))
+        waiting = collections.Counter(limit_key(self._jobs[task_id]) for task_id in self._lines)
+        rows = ((name, k.running, len(k.pending), waiting[name], k.row.paused) for name, k in self.keys.items())
         return uses_of(self.declared.values(), rows)
-
-    def _waiting(self, entry: tuple[Any, ...], name: str) -> Job | None:
-        """Return the job of an entry; None if it is outdated."""
-        job = self._jobs.get(entry[2])
-        is_same = job is not None and job.seq == entry[1] and awaits_limit(job) and limit_key(job) == name
-        return job if is_same else None
 
     def forget(self, before: float) -> None:
         """Drop limit keys without jobs whose rows say nothing any more: the rate allows a full burst."""
@@ -5840,13 +5838,13 @@ class SQLiteTable:
             return self.run(unit, adopt(unit, jobs, by))
         ids: list[str] = []
         pushed: list[str] = []
-        limited: set[str] = set()
+        limited: list[str] = []
         for is_plain, run in itertools.groupby(jobs, _plainness):  # neighbours only, so that the order is kept
             some = list(run)
             if is_plain:
                 ids += self._push_plain(some, now)
                 if some[0].limit is not None:
-                    limited.update(map(limit_key, some))
+                    limited += map(limit_key, some)
             else:
                 unit = Unit(now, self._retention)
                 ids += self.run(unit, push(unit, some, dict(zip(pushed, ids, strict=True))))
@@ -6145,7 +6143,7 @@ class SQLiteTable:
 
     def overview(self, since: float | None) -> Overview:
         query = f"SELECT {_WORKER_COLUMNS} FROM flowrra_worker WHERE NOT {_LAPSED} ORDER BY started"
-        workers = [_worker_of_row(*row) for row in self._db.execute(query, {"clock": self._clock.monotonic()})]
+        workers = [worker_of_row(*row) for row in self._db.execute(query, {"clock": self._clock.monotonic()})]
         if since is None:
             return Overview(workers, self._paused(), [], [])
         texts = self._db.execute("SELECT counts FROM flowrra_activity WHERE minute >= ?", (since,))
@@ -6285,7 +6283,8 @@ def _changing_values(job: Job) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _worker_of_row(worker: str, host: str, pid: int, queues: str, tasks: str, *rest: Any) -> WorkerInfo:
+def worker_of_row(worker: str, host: str, pid: int, queues: str, tasks: str, *rest: Any) -> WorkerInfo:
+    """Return the worker of a row of an SQL store."""
     return WorkerInfo(worker, host, pid, json.loads(queues), json.loads(tasks), *rest)
 
 

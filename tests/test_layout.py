@@ -28,11 +28,11 @@ MAKE = shutil.which("make")
 # rest, and soft time limits 40. Steps, events, batches and limits took 3,100; values that are converted apart from the
 # loop, schedules that fire in groups and the grouped log 400. The design allows 6,500 lines, so this
 # is almost twice what it should be.
-CORE_LINES = 12938
+CORE_LINES = 12_937
 # On the way to 45 modules and 10,000 lines.
 EXTRAS_MODULES = 83
-EXTRAS_LINES = 20_003
-LUA_LINES = 1_680  # of the scripts in Redis
+EXTRAS_LINES = 20_002
+LUA_LINES = 1_678
 FUNCTION_LINES = 60
 CLASS_LINES = 400
 CLASS_METHODS = 25

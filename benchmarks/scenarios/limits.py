@@ -1,8 +1,8 @@
 """Limits: what a job costs that has one, with many limits, many keys and many jobs that wait, against a job without.
 
-One process submits the jobs in one call, then a worker in it runs them. A figure counts from the start of the worker to
-the last of them. In "beside", as many jobs as in `flat` wait for one key in a queue that no worker serves, and jobs
-without a limit run; in "behind", jobs of the key itself run, 50 at a time.
+The store knows the limits. One process submits the jobs in one call, then a worker in it runs them. A figure counts
+from the start of the worker to the last of them. In "beside", as many jobs as in `flat` wait for one key in a queue
+that no worker serves, and jobs without a limit run; in "behind", jobs of the key itself run, 50 at a time.
 """
 
 from __future__ import annotations
@@ -83,6 +83,8 @@ async def measure(url: str, case: str, waiting: int) -> float:
             rows = [(n,) for n in range(first, min(count, first + STEP))]
             await app.submit_many(noop.options(**options), rows)
 
+    await app.start()  # which declares the limits
+    await app.stop(wait=False)
     async with app.client():
         if case == "beside":
             await submit(waiting, limit="one", key="k", queue="nobody")

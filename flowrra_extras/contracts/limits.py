@@ -261,9 +261,12 @@ class ConcurrencyContract(_LimitContract):
             await t.settle(flowrra.Outcome.succeed(claimed, 1))
         assert await t.claim_ids(queue="other") == ["b"]
 
-    async def test_a_push_of_many_keys_at_once_comes_to_an_end(self, t: Harness) -> None:
+    async def test_a_push_of_many_jobs_admits_what_may_run_and_comes_to_an_end(self, t: Harness) -> None:
         await declare(t, concurrency=1)
         number = flowrra.UPKEEP_STEP + 200
+        await declare(t, name="wide", concurrency=number)
+        await t.push(*(job(f"wide {n}", limit="wide", queue="other") for n in range(number)))
+        assert (await t.broker.counts())["other", PENDING] == number
         await t.push(*(of(f"k{n % number}", f"j{n}") for n in range(2 * number)))
         seen: set[str] = set()
         for _ in range(20):

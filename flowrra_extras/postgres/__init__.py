@@ -40,7 +40,6 @@ from flowrra_extras.postgres.store import (
     limit_keys_of_rows,
     migrate,
     recorded_columns,
-    worker_of_row,
 )
 
 __all__ = ["PostgresBroker", "broker_from_url"]
@@ -213,7 +212,7 @@ class PostgresBroker(_Life):
         self._groups.notifications.notify(ready=[queue], notices=True)
 
     async def overview(self, since: float | None = None) -> flowrra.Overview:
-        workers = [worker_of_row(*row) for row in await self._run(sql.WORKERS)]
+        workers = [flowrra.worker_of_row(*row) for row in await self._run(sql.WORKERS)]
         paused = {row[0] for row in await self._run("SELECT queue FROM flowrra.paused")}
         if since is None:
             return flowrra.Overview(workers, paused, [], [])

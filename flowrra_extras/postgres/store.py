@@ -169,7 +169,7 @@ class Store:
         self.ready: set[str | None] = set()  # queues in which jobs may have become ready, not only by a plain push
         self.notices = False  # a worker must be notified
         self.finished: list[str] = []
-        self._touched: set[str] = set()  # limit keys of which this transaction has moved jobs
+        self._touched: collections.Counter[str] = collections.Counter()  # limit keys of which this has moved jobs
         self._ended: collections.Counter[str] = collections.Counter()  # and of which it has ended jobs, how many
         self._are_locked = False  # whether these are locked
         self._now = 0.0  # when
@@ -220,12 +220,13 @@ class Store:
 
     async def admit(self) -> None:
         """Let others run of the limits of which jobs were moved. Ends a transaction."""
-        if names := sorted(self._touched.union(self._ended)):
+        if names := sorted({*self._touched, *self._ended}):
             ended = {name: number for name, number in self._ended.items() if name not in self._touched}
             locks = Locks(self._are_locked and not self._touched, ended, have_ended=True)
-            await self._try(flowrra.Unit(self._now, self._retention, names[: sql.MOST_KEYS]), flowrra.admit, locks)
+            moved = [name for name in names[: sql.MOST_KEYS] for _ in range(max(1, self._touched[name]))]
+            await self._try(flowrra.Unit(self._now, self._retention, moved), flowrra.admit, locks)
             self._ended.clear()
-            self._touched = set(names[sql.MOST_KEYS :])
+            self._touched = collections.Counter(names[sql.MOST_KEYS :])
             await self.ask()
 
     async def ask(self) -> None:
@@ -600,10 +601,6 @@ def _result_of_row(row: Any) -> flowrra.TaskResult[Any]:
 def _started(claimed: float | None, submitted: float) -> float | None:
     """Return the start as in the rules. The row has the time of the claim, by which a lost claim is found."""
     return None if claimed is None else max(claimed, submitted)
-
-
-def worker_of_row(worker: str, host: str, pid: int, queues: str, tasks: str, *rest: Any) -> flowrra.WorkerInfo:
-    return flowrra.WorkerInfo(worker, host, pid, json.loads(queues), json.loads(tasks), *rest)
 
 
 def recorded_columns(

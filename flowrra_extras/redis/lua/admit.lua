@@ -123,10 +123,8 @@ local function admit(now, most, taken, ended)
                 number = admit_some(name, room, limit.turn)
                 most, pending = most - number, pending + number
             end
-            if free > number and number >= room then
-                is_left = call('EXISTS', p .. 'key-waiting:' .. name) == 1
-            end
-            if is_left and free > number then
+            is_left = free > number and number >= room and call('EXISTS', p .. 'key-waiting:' .. name) == 1
+            if is_left then
                 if allowed > number then
                     due = time
                 elseif pending < math.min(limit.burst, UPKEEP) then  -- else only a claim makes room
@@ -143,7 +141,7 @@ local function admit(now, most, taken, ended)
         local limit = limits[string.match(name, '^[^:]*')]
         -- A claim leaves the concurrency as it is: the job was counted before. An end leaves the rest as it is.
         local concerns = limit.turn or limit.interval > 0
-        if ended then concerns = limit.concurrency < math.huge end
+        if ended then concerns = limit.concurrency < math.huge and call('EXISTS', p .. 'key-waiting:' .. name) == 1 end
         if concerns or not (taken or ended) then
             fill(name, limit)
         elseif ended then
