@@ -7286,9 +7286,9 @@ class SubmitOptions(TypedDict, total=False):
     start, in seconds after the submission; `run_at`: the earliest start as a datetime (a naive one is in the machine's
     local time). `expires`: seconds or a datetime; a job that has not started by then is cancelled. `unique`: a key;
     while an unfinished job has this key, submit returns the id of that job. `on_conflict`: what happens to that job if
-    it has not started. "keep", the default, changes nothing. "replace" gives it the new arguments. "postpone" also
-    gives it the new `delay` or `run_at`, up to `max_wait` seconds after its submission. If it has started, "replace"
-    and "postpone" submit a second job, which waits for the end of the first; one of another task is an error.
+    it has not started. "keep", the default, changes nothing. "replace" gives it the new arguments, limit and key, and
+    no other option. "postpone" also gives it the new `delay` or `run_at`, up to `max_wait` seconds after its
+    submission. If it has started, both submit a second job, which waits for the first; another task's is an error.
     `task_id`: the id of the job; if a job with this id exists, submit changes nothing. `tags`: up to 20 texts to find
     the job by. `meta`: data to store with the job, a dictionary of plain values. `limit`: the name of a limit, in place
     of that of the task. `key`: limits hold for each key, and a fair queue serves its keys in turns. `submit` takes
