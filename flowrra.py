@@ -3771,7 +3771,9 @@ def _descendants(unit: Unit, ends: Sequence[Job]) -> Walk[dict[str, list[Job]]]:
     while generation:
         following: set[str] = set()
         children.update((parent, []) for parent in generation)
-        for child in (yield from unit.find(Children(sorted(generation)))):
+        found = yield from unit.find(Children(sorted(generation)))
+        own = (unit.jobs[task_id] for task_id in unit.changed)  # one that this unit lets wait is not found as a child
+        for child in {job.id: job for job in itertools.chain(found, own)}.values():
             parents = generation.intersection(child.parents)
             for parent in parents:
                 children[parent].append(child)
@@ -3993,8 +3995,7 @@ def change(unit: Unit, ids: Sequence[str], action: Action, by: Any) -> Walk[list
     done = []
     for job in jobs:
         done.append(job is not None and unit.write(job, _changed(unit, job, action, by, holders)))
-        if action == "cancel":
-            yield from spread(unit)  # the next one may be a child of this one
+        yield from spread(unit)  # the next one may be a child of this one
     yield from conclude(unit)
     return done
 

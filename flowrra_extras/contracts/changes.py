@@ -309,6 +309,18 @@ class HoldContract(Contract):
         await t.settle(Outcome.fail(parent, "boom"))
         assert await t.statuses("b", "c") == ["cancelled"] * 2
 
+    @for_each(("bcd", "dcb"))
+    async def test_children_that_are_let_go_with_their_parent_see_its_end_once(self, t: Harness, order: str) -> None:
+        patient = job("d", parents=("b", "x"), tolerates=("b",))
+        await t.push(job("a"), job("x"), job("b", parents=("a",)), job("c", parents=("b",)), patient)
+        assert await hold(t, *order) == [True] * 3
+        a, x = await claim(t)
+        await t.settle(Outcome.fail(a, "boom"))
+        assert await let_go(t, *order) == [True] * 3
+        assert await t.statuses(*"bcd") == ["cancelled", "cancelled", "blocked"]
+        await t.settle(Outcome.succeed(x, 1))
+        assert await claim_ids(t) == ["d"]
+
     async def test_an_adopted_job_keeps_what_it_is_and_was(self, t: Harness) -> None:
         history = (Attempt(1, "w9", 5.0, 6.0, "failure", "boom", "line 1"), Attempt(2, "w9", 7.0, 8.0, "crash", "x"))
         stranger = job(
