@@ -7370,8 +7370,7 @@ class Task(Generic[P, R]):
         if converters.refusal is not None:
             raise ConfigError(converters.refusal)
         self.converters = converters if converters.are_needed else None
-        if options.soft_timeout is not None:
-            _check_soft_timeout(self, options.soft_timeout)
+        _check_soft_timeout(self, options)
         self.__wrapped__ = function
         for attribute in _OF_A_FUNCTION:
             if hasattr(function, attribute):
@@ -7407,6 +7406,7 @@ class Task(Generic[P, R]):
         if "timeout" in overrides and self.settings.batch is not None:
             raise ConfigError(f"timeout={given['timeout']!r} of one job: a batch has that of its task {self.name}")
         checked = dataclasses.replace(self.settings, **overrides)
+        _check_soft_timeout(self, checked)
         expires = given.get("expires")
         return Submission(
             self,
@@ -7552,16 +7552,17 @@ def _is_method(function: Callable[..., Any], signature: inspect.Signature) -> bo
     return bool(inside) and not inside.endswith("<locals>") and next(iter(signature.parameters), "") in ("self", "cls")
 
 
-def _check_soft_timeout(task: Task[..., Any], seconds: float) -> None:
+def _check_soft_timeout(task: Task[..., Any], options: TaskOptions) -> None:
     """Refuse a soft time limit that could not be kept."""
+    seconds = options.soft_timeout
     needs = {
-        "cpu_bound=True and a def (an async def has asyncio.timeout())": task.settings.cpu_bound and not task.is_async,
+        "cpu_bound=True and a def (an async def has asyncio.timeout())": options.cpu_bound and not task.is_async,
         "signal.setitimer(), which this system does not have: use timeout= alone": hasattr(signal, "setitimer"),
-        "executor='process', since an interpreter gets no signals": task.settings.executor == "process",
-        "a longer timeout=, at which the process is killed": (task.settings.timeout or math.inf) > seconds,
+        "executor='process', since an interpreter gets no signals": options.executor == "process",
+        "a longer timeout=, at which the process is killed": (options.timeout or math.inf) > (seconds or 0.0),
     }
     for need, is_met in needs.items():
-        if not is_met:
+        if seconds is not None and not is_met:
             raise ConfigError(f"soft_timeout={seconds:g} of the task {task.name!r} needs {need}")
 
 
@@ -7751,6 +7752,8 @@ class Submission(Generic[P, R]):
             job.expires = _timestamp("expires", self.expires)
         elif self.expires is not None:
             job.expires = _from_now("expires", now, self.expires)
+        if job.due is not None and job.expires is not None and job.expires <= job.due:
+            raise ConfigError(f"expires={self.expires!r} is over before delay= or run_at=: the job could never run")
         if self.limit is not None or self.key is not None or self.task.settings.key is not None or self.app.limits:
             self.task.limit_job(job, self.limit, self.key, args, kwargs)
         return job

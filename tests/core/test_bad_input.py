@@ -172,6 +172,23 @@ def test_an_option_out_of_range(app: Flowrra, options: dict[str, Any], message: 
     assert isinstance(caught.value, ValueError)
 
 
+NOW = dt.datetime.now(dt.UTC)
+
+
+@pytest.mark.parametrize(
+    "start", [{"delay": 3600}, {"delay": dt.timedelta(hours=1)}, {"run_at": NOW + dt.timedelta(hours=1)}]
+)
+@pytest.mark.parametrize("expires", [0, 1200.5, dt.timedelta(seconds=10), NOW - dt.timedelta(days=9), NOW])
+async def test_a_job_that_expires_before_it_may_start_is_refused(app: Flowrra, start: Any, expires: Any) -> None:
+    async with app.client():
+        with pytest.raises(
+            ConfigError, match=r"^expires=.* is over before delay= or run_at=: the job could never run$"
+        ):
+            await loose(app.submit)("send", "a", expires=expires, **start)
+        assert await app.jobs() == []
+        await loose(app.submit)("send", "a", expires=NOW + dt.timedelta(hours=2), **start)
+
+
 async def test_a_priority_that_is_no_int(app: Flowrra) -> None:
     with pytest.raises(ConfigError, match="priority must be an int, not 'urgent'"):
         await loose(app.submit)(app.registry["send"], "a", priority="urgent")

@@ -135,6 +135,14 @@ def test_a_soft_timeout_that_could_not_be_kept_is_refused(options: dict[str, Any
         Flowrra().task(soft_timeout=0.5, **options)(work.nap)
 
 
+def test_a_timeout_of_one_job_is_longer_than_the_soft_timeout_of_its_task() -> None:
+    nap = Flowrra().task(soft_timeout=0.5, cpu_bound=True)(work.nap)
+    for timeout in (0.1, 0.5):
+        with pytest.raises(ConfigError, match=r"^soft_timeout=0\.5 of the task .* needs a longer timeout=, at which"):
+            nap.options(timeout=timeout)
+    assert nap.options(timeout=0.6).overrides == {"timeout": 0.6}
+
+
 def test_an_async_def_and_a_system_without_timers_have_no_soft_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"an async def has asyncio\.timeout\(\)"):
         Flowrra().task(soft_timeout=0.5, cpu_bound=True)(cpu_work.think)

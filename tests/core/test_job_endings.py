@@ -31,7 +31,7 @@ async def test_ends_that_no_attempt_came_to_fire_their_events(caplog: pytest.Log
         async with app:
             parent = await wait.options(delay=60).submit()
             child = await wait.submit(result_of(parent))
-            late = await wait.options(delay=60, expires=0.01).submit()
+            late = await wait.options(queue="unserved", expires=0.01).submit()
             await app.cancel(parent)
             await asyncio.wait_for(all_told.wait(), 20.0)
     assert told == {
