@@ -72,6 +72,7 @@ import contextvars
 import dataclasses
 import datetime as dt
 import enum
+import errno
 import functools
 import heapq
 import importlib
@@ -10921,7 +10922,9 @@ class TaskSet(Submitter):
             default = task_name(function)
             if self.name is not None:
                 default = f"{self.name}.{function.__qualname__}"
-            task: Task[..., Any] = Task(self._home, function, check_key("name", name) or default, settings)
+            task: Task[..., Any] = Task(
+                self._home, function, check_key("the name of a task", name) or default, settings
+            )
             self.add_task(task)
             return task
 
@@ -11096,7 +11099,7 @@ class Declarations(TaskSet):
         """
         if len(found := names_like(self.registry, name)) == 1:
             return self.registry[found[0]]
-        return Task(self, run_elsewhere, cast("str", check_key("name", name)), TaskOptions())
+        return Task(self, run_elsewhere, _check_text("the name of a task", name), TaskOptions())
 
     def on_submit(self, function: Callable[[Job], T]) -> Callable[[Job], T]:
         """Register a plain function that receives each job before it is pushed. It may set the job's `tags` and `meta`.
@@ -11546,6 +11549,9 @@ def _check_child(broker: Broker) -> None:
         )
 
 
+TaskOrName = Task[..., Any] | str
+
+
 class Flowrra(Declarations):
     """An app: its tasks, and the methods to submit jobs and look at them.
 
@@ -11596,16 +11602,13 @@ class Flowrra(Declarations):
     @property
     def is_running(self) -> bool:
         """Whether a worker runs inside this app."""
-        return self._worker is not None
+        return self.sessions.worker() is not None
 
     @property
     def worker(self) -> WorkerInfo | None:
         """The worker that runs inside this app."""
-        return None if self._worker is None else self._worker.info
-
-    @property
-    def _worker(self) -> Worker | None:
-        return self.sessions.worker()
+        worker = self.sessions.worker()
+        return None if worker is None else worker.info
 
     async def start(self) -> None:
         """Open the stores and start a worker on the running loop. If it runs already, nothing changes.
@@ -11668,8 +11671,8 @@ class Flowrra(Declarations):
         make = import_extra("flowrra_extras.scheduler", "scheduler_for", _NOT_STORED, "flowrra[scheduler]")
         scheduler: Scheduler = make(self, backend)
         self.schedulers.append(scheduler)
-        if self._worker is not None and self.config.executor.scheduler:
-            _call_soon(self._worker.loop, self._worker.keep_running, scheduler.run)
+        if (worker := self.sessions.worker()) is not None and self.config.executor.scheduler:
+            _call_soon(worker.loop, worker.keep_running, scheduler.run)
         return scheduler
 
     # Submitting --------------------------------------------------------------------------------
@@ -11818,10 +11821,10 @@ class Flowrra(Declarations):
             async with result_limit(task_id, timeout):
                 await self.connect()
             left = None if timeout is None else round(max(0.0, began + timeout - time.monotonic()), 3)
-        result = await _freeing_slot(self.broker.wait_for(check_id(task_id), left))
+        waited = self.broker.wait_for(check_id(task_id), left)
         if self.backend is not None:
-            async with result_limit(task_id, timeout, began):
-                result = await _kept_by(self.backend, result)
+            waited = _wait_for(self.backend, waited, task_id, timeout, began)
+        result = await _freeing_slot(waited)
         converters = self.registry.converters_of(result.task)
         return result if converters is None else await _as_annotated(converters, result)
 
@@ -11835,7 +11838,7 @@ class Flowrra(Declarations):
         await self.connect()
         (result,) = await self.broker.get([check_id(task_id)])
         if self.backend is not None:
-            (result,) = await self.backend.get([task_id]) if result is None else [await _kept_by(self.backend, result)]
+            result = await _kept_by(self.backend, task_id, result)
         return result and await _as_annotated(self.registry.converters_of(result.task), result)
 
     @_never_dropped
@@ -11860,27 +11863,27 @@ class Flowrra(Declarations):
         return (await self.broker.requeue([check_id(task_id)], now=self.now(), by=by))[0]
 
     async def cancel_all(
-        self, *, task: str | None = None, queue: str | None = None, tag: str | None = None, by: str | None = None
+        self, *, task: TaskOrName | None = None, queue: str | None = None, tag: str | None = None, by: str | None = None
     ) -> int:
         """Cancel all unfinished jobs that match all arguments, and return their number.
 
         It cancels the jobs that exist now, in steps. Cancelling the call leaves the rest unchanged.
 
         Args:
-            task, queue, tag: the name of a task, the name of a queue, a tag.
+            task, queue, tag: a task or its name (see `task_named`), the name of a queue, a tag.
             by: who cancels them.
         """
-        return await _change_all(self, "cancel", JobFilter(status=UNFINISHED, task=task, queue=queue, tag=tag), by)
+        return await _change_all(self, "cancel", _filter_of(self, UNFINISHED, task, queue, tag), by)
 
     async def requeue_all(
-        self, *, task: str | None = None, queue: str | None = None, tag: str | None = None, by: str | None = None
+        self, *, task: TaskOrName | None = None, queue: str | None = None, tag: str | None = None, by: str | None = None
     ) -> int:
         """Run all failed and cancelled jobs that match all arguments again, and return their number.
 
         Args:
             task, queue, tag, by: see `cancel_all`.
         """
-        return await _change_all(self, "requeue", JobFilter(status=REQUEUABLE, task=task, queue=queue, tag=tag), by)
+        return await _change_all(self, "requeue", _filter_of(self, REQUEUABLE, task, queue, tag), by)
 
     @_never_dropped
     async def emit(self, event: str, payload: Any = None) -> bool:
@@ -11903,13 +11906,16 @@ class Flowrra(Declarations):
     async def delete(self, task_id: str) -> bool:
         """Delete a finished job before its retention ends. False: it has not finished, or is unknown."""
         await self.connect()
-        return (await self.broker.delete([check_id(task_id)]))[0]
+        (deleted,) = await self.broker.delete([check_id(task_id)])
+        if deleted and isinstance(self.backend, Broker):
+            await self.backend.delete([task_id])
+        return deleted
 
     async def jobs(
         self,
         *,
         status: str | Iterable[str] | None = None,
-        task: str | None = None,
+        task: TaskOrName | None = None,
         queue: str | None = None,
         tag: str | None = None,
         limit: int = 100,
@@ -11919,13 +11925,13 @@ class Flowrra(Declarations):
 
         Args:
             status: a state, or several.
-            task, queue, tag: the name of a task, the name of a queue, a tag.
+            task, queue, tag: see `cancel_all`.
             limit: the maximum number of jobs.
             after: the `seq` of the last job of the previous page.
         """
         await self.connect()
         states = None if status is None else frozenset(map(_status, [status] if isinstance(status, str) else status))
-        which = JobFilter(status=states, task=task, queue=queue, tag=tag)
+        which = _filter_of(self, states, task, queue, tag)
         after = None if after is None else _whole("after", after)
         return _with_arguments(await self.broker.find(which, limit=_whole("limit", limit, least=1), after=after))
 
@@ -11994,6 +12000,14 @@ async def _made_apart(app: Flowrra, make: Callable[[Any, Any], Job], args: Any, 
 _CHANGED_AT_ONCE = 500  # jobs that are cancelled or requeued in one step
 
 
+def _filter_of(
+    app: Flowrra, status: frozenset[TaskStatus] | None, task: TaskOrName | None, queue: str | None, tag: str | None
+) -> JobFilter:
+    if task is not None:
+        task = task.name if isinstance(task, Task) else app.task_named(task).name
+    return JobFilter(status=status, task=task, queue=queue, tag=tag)
+
+
 async def _change_all(app: Flowrra, action: Action, which: JobFilter, by: str | None) -> int:
     """Cancel or requeue all matching jobs that exist now. Return how many changed."""
     if (which.task, which.queue, which.tag) == (None, None, None):
@@ -12039,10 +12053,27 @@ async def _as_annotated(converters: Converters | None, result: TaskResult[Any]) 
     return dataclasses.replace(result, result=await apart(load, result.result))
 
 
-async def _kept_by(backend: Backend, result: TaskResult[Any]) -> TaskResult[Any]:
+async def _wait_for(
+    backend: Backend, waited: Awaitable[TaskResult[Any]], task_id: str, timeout: float | None, began: float
+) -> TaskResult[Any]:
+    """Return what the wait for a job in the broker comes to, as the separate backend has it."""
+    result, unknown = None, None
+    try:
+        result = await waited
+    except TaskNotFoundError as error:
+        unknown = error
+    async with result_limit(task_id, timeout, began):
+        result = await _kept_by(backend, task_id, result)
+    if result is None:
+        raise unknown or unknown_job(task_id)
+    return result
+
+
+async def _kept_by(backend: Backend, task_id: str, result: TaskResult[Any] | None) -> TaskResult[Any] | None:
     """Return the result from the separate backend; from the broker if the backend does not have it (yet)."""
-    (kept,) = await backend.get([result.task_id])
-    return kept if kept is not None and (kept.attempts, kept.status) == (result.attempts, result.status) else result
+    (kept,) = await backend.get([task_id])
+    is_same = result is None or (kept and (kept.attempts, kept.status)) == (result.attempts, result.status)
+    return kept if is_same else result
 
 
 def _status(name: str) -> TaskStatus:
@@ -12299,9 +12330,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of our output has closed the pipe
+    except OSError as error:  # the reader of our output has closed the pipe, or its disk is full
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if error.errno == errno.ENOSPC:
+            print(f"flowrra: the output cannot be written: {error}", file=sys.stderr)
+        return int(error.errno == errno.ENOSPC)
 
 
 def parsed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
@@ -12409,6 +12444,10 @@ OPERATOR_COMMANDS: Mapping[str, str] = {
 def load_app(target: str) -> Flowrra:
     """Return the app that `module:app` names; ConfigError if there is none. Errors of the module are not changed."""
     module_name, _, attribute = target.partition(":")
+    if attribute.startswith("//"):  # never shown whole: it may hold a password
+        raise ConfigError(
+            f"{module_name}://... is a URL, and not module:app: if the command takes one, it has --broker"
+        )
     if not all(map(str.isidentifier, module_name.split("."))) or module_name.endswith(".py") or not attribute:
         raise ConfigError(f"an app has the form module:app, such as shop.jobs:app, not {target!r}")
     module = _import(module_name)

@@ -25,7 +25,12 @@ def main(argv: Sequence[str]) -> int:
     print(explain(cron))
     if takes_either_day(cron):
         print("note: a day matches if day-of-month or day-of-week matches; if one begins with *, both must match")
-    _print_fires(cron, now, fires)
+    try:
+        _print_fires(cron, now, fires)
+    except OverflowError:
+        raise ConfigError(
+            f"{now} is too close to an end of the calendar: not all is within the years 1 to 9999"
+        ) from None
     return 0
 
 

@@ -4,25 +4,13 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flowrra
 from flowrra_extras.commands import parser_of
 
-
-class _Change(NamedTuple):
-    """The calls of a command, for one job and for many, and the word that it prints when they are done."""
-
-    one: Callable[[flowrra.Flowrra, str], Awaitable[bool]]
-    many: Callable[..., Awaitable[int]]
-    done: str
-
-
-_CHANGES: Mapping[str, _Change] = {
-    "cancel": _Change(flowrra.Flowrra.cancel, flowrra.Flowrra.cancel_all, "cancelled"),
-    "requeue": _Change(flowrra.Flowrra.requeue, flowrra.Flowrra.requeue_all, "requeued"),
-}
+_DONE: Mapping[str, str] = {"cancel": "cancelled", "requeue": "requeued"}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
         _add_filter(parser)
         parser.add_argument("--limit", type=int, default=50, metavar="N", help="list at most N jobs (50)")
         parser.add_argument("--json", action="store_true", help="print JSON")
-    elif command in _CHANGES:
+    elif command in _DONE:
         parser.add_argument("id", nargs="?", help="the id of a job; or select jobs by --task, --queue and --tag")
         _add_filter(parser)
     elif command == "emit":
@@ -42,21 +30,26 @@ def main(argv: Sequence[str]) -> int:
         parser.add_argument("--payload", default="null", metavar="JSON", help="what wait_event() returns (null)")
     flowrra.add_store(parser)
     arguments = flowrra.parsed(parser, words)
-    if command in _CHANGES:
-        change = _CHANGES[command]
-        return _change_all(arguments, change) if any(_filter(arguments).values()) else _change(arguments, change)
+    if command in _DONE:
+        change = _change_all if any(_filter(arguments).values()) else _change
+        return change(arguments, command, _DONE[command])
     run = {"jobs": _list, "purge": _purge, "emit": _emit}[command]
     return run(arguments)
 
 
 def _add_filter(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--task", metavar="NAME", help="only jobs of this task, by its full name")
+    parser.add_argument("--task", metavar="NAME", help="only jobs of this task; with an app, the last part is enough")
     parser.add_argument("--queue", metavar="QUEUE", help="only jobs in this queue")
     parser.add_argument("--tag", metavar="TAG", help="only jobs with this tag")
 
 
 def _filter(arguments: argparse.Namespace) -> dict[str, str | None]:
     return {name: getattr(arguments, name) for name in ("task", "queue", "tag")}
+
+
+def _hint(task: str | None) -> str:
+    """Return the end of a message that there are no jobs of the task."""
+    return f" (the full name of a task has dots, as in shop.{task})" if task and "." not in task else ""
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -67,7 +60,7 @@ def _list(arguments: argparse.Namespace) -> int:
             print(json.dumps(flowrra.job_as_json(job)))
         return 0
     head = ["ID", "TASK", "QUEUE", "STATE", "ATTEMPT", "AGE", "ERROR"]
-    flowrra.print_table(head, map(_row, jobs), "no such jobs")
+    flowrra.print_table(head, map(_row, jobs), f"no such jobs{_hint(arguments.task)}")
     return 0
 
 
@@ -76,29 +69,29 @@ def _row(job: flowrra.Job) -> list[str]:
     return [job.id, job.task, job.queue, job.status, str(job.attempt), age, flowrra.first_line(job.error)]
 
 
-def _change(arguments: argparse.Namespace, change: _Change) -> int:
+def _change(arguments: argparse.Namespace, command: str, done: str) -> int:
     """Cancel or requeue one job and print the result. Return 1 if the state of the job does not allow it."""
     if arguments.id is None:
         raise flowrra.ConfigError("no jobs are selected: give an id, or --task, --queue or --tag")
 
     async def change_and_look(app: flowrra.Flowrra) -> tuple[bool, flowrra.Job]:
-        return await change.one(app, arguments.id), await app.get_job(arguments.id)
+        return await getattr(app, command)(arguments.id), await app.get_job(arguments.id)
 
     changed, job = flowrra.ask(arguments, change_and_look)
     if not changed:
-        print(f"flowrra: job {job.id} is {job.status}, so it cannot be {change.done}", file=sys.stderr)
+        print(f"flowrra: job {job.id} is {job.status}, so it cannot be {done}", file=sys.stderr)
         return 1
-    print(f"{change.done}: {job.id}" + (" (its worker was notified)" if job.status is flowrra.RUNNING else ""))
+    print(f"{done}: {job.id}" + (" (its worker was notified)" if job.status is flowrra.RUNNING else ""))
     return 0
 
 
-def _change_all(arguments: argparse.Namespace, change: _Change) -> int:
+def _change_all(arguments: argparse.Namespace, command: str, done: str) -> int:
     """Cancel or requeue the jobs that match, and print their number."""
     if arguments.id is not None and arguments.where is not None:
         raise flowrra.ConfigError(f"give the id {arguments.id!r} or --task, --queue and --tag, not both")
     arguments.where = arguments.where or arguments.id  # with a filter, the only positional argument is the app
-    count = flowrra.ask(arguments, lambda app: change.many(app, **_filter(arguments)))
-    print(f"{change.done}: {count} job(s)")
+    count: int = flowrra.ask(arguments, lambda app: getattr(app, f"{command}_all")(**_filter(arguments)))
+    print(f"{done}: {count} job(s){'' if count else _hint(arguments.task)}")
     return 0
 
 

@@ -343,7 +343,12 @@ def test_jobs_are_filtered_by_state_task_and_queue(say: Say) -> None:
     work(say)
     assert ids(say("jobs", "shop:app")) == [bad, good]
     assert ids(say("jobs", "shop:app", "--state", "failed")) == [bad]
-    assert ids(say("jobs", "shop:app", "--task", "shop.double")) == [good]
+    for task in ("shop.double", "double"):
+        assert ids(say("jobs", "shop:app", "--task", task)) == [good]
+    hint = "(the full name of a task has dots, as in shop.double)\n"
+    assert say("jobs", "--broker", "sqlite:///jobs.db", "--task", "double") == (0, f"no such jobs {hint}", "")
+    assert say("cancel", "--broker", "sqlite:///jobs.db", "--task", "double") == (0, f"cancelled: 0 job(s) {hint}", "")
+    assert say("jobs", "shop:app", "--task", "other.double") == (0, "no such jobs\n", "")
     assert ids(say("jobs", "shop:app", "--queue", "slow")) == [bad]
     assert ids(say("jobs", "shop:app", "--limit", "1")) == [bad]
 

@@ -113,6 +113,17 @@ def test_a_schedule_that_is_over(say: Say) -> None:
     assert say("0 0 0 1 1 * 2020") == (0, ["At 00:00 on the 1st in January in 2020, UTC", "it never fires again"])
 
 
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Riga", "America/New_York", "+14:00", "-12:00"])
+@pytest.mark.parametrize("expression", ["0 0 * * *", "* * * * *", "59 23 31 12 *"])
+@pytest.mark.parametrize(
+    "after", ["0001-01-01", "0001-01-01T05:00+05:00", "9999-12-31", "9999-12-31T23:59", "9999-12-31T23:59-05:00"]
+)
+def test_the_ends_of_the_calendar(say: Say, expression: str, zone: str, after: str) -> None:
+    status, lines = say(expression, f"--tz={zone}", "--after", after)
+    assert status == 0 or lines[-1].startswith("flowrra: ")
+    assert status == 0 or "not within the years 1 to 9999" in lines[-1] or "not all is within" in lines[-1]
+
+
 def test_h_goes_by_the_name(say: Say) -> None:
     assert say("H 3 * * *", "--name", "report", "-n", "1")[1][0] == "At 03:06, UTC"
 

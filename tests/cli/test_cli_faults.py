@@ -121,6 +121,18 @@ def test_what_is_no_app_is_told_for_what_it_is(say: Say, target: str, complaint:
     assert err.startswith(f"flowrra: {complaint}")
 
 
+@pytest.mark.parametrize("url", ["sqlite:///jobs.db", "redis://:pw@host", "postgresql+x://me:pw@host/db", "memory://"])
+@pytest.mark.parametrize(
+    "argv",
+    [("worker",), ("status",), ("jobs",), ("show", "an-id"), ("cancel", "an-id"), ("explain", "an-id"), ("limit",)],
+)
+def test_a_url_in_the_place_of_an_app_is_told_its_option(say: Say, argv: tuple[str, ...], url: str) -> None:
+    status, out, err = say(*argv, url)
+    assert (status, out) == (2, "")
+    scheme = url.partition(":")[0]
+    assert err == f"flowrra: {scheme}://... is a URL, and not module:app: if the command takes one, it has --broker\n"
+
+
 def test_a_module_with_a_syntax_error_is_shown_where_it_is(say: Say, caplog: pytest.LogCaptureFixture) -> None:
     assert say("worker", "unfinished:app")[0] == 1
     assert "loading unfinished:app failed" in caplog.text

@@ -266,6 +266,21 @@ def test_a_program_without_an_output_is_no_error(folder: Path) -> None:
     assert (done.stderr, done.returncode) == ("", 0)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+@pytest.mark.parametrize("buffered", [True, False])
+def test_output_that_cannot_be_written_is_an_error_without_a_traceback(folder: Path, buffered: bool) -> None:
+    run(folder, "enqueue", "shop:app", "double", "--arg", "1")
+    env = {key: value for key, value in environment().items() if key != "PYTHONUNBUFFERED"}
+    for argv in (["status", "shop:app"], ["jobs", "shop:app"], ["cron", "@daily"]):
+        command = [sys.executable, *([] if buffered else ["-u"]), "-m", "flowrra", *argv]
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                command, cwd=folder, env=env, stdout=full, stderr=subprocess.PIPE, text=True, timeout=50, check=False
+            )
+        error = "flowrra: the output cannot be written: [Errno 28] No space left on device\n"
+        assert (done.stderr, done.returncode) == (error, 1)
+
+
 def test_a_reader_that_was_never_there_is_no_error(folder: Path) -> None:
     """All of the output fits into Python's buffer, so that the pipe is first met at the end."""
     run(folder, "enqueue", "shop:app", "double", "--arg", "1")

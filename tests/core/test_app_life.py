@@ -23,6 +23,7 @@ from flowrra import (
     ExecutorNotRunningError,
     Flowrra,
     FlowrraError,
+    TaskNotFoundError,
     TaskResult,
     TaskStatus,
 )
@@ -543,6 +544,30 @@ async def test_a_backend_by_its_url(tmp_path: Path) -> None:
         result = await later.get_result(task_id)
     assert result is not None
     assert result.result == 4
+
+
+async def test_a_result_outlives_its_job_in_a_separate_backend(tmp_path: Path) -> None:
+    config = Config(backend=BackendConfig(url=f"sqlite:///{tmp_path}/results.db"))
+    async with with_double(Flowrra(config)) as app:
+        ids = [await app.submit(app.registry["double"], number) for number in (2, 3)]
+        for task_id in ids:
+            await app.wait_for_result(task_id, timeout=20.0)
+        await eventually(lambda: kept_in(app.backend, ids))
+        await app.broker.delete(ids[:1])
+        for timeout in (None, 0.0, 5.0):
+            assert (await app.wait_for_result(ids[0], timeout)).result == 4
+        found = await app.get_result(ids[0])
+        assert found is not None
+        assert found.result == 4
+        assert await app.delete(ids[1])  # in both
+        assert await app.get_result(ids[1]) is None
+        for unknown in (ids[1], "another"):
+            with pytest.raises(TaskNotFoundError, match=f"no job '{unknown}' is known here"):
+                await app.wait_for_result(unknown, timeout=5.0)
+
+
+async def kept_in(backend: Backend | None, ids: Sequence[str]) -> bool:
+    return backend is not None and None not in await backend.get(ids)
 
 
 async def test_a_backend_that_fails_loses_no_result(caplog: pytest.LogCaptureFixture) -> None:

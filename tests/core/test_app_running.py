@@ -18,6 +18,7 @@ from flowrra import (
     Flowrra,
     FlowrraError,
     Job,
+    Notices,
     Progress,
     QueueFullError,
     TaskStatus,
@@ -221,12 +222,11 @@ async def test_hooks_are_told_of_a_cancelled_and_of_a_released_job(app: Flowrra)
 
 async def test_a_hook_is_told_of_a_lost_worker(app: Flowrra) -> None:
     """The worker is told so by its heartbeat; here it is handed the notice."""
-    from flowrra import Notices
-
     watcher = Watcher(app, "worker_lost")
     async with app:
-        assert app._worker is not None
-        app._worker.handle_notices(Notices(lost_workers=["w-1"]))
+        worker = app.sessions.worker()
+        assert worker is not None
+        worker.handle_notices(Notices(lost_workers=["w-1"]))
         assert (await watcher.wait("worker_lost")).worker == "w-1"
 
 
@@ -263,7 +263,7 @@ async def test_events_that_a_stop_drops_are_counted(app: Flowrra, caplog: pytest
     async with app:
         await app.submit_many(app.registry["double"], [(1,), (2,), (3,)])
         await begun.wait()
-        await eventually(lambda: app._worker is not None and app._worker.settler.events.qsize() == 2)
+        await eventually(lambda: (worker := app.sessions.worker()) is not None and worker.settler.events.qsize() == 2)
         await app.stop(wait=False)
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
         "3 event(s) are dropped: their hooks did not end within 1 s"

@@ -286,7 +286,7 @@ async def test_a_limit_that_is_none(app: Flowrra, limit: Any) -> None:
         ({"priority": None}, "priority must be an int, not None"),
         ({"linger": 5}, "linger= goes with batch=: it is how long a job waits for others of its batch"),
         ({"queue": " mail"}, "a queue's name is text without ',' and ':', and without blanks at its ends, not ' mail'"),
-        ({"name": ""}, "name must be a text of 1 to 255 characters, not ''"),
+        ({"name": ""}, "the name of a task must be a text of 1 to 255 characters, not ''"),
         ({"retries": 3}, "@app.task has no option 'retries'; did you mean 'max_retries'?"),
     ],
     ids=str,

@@ -88,5 +88,5 @@ async def test_a_name_that_no_task_can_have_is_refused(url: str) -> None:
     app = make_app(url)
     async with app.client():
         for wrong in ("", "a" * 256, "\0"):
-            with pytest.raises(ConfigError, match="name must be a text of 1 to 255 characters"):
+            with pytest.raises(ConfigError, match="the name of a task must be a text of 1 to 255 characters"):
                 await app.submit(wrong)

@@ -155,6 +155,24 @@ async def test_nothing_is_cancelled_unless_it_is_said_what(app: Flowrra) -> None
             await app.requeue_all(by="ops")
 
 
+async def test_a_task_is_named_by_itself_or_by_the_last_part_of_its_name(app: Flowrra) -> None:
+    @app.task(name="shop.add")
+    async def add() -> None: ...
+
+    app.task(name="till.count")(add.function)
+    app.task(name="shop.count")(add.function)
+    async with app.client():
+        task_id = await add.submit()
+        for task in (add, "add", "shop.add"):
+            assert [job.id for job in await app.jobs(task=task)] == [task_id]
+            assert await app.cancel_all(task=task) == 1
+            assert await app.requeue_all(task=task) == 1
+        for other in ("count", "dd", "elsewhere.add"):  # the first may be two
+            assert await app.jobs(task=other) == []
+        with pytest.raises(ConfigError, match="the name of a task must be a text of 1 to 255 characters, not 5"):
+            await app.cancel_all(task=5)  # type: ignore[arg-type]
+
+
 def test_plain_code_has_them_too(app: Flowrra) -> None:
     @app.task
     async def task() -> None: ...

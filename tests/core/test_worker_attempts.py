@@ -208,7 +208,7 @@ async def test_what_is_left_of_an_attempt_lends_no_slot() -> None:
         held = await wait.options(delay=3600).submit()
         await result_of_job(app, leave)
         blocked = [await app.submit(wait), await app.submit(wait)]
-        await eventually(lambda: app.worker is not None and len(app._worker.attempts()) == 1)  # type: ignore[union-attr]
+        await eventually(lambda: (worker := app.sessions.worker()) is not None and len(worker.attempts()) == 1)
         await asyncio.sleep(0.05)
         assert [job.status for job in await app.jobs(limit=2)] == [TaskStatus.PENDING, TaskStatus.RUNNING]
         await app.cancel(held)
@@ -271,7 +271,7 @@ async def test_an_attempt_that_will_not_end_does_not_hide_its_successor() -> Non
         return attempt
 
     async with app:
-        worker = app._worker
+        worker = app.sessions.worker()
         assert worker is not None
         task_id = await app.submit(stubborn)
         await eventually(lambda: begun == [1])

@@ -123,8 +123,9 @@ async def test_a_worker_that_hears_of_its_lost_lease_drops_its_jobs(caplog: pyte
     async with app:
         task_id = await app.submit(slow)
         await begun.wait()
-        assert app._worker is not None
-        app._worker.handle_notices(Notices(lapsed=True), app._worker.attempts())
+        worker = app.sessions.worker()
+        assert worker is not None
+        worker.handle_notices(Notices(lapsed=True), worker.attempts())
         await within(ended.wait())
         assert "lost its lease: its attempts are dropped, and their jobs run again" in caplog.text
         assert (await app.wait_for_result(task_id, timeout=20.0)).result == 2
