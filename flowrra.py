@@ -281,6 +281,8 @@ class Retry(FlowrraError):  # noqa: N818 (raised as a request, read as a sentenc
     delay: float | None = None  # also of a subclass that does not call super().__init__()
 
     def __init__(self, reason: str = "the task asked to be retried", *, delay: float | None = None):
+        if isinstance(reason, int | float | dt.timedelta):
+            raise ConfigError(f"Retry takes the delay by its name, as in Retry(delay={reason!r})")
         super().__init__(reason)
         self.delay = None if delay is None else _seconds("delay", delay)
 
@@ -9341,8 +9343,8 @@ class _Steps:
         if job.task not in self.unknown:
             self.unknown.add(job.task)
             logger.warning(
-                "worker %s does not know the task %r%s; its jobs are handed back for %g s at a time",
-                self._worker.info.id, job.task, nearest(job.task, self._worker.registry), UNKNOWN_TASK_DELAY,
+                "worker %s does not know the task %r, and hands back its jobs for %g s at a time%s",
+                self._worker.info.id, job.task, UNKNOWN_TASK_DELAY, nearest(job.task, self._worker.registry),
                 extra=_fields(job),
             )  # fmt: skip
         due = self._worker.clock.time() + UNKNOWN_TASK_DELAY
@@ -10534,7 +10536,8 @@ def make_schedule(
     for name, choices in (("misfire", MISFIRES), ("overlap", OVERLAPS)):
         if (value := getattr(schedule, name)) not in choices:
             raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
-    schedule.enabled, schedule.jitter = bool(schedule.enabled), _seconds("jitter", schedule.jitter)
+    _flag("enabled", schedule.enabled)
+    schedule.jitter = _seconds("jitter", schedule.jitter)
     schedule.key = key = schedule_key(schedule)
     queue = of_jobs.get("queue")
     if queue is not None and not (isinstance(task, Task) and task.queue == queue):
@@ -11060,6 +11063,16 @@ class TaskSet(Submitter):
             self._app.add_schedule(schedule, task)
 
 
+def _check_call(what: str, function: object, *given: str) -> None:
+    """Refuse, as `what`, a function that cannot be called with the arguments of these names."""
+    try:
+        inspect.signature(cast("Any", function)).bind(*given)
+    except ValueError:  # of some that are written in C
+        return
+    except TypeError as error:  # also of what is no function
+        raise ConfigError(f"{what} is a function of ({', '.join(given)}), unlike {function!r}: {error}") from None
+
+
 class Declarations(TaskSet):
     """What a program declares to its app: tasks, schedules, middleware and hooks. It runs nothing."""
 
@@ -11075,6 +11088,7 @@ class Declarations(TaskSet):
 
         The first one registered is the outermost. What it returns or raises counts as the outcome of the task.
         """
+        _check_call("a middleware", function, "job", "call_next")
         self._middleware.append(function)
         return function
 
@@ -11108,6 +11122,7 @@ class Declarations(TaskSet):
         """
         if inspect.iscoroutinefunction(function):
             raise ConfigError(f"on_submit takes a plain def, since it runs in plain code too, not {function!r}")
+        _check_call("a hook of on_submit", function, "job")
         self._submit_hooks.append(function)
         return function
 
@@ -11129,6 +11144,7 @@ class Declarations(TaskSet):
             raise ConfigError(f"there is no event {name!r}, only {', '.join(sorted(EVENTS))}")
 
         def register(hook: Callable[[Event], T]) -> Callable[[Event], T]:
+            _check_call("a hook", hook, "event")
             self._hooks.add(name, hook)
             return hook
 
@@ -11139,8 +11155,10 @@ class Declarations(TaskSet):
 
         The value that it yields is `app.state`, and in tasks that are not CPU-bound also `current_job().state`.
         """
-        if not callable(function) or inspect.isasyncgenfunction(function):
+        kinds = (inspect.isasyncgenfunction, inspect.isgeneratorfunction, inspect.iscoroutinefunction)
+        if not callable(function) or any(is_kind(function) for is_kind in kinds):
             raise ConfigError(f"a lifespan is a function with @contextlib.asynccontextmanager, not {function!r}")
+        _check_call("a lifespan", function, "app")
         if self._lifespan not in (None, function) and not _is_reloaded(self._lifespan, function):
             raise ConfigError(f"the app has a lifespan, at {_place(self._lifespan)}: open both resources in one")
         self._lifespan = function
@@ -11208,7 +11226,7 @@ class _Session:
     async def start(self) -> None:
         """Wait until the worker runs. If nobody waits for the start any more, it is undone."""
         if self.state != "running":
-            self._refuse_own_task("start")
+            self.refuse_own_task("start")
         self._goal, self.works_off = "running", False
         self._notify()
         await self._reach(lambda: self.state == "running" or self._goal != "running")
@@ -11221,7 +11239,6 @@ class _Session:
 
         Cancelling it does not interrupt the stop. A second stop with a shorter drain shortens the first.
         """
-        self._refuse_own_task("stop")
         end = self.loop.time() + drain
         if self._goal == "running":
             self._drain_end, self._failure = end, None
@@ -11271,7 +11288,8 @@ class _Session:
             self._is_given_up = self._task.cancel()
         self._notify()
 
-    def _refuse_own_task(self, call: str) -> None:
+    def refuse_own_task(self, call: str) -> None:
+        """Raise an error if the caller is a task that the call waits for."""
         caller = asyncio.current_task()
         if caller is self._task or (self.worker is not None and caller in self.worker.owned()):
             who = "the lifespan" if caller is self._task else "a job or a hook"
@@ -11514,6 +11532,15 @@ class _Sessions:
                 return session
         raise _stopped()
 
+    async def stop(self, drain: float) -> None:
+        """Stop the session on the running loop, if there is one, and let no call open another."""
+        session = await self.here()
+        if session is not None:
+            session.refuse_own_task("stop")
+        self.is_stopped = True
+        if session is not None:
+            await session.stop(drain)
+
     def worker(self) -> Worker | None:
         """Return the worker that runs inside the app."""
         return self.present.worker if self.present is not None and self.present.is_alive else None
@@ -11568,7 +11595,8 @@ class Flowrra(Declarations):
         clock: Clock | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(config, Config | None) or isinstance(broker, str) or isinstance(backend, str):
+        parts = (config, Config), (broker, Broker), (backend, Backend), (clock, Clock)
+        if not all(isinstance(part, kind | None) for part, kind in parts):
             raise ConfigError("Flowrra() takes a Config, Broker and Backend; for URLs, write Flowrra.from_urls(broker)")
         self.config = config or Config()
         self.clock = clock or Clock()
@@ -11631,10 +11659,7 @@ class Flowrra(Declarations):
             timeout: how many seconds running jobs get to finish (None: no limit).
         """
         drain = 0.0 if not wait else math.inf if timeout is None else _seconds("timeout", timeout)
-        session = await self.sessions.here()
-        self.sessions.is_stopped = True
-        if session is not None:
-            await session.stop(drain)
+        await self.sessions.stop(drain)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -12493,7 +12518,8 @@ def _app_for(arguments: argparse.Namespace) -> Flowrra:
         return Flowrra.from_urls(url)
     if target:
         return load_app(target)
-    raise ConfigError("no store is given: pass module:app or --broker URL, or set FLOWRRA_APP or FLOWRRA_BROKER")
+    given = f"only {arguments.id!r}" if getattr(arguments, "id", None) else "no store"
+    raise ConfigError(f"{given} is given: pass module:app or --broker URL, or set FLOWRRA_APP or FLOWRRA_BROKER")
 
 
 def ask(arguments: argparse.Namespace, question: Callable[[Flowrra], Awaitable[T]]) -> T:
@@ -12763,6 +12789,8 @@ def read_arguments(texts: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
         except ValueError:
             meant = f"{name}{equals}{json.dumps(value)}"
             raise ConfigError(f"--arg {text!r} is not JSON; to pass a text, write --arg '{meant}'") from None
+        if name in kwargs:
+            raise ConfigError(f"--arg {name}= is given twice")
         if name:
             kwargs[name] = parsed
         else:

@@ -239,6 +239,20 @@ def test_an_option_that_is_given_twice_is_refused(say: Say, argv: tuple[str, ...
     assert "is given twice" in err
 
 
+@pytest.mark.parametrize("command", ["enqueue", "schedules add"])
+def test_a_keyword_that_is_given_twice_is_refused(say: Say, command: str) -> None:
+    where = ("shop:app", "double") if command == "enqueue" else ("double", "sqlite:///s.db", "--every", "5")
+    status, out, err = say(*command.split(), *where, "--arg", "number=1", "--arg", "number=2")
+    assert (status, out, err) == (2, "", "flowrra: --arg number= is given twice\n")
+
+
+@pytest.mark.parametrize("command", ["show", "explain", "cancel", "requeue"])
+def test_an_app_in_the_place_of_the_id(say: Say, command: str) -> None:
+    status, out, err = say(command, "shop:app")
+    assert (status, out) == (2, "")
+    assert err.startswith("flowrra: only 'shop:app' is given: pass module:app or --broker URL, or set FLOWRRA_APP")
+
+
 def test_an_argument_may_be_given_often(say: Say) -> None:
     status, _, err = say("enqueue", "shop:app", "double", "--arg", "1", "--arg", "2")
     assert status == 2
