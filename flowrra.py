@@ -7405,27 +7405,23 @@ class Task(Generic[P, R]):
             raise ConfigError("give delay= or run_at=, not both")
         if str(given.get("task_id")).startswith(event_id("")):
             raise ConfigError(f"task_id={given['task_id']!r} is the id of an event: emit() that, or give another id")
+        fields = {field: check(given[name]) for name, (field, check) in _JOB_FIELDS.items() if name in given}
         overrides = {name: value for name, value in given.items() if name in _OVERRIDES}
         if "timeout" in overrides and self.settings.batch is not None:
             raise ConfigError(f"timeout={given['timeout']!r} of one job: a batch has that of its task {self.name}")
         checked = dataclasses.replace(self.settings, **overrides)
         _check_soft_timeout(self, checked)
-        expires = given.get("expires")
+        fields["conflict"] = _conflict(given)
+        fields["overrides"] = {name: getattr(checked, name) for name in overrides} or None
+        if isinstance(expires := given.get("expires"), dt.datetime):
+            fields["expires"], expires = _timestamp("expires", expires), None
         return Submission(
             self,
-            priority=_whole("priority", given.get("priority", self.priority)),
-            queue=check_queue(given["queue"]) if "queue" in given else None,
+            fields,
             delay=_seconds("delay", given["delay"]) if "delay" in given else None,
-            run_at=_timestamp("run_at", given["run_at"]) if "run_at" in given else None,
-            expires=expires if expires is None or isinstance(expires, dt.datetime) else _seconds("expires", expires),
-            unique=check_key("unique", given.get("unique")),
-            conflict=_conflict(given),
-            task_id=check_key("task_id", given.get("task_id")),
-            tags=check_tags(given.get("tags", ())),
-            meta=check_meta(given.get("meta", {})),
+            expires=None if expires is None else _seconds("expires", expires),
             limit=check_limit(given["limit"]) if "limit" in given else self.limit,
             key=check_limit_key(given["key"]) if "key" in given else None,
-            overrides={name: getattr(checked, name) for name in overrides} or None,
         )
 
     def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -7684,6 +7680,18 @@ def check_meta(meta: object) -> Mapping[str, Any] | None:
     return dict(meta) or None
 
 
+# The options that are fields of a job: which, and what checks them.
+_JOB_FIELDS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
+    "priority": ("priority", functools.partial(_whole, "priority")),
+    "queue": ("queue", check_queue),  # without it, that of the task, which is known when its set is included
+    "run_at": ("due", functools.partial(_timestamp, "run_at")),
+    "unique": ("unique", functools.partial(check_key, "unique")),
+    "task_id": ("id", functools.partial(check_key, "task_id")),
+    "tags": ("tags", check_tags),
+    "meta": ("meta", check_meta),
+}
+
+
 class RetryKeywords(TypedDict, total=False):
     """When something is tried again. See `TaskOptions`."""
 
@@ -7715,19 +7723,11 @@ class Submission(Generic[P, R]):
     """A task with options for a submission. `Task.options` makes it."""
 
     task: Task[P, R]
-    priority: int
-    queue: str | None
-    delay: float | None
-    run_at: float | None
-    expires: float | dt.datetime | None
-    unique: str | None
-    conflict: Conflict | None
-    task_id: str | None
-    tags: tuple[str, ...]
-    meta: Mapping[str, Any] | None
+    fields: Mapping[str, Any]  # of its jobs
+    delay: float | None  # from the submission on, as the next
+    expires: float | None
     limit: str | None
     key: str | None
-    overrides: Mapping[str, Any] | None
 
     @property
     def app(self) -> Submitter:
@@ -7744,19 +7744,17 @@ class Submission(Generic[P, R]):
         """Make a job of the task with these options: checked, and ready to be pushed."""
         job = self.task.make_job(args, kwargs, is_limited=False)
         now = self.task.app.now()
-        job.id = self.task_id or job.id
-        job.priority, job.unique, job.overrides = self.priority, self.unique, self.overrides
-        job.queue = self.queue or job.queue  # that of the task is known only when its set is included
-        job.tags, job.meta, job.conflict = self.tags, self.meta, self.conflict
+        for name, value in self.fields.items():
+            setattr(job, name, value)
         if job.conflict is not None and job.parents:
             raise ConfigError("on_conflict= cannot be given with result_of(): the waiting job has its own parents")
-        job.due = self.run_at if self.delay is None else _from_now("delay", now, self.delay)
-        if isinstance(self.expires, dt.datetime):
-            job.expires = _timestamp("expires", self.expires)
-        elif self.expires is not None:
+        if self.delay is not None:
+            job.due = _from_now("delay", now, self.delay)
+        if self.expires is not None:
             job.expires = _from_now("expires", now, self.expires)
         if job.due is not None and job.expires is not None and job.expires <= job.due:
-            raise ConfigError(f"expires={self.expires!r} is over before delay= or run_at=: the job could never run")
+            late, start = _moment(job.expires), _moment(job.due)
+            raise ConfigError(f"expires= ends at {late}, before delay= or run_at=, {start}: the job could never run")
         if self.limit is not None or self.key is not None or self.task.settings.key is not None or self.app.limits:
             self.task.limit_job(job, self.limit, self.key, args, kwargs)
         return job
@@ -9042,26 +9040,14 @@ class Event(NamedTuple):
     error: str | None = None
 
 
-class Hooks:
-    """The functions to call on events. If a hook raises an exception, it is logged; nothing else changes."""
-
-    def __init__(self) -> None:
-        self._hooks: dict[str, list[Callable[[Event], Any]]] = {}
-        self.any = False
-
-    def add(self, name: str, hook: Callable[[Event], Any]) -> None:
-        """Call `hook`, a plain or async function, on each event of that name."""
-        self._hooks.setdefault(name, []).append(hook)
-        self.any = True
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._hooks
+class Hooks(dict[str, list[Callable[[Event], Any]]]):
+    """The functions to call on events, by name. If one raises an exception, it is logged; nothing else changes."""
 
     async def fire(self, event: Event) -> None:
         """Call the hooks of an event, one after the other."""
         caller = cast("asyncio.Task[Any]", asyncio.current_task())
         cancelled = caller.cancelling()
-        for hook in self._hooks.get(event.name, ()):
+        for hook in self.get(event.name, ()):
             try:
                 answer = hook(event)
                 if inspect.isawaitable(answer):
@@ -9295,7 +9281,7 @@ class _Steps:
                 )
             if time.monotonic() >= worker.keeper.lease_end and not await worker.keeper.renewal():
                 return Outcome.release(job, _LEASE_LOST, begun=False)
-            is_observed = worker.hooks.any or self._middleware
+            is_observed = worker.hooks or self._middleware
             if options.cpu_bound and is_observed:  # they are not called for a job that is handed back
                 await self._take_place(attempt)
             if job.overrides:
@@ -9530,7 +9516,7 @@ class _Settler:
         worker.note_ended(len(group))
         if self._backend is not None:
             await self._record(self._backend, [o for (_, o), ok in zip(group, written, strict=True) if ok])
-        is_heard = worker.hooks.any or logger.isEnabledFor(logging.INFO)
+        is_heard = worker.hooks or logger.isEnabledFor(logging.INFO)
         heard = [
             (attempt, outcome, ok)
             for (attempt, outcome), ok in zip(group, written, strict=True)
@@ -9597,7 +9583,7 @@ class _Settler:
 
     def emit(self, event: Event) -> None:
         """Queue an event for its hooks, if there are any. They are called later, in order."""
-        if self._worker.hooks.any and event.name in self._worker.hooks:
+        if event.name in self._worker.hooks:
             self.events.put_nowait(event)
 
     async def fire_events(self) -> None:
@@ -9906,35 +9892,23 @@ class _ServedQueue:
 class Worker:
     """Runs the jobs of one app. It is created, started and stopped on one loop."""
 
-    def __init__(
-        self,
-        broker: Broker,
-        registry: Registry,
-        config: ExecutorConfig,
-        *,
-        backend: Backend | None = None,
-        clock: Clock,
-        hooks: Hooks,
-        middleware: Sequence[Middleware] = (),
-        state: Any = None,
-        max_value_size: int = MAX_VALUE_SIZE,
-    ) -> None:
+    def __init__(self, app: Flowrra) -> None:
         import socket
 
         self.loop = asyncio.get_running_loop()
-        self.broker = broker
-        self.registry = registry
-        self.config = config
-        self.clock = clock
-        self.hooks = hooks
-        self.state = state
-        self.max_value_size = max_value_size
+        self.broker = app.broker
+        self.registry = app.registry
+        self.config = app.config.executor
+        self.clock = app.clock
+        self.hooks = app._hooks
+        self.state = app.state
+        self.max_value_size = app.config.broker.max_value_size
         host = socket.gethostname()
         self.info = WorkerInfo(f"{host}-{os.getpid()}-{os.urandom(4).hex()}", host, os.getpid())
-        self.steps = _Steps(self, middleware)
-        self.settler = _Settler(self, backend)
+        self.steps = _Steps(self, app._middleware)
+        self.settler = _Settler(self, app.backend)
         self.tally = _Tally()
-        self.turns = Turns(clock, config.lease)
+        self.turns = Turns(app.clock, self.config.lease)
         self.keeper = _Keeper(self)
         self.changed = asyncio.Event()  # set when a job ends, outcomes are written, and the like
         self.is_draining = False
@@ -9942,7 +9916,7 @@ class Worker:
         self.on_store_lost: Callable[[], object] = lambda: None  # called on the loop, perhaps more than once
         self.on_spent: Callable[[], object] = lambda: None  # called in the same way when `recycle_jobs` have ended, ...
         self._ended = 0  # attempts
-        self._backend = backend
+        self._backend = app.backend
         self._is_drain_over = False
         self._residents: list[asyncio.Task[None]] = []  # loops that run until the worker leaves
         self._queues: dict[str, _ServedQueue] = {}
@@ -11145,7 +11119,7 @@ class Declarations(TaskSet):
 
         def register(hook: Callable[[Event], T]) -> Callable[[Event], T]:
             _check_call("a hook", hook, "event")
-            self._hooks.add(name, hook)
+            self._hooks.setdefault(name, []).append(hook)
             return hook
 
         return register
@@ -11394,17 +11368,7 @@ class _Session:
             await self.open_store(scheduler.store)
         if app.limits:
             await _declare_limits(app, list(app.limits.values()))
-        worker = Worker(
-            app.broker,
-            app.registry,
-            app.config.executor,
-            backend=app.backend,
-            clock=app.clock,
-            hooks=app._hooks,
-            middleware=app._middleware,
-            state=app.state,
-            max_value_size=app.config.broker.max_value_size,
-        )
+        worker = Worker(app)
         await worker.start()
         if app.config.executor.scheduler:
             app.code_schedules.restart()

@@ -182,7 +182,7 @@ NOW = dt.datetime.now(dt.UTC)
 async def test_a_job_that_expires_before_it_may_start_is_refused(app: Flowrra, start: Any, expires: Any) -> None:
     async with app.client():
         with pytest.raises(
-            ConfigError, match=r"^expires=.* is over before delay= or run_at=: the job could never run$"
+            ConfigError, match=r"^expires= ends at .*, before delay= or run_at=, .*: the job could never run$"
         ):
             await loose(app.submit)("send", "a", expires=expires, **start)
         assert await app.jobs() == []

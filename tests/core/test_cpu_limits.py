@@ -140,7 +140,7 @@ def test_a_timeout_of_one_job_is_longer_than_the_soft_timeout_of_its_task() -> N
     for timeout in (0.1, 0.5):
         with pytest.raises(ConfigError, match=r"^soft_timeout=0\.5 of the task .* needs a longer timeout=, at which"):
             nap.options(timeout=timeout)
-    assert nap.options(timeout=0.6).overrides == {"timeout": 0.6}
+    assert nap.options(timeout=0.6).fields["overrides"] == {"timeout": 0.6}
 
 
 def test_an_async_def_and_a_system_without_timers_have_no_soft_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
