@@ -7374,10 +7374,7 @@ class Task(Generic[P, R]):
             raise ConfigError(converters.refusal)
         self.converters = converters if converters.are_needed else None
         _check_soft_timeout(self, options)
-        self.__wrapped__ = function
-        for attribute in _OF_A_FUNCTION:
-            if hasattr(function, attribute):
-                setattr(self, attribute, getattr(function, attribute))
+        functools.update_wrapper(self, function, _OF_A_FUNCTION, ())
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         return self.function(*args, **kwargs)
@@ -7990,12 +7987,7 @@ class JobContext:
         whole = _seconds("delay", delay) + _seconds("a sleep", dt.timedelta(days, hours=hours, minutes=minutes))
         if name is None:
             name = f"sleep {sum(step.startswith('sleep ') for step in self.step_names) + 1}"
-        kept = self._begin_step(name)
-        if kept is None:
-            now = self.now()
-            kept = Step(name, str(_from_now("delay", now, whole)), now, now)
-            await self.keep_step(kept)
-        if (due := float(kept.text)) > self.now():
+        if (due := await _end_of(self, name, "delay", whole)) > self.now():
             raise Snooze(until=_EPOCH + dt.timedelta(seconds=due), reason=f"it sleeps ({name})")
 
     async def wait_event(self, name: str, *, timeout: float | dt.timedelta | None = None) -> Any:
@@ -8014,7 +8006,9 @@ class JobContext:
         """
         kept = self._begin_step(f"event {_check_text('the name of an event', name, 200)}")
         if kept is None:
-            end = await _end_of_wait(self, name, timeout)
+            end = LAST_MOMENT - 1.0
+            if timeout is not None:
+                end = await _end_of(self, f"end of wait for event {name}", "timeout", _seconds("timeout", timeout))
             text = await self.find_event(name)
             if text is None and end > self.now():
                 not_yet = _EventNotYet(until=_EPOCH + dt.timedelta(seconds=end), reason=_AWAITS + name)
@@ -8195,15 +8189,12 @@ def _delay_of_step(options: TaskOptions, error: Exception, failures: int) -> flo
     return retry_delay(options, failures) if delay is None else delay
 
 
-async def _end_of_wait(job: JobContext, name: str, timeout: float | dt.timedelta | None) -> float:
-    """Return when the wait for an event is over, as the first attempt has stored it."""
-    if timeout is None:
-        return LAST_MOMENT - 1.0
-    step = f"end of wait for event {name}"
+async def _end_of(job: JobContext, step: str, what: str, seconds: float) -> float:
+    """Return the end of a time that began when the first attempt came here, as that has stored it."""
     kept = job._begin_step(step)
     if kept is None:
         now = job.now()
-        kept = Step(step, str(_from_now("timeout", now, _seconds("timeout", timeout))), now, now)
+        kept = Step(step, str(_from_now(what, now, seconds)), now, now)
         await job.keep_step(kept)
     return float(kept.text)
 
