@@ -7925,7 +7925,7 @@ class JobContext:
             FlowrraError: the name was already used in this attempt.
             SerializationError: the return value cannot be stored.
         """
-        return await _step(self, _ONE_TRY, name, function, args, kwargs)
+        return await RetriedSteps(self, _ONE_TRY).step(name, function, *args, **kwargs)
 
     def step_sync(self, name: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """The same as `step`, for tasks that are a plain `def`.
@@ -7935,7 +7935,7 @@ class JobContext:
             *args: the arguments of the function.
             **kwargs: its keyword arguments.
         """
-        return cast("T", _step_sync(self, _ONE_TRY, name, function, args, kwargs))
+        return RetriedSteps(self, _ONE_TRY).step_sync(name, function, *args, **kwargs)
 
     def with_retries(self, max_retries: int, **options: Unpack[RetryKeywords]) -> RetriedSteps:
         """Return an object whose `step` and `step_sync` retry a step inside the attempt, which keeps its slot.
@@ -8130,55 +8130,45 @@ class RetriedSteps:
 
     async def step(self, name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """See `JobContext.step`."""
-        return await _step(self._job, self._options, name, function, args, kwargs)
+        job, failures = self._job, 0
+        kept, converters = job._begin_step(name), _converters_of(function)
+        while kept is None:
+            started, running = job.now(), _step_name.set(name)
+            try:
+                returned = function(*args, **kwargs)
+                if inspect.isawaitable(returned):
+                    returned = await returned
+                kept = Step(name, await apart(_step_text, name, converters, returned), started, job.now())
+            except Exception as error:
+                failures += 1
+                await asyncio.sleep(_delay_of_step(self._options, error, failures))
+            finally:
+                _step_name.reset(running)
+            if kept is not None:
+                await job.keep_step(kept)
+        return await apart(_step_value, converters, kept.text)
 
     def step_sync(self, name: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """See `JobContext.step_sync`."""
-        return cast("T", _step_sync(self._job, self._options, name, function, args, kwargs))
+        job, failures = self._job, 0
+        kept, converters = job._begin_step(name), _converters_of(function)
+        while kept is None:
+            started, running = job.now(), _step_name.set(name)
+            try:
+                returned = function(*args, **kwargs)
+                kept = Step(name, _step_text(name, converters, returned), started, job.now())
+            except Exception as error:
+                failures += 1
+                time.sleep(_delay_of_step(self._options, error, failures))
+            finally:
+                _step_name.reset(running)
+            if kept is not None:
+                job.wait_until(job.keep_step(kept))
+        return cast("T", _step_value(converters, kept.text))
 
 
 _ONE_TRY = TaskOptions(max_retries=0)
 _step_name: contextvars.ContextVar[str | None] = contextvars.ContextVar("flowrra_step", default=None)
-
-
-async def _step(
-    job: JobContext, options: TaskOptions, name: str, function: Callable[..., Any], args: Any, kwargs: Any
-) -> Any:
-    kept, converters, failures = job._begin_step(name), _converters_of(function), 0
-    while kept is None:
-        started, running = job.now(), _step_name.set(name)
-        try:
-            returned = function(*args, **kwargs)
-            if inspect.isawaitable(returned):
-                returned = await returned
-            kept = Step(name, await apart(_step_text, name, converters, returned), started, job.now())
-        except Exception as error:
-            failures += 1
-            await asyncio.sleep(_delay_of_step(options, error, failures))
-        finally:
-            _step_name.reset(running)
-        if kept is not None:
-            await job.keep_step(kept)
-    return await apart(_step_value, converters, kept.text)
-
-
-def _step_sync(
-    job: JobContext, options: TaskOptions, name: str, function: Callable[..., Any], args: Any, kwargs: Any
-) -> Any:
-    kept, converters, failures = job._begin_step(name), _converters_of(function), 0
-    while kept is None:
-        started, running = job.now(), _step_name.set(name)
-        try:
-            returned = function(*args, **kwargs)
-            kept = Step(name, _step_text(name, converters, returned), started, job.now())
-        except Exception as error:
-            failures += 1
-            time.sleep(_delay_of_step(options, error, failures))
-        finally:
-            _step_name.reset(running)
-        if kept is not None:
-            job.wait_until(job.keep_step(kept))
-    return _step_value(converters, kept.text)
 
 
 def _delay_of_step(options: TaskOptions, error: Exception, failures: int) -> float:
@@ -9135,15 +9125,6 @@ def _warn_of_left_steps(attempt: _Attempt) -> None:
                        attempt.id, attempt.task, ", ".join(map(repr, left)), extra=_fields(attempt.job))  # fmt: skip
 
 
-def _wrong_call(task: Task[..., Any], arguments: _Arguments) -> TypeError | None:
-    """Return what is wrong with a call of the task, if the arguments do not fit. A submit by name cannot check that."""
-    try:
-        task.check(*arguments)
-    except TypeError as error:
-        return error.with_traceback(None)
-    return None
-
-
 class _Batch:
     """Attempts that are gathered for one call, each with its argument and a future for its part of the answer."""
 
@@ -9298,8 +9279,11 @@ class _Steps:
                     outcome.text = await apart(encode_returned, result, job.task)
                 check_size(outcome.text, worker.max_value_size, ResultError, "the text of the result of", job.task)
         except BaseException as error:
-            if is_kind(error, TypeError) and (wrong := _wrong_call(task, arguments)) is not None:
-                return self._keep_failure(attempt, _failure(job, wrong))  # another attempt would end in the same way
+            if is_kind(error, TypeError):
+                try:
+                    task.check(*arguments)  # a submit by name cannot do that
+                except TypeError as wrong:  # another attempt would end in the same way
+                    return self._keep_failure(attempt, _failure(job, wrong.with_traceback(None)))
             return self._judge(attempt, error)
         finally:
             if attempt.has_place:
@@ -9713,8 +9697,7 @@ class _Tally:
             changed, self._changed = self._changed, set()
             for key in [key for key in self._sums if key[0] < now - 180 and key[0] not in changed]:
                 del self._sums[key]  # 180 s: a clock that is set back must not start a minute again
-            rows = [row for row in self._sums.in_order() if row.minute in changed]
-            return [row.copy() for row in rows]
+            return [row.copy() for row in self._sums.in_order() if row.minute in changed]
 
     def keep(self, rows: Iterable[Activity]) -> None:
         """Keep rows that did not arrive for the next heartbeat."""
