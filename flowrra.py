@@ -7229,6 +7229,8 @@ class Submitter:
 
     def check_limit(self, name: str) -> None:
         """Raise a ConfigError if the app declares no limit of that name."""
+        if name not in self.limits:
+            raise ConfigError(f"no limit {name!r} is declared here by app.limit(){nearest(name, self.limits)}")
 
     def submit_jobs(self, jobs: Sequence[Job]) -> Awaitable[list[str]]:
         """Push the jobs and return their ids."""
@@ -7564,18 +7566,12 @@ def _check_soft_timeout(task: Task[..., Any], options: TaskOptions) -> None:
 
 def _positional_range(signature: inspect.Signature) -> tuple[int, float]:
     """Return the least and greatest number of positional arguments; (1, 0) if positional arguments never suffice."""
-    least, most = 0, 0.0
-    for parameter in signature.parameters.values():
-        required = parameter.default is parameter.empty
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            if required:
-                return 1, 0
-        elif parameter.kind is parameter.VAR_POSITIONAL:
-            most = math.inf
-        elif parameter.kind is not parameter.VAR_KEYWORD:
-            least += required
-            most += 1
-    return least, most
+    parameters = signature.parameters.values()
+    if any(one.kind is one.KEYWORD_ONLY and one.default is one.empty for one in parameters):
+        return 1, 0
+    placed = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    has_no_end = any(one.kind is one.VAR_POSITIONAL for one in parameters)
+    return sum(one.default is one.empty for one in placed), math.inf if has_no_end else len(placed)
 
 
 def parents_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, bool]:
@@ -10229,15 +10225,12 @@ class _Keeper(threading.Thread):
                 turned.set()
             await asyncio.sleep(1.0 - time.monotonic() % 1.0)
             if not turned.is_set() and not reported:
-                self._report_blocked()
+                frame = sys._current_frames().get(self.watched)
+                stack = "".join(tracebacks.format_stack(frame)) if frame else "(its thread has ended)"
+                jobs = [attempt.job for attempt in self._worker.attempts()]
+                named = ", ".join(f"{job.id} ({job.task})" for job in jobs) or "none"
+                logger.warning("the event loop has been blocked for more than 1 s; jobs running: %s\n%s", named, stack)
             reported = not turned.is_set()
-
-    def _report_blocked(self) -> None:
-        frame = sys._current_frames().get(self.watched)
-        stack = "".join(tracebacks.format_stack(frame)) if frame else "(its thread has ended)"
-        jobs = [attempt.job for attempt in self._worker.attempts()]
-        named = ", ".join(f"{job.id} ({job.task})" for job in jobs) or "none"
-        logger.warning("the event loop has been blocked for more than 1 s; jobs running: %s\n%s", named, stack)
 
 
 # ---------------------------------------------------------------------------
@@ -10940,10 +10933,6 @@ class TaskSet(Submitter):
             self.on_new_limit(limit)
         if self._app is not None:
             self._app.add_limit(limit, is_new=is_new)
-
-    def check_limit(self, name: str) -> None:
-        if name not in self.limits:
-            raise ConfigError(f"no limit {name!r} is declared here by app.limit(){nearest(name, self.limits)}")
 
     def cron(
         self,
@@ -11693,6 +11682,7 @@ class Flowrra(Declarations):
             except Exception as error:
                 error.add_note(f"Row {number} of submit_many has these arguments. No job was submitted.")
                 raise
+        _check_ids(jobs)
         return cast("list[TaskId[R]]", await self.submit_jobs(jobs)) if jobs else []
 
     @_never_dropped
@@ -11713,6 +11703,7 @@ class Flowrra(Declarations):
             jobs.append(await _made(self, task.make_job, *one))
         if not jobs:
             raise ConfigError("a chain has one task at least")
+        _check_ids(jobs)
         return cast("list[TaskId[Any]]", await self.submit_jobs(jobs))
 
     @_never_dropped
@@ -11940,6 +11931,13 @@ def _with_arguments(jobs: list[Job]) -> list[Job]:
     return jobs
 
 
+def _check_ids(jobs: Sequence[Job]) -> None:
+    """Refuse several jobs with one id, of which only the first would be submitted."""
+    for task_id, number in collections.Counter(job.id for job in jobs).items():
+        if number > 1:
+            raise ConfigError(f"task_id={task_id!r} is the id of one job, and here of {number}")
+
+
 async def _made(app: Flowrra, make: Callable[[Any, Any], Job], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Job:
     """Return the job that `make` makes of arguments, which may be large."""
     if is_large(*args, *kwargs.values()):
@@ -12020,15 +12018,13 @@ async def _wait_for(
     backend: Backend, waited: Awaitable[TaskResult[Any]], task_id: str, timeout: float | None, began: float
 ) -> TaskResult[Any]:
     """Return what the wait for a job in the broker comes to, as the separate backend has it."""
-    result, unknown = None, None
-    try:
+    result: TaskResult[Any] | None = None
+    with contextlib.suppress(TaskNotFoundError):
         result = await waited
-    except TaskNotFoundError as error:
-        unknown = error
     async with result_limit(task_id, timeout, began):
         result = await _kept_by(backend, task_id, result)
     if result is None:
-        raise unknown or unknown_job(task_id)
+        raise unknown_job(task_id)
     return result
 
 
@@ -12506,6 +12502,8 @@ def _worker_command(arguments: argparse.Namespace) -> int:
         logger.exception("loading %s failed", target)
         return 1
     check_shared(app)
+    if not app.registry:
+        logger.warning("%s has no tasks: import the modules that declare them there, or name them by --import", target)
     _warn_of_unused_settings(app)
     _configure(app, arguments)
     loop_factory = _loop_factory(arguments.loop)

@@ -281,6 +281,16 @@ def test_output_that_cannot_be_written_is_an_error_without_a_traceback(folder: P
         assert (done.stderr, done.returncode) == (error, 1)
 
 
+def test_a_worker_without_tasks_says_so(folder: Path) -> None:
+    (folder / "empty.py").write_text("from flowrra import Flowrra\napp = Flowrra.from_urls('sqlite:///jobs.db')\n")
+    program = Program(folder, "worker", "empty:app")
+    try:
+        program.wait_for("WARNING empty:app has no tasks: import the modules that declare them there, or name them by")
+        program.wait_for("worker ready")
+    finally:
+        assert program.end() == 0
+
+
 def test_a_reader_that_was_never_there_is_no_error(folder: Path) -> None:
     """All of the output fits into Python's buffer, so that the pipe is first met at the end."""
     run(folder, "enqueue", "shop:app", "double", "--arg", "1")

@@ -100,6 +100,18 @@ async def test_wrong_arguments_fail_at_submit_and_name_the_task(
             await call()
 
 
+async def test_one_id_for_several_jobs_is_refused(app: Flowrra) -> None:
+    send = app.registry["send"]
+    async with app.client():
+        named = send.options(task_id="x")
+        with pytest.raises(ConfigError, match=r"^task_id='x' is the id of one job, and here of 3$"):
+            await app.submit_many(named, [("a",), ("b",), {"to": "c"}])
+        with pytest.raises(ConfigError, match=r"^task_id='x' is the id of one job, and here of 2$"):
+            await app.submit_chain([named, send, named], "a")
+        assert await app.jobs() == []
+        assert await app.submit_many(named, [("a",)]) == ["x"]
+
+
 async def test_a_row_that_is_no_row(app: Flowrra) -> None:
     with pytest.raises(TypeError, match=r"row 1 is 'abc': a row is a tuple of arguments, such as \('abc',\)"):
         await app.submit_many(app.registry["send"], [("a",), "abc"])
