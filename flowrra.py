@@ -9887,6 +9887,7 @@ class Worker:
         self.on_spent: Callable[[], object] = lambda: None  # called in the same way when `recycle_jobs` have ended, ...
         self._ended = 0  # attempts
         self._backend = app.backend
+        self._schedules = app.schedules
         self._is_drain_over = False
         self._residents: list[asyncio.Task[None]] = []  # loops that run until the worker leaves
         self._queues: dict[str, _ServedQueue] = {}
@@ -9901,7 +9902,10 @@ class Worker:
         for queue, capacity in (self.config.queues or {"default": self.config.io_workers}).items():
             self._queues[check_queue(queue)] = _ServedQueue(self, queue, capacity)
         for task in self.registry.values():
-            self._serve_queue_of(task)
+            self._serve_queue_of(task, task.queue)
+        for schedule in self._schedules.values():
+            if schedule.task in self.registry and "queue" in schedule.options:
+                self._serve_queue_of(self.registry[schedule.task], schedule.options["queue"])
         self._describe()
         self.handle_notices(await self.keeper.send_heartbeat(self.broker, self.config.lease))
         for work in (self.settler.settle_all, self.settler.fire_events, self._write_progress, self._purge):
@@ -9917,12 +9921,12 @@ class Worker:
             self.steps.processes.warm_up(executor)
         self.settler.emit(Event("worker_start", self.info.id))
 
-    def _serve_queue_of(self, task: Task[..., Any]) -> _ServedQueue | None:
-        """Return a task's queue if it must be served now; None if it is served, or the user chose the queues."""
-        if self.config.queues is not None or task.queue in self._queues:
+    def _serve_queue_of(self, task: Task[..., Any], queue: str) -> _ServedQueue | None:
+        """Return a queue of a task if it must be served now; None if it is served, or the user chose the queues."""
+        if self.config.queues is not None or queue in self._queues:
             return None
         capacity = self.config.cpu_workers if task.settings.cpu_bound else self.config.io_workers
-        served = self._queues[task.queue] = _ServedQueue(self, task.queue, capacity)
+        served = self._queues[queue] = _ServedQueue(self, queue, capacity)
         return served
 
     def _describe(self) -> None:
@@ -9934,7 +9938,7 @@ class Worker:
 
     def add_task(self, task: Task[..., Any]) -> None:
         """Serve a task that was registered after the start, and its queue."""
-        if not self.is_draining and (served := self._serve_queue_of(task)) is not None:
+        if not self.is_draining and (served := self._serve_queue_of(task, task.queue)) is not None:
             served.start_claimer()
         self.steps.unknown.discard(task.name)
         self._describe()
@@ -10458,8 +10462,8 @@ def make_schedule(
 
     `options` are those of ScheduleOptions.
     """
-    if unknown := options.keys() - ScheduleOptions.__annotations__.keys():
-        raise TypeError(f"a schedule has no option {min(unknown)!r}")
+    for wrong in options.keys() - (known := ScheduleOptions.__annotations__.keys()):
+        raise TypeError(f"a schedule has no option {wrong!r}{nearest(wrong, known)}")
     names = ("priority", "queue", "max_retries", "retry_delay")  # of the options that its jobs get
     of_jobs = {name: value for name in names if (value := options.pop(name, None)) is not None}
     TaskOptions(**of_jobs)  # checks them
@@ -11992,7 +11996,8 @@ def _check_own(app: Flowrra, call: object) -> None:
         trouble = "decorate the function with @app.task and submit that, or the name of a task"
         raise TaskNotFoundError(f"{task!r} is not a task: {trouble}")
     if task.app is not app:
-        raise TaskNotFoundError(f"the task {task.name!r} belongs to another app: submit it there")
+        elsewhere = f"the task {task.name!r} belongs to another app: submit it there"
+        raise TaskNotFoundError(elsewhere if isinstance(task.app, Flowrra) else _NO_APP)
 
 
 def _freeing_slot(call: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:

@@ -9,7 +9,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from flowrra import ConfigError, Event, Flowrra, FlowrraError, Job, Retry, current_job
+from flowrra import ConfigError, Event, Flowrra, FlowrraError, Job, Retry, TaskNotFoundError, TaskSet, current_job
 from tests.support.apps import make_app, within
 
 
@@ -76,6 +76,45 @@ def test_whether_a_schedule_is_enabled_is_true_or_false(app: Flowrra, wrong: Any
 def test_an_app_is_made_of_its_parts(part: str, wrong: Any) -> None:
     with pytest.raises(ConfigError, match=r"Flowrra\(\) takes a Config, Broker and Backend; for URLs, write "):
         Flowrra(**{part: wrong})
+
+
+async def test_the_queue_of_a_schedule_in_code_is_served(app: Flowrra) -> None:
+    ran = asyncio.Event()
+
+    @app.every(0.05, queue="by the clock")
+    @app.task
+    async def tick() -> None:
+        if current_job().queue == "by the clock":
+            ran.set()
+
+    app.config.executor.io_workers = 3
+    async with app:
+        await within(ran.wait())
+        assert app.worker is not None
+        assert app.worker.queues == {"default": 3, "by the clock": 3}
+    app.config.executor.queues = {"default": 1}
+    async with app:
+        assert app.worker is not None
+        assert app.worker.queues == {"default": 1}
+
+
+async def test_a_task_of_a_set_without_an_app_says_so(app: Flowrra) -> None:
+    tasks = TaskSet("mail")
+    send = tasks.task(none)
+    async with app.client():
+        with pytest.raises(
+            TaskNotFoundError, match=r"^these tasks belong to no app, .*: app\.include\(\) their set first$"
+        ):
+            await app.submit(send)
+        app.include(tasks)
+        await app.submit(send)
+        with pytest.raises(TaskNotFoundError, match=r"^the task 'mail\.none' belongs to another app: submit it there$"):
+            await Flowrra().submit(send)
+
+
+def test_an_unknown_option_of_a_schedule_gets_the_nearest_one(app: Flowrra) -> None:
+    with pytest.raises(TypeError, match=r"^a schedule has no option 'prio'; did you mean 'priority'\?$"):
+        app.every(5, prio=1)(app.task(none))  # type: ignore[call-arg]
 
 
 async def test_the_delay_of_a_retry_has_its_name(app: Flowrra) -> None:
