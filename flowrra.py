@@ -7331,10 +7331,7 @@ _OVERRIDES = frozenset(("timeout", "max_retries", "retry_delay", "backoff", "max
 
 # With these, `inspect` takes an object for the function (its _signature_is_functionlike), so that frameworks
 # await a task where they would await its function: FastAPI's BackgroundTasks would drop the coroutine otherwise.
-_OF_A_FUNCTION = (
-    *("__module__", "__name__", "__qualname__", "__doc__"),
-    *("__code__", "__defaults__", "__kwdefaults__", "__annotations__"),
-)
+_OF_A_FUNCTION = (*functools.WRAPPER_ASSIGNMENTS, "__code__", "__defaults__", "__kwdefaults__", "__annotations__")
 
 
 class Task(Generic[P, R]):
@@ -7387,8 +7384,7 @@ class Task(Generic[P, R]):
     @_never_dropped
     async def submit(self, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]:
         """Submit one job. See `Flowrra.submit`."""
-        job = self.make_job(args, kwargs)
-        return cast("TaskId[R]", (await self.app.submit_jobs((job,)))[0])
+        return cast("TaskId[R]", (await self.app.submit_jobs([self.make_job(args, kwargs)]))[0])
 
     def options(self, **options: Unpack[SubmitOptions]) -> Submission[P, R]:
         """Return the task with options for the jobs that you submit through the returned object. See `SubmitOptions`.
@@ -7730,8 +7726,7 @@ class Submission(Generic[P, R]):
     @_never_dropped
     async def submit(self, *args: P.args, **kwargs: P.kwargs) -> TaskId[R]:
         """Submit one job with these options. See `Flowrra.submit`."""
-        job = self.make_job(args, kwargs)
-        return cast("TaskId[R]", (await self.task.app.submit_jobs((job,)))[0])
+        return cast("TaskId[R]", (await self.app.submit_jobs([self.make_job(args, kwargs)]))[0])
 
     def make_job(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Job:
         """Make a job of the task with these options: checked, and ready to be pushed."""
@@ -10071,16 +10066,16 @@ class Worker:
         return not self.is_reserved
 
     def keep_running(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run a background coroutine until the worker leaves."""
+        """Run a background coroutine until it returns or the worker leaves."""
         self._residents.append(self.loop.create_task(self.supervise(work)))
 
     async def supervise(self, work: Callable[[], Coroutine[Any, Any, None]], longest: float = 10.0) -> None:
-        """Keep a coroutine running: log an exception, and restart it after at most `longest` seconds."""
+        """Run a coroutine until it returns: log an exception, and restart it after at most `longest` seconds."""
         failures, task = 0, cast("asyncio.Task[None]", asyncio.current_task())
         while True:
             began = time.monotonic()
             try:
-                await work()
+                return await work()
             except (Exception, asyncio.CancelledError) as error:
                 if task.cancelling():
                     raise
@@ -11483,13 +11478,8 @@ class _Sessions:
 
     def declare_new(self, limit: Limit) -> None:
         """Let a running worker store a limit that was declared after its start."""
-
-        async def declare() -> None:
-            await _declare_limits(self._app, [limit])
-            await asyncio.Event().wait()  # it would be run again if it returned
-
         if (worker := self.worker()) is not None:
-            _call_soon(worker.loop, worker.keep_running, declare)
+            _call_soon(worker.loop, worker.keep_running, functools.partial(_declare_limits, self._app, [limit]))
 
 
 def _check_child(broker: Broker) -> None:
@@ -12445,8 +12435,7 @@ def _import(module_name: str) -> Any:
 def check_shared(app: Flowrra) -> None:
     """Refuse a store that no other process can open: jobs that are submitted there would be lost silently."""
     if is_private(app.broker):
-        url = app.config.broker.url
-        raise ConfigError(f"{url} is private to one process: use a file, as in sqlite:///jobs.db")
+        raise ConfigError(f"{app.config.broker.url} is private to one process: use a file, as in sqlite:///jobs.db")
 
 
 def _app_for(arguments: argparse.Namespace) -> Flowrra:
