@@ -4811,8 +4811,6 @@ class _Limits:
     def _first(self, name: str, most: int) -> list[Job]:
         """Return the first jobs that wait for a key, and drop the outdated entries before them."""
         heap, found = self.keys[name].waiting if name in self.keys else [], list[tuple[Any, ...]]()
-        if most == 1 and heap:
-            return [self._jobs[heap[0][2]]]  # `state` has looked at it
         while len(found) < most and self._has_waiting(heap):
             found.append(heapq.heappop(heap))
         for entry in found:
@@ -6221,7 +6219,8 @@ def _plainness(job: Job) -> tuple[Any, ...]:
     return (job.task, job.queue, job.priority, job.due, job.expires, labels_text(job), job.limit is None)
 
 
-def _parsed(text: str | None, default: Any) -> Any:
+def json_or(text: str | None, default: Any) -> Any:
+    """Return the value of a JSON text; `default` if there is none."""
     return default if text is None else json.loads(text)
 
 
@@ -6247,7 +6246,7 @@ def claimed_job(row: Sequence[Any], worker: str, now: float) -> Job:
 
 def steps_of(text: str | None) -> tuple[Step, ...]:
     """Return steps that are stored as a list in JSON."""
-    return tuple([Step(*step) for step in _parsed(text, ())])
+    return tuple([Step(*step) for step in json_or(text, ())])
 
 
 _NO_KEYWORDS: Mapping[str, Any] = types.MappingProxyType({})
@@ -6259,13 +6258,13 @@ def _job_of_row(row: Sequence[Any]) -> Job:
     attempt, failures, crashes, worker, started, finished, purge_at, result, error, traceback, *rest = rest
     progress, history, cancel_requested, waits, place, steps = rest
     job = Job(
-        task_id, task, (), {}, queue, priority, payload, due, expires, unique, tuple(_parsed(parents, ())),
+        task_id, task, (), {}, queue, priority, payload, due, expires, unique, tuple(json_or(parents, ())),
         None, TaskStatus(status), submitted, seq, attempt, failures, crashes, worker, started,
         finished, purge_at, _stored_result(result), error, traceback,
         None if progress is None else Progress(*json.loads(progress)),
-        tuple([Attempt(*entry) for entry in _parsed(history, ())]), bool(cancel_requested), waits,
+        tuple([Attempt(*entry) for entry in json_or(history, ())]), bool(cancel_requested), waits,
     )  # fmt: skip
-    give_labels(job, _parsed(labels, {}))
+    give_labels(job, json_or(labels, {}))
     job.steps = steps_of(steps)
     give_limit_key(job, limited)
     job.place = place
@@ -7373,6 +7372,7 @@ class Task(Generic[P, R]):
             raise ConfigError(converters.refusal)
         self.converters = converters if converters.are_needed else None
         _check_soft_timeout(self, options)
+        self.__wrapped__ = function
         functools.update_wrapper(self, function, _OF_A_FUNCTION, ())
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
@@ -8246,10 +8246,9 @@ def _converters_of(function: Callable[..., Any]) -> Converters:
     """Return the converter for the return annotation of a step."""
     if isinstance(function, type):  # a call makes one of these
         return Converters("a step", function, inspect.Signature(return_annotation=function))
-    try:
+    signature = inspect.Signature()
+    with contextlib.suppress(ValueError, TypeError):  # of a function that is written in C
         signature = inspect.signature(function)
-    except (ValueError, TypeError):  # of a function that is written in C
-        signature = inspect.Signature()
     return Converters("a step", function, signature)
 
 

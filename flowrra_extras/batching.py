@@ -10,14 +10,14 @@ script or one statement then serves the whole group. This module does not know j
 import asyncio
 import collections
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from flowrra import BrokerError
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
-__all__ = ["Batcher", "closed"]
+__all__ = ["Batcher", "closed", "end_task"]
 
 
 class Batcher(Generic[Item, Answer]):
@@ -83,9 +83,7 @@ class Batcher(Generic[Item, Answer]):
     async def close(self) -> None:
         """Stop sending. Waiting callers get a BrokerError; a group that was already sent may still arrive."""
         self._is_closed = True
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await end_task(self._task)
         while self._waiting:
             _fail(self._waiting.popleft()[2], closed())
 
@@ -129,6 +127,13 @@ class Batcher(Generic[Item, Answer]):
 def _fail(future: asyncio.Future[Answer], error: BaseException) -> None:
     if not future.done():
         future.set_exception(error)
+
+
+async def end_task(task: asyncio.Task[Any] | None) -> None:
+    """Cancel a task, if there is one, and wait for its end."""
+    if task is not None:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 def closed() -> BrokerError:

@@ -31,7 +31,7 @@ MAKE = shutil.which("make")
 CORE_LINES = 12_937
 # On the way to 45 modules and 10,000 lines.
 EXTRAS_MODULES = 83
-EXTRAS_LINES = 20_002
+EXTRAS_LINES = 20_000
 LUA_LINES = 1_678
 FUNCTION_LINES = 60
 CLASS_LINES = 400

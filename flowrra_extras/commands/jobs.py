@@ -4,13 +4,17 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import flowrra
 from flowrra_extras.commands import parser_of
 
-_DONE: Mapping[str, str] = {"cancel": "cancelled", "requeue": "requeued"}
+# The calls of a command, for one job and for many, and the word that it prints when they are done.
+_CHANGES: Mapping[str, tuple[Callable[..., Awaitable[bool]], Callable[..., Awaitable[int]], str]] = {
+    "cancel": (flowrra.Flowrra.cancel, flowrra.Flowrra.cancel_all, "cancelled"),
+    "requeue": (flowrra.Flowrra.requeue, flowrra.Flowrra.requeue_all, "requeued"),
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
         _add_filter(parser)
         parser.add_argument("--limit", type=int, default=50, metavar="N", help="list at most N jobs (50)")
         parser.add_argument("--json", action="store_true", help="print JSON")
-    elif command in _DONE:
+    elif command in _CHANGES:
         parser.add_argument("id", nargs="?", help="the id of a job; or select jobs by --task, --queue and --tag")
         _add_filter(parser)
     elif command == "emit":
@@ -30,9 +34,9 @@ def main(argv: Sequence[str]) -> int:
         parser.add_argument("--payload", default="null", metavar="JSON", help="what wait_event() returns (null)")
     flowrra.add_store(parser)
     arguments = flowrra.parsed(parser, words)
-    if command in _DONE:
-        change = _change_all if any(_filter(arguments).values()) else _change
-        return change(arguments, command, _DONE[command])
+    if command in _CHANGES:
+        one, many, done = _CHANGES[command]
+        return _change_all(arguments, many, done) if any(_filter(arguments).values()) else _change(arguments, one, done)
     run = {"jobs": _list, "purge": _purge, "emit": _emit}[command]
     return run(arguments)
 
@@ -69,13 +73,13 @@ def _row(job: flowrra.Job) -> list[str]:
     return [job.id, job.task, job.queue, job.status, str(job.attempt), age, flowrra.first_line(job.error)]
 
 
-def _change(arguments: argparse.Namespace, command: str, done: str) -> int:
+def _change(arguments: argparse.Namespace, change: Callable[..., Awaitable[bool]], done: str) -> int:
     """Cancel or requeue one job and print the result. Return 1 if the state of the job does not allow it."""
     if arguments.id is None:
         raise flowrra.ConfigError("no jobs are selected: give an id, or --task, --queue or --tag")
 
     async def change_and_look(app: flowrra.Flowrra) -> tuple[bool, flowrra.Job]:
-        return await getattr(app, command)(arguments.id), await app.get_job(arguments.id)
+        return await change(app, arguments.id), await app.get_job(arguments.id)
 
     changed, job = flowrra.ask(arguments, change_and_look)
     if not changed:
@@ -85,12 +89,12 @@ def _change(arguments: argparse.Namespace, command: str, done: str) -> int:
     return 0
 
 
-def _change_all(arguments: argparse.Namespace, command: str, done: str) -> int:
+def _change_all(arguments: argparse.Namespace, change: Callable[..., Awaitable[int]], done: str) -> int:
     """Cancel or requeue the jobs that match, and print their number."""
     if arguments.id is not None and arguments.where is not None:
         raise flowrra.ConfigError(f"give the id {arguments.id!r} or --task, --queue and --tag, not both")
     arguments.where = arguments.where or arguments.id  # with a filter, the only positional argument is the app
-    count: int = flowrra.ask(arguments, lambda app: getattr(app, f"{command}_all")(**_filter(arguments)))
+    count = flowrra.ask(arguments, lambda app: change(app, **_filter(arguments)))
     print(f"{done}: {count} job(s){'' if count else _hint(arguments.task)}")
     return 0
 

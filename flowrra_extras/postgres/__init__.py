@@ -33,14 +33,7 @@ from flowrra_extras.postgres.connections import SILENCE, Address, CallersSession
 from flowrra_extras.postgres.groups import Claim, Groups, encode_payloads
 from flowrra_extras.postgres.notifications import LOOK_EVERY
 from flowrra_extras.postgres.statements import counting, search
-from flowrra_extras.postgres.store import (
-    Store,
-    identify,
-    jobs_of_rows,
-    limit_keys_of_rows,
-    migrate,
-    recorded_columns,
-)
+from flowrra_extras.postgres.store import Store, identify, jobs_of_rows, limit_keys_of_rows, migrate, recorded_columns
 
 __all__ = ["PostgresBroker", "broker_from_url"]
 

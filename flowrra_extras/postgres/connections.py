@@ -17,7 +17,7 @@ import asyncpg
 
 from flowrra import BrokerError, ConfigError, FlowrraError, SerializationError, StoreStatus, logger
 from flowrra_extras.backoff import listen, note_outage, pauses
-from flowrra_extras.batching import closed
+from flowrra_extras.batching import closed, end_task
 from flowrra_extras.postgres.statements import in_schema
 from flowrra_extras.urls import read_server_url
 
@@ -423,10 +423,8 @@ class Listener:
 
     async def close(self) -> None:
         self._is_closed = True
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
+        await end_task(self._task)
+        self._task = None
 
     def abandon(self) -> None:
         """Drop the connection without closing it, because its loop has ended."""

@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import flowrra
-from flowrra_extras.batching import Batcher
+from flowrra_extras.batching import Batcher, end_task
 from flowrra_extras.postgres import statements as sql
 from flowrra_extras.postgres.connections import SILENCE, Address, AwayError, Link, Session
 from flowrra_extras.postgres.notifications import Notifications
@@ -210,9 +210,7 @@ class Groups:
         return Batcher(functools.partial(_apart, send), in_place=True)
 
     async def close(self) -> None:
-        if self._upkeep is not None:
-            self._upkeep.cancel()
-            await asyncio.wait([self._upkeep])
+        await end_task(self._upkeep)
         for batcher in (self.pushes, self.limited_pushes, self.settles, self.gets):
             await batcher.close()
         await self.notifications.close()
@@ -358,9 +356,7 @@ class Groups:
                 await asyncio.sleep(0)  # send it before the next one is encoded
             ids += await sent if sent is not None else ()
         except BaseException:
-            if sent is not None:
-                sent.cancel()
-                await asyncio.wait([sent])
+            await end_task(sent)
             raise
         return ids
 

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterable, Iterator, Sequence
 
 from flowrra import Clock, FlowrraError, Topic, WaiterHub, logger
-from flowrra_extras.batching import Batcher, closed
+from flowrra_extras.batching import Batcher, closed, end_task
 from flowrra_extras.postgres import statements as sql
 from flowrra_extras.postgres.connections import Address, Link, Listener
 
@@ -43,9 +43,7 @@ class Notifications:
         await self._await.close()
         if self._sending is not None:
             await asyncio.wait([self._sending], timeout=1.0)
-        if self._sending is not None:
-            self._sending.cancel()
-            await asyncio.wait([self._sending])
+        await end_task(self._sending)
         await self.listener.close()
         self.hub.close(closed())
 

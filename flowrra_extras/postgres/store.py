@@ -525,14 +525,14 @@ def _job_of_row(row: Any) -> flowrra.Job:
     values = dict(zip(_FIELDS, row, strict=False))
     values["status"] = flowrra.TaskStatus(values["status"])
     values["started"] = _started(values["started"], values["submitted"])
-    values["parents"] = tuple(_parsed(values["parents"], ()))
+    values["parents"] = tuple(flowrra.json_or(values["parents"], ()))
     labels, limited = values.pop("overrides"), values.pop("limit_key")
-    values["history"] = tuple(flowrra.Attempt(*entry) for entry in _parsed(values["history"], ()))
+    values["history"] = tuple(flowrra.Attempt(*entry) for entry in flowrra.json_or(values["history"], ()))
     values["steps"] = flowrra.steps_of(values["steps"])
     values["progress"] = _progress_of(values["progress"])
     values["result"] = _stored_result(values["result"])
     job = flowrra.Job(**values)
-    flowrra.give_labels(job, _parsed(labels, {}))
+    flowrra.give_labels(job, flowrra.json_or(labels, {}))
     flowrra.give_limit_key(job, limited)
     return job
 
@@ -620,10 +620,6 @@ def recorded_columns(
         [sql.clean(r.traceback) for r in results],
         texts,
     ]
-
-
-def _parsed(text: str | None, default: Any) -> Any:
-    return default if text is None else json.loads(text)
 
 
 def _stored_result(text: str | None) -> Any:

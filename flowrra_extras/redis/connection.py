@@ -40,7 +40,7 @@ from redis.exceptions import (
 
 from flowrra import BrokerError, ConfigError, StoreStatus, Topic, WaiterHub, logger
 from flowrra_extras.backoff import listen, note_outage, pauses
-from flowrra_extras.batching import closed
+from flowrra_extras.batching import closed, end_task
 from flowrra_extras.redis.scripts import SCRIPTS
 from flowrra_extras.urls import ServerURL, check_options, read_server_url
 
@@ -558,10 +558,8 @@ class Notifications:
 
     async def close(self) -> None:
         """Stop listening. Waiting callers get a BrokerError."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
+        await end_task(self._task)
+        self._task = None
         self.hub.close(closed())
 
     async def _follow(self) -> None:

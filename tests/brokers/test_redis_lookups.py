@@ -319,7 +319,7 @@ async def test_a_large_store_of_the_first_version_is_migrated_in_steps(watched: 
 async def test_a_newer_store_is_refused(watched: Watched) -> None:
     async with watched as broker:
         await broker.close()
-        watched.client.hset("{flowrra}:state", "version", 99)
+        watched.client.hset("{flowrra}:state", "version", "99")
         with pytest.raises(
             BrokerError, match=rf"keys of version 99 .* newer than the {scripts.VERSION} of this flowrra"
         ):
