@@ -280,7 +280,7 @@ async def test_schedules_are_made_changed_and_deleted(app: Flowrra) -> None:
         assert 'value="61 * * * *"' in answer.text
         answer = await client.post("/schedules", data={**form, "kind": "interval", "rule": "soon"})
         assert answer.status_code == 422
-        assert "seconds, such as 300" in answer.text
+        assert answer.text.count("seconds, such as 300") == 1, "each problem is told once"
         for deed, notice in (("disable", "disable"), ("enable", "enable"), ("run", "fire")):
             answer = await client.post(f"{path}/{deed}", data=fields)
             assert led_to(answer).endswith(f"?notice={notice}"), deed
