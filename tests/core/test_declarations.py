@@ -33,7 +33,7 @@ REGISTRARS: dict[str, tuple[Callable[[Flowrra], Callable[[Any], Any]], str]] = {
 
 
 @pytest.mark.parametrize("kind", REGISTRARS)
-@pytest.mark.parametrize("wrong", [none, three, None, 5, "name", lambda: None, functools.partial(none)], ids=str)
+@pytest.mark.parametrize("wrong", [none, three, None, 5, "name", lambda: None, functools.partial(none)])
 def test_what_cannot_be_called_as_a_worker_does(app: Flowrra, kind: str, wrong: Any) -> None:
     register, message = REGISTRARS[kind]
     with pytest.raises(ConfigError, match=message):
