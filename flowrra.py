@@ -182,7 +182,7 @@ __all__ += ["cron_values", "current_job_var", "describe", "duration", "ended_job
 __all__ += ["first_line", "first_status", "import_extra", "job_as_json", "job_of_fire", "kind_name", "length_bucket"]
 __all__ += ["load_app", "make_schedule", "nearest", "next_key", "orphaned", "parents_in", "parsed", "print_table"]
 __all__ += ["python", "read_arguments", "resolved", "result_from", "result_limit", "schedule_key", "steps_of"]
-__all__ += ["sum_of_activity", "totals_of_activity", "unknown_job", "upcoming"]
+__all__ += ["json_or", "sum_of_activity", "totals_of_activity", "unknown_job", "upcoming", "worker_of_row"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -11004,7 +11004,7 @@ def _check_call(what: str, function: object, *given: str) -> None:
         inspect.signature(cast("Any", function)).bind(*given)
     except ValueError:  # of some that are written in C
         return
-    except TypeError as error:  # also of what is no function
+    except TypeError as error:  # also of a value that is not a function
         raise ConfigError(f"{what} is a function of ({', '.join(given)}), unlike {function!r}: {error}") from None
 
 
