@@ -3674,9 +3674,8 @@ class Unit:
     def __init__(self, now: float, retention: BackendConfig, touched: Iterable[str] = ()) -> None:
         self.now = now
         self.retention = retention
-        moved = list(touched)
+        self.moved = len(moved := list(touched))  # jobs
         self.touched = set(moved)
-        self.moved = len(moved)
         self.limit_keys: dict[str, LimitKey] = {}
         self.limits: list[Limit] = []
         self.admitted: list[LimitWaiter] = []
@@ -3690,6 +3689,7 @@ class Unit:
         self.steps: list[tuple[Job, Step]] = []
         self.endings: list[Job] = []
         self.ended: list[Job] = []  # whose children have not been looked at
+        self.blocked: list[Job] = []  # changed jobs that wait, which a find of children may not return
 
     def find(self, what: Find) -> Walk[list[Job]]:
         """Ask the store for jobs. Return copies, which a rule may change."""
@@ -3719,6 +3719,8 @@ class Unit:
                 self.ended.append(job)
                 if not is_reported:
                     self.endings.append(job)
+            elif job.status is BLOCKED and job.parents:
+                self.blocked.append(job)
         return moved
 
     def changes(self) -> list[tuple[Job | None, Job]]:
@@ -3775,8 +3777,7 @@ def _descendants(unit: Unit, ends: Sequence[Job]) -> Walk[dict[str, list[Job]]]:
         following: set[str] = set()
         children.update((parent, []) for parent in generation)
         found = yield from unit.find(Children(sorted(generation)))
-        own = (unit.jobs[task_id] for task_id in unit.changed)  # one that this unit lets wait is not found as a child
-        for child in {job.id: job for job in itertools.chain(found, own)}.values():
+        for child in {job.id: job for job in (*found, *unit.blocked)}.values():
             parents = generation.intersection(child.parents)
             for parent in parents:
                 children[parent].append(child)
@@ -4734,8 +4735,8 @@ class _Limits:
         self.declared: dict[str, Limit] = {}
         self.keys: dict[str, _KeyJobs] = {}
         self._names: dict[str, set[str]] = collections.defaultdict(set)  # of limit keys, by limit
-        self._held: dict[str, _KeyJobs] = {}  # the keys of pending and running jobs
-        self._lines: dict[str, tuple[Any, ...]] = {}  # the entries of waiting jobs; all others are outdated
+        self._held: dict[str, _KeyJobs] = {}  # by the id of a job that is pending or running
+        self._entries: dict[str, tuple[Any, ...]] = {}  # the entries of waiting jobs; all others are outdated
         self._due: _Heap = []
 
     def _key(self, name: str) -> _KeyJobs:
@@ -4755,31 +4756,29 @@ class _Limits:
             self._held[job.id] = key
             key.running += 1
         elif awaits_limit(job):
-            entry = self._lines[job.id] = (job.priority, job.seq, job.id)
+            entry = self._entries[job.id] = (job.priority, job.seq, job.id)
             heapq.heappush(key.waiting, entry)
 
     def leave(self, job: Job) -> str | None:
         """Remove a job from what is counted. Return its limit key if others may wait for its place."""
-        self._lines.pop(job.id, None)
+        self._entries.pop(job.id, None)
         if (key := self._held.pop(job.id, None)) is None:
             return None
         if key.pending.pop(job.id, None) is None:
             key.running -= 1
-        limit = key.row.limit
-        return key.row.name if key.waiting and limit is not None and limit.is_counted else None
+        return key.row.name if key.waiting and (limit := key.row.limit) is not None and limit.is_counted else None
 
     def start(self, job: Job) -> str | None:
         """Count a job that was ready as running. Return its limit key if the claim is charged."""
         key = self._held[job.id]
         del key.pending[job.id]
         key.running += 1
-        limit = key.row.limit
-        return key.row.name if limit is not None and limit.is_charged else None
+        return key.row.name if (limit := key.row.limit) is not None and limit.is_charged else None
 
     def admit(self, waiters: Iterable[LimitWaiter]) -> Iterator[Job]:
         """Make jobs ready that waited, and return them."""
         for waiter in waiters:
-            del self._lines[waiter.id]
+            del self._entries[waiter.id]
             job = self._jobs[waiter.id]
             admit_one(job)
             job.place = waiter.place
@@ -4804,7 +4803,7 @@ class _Limits:
 
     def _has_waiting(self, heap: _Heap) -> bool:
         """Whether jobs wait. Drop the outdated entries before the first one."""
-        while heap and self._lines.get(heap[0][2]) is not heap[0]:
+        while heap and self._entries.get(heap[0][2]) is not heap[0]:
             heapq.heappop(heap)
         return bool(heap)
 
@@ -4852,7 +4851,7 @@ class _Limits:
 
     def use(self) -> list[LimitUse]:
         """Return the use of each limit."""
-        waiting = collections.Counter(limit_key(self._jobs[task_id]) for task_id in self._lines)
+        waiting = collections.Counter(limit_key(self._jobs[task_id]) for task_id in self._entries)
         rows = ((name, k.running, len(k.pending), waiting[name], k.row.paused) for name, k in self.keys.items())
         return uses_of(self.declared.values(), rows)
 
@@ -7372,7 +7371,7 @@ class Task(Generic[P, R]):
             raise ConfigError(converters.refusal)
         self.converters = converters if converters.are_needed else None
         _check_soft_timeout(self, options)
-        self.__wrapped__ = function
+        self.__wrapped__ = function  # for type checkers; the next line sets it, too
         functools.update_wrapper(self, function, _OF_A_FUNCTION, ())
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
@@ -9567,7 +9566,7 @@ class LogHandler(logging.StreamHandler[TextIO]):
     def __init__(self) -> None:
         super().__init__()
         self.is_held = False
-        self._lines: list[str] = []
+        self._entries: list[str] = []
         self._size = 0
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -9575,7 +9574,7 @@ class LogHandler(logging.StreamHandler[TextIO]):
             line = self.format(record) + self.terminator
             if self._size + len(line) > _WHOLE:
                 self.flush()
-            self._lines.append(line)
+            self._entries.append(line)
             self._size += len(line)
             if not self.is_held or record.levelno >= logging.WARNING:
                 self.flush()
@@ -9586,7 +9585,7 @@ class LogHandler(logging.StreamHandler[TextIO]):
 
     def flush(self) -> None:
         with cast("threading.RLock", self.lock):
-            lines, self._lines, self._size = self._lines, [], 0
+            lines, self._entries, self._size = self._entries, [], 0
             if lines:
                 self.stream.write("".join(lines))
             super().flush()

@@ -28,7 +28,7 @@ MAKE = shutil.which("make")
 # rest, and soft time limits 40. Steps, events, batches and limits took 3,100; values that are converted apart from the
 # loop, schedules that fire in groups and the grouped log 400. The design allows 6,500 lines, so this
 # is almost twice what it should be.
-CORE_LINES = 12_937
+CORE_LINES = 12_936
 # On the way to 45 modules and 10,000 lines.
 EXTRAS_MODULES = 83
 EXTRAS_LINES = 20_000

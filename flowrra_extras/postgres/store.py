@@ -169,7 +169,7 @@ class Store:
         self.ready: set[str | None] = set()  # queues in which jobs may have become ready, not only by a plain push
         self.notices = False  # a worker must be notified
         self.finished: list[str] = []
-        self._touched: collections.Counter[str] = collections.Counter()  # limit keys of which this has moved jobs
+        self._touched: collections.Counter[str] = collections.Counter()  # limit keys of jobs that were moved
         self._ended: collections.Counter[str] = collections.Counter()  # and of which it has ended jobs, how many
         self._are_locked = False  # whether these are locked
         self._now = 0.0  # when
